@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The named errors. Each derives from TernaryOpsError and from the builtin a caller would expect."""
+
+from __future__ import annotations
+
+
+class TernaryOpsError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UnsupportedShape(TernaryOpsError, ValueError):
+    """A shape, stride, group count or dtype that an operator cannot take."""
+
+
+class UnsupportedDevice(TernaryOpsError, RuntimeError):
+    """No kernel for this device, instruction set or dtype."""
+
+
+class UnsupportedModel(TernaryOpsError, ValueError):
+    """A network (or a layer of it) that cannot be planned, packed or compiled."""
+
+
+class BadWeights(TernaryOpsError, ValueError):
+    """Weights that are not finite, or codes that are not valid."""
+
+
+class FormatError(TernaryOpsError, ValueError):
+    """A file that is not ours, is damaged, or has an unknown version."""
+
+
+class BuildMismatch(TernaryOpsError, ImportError):
+    """The Python files and the native module come from different versions."""
+
+
+class MissingExtra(TernaryOpsError, ImportError):
+    """An optional dependency is absent; the message names the install command."""
+
+
+def need(what: str, got: object, do: str) -> str:
+    """One sentence each: what was needed, what was got, what to do."""
+    return f"{what}, got {got}.\n  {do}"
