@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ternary codes: four weights to a byte, and the layouts the operators read. NumPy only.
+
+A code is two bits of two's complement: 00 -> 0, 01 -> +1, 11 -> -1; 10 is invalid. Element k of a
+row sits in bits 2*(k%4) of byte k//4, and a last, incomplete byte is filled with 00. Filters are
+stored [O, R, S, I], so that the four weights of a byte are four consecutive input channels of one
+tap: a quad.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops.errors import BadWeights, UnsupportedShape, need
+
+_T = TypeVar("_T", bound=np.generic)
+
+_VALUE_OF_CODE = np.array([0, 1, 2, -1], np.int8)  # 2 marks the invalid code; validate() refuses it
+_DECODE = _VALUE_OF_CODE[(np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3]  # [256, 4]
+_BYTE_HAS_INVALID = (_DECODE == 2).any(axis=1)  # [256]
+
+
+def quads(channels: int) -> int:
+    """How many quads hold `channels` values: ceil(channels / 4)."""
+    return -(-channels // 4)
+
+
+def pack_codes(t: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pack int8 [..., I] in {-1, 0, 1} into uint8 [..., ceil(I/4)].
+
+    Raises BadWeights naming the first value that is not ternary.
+    """
+    t = np.asarray(t)
+    if t.ndim == 0:
+        raise UnsupportedShape(
+            need("pack_codes needs at least one axis", "a scalar", "Pass [..., I].")
+        )
+    bad = (t != 0) & (t != 1) & (t != -1)
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise BadWeights(
+            need("ternary codes need values in {-1, 0, 1}", f"{t[at]} at {at}", "Ternarize first.")
+        )
+    # The two low bits of a two's complement number are its code: -1 & 3 == 0b11.
+    two_bits = np.zeros((*t.shape[:-1], 4 * quads(t.shape[-1])), np.uint8)
+    two_bits[..., : t.shape[-1]] = t.astype(np.int8).view(np.uint8) & 3
+    lanes = two_bits.reshape(*t.shape[:-1], quads(t.shape[-1]), 4)
+    packed: NDArray[np.uint8] = (
+        lanes[..., 0] | lanes[..., 1] << 2 | lanes[..., 2] << 4 | lanes[..., 3] << 6
+    )
+    return packed
+
+
+def validate(codes: NDArray[np.uint8], channels: int) -> None:
+    """Check uint8 [..., ceil(channels/4)]: shape, no invalid code, padding zero.
+
+    Raises UnsupportedShape or BadWeights; the latter names the first offending [..., channel].
+    """
+    codes = np.asarray(codes)
+    if codes.dtype != np.uint8 or codes.ndim == 0 or codes.shape[-1] != quads(channels):
+        raise UnsupportedShape(
+            need(
+                f"codes of {channels} channels need uint8 [..., {quads(channels)}]",
+                f"{codes.dtype} {list(codes.shape)}",
+                "Make them with pack_codes or conv_codes.",
+            )
+        )
+    tail = channels % 4
+    bad = _BYTE_HAS_INVALID[codes]
+    if tail:
+        bad[..., -1] |= (codes[..., -1] >> (2 * tail)) != 0
+    if not bad.any():
+        return
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    lanes = _DECODE[codes[at]]
+    first_padding = channels - 4 * at[-1]
+    lane = next(i for i in range(4) if lanes[i] == 2 or (i >= first_padding and lanes[i] != 0))
+    where = (*at[:-1], 4 * at[-1] + lane)
+    what = "the invalid code 10" if lanes[lane] == 2 else "a weight in the padding"
+    raise BadWeights(
+        need(
+            "codes need 00, 01 or 11, and 00 in the padding",
+            f"{what} at {where}",
+            "Pack the weights again.",
+        )
+    )
+
+
+def unpack_codes(codes: NDArray[np.uint8], channels: int) -> NDArray[np.int8]:
+    """Undo pack_codes: uint8 [..., ceil(I/4)] -> int8 [..., I]; validates first."""
+    validate(codes, channels)
+    codes = np.asarray(codes)
+    lanes = _DECODE[codes].reshape(*codes.shape[:-1], 4 * codes.shape[-1])
+    return np.ascontiguousarray(lanes[..., :channels])
+
+
+def conv_codes(t: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pack PyTorch's filter layout, int8 [O, I, R, S], into codes uint8 [O, R, S, ceil(I/4)]."""
+    return pack_codes(channels_last(t))
+
+
+def conv_from_codes(codes: NDArray[np.uint8], channels: int) -> NDArray[np.int8]:
+    """Undo conv_codes: uint8 [O, R, S, ceil(I/4)] -> int8 [O, I, R, S]."""
+    return channels_first(unpack_codes(codes, channels))
+
+
+def pad_int8(w: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Fill the last axis with zeros to whole quads: int8 [..., I] -> int8 [..., 4*ceil(I/4)]."""
+    w = np.asarray(w)
+    out = np.zeros((*w.shape[:-1], 4 * quads(w.shape[-1])), np.int8)
+    out[..., : w.shape[-1]] = w
+    return out
+
+
+def channels_last(w: NDArray[_T]) -> NDArray[_T]:
+    """[O, I, R, S] -> contiguous [O, R, S, I]."""
+    _need_rank_4(w)
+    return np.ascontiguousarray(np.transpose(w, (0, 2, 3, 1)))
+
+
+def channels_first(w: NDArray[_T]) -> NDArray[_T]:
+    """[O, R, S, I] -> contiguous [O, I, R, S]."""
+    _need_rank_4(w)
+    return np.ascontiguousarray(np.transpose(w, (0, 3, 1, 2)))
+
+
+def _need_rank_4(w: NDArray[_T]) -> None:
+    if w.ndim != 4:
+        raise UnsupportedShape(
+            need("a filter bank needs 4 axes", list(w.shape), "Reshape it first.")
+        )
