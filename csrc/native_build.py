@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles csrc/ with ninja: the Python module (setup.py) and the test programs (tests/cpp/build.py).
+
+Every source is compiled with the same flags: the instruction sets are chosen by target pragmas
+inside the translation units. Only bind.cpp sees Python's and pybind11's headers, so that a new build
+environment recompiles that one file. Objects stay under build/native-<flavor> for the next build.
+
+Environment: CXX (or CC), CXXFLAGS, LDFLAGS; TERNARY_OPS_DEBUG=1 for -O0 -g;
+TERNARY_OPS_SANITIZE=address,undefined (or thread).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "csrc"
+
+
+def version() -> str:
+    """The package's version, from ternary_ops/_version.py without importing the package."""
+    scope: dict[str, str] = {}
+    exec((ROOT / "ternary_ops" / "_version.py").read_text(encoding="utf-8"), scope)
+    return scope["__version__"]
+
+
+def compiler() -> list[str]:
+    """The C++ compiler: $CXX, or the C++ sibling of $CC, or the first of g++, clang++, c++."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    if os.environ.get("CC"):
+        path, *arguments = shlex.split(os.environ["CC"])
+        folder, name = os.path.split(path)
+        sibling = name.replace("clang", "clang++").replace("gcc", "g++")
+        return [os.path.join(folder, sibling if sibling != name else "c++"), *arguments]
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    raise SystemExit(
+        "ternary-ops needs a C++17 compiler (GCC >= 11 or Clang >= 14); install g++ or set CXX"
+    )
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """One way to compile: release, debug or sanitized."""
+
+    debug: bool = False
+    sanitize: str = ""
+
+    @classmethod
+    def from_environment(cls) -> Flavor:
+        """What TERNARY_OPS_DEBUG and TERNARY_OPS_SANITIZE ask for."""
+        debug = os.environ.get("TERNARY_OPS_DEBUG", "") not in ("", "0")
+        return cls(debug, os.environ.get("TERNARY_OPS_SANITIZE", ""))
+
+    @property
+    def name(self) -> str:
+        """A folder name: what differs between flavors."""
+        parts = ["debug"] if self.debug else []
+        parts += sorted(filter(None, self.sanitize.split(",")))
+        return "-".join(parts) or "release"
+
+    def compile_flags(self) -> list[str]:
+        """Flags of every translation unit.
+
+        No -march=native, no -ffast-math, no FMA contraction: results must not depend on the machine
+        that compiled (docs/architecture.md, Integer semantics).
+        """
+        flags = [
+            "-std=c++17",
+            "-fPIC",
+            "-pthread",
+            "-fvisibility=hidden",
+            "-ffp-contract=off",
+            "-fno-math-errno",
+        ]
+        flags += ["-Wall", "-Wextra", f"-I{SOURCES}", f'-DTOPS_VERSION="{version()}"']
+        flags += ["-O0", "-g"] if self.debug else ["-O3", "-DNDEBUG"]
+        if self.sanitize:
+            flags += [
+                f"-fsanitize={self.sanitize}",
+                "-fno-sanitize-recover=all",
+                "-fno-omit-frame-pointer",
+                "-g",
+                "-O1",
+            ]
+        return flags + shlex.split(os.environ.get("CXXFLAGS", ""))
+
+    def link_flags(self) -> list[str]:
+        """Flags of every link."""
+        flags = ["-pthread"]
+        if self.sanitize:
+            flags.append(f"-fsanitize={self.sanitize}")
+        return flags + shlex.split(os.environ.get("LDFLAGS", ""))
+
+
+@dataclass
+class NinjaFile:
+    """The build graph of one flavor."""
+
+    flavor: Flavor
+    lines: list[str] = field(default_factory=list)
+    folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Write the rules."""
+        self.folder = ROOT / "build" / f"native-{self.flavor.name}"
+        cxx = shlex.join(compiler())
+        self.lines += [
+            "rule compile",
+            f"  command = {_escape(cxx)} -MMD -MF $out.d $flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $in",
+            "rule link",
+            f"  command = {_escape(cxx)} $in -o $out $flags",
+            "  description = link $out",
+        ]
+
+    def compile(self, source: Path, extra: Sequence[str] = (), tag: str = "") -> Path:
+        """Add one object file; `tag` keeps objects of different `extra` apart."""
+        out = self.folder / tag / source.relative_to(ROOT).with_suffix(".o")
+        self._edge("compile", out, [source], [*self.flavor.compile_flags(), *extra])
+        return out
+
+    def link(self, out: Path, objects: Sequence[Path], extra: Sequence[str] = ()) -> Path:
+        """Add one linked file."""
+        self._edge("link", out, objects, [*self.flavor.link_flags(), *extra])
+        return out
+
+    def _edge(self, rule: str, out: Path, inputs: Sequence[Path], flags: Sequence[str]) -> None:
+        paths = " ".join(_path(p) for p in inputs)
+        self.lines += [
+            f"build {_path(out)}: {rule} {paths}",
+            f"  flags = {_escape(shlex.join(flags))}",
+        ]
+
+    def run(self, targets: Sequence[Path]) -> None:
+        """Build `targets`, in parallel; what is up to date stays."""
+        import ninja
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _exclusive(self.folder / "lock"):
+            file = self.folder / "build.ninja"
+            file.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+            command = [os.path.join(ninja.BIN_DIR, "ninja"), "-f", str(file), *map(str, targets)]
+            if subprocess.call(command, cwd=self.folder) != 0:
+                raise SystemExit("compiling csrc/ failed; the compiler's messages are above")
+
+
+def build_module(out: Path) -> None:
+    """Build ternary_ops._core for the running Python and put it at `out`."""
+    import pybind11
+
+    ninja_file = NinjaFile(Flavor.from_environment())
+    tag = sysconfig.get_config_var("EXT_SUFFIX").strip(".")
+    includes = {
+        sysconfig.get_path("include"),
+        sysconfig.get_path("platinclude"),
+        pybind11.get_include(),
+    }
+    python_flags = [f"-I{path}" for path in sorted(includes)]
+    objects = [ninja_file.compile(source) for source in _library_sources()]
+    objects.append(ninja_file.compile(SOURCES / "bind.cpp", python_flags, tag))
+    shared = (
+        ["-shared"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
+    )
+    module = ninja_file.link(ninja_file.folder / f"_core.{tag}", objects, shared)
+    ninja_file.run([module])
+    # Replaced, not overwritten: a process that has the old module mapped must not see it change.
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    shutil.copy2(module, temporary)
+    os.replace(temporary, out)
+
+
+def build_tests(flavor: Flavor) -> list[Path]:
+    """Build every tests/cpp/*.cpp, each with its own main, against csrc/ without bind.cpp."""
+    ninja_file = NinjaFile(flavor)
+    library = [ninja_file.compile(source) for source in _library_sources()]
+    programs = []
+    for source in sorted((ROOT / "tests" / "cpp").glob("*.cpp")):
+        objects = [ninja_file.compile(source), *library]
+        programs.append(ninja_file.link(ninja_file.folder / "bin" / source.stem, objects))
+    ninja_file.run(programs)
+    return programs
+
+
+def _library_sources() -> list[Path]:
+    return [path for path in sorted(SOURCES.rglob("*.cpp")) if path.name != "bind.cpp"]
+
+
+def _escape(text: str) -> str:
+    return text.replace("$", "$$")
+
+
+def _path(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    # Two builds at once (an editable install beside a test run) would write the same objects.
+    import fcntl
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

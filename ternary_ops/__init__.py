@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ternary, pruned neural networks: compress with PyTorch, run with NumPy alone.
+
+Importing this package imports nothing else; each public name loads its module at first use, so that
+`ternary_ops.runtime` works where torch is absent.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ternary_ops._version import __version__
+
+if TYPE_CHECKING:
+    from ternary_ops import engine, errors, io, models, nn, ops, prune, quantize, runtime
+    from ternary_ops.engine import compile  # noqa: A004
+    from ternary_ops.quantize import TernaryConfig, calibrate, load, pack_, plan, quantize_, save
+    from ternary_ops.reporting import report
+    from ternary_ops.runtime import Program
+
+__all__ = [
+    "Program",
+    "TernaryConfig",
+    "__version__",
+    "calibrate",
+    "compile",
+    "engine",
+    "errors",
+    "io",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "pack_",
+    "plan",
+    "prune",
+    "quantize",
+    "quantize_",
+    "report",
+    "runtime",
+    "save",
+]
+
+_MODULES = frozenset(
+    {"engine", "errors", "io", "models", "nn", "ops", "prune", "quantize", "runtime"}
+)
+_HOME = {
+    "Program": "runtime",
+    "TernaryConfig": "quantize",
+    "calibrate": "quantize",
+    "compile": "engine",
+    "load": "quantize",
+    "pack_": "quantize",
+    "plan": "quantize",
+    "quantize_": "quantize",
+    "report": "reporting",
+    "save": "quantize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at first use; MissingExtra when it needs torch and torch is absent."""
+    if name not in _MODULES and name not in _HOME:
+        raise AttributeError(f"module 'ternary_ops' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"ternary_ops.{_HOME.get(name, name)}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from ternary_ops.errors import MissingExtra, need
+
+        raise MissingExtra(
+            need(
+                f"ternary_ops.{name} needs PyTorch",
+                "none installed",
+                "pip install 'ternary-ops[train]'",
+            )
+        ) from error
+    value = module if name in _MODULES else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted(__all__)
