@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles csrc/ with ninja: the Python module (setup.py) and the test programs (tests/cpp/build.py).
+"""Compiles csrc/ with ninja: the Python module (setup.py), the test programs (tests/cpp/build.py).
 
 Every source is compiled with the same flags: the instruction sets are chosen by target pragmas
-inside the translation units. Only bind.cpp sees Python's and pybind11's headers, so that a new build
-environment recompiles that one file. Objects stay under build/native-<flavor> for the next build.
+inside the translation units. Only bind.cpp sees Python's and pybind11's headers, so that a new
+build environment recompiles that one file. Objects stay under build/native-<flavor> for the next build.
 
 Environment: CXX (or CC), CXXFLAGS, LDFLAGS; TERNARY_OPS_DEBUG=1 for -O0 -g;
 TERNARY_OPS_SANITIZE=address,undefined (or thread).
