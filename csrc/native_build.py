@@ -3,7 +3,7 @@
 
 Every source is compiled with the same flags: the instruction sets are chosen by target pragmas
 inside the translation units. Only bind.cpp sees Python's and pybind11's headers, so that a new
-build environment recompiles that one file. Objects stay under build/native-<flavor> for the next build.
+build environment recompiles that one file. Objects stay under build/native-<flavor>.
 
 Environment: CXX (or CC), CXXFLAGS, LDFLAGS; TERNARY_OPS_DEBUG=1 for -O0 -g;
 TERNARY_OPS_SANITIZE=address,undefined (or thread).

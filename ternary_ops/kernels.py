@@ -9,5 +9,5 @@ __path__ works from a wheel, an editable install and a checkout.
 from pathlib import Path
 
 _here = Path(__file__).resolve().parent
-_installed = _here / "kernels"
-__path__ = [str(_installed if _installed.is_dir() else _here.parent / "kernels")]
+_in_checkout = (_here.parent / "setup.py").is_file()
+__path__ = [str((_here.parent if _in_checkout else _here) / "kernels")]
