@@ -20,6 +20,10 @@ class UnsupportedModel(TernaryOpsError, ValueError):
     """A network (or a layer of it) that cannot be planned, packed or compiled."""
 
 
+class BadConfig(TernaryOpsError, ValueError):
+    """An option that is unknown, out of range, or that no part of the model answers to."""
+
+
 class BadWeights(TernaryOpsError, ValueError):
     """Weights that are not finite, or codes that are not valid."""
 
