@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program: a list of nodes and a list of weights. NumPy only.
+
+Node i makes value i. Node 0 is the input, the last node is the output, every other value is used. A
+value is float32, or uint8 with a scale and a zero point (`Value.y`); integer nodes may end in
+floats, float nodes make floats and `quantize` alone leads back.
+
+A Graph that exists is valid: its constructor checks whatever does not depend on the image size, and
+raises FormatError; `shapes.infer` checks the rest and raises UnsupportedShape. A hostile file thus
+never reaches the native engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops.engine import rules
+from ternary_ops.errors import FormatError, need
+
+Array: TypeAlias = NDArray[Any]
+Params: TypeAlias = tuple[float, int]
+
+MAX_NODES = 2**16
+MAX_NAME = 1024
+_LAYERS = ("conv2d", "linear")
+_DTYPE = {"ternary": np.int8, "int8": np.int8, "float": np.float32}
+_LARGEST_CODE = {"ternary": 1, "int8": 127}
+_DO = rules.REWRITE
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One filter bank: values [O, R, S, I] (linear [O, 1, 1, I]), scale and bias [O].
+
+    kind ternary: int8 in {-1, 0, 1}; int8: -127..127; float: float32 and no scale. Integer weights
+    may meet float input (weight-only). The arrays are read-only views of those given.
+    """
+
+    name: str
+    kind: str
+    array: Array
+    scale: Array | None = None
+    bias: Array | None = None
+
+    def __post_init__(self) -> None:
+        """Check everything; raises FormatError."""
+        where = f"weight {self.name!r}" if type(self.name) is str else "a weight"
+        if type(self.name) is not str or len(self.name) > MAX_NAME:
+            raise FormatError(need(f"a name has at most {MAX_NAME} characters", "another", _DO))
+        if type(self.kind) is not str or self.kind not in _DTYPE:
+            raise FormatError(need(f"{where}: kind is one of {list(_DTYPE)}", self.kind, _DO))
+        _check_array(f"{where}: values", self.array, _DTYPE[self.kind], 4)
+        _check_codes(where, self.kind, self.array)
+        if (self.scale is None) != (self.kind == "float"):
+            raise FormatError(
+                need(f"{where}: a scale goes with integers", f"kind {self.kind}", _DO)
+            )
+        for label, vector in (("scale", self.scale), ("bias", self.bias)):
+            if vector is None:
+                continue
+            _check_array(f"{where}: {label}", vector, np.float32, 1)
+            if len(vector) != self.shape[0]:
+                raise FormatError(
+                    need(f"{where}: {label} has {self.shape[0]} values", len(vector), _DO)
+                )
+        for label in ("array", "scale", "bias"):
+            if getattr(self, label) is not None:
+                frozen = np.ascontiguousarray(getattr(self, label)).view()
+                frozen.flags.writeable = False
+                object.__setattr__(self, label, frozen)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[O, R, S, I]."""
+        o, r, s, i = self.array.shape
+        return o, r, s, i
+
+    @cached_property
+    def density(self) -> float:
+        """Share of quads (4 consecutive input channels of one tap) that hold anything."""
+        o, r, s, i = self.shape
+        starts = np.arange(0, i, 4)
+        return float(np.mean(np.add.reduceat(self.array != 0, starts, axis=3, dtype=np.int8) > 0))
+
+    def effective_scale(self, x: Params | None) -> NDArray[np.float32]:
+        """What multiplies the accumulator [O]: f32(scale * s_x); float input has no s_x."""
+        if self.scale is None:
+            return np.ones(self.shape[0], np.float32)
+        with np.errstate(over="ignore"):
+            scaled: NDArray[np.float32] = self.scale * np.float32(1 if x is None else x[0])
+        return scaled
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; `attrs` is checked and completed with the defaults (raises FormatError)."""
+
+    op: str
+    inputs: tuple[int, ...] = ()
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check and complete the attributes."""
+        object.__setattr__(self, "attrs", rules.complete(self.op, len(self.inputs), self.attrs))
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of a node's value before the image size is.
+
+    channels is None for a flattened image, whose width is a multiple of `multiple`.
+    """
+
+    rank: int
+    channels: int | None
+    multiple: int
+    y: Params | None
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A program. Raises FormatError unless it is valid in every detail."""
+
+    nodes: tuple[Node, ...]
+    weights: tuple[Weight, ...]
+    values: tuple[Value, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Check the nodes in order."""
+        if not 2 <= len(self.nodes) <= MAX_NODES:
+            raise FormatError(need(f"a program has 2 to {MAX_NODES} nodes", len(self.nodes), _DO))
+        values: list[Value] = []
+        for i, node in enumerate(self.nodes):
+            try:
+                values.append(_value(self, values, i, node))
+            except FormatError as e:
+                raise FormatError(f"node {i} ({node.op}): {e}") from None
+        if values[-1].y is not None:
+            raise FormatError(need("the last node makes floats", "uint8", _DO))
+        _check_all_used(self)
+        object.__setattr__(self, "values", tuple(values))
+
+    def weight(self, node: Node) -> Weight:
+        """The weight of a conv2d or linear node."""
+        index: int = node.attrs["w"]
+        return self.weights[index]
+
+
+def _check_array(where: str, array: Any, dtype: Any, rank: int) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != rank:
+        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else array
+        raise FormatError(need(f"{where}: {np.dtype(dtype)} of {rank} axes", got, _DO))
+    if array.size == 0 or max(array.shape) > rules.MAX_CHANNELS:
+        raise FormatError(need(f"{where}: axes of 1..{rules.MAX_CHANNELS}", list(array.shape), _DO))
+    if array.dtype == np.float32 and not np.isfinite(array).all():
+        raise FormatError(need(f"{where}: finite numbers", "NaN or infinity", _DO))
+
+
+def _check_codes(where: str, kind: str, array: Array) -> None:
+    largest = _LARGEST_CODE.get(kind)
+    if largest is None:
+        return
+    if array.min() < -largest or array.max() > largest:
+        raise FormatError(need(f"{where}: {kind} values in -{largest}..{largest}", "others", _DO))
+    # |q - zp| <= 255: the int32 accumulator of the kernels can hold this much of any filter.
+    heaviest = int(np.abs(array).sum(axis=(1, 2, 3), dtype=np.int64).max())
+    if 255 * heaviest > 2**31 - 1:
+        raise FormatError(
+            need(f"{where}: filters whose |w| sum to {(2**31 - 1) // 255}", heaviest, _DO)
+        )
+
+
+def _check_all_used(graph: Graph) -> None:
+    used = {i for node in graph.nodes for i in node.inputs} | {len(graph.nodes) - 1}
+    idle = sorted(set(range(len(graph.nodes))) - used)
+    if idle:
+        raise FormatError(need("every value is used", f"node {idle[0]} that is not", _DO))
+    layers = {node.attrs["w"] for node in graph.nodes if node.op in _LAYERS}
+    spare = sorted(set(range(len(graph.weights))) - layers)
+    if spare:
+        raise FormatError(need("every weight is used", f"weight {spare[0]} that is not", _DO))
+
+
+def _value(graph: Graph, before: Sequence[Value], i: int, node: Node) -> Value:
+    """Check a node against the values it reads and say what it makes."""
+    if (i == 0) != (node.op == "input"):
+        raise FormatError(need("node 0, and no other, is the input", node.op, _DO))
+    if i == 0:
+        return Value(node.attrs["rank"], node.attrs["c"], node.attrs["c"], None)
+    for j in node.inputs:
+        if not 0 <= j < i:
+            raise FormatError(need(f"inputs come from nodes 0..{i - 1}", j, _DO))
+    x, *others = (before[j] for j in node.inputs)
+    return _MAKES[node.op](graph, node, x, others)
+
+
+def _out_y(node: Node, x: Value) -> Params | None:
+    """The output's scale and zero point: floats make floats, uint8 makes either."""
+    y: Params | None = node.attrs["y"]
+    if y is not None and x.y is None:
+        raise FormatError(need("uint8 output needs uint8 input", "floats", _DO))
+    return y
+
+
+def _need_rank(node: Node, x: Value, rank: int) -> None:
+    if x.rank != rank:
+        raise FormatError(need(f"{node.op} needs rank {rank}", x.rank, _DO))
+
+
+def _make_quantize(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    if x.y is not None:
+        raise FormatError(need("quantize needs floats", "uint8", _DO))
+    return Value(x.rank, x.channels, x.multiple, node.attrs["y"])
+
+
+def _make_dequantize(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    if x.y is None:
+        raise FormatError(need("dequantize needs uint8", "floats", _DO))
+    return Value(x.rank, x.channels, x.multiple, None)
+
+
+def _make_layer(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    if node.attrs["w"] >= len(graph.weights):
+        raise FormatError(need(f"w < {len(graph.weights)}", node.attrs["w"], _DO))
+    w, conv = graph.weight(node), node.op == "conv2d"
+    o, r, s, width = w.shape
+    _need_rank(node, x, 4 if conv else 2)
+    groups = node.attrs["groups"] if conv else 1
+    if not conv and (r, s) != (1, 1):
+        raise FormatError(need("linear weights are [O, 1, 1, I]", list(w.shape), _DO))
+    if max(r, s) > rules.MAX_EXTENT or o % groups:
+        raise FormatError(need(f"filters that split into {groups} groups", list(w.shape), _DO))
+    if x.channels != width * groups and (x.channels is not None or width % x.multiple):
+        raise FormatError(need(f"{width * groups} input channels", x.channels or x.multiple, _DO))
+    if x.y is not None and w.kind == "float":
+        raise FormatError(need("float weights need float input", "uint8", _DO))
+    if not np.isfinite(w.effective_scale(x.y)).all():
+        raise FormatError(need("scale * input scale is finite", "an overflow", _DO))
+    made = Value(x.rank, o, o, _out_y(node, x))
+    for other in others:
+        if (other.rank, other.channels, other.y is None) != (x.rank, o, x.y is None):
+            raise FormatError(need("a residual of the output's channels", "another", _DO))
+    return made
+
+
+def _make_max_pool(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    _need_rank(node, x, 4)
+    for k, p, d in zip(*(node.attrs[n] for n in ("kernel", "padding", "dilation")), strict=True):
+        if 2 * p > d * (k - 1) + 1:
+            raise FormatError(need(f"padding of at most half of {d * (k - 1) + 1}", p, _DO))
+    return x
+
+
+def _make_avg_pool(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    _need_rank(node, x, 4)
+    for k, p in zip(node.attrs["kernel"], node.attrs["padding"], strict=True):
+        if 2 * p > k:
+            raise FormatError(need(f"padding of at most half of {k}", p, _DO))
+    return Value(4, x.channels, x.multiple, _out_y(node, x))
+
+
+def _make_adaptive(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    _need_rank(node, x, 4)
+    return Value(4, x.channels, x.multiple, _out_y(node, x))
+
+
+def _make_pointwise(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    channels, multiple = x.channels, x.multiple
+    for other in others:
+        if (other.rank, other.y is None) != (x.rank, x.y is None):
+            raise FormatError(need("add needs two values of one kind", "different ones", _DO))
+        if None not in (channels, other.channels) and channels != other.channels:
+            raise FormatError(need(f"two values of {channels} channels", other.channels, _DO))
+        channels = channels if channels is not None else other.channels
+    return Value(x.rank, channels, multiple, _out_y(node, x))
+
+
+def _make_flatten(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    _need_rank(node, x, 4)
+    return Value(2, None, x.multiple, x.y)
+
+
+_MAKES = {
+    "quantize": _make_quantize,
+    "dequantize": _make_dequantize,
+    "conv2d": _make_layer,
+    "linear": _make_layer,
+    "max_pool2d": _make_max_pool,
+    "avg_pool2d": _make_avg_pool,
+    "adaptive_avg_pool2d": _make_adaptive,
+    "add": _make_pointwise,
+    "clamp": _make_pointwise,
+    "flatten": _make_flatten,
+}

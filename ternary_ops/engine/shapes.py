@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program makes of one image size: the shape and the multiply-adds of every node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from ternary_ops.engine.ir import Graph, Node
+from ternary_ops.errors import UnsupportedShape, need
+from ternary_ops.ops.reference import conv_size, pooled_size
+
+Shape: TypeAlias = tuple[int, ...]
+
+MAX_ELEMENTS = 2**31 - 1  # of one value: the native engine counts cells in 32 bits
+MAX_WINDOW = (2**31 - 1) // 255  # pixels an int32 accumulator can average
+
+
+def infer(graph: Graph, n: int, h: int = 1, w: int = 1) -> list[Shape]:
+    """Shape of every node's value for n images of h x w (h and w mean nothing for rank 2 input).
+
+    Raises UnsupportedShape naming the node that does not fit.
+    """
+    if n < 0 or h < 1 or w < 1:
+        raise UnsupportedShape(
+            need("a program takes N >= 0 images of H, W >= 1", (n, h, w), "Check x.shape.")
+        )
+    shapes: list[Shape] = []
+    for i, node in enumerate(graph.nodes):
+        try:
+            if node.op == "input":
+                shape: Shape = (n, node.attrs["c"], h, w)[: node.attrs["rank"]]
+            else:
+                shape = _shape(graph, node, [shapes[j] for j in node.inputs])
+            if math.prod(shape[1:]) * max(n, 1) > MAX_ELEMENTS:
+                raise UnsupportedShape(
+                    need(f"at most {MAX_ELEMENTS} elements", list(shape), "Split the batch.")
+                )
+        except UnsupportedShape as e:
+            raise UnsupportedShape(f"node {i} ({node.op}): {e}") from None
+        shapes.append(shape)
+    return shapes
+
+
+def macs(graph: Graph, shapes: Sequence[Shape]) -> list[int]:
+    """Multiply-adds of every node as a dense network would do them (`shapes` from infer)."""
+    counts = [0] * len(shapes)
+    for i, node in enumerate(graph.nodes):
+        if node.op in ("conv2d", "linear"):
+            counts[i] = math.prod(shapes[i]) * math.prod(graph.weight(node).shape[1:])
+    return counts
+
+
+def _shape(graph: Graph, node: Node, inputs: Sequence[Shape]) -> Shape:
+    x, at = inputs[0], node.attrs
+    if node.op == "flatten":
+        return x[0], math.prod(x[1:])
+    if node.op == "conv2d":
+        o, r, s, _ = graph.weight(node).shape
+        steps = zip(x[2:], (r, s), at["stride"], at["padding"], at["dilation"], strict=True)
+        shape: Shape = (x[0], o, *(conv_size(*step) for step in steps))
+    elif node.op == "linear":
+        o, _, _, k = graph.weight(node).shape
+        _need_same("features", (k,), x[1:])
+        shape = (x[0], o)
+    elif node.op in ("max_pool2d", "avg_pool2d"):
+        dilation = at.get("dilation", (1, 1))
+        steps = zip(x[2:], at["kernel"], at["stride"], at["padding"], dilation, strict=True)
+        shape = (*x[:2], *(pooled_size(*step, at["ceil"]) for step in steps))
+        if node.op == "avg_pool2d":
+            _need_window(math.prod(at["kernel"]))
+    elif node.op == "adaptive_avg_pool2d":
+        shape = (*x[:2], *at["size"])
+        _need_window(math.prod(-(-a // b) + 1 for a, b in zip(x[2:], at["size"], strict=True)))
+    else:
+        shape = x
+    for other in inputs[1:]:
+        _need_same("a second operand of shape", shape, other)
+    return shape
+
+
+def _need_same(what: str, wanted: Shape, got: Shape) -> None:
+    if wanted != got:
+        raise UnsupportedShape(
+            need(f"{what} {list(wanted)}", list(got), "Use the image size it was made for.")
+        )
+
+
+def _need_window(pixels: int) -> None:
+    if pixels > MAX_WINDOW:
+        raise UnsupportedShape(
+            need(f"at most {MAX_WINDOW} pixels in an average", pixels, "Use a smaller image.")
+        )

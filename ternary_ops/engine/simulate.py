@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a program in NumPy, one node at a time: the oracle the native engine is held to.
+
+Every integer node, and every float made by one, is exact (`ternary_ops.ops.reference`); float
+convolutions and linear layers add up in float64 and are rounded once, so the engine's own float32
+sums are held to them within a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops.engine.ir import Array, Graph, Node, Params
+from ternary_ops.engine.shapes import infer
+from ternary_ops.ops import codes, reference
+
+# A float array, or (q, scale, zero point): what the reference calls an operand.
+Operand: TypeAlias = Any
+
+
+def simulate(graph: Graph, x: NDArray[np.float32]) -> list[Array]:
+    """Value of every node for x, float32 [N, C, H, W] or [N, K]; raises UnsupportedShape."""
+    infer(graph, x.shape[0], *x.shape[2:])
+    arrays: list[Array] = []
+    for node in graph.nodes:
+        if node.op == "input":
+            arrays.append(np.asarray(x, np.float32))
+            continue
+        operands = [_operand(arrays[j], graph.values[j].y) for j in node.inputs]
+        arrays.append(_RUN[node.op](graph, node, operands))
+    return arrays
+
+
+def _operand(array: Array, y: Params | None) -> Operand:
+    return array if y is None else (array, *y)
+
+
+def _layer(graph: Graph, node: Node, operands: Sequence[Operand]) -> Array:
+    x, residual = operands[0], operands[1] if len(operands) == 2 else None
+    w, at = graph.weight(node), node.attrs
+    filters = codes.channels_first(w.array)
+    quantized = isinstance(x, tuple)
+    if node.op == "conv2d":
+        window = at["stride"], at["padding"], at["dilation"], at["groups"]
+        acc: Array = (
+            reference.conv2d_acc(x[0], x[2], filters, *window)
+            if quantized
+            else reference.conv2d(x, filters, None, None, *window)
+        )
+    else:
+        rows = filters[:, :, 0, 0]
+        acc = reference.linear_acc(x[0], x[2], rows) if quantized else reference.linear(x, rows)
+    scale = w.effective_scale((x[1], x[2]) if quantized else None)
+    return reference.epilogue(acc, scale, w.bias, residual, **_activation(node))
+
+
+def _pick(x: Operand) -> Array:
+    """The array of an operand: max pool and flatten keep scale and zero point."""
+    array: Array = x[0] if isinstance(x, tuple) else x
+    return array
+
+
+def _activation(node: Node) -> dict[str, Any]:
+    lo, hi = node.attrs["clamp"]
+    return {"lo": lo, "hi": hi, "y": node.attrs["y"]}
+
+
+_RUN: dict[str, Callable[[Graph, Node, Sequence[Operand]], Array]] = {
+    "quantize": lambda g, node, v: reference.quantize(v[0], *node.attrs["y"]),
+    "dequantize": lambda g, node, v: reference.dequantize(*v[0]),
+    "conv2d": _layer,
+    "linear": _layer,
+    "max_pool2d": lambda g, node, v: reference.max_pool2d(_pick(v[0]), **node.attrs),
+    "avg_pool2d": lambda g, node, v: reference.avg_pool2d(v[0], **node.attrs),
+    "adaptive_avg_pool2d": lambda g, node, v: reference.adaptive_avg_pool2d(v[0], **node.attrs),
+    "add": lambda g, node, v: reference.add(v[0], v[1], **_activation(node)),
+    "clamp": lambda g, node, v: reference.clamp(v[0], **_activation(node)),
+    "flatten": lambda g, node, v: reference.flatten(_pick(v[0])),
+}

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random programs for tests: every op of the format, values spread over the whole uint8 range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops.engine.ir import Graph, Node, Weight
+
+
+class Builder:
+    """Append nodes and random weights; every method returns the index of what it added."""
+
+    def __init__(self, seed: int, c: int, rank: int = 4) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.weights: list[Weight] = []
+        self.nodes = [Node("input", (), {"c": c, "rank": rank})]
+
+    def __call__(self, op: str, *inputs: int, **attrs: Any) -> int:
+        self.nodes.append(Node(op, inputs, attrs))
+        return len(self.nodes) - 1
+
+    def params(self, low: float = -3.0, high: float = 3.0) -> tuple[float, int]:
+        """Scale and zero point of a range near [low, high]."""
+        high *= self.rng.uniform(0.8, 1.2)
+        scale = float(np.float32((high - low) / 255))
+        return scale, int(np.clip(np.rint(-low / scale), 0, 255))
+
+    def weight(
+        self,
+        kind: str,
+        o: int,
+        i: int,
+        r: int = 1,
+        s: int = 1,
+        bias: bool = True,
+        zeros: float = 0.5,
+    ) -> int:
+        """Filters that keep the variance of a unit input; a share `zeros` of the quads is empty."""
+        shape = (o, r, s, i)
+        if kind == "float":
+            array: NDArray[Any] = self.rng.normal(size=shape).astype(np.float32)
+        elif kind == "int8":
+            array = self.rng.integers(-127, 128, shape).astype(np.int8)
+        else:
+            array = self.rng.integers(-1, 2, shape).astype(np.int8)
+        empty = self.rng.random((o, r, s, -(-i // 4))) < zeros
+        array = np.where(np.repeat(empty, 4, axis=3)[..., :i], 0, array).astype(array.dtype)
+        power = np.sqrt((array.astype(np.float64) ** 2).sum(axis=(1, 2, 3)) + 1)
+        scale = (self.rng.uniform(0.5, 2, o) / power).astype(np.float32)
+        if kind == "float":
+            array = array * scale[:, None, None, None]
+        offset = self.rng.normal(size=o).astype(np.float32) if bias else None
+        self.weights.append(
+            Weight(f"w{len(self.weights)}", kind, array, None if kind == "float" else scale, offset)
+        )
+        return len(self.weights) - 1
+
+    def graph(self) -> Graph:
+        return Graph(tuple(self.nodes), tuple(self.weights))
+
+
+def image_program(seed: int = 0) -> Graph:
+    """u8 from edge to edge, with every integer op: stem, pools, residual block, head."""
+    b = Builder(seed, c=3)
+    relu = (0.0, None)
+    x = b("quantize", 0, y=b.params())
+    stem = b.weight("int8", 18, 3, 5, 5)
+    x = b("conv2d", x, w=stem, stride=(2, 2), padding=(2, 2), clamp=relu, y=b.params(0))
+    x = b("max_pool2d", x, kernel=(3, 3), stride=(2, 2), padding=(1, 1), ceil=bool(seed % 2))
+    wide = b.weight("ternary", 18, 18, 3, 3)
+    y = b("conv2d", x, w=wide, padding=(1, 1), clamp=(0.0, 2.5), y=b.params(0, 2.5))
+    grouped = b.weight("ternary", 18, 9, 3, 3, bias=False)
+    y = b("conv2d", y, x, w=grouped, padding=(2, 2), dilation=(2, 2), groups=2, y=b.params())
+    z = b("clamp", y, clamp=(-1.0, None), y=b.params(-1))
+    y = b("add", y, z, clamp=(-2.0, 4.0), y=b.params(-2, 4))
+    y = b(
+        "avg_pool2d",
+        y,
+        kernel=(2, 3),
+        stride=(1, 2),
+        padding=(1, 1),
+        include_pad=False,
+        y=b.params(),
+    )
+    depthwise = b.weight("int8", 18, 1, 3, 1)
+    y = b("conv2d", y, w=depthwise, stride=(1, 2), padding=(1, 0), groups=18, y=b.params())
+    y = b("adaptive_avg_pool2d", y, size=(2, 3), y=b.params(-2, 2))
+    y = b("flatten", y)
+    y = b("linear", y, w=b.weight("ternary", 21, 18 * 6), clamp=relu, y=b.params(0))
+    r = b("linear", y, w=b.weight("int8", 21, 21), y=b.params())
+    y = b("linear", r, y, w=b.weight("ternary", 21, 21), y=b.params())
+    b("linear", y, w=b.weight("int8", 10, 21))
+    return b.graph()
+
+
+def mixed_program(seed: int = 0) -> Graph:
+    """Float and integer parts side by side: float, weight-only and integer layers, float pools."""
+    b = Builder(seed, c=5)
+    x = b("conv2d", 0, w=b.weight("float", 12, 5, 3, 3), padding=(1, 1), clamp=(0.0, None))
+    q = b("quantize", x, y=b.params(0))
+    q = b("conv2d", q, w=b.weight("ternary", 12, 12, 3, 3), padding=(1, 1))
+    y = b("conv2d", x, q, w=b.weight("ternary", 12, 12, 1, 1), clamp=(None, 3.0))
+    y = b("add", y, x, clamp=(-3.0, None))
+    y = b("max_pool2d", y, kernel=(2, 2), dilation=(2, 1), padding=(1, 0), stride=(1, 1))
+    y = b("avg_pool2d", y, kernel=(2, 2), divisor=3)
+    q = b("quantize", y, y=b.params())
+    q = b("avg_pool2d", q, kernel=(2, 2), stride=(2, 2), ceil=True)
+    y = b("clamp", q, clamp=(-1.5, 1.5))
+    y = b("adaptive_avg_pool2d", y, size=(1, 1))
+    y = b("flatten", y)
+    y = b("linear", y, w=b.weight("float", 9, 12))
+    q = b("quantize", y, y=b.params())
+    y = b("dequantize", q)
+    b("linear", y, w=b.weight("int8", 7, 9))
+    return b.graph()
+
+
+def flat_program(seed: int = 0) -> Graph:
+    """Rank 2 input, linear layers alone."""
+    b = Builder(seed, c=19, rank=2)
+    x = b("quantize", 0, y=b.params())
+    x = b("linear", x, w=b.weight("ternary", 33, 19), clamp=(0.0, None), y=b.params(0))
+    x = b("linear", x, w=b.weight("ternary", 6, 33, bias=False), y=b.params())
+    b("dequantize", x)
+    return b.graph()
+
+
+PROGRAMS = {"image": image_program, "mixed": mixed_program, "flat": flat_program}
+
+
+def example(graph: Graph, n: int, h: int, w: int, seed: int = 0) -> NDArray[np.float32]:
+    """A random batch for the program's input."""
+    at = graph.nodes[0].attrs
+    shape = (n, at["c"], h, w)[: at["rank"]]
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
