@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators. `reference`, `codes` and `blocks` need NumPy alone; any other name loads PyTorch.
+"""Operators. `reference` and `codes` need NumPy alone; every other name loads PyTorch when used.
 
-torch.ops.ternary_ops.* exists once one of those other names was used, or after `register()`.
+torch.ops.ternary_ops.* is there once such a name was used, after `register()`, or at once when
+PyTorch was imported before this package.
 """
 
 from __future__ import annotations
@@ -10,15 +11,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ternary_ops.ops import blocks, codes, reference
     from ternary_ops.ops._block_sparse_conv2d import block_sparse_conv2d
     from ternary_ops.ops._conv2d import conv2d
     from ternary_ops.ops._linear import linear
     from ternary_ops.ops._prepack import prepack
     from ternary_ops.ops._sparse_conv2d import sparse_conv2d
 
-__all__ = ["block_sparse_conv2d", "conv2d", "linear", "prepack", "register", "sparse_conv2d"]
-
 _OPS = ("block_sparse_conv2d", "conv2d", "linear", "prepack", "sparse_conv2d")
+_MODULES = ("blocks", "codes", "reference")
+
+__all__ = [
+    "block_sparse_conv2d",
+    "blocks",
+    "codes",
+    "conv2d",
+    "linear",
+    "prepack",
+    "reference",
+    "register",
+    "sparse_conv2d",
+]
 
 
 def register() -> None:
@@ -28,6 +41,8 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"ternary_ops.ops.{name}")
     if name not in _OPS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     register()

@@ -135,8 +135,8 @@ def max_pool2d(
     ceil: bool = False,
 ) -> Array:
     """Maximum over windows of uint8 or float [N, C, H, W]; padding (0 or -inf) never wins."""
-    (kh, kw), (ph, pw), (dh, dw) = _pair(kernel), _pair(padding), _pair(dilation)
-    (sh, sw) = _pair(kernel if stride is None else stride)
+    (kh, kw), (ph, pw), (dh, dw) = pair(kernel), pair(padding), pair(dilation)
+    (sh, sw) = pair(kernel if stride is None else stride)
     ho = pooled_size(x.shape[2], kh, sh, ph, dh, ceil)
     wo = pooled_size(x.shape[3], kw, sw, pw, dw, ceil)
     lowest = 0 if x.dtype == np.uint8 else -np.inf
@@ -160,8 +160,8 @@ def avg_pool2d(
 ) -> Array:
     """Mean over windows, counted as PyTorch counts them: [N, C, H, W] -> [N, C, Ho, Wo]."""
     acc, scale = _summand(x)
-    (kh, kw), (ph, pw) = _pair(kernel), _pair(padding)
-    (sh, sw) = _pair(kernel if stride is None else stride)
+    (kh, kw), (ph, pw) = pair(kernel), pair(padding)
+    (sh, sw) = pair(kernel if stride is None else stride)
     ho = pooled_size(acc.shape[2], kh, sh, ph, 1, ceil)
     wo = pooled_size(acc.shape[3], kw, sw, pw, 1, ceil)
     padded = _pad_to_cover(acc, 0, (ho, wo), (kh, kw), (sh, sw), (ph, pw), (1, 1))
@@ -180,7 +180,7 @@ def avg_pool2d(
 def adaptive_avg_pool2d(x: Array | Quantized, size: Pair, y: Params | None = None) -> Array:
     """Mean over (Ho, Wo) windows; window i spans rows floor(i*H/Ho) to ceil((i+1)*H/Ho)."""
     acc, scale = _summand(x)
-    ho, wo = _pair(size)
+    ho, wo = pair(size)
     rows, cols = _adaptive_edges(acc.shape[2], ho), _adaptive_edges(acc.shape[3], wo)
     total = np.zeros((*acc.shape[:2], ho, wo), acc.dtype)
     count = np.zeros((ho, wo), np.int64)
@@ -202,7 +202,7 @@ def conv2d(
     groups: int = 1,
 ) -> NDArray[np.float64]:
     """In float64: x [N, C, H, W], w [O, C/groups, R, S], scale, bias [O] -> [N, O, Ho, Wo]."""
-    (sh, sw), (ph, pw), (dh, dw) = _pair(stride), _pair(padding), _pair(dilation)
+    (sh, sw), (ph, pw), (dh, dw) = pair(stride), pair(padding), pair(dilation)
     n, c, h, width = x.shape
     o, i, r_count, s_count = w.shape
     if groups < 1 or c != i * groups or o % groups:
@@ -263,7 +263,8 @@ def pooled_size(
     return out
 
 
-def _pair(value: Pair) -> tuple[int, int]:
+def pair(value: Pair) -> tuple[int, int]:
+    """A number for both axes of the image, or one for each."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From tensors to the addresses the native core takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ternary_ops import _native
+from ternary_ops.ops._check import FLOATS
+
+CELL = {torch.uint8: "u8", torch.float32: "f32"}
+WEIGHTS = {torch.uint8: "ternary", torch.int8: "int8", torch.float32: "float"}
+
+
+def operands(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    x_scale: float | None,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Contiguous x (float32 for any float), the effective scale, and an unwritten y.
+
+    The caller keeps all three alive while the core runs, and converts y to `dtype` at the end.
+    """
+    if x.dtype in FLOATS:
+        x = x.float()
+    # PyTorch rounds x_scale to float32 before the product, as docs/architecture.md asks.
+    scale = scale if x_scale is None else scale * x_scale
+    y = torch.empty(shape, dtype=torch.uint8 if dtype == torch.uint8 else torch.float32)
+    return x.contiguous(), scale.contiguous(), y
+
+
+def packed_span(packed: torch.Tensor | None) -> tuple[int, int]:
+    """Address and length of packed weights, (0, 0) for none."""
+    return (0, 0) if packed is None else (packed.data_ptr(), packed.numel())
+
+
+def pack(codes: torch.Tensor, kind: str, channels: int, groups: int) -> torch.Tensor:
+    """Packed weights of contiguous codes [O, R, S, ...] or [N, ...]; `channels` a group has."""
+    o, r, s = codes.shape[:3] if codes.dim() == 4 else (codes.shape[0], 1, 1)
+    wtype = WEIGHTS[codes.dtype]
+    core = _native.core()
+    return torch.from_numpy(core.prepack(kind, wtype, codes.data_ptr(), o, r, s, channels, groups))

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""y = x @ W.T * scale + bias for integer weights W, ternary or 8-bit.
+
+x      [..., K]  uint8, float32, float16 or bfloat16
+codes  [N, ceil(K/4)] uint8 (2-bit codes) or [N, 4*ceil(K/4)] int8
+scale  [N] float32; bias [N] float32 or None
+y      [..., N]  x's dtype; for uint8 x float32, or uint8 with y_scale and y_zero_point
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ternary_ops import _native
+from ternary_ops.ops import _check
+from ternary_ops.ops._autograd import differentiate_codes
+from ternary_ops.ops._decode import decode
+from ternary_ops.ops._launch import CELL, WEIGHTS, operands, packed_span
+from ternary_ops.ops._registry import define
+
+_SCHEMA = (
+    "linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias=None, *, float? x_scale=None, "
+    "int? x_zero_point=None, float? y_scale=None, int? y_zero_point=None, Tensor? packed=None) "
+    "-> Tensor"
+)
+
+
+def _cpu(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    x_scale: float | None = None,
+    x_zero_point: int | None = None,
+    y_scale: float | None = None,
+    y_zero_point: int | None = None,
+    packed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    dtype = _check.output_dtype("linear", x, x_scale, x_zero_point, y_scale, y_zero_point)
+    shape = _check.linear_shape("linear", x, codes, scale, bias)
+    if (
+        codes.shape[1] == 0
+    ):  # no input: one zero weight a row gives the bias, quantized if asked for
+        x, codes = x.new_zeros(*x.shape[:-1], 1), codes.new_zeros(codes.shape[0], 4)
+        codes = codes[:, : _check.stored_channels("linear", codes, 1)].contiguous()
+    k = x.shape[-1]
+    x, scale, y = operands(x, scale, x_scale, shape, dtype)
+    codes = codes.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    if y.numel():
+        _native.core().linear(
+            x.data_ptr(),
+            CELL[x.dtype],
+            x_zero_point or 0,
+            x.numel() // k,
+            k,
+            codes.data_ptr(),
+            WEIGHTS[codes.dtype],
+            shape[-1],
+            *packed_span(packed),
+            scale.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            CELL[y.dtype],
+            1.0 if y_scale is None else y_scale,
+            y_zero_point or 0,
+        )
+    return y.to(dtype)
+
+
+def _fake(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    x_scale: float | None = None,
+    x_zero_point: int | None = None,
+    y_scale: float | None = None,
+    y_zero_point: int | None = None,
+    packed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    dtype = _check.output_dtype("linear", x, x_scale, x_zero_point, y_scale, y_zero_point)
+    return x.new_empty(_check.linear_shape("linear", x, codes, scale, bias), dtype=dtype)
+
+
+def _input_gradient(grad: torch.Tensor, x_shape: torch.Size, codes: torch.Tensor) -> torch.Tensor:
+    return grad @ decode(codes, x_shape[-1]).float()
+
+
+_OP = define(_SCHEMA, _cpu, _fake)
+differentiate_codes(_OP, _cpu, -1, _input_gradient)
+
+
+def linear(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Multiply x [..., K] by the integer weights in `codes`: y [..., N] = x @ W.T * scale + bias.
+
+    x is uint8 (then `x_scale` and `x_zero_point` say what it means) or float32, float16, bfloat16
+    (weight-only, summed in float32 and rounded once). codes, scale and bias: see the module.
+    `y_scale` and `y_zero_point` make a uint8 result. `packed` is prepack(codes, kind, K), and saves
+    packing at every call; kind "sparse" skips empty quads.
+    Differentiable once in float x, scale and bias. Raises UnsupportedShape, UnsupportedDevice,
+    BadWeights. Rounding: docs/architecture.md, integer semantics.
+    """
+    y: torch.Tensor = _OP(x, codes, scale, bias, **options)
+    return y
