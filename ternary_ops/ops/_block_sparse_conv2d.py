@@ -150,7 +150,9 @@ class _BlocksFunction(torch.autograd.Function):
             d_x = input_gradient(grad, x.shape, dense, *ctx.geometry).to(x.dtype)
         if ctx.needs_input_grad[1]:
             images = (x, grad) if x.dim() == 4 else (x.unsqueeze(0), grad.unsqueeze(0))
-            d_dense = conv2d_weight(  # type: ignore[no-untyped-call]images[0].float(), dense.shape, images[1], *ctx.geometry)
+            d_dense = conv2d_weight(  # type: ignore[no-untyped-call]
+                images[0].float(), dense.shape, images[1], *ctx.geometry
+            )
             d_values = gather(d_dense.permute(0, 2, 3, 1), blocks)
             d_values = d_values.to(blocks.values.dtype)
         if ctx.needs_input_grad[6]:

@@ -162,7 +162,9 @@ def input_gradient(
     """Gradient of the convolution with weight [O, I, R, S] for its input of shape x_shape."""
     batched = (1, *x_shape) if len(x_shape) == 3 else tuple(x_shape)
     grad = grad.unsqueeze(0) if len(x_shape) == 3 else grad
-    out: torch.Tensor = conv2d_input(  # type: ignore[no-untyped-call]batched, weight, grad, stride, padding, dilation, groups)
+    out: torch.Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+        batched, weight, grad, stride, padding, dilation, groups
+    )
     return out.reshape(x_shape)
 
 
