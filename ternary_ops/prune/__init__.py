@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pruning while training: schedules, units of a pattern, and the Pruner that applies them."""
+
+from ternary_ops.prune.pruner import Pruner, SummaryRow
+from ternary_ops.prune.schedules import SCHEDULES, Schedule, get_schedule, one_cycle
+
+__all__ = ["SCHEDULES", "Pruner", "Schedule", "SummaryRow", "get_schedule", "one_cycle"]

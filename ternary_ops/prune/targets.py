@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights a Pruner prunes, to what share of zeros, and which of them are ranked together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Protocol, TypeGuard, cast
+
+import torch
+from torch import Tensor, nn
+
+from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
+from ternary_ops.prune.units import (
+    Pattern,
+    best_units,
+    fit_pattern,
+    from_mask,
+    get_pattern,
+    lowest,
+    to_mask,
+    unit_scores,
+)
+
+
+class _Config(Protocol):
+    weights: str
+    zeros: float
+    pattern: str
+    scope: str
+
+
+class QuantizedLayer(Protocol):
+    """What a Pruner reads and writes of a layer made by quantize_."""
+
+    weight: nn.Parameter
+    mask: Tensor
+    phase: str
+    config: _Config
+
+
+def is_quantized(module: object) -> TypeGuard[QuantizedLayer]:
+    """Whether quantize_ made this layer."""
+    return all(hasattr(module, name) for name in ("weight", "mask", "phase", "config"))
+
+
+class Target:
+    """One weight to prune and every layer that holds it (tied layers share one weight)."""
+
+    def __init__(
+        self, name: str, owner: nn.Module, pattern: Pattern, scope: str, zeros: float, min_nnz: int
+    ) -> None:
+        self.name = name
+        self.owners = [owner]
+        self.pattern = pattern
+        self.scope = scope
+        self.zeros = zeros
+        self.min_nnz = min_nnz
+        self.latent: Tensor | None = None  # with regrowth: what pruned weights would be
+        weight = cast(Tensor, owner.weight)
+        self._own_mask = None if is_quantized(owner) else torch.ones_like(weight, dtype=torch.bool)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter, looked up each time because loading a state may replace it."""
+        return cast(nn.Parameter, self.owners[0].weight)
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool of the weight's shape, True survives: the layer's buffer, or ours if plain."""
+        if self._own_mask is None:
+            return cast(Tensor, self.owners[0].mask)
+        if self._own_mask.device != self.weight.device:
+            self._own_mask = self._own_mask.to(self.weight.device)
+        return self._own_mask
+
+    def set_mask(self, mask: Tensor) -> None:
+        """Store a mask of the weight's shape where the layers find it."""
+        if self._own_mask is not None:
+            self._own_mask = mask.contiguous()
+            return
+        for owner in self.owners:
+            cast(Tensor, owner.mask).copy_(mask)
+
+    @property
+    def units(self) -> int:
+        """Number of units of the weight."""
+        return self.pattern.units(self.weight.shape)
+
+    @property
+    def protected(self) -> int:
+        """Number of units pruning must leave: min_nnz per filter (or row of blocks), at least 1."""
+        rows, cols, taps = self.pattern.grid(self.weight.shape)
+        return max(1, rows * min(self.min_nnz, cols * taps))
+
+    def scores(self) -> Tensor:
+        """Magnitude of each unit, [units]; pruned units count with their latent values."""
+        return unit_scores(self.weight if self.latent is None else self.latent, self.pattern)
+
+    def empty_units(self) -> int:
+        """Number of units whose weights are all exactly zero now."""
+        return int((unit_scores(self.weight, self.pattern) == 0).sum())
+
+    def absorb(self) -> None:
+        """Add what the optimizer made of pruned weights, which stood at zero, to the latent."""
+        if self.latent is None:
+            self.latent = self.weight.detach().clone()
+        else:
+            moved = self.latent + self.weight
+            self.latent = torch.where(self.mask, self.weight.detach(), moved)
+
+    def apply_mask(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write exact zeros where the weight is pruned, and into the optimizer's state there."""
+        mask = self.mask
+        if self.latent is not None:
+            # The optimizer's state stays: with it the latent values go on learning.
+            self.weight.copy_(self.latent.masked_fill(~mask, 0.0))
+            return
+        holes = ~mask
+        self.weight.masked_fill_(holes, 0.0)
+        state = {} if optimizer is None else optimizer.state.get(self.weight, {})
+        for value in state.values():
+            if isinstance(value, Tensor) and value.shape == holes.shape:
+                value.masked_fill_(holes, 0.0)
+
+
+class Group:
+    """Targets ranked together: their zeros are counted as one total."""
+
+    def __init__(self, targets: list[Target]) -> None:
+        self.targets = targets
+        self.sizes = [target.units for target in targets]
+        self.total = sum(self.sizes)
+        self.zeros = targets[0].zeros
+        self.limit = self.total - sum(target.protected for target in targets)
+        if self.zeros * self.total - self.limit >= 1:
+            raise BadConfig(
+                need(
+                    f"zeros={self.zeros} of the {self.total} units of {_names(targets)} must leave "
+                    f"the survivors that min_nnz and one per layer ask for",
+                    f"room for {self.limit} zeros",
+                    "Lower zeros or min_nnz, or skip these layers.",
+                )
+            )
+        self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in targets]))
+
+    def set_pruned(self, pruned: Tensor) -> None:
+        """Remember which units are pruned, bool [total], in the order of the targets."""
+        self.pruned = pruned
+        self.count = int(pruned.sum())
+
+    def share_masks(self) -> None:
+        """Expand the pruned units into the targets' masks."""
+        for target, pruned in zip(self.targets, torch.split(self.pruned, self.sizes), strict=True):
+            target.set_mask(to_mask(~pruned, target.weight.shape, target.pattern))
+
+    def update(self, share: float, nested: bool, normalize: bool) -> None:
+        """Prune the weakest units so that `share` of this group's target is reached, to one unit.
+
+        nested: what is pruned stays pruned. normalize: rank scores relative to their layer's mean.
+        """
+        count = min(round(share * self.zeros * self.total), self.limit)
+        if nested and count <= self.count:
+            return
+        parts = [target.scores() for target in self.targets]
+        scores = torch.cat(
+            [part / part.mean().clamp_min(1e-30) if normalize else part for part in parts]
+        )
+        self._check(scores, parts)
+        pruned = self.pruned.to(scores.device)
+        if nested:
+            scores.masked_fill_(pruned, -1.0)
+        first = 0
+        for target, size in zip(self.targets, self.sizes, strict=True):
+            rows = target.pattern.grid(target.weight.shape)[0]
+            best = best_units(scores[first : first + size], rows, target.min_nnz) + first
+            scores[best] = scores[best].masked_fill(scores[best] >= 0, torch.inf)
+            first += size
+        self.set_pruned(lowest(scores, count))
+        self.share_masks()
+
+    def _check(self, scores: Tensor, parts: list[Tensor]) -> None:
+        if bool(torch.isfinite(scores).all()):
+            return
+        bad = [
+            t.name for t, part in zip(self.targets, parts, strict=True) if not part.isfinite().all()
+        ]
+        raise BadWeights(
+            need(
+                "pruning needs finite weights",
+                f"NaN or infinity in {', '.join(bad)}",
+                "Lower the learning rate or clip gradients; GradScaler: step(skipped=...).",
+            )
+        )
+
+
+def find_targets(
+    model: nn.Module,
+    zeros: float | Mapping[str, float] | None,
+    pattern: str | None,
+    scope: str | None,
+    skip: Sequence[str],
+    min_nnz: int | None,
+) -> list[Target]:
+    """The weights to prune: ternary layers of a quantized model, else all nn.Linear and nn.Conv2d.
+
+    Arguments that are None come from each layer's config; for a plain model pattern is then
+    "element" and scope "global", and zeros is required. A mapping gives glob -> zeros: the first
+    glob that matches a layer counts; a layer that none matches keeps its config, or is left out of
+    a plain model.
+    """
+    quantized = any(is_quantized(module) for module in model.modules())
+    layers = {name: m for name, m in model.named_modules() if _prunable(m, quantized)}
+    if not layers:
+        kind = "ternary layer" if quantized else "nn.Linear or nn.Conv2d"
+        raise UnsupportedModel(
+            need(
+                f"pruning needs at least one {kind}", "none", "Check the plan, or the model passed."
+            )
+        )
+    globs = list(zeros) if isinstance(zeros, Mapping) else []
+    for glob in [*skip, *globs]:
+        if not any(fnmatchcase(name, glob) for name in layers):
+            raise BadConfig(
+                need(
+                    f"every glob must match a layer that can be pruned ({', '.join(layers)})",
+                    repr(glob),
+                    "Correct it or leave it out.",
+                )
+            )
+    targets: dict[int, Target] = {}
+    for name, layer in layers.items():
+        config = layer.config if is_quantized(layer) else None
+        share = _layer_zeros(name, zeros, None if config is None else config.zeros)
+        if share is None or any(fnmatchcase(name, glob) for glob in skip):
+            continue
+        weight = _parameter(name, layer)
+        if id(weight) in targets:
+            targets[id(weight)].owners.append(layer)
+            continue
+        groups = int(getattr(layer, "groups", 1))
+        targets[id(weight)] = Target(
+            name,
+            layer,
+            fit_pattern(
+                get_pattern(pattern or (config.pattern if config else "element")),
+                weight.shape,
+                groups,
+            ),
+            _scope(scope or (config.scope if config else "global")),
+            share,
+            int(groups > 1 and weight.shape[1] == 1) if min_nnz is None else min_nnz,
+        )
+    if not targets:
+        raise BadConfig(
+            need(
+                "pruning a model that quantize_ has not converted needs zeros for some layer",
+                f"zeros={zeros}, skip={list(skip)}",
+                'Pass zeros=0.9 or zeros={"layer4.*": 0.9}.',
+            )
+        )
+    return list(targets.values())
+
+
+def make_groups(targets: list[Target]) -> list[Group]:
+    """Targets that share a total: scope "global" with equal pattern and zeros; else each alone."""
+    groups: dict[object, list[Target]] = {}
+    for target in targets:
+        together = (target.pattern, target.zeros) if target.scope == "global" else target.name
+        groups.setdefault(together, []).append(target)
+    return [Group(members) for members in groups.values()]
+
+
+def _prunable(module: nn.Module, quantized: bool) -> bool:
+    if quantized:
+        return is_quantized(module) and module.config.weights == "ternary"
+    return isinstance(module, (nn.Linear, nn.Conv2d))
+
+
+def _parameter(name: str, layer: nn.Module) -> nn.Parameter:
+    weight = layer.weight
+    if isinstance(weight, nn.Parameter) and not nn.parameter.is_lazy(weight):
+        return weight
+    raise UnsupportedModel(
+        need(
+            f"pruning {name!r} needs its weight to be a parameter of its own",
+            "a computed or uninitialized one (a parametrization, weight_norm or a lazy layer)",
+            "Remove the parametrization, run a lazy layer once, or skip this layer.",
+        )
+    )
+
+
+def _layer_zeros(
+    name: str, zeros: float | Mapping[str, float] | None, default: float | None
+) -> float | None:
+    if isinstance(zeros, Mapping):
+        share = next((z for glob, z in zeros.items() if fnmatchcase(name, glob)), default)
+    else:
+        share = default if zeros is None else zeros
+    if share is not None and not 0.0 <= share < 1.0:
+        raise BadConfig(
+            need("zeros needs 0 <= zeros < 1", f"{share} for {name!r}", "0.9 keeps a tenth.")
+        )
+    return share
+
+
+def _scope(scope: str) -> str:
+    if scope not in ("global", "layer"):
+        raise BadConfig(need('scope must be "global" or "layer"', repr(scope), "Pass one of them."))
+    return scope
+
+
+def _names(targets: list[Target]) -> str:
+    names = [target.name for target in targets[:3]]
+    return ", ".join(names) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
