@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "engine/linear.h"
+#include "isa/error.h"
+
+namespace tops {
+namespace {
+
+// Below this share of occupied quads the sparse loop is faster than the dense one; see docs/kernels.md.
+constexpr double kSparseBelow = 0.6;
+constexpr size_t kPlans = 8;
+
+[[noreturn]] void bad_graph(const std::string& what) { throw Error(ErrorKind::kUnsupportedModel, what); }
+
+void check_quantization(float scale, int64_t zero_point) {
+  // The bounds keep 1 / scale and every product finite.
+  if (!(scale >= 1e-30f && scale <= 1e30f) || zero_point < 0 || zero_point > 255)
+    bad_graph("a u8 value needs a scale in 1e-30..1e30 and a zero point in 0..255, got " + std::to_string(scale) + " and " +
+              std::to_string(zero_point) + ".");
+}
+
+}  // namespace
+
+const char* op_name(Op op) {
+  static const char* const names[] = {"input",      "quantize",   "dequantize",          "conv2d", "linear", "max_pool2d",
+                                      "avg_pool2d", "adaptive_avg_pool2d", "add", "clamp",  "flatten"};
+  return names[static_cast<size_t>(op)];
+}
+
+Engine::Engine() = default;
+Engine::~Engine() = default;
+
+const Node& Engine::value(int id, const char* what) const {
+  if (id < 0 || static_cast<size_t>(id) >= nodes_.size())
+    bad_graph(std::string(what) + ": there is no value " + std::to_string(id) + ".");
+  return nodes_[static_cast<size_t>(id)];
+}
+
+int Engine::push(Node node) {
+  nodes_.push_back(std::move(node));
+  return static_cast<int>(nodes_.size()) - 1;
+}
+
+void Engine::set_output_kind(Node& node, const Requantize& q) {
+  node.requantize = q;
+  node.is_float = q.y_scale == 0.0f;
+  if (!node.is_float) {
+    check_quantization(q.y_scale, q.y_zero_point);
+    node.scale = q.y_scale;
+    node.zero_point = q.y_zero_point;
+  }
+  if (std::isnan(q.lo) || std::isnan(q.hi) || q.lo > q.hi) bad_graph("an activation needs lo <= hi.");
+}
+
+int Engine::input(int64_t channels, int rank) {
+  if (!nodes_.empty()) bad_graph("the input is the first node of a program.");
+  if (channels < 1 || (rank != 2 && rank != 4)) bad_graph("the input needs at least one channel and rank 2 or 4.");
+  Node n;
+  n.channels = channels;
+  n.is_float = true;
+  n.rank2 = rank == 2;
+  return push(std::move(n));
+}
+
+int Engine::quantize(int x, float scale, int zero_point) {
+  const Node& in = value(x, "quantize");
+  if (!in.is_float) bad_graph("quantize needs a float value.");
+  check_quantization(scale, zero_point);
+  Node n;
+  n.op = Op::kQuantize;
+  n.a = x;
+  n.channels = in.channels;
+  n.rank2 = in.rank2;
+  n.scale = scale;
+  n.zero_point = zero_point;
+  return push(std::move(n));
+}
+
+int Engine::dequantize(int x) {
+  const Node& in = value(x, "dequantize");
+  if (in.is_float) bad_graph("dequantize needs a u8 value.");
+  Node n;
+  n.op = Op::kDequantize;
+  n.a = x;
+  n.channels = in.channels;
+  n.rank2 = in.rank2;
+  n.is_float = true;
+  return push(std::move(n));
+}
+
+std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep_plain, bool x_float) const {
+  if (x_float != (w.kind == Weights::kFloat))
+    bad_graph("u8 values need integer weights and float values float ones: insert quantize or dequantize.");
+  check_shape(w.shape, w.kind);
+  auto layer = std::make_shared<LayerWeights>();
+  layer->shape = w.shape;
+  layer->kind = w.kind;
+  layer->density = density(w.kind, w.data, w.shape);
+  const bool sparse = w.sparse < 0 ? layer->density < kSparseBelow : w.sparse != 0;
+  const std::vector<uint8_t> blob = pack_weights(sparse, w.kind, w.data, w.shape);
+  layer->packed = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
+  std::memcpy(layer->packed.data(), blob.data(), blob.size());
+  layer->view = view_packed(layer->packed.data(), static_cast<int64_t>(blob.size()));
+  const int64_t quads = (w.shape.i + 3) / 4;
+  if (keep_plain && matvec_fits(w.kind, w.shape.i)) {
+    const uint8_t* p = static_cast<const uint8_t*>(w.data);
+    layer->plain.assign(p, p + w.shape.o * quads * (w.kind == Weights::kTernary ? 1 : 4));
+  }
+  for (int64_t o = 0; o < w.shape.o; ++o) {
+    if (!std::isfinite(w.scale[o]) || (w.bias && !std::isfinite(w.bias[o])))
+      throw Error(ErrorKind::kBadWeights, "scale and bias must be finite, output channel " + std::to_string(o) + " is not.");
+    layer->scale.push_back(w.scale[o]);
+    layer->bias.push_back(w.bias ? w.bias[o] : 0.0f);
+  }
+  return layer;
+}
+
+int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& window, const Requantize& q) {
+  const Node& in = value(x, "conv2d");
+  Node n;
+  n.op = Op::kConv;
+  n.a = x;
+  n.b = residual;
+  if (in.rank2) bad_graph("conv2d needs an image, got a rank-2 value.");
+  if (in.channels != w.shape.channels())
+    bad_graph("conv2d needs " + std::to_string(w.shape.channels()) + " channels, got " + std::to_string(in.channels) + ".");
+  if (residual >= 0 && value(residual, "conv2d residual").channels != w.shape.o)
+    bad_graph("the residual of conv2d needs " + std::to_string(w.shape.o) + " channels.");
+  n.layer = make_layer(w, false, in.is_float);
+  n.channels = w.shape.o;
+  n.window = window;
+  set_output_kind(n, q);
+  return push(std::move(n));
+}
+
+int Engine::linear(int x, int residual, const ConvWeights& w, const Requantize& q) {
+  const Node& in = value(x, "linear");
+  Node n;
+  n.op = Op::kLinear;
+  n.a = x;
+  n.b = residual;
+  n.rank2 = true;
+  if (!in.rank2) bad_graph("linear needs a rank-2 value: flatten the image first.");
+  if (w.shape.r != 1 || w.shape.s != 1 || w.shape.groups != 1) bad_graph("linear weights have no taps and no groups.");
+  if (in.channels != 0 && in.channels != w.shape.i)  // 0: a flattened image, checked once its size is known
+    bad_graph("linear needs " + std::to_string(w.shape.i) + " features, got " + std::to_string(in.channels) + ".");
+  if (residual >= 0 && value(residual, "linear residual").channels != w.shape.o)
+    bad_graph("the residual of linear needs " + std::to_string(w.shape.o) + " features.");
+  n.layer = make_layer(w, true, in.is_float);
+  n.channels = w.shape.o;
+  set_output_kind(n, q);
+  return push(std::move(n));
+}
+
+int Engine::max_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil) {
+  const Node& in = value(x, "max_pool2d");
+  if (in.rank2) bad_graph("a pool needs an image.");
+  if (2 * window.pad_h > kh || 2 * window.pad_w > kw) bad_graph("pool padding may be at most half the window.");
+  Node n = in;
+  n.op = Op::kMaxPool;
+  n.a = x;
+  n.b = -1;
+  n.layer.reset();
+  n.window = window;
+  n.kernel_h = kh;
+  n.kernel_w = kw;
+  n.ceil = ceil;
+  return push(std::move(n));
+}
+
+int Engine::avg_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil, bool include_pad, int64_t divisor,
+                       const Requantize& q) {
+  const Node& in = value(x, "avg_pool2d");
+  if (in.rank2) bad_graph("a pool needs an image.");
+  if (2 * window.pad_h > kh || 2 * window.pad_w > kw) bad_graph("pool padding may be at most half the window.");
+  Node n;
+  n.op = Op::kAvgPool;
+  n.a = x;
+  n.channels = in.channels;
+  n.window = window;
+  n.kernel_h = kh;
+  n.kernel_w = kw;
+  n.ceil = ceil;
+  n.include_pad = include_pad;
+  n.divisor = divisor;
+  set_output_kind(n, q);
+  return push(std::move(n));
+}
+
+int Engine::adaptive_avg_pool2d(int x, int64_t oh, int64_t ow, const Requantize& q) {
+  const Node& in = value(x, "adaptive_avg_pool2d");
+  if (in.rank2) bad_graph("a pool needs an image.");
+  if (oh < 1 || ow < 1) bad_graph("adaptive_avg_pool2d needs an output of at least 1 x 1.");
+  Node n;
+  n.op = Op::kAdaptiveAvgPool;
+  n.a = x;
+  n.channels = in.channels;
+  n.out_h = oh;
+  n.out_w = ow;
+  set_output_kind(n, q);
+  return push(std::move(n));
+}
+
+int Engine::add(int a, int b, const Requantize& q) {
+  const Node& in = value(a, "add");
+  Node n;
+  n.op = b < 0 ? Op::kClamp : Op::kAdd;
+  n.a = a;
+  n.b = b;
+  n.channels = in.channels;
+  n.rank2 = in.rank2;
+  if (b >= 0) {
+    const Node& other = value(b, "add");
+    if (other.channels != in.channels || other.rank2 != in.rank2) bad_graph("add needs two values of the same shape.");
+  }
+  set_output_kind(n, q);
+  return push(std::move(n));
+}
+
+int Engine::flatten(int x) {
+  const Node& in = value(x, "flatten");
+  Node n = in;
+  n.op = Op::kFlatten;
+  n.a = x;
+  n.b = -1;
+  n.layer.reset();
+  n.rank2 = true;
+  n.channels = in.rank2 ? in.channels : 0;
+  return push(std::move(n));
+}
+
+void Engine::output(int x) {
+  if (!value(x, "output").is_float) bad_graph("the output of a program is float: end with dequantize.");
+  output_ = x;
+}
+
+std::shared_ptr<const Plan> Engine::plan(int64_t n, int64_t h, int64_t w, bool keep_all) {
+  if (output_ < 0) bad_graph("the program has no output.");
+  const Key key{n, h, w, keep_all};
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (auto it = plans_.begin(); it != plans_.end(); ++it)
+    if (it->first == key) {
+      plans_.splice(plans_.begin(), plans_, it);
+      return it->second;
+    }
+  auto made = std::make_shared<const Plan>(nodes_, output_, n, h, w, keep_all);
+  plans_.emplace_front(key, made);
+  if (plans_.size() > kPlans) plans_.pop_back();
+  return made;
+}
+
+}  // namespace tops

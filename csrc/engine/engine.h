@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole network: nodes in order, node i makes value i. Shapes are planned at the first run with them and kept.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "engine/conv.h"
+
+namespace tops {
+
+enum class Op { kInput, kQuantize, kDequantize, kConv, kLinear, kMaxPool, kAvgPool, kAdaptiveAvgPool, kAdd, kClamp, kFlatten };
+
+const char* op_name(Op op);
+
+// The plain weights of a conv or linear node and the form the kernels read. A linear node keeps both.
+struct LayerWeights {
+  WeightShape shape;
+  Weights kind = Weights::kTernary;
+  std::vector<uint8_t> plain;  // linear with few rows reads these
+  Buffer packed;
+  PackedView view;
+  std::vector<float> scale, bias;
+  double density = 1.0;
+};
+
+struct Node {
+  Op op = Op::kInput;
+  int a = -1, b = -1;  // inputs
+  int64_t channels = 0;  // of the output; flatten: 0 (depends on the image)
+  bool is_float = false, rank2 = false;
+  float scale = 1.0f;  // of the output, u8
+  int32_t zero_point = 0;
+  Requantize requantize{};
+  std::shared_ptr<LayerWeights> layer;
+  Window window;
+  int64_t kernel_h = 1, kernel_w = 1, divisor = 0, out_h = 0, out_w = 0;
+  bool ceil = false, include_pad = true;
+};
+
+struct ConvWeights {
+  Weights kind;
+  const void* data;
+  WeightShape shape;
+  const float* scale;
+  const float* bias;  // or null
+  int sparse;         // -1: by density
+};
+
+struct NodeProfile {
+  std::string op;
+  double ms = 0;
+  int64_t macs = 0;
+  double density = 1.0;
+};
+
+class Plan;
+
+class Engine {
+ public:
+  Engine();
+  ~Engine();
+  int input(int64_t channels, int rank);
+  int quantize(int x, float scale, int zero_point);
+  int dequantize(int x);
+  int conv2d(int x, int residual, const ConvWeights& w, const Window& window, const Requantize& q);
+  int linear(int x, int residual, const ConvWeights& w, const Requantize& q);
+  int max_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil);
+  int avg_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil, bool include_pad, int64_t divisor,
+                 const Requantize& q);
+  int adaptive_avg_pool2d(int x, int64_t oh, int64_t ow, const Requantize& q);
+  int add(int a, int b, const Requantize& q);  // b -1: clamp
+  int flatten(int x);
+  void output(int x);
+
+  const std::vector<Node>& nodes() const { return nodes_; }
+  int output_node() const { return output_; }
+
+  // The plan for one input shape (h = w = 1 for rank 2); keep_all: every value keeps its memory until the next run.
+  std::shared_ptr<const Plan> plan(int64_t n, int64_t h, int64_t w, bool keep_all = false);
+
+ private:
+  const Node& value(int id, const char* what) const;
+  int push(Node node);
+  void set_output_kind(Node& node, const Requantize& q);
+  std::shared_ptr<LayerWeights> make_layer(const ConvWeights& w, bool keep_plain, bool x_float) const;
+
+  std::vector<Node> nodes_;
+  int output_ = -1;
+  std::mutex mutex_;
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool>;
+  std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans_;  // most recent first
+};
+
+// Everything that depends on the shape: grids, memory, offset tables. Immutable; each run brings its own arena.
+class Plan {
+ public:
+  Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all);
+  int64_t arena_bytes() const { return arena_bytes_; }
+  const Grid& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
+  const uint8_t* value(int id, const Buffer& arena) const { return arena.data() + steps_[static_cast<size_t>(id)].at; }
+  // x: the network's input, NCHW float32. profile: null, or one entry a node.
+  void run(const float* x, Buffer& arena, std::vector<NodeProfile>* profile = nullptr) const;
+  int64_t macs(int id) const;
+  Buffer take_arena() const;
+  void give_arena(Buffer arena) const;
+
+ private:
+  struct Step {
+    Grid grid;
+    int64_t at = 0, scratch_at = 0, scratch = 0;
+    std::unique_ptr<ConvPlan> conv;
+    std::unique_ptr<Domain> domain;  // max pool
+    bool matvec = false, external = false;
+  };
+  void infer_shapes(int64_t n, int64_t h, int64_t w);
+  void choose_halos();
+  void prepare_steps();
+  void place(bool keep_all, int output);
+  void run_node(size_t id, const float* x, uint8_t* arena) const;
+  void run_quantize(const Node& node, const Step& step, const float* x, uint8_t* arena) const;
+  void run_dequantize(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_matvec(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_max_pool(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_avg_pool(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_add(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_flatten(const Node& node, const Step& step, uint8_t* arena) const;
+  const Step& step(int id) const { return steps_[static_cast<size_t>(id)]; }
+
+  const std::vector<Node>& nodes_;
+  std::vector<Step> steps_;
+  int64_t arena_bytes_ = 0;
+  mutable std::mutex mutex_;
+  mutable std::vector<Buffer> arenas_;
+};
+
+}  // namespace tops

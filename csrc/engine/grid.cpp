@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/grid.h"
+
+#include <cstring>
+#include <new>
+
+#include "engine/threads.h"
+#include "isa/error.h"
+
+namespace tops {
+
+int64_t checked_mul(int64_t a, int64_t b) {
+  int64_t r;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &r) || r > (int64_t{1} << 46))
+    throw Error(ErrorKind::kUnsupportedShape, "the tensor is too large: " + std::to_string(a) + " x " + std::to_string(b) +
+                                                  " elements.\n  Split the batch or the image.");
+  return r;
+}
+
+Grid Grid::make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w, int64_t halo) {
+  Grid g;
+  g.channels = channels;
+  g.is_float = is_float;
+  g.cells = is_float ? channels : (channels + 3) / 4;
+  g.n = n;
+  g.h = h;
+  g.w = w;
+  g.halo = halo;
+  g.pitch = w + halo;
+  g.image = checked_mul(h + 2 * halo, g.pitch);
+  g.plane = checked_mul(n, g.image) + halo;
+  if (h * w > 1 || halo > 0) {
+    const int64_t lines = (g.plane + 15) / 16;
+    g.plane = (lines | 1) * 16;
+  }
+  return g;
+}
+
+Buffer::Buffer(int64_t bytes) : size_(bytes) {
+  const size_t rounded = (static_cast<size_t>(bytes) + 63) / 64 * 64;
+  data_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, rounded ? rounded : 64)));
+  if (!data_) throw std::bad_alloc();
+}
+
+static void fill_cells(uint8_t* p, uint32_t value, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) std::memcpy(p + i * 4, &value, 4);
+}
+
+void fill_halo(const Grid& g, uint8_t* data, uint32_t value, int64_t begin, int64_t end) {
+  if (g.h * g.w == 1 && g.halo == 0) return;  // no cell but pixels
+  for (int64_t c = begin; c < end; ++c) {
+    uint8_t* const plane = data + c * g.plane * 4;
+    int64_t at = 0;  // everything from here to the next pixel run is halo
+    for (int64_t i = 0; i < g.n; ++i)
+      for (int64_t y = 0; y < g.h; ++y) {
+        const int64_t row = g.cell(i, y, 0);
+        fill_cells(plane + at * 4, value, row - at);
+        at = row + g.w;
+      }
+    fill_cells(plane + at * 4, value, g.plane - at);
+  }
+}
+
+void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* data) {
+  const int64_t image = g.h * g.w;
+  parallel_for(g.cells, [&](int64_t c, int) {
+    uint8_t* const plane = data + c * g.plane * 4;
+    for (int64_t i = 0; i < g.n; ++i)
+      for (int64_t y = 0; y < g.h; ++y) {
+        uint8_t* const out = plane + g.cell(i, y, 0) * 4;
+        if (g.is_float) {
+          std::memcpy(out, static_cast<const float*>(x) + (i * g.channels + c) * image + y * g.w, static_cast<size_t>(g.w) * 4);
+          continue;
+        }
+        for (int64_t j = 0; j < 4; ++j) {
+          const int64_t channel = c * 4 + j;
+          if (channel >= g.channels) {
+            for (int64_t k = 0; k < g.w; ++k) out[k * 4 + j] = 0;
+            continue;
+          }
+          const uint8_t* const in = static_cast<const uint8_t*>(x) + (i * g.channels + channel) * image + y * g.w;
+          for (int64_t k = 0; k < g.w; ++k) out[k * 4 + j] = in[k];
+        }
+      }
+    fill_halo(g, data, halo_value, c, c + 1);
+  });
+}
+
+void grid_to_nchw(const Grid& g, const uint8_t* data, void* y) {
+  const int64_t image = g.h * g.w;
+  parallel_for(g.cells, [&](int64_t c, int) {
+    const uint8_t* const plane = data + c * g.plane * 4;
+    for (int64_t i = 0; i < g.n; ++i)
+      for (int64_t row = 0; row < g.h; ++row) {
+        const uint8_t* const in = plane + g.cell(i, row, 0) * 4;
+        if (g.is_float) {
+          std::memcpy(static_cast<float*>(y) + (i * g.channels + c) * image + row * g.w, in, static_cast<size_t>(g.w) * 4);
+          continue;
+        }
+        for (int64_t j = 0; j < 4 && c * 4 + j < g.channels; ++j) {
+          uint8_t* const out = static_cast<uint8_t*>(y) + (i * g.channels + c * 4 + j) * image + row * g.w;
+          for (int64_t k = 0; k < g.w; ++k) out[k] = in[k * 4 + j];
+        }
+      }
+  });
+}
+
+}  // namespace tops

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights as the kernels want them. A blob of bytes with a header, so that torch can hold it in a buffer; never stored in files.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/table.h"
+
+namespace tops {
+
+struct WeightShape {
+  int64_t o = 0, r = 0, s = 0, i = 0, groups = 1;  // i: input channels per group
+  int64_t channels() const { return i * groups; }
+};
+
+// 64 bytes at the head of a blob. Little-endian, as every machine this builds for.
+struct PackedHeader {
+  char magic[8];
+  int32_t version, sparse, weights, pad;
+  int64_t o, r, s, i, groups;
+};
+static_assert(sizeof(PackedHeader) == 64, "the header is part of the layout");
+
+// Where the parts of a blob lie; made by view(), which checks every size.
+struct PackedView {
+  WeightShape shape;
+  Weights weights = Weights::kTernary;
+  bool sparse = false;
+  int64_t cells = 0;                // input cells of one pixel, all groups
+  int64_t k = 0;                    // dense: cells of one group x taps
+  const int32_t* sums = nullptr;    // [O] sum of the weights
+  const int64_t* rows = nullptr;    // sparse: [O + 1]
+  const Entry* entries = nullptr;   // sparse: offset holds cell * taps + tap
+  const uint8_t* panels = nullptr;  // dense
+  int64_t panel_bytes = 0;
+  int64_t entry_count() const { return sparse ? rows[shape.o] : 0; }
+};
+
+// w: ternary codes [O, R, S, ceil(I/4)], int8 [O, R, S, 4 ceil(I/4)] or float [O, R, S, I]. dense needs groups == 1 or I % 4 == 0
+// and O / groups % 8 == 0; other groups become sparse, whatever is asked. Throws kBadWeights on the invalid code, kUnsupportedShape
+// where int32 could overflow.
+std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w, const WeightShape& shape);
+
+PackedView view_packed(const uint8_t* blob, int64_t bytes);
+
+// Share of occupied quads (float: of nonzero weights).
+double density(Weights weights, const void* w, const WeightShape& shape);
+
+// Throws kUnsupportedShape on impossible sizes.
+void check_shape(const WeightShape& shape, Weights weights);
+
+}  // namespace tops

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shapes, halos and memory of one network at one input size.
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <string>
+
+#include "engine/engine.h"
+#include "engine/linear.h"
+#include "isa/error.h"
+
+namespace tops {
+namespace {
+
+// A larger padding is rare, and a halo of its size would cost every layer at that resolution; such layers copy instead.
+constexpr int64_t kMostHalo = 8;
+
+Residual residual_of(const std::vector<Node>& nodes, int id) {
+  if (id < 0) return {};
+  const Node& n = nodes[static_cast<size_t>(id)];
+  return {true, n.is_float, n.scale, n.zero_point};
+}
+
+}  // namespace
+
+Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all) : nodes_(nodes) {
+  steps_.resize(nodes.size());
+  infer_shapes(n, h, w);
+  choose_halos();
+  prepare_steps();
+  place(keep_all, output);
+}
+
+void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
+  for (size_t id = 0; id < nodes_.size(); ++id) {
+    const Node& node = nodes_[id];
+    Grid& g = steps_[id].grid;
+    if (node.op == Op::kInput) {
+      g = Grid::make(node.channels, true, n, h, w, 0);
+      continue;
+    }
+    const Grid& in = step(node.a).grid;
+    int64_t channels = node.channels ? node.channels : in.channels, oh = in.h, ow = in.w;
+    const Window& win = node.window;
+    if (node.op == Op::kConv || node.op == Op::kMaxPool || node.op == Op::kAvgPool) {
+      const int64_t kh = node.op == Op::kConv ? node.layer->shape.r : node.kernel_h;
+      const int64_t kw = node.op == Op::kConv ? node.layer->shape.s : node.kernel_w;
+      oh = window_out(in.h, kh, win.stride_h, win.pad_h, win.dil_h, node.ceil);
+      ow = window_out(in.w, kw, win.stride_w, win.pad_w, win.dil_w, node.ceil);
+    } else if (node.op == Op::kAdaptiveAvgPool) {
+      oh = node.out_h;
+      ow = node.out_w;
+    } else if (node.op == Op::kFlatten && !nodes_[static_cast<size_t>(node.a)].rank2) {
+      channels = checked_mul(in.channels, checked_mul(in.h, in.w));
+      oh = ow = 1;
+    } else if (node.op == Op::kLinear && in.channels != node.layer->shape.i) {
+      throw Error(ErrorKind::kUnsupportedShape, "the linear layer needs " + std::to_string(node.layer->shape.i) +
+                                                    " features, got " + std::to_string(in.channels) +
+                                                    ".\n  Use the image size that the network was compiled with.");
+    }
+    if (node.b >= 0) {
+      const Grid& other = step(node.b).grid;
+      if (other.h != oh || other.w != ow)
+        throw Error(ErrorKind::kUnsupportedShape, "the two inputs of node " + std::to_string(id) + " (" + op_name(node.op) +
+                                                      ") have different sizes: " + std::to_string(oh) + "x" + std::to_string(ow) +
+                                                      " and " + std::to_string(other.h) + "x" + std::to_string(other.w) + ".");
+    }
+    g = Grid::make(channels, node.is_float, n, oh, ow, 0);
+  }
+}
+
+// All images of one size share one halo, so that a layer's output and its residual have the same layout as its input and whole
+// vectors can be stored.
+void Plan::choose_halos() {
+  std::map<std::pair<int64_t, int64_t>, int64_t> halo;
+  for (const Node& node : nodes_) {
+    if (node.op != Op::kConv || node.window.stride_h > 1 || node.window.stride_w > 1) continue;
+    const int64_t pad = std::max(node.window.pad_h, node.window.pad_w);
+    const Grid& in = step(node.a).grid;
+    int64_t& h = halo[{in.h, in.w}];
+    if (pad <= kMostHalo) h = std::max(h, pad);
+  }
+  for (size_t id = 0; id < nodes_.size(); ++id) {
+    Grid& g = steps_[id].grid;
+    const auto it = halo.find({g.h, g.w});
+    g = Grid::make(g.channels, g.is_float, g.n, g.h, g.w, nodes_[id].rank2 || it == halo.end() ? 0 : it->second);
+  }
+}
+
+void Plan::prepare_steps() {
+  steps_[0].external = true;
+  for (size_t id = 1; id < nodes_.size(); ++id) {
+    const Node& node = nodes_[id];
+    Step& s = steps_[id];
+    const Node& from = nodes_[static_cast<size_t>(node.a)];
+    if (node.a == 0 && node.op != Op::kQuantize) steps_[0].external = false;
+    if (node.b == 0) steps_[0].external = false;
+    const Grid& in = step(node.a).grid;
+    if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows && !node.layer->plain.empty()) {
+      s.matvec = true;
+    } else if (node.op == Op::kConv || node.op == Op::kLinear) {
+      const LayerWeights& l = *node.layer;
+      s.conv = std::make_unique<ConvPlan>(l.view, l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, s.grid,
+                                          node.window, residual_of(nodes_, node.b), node.requantize);
+      s.scratch = s.conv->scratch_bytes();
+    } else if (node.op == Op::kMaxPool) {
+      s.domain = std::make_unique<Domain>(in, node.kernel_h, node.kernel_w, node.window, s.grid.h, s.grid.w, true);
+      s.scratch = s.domain->scratch_bytes();
+    }
+  }
+}
+
+// First fit by lifetime: a value's memory is free again after its last reader.
+void Plan::place(bool keep_all, int output) {
+  struct Block {
+    int64_t at, end;
+    size_t until;
+  };
+  std::vector<size_t> last(nodes_.size());
+  for (size_t id = 0; id < nodes_.size(); ++id) {
+    last[id] = keep_all || static_cast<int>(id) == output ? nodes_.size() : id;
+    if (nodes_[id].a >= 0) last[static_cast<size_t>(nodes_[id].a)] = std::max(last[static_cast<size_t>(nodes_[id].a)], id);
+    if (nodes_[id].b >= 0) last[static_cast<size_t>(nodes_[id].b)] = std::max(last[static_cast<size_t>(nodes_[id].b)], id);
+  }
+  std::vector<Block> live;
+  auto allocate = [&](int64_t bytes, size_t until) {
+    bytes = (bytes + 63) / 64 * 64;
+    std::sort(live.begin(), live.end(), [](const Block& a, const Block& b) { return a.at < b.at; });
+    int64_t at = 0;
+    for (const Block& b : live) {
+      if (b.at - at >= bytes) break;
+      at = std::max(at, b.end);
+    }
+    live.push_back({at, at + bytes, until});
+    arena_bytes_ = std::max(arena_bytes_, at + bytes);
+    return at;
+  };
+  for (size_t id = 0; id < nodes_.size(); ++id) {
+    live.erase(std::remove_if(live.begin(), live.end(), [&](const Block& b) { return b.until < id; }), live.end());
+    Step& s = steps_[id];
+    if (s.external && !keep_all) continue;
+    s.external = false;
+    s.at = allocate(s.grid.bytes(), last[id]);
+    if (s.scratch) s.scratch_at = allocate(s.scratch, id);
+  }
+}
+
+void Plan::run(const float* x, Buffer& arena, std::vector<NodeProfile>* profile) const {
+  for (size_t id = 0; id < nodes_.size(); ++id) {
+    if (!profile) {
+      run_node(id, x, arena.data());
+      continue;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    run_node(id, x, arena.data());
+    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+    const Node& node = nodes_[id];
+    profile->push_back({op_name(node.op), took.count(), macs(static_cast<int>(id)), node.layer ? node.layer->density : 1.0});
+  }
+}
+
+int64_t Plan::macs(int id) const {
+  const Node& node = nodes_[static_cast<size_t>(id)];
+  if (!node.layer) return 0;
+  const WeightShape& w = node.layer->shape;
+  const Grid& g = step(id).grid;
+  return g.n * g.h * g.w * w.o * w.r * w.s * w.i;
+}
+
+Buffer Plan::take_arena() const {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!arenas_.empty()) {
+      Buffer b = std::move(arenas_.back());
+      arenas_.pop_back();
+      return b;
+    }
+  }
+  return Buffer(arena_bytes_);
+}
+
+void Plan::give_arena(Buffer arena) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  arenas_.push_back(std::move(arena));
+}
+
+}  // namespace tops

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "isa/isa.h"
+
+#include <cstdint>
+#include <cstdlib>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "isa/error.h"
+
+namespace tops {
+namespace {
+
+struct CpuFlags {
+  bool avx2 = false, avx_vnni = false, avx512_vnni = false;  // by CPUID
+  bool os_avx = false, os_avx512 = false;                    // enabled by the operating system (XGETBV)
+};
+
+CpuFlags read_cpu() {
+  CpuFlags f;
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
+  const bool osxsave = c & (1u << 27), avx = c & (1u << 28), fma = c & (1u << 12);
+  if (osxsave) {
+    unsigned lo = 0, hi = 0;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    f.os_avx = (lo & 0x6) == 0x6;        // xmm and ymm state
+    f.os_avx512 = (lo & 0xe6) == 0xe6;   // and opmask, zmm0-15, zmm16-31
+  }
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+    f.avx2 = avx && fma && (b & (1u << 5));
+    const bool f512 = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
+    f.avx512_vnni = f.avx2 && f512 && dq && bw && vl && (c & (1u << 11));
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a & (1u << 4));
+  }
+#endif
+  return f;
+}
+
+const KernelTable* table_of(const std::string& name) {
+  if (name == "scalar") return &scalar_kernels();
+#if defined(__x86_64__)
+  if (name == "avx2") return &avx2_kernels();
+  if (name == "avx512vnni") return &avx512vnni_kernels();
+#endif
+  return nullptr;
+}
+
+std::vector<IsaReport> make_report() {
+  const CpuFlags cpu = read_cpu();
+  auto x86 = [&](bool has, bool os, const char* missing) -> std::string {
+#if !defined(__x86_64__)
+    return "not an x86-64 machine";
+#endif
+    if (!has) return std::string("the CPU lacks ") + missing;
+    return os ? "" : "the operating system has not enabled its registers (XGETBV)";
+  };
+  std::string vnni256 = x86(cpu.avx_vnni, cpu.os_avx, "AVX-VNNI");
+  if (vnni256.empty()) vnni256 = "this build has no kernels for it";
+  return {{"scalar", ""},
+          {"neon_dot", "this build has no kernels for it"},
+          {"avx2", x86(cpu.avx2, cpu.os_avx, "AVX2 and FMA")},
+          {"avxvnni", vnni256},
+          {"avx512vnni", x86(cpu.avx512_vnni, cpu.os_avx512, "AVX-512 F, DQ, BW, VL and VNNI")}};
+}
+
+const KernelTable& checked(const std::string& name) {
+  std::string have;
+  for (const IsaReport& r : isa_report()) {
+    if (r.name == name) {
+      if (r.reason.empty()) return *table_of(name);
+      throw Error(ErrorKind::kUnsupportedDevice, "instruction set '" + name + "' cannot be used here: " + r.reason + ".");
+    }
+    if (r.reason.empty()) have += (have.empty() ? "" : ", ") + r.name;
+  }
+  throw Error(ErrorKind::kUnsupportedDevice,
+              "need the name of an instruction set, got '" + name + "'.\n  Usable here: " + have + ".");
+}
+
+const KernelTable& best() {
+  static const KernelTable& table = [&]() -> const KernelTable& {
+    const char* env = std::getenv("TERNARY_OPS_ISA");
+    if (env && *env) return checked(env);
+    const KernelTable* found = &scalar_kernels();
+    for (const IsaReport& r : isa_report())
+      if (r.reason.empty()) found = table_of(r.name);
+    return *found;
+  }();
+  return table;
+}
+
+thread_local const KernelTable* forced = nullptr;
+
+}  // namespace
+
+const std::vector<IsaReport>& isa_report() {
+  static const std::vector<IsaReport> report = make_report();
+  return report;
+}
+
+const KernelTable& kernels() { return forced ? *forced : best(); }
+
+void force_isa(const std::string& name) { forced = name.empty() ? nullptr : &checked(name); }
+
+}  // namespace tops

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/table.h"
+
+namespace tops {
+
+struct IsaReport {
+  std::string name;
+  std::string reason;  // empty where the instruction set can be used
+};
+
+// Every instruction set of the interface, best last, and why one cannot be used here.
+const std::vector<IsaReport>& isa_report();
+
+// The kernels in force on this thread: the forced set, else TERNARY_OPS_ISA, else the best. Throws kUnsupportedDevice
+// where TERNARY_OPS_ISA names one that cannot be used.
+const KernelTable& kernels();
+
+// Forces a set on the calling thread; the empty name clears. Throws kUnsupportedDevice.
+void force_isa(const std::string& name);
+
+}  // namespace tops

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "isa/target.h"
+#include "kernels/table.h"
+
+TOPS_TARGET_BEGIN("avx2,fma")
+namespace tops {
+namespace avx2_impl {
+#define TOPS_ISA_NAME "avx2"
+#include "isa/policy_avx2.inl"
+#include "kernels/epilogue.inl"
+#include "kernels/conv.inl"
+#include "kernels/matvec.inl"
+#include "kernels/elementwise.inl"
+}  // namespace avx2_impl
+}  // namespace tops
+TOPS_TARGET_END
+
+namespace tops {
+const KernelTable& avx2_kernels() { return avx2_impl::kTable; }
+}  // namespace tops
+#endif

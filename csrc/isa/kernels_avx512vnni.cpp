@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "isa/target.h"
+#include "kernels/table.h"
+
+TOPS_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma")
+namespace tops {
+namespace avx512vnni_impl {
+#define TOPS_ISA_NAME "avx512vnni"
+#include "isa/policy_avx512vnni.inl"
+#include "kernels/epilogue.inl"
+#include "kernels/conv.inl"
+#include "kernels/matvec.inl"
+#include "kernels/elementwise.inl"
+}  // namespace avx512vnni_impl
+}  // namespace tops
+TOPS_TARGET_END
+
+namespace tops {
+const KernelTable& avx512vnni_kernels() { return avx512vnni_impl::kTable; }
+}  // namespace tops
+#endif

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX2 and FMA: 8 cells a vector. Included inside the target region and the namespace of its unit.
+
+struct V {
+  static constexpr int kLanes = 8;
+  static constexpr int kSparseVectors = 8;
+  static constexpr int kDenseVectors = 1;  // 8 channels x 1 vector: the dot products need three more of the 16 registers
+  using I = __m256i;
+  using F = __m256;
+
+  static TOPS_INLINE I first_lanes(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static TOPS_INLINE I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
+  static TOPS_INLINE void store(void* p, I v) { _mm256_storeu_si256(static_cast<I*>(p), v); }
+  static TOPS_INLINE void store_n(void* p, I v, int64_t n) {
+    _mm256_maskstore_epi32(static_cast<int*>(p), first_lanes(n), v);
+  }
+  static TOPS_INLINE I load_n(const void* p, int64_t n) {
+    return _mm256_maskload_epi32(static_cast<const int*>(p), first_lanes(n));
+  }
+  static TOPS_INLINE I set1(int32_t v) { return _mm256_set1_epi32(v); }
+  static TOPS_INLINE F set1f(float v) { return _mm256_set1_ps(v); }
+  static TOPS_INLINE I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static TOPS_INLINE I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static TOPS_INLINE I and_(I a, I b) { return _mm256_and_si256(a, b); }
+  template <int n> static TOPS_INLINE I shr(I a) { return _mm256_srli_epi32(a, n); }
+  static TOPS_INLINE F as_f(I a) { return _mm256_castsi256_ps(a); }
+  static TOPS_INLINE I as_i(F a) { return _mm256_castps_si256(a); }
+  static TOPS_INLINE F to_f(I a) { return _mm256_cvtepi32_ps(a); }
+  static TOPS_INLINE I round(F a) { return _mm256_cvtps_epi32(a); }
+  static TOPS_INLINE F addf(F a, F b) { return _mm256_add_ps(a, b); }
+  static TOPS_INLINE F mulf(F a, F b) { return _mm256_mul_ps(a, b); }
+  static TOPS_INLINE F maxf(F a, F b) { return _mm256_max_ps(a, b); }
+  static TOPS_INLINE F minf(F a, F b) { return _mm256_min_ps(a, b); }
+  static TOPS_INLINE I max_u8(I a, I b) { return _mm256_max_epu8(a, b); }
+  static TOPS_INLINE I min_u8(I a, I b) { return _mm256_min_epu8(a, b); }
+  static TOPS_INLINE I select(uint32_t bits, I a, I b) {
+    const I lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const I on = _mm256_cmpeq_epi32(_mm256_and_si256(set1(static_cast<int32_t>(bits)), lane), lane);
+    return _mm256_blendv_epi8(b, a, on);
+  }
+  static TOPS_INLINE uint32_t bits_at(const uint8_t* bits, int64_t i) { return bits[i / 8]; }
+  static constexpr uint32_t kAll = 0xff;
+
+  // |255 * 1 + 255 * 1| = 510 fits the 16-bit lanes of maddubs, so ternary weights never saturate there.
+  static TOPS_INLINE I dot_ternary(I acc, I x, I w) {
+    return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
+  }
+  // 255 * 127 * 2 does not: even and odd bytes are widened and multiplied apart.
+  static TOPS_INLINE I dot_int8(I acc, I x, I w) {
+    const I x_even = and_(x, set1(0x00ff00ff)), x_odd = _mm256_srli_epi16(x, 8);
+    const I w_even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), w_odd = _mm256_srai_epi16(w, 8);
+    return add(acc, add(_mm256_madd_epi16(x_even, w_even), _mm256_madd_epi16(x_odd, w_odd)));
+  }
+  static TOPS_INLINE I dot_float(I acc, I x, I w) { return as_i(_mm256_fmadd_ps(as_f(x), as_f(w), as_f(acc))); }
+
+  static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {
+    const I ab = _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero_point16);
+    const I cd = _mm256_adds_epi16(_mm256_packs_epi32(c, d), zero_point16);
+    const I order = _mm256_broadcastsi128_si256(_mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+    return _mm256_shuffle_epi8(_mm256_packus_epi16(ab, cd), order);
+  }
+  static TOPS_INLINE I expand_codes(const uint8_t* p) {
+    const I x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const I lo = _mm256_or_si256(and_(x, set1(0x03)), and_(_mm256_slli_epi32(x, 6), set1(0x0300)));
+    const I hi = _mm256_or_si256(and_(_mm256_slli_epi32(x, 12), set1(0x030000)),
+                                 and_(_mm256_slli_epi32(x, 18), set1(0x03000000)));
+    return _mm256_shuffle_epi8(set1(static_cast<int32_t>(0xff000100u)), _mm256_or_si256(lo, hi));
+  }
+  // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128); 255 * 64 * 2 fits maddubs.
+  template <int j> static TOPS_INLINE I top_code(I c) {
+    return and_(_mm256_slli_epi16(c, 6 - 2 * j), set1(static_cast<int32_t>(0xc0c0c0c0u)));
+  }
+  static TOPS_INLINE I load_stride2(const void* p) {
+    const F a = as_f(load(p)), b = as_f(load(static_cast<const uint8_t*>(p) + 32));
+    return _mm256_permute4x64_epi64(as_i(_mm256_shuffle_ps(a, b, 0x88)), 0xd8);
+  }
+  static TOPS_INLINE int32_t sum(I a) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  }
+};

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plain C++, 4 cells a "vector": the fallback on any machine and the twin that the others are held to.
+
+struct V {
+  static constexpr int kLanes = 4;
+  static constexpr int kSparseVectors = 8;
+  static constexpr int kDenseVectors = 1;
+  struct I {
+    int32_t v[4];
+  };
+  struct F {
+    float v[4];
+  };
+
+  static TOPS_INLINE I load(const void* p) { return load_n(p, 4); }
+  static TOPS_INLINE void store(void* p, I v) { store_n(p, v, 4); }
+  static TOPS_INLINE void store_n(void* p, I v, int64_t n) { __builtin_memcpy(p, v.v, static_cast<size_t>(n) * 4); }
+  static TOPS_INLINE I load_n(const void* p, int64_t n) {
+    I r{};
+    __builtin_memcpy(r.v, p, static_cast<size_t>(n) * 4);
+    return r;
+  }
+  static TOPS_INLINE I set1(int32_t v) { return {{v, v, v, v}}; }
+  static TOPS_INLINE F set1f(float v) { return {{v, v, v, v}}; }
+  // Sums wrap as the vector units do; the prepacked sizes keep them in range.
+  static TOPS_INLINE int32_t wrap_add(int32_t a, int32_t b) {
+    return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+  }
+#define TOPS_LANES(expr)              \
+  for (int i = 0; i < 4; ++i) {       \
+    r.v[i] = (expr);                  \
+  }                                   \
+  return r
+  static TOPS_INLINE I add(I a, I b) { I r; TOPS_LANES(wrap_add(a.v[i], b.v[i])); }
+  static TOPS_INLINE I sub(I a, I b) { I r; TOPS_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i]))); }
+  static TOPS_INLINE I and_(I a, I b) { I r; TOPS_LANES(a.v[i] & b.v[i]); }
+  template <int n> static TOPS_INLINE I shr(I a) { I r; TOPS_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n)); }
+  static TOPS_INLINE F as_f(I a) { F r; __builtin_memcpy(&r, &a, 16); return r; }
+  static TOPS_INLINE I as_i(F a) { I r; __builtin_memcpy(&r, &a, 16); return r; }
+  static TOPS_INLINE F to_f(I a) { F r; TOPS_LANES(static_cast<float>(a.v[i])); }
+  // As cvtps2dq: what does not fit, and NaN, becomes the smallest integer.
+  static TOPS_INLINE int32_t round1(float a) {
+    return a >= -2147483648.0f && a < 2147483648.0f ? static_cast<int32_t>(__builtin_lrintf(a)) : INT32_MIN;
+  }
+  static TOPS_INLINE I round(F a) { I r; TOPS_LANES(round1(a.v[i])); }
+  static TOPS_INLINE F addf(F a, F b) { F r; TOPS_LANES(a.v[i] + b.v[i]); }
+  static TOPS_INLINE F mulf(F a, F b) { F r; TOPS_LANES(a.v[i] * b.v[i]); }
+  // As maxps and minps: the second operand where either is NaN.
+  static TOPS_INLINE F maxf(F a, F b) { F r; TOPS_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+  static TOPS_INLINE F minf(F a, F b) { F r; TOPS_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+  static TOPS_INLINE uint8_t byte(int32_t a, int j) { return static_cast<uint8_t>(static_cast<uint32_t>(a) >> (8 * j)); }
+  template <bool kMax> static TOPS_INLINE I pick_u8(I a, I b) {
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      uint32_t cell = 0;
+      for (int j = 0; j < 4; ++j) {
+        const uint8_t x = byte(a.v[i], j), y = byte(b.v[i], j);
+        cell |= static_cast<uint32_t>((x > y) == kMax ? x : y) << (8 * j);
+      }
+      r.v[i] = static_cast<int32_t>(cell);
+    }
+    return r;
+  }
+  static TOPS_INLINE I max_u8(I a, I b) { return pick_u8<true>(a, b); }
+  static TOPS_INLINE I min_u8(I a, I b) { return pick_u8<false>(a, b); }
+  static TOPS_INLINE I select(uint32_t bits, I a, I b) { I r; TOPS_LANES((bits >> i) & 1 ? a.v[i] : b.v[i]); }
+  static TOPS_INLINE uint32_t bits_at(const uint8_t* bits, int64_t i) { return (bits[i / 8] >> (i % 8)) & 0xf; }
+  static constexpr uint32_t kAll = 0xf;
+
+  static TOPS_INLINE int32_t dot1(int32_t acc, int32_t x, int32_t w) {
+    for (int j = 0; j < 4; ++j) acc = wrap_add(acc, static_cast<int32_t>(byte(x, j)) * static_cast<int8_t>(byte(w, j)));
+    return acc;
+  }
+  static TOPS_INLINE I dot_ternary(I acc, I x, I w) { return dot_int8(acc, x, w); }
+  static TOPS_INLINE I dot_int8(I acc, I x, I w) { I r; TOPS_LANES(dot1(acc.v[i], x.v[i], w.v[i])); }
+  static TOPS_INLINE I dot_float(I acc, I x, I w) { return as_i(addf(as_f(acc), mulf(as_f(x), as_f(w)))); }
+
+  static TOPS_INLINE int32_t saturate(int32_t a, int32_t lo, int32_t hi) { return a < lo ? lo : a > hi ? hi : a; }
+  static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {
+    const int32_t zp = static_cast<int16_t>(zero_point16.v[0] & 0xffff);
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      const int32_t q[4] = {a.v[i], b.v[i], c.v[i], d.v[i]};
+      uint32_t cell = 0;
+      for (int j = 0; j < 4; ++j)
+        cell |= static_cast<uint32_t>(saturate(saturate(q[j], -32768, 32767) + zp, 0, 255)) << (8 * j);
+      r.v[i] = static_cast<int32_t>(cell);
+    }
+    return r;
+  }
+  static TOPS_INLINE I expand_codes(const uint8_t* p) {
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      uint32_t quad = 0;
+      for (int j = 0; j < 4; ++j) quad |= ((0xff000100u >> (8 * ((p[i] >> (2 * j)) & 3))) & 0xff) << (8 * j);
+      r.v[i] = static_cast<int32_t>(quad);
+    }
+    return r;
+  }
+  // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128).
+  template <int j> static TOPS_INLINE I top_code(I c) {
+    I r;
+    TOPS_LANES(static_cast<int32_t>((static_cast<uint32_t>(c.v[i]) << (6 - 2 * j)) & 0xc0c0c0c0u));
+  }
+  static TOPS_INLINE I load_stride2(const void* p) {
+    I a = load(p), b = load(static_cast<const uint8_t*>(p) + 16);
+    return {{a.v[0], a.v[2], b.v[0], b.v[2]}};
+  }
+  static TOPS_INLINE int32_t sum(I a) {
+    return wrap_add(wrap_add(a.v[0], a.v[1]), wrap_add(a.v[2], a.v[3]));
+  }
+#undef TOPS_LANES
+};
