@@ -1,2 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a float network to trainable quantized layers, their ranges, and packed layers."""
+
+from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.quantize.convert import quantize_
+from ternary_ops.quantize.plan import Plan, PlanRow, plan
+from ternary_ops.quantize.ternarize import Ternarizer, ptq, register_ternarizer
+
+__all__ = [
+    "Plan",
+    "PlanRow",
+    "TernaryConfig",
+    "Ternarizer",
+    "plan",
+    "ptq",
+    "quantize_",
+    "register_ternarizer",
+]

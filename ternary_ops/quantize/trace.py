@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One way to see a network as a graph, and the one rule of what fuses into a layer.
 
-`trace` runs torch.fx with every weighted or stateful layer as a leaf. `fused_chain` says which nodes
-become the epilogue of a layer (BatchNorm, residual add, clamp-like activation). Calibration stores
-the range of a chain's last value, folding needs its BatchNorm, and lowering emits the chain as one
-operator: all three must agree, so the rule stands here once.
+`trace` runs torch.fx with every weighted or stateful layer as a leaf. `fused_chain` says which
+nodes become the epilogue of a layer (BatchNorm, residual add, clamp-like activation). Calibration
+stores the range of a chain's last value, folding needs its BatchNorm, and lowering emits the chain
+as one operator: all three must agree, so the rule stands here once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 
 def _drop_constant_arguments(graph: fx.Graph) -> None:
-    """Remove what `concrete_args` leaves: asserts on the default values, then their placeholders."""
+    """Remove what `concrete_args` leaves: asserts on the defaults, then their placeholders."""
     for node in list(graph.nodes):
         if node.op == "call_function" and "assert" in getattr(node.target, "__name__", ""):
             compared = node.all_input_nodes

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What TernaryLinear and TernaryConv2d share: state, phases, codes, fake-quantized forward."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape, need
+from ternary_ops.nn import fake_quant
+from ternary_ops.ops import reference
+from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.quantize.ternarize import (
+    INT8,
+    StraightThrough,
+    Ternarizer,
+    get_ternarizer,
+    lsq_scale,
+    per_filter,
+)
+
+PHASES = ("float", "ternary", "frozen")
+# float32 holds every integer up to here, so a sum that cannot pass it is exact in any order.
+_EXACT = 2**24
+
+
+class TernaryLayer(nn.Module, ABC):
+    """A layer whose forward computes with integer weights and trains latent float ones.
+
+    weight        latent, torch layout [O, I, ...]
+    bias          [O] or None
+    input_range   float [2], lo and hi of the uint8 input; NaN: not set, the input stays float
+    mask          bool, weight's shape; False where pruned
+    output_range  float32 [2]: range of what the layer and its fused epilogue produce, where no
+                  other layer owns it; NaN: not set
+    codes         int8, weight's shape; valid once frozen
+    phase_code    uint8, index into PHASES; set it through `phase`
+
+    Phases: "float" real masked weights; "ternary" integer weights with a straight-through gradient;
+    "frozen" fixed codes, whose scale goes on learning through the latent weight. With activations
+    "uint8" the forward is float32 whatever the input's dtype, and equals the native kernels bit for
+    bit once the range is set and the phase is not "float".
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    input_range: nn.Parameter
+    mask: Tensor
+    output_range: Tensor
+    codes: Tensor
+    phase_code: Tensor
+    config: TernaryConfig
+
+    def _adopt(self, weight: Tensor, bias: Tensor | None, config: TernaryConfig) -> None:
+        """Take over a float layer's parameters: the same objects, so that optimizers keep them."""
+        if config.weights == "float":
+            raise BadConfig(
+                need(
+                    f'{type(self).__name__} needs config.weights "ternary" or "int8"',
+                    "'float'",
+                    "Keep the torch.nn layer instead.",
+                )
+            )
+        device, unset = weight.device, [float("nan"), float("nan")]
+        self.config = config
+        self.register_parameter("weight", cast(nn.Parameter, weight))
+        self.register_parameter("bias", cast("nn.Parameter | None", bias))
+        self.input_range = nn.Parameter(
+            torch.tensor(unset, device=device), requires_grad=config.activations == "uint8"
+        )
+        ones = torch.ones(weight.shape, dtype=torch.bool, device=device)
+        self.register_buffer("mask", ones)
+        self.register_buffer("output_range", torch.tensor(unset, device=device))
+        self.register_buffer("codes", torch.zeros(weight.shape, dtype=torch.int8, device=device))
+        self.register_buffer("phase_code", torch.tensor(1, dtype=torch.uint8, device=device))
+        # phase_code again, for Python to branch on: reading a tensor would stop torch.compile.
+        self._phase = "ternary"
+
+    @property
+    def phase(self) -> str:
+        """ "float", "ternary" or "frozen". Setting "frozen" fixes the codes of this moment."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        if phase not in PHASES:
+            names = ", ".join(map(repr, PHASES))
+            raise BadConfig(need(f"phase is one of {names}", repr(phase), "Pick one."))
+        if phase == "frozen" and self._phase != "frozen":
+            self.codes.copy_(self.integer_weight()[0])
+        self._phase = phase
+        self.phase_code.fill_(PHASES.index(phase))
+
+    @property
+    def ternarizer(self) -> Ternarizer:
+        """The rules from latent weights to integer ones, while not frozen."""
+        ternary = self.config.weights == "ternary"
+        return get_ternarizer(self.config.ternarizer) if ternary else INT8
+
+    def integer_weight(self) -> tuple[Tensor, Tensor]:
+        """Codes int8 of weight's shape and scale float32 [O], in any phase.
+
+        Raises BadWeights, naming the first weight that is not finite.
+        """
+        finite = self.weight.detach().isfinite()
+        if not finite.all():
+            at = tuple(int(i) for i in (~finite).nonzero()[0])
+            raise BadWeights(
+                need("quantizing needs finite weights", f"{self.weight[at]} at {at}", "Train anew.")
+            )
+        if self._phase == "frozen":
+            return self.codes.clone(), self._frozen_scale().detach()
+        return self.ternarizer(self.weight, self.mask, self.config.pattern)
+
+    def ternary(self) -> tuple[Tensor, Tensor]:
+        """Codes in {-1, 0, 1} int8 and scale float32 [O]; BadConfig for an int8 layer."""
+        self._needs("ternary")
+        return self.integer_weight()
+
+    def int8(self) -> tuple[Tensor, Tensor]:
+        """Codes -127..127 int8 and scale float32 [O]; BadConfig for a ternary layer."""
+        self._needs("int8")
+        return self.integer_weight()
+
+    def input_params(self) -> tuple[np.float32, int] | None:
+        """Scale and zero point of the uint8 input; None while the range is unset or unused."""
+        lo, hi = (float(v) for v in self.input_range.detach())
+        if self.config.activations != "uint8" or lo != lo or hi != hi:
+            return None
+        return reference.affine_params(lo, hi)
+
+    def _float_weight(self) -> nn.Parameter:
+        """What this layer computes with, as a float parameter of the latent weight's dtype."""
+        if self._phase == "float":
+            value = self.weight.detach() * self.mask
+        else:
+            codes, scale = self.integer_weight()
+            value = codes * per_filter(scale, codes)
+        return nn.Parameter(value.to(self.weight.dtype))
+
+    def _float_bias(self) -> nn.Parameter | None:
+        return None if self.bias is None else nn.Parameter(self.bias.detach().clone())
+
+    def _forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        integer_input = self.config.activations == "uint8"
+        work = torch.float64 if x.dtype == torch.float64 and not integer_input else torch.float32
+        result = _result_dtype(x)
+        with _full_precision(x.device.type):
+            weight, scale = self._training_weight()
+            x = x.to(work)
+            if integer_input:
+                x, x_scale = fake_quant.quantize(x, self.input_range)
+                scale = x_scale if scale is None else scale * x_scale
+            exact = self._exact_dtype() if integer_input else work
+            y = self._accumulate(x.to(exact), weight.to(exact)).to(work)
+            if scale is not None:
+                y = y * self._per_output(scale)
+            if self.bias is not None:
+                y = y + self._per_output(self.bias.to(work))
+        return y.to(result)
+
+    def _training_weight(self) -> tuple[Tensor, Tensor | None]:
+        """What enters the accumulation, and the scale that follows it (None for real weights)."""
+        if self._phase == "float":
+            return self.weight * self.mask, None
+        if self._phase == "frozen":
+            return self.codes, self._frozen_scale()
+        rules = self.ternarizer
+        codes, scale = rules(self.weight, self.mask, self.config.pattern)
+        weight: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+            self.weight, self.mask, codes, scale, rules.ste
+        )
+        return weight, scale
+
+    def _frozen_scale(self) -> Tensor:
+        rule = self.ternarizer.scale if self.config.weights == "ternary" else lsq_scale
+        return rule(self.weight.float(), self.mask, self.codes)
+
+    def _exact_dtype(self) -> torch.dtype:
+        """The float type in which the accumulator cannot round."""
+        largest = 1 if self.config.weights == "ternary" else 127
+        terms = self.weight[0].numel() if len(self.weight) else 0
+        bound = fake_quant.LEVELS * largest * terms
+        return torch.float32 if bound <= _EXACT else torch.float64
+
+    @abstractmethod
+    def _accumulate(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The sums alone, without scale and bias."""
+
+    @abstractmethod
+    def _per_output(self, values: Tensor) -> Tensor:
+        """[O] shaped to broadcast over the output."""
+
+    @abstractmethod
+    def _check_input(self, x: Tensor) -> None:
+        """Raise UnsupportedShape unless x fits the layer."""
+
+    def _check_dtype(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise UnsupportedShape(
+                need(f"{type(self).__name__} takes a float input", x.dtype, "Convert it first.")
+            )
+
+    def _needs(self, weights: str) -> None:
+        if self.config.weights != weights:
+            raise BadConfig(
+                need(
+                    f"this asks for a layer with {weights} weights",
+                    self.config.weights,
+                    "integer_weight() serves both.",
+                )
+            )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.phase_code.is_meta:
+            self._phase = PHASES[int(self.phase_code)]
+
+    def extra_repr(self) -> str:
+        """The torch twin's line, then what is quantized and how far training is."""
+        config = self.config
+        rule = f", pattern={config.pattern}, ternarizer={config.ternarizer}"
+        return (
+            f"weights={config.weights}{rule if config.weights == 'ternary' else ''}, "
+            f"activations={config.activations}, phase={self._phase}"
+        )
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """No autocast inside: integers must not be rounded to bfloat16."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    """What the torch twin returns: autocast's dtype, which leaves float64 alone, else x's."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype

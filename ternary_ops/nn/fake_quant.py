@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The uint8 input of a layer, as exact integers inside a float tensor, with a learnable range.
+
+The forward is docs/architecture.md to the bit: scale and zero point as reference.affine_params
+makes them, q as reference.quantize makes it (but NaN stays NaN, so that training shows it).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LEVELS = 255
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def affine_params(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale float32, zero point float32 and known bool, all 0-d, of a range [2]; no gradient.
+
+    The tensor twin of reference.affine_params, which says why. A range that is not finite is
+    unknown: scale 1, zero point 0.
+    """
+    bounds = bounds.detach().double()
+    known = bounds.isfinite().all()
+    lo, hi = torch.where(known, bounds, 0.0).unbind()
+    lo, hi = lo.clamp_max(0.0), hi.clamp_min(0.0)
+    empty = lo == hi
+    scale = ((hi - lo) / LEVELS).float().clamp_min(_TINY)
+    zero_point = (-lo / scale.double()).round().clamp(0, LEVELS)
+    return torch.where(empty, 1.0, scale), torch.where(empty, 0.0, zero_point).float(), known
+
+
+def quantize(x: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 x and a range [2] -> (q - zero point) as float32, and the scale, float32 0-d.
+
+    While the range is unset (NaN) this is (x, 1), so that one graph serves both. Gradients:
+    straight through to x inside the range; to the bounds by LSQ+ (Bhalgat et al. 2020, arXiv
+    2004.09576): the rounding error inside, 1 where x is clipped to that bound.
+    """
+    scale, zero_point, known = affine_params(bounds)
+    q: Tensor = _Quantize.apply(  # type: ignore[no-untyped-call]
+        x, bounds, scale, zero_point, known
+    )
+    return q, scale
+
+
+class _Quantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bounds: Tensor, scale: Tensor, zero_point: Tensor, known: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, bounds, scale, zero_point, known)
+        steps = torch.round(x * (1.0 / scale)) + zero_point
+        return torch.where(known, steps.clamp(0, LEVELS) - zero_point, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, bounds, scale, zero_point, known = ctx.saved_tensors
+        # q - zp enters multiplied by scale: this is the gradient by the value it stands for.
+        grad = grad / scale
+        exact = x * (1.0 / scale)
+        steps = torch.round(exact)
+        below, above = steps + zero_point < 0, steps + zero_point > LEVELS
+        inside = torch.where(below | above, 0.0, grad)
+        grad_bounds = None
+        if ctx.needs_input_grad[1]:
+            rounding = (inside * (steps - exact)).sum() / LEVELS
+            by_lo = torch.where(below, grad, 0.0).sum() - rounding
+            by_hi = torch.where(above, grad, 0.0).sum() + rounding
+            # LSQ (Esser et al. 2020): a range sums over all of x; this brings the gradient back to
+            # the size of a weight's. A bound at 0 stays: affine_params widens ranges to hold 0.
+            step = (max(x.numel(), 1) * LEVELS) ** -0.5
+            free = torch.stack([bounds[0] < 0, bounds[1] > 0]) & known
+            grad_bounds = torch.where(free, torch.stack([by_lo, by_hi]) * step, 0.0).to(
+                bounds.dtype
+            )
+        return torch.where(known, inside, grad), grad_bounds, None, None, None

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quantize_: float layers become trainable ones. pack_: trainable layers become packed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
+from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.quantize.plan import Plan, plan, weight_shape
+
+# What nn.Module keeps of the hooks that users registered on it.
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = None) -> Plan:
+    """Replace layers by TernaryLinear and TernaryConv2d in place, as planned; returns the plan.
+
+    The new layers hold the same parameter objects, so that an optimizer made before goes on, and
+    start in phase "ternary" with no input range. A second call changes nothing. Every new layer is
+    made before the first is put in place. Raises UnsupportedModel for the plan of another model.
+    """
+    chosen = plan_or_config if isinstance(plan_or_config, Plan) else plan(model, plan_or_config)
+    modules = dict(model.named_modules())
+    new: dict[nn.Module, nn.Module] = {}
+    for row in chosen:
+        module = modules.get(row.name)
+        shape = weight_shape(module)
+        if module is None or shape != row.shape:
+            raise UnsupportedModel(
+                need(
+                    f"the plan has a {row.type} {row.name!r} of shape {list(row.shape)}",
+                    "no such layer here" if module is None else list(shape),
+                    "Make the plan from this model.",
+                )
+            )
+        if row.config is None or isinstance(module, tnn.TernaryLayer):
+            continue
+        if type(module) is nn.Linear:
+            new[module] = tnn.TernaryLinear.from_float(module, row.config)
+        elif type(module) is nn.Conv2d:
+            new[module] = tnn.TernaryConv2d.from_float(module, row.config)
+        else:
+            raise UnsupportedModel(
+                need(
+                    f"the plan has a {row.type} {row.name!r}",
+                    type(module).__name__,
+                    "Make the plan from this model.",
+                )
+            )
+    replace_modules(model, new)
+    return chosen
+
+
+def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put `new[m]` in the place of m under every name it has; users' hooks move along."""
+    for old, layer in new.items():
+        for name in _HOOKS:
+            layer.__dict__[name] = old.__dict__[name]
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in new:
+                parent._modules[name] = new[child]
