@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain text tables, the one way reports and commands print figures. Standard library only."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of ready text under column names; the first column is left-aligned, the rest right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        """Aligned columns, a rule below the names, notes below the rows."""
+        grid = [list(self.columns), *(list(row) for row in self.rows)]
+        widths = [max(len(row[i]) for row in grid) for i in range(len(self.columns))]
+        lines = []
+        for row in grid:
+            cells = [row[0].ljust(widths[0])]
+            cells += [text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        title = [self.title, ""] if self.title else []
+        return "\n".join([*title, *lines, *(f"  {note}" for note in self.notes)])
+
+    def show(self) -> None:
+        """Print: through rich on a terminal that has it, otherwise as plain text."""
+        import sys
+
+        if sys.stdout.isatty():
+            try:
+                self._show_rich()
+                return
+            except ImportError:
+                pass  # rich is optional; the plain text says the same
+        print(self)
+
+    def _show_rich(self) -> None:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        view = RichTable(title=self.title or None, title_justify="left", title_style="bold")
+        for index, name in enumerate(self.columns):
+            view.add_column(name, justify="right" if index else "left", overflow="fold")
+        for row in self.rows:
+            view.add_row(*(Text(cell) for cell in row))
+        console = Console()
+        console.print(view)
+        for note in self.notes:
+            console.print(Text(f"  {note}", style="dim"))
+
+
+def write_csv(path: str | Path, rows: Sequence[dict[str, object]]) -> None:
+    """Write dicts of equal keys as CSV, atomically."""
+
+    def write(target: Path) -> None:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    replace_file(path, write)
+
+
+def replace_file(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Call `write(temporary)` beside `path`, then rename: an interrupted write leaves no trace."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        # mkstemp makes private files; a report is an ordinary one.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
