@@ -74,7 +74,7 @@ class Pruner:
 
         start, end: where the schedule begins (default: its own start) and ends, as shares of
             total_steps.
-        every: steps between updates of the masks (default: so that there are 200 to 400).
+        every: steps between updates of the masks (default: so that there are at most 200).
         min_nnz: units that survive in every filter (default: 1 in depthwise layers, else 0).
         normalize: rank by magnitude relative to the layer's mean instead of plain magnitude.
         skip: globs of layers to leave out.
@@ -95,7 +95,7 @@ class Pruner:
         self._ternary_step = min(round(ternary_at * self.total_steps), self._freeze_step)
         end_step = self._freeze_step if end is None else max(1, round(end * self.total_steps))
         self._end_step = min(end_step, self._freeze_step)
-        default_every = max(1, self._end_step // _UPDATES)
+        default_every = -(-self._end_step // _UPDATES)
         self.every = default_every if every is None else _check_count("every", every)
         self._targets = find_targets(model, zeros, pattern, scope, skip, min_nnz)
         self._groups = make_groups(self._targets)
