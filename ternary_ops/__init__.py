@@ -15,7 +15,8 @@ from ternary_ops._version import __version__
 if TYPE_CHECKING:
     from ternary_ops import engine, errors, io, models, nn, ops, prune, quantize, runtime
     from ternary_ops.engine import compile  # noqa: A004
-    from ternary_ops.quantize import TernaryConfig, calibrate, load, pack_, plan, quantize_, save
+    from ternary_ops.quantize import TernaryConfig, calibrate, load, pack_, quantize_, save
+    from ternary_ops.quantize.plan import plan
     from ternary_ops.reporting import report
     from ternary_ops.runtime import Program
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test runs under: fixed seeds, one torch thread, and poisoned memory.
 
-torch.empty* called from the package gives NaN (or 0xA5 bytes) instead of whatever lay there, so that
-a kernel which leaves an output cell unwritten fails on every machine.
+torch.empty* called from the package gives NaN (or 0xA5 bytes) instead of whatever lay there, so
+that a kernel which leaves an output cell unwritten fails on every machine.
 """
 
 from __future__ import annotations

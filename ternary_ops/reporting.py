@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What compression did to a network: bytes, zeros, multiply-adds, time and agreement.
+
+Sizes come in four forms that must not be confused, each over the same tensors (the weights and
+biases of every convolution and linear layer, BatchNorm folded in; scales count where they exist):
+
+fp32    4 bytes a weight and a bias
+packed  2 bits a ternary weight, 8 bits an int8 weight, 4 bytes a scale, a bias, a float weight
+file    the file as it lies on disk, headers included
+bound   the least that an entropy coder of this pattern can reach for the weights (`entropy_bits`)
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops.engine.describe import stored_bytes
+from ternary_ops.engine.ir import Weight
+from ternary_ops.engine.shapes import infer, macs
+from ternary_ops.errors import MissingExtra, UnsupportedModel, UnsupportedShape, need
+from ternary_ops.table import Table, replace_file, write_csv
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ternary_ops.runtime import Program
+
+Array = NDArray[Any]
+_REPEATS = 9
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer of a program."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int, int, int]
+    weights: int
+    zeros: int
+    quads: int
+    empty_quads: int
+    macs: int
+    ms: float
+    fp32: int
+    packed: int
+    bound: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A second network on the same sample."""
+
+    ms: float
+    agreement: float
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of a program on one sample; print it, or use to_csv and plot."""
+
+    layers: tuple[Layer, ...]
+    sample: tuple[int, ...]
+    file: int
+    ms: float
+    against: Comparison | None = None
+
+    def total(self, field: str, kind: str | None = None) -> float:
+        """Sum of a numeric field over the layers, or over those of one kind."""
+        return float(sum(getattr(row, field) for row in self.layers if kind in (None, row.kind)))
+
+    def zeros(self, unit: str) -> float:
+        """Percent of empty quads, or of zero weights ("weights"), in the ternary layers."""
+        fields = {"quads": ("empty_quads", "quads"), "weights": ("zeros", "weights")}
+        part, whole = (self.total(field, "ternary") for field in fields[unit])
+        return 100 * part / whole if whole else 0.0
+
+    def __str__(self) -> str:
+        """A table of the layers and one of the whole."""
+        return f"{self.layer_table()}\n\n{self.size_table()}\n\n{self.speed_table()}"
+
+    def layer_table(self) -> Table:
+        """One row per layer."""
+        columns = (
+            "layer",
+            "kind",
+            "O,R,S,I",
+            "zero quads",
+            "zeros",
+            "MACs",
+            "ms",
+            "fp32",
+            "packed",
+        )
+        rows = [
+            (
+                row.name,
+                row.kind,
+                ",".join(map(str, row.shape)),
+                f"{100 * row.empty_quads / row.quads:.1f} %",
+                f"{100 * row.zeros / row.weights:.1f} %",
+                f"{row.macs:,}",
+                f"{row.ms:.3f}",
+                f"{row.fp32:,}",
+                f"{row.packed:,}",
+                f"{row.bound:,.0f}",
+            )
+            for row in self.layers
+        ]
+        return Table(columns, rows)
+
+    def size_table(self) -> Table:
+        """Bytes by kind of weight; the file only as a whole."""
+        rows = []
+        for kind in ("ternary", "int8", "float"):
+            count = int(self.total("weights", kind))
+            if count:
+                rows.append((f"{kind} layers", f"{count:,}", *self._bytes(kind), ""))
+        rows.append(
+            ("all layers", f"{int(self.total('weights')):,}", *self._bytes(None), f"{self.file:,}")
+        )
+        fp32, packed = self.total("fp32"), self.total("packed")
+        notes = (
+            f"fp32 / packed = {fp32 / packed:.1f}, fp32 / file = {fp32 / self.file:.1f} (all)",
+            "packed, file and bound count scales and biases; the file its headers too",
+        )
+        columns = ("bytes of", "weights", "fp32", "packed", "bound", "file")
+        return Table(columns, rows, notes=notes)
+
+    def speed_table(self) -> Table:
+        """Zeros, multiply-adds, time and agreement."""
+        rows = [
+            ("empty quads of the ternary layers", f"{self.zeros('quads'):.2f} %"),
+            ("zero weights of the ternary layers", f"{self.zeros('weights'):.2f} %"),
+            (f"multiply-adds of {list(self.sample)}", f"{int(self.total('macs')):,}"),
+            ("ms, this program", f"{self.ms:.3f}"),
+        ]
+        if self.against is not None:
+            rows += [
+                ("ms, the other network", f"{self.against.ms:.3f}"),
+                ("same top class", f"{self.against.agreement:.2f} %"),
+                ("largest difference of an output", f"{self.against.largest_difference:.4g}"),
+            ]
+        return Table(("whole network", "value"), rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, what `ternary-ops report --json` prints."""
+        totals = {f: self.total(f) for f in ("weights", "macs", "fp32", "packed", "bound")}
+        return {
+            "sample": list(self.sample),
+            "file_bytes": self.file,
+            "totals": totals,
+            "zero_quads_percent": self.zeros("quads"),
+            "zero_weights_percent": self.zeros("weights"),
+            "ms": self.ms,
+            "against": None if self.against is None else self.against.__dict__,
+            "layers": [row.__dict__ for row in self.layers],
+        }
+
+    def to_csv(self, path: str | Path) -> None:
+        """One row per layer."""
+        rows = [{**r.__dict__, "shape": " ".join(map(str, r.shape))} for r in self.layers]
+        write_csv(path, rows)
+
+    def plot(self, path: str | Path) -> None:
+        """Save a chart: bytes of the whole in the four forms, and zeros and time by layer.
+
+        Raises MissingExtra without matplotlib.
+        """
+        figure, (sizes, zeros, times) = new_figure(3)
+        forms = ("fp32", "packed", "file", "bound")
+        values = [self.total("fp32"), self.total("packed"), self.file, self.total("bound")]
+        bars(sizes, forms, [v / 1000 for v in values], "kB, all layers", log=True)
+        names = [row.name for row in self.layers]
+        empty = [100 * row.empty_quads / row.quads for row in self.layers]
+        bars(zeros, names, empty, "empty quads, %", horizontal=True)
+        bars(times, names, [row.ms for row in self.layers], "ms", horizontal=True)
+        save_figure(figure, path)
+
+    def _bytes(self, kind: str | None) -> tuple[str, str, str]:
+        fp32, packed = (f"{int(self.total(f, kind)):,}" for f in ("fp32", "packed"))
+        return fp32, packed, f"{self.total('bound', kind):,.0f}"
+
+
+def report(
+    model: nn.Module | Program,
+    sample: Tensor | Array,
+    against: nn.Module | Program | None = None,
+) -> Report:
+    """Figures of `model` on `sample`, and of `against` on the same.
+
+    model: a Program, or a network that `compile` takes. sample: float32 [N, C, H, W] or [N, K];
+    its multiply-adds and time are of the whole batch. Raises what compile and a Program raise.
+    """
+    x = _array(sample)
+    program = _program(model, sample)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "program.safetensors")
+        program.save(path)
+        size = path.stat().st_size
+    return of_program(program, x, size, None if against is None else _runner(against))
+
+
+def of_program(
+    program: Program, x: Array, file: int, other: Callable[[Array], Array] | None = None
+) -> Report:
+    """The same for a program whose file has `file` bytes; needs no torch."""
+    against = None
+    ours = partial(program, x)
+    if other is not None:
+        theirs = partial(other, x)
+        times = _times(ours, theirs)
+        against = _compare(ours(), theirs(), times[1])
+    else:
+        times = _times(ours)
+    return Report(tuple(_layers(program, x)), x.shape, file, times[0], against)
+
+
+def entropy_bits(weight: Weight) -> float:
+    """Least bits for the values of a weight, from its own frequencies.
+
+    Ternary: the better of "element", zero-order entropy of {-1, 0, 1}, and "1x4",
+    H2(d)/4 + d * h(symbols inside kept quads) bits a weight, d = share of occupied quads. int8:
+    zero-order entropy of the values. float: 32 a weight.
+    """
+    values = weight.array
+    if weight.kind == "float":
+        return 32.0 * values.size
+    plain = float(_entropy(values) * values.size)
+    if weight.kind != "ternary":
+        return plain
+    quads = _quads(values)
+    kept = quads[(quads != 0).any(1)]
+    density = len(kept) / len(quads)
+    inside = _entropy(kept) * kept.size
+    return min(plain, float(_entropy_of([density, 1 - density]) * len(quads) + inside))
+
+
+def new_figure(columns: int) -> tuple[Any, Sequence[Any]]:
+    """A matplotlib figure with `columns` axes side by side, off screen; raises MissingExtra."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        do = "pip install 'ternary-ops[train]'"
+        raise MissingExtra(need("charts need matplotlib", "none installed", do)) from error
+    figure = Figure(figsize=(4.2 * columns, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(1, columns, 1 + i) for i in range(columns)]
+
+
+def bars(
+    axes: Any,
+    names: Sequence[str],
+    values: Sequence[float],
+    label: str,
+    log: bool = False,
+    horizontal: bool = False,
+) -> None:
+    """Bars with their values written beside them."""
+    if horizontal:
+        drawn = axes.barh(range(len(names)), values, color="#2a6f97")
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+    else:
+        drawn = axes.bar(range(len(names)), values, color="#2a6f97", log=log)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_ylabel(label)
+        axes.margins(y=0.15)
+    axes.bar_label(drawn, fmt="%.3g", fontsize=7, padding=2)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure, atomically; the suffix chooses PNG, SVG or PDF."""
+    replace_file(path, lambda target: figure.savefig(target, dpi=150))
+
+
+def _layers(program: Program, x: Array) -> list[Layer]:
+    graph = program.graph
+    shapes = infer(graph, x.shape[0], *x.shape[2:])
+    counts = macs(graph, shapes)
+    profile = program.profile(x, repeats=_REPEATS)
+    rows = []
+    for index, node in enumerate(graph.nodes):
+        if node.op in ("conv2d", "linear"):
+            ms = float(profile[index]["ms"])
+            rows.append(_layer(graph.weight(node), counts[index], ms))
+    return rows
+
+
+def _layer(weight: Weight, count: int, ms: float) -> Layer:
+    quads = _quads(weight.array)
+    biases = 0 if weight.bias is None else weight.bias.size
+    vectors = sum(v.nbytes for v in (weight.scale, weight.bias) if v is not None)
+    size = weight.array.size
+    return Layer(
+        name=weight.name,
+        kind=weight.kind,
+        shape=weight.shape,
+        weights=size,
+        zeros=int((weight.array == 0).sum()),
+        quads=len(quads),
+        empty_quads=int((quads == 0).all(1).sum()),
+        macs=count,
+        ms=ms,
+        fp32=4 * (size + biases),
+        packed=stored_bytes(weight),
+        bound=entropy_bits(weight) / 8 + vectors,
+    )
+
+
+def _quads(values: Array) -> Array:
+    """[quads, 4]: four consecutive input channels of one tap, the last ones padded with zeros."""
+    rows = values.reshape(-1, values.shape[-1])
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4))).reshape(-1, 4)
+
+
+def _entropy(values: Array) -> float:
+    if values.size == 0:
+        return 0.0
+    _, counts = np.unique(values, return_counts=True)
+    return _entropy_of(counts / values.size)
+
+
+def _entropy_of(shares: Sequence[float] | Array) -> float:
+    p = np.asarray(shares, np.float64)
+    p = p[p > 0]
+    return float(-(p * np.log2(p)).sum())
+
+
+def _compare(ours: Array, theirs: Array, ms: float) -> Comparison:
+    if ours.shape != theirs.shape:
+        what = f"both networks give {list(ours.shape)}"
+        raise UnsupportedShape(need(what, list(theirs.shape), "Compare networks of one task."))
+    same = ours.argmax(1) == theirs.argmax(1) if ours.shape[0] else np.ones(1)
+    difference = np.abs(ours.astype(np.float64) - theirs).max(initial=0)
+    return Comparison(ms, 100 * float(same.mean()), float(difference))
+
+
+def _times(*calls: Callable[[], object]) -> list[float]:
+    """Median milliseconds of each call, taken in turns."""
+    times: list[list[float]] = [[] for _ in calls]
+    for repeat in range(_REPEATS + 2):
+        for call, kept in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if repeat >= 2:  # the first calls plan memory and warm caches
+                kept.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(kept) for kept in times]
+
+
+def _array(sample: Tensor | Array) -> Array:
+    if not isinstance(sample, np.ndarray):
+        sample = sample.detach().cpu().numpy()
+    return np.ascontiguousarray(sample, np.float32)
+
+
+def _program(model: nn.Module | Program, sample: Tensor | Array) -> Program:
+    from ternary_ops.runtime import Program
+
+    if isinstance(model, Program):
+        return model
+    import torch
+
+    from ternary_ops.engine import compile as compile_model
+
+    if not isinstance(model, torch.nn.Module):
+        what = "report takes a network or a Program"
+        raise UnsupportedModel(need(what, type(model).__name__, "Compile or load it first."))
+    return compile_model(model, torch.as_tensor(sample))
+
+
+def _runner(model: nn.Module | Program) -> Callable[[Array], Array]:
+    from ternary_ops.runtime import Program
+
+    if isinstance(model, Program):
+        return model
+    import torch
+
+    network = model.eval()
+
+    def call(x: Array) -> Array:
+        with torch.inference_mode():
+            y: Array = network(torch.from_numpy(x)).numpy()
+        return y
+
+    return call

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job: a float network goes in, a checked and measured ternary program comes out."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ternary_ops as tops
+from ternary_ops import reporting
+from ternary_ops.errors import TernaryOpsError
+from ternary_ops.study.data import Split
+from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
+from ternary_ops.study.isolated import run_without_torch
+from ternary_ops.study.timing import int8_rival, per_image
+
+CALIBRATION = 256
+# Images at once: one, the latency that a user feels, and enough to hide the cost of each call.
+BATCHES = (1, 64)
+
+
+class Progress(Protocol):
+    """Who watches: one bar per stage."""
+
+    def stage(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+        """Enter a stage of `steps`; call what it gives after each."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compress and how.
+
+    weights: the state dict of a trained network; without one the network is trained first.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    split: Split
+    weights: Mapping[str, Tensor] | None = None
+    config: tops.TernaryConfig = field(default_factory=lambda: tops.TernaryConfig(zeros=0.9))
+    dense: Course = Course(epochs=15, rate=3e-3)
+    ternary: Course = Course(epochs=30, rate=2e-3)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds per image by name of the engine."""
+
+    threads: int
+    batch: int
+    ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything the command prints."""
+
+    name: str
+    file: Path
+    parameters: int
+    fp32_bytes: int
+    accuracy_dense: float
+    accuracy_int8: float | None
+    accuracy: float
+    test_images: int
+    report: reporting.Report
+    speeds: tuple[Speed, ...]
+    int8_note: str
+    plan: str
+
+    @property
+    def drop(self) -> float:
+        """Points of accuracy lost."""
+        return self.accuracy_dense - self.accuracy
+
+
+def compress(job: Job, output: Path, progress: Progress) -> Outcome:
+    """Train, compress, save to `output`, reload without torch, compare and measure.
+
+    The file appears once everything before it succeeded, in one step. Raises TernaryOpsError when
+    the saved program does not predict exactly what the trained network predicts.
+    """
+    split = job.split
+    dense = _dense(job, progress)
+    model, plan = _ternary(job, dense, progress)
+    with progress.stage("compile, save, reload", 4) as tick:
+        example = split.x_test[:1]
+        program = tops.compile(model, example)
+        tick()
+        program.save(output)
+        tick()
+        logits = run_without_torch(output, split.x_test.numpy())
+        tick()
+        _must_agree(logits, program(split.x_test.numpy()), predictions(model, split.x_test))
+        tick()
+    speeds, rival, note = _speeds(dense, program, split, progress)
+    predicted = torch.from_numpy(logits).argmax(1)
+    return Outcome(
+        name=job.name,
+        file=output,
+        parameters=sum(p.numel() for p in dense.parameters()),
+        fp32_bytes=sum(4 * p.numel() for p in dense.parameters()),
+        accuracy_dense=accuracy(predictions(dense, split.x_test), split.y_test),
+        accuracy_int8=(
+            None if rival is None else accuracy(predictions(rival, split.x_test), split.y_test)
+        ),
+        accuracy=accuracy(predicted, split.y_test),
+        test_images=len(split.y_test),
+        report=reporting.of_program(program, example.numpy(), output.stat().st_size),
+        speeds=speeds,
+        int8_note=note,
+        plan=str(plan),
+    )
+
+
+def _dense(job: Job, progress: Progress) -> nn.Module:
+    torch.manual_seed(job.dense.seed)
+    model = job.build()
+    if job.weights is not None:
+        model.load_state_dict(job.weights)
+        return model.eval()
+    with progress.stage("train, dense float32", job.dense.steps(job.split)) as tick:
+        fit(model, job.split, job.dense, optimizer_for(model, job.dense.rate), tick=tick)
+    return model
+
+
+def _ternary(job: Job, dense: nn.Module, progress: Progress) -> tuple[nn.Module, Any]:
+    """A quantized copy of `dense`, trained through the pruner's phases with it as teacher."""
+    model, split, course = copy.deepcopy(dense), job.split, job.ternary
+    torch.manual_seed(course.seed)
+    plan = tops.plan(model, job.config)
+    tops.quantize_(model, plan)
+    samples = [split.x_train[:CALIBRATION]]
+    steps = course.steps(split)
+    optimizer = optimizer_for(model, course.rate)
+    pruner = tops.prune.Pruner(model, schedule="one_cycle", total_steps=steps, optimizer=optimizer)
+    with progress.stage("train, prune, ternarize", steps) as tick:
+        fit(model, split, course, optimizer, teacher=dense, pruner=pruner, tick=tick)
+    # Ranges fit the network as it is now; the float activations of training need none.
+    tops.calibrate(model, samples, method="mse")
+    return model, plan
+
+
+def _must_agree(alone: np.ndarray[Any, Any], here: np.ndarray[Any, Any], trained: Tensor) -> None:
+    if not np.array_equal(alone, here):
+        raise TernaryOpsError(
+            "the reloaded program gives other outputs than the one that was saved"
+        )
+    differ = int((torch.from_numpy(alone).argmax(1) != trained).sum())
+    if differ:
+        raise TernaryOpsError(
+            f"the program and the trained network predict differently for {differ} images"
+        )
+
+
+def _speeds(
+    dense: nn.Module, program: tops.Program, split: Split, progress: Progress
+) -> tuple[tuple[Speed, ...], nn.Module | None, str]:
+    rival, note = int8_rival(dense, split.x_train[:CALIBRATION])
+    rivals = {"torch fp32": dense} | ({"torch int8": rival} if rival is not None else {})
+    cases = [(t, n) for t in sorted({1, os.cpu_count() or 1}) for n in BATCHES]
+    speeds = []
+    with progress.stage("measure", len(cases)) as tick:
+        for threads, batch in cases:
+            ms = per_image(rivals, program, split.x_test[:batch], threads)
+            speeds.append(Speed(threads, batch, ms))
+            tick()
+    return tuple(speeds), rival, note

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's job: a small ResNet on real handwritten digits, to 90 % empty quads."""
+
+from __future__ import annotations
+
+from ternary_ops.models import digits_resnet
+from ternary_ops.study.compressing import Job
+from ternary_ops.study.data import digits
+
+
+def digits_job() -> Job:
+    """0.3 M parameters, 1,297 images to train on, 500 to test; every seed fixed."""
+    return Job("digits, ResNet of 0.3 M parameters", digits_resnet, digits())
