@@ -9,6 +9,7 @@
 #include <limits>
 #include <optional>
 
+#include "codec/codec.h"
 #include "engine/engine.h"
 #include "engine/ops.h"
 #include "engine/threads.h"
@@ -261,6 +262,47 @@ void bind_machine(py::module_& m) {
   m.def("set_num_threads", &tops::set_num_threads, py::arg("n"));
 }
 
+// Codec: tensors are int8 [rows, width], see codec/codec.h.
+Array<uint8_t> codec_encode(const std::vector<std::pair<std::string, Array<int8_t>>>& tensors) {
+  std::vector<tops::CodecShape> shapes;
+  std::vector<const int8_t*> values;
+  for (const auto& [kind, array] : tensors) {
+    if (array.ndim() != 2) bad_argument("codec_encode needs arrays [rows, width], got " + std::to_string(array.ndim()) + " axes.");
+    shapes.push_back({tops::codec_kind(kind), static_cast<size_t>(array.shape(0)), static_cast<size_t>(array.shape(1))});
+    values.push_back(array.data());
+  }
+  std::vector<uint8_t> payload;
+  {
+    py::gil_scoped_release release;
+    payload = tops::codec_encode(shapes, values);
+  }
+  return Array<uint8_t>(static_cast<py::ssize_t>(payload.size()), payload.data());
+}
+
+std::vector<Array<int8_t>> codec_decode(const Array<uint8_t>& payload,
+                                        const std::vector<std::tuple<std::string, size_t, size_t>>& specs) {
+  std::vector<tops::CodecShape> shapes;
+  for (const auto& [kind, rows, width] : specs) shapes.push_back({tops::codec_kind(kind), rows, width});
+  const auto size = static_cast<size_t>(payload.size());
+  tops::codec_check(shapes, size);  // before anything is allocated for them
+  std::vector<Array<int8_t>> tensors;
+  std::vector<int8_t*> values;
+  for (const tops::CodecShape& s : shapes) {
+    tensors.emplace_back(std::vector<py::ssize_t>{static_cast<py::ssize_t>(s.rows), static_cast<py::ssize_t>(s.width)});
+    values.push_back(tensors.back().mutable_data());
+  }
+  {
+    py::gil_scoped_release release;
+    tops::codec_decode(payload.data(), size, shapes, values);
+  }
+  return tensors;
+}
+
+void bind_codec(py::module_& m) {
+  m.def("codec_encode", &codec_encode);
+  m.def("codec_decode", &codec_decode);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -271,4 +313,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("conv2d", &conv2d);
   m.def("linear", &linear);
   bind_engine(m);
+  bind_codec(m);
 }

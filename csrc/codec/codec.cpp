@@ -17,7 +17,8 @@ namespace {
 using namespace codec;
 
 constexpr size_t kQuad = 4;
-constexpr size_t kBlock = size_t{1} << 18;  // a block ends with the first row that completes this many quads (or bytes)
+// A block ends with the first row that completes this many quads (kBytes: bytes).
+constexpr size_t kBlock = size_t{1} << 18;
 
 // Is this quad occupied? Context: the quad before it, and the same place in the three rows before.
 struct Occupancy {
@@ -30,7 +31,8 @@ struct Occupancy {
 // Statistics, kept from tensor to tensor.
 struct Models {
   Occupancy ternary_occupied, int8_occupied;
-  SymbolModel quad[kQuad] = {SymbolModel(2), SymbolModel(8), SymbolModel(26), SymbolModel(80)};  // by values in the quad
+  SymbolModel quad[kQuad] = {SymbolModel(2), SymbolModel(8), SymbolModel(26),
+                             SymbolModel(80)};  // of 1, 2, 3 and 4 values
   SymbolModel int8{256};
   std::vector<SymbolModel> columns[kMaxCodecColumns + 1];  // by width, made at first use
 
@@ -41,8 +43,8 @@ struct Models {
   }
 };
 
-// Number of a ternary quad: sum of digit(value k) * 3^k with digits 0 -> 0, +1 -> 1, -1 -> 2. The empty quad has number 0,
-// and a quad of n values a number below 3^n.
+// Number of a ternary quad: sum of digit(value k) * 3^k with digits 0 -> 0, +1 -> 1, -1 -> 2. The
+// empty quad has number 0, and a quad of n values a number below 3^n.
 int quad_number(const int8_t* w, size_t lanes) {
   static constexpr int kPower[kQuad] = {1, 3, 9, 27};
   int number = 0;
@@ -57,7 +59,8 @@ struct QuadTable {
 constexpr QuadTable kQuadTable = [] {
   QuadTable t{};
   for (int n = 0; n < 81; ++n) {
-    for (int k = 0, rest = n; k < 4; ++k, rest /= 3) t.value[n][k] = static_cast<int8_t>(rest % 3 == 2 ? -1 : rest % 3);
+    for (int k = 0, rest = n; k < 4; ++k, rest /= 3)
+      t.value[n][k] = static_cast<int8_t>(rest % 3 == 2 ? -1 : rest % 3);
   }
   return t;
 }();
@@ -95,7 +98,8 @@ bool walk_quad(Coder& coder, Models& models, BitModel& occupancy, Value* w, size
 }
 
 template <CodecKind kKind, class Coder, class Value>
-void walk_row(Coder& coder, Models& models, Occupancy& occupancy, std::vector<uint8_t>& above, Value* w, size_t width) {
+void walk_row(Coder& coder, Models& models, Occupancy& occupancy, std::vector<uint8_t>& above,
+              Value* w, size_t width) {
   unsigned before = 0;
   const auto quad = [&](size_t q, size_t lanes) {
     BitModel& model = occupancy.model[before << 3 | above[q]];
@@ -118,9 +122,12 @@ class Walk {
   void tensor(const CodecShape& shape, Value* w) {
     if (shape.rows == 0 || shape.width == 0) return;
     switch (shape.kind) {
-      case CodecKind::kTernary: return quads<CodecKind::kTernary>(models_->ternary_occupied, shape, w);
-      case CodecKind::kInt8: return quads<CodecKind::kInt8>(models_->int8_occupied, shape, w);
-      case CodecKind::kBytes: return bytes(shape, w);
+      case CodecKind::kTernary:
+        return quads<CodecKind::kTernary>(models_->ternary_occupied, shape, w);
+      case CodecKind::kInt8:
+        return quads<CodecKind::kInt8>(models_->int8_occupied, shape, w);
+      case CodecKind::kBytes:
+        return bytes(shape, w);
     }
   }
 
@@ -146,7 +153,8 @@ class Walk {
     std::vector<SymbolModel>& columns = models_->of_width(shape.width);
     for (size_t r = 0; r < shape.rows; ++r) {
       begin_row();
-      for (size_t c = 0; c < shape.width; ++c) walk_byte(coder_, columns[c], w[r * shape.width + c]);
+      for (size_t c = 0; c < shape.width; ++c)
+        walk_byte(coder_, columns[c], w[r * shape.width + c]);
       end_row(shape.width);
     }
   }
@@ -171,10 +179,12 @@ size_t total_values(const std::vector<CodecShape>& shapes) {
     size_t n = 0;
     if (s.kind == CodecKind::kBytes && s.width > kMaxCodecColumns) {
       throw Error(ErrorKind::kFormatError, "payload: at most " + std::to_string(kMaxCodecColumns) +
-                                               " byte columns, got " + std::to_string(s.width) + ".");
+                                               " byte columns, got " + std::to_string(s.width) +
+                                               ".");
     }
     if (__builtin_mul_overflow(s.rows, s.width, &n) || __builtin_add_overflow(total, n, &total)) {
-      throw Error(ErrorKind::kFormatError, "payload: shapes whose sizes fit in memory, got an overflow.");
+      throw Error(ErrorKind::kFormatError,
+                  "payload: shapes whose sizes fit in memory, got an overflow.");
     }
   }
   return total;
@@ -182,7 +192,9 @@ size_t total_values(const std::vector<CodecShape>& shapes) {
 
 // Bytes a payload of this many values must have at least.
 size_t least_size(size_t values) {
-  return values <= kCodecFreeBytes ? 0 : (values - kCodecFreeBytes + kCodecMaxRatio - 1) / kCodecMaxRatio;
+  return values <= kCodecFreeBytes
+             ? 0
+             : (values - kCodecFreeBytes + kCodecMaxRatio - 1) / kCodecMaxRatio;
 }
 
 void check_ternary(size_t tensor, const int8_t* w, size_t n) {
@@ -190,8 +202,9 @@ void check_ternary(size_t tensor, const int8_t* w, size_t n) {
   for (size_t i = 0; i < n; ++i) valid &= w[i] >= -1 && w[i] <= 1;
   if (valid) return;
   const size_t at = std::find_if(w, w + n, [](int8_t v) { return v < -1 || v > 1; }) - w;
-  throw Error(ErrorKind::kBadWeights, "codes -1, 0 or 1, got " + std::to_string(w[at]) + " at position " +
-                                          std::to_string(at) + " of tensor " + std::to_string(tensor) +
+  throw Error(ErrorKind::kBadWeights, "codes -1, 0 or 1, got " + std::to_string(w[at]) +
+                                          " at position " + std::to_string(at) + " of tensor " +
+                                          std::to_string(tensor) +
                                           ".\n  Quantize the weights first.");
 }
 
@@ -204,11 +217,13 @@ CodecKind codec_kind(const std::string& name) {
   throw Error(ErrorKind::kFormatError, "a payload kind ternary, int8 or bytes, got " + name + ".");
 }
 
-std::vector<uint8_t> codec_encode(const std::vector<CodecShape>& shapes, const std::vector<const int8_t*>& values) {
+std::vector<uint8_t> codec_encode(const std::vector<CodecShape>& shapes,
+                                  const std::vector<const int8_t*>& values) {
   const size_t total = total_values(shapes);
   Walk<Writer> walk{Writer()};
   for (size_t i = 0; i < shapes.size(); ++i) {
-    if (shapes[i].kind == CodecKind::kTernary) check_ternary(i, values[i], shapes[i].rows * shapes[i].width);
+    if (shapes[i].kind == CodecKind::kTernary)
+      check_ternary(i, values[i], shapes[i].rows * shapes[i].width);
     walk.tensor(shapes[i], values[i]);
   }
   std::vector<uint8_t> payload = walk.finish().bytes();
@@ -219,9 +234,10 @@ std::vector<uint8_t> codec_encode(const std::vector<CodecShape>& shapes, const s
 void codec_check(const std::vector<CodecShape>& shapes, size_t size) {
   const size_t total = total_values(shapes);
   if (size < least_size(total)) {
-    throw Error(ErrorKind::kFormatError, "payload: " + std::to_string(total) + " values need at least " +
-                                             std::to_string(least_size(total)) + " bytes, got " +
-                                             std::to_string(size) + ".\n  The file is damaged: fetch it again.");
+    throw Error(ErrorKind::kFormatError,
+                "payload: " + std::to_string(total) + " values need at least " +
+                    std::to_string(least_size(total)) + " bytes, got " + std::to_string(size) +
+                    ".\n  The file is damaged: fetch it again.");
   }
 }
 
@@ -234,8 +250,9 @@ void codec_decode(const uint8_t* payload, size_t size, const std::vector<CodecSh
   const uint8_t* end = payload + size;
   const bool only_padding = std::all_of(next, end, [](uint8_t b) { return b == 0; });
   if (next != end && !(only_padding && size == least_size(total_values(shapes)))) {
-    throw Error(ErrorKind::kFormatError, "payload: " + std::to_string(next - payload) + " bytes are used, got " +
-                                             std::to_string(size) + ".\n  The file is damaged: fetch it again.");
+    throw Error(ErrorKind::kFormatError, "payload: " + std::to_string(next - payload) +
+                                             " bytes are used, got " + std::to_string(size) +
+                                             ".\n  The file is damaged: fetch it again.");
   }
 }
 

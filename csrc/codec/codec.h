@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Entropy coder of weight files: all tensors of a file in one byte stream. docs/formats.md is the normative description.
+// Entropy coder of weight files: all tensors of a file in one byte stream. docs/formats.md is the
+// normative description.
 #pragma once
 
 #include <cstddef>
@@ -22,19 +23,24 @@ struct CodecShape {
   size_t width;
 };
 
-constexpr size_t kMaxCodecColumns = 8;            // of kind kBytes
-constexpr size_t kCodecFreeBytes = size_t{1} << 20;  // a payload of n bytes holds at most 2^20 + 1024 n values
+constexpr size_t kMaxCodecColumns = 8;  // of kind kBytes
+constexpr size_t kCodecFreeBytes =
+    size_t{1} << 20;  // a payload of n bytes holds at most 2^20 + 1024 n values
 constexpr size_t kCodecMaxRatio = 1024;
 
 CodecKind codec_kind(const std::string& name);  // "ternary", "int8", "bytes"
 
-// Throws BadWeights, naming the tensor and position of the first value that is not -1, 0 or 1 where kind is kTernary.
-std::vector<uint8_t> codec_encode(const std::vector<CodecShape>& shapes, const std::vector<const int8_t*>& values);
+// Throws BadWeights, naming the tensor and position of the first value that is not -1, 0 or 1 where
+// kind is kTernary.
+std::vector<uint8_t> codec_encode(const std::vector<CodecShape>& shapes,
+                                  const std::vector<const int8_t*>& values);
 
-// Throws FormatError when `size` bytes may not hold such shapes; to be called before allocating for them.
+// Throws FormatError when `size` bytes may not hold such shapes; to be called before allocating for
+// them.
 void codec_check(const std::vector<CodecShape>& shapes, size_t size);
 
-// Every byte string either decodes or throws FormatError. The values always are valid for their kind.
+// Every byte string either decodes or throws FormatError. The values always are valid for their
+// kind.
 void codec_decode(const uint8_t* payload, size_t size, const std::vector<CodecShape>& shapes,
                   const std::vector<int8_t*>& values);
 

@@ -10,11 +10,12 @@ void SymbolModel::rebuild() {
     total = 0;
     for (uint32_t& c : count_) total += c = (c + 1) / 2;
   }
-  // Every symbol keeps one slot, so every value can be coded; the rest is shared in proportion, the remainder of the
-  // division going to the most frequent symbol (the first of them).
+  // Every symbol keeps one slot, so every value can be coded; the rest is shared in proportion, the
+  // remainder of the division going to the most frequent symbol (the first of them).
   uint32_t left = kSlots;
   for (int i = 0; i < size_; ++i) {
-    entry_[i].freq = 1 + static_cast<uint32_t>((kSlots - size_) * static_cast<uint64_t>(count_[i]) / total);
+    entry_[i].freq =
+        1 + static_cast<uint32_t>((kSlots - size_) * static_cast<uint64_t>(count_[i]) / total);
     left -= entry_[i].freq;
   }
   entry_[std::max_element(count_.begin(), count_.end()) - count_.begin()].freq += left;

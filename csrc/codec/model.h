@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adaptive models of the codec. Encoder and decoder drive the same code with the same values, so both sides always hold
-// the same numbers; everything is integer arithmetic, hence the same on every machine.
+// Adaptive models of the codec. Encoder and decoder drive the same code with the same values, so
+// both sides always hold the same numbers; everything is integer arithmetic, hence the same on
+// every machine.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,8 @@ struct Interval {
   uint32_t freq;
 };
 
-// Probability of "yes" as a 32-bit fraction, moved towards each outcome by 1 / (n + 1.5) after n outcomes.
+// Probability of "yes" as a 32-bit fraction, moved towards each outcome by 1 / (n + 1.5) after n
+// outcomes.
 class BitModel {
  public:
   uint32_t yes() const { return std::clamp(p_ >> 16, kFloor, kScale - kFloor); }
@@ -35,11 +37,13 @@ class BitModel {
     }
   }
 
-  // Called where statistics may jump (a new tensor): what was learned stays as the starting point, but moves fast again.
+  // Called where statistics may jump (a new tensor): what was learned stays as the starting point,
+  // but moves fast again.
   void loosen() { n_ = std::min(n_, kLoose); }
 
  private:
-  static constexpr uint32_t kFloor = 16;  // an outcome never costs more than 12 bits, nor less than 0.0004
+  static constexpr uint32_t kFloor =
+      16;  // an outcome never costs more than 12 bits, nor less than 0.0004
   static constexpr uint32_t kLimit = 1024;
   static constexpr uint32_t kLoose = 24;
 

@@ -13,7 +13,8 @@ void Writer::end_block() {
   uint64_t state = kStateFloor;
   for (size_t i = record_.size(); i-- > 0;) {
     const Interval in = record_[i];
-    if (state >= static_cast<uint64_t>(in.freq) << 47) {  // (2^31 / 2^16) * 2^32 * freq: coding would leave the range
+    if (state >= static_cast<uint64_t>(in.freq)
+                     << 47) {  // (2^31 / 2^16) * 2^32 * freq: coding would leave the range
       words.push_back(static_cast<uint32_t>(state));
       state >>= 32;
     }
@@ -22,12 +23,14 @@ void Writer::end_block() {
   words.push_back(static_cast<uint32_t>(state >> 32));
   words.push_back(static_cast<uint32_t>(state));
   for (size_t i = words.size(); i-- > 0;) {
-    for (int shift = 0; shift < 32; shift += 8) bytes_.push_back(static_cast<uint8_t>(words[i] >> shift));
+    for (int shift = 0; shift < 32; shift += 8)
+      bytes_.push_back(static_cast<uint8_t>(words[i] >> shift));
   }
 }
 
 void Reader::damaged(const char* what) {
-  throw Error(ErrorKind::kFormatError, std::string("payload: ") + what + ".\n  The file is damaged: fetch it again.");
+  throw Error(ErrorKind::kFormatError,
+              std::string("payload: ") + what + ".\n  The file is damaged: fetch it again.");
 }
 
 }  // namespace tops::codec

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Range asymmetric numeral system, one 64-bit state, renormalized by 32-bit words.
 //
-// The state x lives in [2^31, 2^63). Coding an interval of width f turns x into (x / f) * 2^16 + start + x % f; decoding
-// takes x mod 2^16, finds the interval it lies in and undoes that. The last decision coded is the first one decoded, so the
-// writer records intervals and codes them backwards, one block at a time to bound the record.
+// The state x lives in [2^31, 2^63). Coding an interval of width f turns x into (x / f) * 2^16 +
+// start + x % f; decoding takes x mod 2^16, finds the interval it lies in and undoes that. The last
+// decision coded is the first one decoded, so the writer records intervals and codes them
+// backwards, one block at a time to bound the record.
 //
-// Reader and Writer have the same members, so that the walk over the weights (codec.cpp) is written once: the writer is
-// told each decision and returns it, the reader ignores what it is told and returns what the stream says.
+// Reader and Writer have the same members, so that the walk over the weights (codec.cpp) is written
+// once: the writer is told each decision and returns it, the reader ignores what it is told and
+// returns what the stream says.
 #pragma once
 
 #include <cstddef>
@@ -55,7 +57,8 @@ class Reader {
   void begin_block() {
     const uint64_t low = word();
     state_ = low | static_cast<uint64_t>(word()) << 32;
-    if (state_ < kStateFloor || state_ >> 63) damaged("a block of the payload starts with an impossible state");
+    if (state_ < kStateFloor || state_ >> 63)
+      damaged("a block of the payload starts with an impossible state");
   }
 
   void end_block() const {
@@ -82,7 +85,8 @@ class Reader {
   }
 
  private:
-  // freq >= 4 and state >= 2^31 leave at least 2^17 before the refill: one word always brings the state back to its range.
+  // freq >= 4 and state >= 2^31 leave at least 2^17 before the refill: one word always brings the
+  // state back to its range.
   void take(Interval in, uint32_t position) {
     state_ = in.freq * (state_ >> kScaleBits) + position - in.start;
     if (state_ < kStateFloor) state_ = state_ << 32 | word();
@@ -90,7 +94,8 @@ class Reader {
 
   uint32_t word() {
     if (end_ - next_ < kWordBytes) damaged("the payload ends before its last weight");
-    const uint32_t w = next_[0] | next_[1] << 8 | next_[2] << 16 | static_cast<uint32_t>(next_[3]) << 24;
+    const uint32_t w =
+        next_[0] | next_[1] << 8 | next_[2] << 16 | static_cast<uint32_t>(next_[3]) << 24;
     next_ += kWordBytes;
     return w;
   }
