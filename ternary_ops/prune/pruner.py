@@ -45,7 +45,7 @@ class Pruner:
     nested=False: weights may come back until the freeze. A pruned weight then has a latent value,
     kept here, by which it is ranked and to which the optimizer's change is added at every step.
     The weight in the model is 0.0 all the same; its optimizer state goes on; weight decay does not
-    reach its latent value.
+    reach its latent value. Quantized layers pass no gradient to pruned weights in phase "float".
 
     Masks depend on the weights alone, so the ranks of a DistributedDataParallel run agree on them.
     """
@@ -68,7 +68,7 @@ class Pruner:
         nested: bool = True,
         min_nnz: int | None = None,
         normalize: bool = False,
-        skip: Sequence[str] = (),
+        skip: str | Sequence[str] = (),
     ) -> None:
         """Plan the pruning; no weight changes before the first step().
 

@@ -199,13 +199,13 @@ def find_targets(
     zeros: float | Mapping[str, float] | None,
     pattern: str | None,
     scope: str | None,
-    skip: Sequence[str],
+    skip: str | Sequence[str],
     min_nnz: int | None,
 ) -> list[Target]:
     """The weights to prune: ternary layers of a quantized model, else all nn.Linear and nn.Conv2d.
 
     Arguments that are None come from each layer's config; for a plain model pattern is then
-    "element" and scope "global", and zeros is required. A mapping gives glob -> zeros: the first
+    "element" and scope "global", and zeros is required. A mapping gives glob -> zeros: the last
     glob that matches a layer counts; a layer that none matches keeps its config, or is left out of
     a plain model.
     """
@@ -218,6 +218,7 @@ def find_targets(
                 f"pruning needs at least one {kind}", "none", "Check the plan, or the model passed."
             )
         )
+    skip = [skip] if isinstance(skip, str) else skip
     globs = list(zeros) if isinstance(zeros, Mapping) else []
     for glob in [*skip, *globs]:
         if not any(fnmatchcase(name, glob) for name in layers):
@@ -293,10 +294,12 @@ def _parameter(name: str, layer: nn.Module) -> nn.Parameter:
 def _layer_zeros(
     name: str, zeros: float | Mapping[str, float] | None, default: float | None
 ) -> float | None:
+    share = default
     if isinstance(zeros, Mapping):
-        share = next((z for glob, z in zeros.items() if fnmatchcase(name, glob)), default)
-    else:
-        share = default if zeros is None else zeros
+        for glob in zeros:
+            share = zeros[glob] if fnmatchcase(name, glob) else share
+    elif zeros is not None:
+        share = zeros
     if share is not None and not 0.0 <= share < 1.0:
         raise BadConfig(
             need("zeros needs 0 <= zeros < 1", f"{share} for {name!r}", "0.9 keeps a tenth.")
