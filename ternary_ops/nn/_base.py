@@ -150,7 +150,7 @@ class TernaryLayer(nn.Module, ABC):
         self._check_input(x)
         integer_input = self.config.activations == "uint8"
         work = torch.float64 if x.dtype == torch.float64 and not integer_input else torch.float32
-        result = _result_dtype(x)
+        result = result_dtype(x)
         with _full_precision(x.device.type):
             weight, scale = self._training_weight()
             x = x.to(work)
@@ -239,7 +239,7 @@ def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _result_dtype(x: Tensor) -> torch.dtype:
+def result_dtype(x: Tensor) -> torch.dtype:
     """What the torch twin returns: autocast's dtype, which leaves float64 alone, else x's."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a float network to trainable quantized layers, their ranges, and packed layers."""
 
+from ternary_ops.quantize.calibrate import calibrate
 from ternary_ops.quantize.config import TernaryConfig
-from ternary_ops.quantize.convert import quantize_
+from ternary_ops.quantize.convert import pack_, quantize_
+from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.plan import Plan, PlanRow, plan
 from ternary_ops.quantize.ternarize import Ternarizer, ptq, register_ternarizer
 
@@ -11,6 +13,9 @@ __all__ = [
     "PlanRow",
     "TernaryConfig",
     "Ternarizer",
+    "calibrate",
+    "fold_batchnorm_",
+    "pack_",
     "plan",
     "ptq",
     "quantize_",

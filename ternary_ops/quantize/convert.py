@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from torch import nn
@@ -10,8 +11,10 @@ from torch import nn
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.config import TernaryConfig
-from ternary_ops.quantize.plan import Plan, plan, weight_shape
+from ternary_ops.quantize.fold import fold_batchnorm_
+from ternary_ops.quantize.plan import Plan, check_finite, plan, weight_shape
 
+_log = logging.getLogger(__name__)
 # What nn.Module keeps of the hooks that users registered on it.
 _HOOKS = (
     "_forward_pre_hooks",
@@ -62,6 +65,47 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
             )
     replace_modules(model, new)
     return chosen
+
+
+def pack_(model: nn.Module) -> nn.Module:
+    """Replace trainable layers by packed ones in place, for inference; returns the model.
+
+    BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Packing
+    again changes nothing. Raises UnsupportedModel without quantized layers or, naming all of them,
+    when layers with uint8 activations have no input range; BadWeights when a weight is not finite.
+    Before any of these nothing is changed.
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
+    if not layers:
+        if any(isinstance(m, (tnn.PackedLinear, tnn.PackedConv2d)) for m in model.modules()):
+            return model
+        do = "Call quantize_ first."
+        raise UnsupportedModel(need("packing needs quantized layers", "none", do))
+    unset = [
+        name
+        for name, layer in layers.items()
+        if layer.config.activations == "uint8" and layer.input_params() is None
+    ]
+    if unset:
+        raise UnsupportedModel(
+            need(
+                "packing layers with uint8 activations needs their input ranges",
+                f"none for {', '.join(unset)}",
+                'Call calibrate(model, batches), or plan with activations="float32".',
+            )
+        )
+    for name, layer in layers.items():
+        check_finite(layer, name)
+    try:
+        fold_batchnorm_(model)
+    except UnsupportedModel as error:
+        _log.warning("BatchNorm stays as it is, the model cannot be traced: %s", error)
+    new: dict[nn.Module, nn.Module] = {}
+    for layer in layers.values():
+        packed = tnn.PackedConv2d if isinstance(layer, tnn.TernaryConv2d) else tnn.PackedLinear
+        new[layer] = packed.from_layer(layer)
+    replace_modules(model, new)
+    return model
 
 
 def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:

@@ -122,7 +122,7 @@ def plan(
                 _row(module, names, module.config.weights, "already quantized", module.config)
             )
             continue
-        _check_finite(module, names[0])
+        check_finite(module, names[0])
         ruled = [g for g in rules if _matches(names, g)]
         if left_out and any(_matches(names, g) for g in left_out):
             rows.append(_row(module, names, "skip", "in skip"))
@@ -242,8 +242,10 @@ def _tied_weights(layers: dict[nn.Module, list[str]]) -> dict[nn.Module, str]:
     return tied
 
 
-def _check_finite(module: nn.Module, name: str) -> None:
-    for key, value in module._parameters.items():
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raise BadWeights at the first weight or bias of a layer that is NaN or infinite."""
+    for key in ("weight", "bias"):
+        value = module._parameters.get(key)
         if value is None or value.is_meta:
             continue
         finite = torch.isfinite(value.detach())

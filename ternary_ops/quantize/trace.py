@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.quantize.inplace import name_inplace_results
 
 _ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -55,7 +56,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
             )
         ) from error
     _drop_constant_arguments(graph)
-    return fx.GraphModule(model, graph)
+    traced = fx.GraphModule(model, graph)
+    name_inplace_results(traced.graph)
+    traced.recompile()
+    return traced
 
 
 def _drop_constant_arguments(graph: fx.Graph) -> None:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Set the uint8 ranges of activations from sample data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
+from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.quantize.histogram import METHODS, Histogram
+from ternary_ops.quantize.trace import fused_chain, is_pass, module_of, trace
+
+_log = logging.getLogger(__name__)
+_MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], method: str = "mse", percentile: float = 99.99
+) -> None:
+    """Set `input_range` of every layer with uint8 activations, and `output_range` where needed.
+
+    batches     tensors, or tuples whose first element is the input; moved to the model's device
+    method      "minmax"; "percentile" (of each side, see `percentile`); "mse": the clipping that
+                makes the squared quantization error smallest
+
+    `output_range` is for values that no layer reads as its input: what a layer, with the BatchNorm,
+    residual add and activation fused behind it, hands to a pool or to another's residual add. It is
+    found by tracing; a model that torch.fx cannot trace gets input ranges alone, with a warning.
+
+    What is observed is the network in eval mode, with float activations and weights as their phase
+    has them: calling again gives the same ranges. The former mode is restored. Raises BadConfig for
+    an unknown method, UnsupportedModel without any batch or when an activation is not finite; then
+    the former ranges stay.
+    """
+    if method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
+        raise BadConfig(need(f"method is one of {names}", repr(method), "Pick one."))
+    if not 50.0 < percentile <= 100.0:
+        raise BadConfig(need("percentile lies in 50 to 100", percentile, "99.99 is usual."))
+    layers = {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, tnn.TernaryLayer) and module.config.activations == "uint8"
+    }
+    if not layers:
+        do = "Call quantize_ first."
+        raise UnsupportedModel(need("calibrating needs layers with uint8 activations", "none", do))
+    inputs = {layer: Histogram(f"the input of {name}") for layer, name in layers.items()}
+    outputs: dict[tnn.TernaryLayer, Histogram] = {}
+    with _observing(model, layers):
+        run = _runner(model, layers, outputs)
+        with _hooks(inputs):
+            _run(run, model, batches)
+    for seen, attribute in ((inputs, "input_range"), (outputs, "output_range")):
+        for layer, histogram in seen.items():
+            if histogram.count == 0:
+                _log.warning("%s was never computed: its range stays unset", histogram.name)
+                continue
+            found = torch.tensor(histogram.range(method, percentile))
+            getattr(layer, attribute).data.copy_(found)
+
+
+def _runner(
+    model: nn.Module,
+    layers: dict[tnn.TernaryLayer, str],
+    outputs: dict[tnn.TernaryLayer, Histogram],
+) -> Callable[[Tensor], object]:
+    """What to call with a batch: an interpreter that also observes outputs, or just the model."""
+    try:
+        graph_module = trace(model)
+    except UnsupportedModel as error:
+        _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
+        return model
+    watched: dict[fx.Node, Histogram] = {}
+    for node in graph_module.graph.nodes:
+        layer = module_of(node)
+        if isinstance(layer, tnn.TernaryLayer) and layer in layers:
+            end = fused_chain(node).end
+            if not _owned(end):
+                name = f"the output of {layers[layer]}"
+                watched[end] = outputs.setdefault(layer, Histogram(name))
+    return _Watching(graph_module, watched).run
+
+
+class _Watching(fx.Interpreter):
+    """Runs the traced model and adds the values of some nodes to histograms."""
+
+    def __init__(self, module: fx.GraphModule, watched: dict[fx.Node, Histogram]) -> None:
+        super().__init__(module)
+        self._watched = watched
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value, seen."""
+        value = super().run_node(n)
+        if n in self._watched:
+            self._watched[n].add(value)
+        return value
+
+
+def _owned(node: fx.Node) -> bool:
+    """True when a layer reads this value as its input, or nothing but the network's output does."""
+    if all(user.op == "output" for user in node.users):
+        return True
+    return any(_reads_uint8(u) or (_keeps_range(u) and _owned(u)) for u in node.users)
+
+
+def _reads_uint8(node: fx.Node) -> bool:
+    layer = module_of(node)
+    return isinstance(layer, tnn.TernaryLayer) and layer.config.activations == "uint8"
+
+
+def _keeps_range(node: fx.Node) -> bool:
+    """Nodes whose output has the range of their input."""
+    moves = (torch.flatten, "flatten", "view", "reshape")
+    module = module_of(node)
+    pooled = isinstance(module, nn.MaxPool2d) or node.target in _MAX_POOL
+    return pooled or is_pass(node) or isinstance(module, nn.Flatten) or node.target in moves
+
+
+@contextmanager
+def _observing(model: nn.Module, layers: Iterable[tnn.TernaryLayer]) -> Iterator[None]:
+    """Eval mode and unset ranges; modes are restored, ranges too if the body fails."""
+    modes = {module: module.training for module in model.modules()}
+    ranges: list[Tensor] = [r for layer in layers for r in (layer.input_range, layer.output_range)]
+    former = [(tensor, tensor.detach().clone()) for tensor in ranges]
+    try:
+        model.eval()
+        for tensor, _ in former:
+            tensor.data.fill_(float("nan"))
+        yield
+    except BaseException:
+        for tensor, values in former:
+            tensor.data.copy_(values)
+        raise
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _hooks(inputs: dict[tnn.TernaryLayer, Histogram]) -> Iterator[None]:
+    """Count what each layer is given."""
+
+    def watch(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if isinstance(layer, tnn.TernaryLayer):
+            inputs[layer].add(arguments[0])
+
+    handles = [layer.register_forward_pre_hook(watch) for layer in inputs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(run: Callable[[Tensor], object], model: nn.Module, batches: Iterable[Any]) -> None:
+    device = next(model.parameters()).device
+    seen = 0
+    for batch in batches:
+        x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(x, Tensor):
+            raise UnsupportedModel(
+                need(
+                    "a batch is a tensor, or a tuple that starts with one",
+                    type(x).__name__,
+                    "Convert it first.",
+                )
+            )
+        run(x.to(device))
+        seen += len(x)
+    if seen == 0:
+        do = "Pass a few dozen samples."
+        raise UnsupportedModel(need("calibrating needs at least one sample", "none", do))
