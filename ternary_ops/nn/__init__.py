@@ -4,5 +4,13 @@
 from ternary_ops.nn._base import TernaryLayer
 from ternary_ops.nn.conv import TernaryConv2d
 from ternary_ops.nn.linear import TernaryLinear
+from ternary_ops.nn.packed import PackedConv2d, PackedLayer, PackedLinear
 
-__all__ = ["TernaryConv2d", "TernaryLayer", "TernaryLinear"]
+__all__ = [
+    "PackedConv2d",
+    "PackedLayer",
+    "PackedLinear",
+    "TernaryConv2d",
+    "TernaryLayer",
+    "TernaryLinear",
+]

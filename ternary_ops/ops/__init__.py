@@ -8,6 +8,7 @@ PyTorch was imported before this package.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,3 +48,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     register()
     return globals()[name]
+
+
+if "torch" in sys.modules:
+    register()

@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_input
 from ternary_ops import _native
 from ternary_ops.ops import _check
 from ternary_ops.ops._autograd import differentiate_codes
-from ternary_ops.ops._decode import decode
+from ternary_ops.ops._decode import decode_weight
 from ternary_ops.ops._launch import CELL, operands, pack, packed_span
 from ternary_ops.ops._registry import Kernel, define
 from ternary_ops.ops.reference import Pair, pair
@@ -65,7 +65,8 @@ def _cpu_kernel(name: str, kind: str) -> Kernel:
         bias = None if bias is None else bias.contiguous()
         if y.numel():
             if packed is None:
-                packed = pack(codes.contiguous(), kind, x.shape[-3] // groups, groups)
+                float_x = x.dtype == torch.float32
+                packed = pack(codes, kind, x.shape[-3] // groups, groups, float_x)
             run_convolution(
                 x, packed, scale, bias, stride, padding, dilation, y,
                 x_zero_point or 0, 1.0 if y_scale is None else y_scale, y_zero_point or 0,
@@ -146,7 +147,7 @@ def _input_gradient(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> torch.Tensor:
-    weight = decode(codes, x_shape[-3] // groups).float()
+    weight = decode_weight(codes, x_shape[-3] // groups).float()
     return input_gradient(grad, x_shape, weight, stride, padding, dilation, groups)
 
 
@@ -186,8 +187,8 @@ def conv2d(
 
     x is uint8 (then `x_scale` and `x_zero_point` say what it means) or float32, float16, bfloat16
     (weight-only, summed in float32 and rounded once); batched or not. Shapes: see the module.
-    `y_scale` and `y_zero_point` make a uint8 result. `packed` is prepack(codes, kind, C, groups),
-    and saves packing at every call. Geometry as torch.nn.functional.conv2d.
+    `y_scale` and `y_zero_point` make a uint8 result. `packed` is prepack(codes, kind, C, groups,
+    float_x), and saves packing at every call. Geometry as torch.nn.functional.conv2d.
     Differentiable once in float x, scale and bias. Raises UnsupportedShape, UnsupportedDevice,
     BadWeights. Rounding: docs/architecture.md, integer semantics.
     """

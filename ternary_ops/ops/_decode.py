@@ -7,7 +7,7 @@ import torch
 
 
 def decode(codes: torch.Tensor, channels: int) -> torch.Tensor:
-    """The integers the codes hold, as int8 in PyTorch's layout: [N, K], or [O, I, R, S].
+    """The integers the codes hold, int8 [..., channels].
 
     codes: uint8 [..., ceil(channels/4)] of 2-bit codes or int8 [..., 4*ceil(channels/4)].
     """
@@ -15,5 +15,10 @@ def decode(codes: torch.Tensor, channels: int) -> torch.Tensor:
         shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=codes.device)
         two_bits = ((codes.unsqueeze(-1) >> shifts) & 3).to(torch.int8)
         codes = (two_bits - ((two_bits & 2) << 1)).flatten(-2)
-    codes = codes[..., :channels]
-    return codes.permute(0, 3, 1, 2) if codes.dim() == 4 else codes
+    return codes[..., :channels]
+
+
+def decode_weight(codes: torch.Tensor, channels: int) -> torch.Tensor:
+    """As decode, in PyTorch's layout: [N, K], or [O, I, R, S]."""
+    w = decode(codes, channels)
+    return w.permute(0, 3, 1, 2) if w.dim() == 4 else w

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from ternary_ops import _native
+from ternary_ops.ops import codes as layout
 from ternary_ops.ops._check import FLOATS
+from ternary_ops.ops._decode import decode
 
 CELL = {torch.uint8: "u8", torch.float32: "f32"}
 WEIGHTS = {torch.uint8: "ternary", torch.int8: "int8", torch.float32: "float"}
@@ -38,8 +40,21 @@ def packed_span(packed: torch.Tensor | None) -> tuple[int, int]:
     return (0, 0) if packed is None else (packed.data_ptr(), packed.numel())
 
 
-def pack(codes: torch.Tensor, kind: str, channels: int, groups: int) -> torch.Tensor:
-    """Packed weights of contiguous codes [O, R, S, ...] or [N, ...]; `channels` a group has."""
+def validate(codes: torch.Tensor, channels: int) -> None:
+    """Raise BadWeights at the first invalid 2-bit code."""
+    if codes.dtype == torch.uint8:
+        layout.validate(codes.numpy(), channels)
+
+
+def pack(codes: torch.Tensor, kind: str, channels: int, groups: int, float_x: bool) -> torch.Tensor:
+    """Packed weights of codes or floats [O, R, S, ...] or [N, ...]; `channels` of one group.
+
+    The kernels multiply floats by floats: with `float_x` the codes become float32 first.
+    """
+    validate(codes, channels)
+    if float_x:
+        codes = decode(codes, channels).float()
+    codes = codes.contiguous()
     o, r, s = codes.shape[:3] if codes.dim() == 4 else (codes.shape[0], 1, 1)
     wtype = WEIGHTS[codes.dtype]
     core = _native.core()

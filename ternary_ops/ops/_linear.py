@@ -17,7 +17,7 @@ from ternary_ops import _native
 from ternary_ops.ops import _check
 from ternary_ops.ops._autograd import differentiate_codes
 from ternary_ops.ops._decode import decode
-from ternary_ops.ops._launch import CELL, WEIGHTS, operands, packed_span
+from ternary_ops.ops._launch import CELL, WEIGHTS, operands, pack, packed_span, validate
 from ternary_ops.ops._registry import define
 
 _SCHEMA = (
@@ -49,6 +49,12 @@ def _cpu(
     k = x.shape[-1]
     x, scale, y = operands(x, scale, x_scale, shape, dtype)
     codes = codes.contiguous()
+    weight_type = WEIGHTS[codes.dtype]
+    if x.dtype == torch.float32:  # floats multiply floats, and only packed ones
+        weight_type = WEIGHTS[x.dtype]
+        packed = pack(codes, "dense", k, 1, float_x=True) if packed is None else packed
+    elif packed is None:
+        validate(codes, k)
     bias = None if bias is None else bias.contiguous()
     if y.numel():
         _native.core().linear(
@@ -58,7 +64,7 @@ def _cpu(
             x.numel() // k,
             k,
             codes.data_ptr(),
-            WEIGHTS[codes.dtype],
+            weight_type,
             shape[-1],
             *packed_span(packed),
             scale.data_ptr(),
@@ -106,8 +112,9 @@ def linear(
 
     x is uint8 (then `x_scale` and `x_zero_point` say what it means) or float32, float16, bfloat16
     (weight-only, summed in float32 and rounded once). codes, scale and bias: see the module.
-    `y_scale` and `y_zero_point` make a uint8 result. `packed` is prepack(codes, kind, K), and saves
-    packing at every call; kind "sparse" skips empty quads.
+    `y_scale` and `y_zero_point` make a uint8 result. `packed` is
+    prepack(codes, kind, K, 1, float_x), and saves packing at every call; kind "sparse" skips empty
+    quads.
     Differentiable once in float x, scale and bias. Raises UnsupportedShape, UnsupportedDevice,
     BadWeights. Rounding: docs/architecture.md, integer semantics.
     """

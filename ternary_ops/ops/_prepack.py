@@ -14,7 +14,10 @@ from ternary_ops.ops import _check
 from ternary_ops.ops._launch import WEIGHTS, pack
 from ternary_ops.ops._registry import define
 
-_SCHEMA = "prepack(Tensor codes, str kind, SymInt in_channels, SymInt groups=1) -> Tensor"
+_SCHEMA = (
+    "prepack(Tensor codes, str kind, SymInt in_channels, SymInt groups=1, "
+    "bool float_x=False) -> Tensor"
+)
 
 
 def _check_prepack(codes: torch.Tensor, kind: str, in_channels: int, groups: int) -> None:
@@ -45,12 +48,16 @@ def _check_prepack(codes: torch.Tensor, kind: str, in_channels: int, groups: int
         )
 
 
-def _cpu(codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1) -> torch.Tensor:
+def _cpu(
+    codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1, float_x: bool = False
+) -> torch.Tensor:
     _check_prepack(codes, kind, in_channels, groups)
-    return pack(codes.contiguous(), kind, in_channels // groups, groups)
+    return pack(codes, kind, in_channels // groups, groups, float_x)
 
 
-def _fake(codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1) -> torch.Tensor:
+def _fake(
+    codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1, float_x: bool = False
+) -> torch.Tensor:
     _check_prepack(codes, kind, in_channels, groups)
     # How many quads are empty, and so how many bytes there are, is known only at run time.
     return codes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
@@ -59,13 +66,15 @@ def _fake(codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1) -> 
 _OP = define(_SCHEMA, _cpu, _fake)
 
 
-def prepack(codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1) -> torch.Tensor:
+def prepack(
+    codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1, float_x: bool = False
+) -> torch.Tensor:
     """Arrange weights for the kernels: pass the result as `packed` to the other operators.
 
     codes: what linear, conv2d or sparse_conv2d take, or float32 [O, R, S, I] for
     block_sparse_conv2d. kind: "dense" (conv2d, linear) or "sparse" (empty quads left out).
-    in_channels: K, or C of all groups. Returns uint8 [bytes]. Raises UnsupportedShape, and
-    BadWeights for an invalid code.
+    in_channels: K, or C of all groups. float_x: for float instead of uint8 x. Returns uint8
+    [bytes]. Raises UnsupportedShape, and BadWeights for an invalid code.
     """
-    out: torch.Tensor = _OP(codes, kind, in_channels, groups)
+    out: torch.Tensor = _OP(codes, kind, in_channels, groups, float_x)
     return out

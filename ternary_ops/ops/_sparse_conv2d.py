@@ -27,8 +27,8 @@ def sparse_conv2d(
     """Do what conv2d does, in time and memory proportional to the quads that are not empty.
 
     A quad is four consecutive input channels of one filter tap for one output channel. `packed` is
-    prepack(codes, "sparse", C, groups). Everything else, errors included, as conv2d; for uint8 x
-    the result is the same bit for bit.
+    prepack(codes, "sparse", C, groups, float_x). Everything else, errors included, as conv2d; for
+    uint8 x the result is the same bit for bit.
     """
     geometry = (pair(stride), pair(padding), pair(dilation), groups)
     y: torch.Tensor = _OP(x, codes, scale, bias, *geometry, **options)

@@ -92,7 +92,7 @@ def pack(
     inner = -(-channels // blocks.values.shape[2])
     validate(blocks, kernel_size[0] * kernel_size[1] * inner)
     dense = to_dense(blocks, out_channels, channels, kernel_size)
-    return _launch.pack(dense.detach().contiguous(), "sparse", channels, groups)
+    return _launch.pack(dense.detach(), "sparse", channels, groups, float_x=True)
 
 
 def _grid(dense: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:

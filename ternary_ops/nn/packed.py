@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference layers: packed integer weights, float in, float out, native kernels between."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ternary_ops import ops
+from ternary_ops.errors import BadConfig, UnsupportedShape, need
+from ternary_ops.nn._base import result_dtype
+from ternary_ops.nn.conv import TernaryConv2d
+from ternary_ops.nn.linear import TernaryLinear
+from ternary_ops.ops import codes as layout
+from ternary_ops.ops._decode import decode_weight
+
+_DTYPES = {"ternary": torch.uint8, "int8": torch.int8}
+# Above this share of occupied quads, skipping the empty ones costs more than computing them.
+_SPARSE_BELOW = 0.6
+
+
+class PackedLayer(nn.Module):
+    """What the packed layers share.
+
+    codes             the operators' layout: uint8 of 2-bit codes or int8, see ternary_ops.ops
+    scale, bias       float32 [O]; bias may be None
+    input_scale       float32 0-d, NaN: the input stays float (weight-only)
+    input_zero_point  uint8 0-d
+    packed            uint8, not in the state dict: made from codes, again after each load
+
+    These stay in their dtypes under .half() and the like. No gradient reaches a quantized input:
+    to train, keep the trainable layer. After writing into a buffer by hand, call refresh().
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    input_scale: Tensor
+    input_zero_point: Tensor
+    packed: Tensor | None
+    kind: str
+
+    def _allocate(self, shape: tuple[int, ...], bias: bool, weights: str, device: Any) -> None:
+        """Register buffers for a weight of `shape`, [O, R, S, I] or [N, K], all codes 0."""
+        if weights not in _DTYPES:
+            raise BadConfig(need('weights is "ternary" or "int8"', repr(weights), "Pick one."))
+        self.weights, self._channels = weights, shape[-1]
+        stored = layout.quads(shape[-1]) * (1 if weights == "ternary" else 4)
+        codes = torch.zeros(*shape[:-1], stored, dtype=_DTYPES[weights], device=device)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", torch.ones(shape[0], device=device))
+        self.register_buffer("bias", torch.zeros(shape[0], device=device) if bias else None)
+        self.register_buffer("input_scale", torch.tensor(math.nan, device=device))
+        zero_point = torch.tensor(0, dtype=torch.uint8, device=device)
+        self.register_buffer("input_zero_point", zero_point)
+        self.register_buffer("packed", None, persistent=False)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Derive `packed`, `kind` and the input's numbers from the other buffers.
+
+        Raises BadWeights for an invalid code.
+        """
+        self.packed, self.kind, self._input = None, "dense", None
+        if self.codes.is_meta:
+            return
+        scale = float(self.input_scale)
+        if not math.isnan(scale):
+            self._input = (scale, int(self.input_zero_point))
+        occupied = self.codes != 0  # a byte of codes is a quad
+        if self.weights == "int8":
+            occupied = occupied.reshape(*occupied.shape[:-1], -1, 4).any(-1)
+        if occupied.numel() and float(occupied.float().mean()) < _SPARSE_BELOW:
+            self.kind = "sparse"
+        if self.codes.device.type == "cpu":
+            self.packed = self._prepack()
+
+    def _prepack(self) -> Tensor:
+        groups, float_x = self._groups(), self._input is None
+        return ops.prepack(self.codes, self.kind, self._in_channels(), groups, float_x)
+
+    def _fill(self, layer: TernaryLinear | TernaryConv2d) -> None:
+        """Take over a trainable layer's codes, scale, bias and input range."""
+        weight, scale = layer.integer_weight()
+        integers = weight.cpu().numpy()
+        if integers.ndim == 4:
+            integers = layout.channels_last(integers)
+        stored = (
+            layout.pack_codes(integers) if self.weights == "ternary" else layout.pad_int8(integers)
+        )
+        self.codes.copy_(torch.from_numpy(stored))
+        self.scale.copy_(scale)
+        if self.bias is not None and layer.bias is not None:
+            self.bias.copy_(layer.bias.detach())
+        params = layer.input_params()
+        if params is not None:
+            self.input_scale.fill_(float(params[0]))
+            self.input_zero_point.fill_(params[1])
+        self.refresh()
+        self.to(layer.weight.device).train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Do what the trainable layer does: the shapes and dtypes of the torch.nn twin."""
+        if not x.is_floating_point():
+            do = "Convert it first."
+            raise UnsupportedShape(need(f"{type(self).__name__} takes a float input", x.dtype, do))
+        dtype = result_dtype(x)
+        x = self._pad(x)
+        if self._input is None:
+            y = self._operator(x.float() if x.dtype == torch.float64 else x)
+        else:
+            scale, zero_point = self._input
+            q = quantize(x.float(), scale, zero_point)
+            y = self._operator(q, x_scale=scale, x_zero_point=zero_point)
+        return y.to(dtype)
+
+    def integer_weight(self) -> tuple[Tensor, Tensor]:
+        """Codes int8 in the torch.nn twin's weight layout, and scale float32 [O]."""
+        return decode_weight(self.codes, self._channels).contiguous(), self.scale.clone()
+
+    def ternary(self) -> tuple[Tensor, Tensor]:
+        """Codes in {-1, 0, 1} and scale, as integer_weight; BadConfig for int8 weights."""
+        if self.weights != "ternary":
+            do = "integer_weight() serves both."
+            raise BadConfig(need("ternary() asks for ternary weights", self.weights, do))
+        return self.integer_weight()
+
+    def _fill_float(self, twin: nn.Linear | nn.Conv2d) -> None:
+        """Give a torch.nn layer made on the meta device this layer's weights."""
+        codes, scale = self.integer_weight()
+        weight = codes * scale.reshape(-1, *[1] * (codes.dim() - 1))
+        twin.weight = nn.Parameter(weight)
+        bias = None if self.bias is None else nn.Parameter(self.bias.clone())
+        twin.register_parameter("bias", bias)
+        twin.train(self.training)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
+        kept = {name: b for name, b in self.named_buffers() if b.dtype == torch.float32}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype != torch.float32:  # the kernels read float32: undo .half(), keep .to()
+                setattr(self, name, before.to(after.device))
+        if self.codes.device.type == "cpu" and self.packed is None:
+            self.refresh()
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        codes = state_dict.get(prefix + "codes")
+        if codes is not None and codes.dtype == torch.uint8 and codes.shape == self.codes.shape:
+            layout.validate(codes.cpu().numpy(), self._channels)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.refresh()
+
+    @abstractmethod
+    def _operator(self, x: Tensor, **quantization: Any) -> Tensor:
+        """Run the operator on uint8 or float x."""
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """What the kernels cannot pad themselves."""
+        return x
+
+    @abstractmethod
+    def _in_channels(self) -> int:
+        """Input channels of all groups."""
+
+    def _groups(self) -> int:
+        return 1
+
+    def extra_repr(self) -> str:
+        """What is stored and how it runs."""
+        codes, _ = self.integer_weight()
+        known = codes.numel() > 0 and not codes.is_meta
+        zeros = f", zeros={1 - float(codes.ne(0).float().mean()):.1%}" if known else ""
+        activations = "float" if self._input is None else "uint8"
+        return f"weights={self.weights}, kind={self.kind}{zeros}, activations={activations}"
+
+
+class PackedLinear(PackedLayer):
+    """torch.nn.Linear with packed weights; x [..., K] of any float dtype -> [..., N].
+
+    The arguments of torch.nn.Linear, then `weights`: "ternary" or "int8". A new layer holds zeros:
+    fill it with load_state_dict, or use from_layer.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        weights: str = "ternary",
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self._allocate((out_features, in_features), bias, weights, device)
+
+    @classmethod
+    def from_layer(cls, layer: TernaryLinear) -> PackedLinear:
+        """Pack a trainable layer as it is now; an unset input range gives a weight-only layer."""
+        bias = layer.bias is not None
+        packed = cls(layer.in_features, layer.out_features, bias, weights=layer.config.weights)
+        packed._fill(layer)
+        return packed
+
+    def to_float(self) -> nn.Linear:
+        """A torch.nn.Linear with this layer's weights; its input stays float."""
+        twin = nn.Linear(self.in_features, self.out_features, device="meta")
+        self._fill_float(twin)
+        return twin
+
+    def _operator(self, x: Tensor, **quantization: Any) -> Tensor:
+        return ops.linear(x, self.codes, self.scale, self.bias, packed=self.packed, **quantization)
+
+    def _in_channels(self) -> int:
+        return self.in_features
+
+    def extra_repr(self) -> str:
+        """As torch.nn.Linear, then what is stored and how it runs."""
+        bias = self.bias is not None
+        twin = f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
+        return f"{twin}, {super().extra_repr()}"
+
+
+class PackedConv2d(PackedLayer):
+    """torch.nn.Conv2d with packed weights; x [N, C, H, W] or [C, H, W] of any float dtype.
+
+    The arguments of torch.nn.Conv2d, then `weights`: "ternary" or "int8". A new layer holds zeros:
+    fill it with load_state_dict, or use from_layer.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        weights: str = "ternary",
+    ) -> None:
+        super().__init__()
+        self._arguments: dict[str, Any] = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "bias": bias,
+            "padding_mode": padding_mode,
+        }
+        twin = self._twin()  # torch.nn.Conv2d checks the arguments and completes them
+        for name in self._arguments.keys() - {"bias"}:
+            setattr(self, name, getattr(twin, name))
+        left, right, top, bottom = twin._reversed_padding_repeated_twice
+        self._inner_padding: tuple[int, int] = (top, left)
+        self._edges: list[int] | None = None
+        if padding_mode != "zeros" or (left, top) != (right, bottom):
+            # The kernels pad with zeros, evenly; anything else is padded before.
+            self._inner_padding, self._edges = (0, 0), [left, right, top, bottom]
+        shape = (out_channels, *self.kernel_size, in_channels // groups)
+        self._allocate(shape, bias, weights, device)
+
+    @classmethod
+    def from_layer(cls, layer: TernaryConv2d) -> PackedConv2d:
+        """Pack a trainable layer as it is now; an unset input range gives a weight-only layer."""
+        packed = cls(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            weights=layer.config.weights,
+        )
+        packed._fill(layer)
+        return packed
+
+    def to_float(self) -> nn.Conv2d:
+        """A torch.nn.Conv2d with this layer's weights; its input stays float."""
+        twin = self._twin()
+        self._fill_float(twin)
+        return twin
+
+    def _pad(self, x: Tensor) -> Tensor:
+        if self._edges is None:
+            return x
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded: Tensor = F.pad(x, self._edges, mode=mode)
+        return padded
+
+    def _twin(self) -> nn.Conv2d:
+        return nn.Conv2d(**self._arguments, device="meta")
+
+    def _operator(self, x: Tensor, **quantization: Any) -> Tensor:
+        run = ops.sparse_conv2d if self.kind == "sparse" else ops.conv2d
+        return run(
+            x,
+            self.codes,
+            self.scale,
+            self.bias,
+            self.stride,
+            self._inner_padding,
+            self.dilation,
+            self.groups,
+            packed=self.packed,
+            **quantization,
+        )
+
+    def _in_channels(self) -> int:
+        return self.in_channels
+
+    def _groups(self) -> int:
+        return self.groups
+
+    def extra_repr(self) -> str:
+        """As torch.nn.Conv2d, then what is stored and how it runs."""
+        twin: str = self._twin().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{twin}, {super().extra_repr()}"
+
+
+def quantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """float32 -> uint8, bit for bit as ops.reference.quantize."""
+    inverse = float(np.float32(1) / np.float32(scale))
+    steps = x.mul(inverse).round_().add_(zero_point).clamp_(0, 255)
+    return steps.nan_to_num_(0.0).to(torch.uint8)
