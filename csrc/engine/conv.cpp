@@ -256,7 +256,7 @@ void ConvPlan::run_dense(const ConvArgs& a) const {
 
 void ConvPlan::run_sparse(const ConvArgs& a) const {
   const KernelTable& kernel = kernels();
-  const int64_t quads = divide_up(a.outputs, 4), step = 8 * kernel.lanes;
+  const int64_t quads = divide_up(a.outputs, 4), step = kernel.sparse_vectors * kernel.lanes;
   const int64_t wanted = num_threads() > 1 ? 3 * num_threads() : 1;
   const int64_t parts = std::max<int64_t>(1, std::min(wanted, a.pixels / (2 * step)));
   const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;

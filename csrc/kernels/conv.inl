@@ -2,7 +2,7 @@
 // Convolution on a flat padded grid. Lanes are consecutive pixels, so a tap is one unaligned load at a fixed offset:
 //   acc[o][pixel] += dot(x[pixel + offset(k)], w[o][k])   for every cell k = (input cell, tap)
 // dense:  8 output channels x kDenseVectors vectors in registers, weights broadcast, k innermost
-// sparse: one output channel x up to 8 vectors, k runs over its occupied quads only; four channels, then one epilogue
+// sparse: one output channel x up to kSparseVectors vectors, k runs over its occupied quads only; four channels, then one epilogue
 // Work is split over outputs only, and float sums keep the order of k, so no split changes a result.
 
 template <Weights W> static TOPS_INLINE V::I dot(V::I acc, V::I x, V::I w) {
@@ -29,8 +29,8 @@ static TOPS_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Room for the outputs of one tile whose output grid is not the flat domain: cells go through here, row segment by segment.
 struct Staging {
-  alignas(64) uint8_t y[8 * 8 * V::kLanes * 4];
-  alignas(64) uint8_t r[8 * 8 * V::kLanes * 4];
+  alignas(64) uint8_t y[4 * V::kSparseVectors * V::kLanes * 4];
+  alignas(64) uint8_t r[4 * V::kSparseVectors * V::kLanes * 4];
 };
 
 static int64_t first_segment(const ConvArgs& a, int64_t p) {
@@ -57,13 +57,14 @@ static void move_segments(const ConvArgs& a, uint8_t* grid, uint8_t* staged, int
   }
 }
 
-// Runs the epilogue of NV vectors of channels [o, o + 4), whose accumulators lie at acc[channel * stride + v].
+// Runs the epilogue of NV vectors of channels [o, o + 4), whose accumulators lie at acc[channel * NV + v].
 template <Weights W, int NV>
-static TOPS_INLINE void finish_tile(const ConvArgs& a, const V::I* acc, int64_t stride, int64_t o, int64_t p) {
+static TOPS_INLINE void finish_tile(const ConvArgs& a, const Finisher& finish, const V::I* acc, int64_t o, int64_t p) {
   const int64_t planes = min64(4, a.outputs - o);
   const int64_t out_plane = a.float_out ? o : o / 4, res_plane = a.residual_float ? o : o / 4;
   uint8_t* const y = a.y + out_plane * a.plane;
   const uint8_t* const r = a.residual ? a.residual + res_plane * a.plane : nullptr;
+  const float* const scale = a.epilogue.scale + o;
   Staging staging;
   constexpr int64_t kBytes = NV * V::kLanes * 4;
   if (!a.valid && r)
@@ -80,9 +81,8 @@ static TOPS_INLINE void finish_tile(const ConvArgs& a, const V::I* acc, int64_t 
       s = {staging.y + v * V::kLanes * 4, kBytes, r ? staging.r + v * V::kLanes * 4 : nullptr, kBytes, V::kAll, V::kLanes};
     }
     V::F f[4];
-    for (int j = 0; j < 4; ++j)
-      f[j] = V::mulf(to_float<W>(acc[j * stride + v]), V::set1f(a.epilogue.scale[o + j]));
-    finish(a.epilogue, f, o, planes, a.float_out, a.residual_float, a.halo, s);
+    for (int j = 0; j < 4; ++j) f[j] = V::mulf(to_float<W>(acc[j * NV + v]), V::set1f(scale[j]));
+    finish(f, o, planes, s);
   }
   if (!a.valid)
     for (int64_t j = 0; j < (a.float_out ? planes : 1); ++j)
@@ -131,8 +131,9 @@ static void dense_tile(const ConvArgs& a, const uint8_t* x, const uint8_t* panel
   }
   V::I out[8 * NV];
   block.copy(out);
-  finish_tile<W, NV>(a, out, NV, o, p);
-  if (o + 4 < a.outputs) finish_tile<W, NV>(a, out + 4 * NV, NV, o + 4, p);
+  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  finish_tile<W, NV>(a, finish, out, o, p);
+  if (o + 4 < a.outputs) finish_tile<W, NV>(a, finish, out + 4 * NV, o + 4, p);
 }
 
 template <Weights W>
@@ -217,6 +218,7 @@ template <Weights W, int NV>
 static void sparse_tile(const ConvArgs& a, int64_t begin, int64_t end, int64_t p) {
   V::I acc[4 * NV];
   const uint8_t* const x = a.x + p * 4;
+  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
   for (int64_t quad = begin; quad < end; ++quad) {
     const int64_t o = quad * 4;
     for (int64_t j = 0; j < 4; ++j) {
@@ -226,26 +228,27 @@ static void sparse_tile(const ConvArgs& a, int64_t begin, int64_t end, int64_t p
         for (int v = 0; v < NV; ++v) acc[j * NV + v] = V::set1(0);
       }
     }
-    finish_tile<W, NV>(a, acc, NV, o, p);
+    finish_tile<W, NV>(a, finish, acc, o, p);
   }
 }
+
+template <Weights W, int NV>
+static TOPS_INLINE void sparse_tile_of(const ConvArgs& a, int64_t begin, int64_t end, int64_t p, int64_t vectors) {
+  if (vectors == NV) sparse_tile<W, NV>(a, begin, end, p);
+  else sparse_tile_of<W, NV - 1>(a, begin, end, p, vectors);
+}
+template <> TOPS_INLINE void sparse_tile_of<Weights::kTernary, 0>(const ConvArgs&, int64_t, int64_t, int64_t, int64_t) {}
+template <> TOPS_INLINE void sparse_tile_of<Weights::kInt8, 0>(const ConvArgs&, int64_t, int64_t, int64_t, int64_t) {}
+template <> TOPS_INLINE void sparse_tile_of<Weights::kFloat, 0>(const ConvArgs&, int64_t, int64_t, int64_t, int64_t) {}
 
 template <Weights W>
 static void sparse_pixels(const ConvArgs& a, int64_t begin, int64_t end, int64_t p, int64_t last) {
   while (p < last) {
     const int64_t left = (last - p + V::kLanes - 1) / V::kLanes;
-    const int64_t nv = left <= 8 ? left : left < 16 ? (left + 1) / 2 : 8;  // two even halves rather than 8 and a rest
-    switch (nv) {
-      case 1: sparse_tile<W, 1>(a, begin, end, p); break;
-      case 2: sparse_tile<W, 2>(a, begin, end, p); break;
-      case 3: sparse_tile<W, 3>(a, begin, end, p); break;
-      case 4: sparse_tile<W, 4>(a, begin, end, p); break;
-      case 5: sparse_tile<W, 5>(a, begin, end, p); break;
-      case 6: sparse_tile<W, 6>(a, begin, end, p); break;
-      case 7: sparse_tile<W, 7>(a, begin, end, p); break;
-      default: sparse_tile<W, 8>(a, begin, end, p); break;
-    }
-    p += nv * V::kLanes;
+    const int64_t tiles = (left + V::kSparseVectors - 1) / V::kSparseVectors;
+    const int64_t vectors = (left + tiles - 1) / tiles;  // even tiles rather than full ones and a rest
+    sparse_tile_of<W, V::kSparseVectors>(a, begin, end, p, vectors);
+    p += vectors * V::kLanes;
   }
 }
 

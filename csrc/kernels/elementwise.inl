@@ -40,6 +40,7 @@ static TOPS_INLINE void load_channels(const Cells& c, bool is_float, float scale
 
 static void add(const AddArgs& a, const Cells& x, const Cells& b, const Cells& y, int64_t n) {
   const Epilogue& e = a.epilogue;
+  const Finisher finish(e, a.float_out, false, 0);
   for (int64_t i = 0; i < n; i += V::kLanes) {
     const int64_t m = n - i < V::kLanes ? n - i : V::kLanes;
     V::F s[4];
@@ -52,7 +53,7 @@ static void add(const AddArgs& a, const Cells& x, const Cells& b, const Cells& y
     int64_t planes = 0;
     while (planes < 4 && y.channel[planes]) ++planes;
     const int64_t stride = planes > 1 ? y.channel[1] - y.channel[0] : 0;
-    finish(e, s, 0, planes, a.float_out, false, 0, {y.channel[0] + i * 4, stride, nullptr, 0, V::kAll, m});
+    finish(s, 0, planes, {y.channel[0] + i * 4, stride, nullptr, 0, V::kAll, m});
   }
 }
 
@@ -92,5 +93,6 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
   for (; i < n; ++i) __builtin_memcpy(y + i * 4, x + i * stride * 4, 4);
 }
 
-static const KernelTable kTable = {TOPS_ISA_NAME, V::kLanes,  conv_dense, conv_sparse, matvec_ternary, matvec_int8,
-                                   max_pool,      add,        quantize,   dequantize,  gather};
+static const KernelTable kTable = {TOPS_ISA_NAME, V::kLanes,      V::kSparseVectors, conv_dense, conv_sparse,
+                                   matvec_ternary, matvec_int8, max_pool,          add,        quantize,
+                                   dequantize,     gather};

@@ -17,35 +17,57 @@ static TOPS_INLINE void put(const Sink& s, uint8_t* p, V::I v, V::I halo) {
   else V::store_n(p, v, s.n);
 }
 
-// y: four channels as float32, scaled; o: the first of them, a multiple of 4; planes: how many exist.
-static TOPS_INLINE void finish(const Epilogue& e, V::F y[4], int64_t o, int64_t planes, bool float_out, bool float_residual,
-                               uint32_t halo, const Sink& s) {
-  for (int j = 0; j < 4; ++j) y[j] = V::addf(y[j], V::set1f(e.bias[o + j]));
-  if (s.r) {
-    if (float_residual) {
-      for (int j = 0; j < 4 && j < planes; ++j) y[j] = V::addf(y[j], V::as_f(V::load(s.r + j * s.r_plane)));
-    } else {
-      const V::I r = V::load(s.r), low = V::set1(0xff), zp = V::set1(e.res_zero_point);
-      const V::F scale = V::set1f(e.res_scale);
-      y[0] = V::addf(y[0], V::mulf(V::to_f(V::sub(V::and_(r, low), zp)), scale));
-      y[1] = V::addf(y[1], V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(r), low), zp)), scale));
-      y[2] = V::addf(y[2], V::mulf(V::to_f(V::sub(V::and_(V::shr<16>(r), low), zp)), scale));
-      y[3] = V::addf(y[3], V::mulf(V::to_f(V::sub(V::shr<24>(r), zp)), scale));
+// The epilogue's constants as vectors. Made once a tile: stores through uint8_t* may alias the arguments, so the compiler would
+// otherwise load and broadcast them again for every vector.
+struct Finisher {
+  V::F inv, cap, lo, hi, res_scale;
+  V::I zero_point16, qlo, qhi, outside, res_zero_point, low;
+  const float* bias;
+  bool float_out, float_residual;
+
+  TOPS_INLINE Finisher(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
+      : inv(V::set1f(e.inv)),
+        cap(V::set1f(1073741824.0f)),  // leaves room for the conversion; below, cvtps2dq's INT_MIN saturates to the right code
+        lo(V::set1f(e.lo)),
+        hi(V::set1f(e.hi)),
+        res_scale(V::set1f(e.res_scale)),
+        zero_point16(V::set1(static_cast<int32_t>(static_cast<uint32_t>(e.zero_point) * 0x10001u))),
+        qlo(V::set1(static_cast<int32_t>(e.qlo * 0x01010101u))),
+        qhi(V::set1(static_cast<int32_t>(e.qhi * 0x01010101u))),
+        outside(V::set1(static_cast<int32_t>(halo))),
+        res_zero_point(V::set1(e.res_zero_point)),
+        low(V::set1(0xff)),
+        bias(e.bias),
+        float_out(float_output),
+        float_residual(float_res) {}
+
+  TOPS_INLINE V::F residual(V::I code) const {
+    return V::mulf(V::to_f(V::sub(code, res_zero_point)), res_scale);
+  }
+
+  // y: four channels as float32, scaled; o: the first of them, a multiple of 4; planes: how many exist.
+  TOPS_INLINE void operator()(V::F y[4], int64_t o, int64_t planes, const Sink& s) const {
+    for (int j = 0; j < 4; ++j) y[j] = V::addf(y[j], V::set1f(bias[o + j]));
+    if (s.r) {
+      if (float_residual) {
+        for (int j = 0; j < 4 && j < planes; ++j) y[j] = V::addf(y[j], V::as_f(V::load(s.r + j * s.r_plane)));
+      } else {
+        const V::I r = V::load(s.r);
+        y[0] = V::addf(y[0], residual(V::and_(r, low)));
+        y[1] = V::addf(y[1], residual(V::and_(V::shr<8>(r), low)));
+        y[2] = V::addf(y[2], residual(V::and_(V::shr<16>(r), low)));
+        y[3] = V::addf(y[3], residual(V::shr<24>(r)));
+      }
     }
+    if (float_out) {
+      for (int j = 0; j < 4 && j < planes; ++j)
+        put(s, s.y + j * s.y_plane, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
+      return;
+    }
+    V::I q[4];
+    for (int j = 0; j < 4; ++j) q[j] = V::round(V::minf(cap, V::mulf(y[j], inv)));
+    // Rounding is monotone: clamping the codes is clamping the activation.
+    const V::I cells = V::pack(q[0], q[1], q[2], q[3], zero_point16);
+    put(s, s.y, V::min_u8(V::max_u8(cells, qlo), qhi), outside);
   }
-  const V::I outside = V::set1(static_cast<int32_t>(halo));
-  if (float_out) {
-    const V::F lo = V::set1f(e.lo), hi = V::set1f(e.hi);
-    for (int j = 0; j < 4 && j < planes; ++j)
-      put(s, s.y + j * s.y_plane, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
-    return;
-  }
-  // 2**30 leaves room for the conversion; below, cvtps2dq's INT_MIN already saturates to the right code.
-  const V::F inv = V::set1f(e.inv), cap = V::set1f(1073741824.0f);
-  V::I q[4];
-  for (int j = 0; j < 4; ++j) q[j] = V::round(V::minf(cap, V::mulf(y[j], inv)));
-  V::I cells = V::pack(q[0], q[1], q[2], q[3], V::set1(static_cast<int32_t>(static_cast<uint32_t>(e.zero_point) * 0x10001u)));
-  cells = V::max_u8(cells, V::set1(static_cast<int32_t>(e.qlo * 0x01010101u)));
-  cells = V::min_u8(cells, V::set1(static_cast<int32_t>(e.qhi * 0x01010101u)));
-  put(s, s.y, cells, outside);
-}
+};

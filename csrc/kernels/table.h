@@ -92,6 +92,7 @@ struct Cells {
 struct KernelTable {
   const char* name;
   int64_t lanes;
+  int64_t sparse_vectors;  // the largest tile of the sparse kernel
   // Blocks of kBlock output channels [begin, end) of all pixels [first, last); first is a multiple of lanes. scratch:
   // k * kBlock * 4 bytes for expanded codes (ternary only).
   void (*conv_dense)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last, uint8_t* scratch);
