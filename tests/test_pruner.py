@@ -191,6 +191,19 @@ def test_after_the_freeze_masks_and_codes_stay() -> None:
     assert torch.equal(model[0].codes, int8)
 
 
+def test_after_the_freeze_nothing_is_ranked_anew() -> None:
+    layer = nn.Linear(10, 10)
+    pruner = Pruner(layer, total_steps=10, zeros=0.5, freeze_at=0.5, nested=False)
+    for _ in range(5):
+        pruner.step()
+    alive = layer.weight != 0
+    with torch.no_grad():
+        layer.weight.copy_(torch.where(alive, 1e-9, 1.0))
+    for _ in range(5):
+        pruner.step()
+    assert torch.equal(layer.weight != 0, alive)
+
+
 def test_frozen_codes_have_exactly_the_zeros_asked_for() -> None:
     model = quantized_net(zeros=0.77)
     optimizer = sgd(model)

@@ -196,7 +196,7 @@ class Pruner:
 
     def _set_phases(self, layers: Sequence[QuantizedLayer]) -> None:
         for layer in layers:
-            if layer.phase != self.phase:  # setting "frozen" again would take new codes
+            if layer.phase != self.phase:
                 layer.phase = self.phase
 
     def _plan(self) -> dict[str, Any]:
