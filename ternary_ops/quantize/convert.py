@@ -117,3 +117,6 @@ def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> Non
         for name, child in parent._modules.items():
             if child is not None and child in new:
                 parent._modules[name] = new[child]
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    # Its fused path, which this turns off, reads weights instead of calling layers.
+                    parent.activation_relu_or_gelu = 0

@@ -248,7 +248,8 @@ def check_finite(module: nn.Module, name: str) -> None:
         value = module._parameters.get(key)
         if value is None or value.is_meta:
             continue
-        finite = torch.isfinite(value.detach())
+        value = value.detach()
+        finite = torch.isfinite(value)
         if not finite.all():
             at = tuple(int(i) for i in (~finite).nonzero()[0])
             raise BadWeights(
