@@ -7,7 +7,7 @@ biases of every convolution and linear layer, BatchNorm folded in; scales count 
 fp32    4 bytes a weight and a bias
 packed  2 bits a ternary weight, 8 bits an int8 weight, 4 bytes a scale, a bias, a float weight
 file    the file as it lies on disk, headers included
-bound   the least that an entropy coder of this pattern can reach for the weights (`entropy_bits`)
+bound   the least that an entropy coder of this pattern can reach for the weights (`io.sizes`)
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from ternary_ops.engine.describe import stored_bytes
 from ternary_ops.engine.ir import Weight
 from ternary_ops.engine.shapes import infer, macs
 from ternary_ops.errors import MissingExtra, UnsupportedModel, UnsupportedShape, need
-from ternary_ops.table import Table, replace_file, write_csv
+from ternary_ops.io.atomic import replace_file
+from ternary_ops.io.sizes import lowest_bound
+from ternary_ops.table import Table, write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -227,26 +229,6 @@ def of_program(
     return Report(tuple(_layers(program, x)), x.shape, file, times[0], against)
 
 
-def entropy_bits(weight: Weight) -> float:
-    """Least bits for the values of a weight, from its own frequencies.
-
-    Ternary: the better of "element", zero-order entropy of {-1, 0, 1}, and "1x4",
-    H2(d)/4 + d * h(symbols inside kept quads) bits a weight, d = share of occupied quads. int8:
-    zero-order entropy of the values. float: 32 a weight.
-    """
-    values = weight.array
-    if weight.kind == "float":
-        return 32.0 * values.size
-    plain = float(_entropy(values) * values.size)
-    if weight.kind != "ternary":
-        return plain
-    quads = _quads(values)
-    kept = quads[(quads != 0).any(1)]
-    density = len(kept) / len(quads)
-    inside = _entropy(kept) * kept.size
-    return min(plain, float(_entropy_of([density, 1 - density]) * len(quads) + inside))
-
-
 def new_figure(columns: int) -> tuple[Any, Sequence[Any]]:
     """A matplotlib figure with `columns` axes side by side, off screen; raises MissingExtra."""
     try:
@@ -318,7 +300,7 @@ def _layer(weight: Weight, count: int, ms: float) -> Layer:
         ms=ms,
         fp32=4 * (size + biases),
         packed=stored_bytes(weight),
-        bound=entropy_bits(weight) / 8 + vectors,
+        bound=lowest_bound(weight.kind, weight.array) / 8 + vectors,
     )
 
 
@@ -326,19 +308,6 @@ def _quads(values: Array) -> Array:
     """[quads, 4]: four consecutive input channels of one tap, the last ones padded with zeros."""
     rows = values.reshape(-1, values.shape[-1])
     return np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4))).reshape(-1, 4)
-
-
-def _entropy(values: Array) -> float:
-    if values.size == 0:
-        return 0.0
-    _, counts = np.unique(values, return_counts=True)
-    return _entropy_of(counts / values.size)
-
-
-def _entropy_of(shares: Sequence[float] | Array) -> float:
-    p = np.asarray(shares, np.float64)
-    p = p[p > 0]
-    return float(-(p * np.log2(p)).sum())
 
 
 def _compare(ours: Array, theirs: Array, ms: float) -> Comparison:

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ternary_ops.io.atomic import replace_file
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,3 @@ def write_csv(path: str | Path, rows: Sequence[dict[str, object]]) -> None:
             writer.writerows(rows)
 
     replace_file(path, write)
-
-
-def replace_file(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary)` beside `path`, then rename: an interrupted write leaves no trace."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        # mkstemp makes private files; a report is an ordinary one.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
