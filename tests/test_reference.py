@@ -22,7 +22,8 @@ RNG = np.random.default_rng(7)
 
 
 def test_needs_no_torch() -> None:
-    script = "import ternary_ops.ops.reference, ternary_ops.ops.codes, sys; sys.exit('torch' in sys.modules)"
+    names = "ternary_ops.ops.reference, ternary_ops.ops.codes, sys"
+    script = f"import {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -151,7 +152,9 @@ def test_codes_round_trip(rows: int, channels: int, seed: int) -> None:
 
 
 def test_codes_are_the_documented_bits() -> None:
-    assert codes.pack_codes(np.array([[0, 1, -1, 1, -1]], np.int8)).tolist() == [[0b01_11_01_00, 0b11]]
+    assert codes.pack_codes(np.array([[0, 1, -1, 1, -1]], np.int8)).tolist() == [
+        [0b01_11_01_00, 0b11]
+    ]
     t = RNG.integers(-1, 2, (3, 6, 2, 5)).astype(np.int8)
     packed = codes.conv_codes(t)
     assert packed.shape == (3, 2, 5, 2)

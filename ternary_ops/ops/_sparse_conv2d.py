@@ -28,7 +28,8 @@ def sparse_conv2d(
 
     A quad is four consecutive input channels of one filter tap for one output channel. `packed` is
     prepack(codes, "sparse", C, groups, float_x). Everything else, errors included, as conv2d; for
-    uint8 x the result is the same bit for bit.
+    uint8 x the result is the same bit for bit. For float x a zero weight counts as absent: an
+    infinity under it adds nothing (in conv2d: NaN, as in PyTorch).
     """
     geometry = (pair(stride), pair(padding), pair(dilation), groups)
     y: torch.Tensor = _OP(x, codes, scale, bias, *geometry, **options)
