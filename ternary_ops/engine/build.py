@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hand a program to the native engine, node by node; engine ids are node numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ternary_ops import _native
+from ternary_ops.engine.ir import Array, Graph, Node, Params, Weight
+from ternary_ops.ops import codes
+
+_CHOOSE_SPARSE = -1  # the engine compares the density of the filters with what its kernels win
+
+
+def build(graph: Graph) -> Any:
+    """A `_core.Engine` that runs `graph`."""
+    engine = _native.core().Engine()
+    for i, node in enumerate(graph.nodes):
+        made = _add(engine, graph, node)
+        if made != i:
+            raise RuntimeError(f"the native engine numbered node {i} as {made}")
+    engine.output(len(graph.nodes) - 1)
+    return engine
+
+
+def _add(engine: Any, graph: Graph, node: Node) -> int:
+    """Append one node; returns its id in the engine."""
+    at, x = node.attrs, node.inputs
+    if node.op == "input":
+        return int(engine.input(at["c"], at["rank"]))
+    if node.op in ("conv2d", "linear"):
+        return int(_add_layer(engine, graph, node))
+    arguments: list[Any] = list(x)
+    for name, value in at.items():
+        if name == "size":
+            arguments += value
+        elif name not in ("y", "clamp"):
+            arguments.append(0 if value is None else value)  # an average without a divisor
+    if "clamp" in at:
+        arguments += _bounds(node)
+    if "y" in at:
+        arguments += _output(at["y"])
+    return int(getattr(engine, node.op)(*arguments))
+
+
+def _add_layer(engine: Any, graph: Graph, node: Node) -> Any:
+    at, w = node.attrs, graph.weight(node)
+    x, residual = node.inputs[0], node.inputs[1] if len(node.inputs) == 2 else -1
+    wtype, values, scale = _values(w, graph.values[x].y)
+    o, r, s, i = w.shape
+    ends = *_bounds(node), *_output(at["y"]), _CHOOSE_SPARSE
+    if node.op == "linear":
+        rows = np.ascontiguousarray(values.reshape(o, -1))
+        return engine.linear(x, residual, wtype, rows, o, i, scale, w.bias, *ends)
+    window = at["stride"], at["padding"], at["dilation"], at["groups"]
+    return engine.conv2d(x, residual, wtype, values, o, r, s, i, scale, w.bias, *window, *ends)
+
+
+def _values(w: Weight, x: Params | None) -> tuple[str, Array, Array]:
+    """Kind, values and scale as the kernels read them. Integer weights that meet float input become
+    floats: with no integers to multiply, only the file gains from the codes.
+    """
+    if x is None and w.scale is not None:
+        return "float", w.array * w.scale[:, None, None, None], np.ones_like(w.scale)
+    scale = w.effective_scale(x)
+    if w.kind == "ternary":
+        return w.kind, codes.pack_codes(w.array), scale
+    if w.kind == "int8":
+        return w.kind, codes.pad_int8(w.array), scale
+    return w.kind, w.array, scale
+
+
+def _bounds(node: Node) -> tuple[float, float]:
+    lo, hi = node.attrs["clamp"]
+    return -math.inf if lo is None else lo, math.inf if hi is None else hi
+
+
+def _output(y: Params | None) -> Params:
+    """A scale of 0 asks for float output."""
+    return (0.0, 0) if y is None else y

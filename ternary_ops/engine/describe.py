@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program is made of, as rows, totals and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ternary_ops.engine.ir import Graph, Weight
+from ternary_ops.engine.shapes import Shape, macs
+from ternary_ops.table import Table
+
+_BITS = {"ternary": 2, "int8": 8, "float": 32}
+
+
+def rows(graph: Graph, shapes: Sequence[Shape]) -> list[dict[str, Any]]:
+    """Per node: node, name, op, shape, dtype, macs (dense); layers also kind, bits, bytes, zeros
+    (share of zero weights) and density (share of quads that hold anything), None for other nodes.
+    """
+    described = []
+    for i, (node, shape, count) in enumerate(
+        zip(graph.nodes, shapes, macs(graph, shapes), strict=True)
+    ):
+        w = graph.weight(node) if "w" in node.attrs else None
+        described.append(
+            {
+                "node": i,
+                "name": "" if w is None else w.name,
+                "op": node.op,
+                "shape": shape,
+                "dtype": "float32" if graph.values[i].y is None else "uint8",
+                "macs": count,
+                "kind": None if w is None else w.kind,
+                "bits": None if w is None else _BITS[w.kind],
+                "bytes": None if w is None else stored_bytes(w),
+                "zeros": None if w is None else 1 - np.count_nonzero(w.array) / w.array.size,
+                "density": None if w is None else w.density,
+            }
+        )
+    return described
+
+
+def stored_bytes(w: Weight) -> int:
+    """Bytes of a weight at its bit width, with scale and bias, before entropy coding."""
+    vectors = sum(v.nbytes for v in (w.scale, w.bias) if v is not None)
+    return -(-w.array.size * _BITS[w.kind] // 8) + vectors
+
+
+def totals(graph: Graph, shapes: Sequence[Shape]) -> dict[str, Any]:
+    """Nodes, weights, zeros (their share), bytes, macs, shapes of input and output."""
+    banks = [w.array for w in graph.weights]
+    weights = sum(array.size for array in banks)
+    filled = sum(int(np.count_nonzero(array)) for array in banks)
+    return {
+        "nodes": len(graph.nodes),
+        "weights": weights,
+        "zeros": 1 - filled / max(weights, 1),
+        "bytes": sum(stored_bytes(w) for w in graph.weights),
+        "macs": sum(macs(graph, shapes)),
+        "input": shapes[0],
+        "output": shapes[-1],
+    }
+
+
+def table(graph: Graph, shapes: Sequence[Shape]) -> Table:
+    """One line per node."""
+    lines = []
+    for row in rows(graph, shapes):
+        line = [f"{row['node']} {row['op']}", row["name"], _times(row["shape"]), row["dtype"]]
+        if row["kind"] is None:
+            line += [""] * 4
+        else:
+            line += [f"{row['density']:.1%}", str(row["bits"]), f"{row['bytes']:,}"]
+            line.append(f"{row['macs']:,}")
+        lines.append(line)
+    total = totals(graph, shapes)
+    notes = (
+        f"{total['weights']:,} weights, {total['zeros']:.1%} of them zero",
+        f"{total['bytes']:,} bytes before entropy coding",
+        f"{total['macs']:,} dense multiply-adds",
+    )
+    columns = ("node", "layer", "shape", "dtype", "quads", "bits", "bytes", "MACs")
+    return Table(columns, lines, notes=notes)
+
+
+def _times(shape: Shape) -> str:
+    return "x".join(str(n) for n in shape)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs as files: kind "program" of `ternary_ops.io.container`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ternary_ops.engine import rules
+from ternary_ops.engine.index import from_index, to_arrays, to_index
+from ternary_ops.engine.ir import Graph
+from ternary_ops.errors import FormatError, need
+from ternary_ops.io import container
+
+KIND = "program"
+_STORED_AS = {"ternary": "ternary", "int8": "int8", "float": "float32"}
+
+
+def write(path: Path, graph: Graph, sample: tuple[int, ...]) -> None:
+    """Write a program and the input shape it speaks of, atomically."""
+    index = {**to_index(graph), "sample": list(sample)}
+    kinds = {f"{i}.w": _STORED_AS[w.kind] for i, w in enumerate(graph.weights)}
+    entries = [
+        container.WeightEntry(name, kinds.get(name, "float32"), array)
+        for name, array in to_arrays(graph).items()
+    ]
+    container.write(path, KIND, index, entries)
+
+
+def read(path: Path) -> tuple[Graph, tuple[int, ...]]:
+    """Undo write; raises FormatError for a file that is anything else."""
+    document = container.read(path)
+    if document.kind != KIND:
+        raise FormatError(
+            need(
+                f"{path} holds a program",
+                f"kind {document.kind!r}",
+                "Load a network's weights with ternary_ops.load, then compile it.",
+            )
+        )
+    index: dict[str, Any] = dict(document.index)
+    sample = index.pop("sample", None)
+    try:
+        graph = from_index(index, {name: w.array for name, w in document.weights.items()})
+        sizes = rules.items("sample", sample, graph.values[0].rank)
+        return graph, tuple(rules.integer("sample", size, 0, 2**31) for size in sizes)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None

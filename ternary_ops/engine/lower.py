@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From steps to a program: which values are uint8, with which ranges, and the nodes that follow.
+
+A value is quantized when a layer with uint8 activations reads it, to the widest range of such
+layers; max pools and flattening pass the question on to their readers. A value that no layer owns
+but that an add or an average would read as uint8 takes the `output_range` of the layer that makes
+it (calibrate fills it), or a range that follows from its operands. All others stay float: the edges
+of the network and whatever float layers touch. quantize and dequantize nodes appear where a reader
+needs the other form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ternary_ops.engine.ir import Graph, Node, Params, Weight
+from ternary_ops.engine.layers import Layer, Range, range_of
+from ternary_ops.engine.steps import Bounds, Step
+from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.ops.reference import affine_params
+
+_KEEPS_RANGE = ("max_pool2d", "flatten")
+
+
+def lower(steps: Sequence[Step], shape: Sequence[int]) -> Graph:
+    """The program of `steps` for inputs like `shape`, [N, C, H, W] or [N, K].
+
+    Raises UnsupportedModel that names every layer whose range is not set.
+    """
+    _collect_ranges(steps)
+    emitter = _Emitter(shape)
+    for step in steps:
+        emitter.emit(step)
+    emitter.as_float(steps[-1])
+    if emitter.unset:
+        names = ", ".join(sorted(emitter.unset))
+        raise UnsupportedModel(
+            need(
+                "layers with uint8 activations need their ranges",
+                f"none for {names}",
+                "Call calibrate(model, batches) first, with samples that reach these layers.",
+            )
+        )
+    return Graph(tuple(emitter.nodes), tuple(emitter.weights))
+
+
+def _collect_ranges(steps: Sequence[Step]) -> None:
+    """Fill `wanted` and `flexible`, readers first."""
+    for step in reversed(steps):
+        for user in step.users:
+            if user.op in _KEEPS_RANGE:
+                step.wanted = _widest(step.wanted, user.wanted)
+                step.flexible |= user.flexible
+            elif user.layer is None:
+                step.flexible = True
+            elif user.layer.integer:
+                if user.inputs[0] is step:
+                    step.wanted = _widest(step.wanted, user.layer.input_range)
+                if step in user.inputs[1:]:
+                    step.flexible = True
+
+
+def _widest(a: Range | None, b: Range | None) -> Range | None:
+    if a is None or b is None:
+        return a or b
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def _affine(bounds: Range) -> Params:
+    scale, zp = affine_params(*bounds)
+    return float(scale), zp
+
+
+class _Emitter:
+    """Appends nodes; knows of every step its node and whether that made uint8."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.nodes = [Node("input", (), {"c": shape[1], "rank": len(shape)})]
+        self.weights: list[Weight] = []
+        self.unset: set[str] = set()
+        self._made: dict[Step, tuple[int, Params | None]] = {}
+        self._other_form: dict[Step, int] = {}  # its quantize or dequantize node
+        self._weight_index: dict[Weight, int] = {}
+
+    def emit(self, step: Step) -> None:
+        """Append the nodes of a step."""
+        if step.op == "input":
+            self._made[step] = 0, None
+        elif step.layer is not None:
+            self._emit_layer(step, step.layer)
+        elif step.op in _KEEPS_RANGE:
+            integer = step.wanted is not None or self._is_uint8(step.inputs[0])
+            x = self._read(step.inputs[0], integer)
+            y = self._params_of(step.inputs[0]) if integer else None
+            self._made[step] = self._append(step, [x]), y
+        else:
+            integer = any(map(self._is_uint8, step.inputs)) and all(map(self._fits, step.inputs))
+            y = self._output(step) if integer else None
+            inputs = [self._read(x, integer) for x in step.inputs]
+            self._made[step] = self._append(step, inputs, y=y), y
+
+    def as_float(self, step: Step) -> int:
+        """The node of a step's value as floats."""
+        node, y = self._made[step]
+        if y is None:
+            return node
+        if step not in self._other_form:
+            self._other_form[step] = self._node("dequantize", [node], {})
+        return self._other_form[step]
+
+    def _as_uint8(self, step: Step) -> int:
+        node, y = self._made[step]
+        if y is not None:
+            return node
+        if step not in self._other_form:
+            attrs = {"y": self._params_of(step)}
+            self._other_form[step] = self._node("quantize", [node], attrs)
+        return self._other_form[step]
+
+    def _read(self, step: Step, integer: bool) -> int:
+        return self._as_uint8(step) if integer else self.as_float(step)
+
+    def _is_uint8(self, step: Step) -> bool:
+        return self._made[step][1] is not None
+
+    def _fits(self, step: Step) -> bool:
+        """True for a value that is uint8 or whose range is known."""
+        return self._is_uint8(step) or step.wanted is not None
+
+    def _params_of(self, step: Step) -> Params:
+        """Scale and zero point of a step's value where it is read as uint8."""
+        y = self._made[step][1]
+        if y is not None:
+            return y
+        if step.wanted is None:
+            raise ValueError("a value without a range was read as uint8")
+        return _affine(step.wanted)
+
+    def _emit_layer(self, step: Step, layer: Layer) -> None:
+        x, *residual = step.inputs
+        if layer.integer and layer.input_range is None:
+            self.unset.add(layer.weight.name)
+        follows = layer.follows and self._is_uint8(x)
+        integer = (layer.integer and self._fits(x)) or follows
+        apart = integer and not all(map(self._fits, residual))
+        y = self._output(step) if integer and not apart else None
+        attrs = {**step.attrs, "w": self._weight(layer.weight)}
+        if apart:  # a float residual: end in floats and add there
+            node = self._node(step.op, [self._as_uint8(x)], attrs)
+            inputs = [node, *(self.as_float(r) for r in residual)]
+            self._made[step] = self._node("add", inputs, {"clamp": step.clamp}), None
+            return
+        inputs = [self._read(value, integer) for value in step.inputs]
+        node = self._node(step.op, inputs, {**attrs, "clamp": step.clamp, "y": y})
+        self._made[step] = node, y
+
+    def _output(self, step: Step) -> Params | None:
+        """Scale and zero point that an integer step writes; None where only floats are read."""
+        if step.wanted is not None:
+            return _affine(step.wanted)
+        if not step.flexible:
+            return None
+        if step.op in ("avg_pool2d", "adaptive_avg_pool2d"):
+            return self._params_of(step.inputs[0])  # an average stays in the range
+        layer = step.layer
+        if layer is not None and not layer.follows:
+            if layer.output_range is None:
+                self.unset.add(layer.weight.name)
+                return None
+            return _affine(layer.output_range)
+        return _affine(self._follow(step))
+
+    def _follow(self, step: Step) -> Range:
+        """A range that a step's value cannot leave, from those of its operands."""
+        ranges = [range_of(*self._params_of(x)) for x in step.inputs]
+        if step.layer is not None:
+            ranges[0] = step.layer.image_of(ranges[0])
+        lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
+        return _clamped((lo, hi), step.clamp)
+
+    def _append(self, step: Step, inputs: Sequence[int], **more: Any) -> int:
+        attrs = {**step.attrs, **more}
+        if step.op in ("add", "clamp"):
+            attrs["clamp"] = step.clamp
+        return self._node(step.op, inputs, attrs)
+
+    def _node(self, op: str, inputs: Sequence[int], attrs: dict[str, Any]) -> int:
+        self.nodes.append(Node(op, tuple(inputs), attrs))
+        return len(self.nodes) - 1
+
+    def _weight(self, weight: Weight) -> int:
+        if weight not in self._weight_index:
+            self._weight_index[weight] = len(self.weights)
+            self.weights.append(weight)
+        return self._weight_index[weight]
+
+
+def _clamped(bounds: Range, clamp: Bounds) -> Range:
+    (lo, hi), (least, most) = bounds, clamp
+    if least is not None:
+        lo, hi = max(lo, least), max(hi, least)
+    if most is not None:
+        lo, hi = min(lo, most), min(hi, most)
+    return lo, hi

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A traced network as a list of steps, one for each node of the program to be, fusions done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from ternary_ops.engine.layers import Layer, Range, read_batchnorm, read_layer
+from ternary_ops.engine.match import SUPPORTED, Op, Unsupported, match, shape_of, source
+from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.quantize.trace import Chain, clamp_bounds, fused_chain, is_layer, module_of
+
+Bounds = tuple[float | None, float | None]
+_CLAMPS = ("conv2d", "linear", "add", "clamp")
+
+
+@dataclass(eq=False)
+class Step:
+    """One op, the steps it reads and those that read it.
+
+    wanted: range that the layers reading this value ask for. flexible: an op that has no range of
+    its own would read it as uint8.
+    """
+
+    op: str
+    inputs: list[Step]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    layer: Layer | None = None
+    clamp: Bounds = (None, None)
+    users: list[Step] = field(default_factory=list)
+    wanted: Range | None = None
+    flexible: bool = False
+
+
+def read_steps(traced: fx.GraphModule) -> list[Step]:
+    """The steps, in order, that the output needs; the first is the input, the last the output.
+
+    Shapes must have been noted (`match.Shapes`). Raises one UnsupportedModel that lists every node
+    without a program form.
+    """
+    reader = _Reader(traced)
+    for node in traced.graph.nodes:
+        reader.read(node)
+    if reader.problems:
+        lines = "".join(f"\n  {line}" for line in reader.problems)
+        raise UnsupportedModel(
+            need(
+                "every part of a compiled model needs a program form",
+                f"{len(reader.problems)} without:{lines}",
+                f"Supported: {SUPPORTED}.",
+            )
+        )
+    return _fuse_clamps(_reachable(reader.values[reader.output]))
+
+
+def merge(first: Bounds, second: Bounds) -> Bounds:
+    """Bounds of clamp(clamp(x, first), second)."""
+    return _clip(first[0], second, second[0]), _clip(first[1], second, second[1])
+
+
+def _clip(bound: float | None, by: Bounds, otherwise: float | None) -> float | None:
+    if bound is None:
+        return otherwise
+    lo, hi = by
+    bound = bound if lo is None else max(bound, lo)
+    return bound if hi is None else min(bound, hi)
+
+
+class _Consequence(Unsupported):
+    """The node is fine, but reads one that is not, and that is already a problem."""
+
+
+class _Reader:
+    """Turns traced nodes into steps, and collects what has no program form."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self.problems: list[str] = []
+        self.values: dict[fx.Node, Step] = {}
+        self.output: fx.Node
+        self._layers: dict[str, Layer] = {}
+        chains = [fused_chain(node) for node in traced.graph.nodes if is_layer(node)]
+        self._ends = {chain.end: chain for chain in chains}
+        self._inner = {node for chain in chains for node in _links(chain)} - set(self._ends)
+
+    def read(self, node: fx.Node) -> None:
+        """Add the steps of a node, or a problem."""
+        if node.op == "placeholder":
+            if self.values:
+                self.problems.append(f"{node.target}: a second input")
+                return
+            self.values[node] = Step("input", [])
+        elif node.op == "output":
+            self._read_output(node)
+        elif node.op != "get_attr" and shape_of(node) is not None:
+            try:
+                ops = match(node)
+                if node in self._ends:
+                    self.values[node] = self._chain(self._ends[node])
+                elif node not in self._inner:
+                    self.values[node] = self._ops(node, ops)
+            except _Consequence:
+                pass
+            except Unsupported as reason:
+                self.problems.append(f"{_place(node)}: {reason}")
+
+    def _read_output(self, node: fx.Node) -> None:
+        value = node.args[0]
+        if isinstance(value, fx.Node) and value in self.values:
+            self.output = value
+        elif not self.problems:
+            self.problems.append(f"the output: one tensor is supported, this is {value}")
+
+    def _chain(self, chain: Chain) -> Step:
+        """A layer with what fuses behind it. A BatchNorm that would not fold becomes a step."""
+        step = self._layer(chain.layer, self._value(source(chain.layer)))
+        if chain.batchnorm is not None:
+            step = self._batchnorm(chain.batchnorm, step)
+        if chain.residual is not None:
+            step.inputs.append(self._value(chain.residual))
+        for clamp in chain.clamps:
+            step.clamp = merge(step.clamp, clamp_bounds(clamp) or (None, None))
+        return step
+
+    def _ops(self, node: fx.Node, ops: Sequence[Op]) -> Step:
+        value = self._value(source(node))
+        for op, attrs in ops:
+            if op == "batchnorm":
+                value = self._batchnorm(node, value)
+            elif op == "add":
+                value = Step("add", [self._value(a) for a in node.args if isinstance(a, fx.Node)])
+            elif op == "clamp":
+                value = Step("clamp", [value], clamp=attrs["clamp"])
+            else:
+                value = Step(op, [value], attrs)
+        return value
+
+    def _layer(self, node: fx.Node, x: Step) -> Step:
+        name, module = str(node.target), module_of(node)
+        if name not in self._layers:
+            try:
+                self._layers[name] = read_layer(name, _module(module))
+            except UnsupportedModel as reason:
+                raise Unsupported(str(reason).partition("\n")[0]) from reason
+        layer = self._layers[name]
+        return Step(layer.op, [x], layer.attrs, layer)
+
+    def _batchnorm(self, node: fx.Node, x: Step) -> Step:
+        layer = read_batchnorm(str(node.target), _module(module_of(node)))
+        return Step(layer.op, [x], layer.attrs, layer)
+
+    def _value(self, node: fx.Node) -> Step:
+        if node.op == "get_attr":
+            raise Unsupported("it works on a parameter or buffer")
+        if node not in self.values:
+            raise _Consequence
+        return self.values[node]
+
+
+def _links(chain: Chain) -> list[fx.Node]:
+    """Every node from the layer to the end of its chain."""
+    nodes = [chain.layer]
+    while nodes[-1] is not chain.end:
+        (user,) = nodes[-1].users
+        nodes.append(user)
+    return nodes
+
+
+def _reachable(output: Step) -> list[Step]:
+    """What the output needs, every step after those it reads; fills `users`."""
+    order: list[Step] = []
+    seen: set[Step] = set()
+    stack = [(output, False)]
+    while stack:
+        step, ready = stack.pop()
+        if ready:
+            order.append(step)
+            for source_step in step.inputs:
+                source_step.users.append(step)
+        elif step not in seen:
+            seen.add(step)
+            stack.append((step, True))
+            stack.extend((s, False) for s in reversed(step.inputs))
+    return order
+
+
+def _fuse_clamps(steps: Sequence[Step]) -> list[Step]:
+    """Let a step that can clamp do so itself where a clamp alone reads it."""
+    kept: list[Step] = []
+    for step in steps:
+        before = step.inputs[0] if step.inputs else step
+        if step.op == "clamp" and before.op in _CLAMPS and len(before.users) == 1:
+            before.clamp, before.users = merge(before.clamp, step.clamp), step.users
+            for user in step.users:
+                user.inputs = [before if s is step else s for s in user.inputs]
+        else:
+            kept.append(step)
+    return kept
+
+
+def _module(module: nn.Module | None) -> nn.Module:
+    if module is None:
+        raise Unsupported("it calls no module")
+    return module
+
+
+def _place(node: fx.Node) -> str:
+    """Module path and kind of a node, for people."""
+    if node.op == "call_module":
+        return f"{node.target} ({type(module_of(node)).__name__})"
+    what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
+    inside = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return f"{what}() in {inside[-1] if inside else 'forward'}"

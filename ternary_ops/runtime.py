@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a saved program and run it: NumPy and the native core, never torch.
+
+    program = runtime.load("net.safetensors")
+    logits = program(images)                      # float32 [N, C, H, W] -> float32
+    with runtime.num_threads(1), runtime.force_isa("avx2"):
+        program(images)                           # the same bits
+
+Results depend on neither the thread count nor the batch an image travels in; integer nodes are the
+same bits on every instruction set.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops import _native
+from ternary_ops._version import __version__
+from ternary_ops.engine import describe, files
+from ternary_ops.engine.build import build
+from ternary_ops.engine.ir import Array, Graph
+from ternary_ops.engine.shapes import Shape, infer
+from ternary_ops.errors import UnsupportedDevice, UnsupportedShape, need
+
+__all__ = [
+    "Program",
+    "available_isas",
+    "force_isa",
+    "info",
+    "isa",
+    "load",
+    "num_threads",
+]
+
+_KNOWN_SHAPES = 64
+_overrides = threading.local()
+
+
+def load(path: str | os.PathLike[str]) -> Program:
+    """Read a file that Program.save or `ternary-ops compress` wrote.
+
+    Raises FormatError when it is anything else, damaged, or of an unknown version.
+    """
+    graph, sample = files.read(Path(path))
+    return Program(graph, sample)
+
+
+class Program:
+    """A network that runs natively: call it with one batch, get one array.
+
+    N, H and W may change from call to call (each new size is planned once); channels are fixed.
+    Safe to share between threads.
+    """
+
+    def __init__(self, graph: Graph, sample: Sequence[int]) -> None:
+        """Wrap a valid graph; `sample` is the input shape that summary() and info() speak of."""
+        self.graph = graph
+        self.sample = tuple(sample)
+        self._shapes: dict[Shape, list[Shape]] = {}
+        self._shapes_of(self.sample)
+
+    def __call__(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Run x, [N, C, H, W] (or [N, K]), and return float32.
+
+        float16, float64 and uint8 are converted to float32 by value: divide images by 255 first if
+        the network was trained so. Where values are quantized, NaN becomes code 0, the low end of
+        the range. Any memory layout is accepted. Raises UnsupportedShape.
+        """
+        y: NDArray[np.float32] = self._engine.run(self._accept(x))
+        return y
+
+    def trace(self, x: NDArray[Any]) -> list[Array]:
+        """Every node's value for x: uint8 or float32, [N, C, H, W] or [N, K]."""
+        return list(self._engine.run_all(self._accept(x)))
+
+    def profile(self, x: NDArray[Any], repeats: int = 10) -> list[dict[str, Any]]:
+        """Per node what `describe.rows` says, and "ms": the median of `repeats` runs."""
+        x = self._accept(x)
+        if repeats < 1:
+            raise UnsupportedShape(need("profile needs repeats >= 1", repeats, "Use 10."))
+        rows = describe.rows(self.graph, self._shapes_of(x.shape))
+        timed = self._engine.profile(x, repeats)
+        return [{**row, "ms": float(t["ms"])} for row, t in zip(rows, timed, strict=True)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one file of kind "program", atomically."""
+        files.write(Path(path), self.graph, self.sample)
+
+    def summary(self) -> str:
+        """A table of the nodes for the sample shape, one line each, with totals."""
+        return str(describe.table(self.graph, self._shapes_of(self.sample)))
+
+    def info(self) -> dict[str, Any]:
+        """Totals for the sample shape: what `describe.totals` says, and "peak_bytes" of memory."""
+        n, h, w = (self.sample[0], *self.sample[2:], 1, 1)[:3]
+        return {
+            **describe.totals(self.graph, self._shapes_of(self.sample)),
+            "peak_bytes": int(self._engine.peak_bytes(n, h, w)),
+        }
+
+    @property
+    def channels(self) -> int:
+        """C (or K) of the input."""
+        count: int = self.graph.nodes[0].attrs["c"]
+        return count
+
+    @property
+    def rank(self) -> int:
+        """Axes of the input: 4 for images, 2 for rows."""
+        return self.graph.values[0].rank
+
+    def __repr__(self) -> str:
+        """Ends and size."""
+        return f"Program({len(self.graph.nodes)} nodes, input {list(self.sample)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles carry the graph; the engine is built anew."""
+        return Program, (self.graph, self.sample)
+
+    @cached_property
+    def _engine(self) -> Any:
+        return build(self.graph)
+
+    def _accept(self, x: Any) -> NDArray[np.float32]:
+        if not isinstance(x, np.ndarray):
+            raise UnsupportedShape(
+                need("a program takes a NumPy array", type(x).__name__, "Pass x.numpy().")
+            )
+        if x.dtype != np.uint8 and x.dtype.kind != "f":
+            raise UnsupportedShape(
+                need("a program takes floats or uint8", x.dtype, "Pass x.astype(np.float32).")
+            )
+        self._shapes_of(x.shape)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+            return np.ascontiguousarray(x, np.float32)
+
+    def _shapes_of(self, shape: Shape) -> list[Shape]:
+        """Every node's shape for an input shape, checked once a shape."""
+        known = self._shapes.get(shape)
+        if known is None:
+            if len(shape) != self.rank or shape[1] != self.channels:
+                wanted = "[N, {}, H, W]" if self.rank == 4 else "[N, {}]"
+                raise UnsupportedShape(
+                    need(
+                        f"this program takes {wanted.format(self.channels)}",
+                        list(shape),
+                        "Add a missing batch axis with x[None]; channels are those of the network.",
+                    )
+                )
+            known = infer(self.graph, shape[0], *shape[2:])
+            if len(self._shapes) >= _KNOWN_SHAPES:
+                self._shapes.clear()
+            self._shapes[shape] = known
+        return known
+
+
+def isa() -> str:
+    """The instruction set in use: the best this processor has, unless forced."""
+    name: str = _native.core().isa()
+    return name
+
+
+def available_isas() -> list[str]:
+    """Instruction sets that work here, slowest first; "scalar" is always one."""
+    return list(_native.core().available_isas())
+
+
+@contextmanager
+def force_isa(name: str) -> Iterator[None]:
+    """Use one instruction set in this thread. Raises UnsupportedDevice for one that is not there.
+
+    The environment variable TERNARY_OPS_ISA does the same for a whole process.
+    """
+    core = _native.core()
+    with _override("isa", core.set_isa, name, ""):
+        yield
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Use n threads for calls from this thread; results do not change."""
+    if type(n) is not int or n < 1:
+        raise UnsupportedDevice(
+            need("num_threads needs an integer >= 1", repr(n), "Pass 1 or more.")
+        )
+    core = _native.core()
+    with _override("threads", core.set_num_threads, n, 0):
+        yield
+
+
+def info() -> dict[str, Any]:
+    """Versions, the instruction set chosen, why others were not, threads, environment variables."""
+    core = _native.core()
+    return {
+        "version": __version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "isa": core.isa(),
+        "available_isas": list(core.available_isas()),
+        "isa_report": dict(core.isa_report()),
+        "num_threads": core.num_threads(),
+        "environment": {k: v for k, v in os.environ.items() if k.startswith("TERNARY_OPS_")},
+    }
+
+
+@contextmanager
+def _override(what: str, set_value: Callable[[Any], Any], value: Any, none: Any) -> Iterator[None]:
+    """Set a thread's override and restore the one before, so that blocks nest."""
+    before = getattr(_overrides, what, none)
+    set_value(value)
+    setattr(_overrides, what, value)
+    try:
+        yield
+    finally:
+        set_value(before)
+        setattr(_overrides, what, before)
