@@ -51,6 +51,10 @@ class Unsupported(Exception):
     """Why a node has no program op; lowering collects them all."""
 
 
+class Consequence(Unsupported):
+    """The node reads one that is unsupported, which is reason enough to name that one only."""
+
+
 class Shapes(fx.Interpreter):
     """Runs a traced network once and notes every value's shape: None for sizes and constants, ()
     for several tensors at once.
@@ -70,6 +74,8 @@ def source(node: fx.Node) -> fx.Node:
     x = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(x, fx.Node) or shape_of(x) is None:
         raise Unsupported("it does not work on a tensor that comes from the input")
+    if shape_of(x) == ():
+        raise Consequence
     return x
 
 

@@ -10,7 +10,15 @@ from typing import Any
 from torch import fx, nn
 
 from ternary_ops.engine.layers import Layer, Range, read_batchnorm, read_layer
-from ternary_ops.engine.match import SUPPORTED, Op, Unsupported, match, shape_of, source
+from ternary_ops.engine.match import (
+    SUPPORTED,
+    Consequence,
+    Op,
+    Unsupported,
+    match,
+    shape_of,
+    source,
+)
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.trace import Chain, clamp_bounds, fused_chain, is_layer, module_of
 
@@ -70,10 +78,6 @@ def _clip(bound: float | None, by: Bounds, otherwise: float | None) -> float | N
     return bound if hi is None else min(bound, hi)
 
 
-class _Consequence(Unsupported):
-    """The node is fine, but reads one that is not, and that is already a problem."""
-
-
 class _Reader:
     """Turns traced nodes into steps, and collects what has no program form."""
 
@@ -102,7 +106,7 @@ class _Reader:
                     self.values[node] = self._chain(self._ends[node])
                 elif node not in self._inner:
                     self.values[node] = self._ops(node, ops)
-            except _Consequence:
+            except Consequence:
                 pass
             except Unsupported as reason:
                 self.problems.append(f"{_place(node)}: {reason}")
@@ -156,7 +160,7 @@ class _Reader:
         if node.op == "get_attr":
             raise Unsupported("it works on a parameter or buffer")
         if node not in self.values:
-            raise _Consequence
+            raise Consequence
         return self.values[node]
 
 
