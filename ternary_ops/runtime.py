@@ -30,7 +30,7 @@ from ternary_ops.engine import describe, files
 from ternary_ops.engine.build import build
 from ternary_ops.engine.ir import Array, Graph
 from ternary_ops.engine.shapes import Shape, infer
-from ternary_ops.errors import UnsupportedDevice, UnsupportedShape, need
+from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, need
 
 __all__ = [
     "Program",
@@ -87,7 +87,7 @@ class Program:
         """Per node what `describe.rows` says, and "ms": the median of `repeats` runs."""
         x = self._accept(x)
         if repeats < 1:
-            raise UnsupportedShape(need("profile needs repeats >= 1", repeats, "Use 10."))
+            raise BadConfig(need("profile needs repeats >= 1", repeats, "Use 10."))
         rows = describe.rows(self.graph, self._shapes_of(x.shape))
         timed = self._engine.profile(x, repeats)
         return [{**row, "ms": float(t["ms"])} for row, t in zip(rows, timed, strict=True)]
@@ -182,6 +182,15 @@ def force_isa(name: str) -> Iterator[None]:
     The environment variable TERNARY_OPS_ISA does the same for a whole process.
     """
     core = _native.core()
+    if name not in core.available_isas():
+        why = core.isa_report().get(name, "unknown")
+        raise UnsupportedDevice(
+            need(
+                f"force_isa takes one of {', '.join(core.available_isas())}",
+                f"{name!r} ({why})",
+                "Leave it out to use the best one.",
+            )
+        )
     with _override("isa", core.set_isa, name, ""):
         yield
 
@@ -190,9 +199,7 @@ def force_isa(name: str) -> Iterator[None]:
 def num_threads(n: int) -> Iterator[None]:
     """Use n threads for calls from this thread; results do not change."""
     if type(n) is not int or n < 1:
-        raise UnsupportedDevice(
-            need("num_threads needs an integer >= 1", repr(n), "Pass 1 or more.")
-        )
+        raise BadConfig(need("num_threads needs an integer >= 1", repr(n), "Pass 1 or more."))
     core = _native.core()
     with _override("threads", core.set_num_threads, n, 0):
         yield
