@@ -234,7 +234,7 @@ class TernaryLayer(nn.Module, ABC):
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     """No autocast inside: integers must not be rounded to bfloat16."""
-    if torch.is_autocast_enabled(device):
+    if _autocasts(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
@@ -242,6 +242,11 @@ def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
 def result_dtype(x: Tensor) -> torch.dtype:
     """What the torch twin returns: autocast's dtype, which leaves float64 alone, else x's."""
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if _autocasts(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def _autocasts(device: str) -> bool:
+    # Asking a device that knows no autocast, such as meta, is an error.
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

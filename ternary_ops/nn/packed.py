@@ -147,18 +147,29 @@ class PackedLayer(nn.Module):
             after = getattr(self, name)
             if after.dtype != torch.float32:  # the kernels read float32: undo .half(), keep .to()
                 setattr(self, name, before.to(after.device))
-        if self.codes.device.type == "cpu" and self.packed is None:
-            self.refresh()
         return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         codes = state_dict.get(prefix + "codes")
-        if codes is not None and codes.dtype == torch.uint8 and codes.shape == self.codes.shape:
-            layout.validate(codes.cpu().numpy(), self._channels)
+        if codes is not None:  # all is checked before anything is copied
+            self._check_codes(codes)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.refresh()
+
+    def _check_codes(self, codes: Tensor) -> None:
+        want = (self.codes.dtype, list(self.codes.shape))
+        if (codes.dtype, list(codes.shape)) != want:
+            raise UnsupportedShape(
+                need(
+                    f"{type(self).__name__} needs codes {want[0]} {want[1]}",
+                    f"{codes.dtype} {list(codes.shape)}",
+                    "Make the layer with the shape and `weights` that the state was saved with.",
+                )
+            )
+        if codes.dtype == torch.uint8 and not codes.is_meta:
+            layout.validate(codes.cpu().numpy(), self._channels)
 
     @abstractmethod
     def _operator(self, x: Tensor, **quantization: Any) -> Tensor:
