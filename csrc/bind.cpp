@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only file that knows Python. Every function takes addresses and sizes or NumPy arrays, never a torch type.
+// The only file that knows Python. Every function takes addresses and sizes or NumPy arrays, never
+// a torch type.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -22,11 +23,16 @@ namespace {
 
 const char* error_name(tops::ErrorKind kind) {
   switch (kind) {
-    case tops::ErrorKind::kUnsupportedShape: return "UnsupportedShape";
-    case tops::ErrorKind::kUnsupportedDevice: return "UnsupportedDevice";
-    case tops::ErrorKind::kUnsupportedModel: return "UnsupportedModel";
-    case tops::ErrorKind::kBadWeights: return "BadWeights";
-    case tops::ErrorKind::kFormatError: return "FormatError";
+    case tops::ErrorKind::kUnsupportedShape:
+      return "UnsupportedShape";
+    case tops::ErrorKind::kUnsupportedDevice:
+      return "UnsupportedDevice";
+    case tops::ErrorKind::kUnsupportedModel:
+      return "UnsupportedModel";
+    case tops::ErrorKind::kBadWeights:
+      return "BadWeights";
+    case tops::ErrorKind::kFormatError:
+      return "FormatError";
   }
   return "TernaryOpsError";
 }
@@ -42,9 +48,12 @@ void translate(std::exception_ptr p) {
 
 using Address = uintptr_t;
 using Pair = std::pair<int64_t, int64_t>;
-template <class T> using Array = py::array_t<T, py::array::c_style>;
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
 
-[[noreturn]] void bad_argument(const std::string& what) { throw tops::Error(tops::ErrorKind::kUnsupportedShape, what); }
+[[noreturn]] void bad_argument(const std::string& what) {
+  throw tops::Error(tops::ErrorKind::kUnsupportedShape, what);
+}
 
 tops::Weights weights_of(const std::string& name) {
   if (name == "ternary") return tops::Weights::kTernary;
@@ -63,52 +72,66 @@ tops::TensorRef tensor(Address data, const std::string& dtype, float scale, int 
   return {reinterpret_cast<void*>(data), is_float_dtype(dtype), scale, zero_point};
 }
 
-Array<uint8_t> prepack(const std::string& kind, const std::string& weights, Address w, int64_t o, int64_t r, int64_t s, int64_t i,
-                       int64_t groups) {
-  if (kind != "dense" && kind != "sparse") bad_argument("a packing needs to be 'dense' or 'sparse', got '" + kind + "'.");
+Array<uint8_t> prepack(const std::string& kind, const std::string& weights, Address w, int64_t o,
+                       int64_t r, int64_t s, int64_t i, int64_t groups) {
+  if (kind != "dense" && kind != "sparse")
+    bad_argument("a packing needs to be 'dense' or 'sparse', got '" + kind + "'.");
   std::vector<uint8_t> blob;
   {
     py::gil_scoped_release release;
-    blob = tops::pack_weights(kind == "sparse", weights_of(weights), reinterpret_cast<const void*>(w), {o, r, s, i, groups});
+    blob = tops::pack_weights(kind == "sparse", weights_of(weights),
+                              reinterpret_cast<const void*>(w), {o, r, s, i, groups});
   }
   Array<uint8_t> out(static_cast<py::ssize_t>(blob.size()));
   std::memcpy(out.mutable_data(), blob.data(), blob.size());
   return out;
 }
 
-void conv2d(Address x, const std::string& x_dtype, int x_zp, int64_t n, int64_t c, int64_t h, int64_t w, Address packed,
-            int64_t packed_bytes, Address scale, Address bias, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
-            int64_t dil_h, int64_t dil_w, Address y, const std::string& y_dtype, float y_scale, int y_zp) {
-  const tops::TensorRef in = tensor(x, x_dtype, 1.0f, x_zp), out = tensor(y, y_dtype, y_scale, y_zp);
+void conv2d(Address x, const std::string& x_dtype, int x_zp, int64_t n, int64_t c, int64_t h,
+            int64_t w, Address packed, int64_t packed_bytes, Address scale, Address bias,
+            int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h,
+            int64_t dil_w, Address y, const std::string& y_dtype, float y_scale, int y_zp) {
+  const tops::TensorRef in = tensor(x, x_dtype, 1.0f, x_zp),
+                        out = tensor(y, y_dtype, y_scale, y_zp);
   py::gil_scoped_release release;
-  const tops::PackedView view = tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes);
-  tops::conv2d(in, n, c, h, w, view, reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(bias),
+  const tops::PackedView view =
+      tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes);
+  tops::conv2d(in, n, c, h, w, view, reinterpret_cast<const float*>(scale),
+               reinterpret_cast<const float*>(bias),
                {stride_h, stride_w, pad_h, pad_w, dil_h, dil_w}, out);
 }
 
-void linear(Address x, const std::string& x_dtype, int x_zp, int64_t m, int64_t k, Address w, const std::string& weights, int64_t n,
-            Address packed, int64_t packed_bytes, Address scale, Address bias, Address y, const std::string& y_dtype, float y_scale,
+void linear(Address x, const std::string& x_dtype, int x_zp, int64_t m, int64_t k, Address w,
+            const std::string& weights, int64_t n, Address packed, int64_t packed_bytes,
+            Address scale, Address bias, Address y, const std::string& y_dtype, float y_scale,
             int y_zp) {
-  const tops::TensorRef in = tensor(x, x_dtype, 1.0f, x_zp), out = tensor(y, y_dtype, y_scale, y_zp);
+  const tops::TensorRef in = tensor(x, x_dtype, 1.0f, x_zp),
+                        out = tensor(y, y_dtype, y_scale, y_zp);
   const tops::Weights kind = weights_of(weights);
   py::gil_scoped_release release;
   tops::PackedView view;
   if (packed) view = tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes);
-  tops::linear(in, m, k, kind, reinterpret_cast<const void*>(w), n, packed ? &view : nullptr, reinterpret_cast<const float*>(scale),
-               reinterpret_cast<const float*>(bias), out);
+  tops::linear(in, m, k, kind, reinterpret_cast<const void*>(w), n, packed ? &view : nullptr,
+               reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(bias), out);
 }
 
-// Checks that the arrays have the sizes that the shape says; their memory is read only during the call.
-tops::ConvWeights layer_weights(const std::string& kind, const py::array& w, const tops::WeightShape& shape, const Array<float>& scale,
+// Checks that the arrays have the sizes that the shape says; their memory is read only during the
+// call.
+tops::ConvWeights layer_weights(const std::string& kind, const py::array& w,
+                                const tops::WeightShape& shape, const Array<float>& scale,
                                 const std::optional<Array<float>>& bias, int sparse) {
   const tops::Weights weights = weights_of(kind);
   tops::check_shape(shape, weights);
   const int64_t taps = shape.o * shape.r * shape.s, quads = (shape.i + 3) / 4;
-  const char want = weights == tops::Weights::kTernary ? 'B' : weights == tops::Weights::kInt8 ? 'b' : 'f';
-  const int64_t size = taps * (weights == tops::Weights::kTernary ? quads : weights == tops::Weights::kInt8 ? 4 * quads : shape.i);
+  const char want = weights == tops::Weights::kTernary ? 'B'
+                    : weights == tops::Weights::kInt8  ? 'b'
+                                                       : 'f';
+  const int64_t size = taps * (weights == tops::Weights::kTernary ? quads
+                               : weights == tops::Weights::kInt8  ? 4 * quads
+                                                                  : shape.i);
   if (w.dtype().char_() != want || w.size() != size || !(w.flags() & py::array::c_style))
-    bad_argument(kind + " weights need " + std::to_string(size) + " contiguous elements of type '" + want + "', got " +
-                 std::to_string(w.size()) + " of '" + w.dtype().char_() + "'.");
+    bad_argument(kind + " weights need " + std::to_string(size) + " contiguous elements of type '" +
+                 want + "', got " + std::to_string(w.size()) + " of '" + w.dtype().char_() + "'.");
   if (scale.size() != shape.o || (bias && bias->size() != shape.o))
     bad_argument("scale and bias need " + std::to_string(shape.o) + " values each.");
   return {weights, w.data(), shape, scale.data(), bias ? bias->data() : nullptr, sparse};
@@ -118,8 +141,9 @@ Array<float> input_array(const tops::Engine& e, const py::array& x, int64_t dims
   const tops::Node& in = e.nodes().at(0);
   const py::ssize_t rank = in.rank2 ? 2 : 4;
   if (x.ndim() != rank || x.shape(1) != in.channels)
-    bad_argument("the program needs an input of rank " + std::to_string(rank) + " with " + std::to_string(in.channels) +
-                 " channels, got rank " + std::to_string(x.ndim()) + (x.ndim() > 1 ? " with " + std::to_string(x.shape(1)) : "") + ".");
+    bad_argument("the program needs an input of rank " + std::to_string(rank) + " with " +
+                 std::to_string(in.channels) + " channels, got rank " + std::to_string(x.ndim()) +
+                 (x.ndim() > 1 ? " with " + std::to_string(x.shape(1)) : "") + ".");
   for (py::ssize_t i = 0; i < 4; ++i) dims[i] = i < x.ndim() ? x.shape(i) : 1;
   return Array<float>::ensure(x);
 }
@@ -134,7 +158,8 @@ py::array value_array(const tops::Node& node, const tops::Grid& g, const uint8_t
 }
 
 struct ArenaLease {
-  explicit ArenaLease(std::shared_ptr<const tops::Plan> p) : plan(std::move(p)), arena(plan->take_arena()) {}
+  explicit ArenaLease(std::shared_ptr<const tops::Plan> p)
+      : plan(std::move(p)), arena(plan->take_arena()) {}
   ~ArenaLease() { plan->give_arena(std::move(arena)); }
   std::shared_ptr<const tops::Plan> plan;
   tops::Buffer arena;
@@ -149,7 +174,8 @@ py::array run(tops::Engine& e, const py::array& x) {
     lease.plan->run(in.data(), lease.arena);
   }
   const int id = e.output_node();
-  return value_array(e.nodes()[static_cast<size_t>(id)], lease.plan->grid(id), lease.plan->value(id, lease.arena));
+  return value_array(e.nodes()[static_cast<size_t>(id)], lease.plan->grid(id),
+                     lease.plan->value(id, lease.arena));
 }
 
 py::list run_all(tops::Engine& e, const py::array& x) {
@@ -162,7 +188,8 @@ py::list run_all(tops::Engine& e, const py::array& x) {
   }
   py::list out;
   for (size_t i = 0; i < e.nodes().size(); ++i)
-    out.append(value_array(e.nodes()[i], lease.plan->grid(static_cast<int>(i)), lease.plan->value(static_cast<int>(i), lease.arena)));
+    out.append(value_array(e.nodes()[i], lease.plan->grid(static_cast<int>(i)),
+                           lease.plan->value(static_cast<int>(i), lease.arena)));
   return out;
 }
 
@@ -192,7 +219,8 @@ py::list profile(tops::Engine& e, const py::array& x, int repeats) {
 }
 
 tops::Window window(const Pair& stride, const Pair& padding, const Pair& dilation) {
-  return {stride.first, stride.second, padding.first, padding.second, dilation.first, dilation.second};
+  return {stride.first,   stride.second,  padding.first,
+          padding.second, dilation.first, dilation.second};
 }
 
 void bind_engine(py::module_& m) {
@@ -204,44 +232,55 @@ void bind_engine(py::module_& m) {
       .def("quantize", &Engine::quantize, py::arg("x"), py::arg("scale"), py::arg("zero_point"))
       .def("dequantize", &Engine::dequantize, py::arg("x"))
       .def("conv2d",
-           [](Engine& e, int x, int residual, const std::string& kind, const py::array& w, int64_t o, int64_t r, int64_t s, int64_t i,
-              const Array<float>& scale, const MaybeBias& bias, const Pair& stride, const Pair& padding, const Pair& dilation,
+           [](Engine& e, int x, int residual, const std::string& kind, const py::array& w,
+              int64_t o, int64_t r, int64_t s, int64_t i, const Array<float>& scale,
+              const MaybeBias& bias, const Pair& stride, const Pair& padding, const Pair& dilation,
               int64_t groups, float lo, float hi, float y_scale, int y_zp, int sparse) {
-             return e.conv2d(x, residual, layer_weights(kind, w, {o, r, s, i, groups}, scale, bias, sparse),
+             return e.conv2d(x, residual,
+                             layer_weights(kind, w, {o, r, s, i, groups}, scale, bias, sparse),
                              window(stride, padding, dilation), {lo, hi, y_scale, y_zp});
            })
       .def("linear",
-           [](Engine& e, int x, int residual, const std::string& kind, const py::array& w, int64_t n, int64_t k,
-              const Array<float>& scale, const MaybeBias& bias, float lo, float hi, float y_scale, int y_zp, int sparse) {
-             return e.linear(x, residual, layer_weights(kind, w, {n, 1, 1, k, 1}, scale, bias, sparse), {lo, hi, y_scale, y_zp});
+           [](Engine& e, int x, int residual, const std::string& kind, const py::array& w,
+              int64_t n, int64_t k, const Array<float>& scale, const MaybeBias& bias, float lo,
+              float hi, float y_scale, int y_zp, int sparse) {
+             return e.linear(x, residual,
+                             layer_weights(kind, w, {n, 1, 1, k, 1}, scale, bias, sparse),
+                             {lo, hi, y_scale, y_zp});
            })
       .def("max_pool2d",
-           [](Engine& e, int x, const Pair& kernel, const Pair& stride, const Pair& padding, const Pair& dilation, bool ceil) {
-             return e.max_pool2d(x, kernel.first, kernel.second, window(stride, padding, dilation), ceil);
+           [](Engine& e, int x, const Pair& kernel, const Pair& stride, const Pair& padding,
+              const Pair& dilation, bool ceil) {
+             return e.max_pool2d(x, kernel.first, kernel.second, window(stride, padding, dilation),
+                                 ceil);
            })
       .def("avg_pool2d",
-           [](Engine& e, int x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil, bool include_pad,
-              int64_t divisor, float y_scale, int y_zp) {
+           [](Engine& e, int x, const Pair& kernel, const Pair& stride, const Pair& padding,
+              bool ceil, bool include_pad, int64_t divisor, float y_scale, int y_zp) {
              constexpr float inf = std::numeric_limits<float>::infinity();
-             return e.avg_pool2d(x, kernel.first, kernel.second, window(stride, padding, {1, 1}), ceil, include_pad, divisor,
-                                 {-inf, inf, y_scale, y_zp});
+             return e.avg_pool2d(x, kernel.first, kernel.second, window(stride, padding, {1, 1}),
+                                 ceil, include_pad, divisor, {-inf, inf, y_scale, y_zp});
            })
       .def("adaptive_avg_pool2d",
            [](Engine& e, int x, int64_t oh, int64_t ow, float y_scale, int y_zp) {
              constexpr float inf = std::numeric_limits<float>::infinity();
              return e.adaptive_avg_pool2d(x, oh, ow, {-inf, inf, y_scale, y_zp});
            })
-      .def("add", [](Engine& e, int a, int b, float lo, float hi, float y_scale, int y_zp) {
-        if (b < 0) bad_argument("add needs two values.");
-        return e.add(a, b, {lo, hi, y_scale, y_zp});
-      })
-      .def("clamp", [](Engine& e, int x, float lo, float hi, float y_scale, int y_zp) { return e.add(x, -1, {lo, hi, y_scale, y_zp}); })
+      .def("add",
+           [](Engine& e, int a, int b, float lo, float hi, float y_scale, int y_zp) {
+             if (b < 0) bad_argument("add needs two values.");
+             return e.add(a, b, {lo, hi, y_scale, y_zp});
+           })
+      .def("clamp", [](Engine& e, int x, float lo, float hi, float y_scale,
+                       int y_zp) { return e.add(x, -1, {lo, hi, y_scale, y_zp}); })
       .def("flatten", &Engine::flatten)
       .def("output", &Engine::output)
       .def("run", &run)
       .def("run_all", &run_all)
       .def("profile", &profile, py::arg("x"), py::arg("repeats") = 20)
-      .def("peak_bytes", [](Engine& e, int64_t n, int64_t h, int64_t w) { return e.plan(n, h, w)->arena_bytes(); });
+      .def("peak_bytes", [](Engine& e, int64_t n, int64_t h, int64_t w) {
+        return e.plan(n, h, w)->arena_bytes();
+      });
 }
 
 void bind_machine(py::module_& m) {
@@ -258,6 +297,9 @@ void bind_machine(py::module_& m) {
   });
   m.def("isa", [] { return std::string(tops::kernels().name); });
   m.def("set_isa", &tops::force_isa, py::arg("name"));
+  m.def("dot_burst", [](int64_t rounds) { return tops::kernels().dot_burst(rounds); });
+  m.def("read_burst",
+        [](const Array<uint8_t>& a) { tops::kernels().read_burst(a.data(), a.size()); });
   m.def("num_threads", &tops::num_threads);
   m.def("set_num_threads", &tops::set_num_threads, py::arg("n"));
 }
@@ -267,8 +309,11 @@ Array<uint8_t> codec_encode(const std::vector<std::pair<std::string, Array<int8_
   std::vector<tops::CodecShape> shapes;
   std::vector<const int8_t*> values;
   for (const auto& [kind, array] : tensors) {
-    if (array.ndim() != 2) bad_argument("codec_encode needs arrays [rows, width], got " + std::to_string(array.ndim()) + " axes.");
-    shapes.push_back({tops::codec_kind(kind), static_cast<size_t>(array.shape(0)), static_cast<size_t>(array.shape(1))});
+    if (array.ndim() != 2)
+      bad_argument("codec_encode needs arrays [rows, width], got " + std::to_string(array.ndim()) +
+                   " axes.");
+    shapes.push_back({tops::codec_kind(kind), static_cast<size_t>(array.shape(0)),
+                      static_cast<size_t>(array.shape(1))});
     values.push_back(array.data());
   }
   std::vector<uint8_t> payload;
@@ -279,16 +324,19 @@ Array<uint8_t> codec_encode(const std::vector<std::pair<std::string, Array<int8_
   return Array<uint8_t>(static_cast<py::ssize_t>(payload.size()), payload.data());
 }
 
-std::vector<Array<int8_t>> codec_decode(const Array<uint8_t>& payload,
-                                        const std::vector<std::tuple<std::string, size_t, size_t>>& specs) {
+std::vector<Array<int8_t>> codec_decode(
+    const Array<uint8_t>& payload,
+    const std::vector<std::tuple<std::string, size_t, size_t>>& specs) {
   std::vector<tops::CodecShape> shapes;
-  for (const auto& [kind, rows, width] : specs) shapes.push_back({tops::codec_kind(kind), rows, width});
+  for (const auto& [kind, rows, width] : specs)
+    shapes.push_back({tops::codec_kind(kind), rows, width});
   const auto size = static_cast<size_t>(payload.size());
   tops::codec_check(shapes, size);  // before anything is allocated for them
   std::vector<Array<int8_t>> tensors;
   std::vector<int8_t*> values;
   for (const tops::CodecShape& s : shapes) {
-    tensors.emplace_back(std::vector<py::ssize_t>{static_cast<py::ssize_t>(s.rows), static_cast<py::ssize_t>(s.width)});
+    tensors.emplace_back(std::vector<py::ssize_t>{static_cast<py::ssize_t>(s.rows),
+                                                  static_cast<py::ssize_t>(s.width)});
     values.push_back(tensors.back().mutable_data());
   }
   {

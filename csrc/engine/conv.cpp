@@ -35,17 +35,21 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil, bool ceil) {
-  if (size < 1 || stride < 1 || pad < 0 || dil < 1 || std::max({size, stride, pad, dil}) > (int64_t{1} << 30))
-    throw Error(ErrorKind::kUnsupportedShape, "a window needs size, stride, dilation >= 1 and padding >= 0, got size " +
-                                                  std::to_string(size) + ", stride " + std::to_string(stride) + ", padding " +
-                                                  std::to_string(pad) + ", dilation " + std::to_string(dil) + ".");
+  if (size < 1 || stride < 1 || pad < 0 || dil < 1 ||
+      std::max({size, stride, pad, dil}) > (int64_t{1} << 30))
+    throw Error(ErrorKind::kUnsupportedShape,
+                "a window needs size, stride, dilation >= 1 and padding >= 0, got size " +
+                    std::to_string(size) + ", stride " + std::to_string(stride) + ", padding " +
+                    std::to_string(pad) + ", dilation " + std::to_string(dil) + ".");
   const int64_t room = checked_mul(in, 1) + 2 * pad - (checked_mul(dil, size - 1) + 1);
   if (in < 1 || room < 0)
-    throw Error(ErrorKind::kUnsupportedShape, "the window covers " + std::to_string(dil * (size - 1) + 1) + " pixels, got " +
-                                                  std::to_string(in) + " with " + std::to_string(pad) +
-                                                  " of padding on each side.\n  Use a larger image or more padding.");
+    throw Error(ErrorKind::kUnsupportedShape,
+                "the window covers " + std::to_string(dil * (size - 1) + 1) + " pixels, got " +
+                    std::to_string(in) + " with " + std::to_string(pad) +
+                    " of padding on each side.\n  Use a larger image or more padding.");
   int64_t out = (ceil ? divide_up(room, stride) : room / stride) + 1;
-  if (ceil && (out - 1) * stride >= in + pad) --out;  // a window must start inside the image or its left padding
+  if (ceil && (out - 1) * stride >= in + pad)
+    --out;  // a window must start inside the image or its left padding
   return out;
 }
 
@@ -64,9 +68,11 @@ Epilogue make_epilogue(const Requantize& q, const Residual& r) {
   return e;
 }
 
-Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w, bool force_split)
+Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w,
+               bool force_split)
     : in_(in), window_(w), out_h_(out_h), out_w_(out_w), cells_(in.cells) {
-  split_ = force_split || w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.halo || w.pad_w > in.halo || out_w > in.pitch;
+  split_ = force_split || w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.halo ||
+           w.pad_w > in.halo || out_w > in.pitch;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h * w.stride_w), -1);
   if (split_) {
     pitch_ = out_w + (s - 1) * w.dil_w / w.stride_w;
@@ -95,20 +101,25 @@ Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t ou
     }
   if (split_) plane_ = checked_mul(phase_plane_, static_cast<int64_t>(phases_.size()));
   if (checked_mul(cells_, plane_) + plane_ > std::numeric_limits<int32_t>::max())
-    throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 cells, got " + std::to_string(cells_ * plane_) +
+    throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 cells, got " +
+                                                  std::to_string(cells_ * plane_) +
                                                   ".\n  Split the batch or the image.");
   pixels_ = in.n ? ((in.n - 1) * rows_ + out_h - 1) * pitch_ + out_w : 0;
 }
 
-void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out, int64_t phase, uint32_t fill) const {
+void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out, int64_t phase,
+                        uint32_t fill) const {
   const int64_t a = phase / window_.stride_w, b = phase % window_.stride_w;
   auto put = [&](uint8_t* p, int64_t n) {
     for (int64_t i = 0; i < n; ++i) std::memcpy(p + i * 4, &fill, 4);
   };
   // Columns [first, last) of a phase row lie inside the image.
-  const int64_t first = std::min(pitch_, std::max<int64_t>(0, divide_up(std::max<int64_t>(0, window_.pad_w - b), window_.stride_w)));
+  const int64_t first = std::min(
+      pitch_,
+      std::max<int64_t>(0, divide_up(std::max<int64_t>(0, window_.pad_w - b), window_.stride_w)));
   const int64_t reach = in_.w + window_.pad_w - b;
-  const int64_t last = std::max(first, std::min(pitch_, reach > 0 ? divide_up(reach, window_.stride_w) : 0));
+  const int64_t last =
+      std::max(first, std::min(pitch_, reach > 0 ? divide_up(reach, window_.stride_w) : 0));
   for (int64_t n = 0; n < in_.n; ++n)
     for (int64_t i = 0; i < rows_; ++i) {
       uint8_t* const row = out + (n * rows_ + i) * pitch_ * 4;
@@ -119,7 +130,8 @@ void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* o
       }
       put(row, first);
       if (last > first)
-        kernel.gather(in + in_.cell(n, y, first * window_.stride_w + b - window_.pad_w) * 4, window_.stride_w, last - first, row + first * 4);
+        kernel.gather(in + in_.cell(n, y, first * window_.stride_w + b - window_.pad_w) * 4,
+                      window_.stride_w, last - first, row + first * 4);
       put(row + last * 4, pitch_ - last);
     }
 }
@@ -127,9 +139,11 @@ void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* o
 const uint8_t* Domain::prepare(const uint8_t* in, uint8_t* scratch, uint32_t fill) const {
   if (!split_) return in + base_ * 4;
   const int64_t count = static_cast<int64_t>(phases_.size());
-  const KernelTable& kernel = kernels();  // the caller's choice: a forced instruction set belongs to its thread
+  const KernelTable& kernel =
+      kernels();  // the caller's choice: a forced instruction set belongs to its thread
   parallel_for(cells_ * count, [&](int64_t i, int) {
-    copy_phase(kernel, in + (i / count) * in_.plane * 4, scratch + i * phase_plane_ * 4, phases_[static_cast<size_t>(i % count)], fill);
+    copy_phase(kernel, in + (i / count) * in_.plane * 4, scratch + i * phase_plane_ * 4,
+               phases_[static_cast<size_t>(i % count)], fill);
   });
   return scratch;
 }
@@ -139,7 +153,8 @@ std::vector<Segment> Domain::segments(const Grid& out) const {
   for (int64_t n = 0; n < in_.n; ++n)
     for (int64_t y = 0; y < out_h_; ++y) {
       const Segment s{(n * rows_ + y) * pitch_, out_w_, out.cell(n, y, 0)};
-      if (!list.empty() && list.back().flat + list.back().length == s.flat && list.back().cell + list.back().length == s.cell)
+      if (!list.empty() && list.back().flat + list.back().length == s.flat &&
+          list.back().cell + list.back().length == s.cell)
         list.back().length += s.length;
       else
         list.push_back(s);
@@ -151,12 +166,14 @@ std::vector<uint8_t> Domain::valid(const Grid& out) const {
   std::vector<uint8_t> bits(static_cast<size_t>(pixels_ / 8 + 16), 0);
   for (const Segment& s : segments(out))
     for (int64_t p = s.flat; p < s.flat + s.length; ++p)
-      bits[static_cast<size_t>(p / 8)] = static_cast<uint8_t>(bits[static_cast<size_t>(p / 8)] | (1u << (p % 8)));
+      bits[static_cast<size_t>(p / 8)] =
+          static_cast<uint8_t>(bits[static_cast<size_t>(p / 8)] | (1u << (p % 8)));
   return bits;
 }
 
-ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bias, int32_t x_zero_point, const Grid& in,
-                   const Grid& out, const Window& w, const Residual& residual, const Requantize& q)
+ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bias,
+                   int32_t x_zero_point, const Grid& in, const Grid& out, const Window& w,
+                   const Residual& residual, const Requantize& q)
     : domain_(in, packed.shape.r, packed.shape.s, w, out.h, out.w), out_(out), packed_(packed) {
   const WeightShape& s = packed.shape;
   const int64_t taps = s.r * s.s;
@@ -173,13 +190,15 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   if (packed.sparse) {
     std::vector<int32_t> table(static_cast<size_t>(packed.cells * taps));
     for (int64_t c = 0; c < packed.cells; ++c)
-      for (int64_t t = 0; t < taps; ++t) table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(domain_.offset(c, t));
+      for (int64_t t = 0; t < taps; ++t)
+        table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(domain_.offset(c, t));
     entries_.resize(static_cast<size_t>(packed.entry_count()));
     for (size_t i = 0; i < entries_.size(); ++i) {
       const Entry e = packed.entries[i];
       if (e.offset < 0 || static_cast<size_t>(e.offset) >= table.size())
-        throw Error(ErrorKind::kBadWeights, "packed weights are not valid: entry " + std::to_string(i) +
-                                                " points outside the filter.\n  Make them with prepack.");
+        throw Error(ErrorKind::kBadWeights,
+                    "packed weights are not valid: entry " + std::to_string(i) +
+                        " points outside the filter.\n  Make them with prepack.");
       entries_[i] = {table[static_cast<size_t>(e.offset)], e.weight};
     }
   } else {
@@ -209,7 +228,8 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.residual_float = residual.is_float;
   a.halo = halo_;
   // The output cells of flat indices are consecutive too: whole vectors go straight to the output.
-  if (out.pitch == domain_.pitch() && (in.n == 1 || out.image == domain_.rows() * domain_.pitch())) {
+  if (out.pitch == domain_.pitch() &&
+      (in.n == 1 || out.image == domain_.rows() * domain_.pitch())) {
     valid_ = domain_.valid(out);
     a.valid = valid_.data();
     a.origin = out.cell(0, 0, 0);
@@ -226,13 +246,16 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   a.x = domain_.prepare(x, scratch, fill_);
   a.y = y;
   a.residual = residual;
-  if (packed_.sparse) run_sparse(a);
-  else run_dense(a);
+  if (packed_.sparse)
+    run_sparse(a);
+  else
+    run_dense(a);
   if (out_.is_float || !a.valid) {
     parallel_for(out_.cells, [&](int64_t c, int) { fill_halo(out_, y, halo_, c, c + 1); });
     return;
   }
-  const int64_t end = a.origin + a.pixels;  // between the first and the last pixel the kernel wrote the halo itself
+  const int64_t end =
+      a.origin + a.pixels;  // between the first and the last pixel the kernel wrote the halo itself
   for (int64_t c = 0; c < out_.cells; ++c) {
     uint32_t* const plane = reinterpret_cast<uint32_t*>(y + c * out_.plane * 4);
     std::fill(plane, plane + a.origin, halo_);
@@ -242,15 +265,18 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
 
 void ConvPlan::run_dense(const ConvArgs& a) const {
   const KernelTable& kernel = kernels();
-  const int64_t blocks = divide_up(a.outputs, kBlock), wanted = num_threads() > 1 ? 4 * num_threads() : 1;
+  const int64_t blocks = divide_up(a.outputs, kBlock),
+                wanted = num_threads() > 1 ? 4 * num_threads() : 1;
   const int64_t step = 3 * kernel.lanes;
-  const int64_t parts = std::max<int64_t>(1, std::min(divide_up(wanted, blocks), a.pixels / (4 * step)));
+  const int64_t parts =
+      std::max<int64_t>(1, std::min(divide_up(wanted, blocks), a.pixels / (4 * step)));
   const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;
   const int64_t chunks = divide_up(a.pixels, chunk);
   const int64_t scratch = a.weights == Weights::kTernary ? a.k * kBlock * 4 + kSlackBytes : 0;
   parallel_for(blocks * chunks, [&](int64_t i, int) {
     const int64_t b = i / chunks, first = (i % chunks) * chunk;
-    kernel.conv_dense(a, b, b + 1, first, std::min(first + chunk, a.pixels), panel_scratch(scratch));
+    kernel.conv_dense(a, b, b + 1, first, std::min(first + chunk, a.pixels),
+                      panel_scratch(scratch));
   });
 }
 
@@ -264,7 +290,8 @@ void ConvPlan::run_sparse(const ConvArgs& a) const {
   const int64_t ranges = std::min(quads, divide_up(wanted, chunks));
   parallel_for(chunks * ranges, [&](int64_t i, int) {
     const int64_t range = i % ranges, first = (i / ranges) * chunk;
-    kernel.conv_sparse(a, quads * range / ranges, quads * (range + 1) / ranges, first, std::min(first + chunk, a.pixels));
+    kernel.conv_sparse(a, quads * range / ranges, quads * (range + 1) / ranges, first,
+                       std::min(first + chunk, a.pixels));
   });
 }
 

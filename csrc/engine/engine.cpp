@@ -10,24 +10,28 @@
 namespace tops {
 namespace {
 
-// Below this share of occupied quads the sparse loop is faster than the dense one; see docs/kernels.md.
+// Below this share of occupied quads the sparse loop is faster than the dense one; see
+// docs/kernels.md.
 constexpr double kSparseBelow = 0.6;
 constexpr size_t kPlans = 8;
 
-[[noreturn]] void bad_graph(const std::string& what) { throw Error(ErrorKind::kUnsupportedModel, what); }
+[[noreturn]] void bad_graph(const std::string& what) {
+  throw Error(ErrorKind::kUnsupportedModel, what);
+}
 
 void check_quantization(float scale, int64_t zero_point) {
   // The bounds keep 1 / scale and every product finite.
   if (!(scale >= 1e-30f && scale <= 1e30f) || zero_point < 0 || zero_point > 255)
-    bad_graph("a u8 value needs a scale in 1e-30..1e30 and a zero point in 0..255, got " + std::to_string(scale) + " and " +
-              std::to_string(zero_point) + ".");
+    bad_graph("a u8 value needs a scale in 1e-30..1e30 and a zero point in 0..255, got " +
+              std::to_string(scale) + " and " + std::to_string(zero_point) + ".");
 }
 
 }  // namespace
 
 const char* op_name(Op op) {
-  static const char* const names[] = {"input",      "quantize",   "dequantize",          "conv2d", "linear", "max_pool2d",
-                                      "avg_pool2d", "adaptive_avg_pool2d", "add", "clamp",  "flatten"};
+  static const char* const names[] = {"input",  "quantize",   "dequantize", "conv2d",
+                                      "linear", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
+                                      "add",    "clamp",      "flatten"};
   return names[static_cast<size_t>(op)];
 }
 
@@ -53,12 +57,14 @@ void Engine::set_output_kind(Node& node, const Requantize& q) {
     node.scale = q.y_scale;
     node.zero_point = q.y_zero_point;
   }
-  if (std::isnan(q.lo) || std::isnan(q.hi) || q.lo > q.hi) bad_graph("an activation needs lo <= hi.");
+  if (std::isnan(q.lo) || std::isnan(q.hi) || q.lo > q.hi)
+    bad_graph("an activation needs lo <= hi.");
 }
 
 int Engine::input(int64_t channels, int rank) {
   if (!nodes_.empty()) bad_graph("the input is the first node of a program.");
-  if (channels < 1 || (rank != 2 && rank != 4)) bad_graph("the input needs at least one channel and rank 2 or 4.");
+  if (channels < 1 || (rank != 2 && rank != 4))
+    bad_graph("the input needs at least one channel and rank 2 or 4.");
   Node n;
   n.channels = channels;
   n.is_float = true;
@@ -92,9 +98,12 @@ int Engine::dequantize(int x) {
   return push(std::move(n));
 }
 
-std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep_plain, bool x_float) const {
+std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep_plain,
+                                                 bool x_float) const {
   if (x_float != (w.kind == Weights::kFloat))
-    bad_graph("u8 values need integer weights and float values float ones: insert quantize or dequantize.");
+    bad_graph(
+        "u8 values need integer weights and float values float ones: insert quantize or "
+        "dequantize.");
   check_shape(w.shape, w.kind);
   auto layer = std::make_shared<LayerWeights>();
   layer->shape = w.shape;
@@ -112,14 +121,16 @@ std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep
   }
   for (int64_t o = 0; o < w.shape.o; ++o) {
     if (!std::isfinite(w.scale[o]) || (w.bias && !std::isfinite(w.bias[o])))
-      throw Error(ErrorKind::kBadWeights, "scale and bias must be finite, output channel " + std::to_string(o) + " is not.");
+      throw Error(ErrorKind::kBadWeights, "scale and bias must be finite, output channel " +
+                                              std::to_string(o) + " is not.");
     layer->scale.push_back(w.scale[o]);
     layer->bias.push_back(w.bias ? w.bias[o] : 0.0f);
   }
   return layer;
 }
 
-int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& window, const Requantize& q) {
+int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& window,
+                   const Requantize& q) {
   const Node& in = value(x, "conv2d");
   Node n;
   n.op = Op::kConv;
@@ -127,7 +138,8 @@ int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& wind
   n.b = residual;
   if (in.rank2) bad_graph("conv2d needs an image, got a rank-2 value.");
   if (in.channels != w.shape.channels())
-    bad_graph("conv2d needs " + std::to_string(w.shape.channels()) + " channels, got " + std::to_string(in.channels) + ".");
+    bad_graph("conv2d needs " + std::to_string(w.shape.channels()) + " channels, got " +
+              std::to_string(in.channels) + ".");
   if (residual >= 0 && value(residual, "conv2d residual").channels != w.shape.o)
     bad_graph("the residual of conv2d needs " + std::to_string(w.shape.o) + " channels.");
   n.layer = make_layer(w, false, in.is_float);
@@ -145,9 +157,12 @@ int Engine::linear(int x, int residual, const ConvWeights& w, const Requantize& 
   n.b = residual;
   n.rank2 = true;
   if (!in.rank2) bad_graph("linear needs a rank-2 value: flatten the image first.");
-  if (w.shape.r != 1 || w.shape.s != 1 || w.shape.groups != 1) bad_graph("linear weights have no taps and no groups.");
-  if (in.channels != 0 && in.channels != w.shape.i)  // 0: a flattened image, checked once its size is known
-    bad_graph("linear needs " + std::to_string(w.shape.i) + " features, got " + std::to_string(in.channels) + ".");
+  if (w.shape.r != 1 || w.shape.s != 1 || w.shape.groups != 1)
+    bad_graph("linear weights have no taps and no groups.");
+  if (in.channels != 0 &&
+      in.channels != w.shape.i)  // 0: a flattened image, checked once its size is known
+    bad_graph("linear needs " + std::to_string(w.shape.i) + " features, got " +
+              std::to_string(in.channels) + ".");
   if (residual >= 0 && value(residual, "linear residual").channels != w.shape.o)
     bad_graph("the residual of linear needs " + std::to_string(w.shape.o) + " features.");
   n.layer = make_layer(w, true, in.is_float);
@@ -159,7 +174,8 @@ int Engine::linear(int x, int residual, const ConvWeights& w, const Requantize& 
 int Engine::max_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil) {
   const Node& in = value(x, "max_pool2d");
   if (in.rank2) bad_graph("a pool needs an image.");
-  if (2 * window.pad_h > kh || 2 * window.pad_w > kw) bad_graph("pool padding may be at most half the window.");
+  if (2 * window.pad_h > kh || 2 * window.pad_w > kw)
+    bad_graph("pool padding may be at most half the window.");
   Node n = in;
   n.op = Op::kMaxPool;
   n.a = x;
@@ -172,11 +188,12 @@ int Engine::max_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool
   return push(std::move(n));
 }
 
-int Engine::avg_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil, bool include_pad, int64_t divisor,
-                       const Requantize& q) {
+int Engine::avg_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil,
+                       bool include_pad, int64_t divisor, const Requantize& q) {
   const Node& in = value(x, "avg_pool2d");
   if (in.rank2) bad_graph("a pool needs an image.");
-  if (2 * window.pad_h > kh || 2 * window.pad_w > kw) bad_graph("pool padding may be at most half the window.");
+  if (2 * window.pad_h > kh || 2 * window.pad_w > kw)
+    bad_graph("pool padding may be at most half the window.");
   Node n;
   n.op = Op::kAvgPool;
   n.a = x;
@@ -215,7 +232,8 @@ int Engine::add(int a, int b, const Requantize& q) {
   n.rank2 = in.rank2;
   if (b >= 0) {
     const Node& other = value(b, "add");
-    if (other.channels != in.channels || other.rank2 != in.rank2) bad_graph("add needs two values of the same shape.");
+    if (other.channels != in.channels || other.rank2 != in.rank2)
+      bad_graph("add needs two values of the same shape.");
   }
   set_output_kind(n, q);
   return push(std::move(n));
@@ -234,7 +252,8 @@ int Engine::flatten(int x) {
 }
 
 void Engine::output(int x) {
-  if (!value(x, "output").is_float) bad_graph("the output of a program is float: end with dequantize.");
+  if (!value(x, "output").is_float)
+    bad_graph("the output of a program is float: end with dequantize.");
   output_ = x;
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole network: nodes in order, node i makes value i. Shapes are planned at the first run with them and kept.
+// A whole network: nodes in order, node i makes value i. Shapes are planned at the first run with
+// them and kept.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +16,24 @@
 
 namespace tops {
 
-enum class Op { kInput, kQuantize, kDequantize, kConv, kLinear, kMaxPool, kAvgPool, kAdaptiveAvgPool, kAdd, kClamp, kFlatten };
+enum class Op {
+  kInput,
+  kQuantize,
+  kDequantize,
+  kConv,
+  kLinear,
+  kMaxPool,
+  kAvgPool,
+  kAdaptiveAvgPool,
+  kAdd,
+  kClamp,
+  kFlatten
+};
 
 const char* op_name(Op op);
 
-// The plain weights of a conv or linear node and the form the kernels read. A linear node keeps both.
+// The plain weights of a conv or linear node and the form the kernels read. A linear node keeps
+// both.
 struct LayerWeights {
   WeightShape shape;
   Weights kind = Weights::kTernary;
@@ -32,7 +46,7 @@ struct LayerWeights {
 
 struct Node {
   Op op = Op::kInput;
-  int a = -1, b = -1;  // inputs
+  int a = -1, b = -1;    // inputs
   int64_t channels = 0;  // of the output; flatten: 0 (depends on the image)
   bool is_float = false, rank2 = false;
   float scale = 1.0f;  // of the output, u8
@@ -72,8 +86,8 @@ class Engine {
   int conv2d(int x, int residual, const ConvWeights& w, const Window& window, const Requantize& q);
   int linear(int x, int residual, const ConvWeights& w, const Requantize& q);
   int max_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil);
-  int avg_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil, bool include_pad, int64_t divisor,
-                 const Requantize& q);
+  int avg_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil, bool include_pad,
+                 int64_t divisor, const Requantize& q);
   int adaptive_avg_pool2d(int x, int64_t oh, int64_t ow, const Requantize& q);
   int add(int a, int b, const Requantize& q);  // b -1: clamp
   int flatten(int x);
@@ -82,14 +96,16 @@ class Engine {
   const std::vector<Node>& nodes() const { return nodes_; }
   int output_node() const { return output_; }
 
-  // The plan for one input shape (h = w = 1 for rank 2); keep_all: every value keeps its memory until the next run.
+  // The plan for one input shape (h = w = 1 for rank 2); keep_all: every value keeps its memory
+  // until the next run.
   std::shared_ptr<const Plan> plan(int64_t n, int64_t h, int64_t w, bool keep_all = false);
 
  private:
   const Node& value(int id, const char* what) const;
   int push(Node node);
   void set_output_kind(Node& node, const Requantize& q);
-  std::shared_ptr<LayerWeights> make_layer(const ConvWeights& w, bool keep_plain, bool x_float) const;
+  std::shared_ptr<LayerWeights> make_layer(const ConvWeights& w, bool keep_plain,
+                                           bool x_float) const;
 
   std::vector<Node> nodes_;
   int output_ = -1;
@@ -98,13 +114,16 @@ class Engine {
   std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans_;  // most recent first
 };
 
-// Everything that depends on the shape: grids, memory, offset tables. Immutable; each run brings its own arena.
+// Everything that depends on the shape: grids, memory, offset tables. Immutable; each run brings
+// its own arena.
 class Plan {
  public:
   Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all);
   int64_t arena_bytes() const { return arena_bytes_; }
   const Grid& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
-  const uint8_t* value(int id, const Buffer& arena) const { return arena.data() + steps_[static_cast<size_t>(id)].at; }
+  const uint8_t* value(int id, const Buffer& arena) const {
+    return arena.data() + steps_[static_cast<size_t>(id)].at;
+  }
   // x: the network's input, NCHW float32. profile: null, or one entry a node.
   void run(const float* x, Buffer& arena, std::vector<NodeProfile>* profile = nullptr) const;
   int64_t macs(int id) const;

@@ -12,7 +12,8 @@ namespace tops {
 int64_t checked_mul(int64_t a, int64_t b) {
   int64_t r;
   if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &r) || r > (int64_t{1} << 46))
-    throw Error(ErrorKind::kUnsupportedShape, "the tensor is too large: " + std::to_string(a) + " x " + std::to_string(b) +
+    throw Error(ErrorKind::kUnsupportedShape, "the tensor is too large: " + std::to_string(a) +
+                                                  " x " + std::to_string(b) +
                                                   " elements.\n  Split the batch or the image.");
   return r;
 }
@@ -69,7 +70,8 @@ void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* 
       for (int64_t y = 0; y < g.h; ++y) {
         uint8_t* const out = plane + g.cell(i, y, 0) * 4;
         if (g.is_float) {
-          std::memcpy(out, static_cast<const float*>(x) + (i * g.channels + c) * image + y * g.w, static_cast<size_t>(g.w) * 4);
+          std::memcpy(out, static_cast<const float*>(x) + (i * g.channels + c) * image + y * g.w,
+                      static_cast<size_t>(g.w) * 4);
           continue;
         }
         for (int64_t j = 0; j < 4; ++j) {
@@ -78,7 +80,8 @@ void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* 
             for (int64_t k = 0; k < g.w; ++k) out[k * 4 + j] = 0;
             continue;
           }
-          const uint8_t* const in = static_cast<const uint8_t*>(x) + (i * g.channels + channel) * image + y * g.w;
+          const uint8_t* const in =
+              static_cast<const uint8_t*>(x) + (i * g.channels + channel) * image + y * g.w;
           for (int64_t k = 0; k < g.w; ++k) out[k * 4 + j] = in[k];
         }
       }
@@ -94,11 +97,13 @@ void grid_to_nchw(const Grid& g, const uint8_t* data, void* y) {
       for (int64_t row = 0; row < g.h; ++row) {
         const uint8_t* const in = plane + g.cell(i, row, 0) * 4;
         if (g.is_float) {
-          std::memcpy(static_cast<float*>(y) + (i * g.channels + c) * image + row * g.w, in, static_cast<size_t>(g.w) * 4);
+          std::memcpy(static_cast<float*>(y) + (i * g.channels + c) * image + row * g.w, in,
+                      static_cast<size_t>(g.w) * 4);
           continue;
         }
         for (int64_t j = 0; j < 4 && c * 4 + j < g.channels; ++j) {
-          uint8_t* const out = static_cast<uint8_t*>(y) + (i * g.channels + c * 4 + j) * image + row * g.w;
+          uint8_t* const out =
+              static_cast<uint8_t*>(y) + (i * g.channels + c * 4 + j) * image + row * g.w;
           for (int64_t k = 0; k < g.w; ++k) out[k] = in[k * 4 + j];
         }
       }

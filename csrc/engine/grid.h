@@ -13,18 +13,22 @@ namespace tops {
 // Throws kUnsupportedShape where a product of sizes leaves int64.
 int64_t checked_mul(int64_t a, int64_t b);
 
-// An activation tensor in memory: [cells][n][h + 2 halo][pitch] 4-byte cells, pitch = w + halo. The right halo of a row is the left
-// halo of the next one, so a padded row costs one halo, not two. Planes are an odd number of cache lines apart: with a power of
-// two, the planes of one pixel would share a few sets of the first-level cache.
+// An activation tensor in memory: [cells][n][h + 2 halo][pitch] 4-byte cells, pitch = w + halo. The
+// right halo of a row is the left halo of the next one, so a padded row costs one halo, not two.
+// Planes are an odd number of cache lines apart: with a power of two, the planes of one pixel would
+// share a few sets of the first-level cache.
 struct Grid {
   int64_t channels = 0, cells = 0, n = 0, h = 0, w = 0, halo = 0, pitch = 0, image = 0, plane = 0;
   bool is_float = false;
 
   static Grid make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w, int64_t halo);
   int64_t bytes() const { return checked_mul(checked_mul(cells, plane), 4) + kSlackBytes; }
-  int64_t cell(int64_t i, int64_t y, int64_t x) const { return i * image + (y + halo) * pitch + x + halo; }
+  int64_t cell(int64_t i, int64_t y, int64_t x) const {
+    return i * image + (y + halo) * pitch + x + halo;
+  }
   bool same_layout(const Grid& o) const {
-    return n == o.n && h == o.h && w == o.w && pitch == o.pitch && image == o.image && plane == o.plane && halo == o.halo;
+    return n == o.n && h == o.h && w == o.w && pitch == o.pitch && image == o.image &&
+           plane == o.plane && halo == o.halo;
   }
 };
 

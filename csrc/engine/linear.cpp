@@ -13,7 +13,8 @@ bool matvec_fits(Weights weights, int64_t k) {
   return weights == Weights::kInt8 || (weights == Weights::kTernary && k < 2147483647 / (255 * 64));
 }
 
-void matvec_rows(Weights weights, const uint8_t* x, int64_t m, int64_t k, const uint8_t* w, int64_t n, int32_t* acc) {
+void matvec_rows(Weights weights, const uint8_t* x, int64_t m, int64_t k, const uint8_t* w,
+                 int64_t n, int32_t* acc) {
   const KernelTable& kernel = kernels();
   const int64_t quads = (k + 3) / 4, stream = (quads + 63) / 64 * 64;
   // Rows a task: enough that a task outweighs handing it out.
@@ -38,7 +39,8 @@ void matvec_rows(Weights weights, const uint8_t* x, int64_t m, int64_t k, const 
       if (weights == Weights::kTernary)
         kernel.matvec_ternary(streams.data(), stream, w, quads, begin, end, acc + i * n);
       else
-        kernel.matvec_int8(row, reinterpret_cast<const int8_t*>(w), quads * 4, begin, end, acc + i * n);
+        kernel.matvec_int8(row, reinterpret_cast<const int8_t*>(w), quads * 4, begin, end,
+                           acc + i * n);
     });
   }
 }

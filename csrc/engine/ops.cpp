@@ -16,24 +16,30 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 Requantize requantize_of(const TensorRef& y) {
-  if (!y.is_float && !(y.scale >= 1e-30f && y.scale <= 1e30f && y.zero_point >= 0 && y.zero_point <= 255))
-    throw Error(ErrorKind::kUnsupportedShape, "u8 output needs a scale in 1e-30..1e30 and a zero point in 0..255.");
+  if (!y.is_float &&
+      !(y.scale >= 1e-30f && y.scale <= 1e30f && y.zero_point >= 0 && y.zero_point <= 255))
+    throw Error(ErrorKind::kUnsupportedShape,
+                "u8 output needs a scale in 1e-30..1e30 and a zero point in 0..255.");
   return {-kInf, kInf, y.is_float ? 0.0f : y.scale, y.zero_point};
 }
 
 void check_input(const TensorRef& x, Weights weights) {
   if (x.is_float != (weights == Weights::kFloat))
-    throw Error(ErrorKind::kUnsupportedShape, "u8 input needs integer weights and float input float ones.");
+    throw Error(ErrorKind::kUnsupportedShape,
+                "u8 input needs integer weights and float input float ones.");
 }
 
 // known_sums: the packed form's sums of weight rows, or null.
-void linear_matvec(const TensorRef& x, int64_t m, int64_t k, Weights weights, const uint8_t* plain, int64_t n,
-                   const int32_t* known_sums, const float* scale, const float* bias, const TensorRef& y) {
+void linear_matvec(const TensorRef& x, int64_t m, int64_t k, Weights weights, const uint8_t* plain,
+                   int64_t n, const int32_t* known_sums, const float* scale, const float* bias,
+                   const TensorRef& y) {
   const int64_t quads = (k + 3) / 4;
-  Buffer rows(m * quads * 4 + kSlackBytes), ones(quads * 4 + kSlackBytes), acc_memory(m * n * 4 + n * 4);
+  Buffer rows(m * quads * 4 + kSlackBytes), ones(quads * 4 + kSlackBytes),
+      acc_memory(m * n * 4 + n * 4);
   std::memset(rows.data(), 0, static_cast<size_t>(m * quads * 4));
   for (int64_t i = 0; i < m; ++i)
-    std::memcpy(rows.data() + i * quads * 4, static_cast<const uint8_t*>(x.data) + i * k, static_cast<size_t>(k));
+    std::memcpy(rows.data() + i * quads * 4, static_cast<const uint8_t*>(x.data) + i * k,
+                static_cast<size_t>(k));
   int32_t* const acc = reinterpret_cast<int32_t*>(acc_memory.data());
   int32_t* const sums = acc + m * n;
   if (known_sums) {
@@ -48,43 +54,53 @@ void linear_matvec(const TensorRef& x, int64_t m, int64_t k, Weights weights, co
   const Epilogue e = make_epilogue(requantize_of(y), {});
   for (int64_t i = 0; i < m; ++i)
     for (int64_t o = 0; o < n; ++o) {
-      const float v = affine(static_cast<float>(acc[i * n + o] - x.zero_point * sums[o]), scale[o], bias ? bias[o] : 0.0f);
-      if (y.is_float) static_cast<float*>(y.data)[i * n + o] = v;
-      else static_cast<uint8_t*>(y.data)[i * n + o] = to_code(v, e);
+      const float v = affine(static_cast<float>(acc[i * n + o] - x.zero_point * sums[o]), scale[o],
+                             bias ? bias[o] : 0.0f);
+      if (y.is_float)
+        static_cast<float*>(y.data)[i * n + o] = v;
+      else
+        static_cast<uint8_t*>(y.data)[i * n + o] = to_code(v, e);
     }
 }
 
 }  // namespace
 
-void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w, const PackedView& packed, const float* scale,
-            const float* bias, const Window& window, const TensorRef& y) {
+void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
+            const PackedView& packed, const float* scale, const float* bias, const Window& window,
+            const TensorRef& y) {
   const WeightShape& s = packed.shape;
   check_input(x, packed.weights);
   if (c != s.channels())
-    throw Error(ErrorKind::kUnsupportedShape, "the weights need " + std::to_string(s.channels()) + " channels, got " + std::to_string(c) + ".");
+    throw Error(ErrorKind::kUnsupportedShape, "the weights need " + std::to_string(s.channels()) +
+                                                  " channels, got " + std::to_string(c) + ".");
   const int64_t oh = window_out(h, s.r, window.stride_h, window.pad_h, window.dil_h);
   const int64_t ow = window_out(w, s.s, window.stride_w, window.pad_w, window.dil_w);
   const bool strided = window.stride_h > 1 || window.stride_w > 1;
-  const Grid in = Grid::make(c, x.is_float, n, h, w, strided ? 0 : std::max(window.pad_h, window.pad_w));
+  const Grid in =
+      Grid::make(c, x.is_float, n, h, w, strided ? 0 : std::max(window.pad_h, window.pad_w));
   // The input's halo lets whole vectors be stored where the image keeps its size.
   const Grid out = Grid::make(s.o, y.is_float, n, oh, ow, oh == h && ow == w ? in.halo : 0);
-  const ConvPlan plan(packed, scale, bias, x.is_float ? 0 : x.zero_point, in, out, window, {}, requantize_of(y));
+  const ConvPlan plan(packed, scale, bias, x.is_float ? 0 : x.zero_point, in, out, window, {},
+                      requantize_of(y));
   Buffer from(in.bytes()), to(out.bytes()), scratch(plan.scratch_bytes());
-  grid_from_nchw(in, x.data, x.is_float ? 0u : static_cast<uint32_t>(x.zero_point) * 0x01010101u, from.data());
+  grid_from_nchw(in, x.data, x.is_float ? 0u : static_cast<uint32_t>(x.zero_point) * 0x01010101u,
+                 from.data());
   plan.run(from.data(), to.data(), nullptr, scratch.data());
   grid_to_nchw(out, to.data(), y.data);
 }
 
-void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, const void* plain, int64_t n, const PackedView* packed,
-            const float* scale, const float* bias, const TensorRef& y) {
+void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, const void* plain, int64_t n,
+            const PackedView* packed, const float* scale, const float* bias, const TensorRef& y) {
   check_input(x, weights);
   const WeightShape shape{n, 1, 1, k, 1};
   check_shape(shape, weights);
-  if (packed && (packed->shape.o != n || packed->shape.i != k || packed->shape.r != 1 || packed->shape.s != 1 ||
-                 packed->weights != weights))
-    throw Error(ErrorKind::kBadWeights, "the packed weights belong to another layer.\n  Make them with prepack.");
+  if (packed && (packed->shape.o != n || packed->shape.i != k || packed->shape.r != 1 ||
+                 packed->shape.s != 1 || packed->weights != weights))
+    throw Error(ErrorKind::kBadWeights,
+                "the packed weights belong to another layer.\n  Make them with prepack.");
   if (!x.is_float && m <= kMatvecRows && matvec_fits(weights, k)) {
-    linear_matvec(x, m, k, weights, static_cast<const uint8_t*>(plain), n, packed ? packed->sums : nullptr, scale, bias, y);
+    linear_matvec(x, m, k, weights, static_cast<const uint8_t*>(plain), n,
+                  packed ? packed->sums : nullptr, scale, bias, y);
     return;
   }
   if (!packed) {

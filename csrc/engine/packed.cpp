@@ -16,14 +16,16 @@ constexpr int32_t kVersion = 1;
 int64_t quads(const WeightShape& s) { return (s.i + 3) / 4; }
 
 // The weight of output o, tap t, input channel c of the group, as int8; code 10 throws.
-int8_t integer_at(Weights kind, const void* w, const WeightShape& s, int64_t o, int64_t tap, int64_t c) {
+int8_t integer_at(Weights kind, const void* w, const WeightShape& s, int64_t o, int64_t tap,
+                  int64_t c) {
   const int64_t row = (o * s.r * s.s + tap) * quads(s);
   if (kind == Weights::kInt8) return static_cast<const int8_t*>(w)[row * 4 + c];
   const int code = (static_cast<const uint8_t*>(w)[row + c / 4] >> (2 * (c % 4))) & 3;
   if (code == 2)
-    throw Error(ErrorKind::kBadWeights, "codes must be 00, 01 or 11, got 10 at output " + std::to_string(o) + ", tap " +
-                                            std::to_string(tap) + ", input channel " + std::to_string(c) +
-                                            ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
+    throw Error(ErrorKind::kBadWeights,
+                "codes must be 00, 01 or 11, got 10 at output " + std::to_string(o) + ", tap " +
+                    std::to_string(tap) + ", input channel " + std::to_string(c) +
+                    ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
   return static_cast<int8_t>(code == 3 ? -1 : code);
 }
 
@@ -36,13 +38,16 @@ bool dense_possible(const WeightShape& s, Weights weights) {
   return (weights == Weights::kFloat || s.i % 4 == 0) && (s.o / s.groups) % kBlock == 0;
 }
 
-template <class T> void append(std::vector<uint8_t>& out, const T* data, size_t n) {
+template <class T>
+void append(std::vector<uint8_t>& out, const T* data, size_t n) {
   const uint8_t* p = reinterpret_cast<const uint8_t*>(data);
   out.insert(out.end(), p, p + n * sizeof(T));
 }
 
-// Four weights of one natural cell (channels 4 cell .. 4 cell + 3 of the whole input) that belong to the group of output o.
-int32_t quad_at(Weights kind, const void* w, const WeightShape& s, int64_t o, int64_t tap, int64_t cell) {
+// Four weights of one natural cell (channels 4 cell .. 4 cell + 3 of the whole input) that belong
+// to the group of output o.
+int32_t quad_at(Weights kind, const void* w, const WeightShape& s, int64_t o, int64_t tap,
+                int64_t cell) {
   const int64_t first = (o / (s.o / s.groups)) * s.i;
   int32_t quad = 0;
   for (int64_t j = 0; j < 4; ++j) {
@@ -102,8 +107,9 @@ void append_dense(std::vector<uint8_t>& blob, Weights kind, const void* w, const
 }
 
 [[noreturn]] void bad_blob(const char* what) {
-  throw Error(ErrorKind::kBadWeights, std::string("packed weights are not valid: ") + what +
-                                          ".\n  Make them with prepack in this version of ternary_ops.");
+  throw Error(ErrorKind::kBadWeights,
+              std::string("packed weights are not valid: ") + what +
+                  ".\n  Make them with prepack in this version of ternary_ops.");
 }
 
 }  // namespace
@@ -111,22 +117,26 @@ void append_dense(std::vector<uint8_t>& blob, Weights kind, const void* w, const
 void check_shape(const WeightShape& s, Weights weights) {
   auto fail = [](const std::string& what) { throw Error(ErrorKind::kUnsupportedShape, what); };
   if (s.o < 0 || s.r < 1 || s.s < 1 || s.i < 0 || s.groups < 1)
-    fail("a weight needs O >= 0, R, S >= 1, I >= 0, groups >= 1, got O=" + std::to_string(s.o) + " R=" + std::to_string(s.r) +
-         " S=" + std::to_string(s.s) + " I=" + std::to_string(s.i) + " groups=" + std::to_string(s.groups) + ".");
+    fail("a weight needs O >= 0, R, S >= 1, I >= 0, groups >= 1, got O=" + std::to_string(s.o) +
+         " R=" + std::to_string(s.r) + " S=" + std::to_string(s.s) + " I=" + std::to_string(s.i) +
+         " groups=" + std::to_string(s.groups) + ".");
   if (s.o % s.groups)
-    fail("output channels must divide by groups, got O=" + std::to_string(s.o) + " groups=" + std::to_string(s.groups) + ".");
+    fail("output channels must divide by groups, got O=" + std::to_string(s.o) +
+         " groups=" + std::to_string(s.groups) + ".");
   const int64_t k = checked_mul(checked_mul(s.r, s.s), s.i);
   checked_mul(checked_mul(k, s.groups), 1);
   checked_mul(k, s.o);
   // 255 * max|w| * K must fit int32, and sparse entries number taps x cells with 31 bits.
   const int64_t most = weights == Weights::kInt8 ? 2147483647 / (255 * 128) : 2147483647 / 255;
   if (weights != Weights::kFloat && k > most)
-    fail("integer sums of " + std::to_string(k) + " products could overflow int32 (at most " + std::to_string(most) +
-         ").\n  Keep this layer in float32.");
-  if (checked_mul(checked_mul(s.r, s.s), s.channels() + 4) > 2147483647) fail("the filter is too large.");
+    fail("integer sums of " + std::to_string(k) + " products could overflow int32 (at most " +
+         std::to_string(most) + ").\n  Keep this layer in float32.");
+  if (checked_mul(checked_mul(s.r, s.s), s.channels() + 4) > 2147483647)
+    fail("the filter is too large.");
 }
 
-std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w, const WeightShape& s) {
+std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
+                                  const WeightShape& s) {
   check_shape(s, weights);
   if (!dense_possible(s, weights)) sparse = true;
   PackedHeader h{};
@@ -137,14 +147,18 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w, c
   h.o = s.o, h.r = s.r, h.s = s.s, h.i = s.i, h.groups = s.groups;
   std::vector<uint8_t> blob;
   append(blob, &h, 1);
-  std::vector<int32_t> sums(static_cast<size_t>(s.o + s.o % 2), 0);  // even, so that what follows stays 8-byte aligned
+  std::vector<int32_t> sums(static_cast<size_t>(s.o + s.o % 2),
+                            0);  // even, so that what follows stays 8-byte aligned
   if (weights != Weights::kFloat)
     for (int64_t o = 0; o < s.o; ++o)
       for (int64_t tap = 0; tap < s.r * s.s; ++tap)
-        for (int64_t c = 0; c < s.i; ++c) sums[static_cast<size_t>(o)] += integer_at(weights, w, s, o, tap, c);
+        for (int64_t c = 0; c < s.i; ++c)
+          sums[static_cast<size_t>(o)] += integer_at(weights, w, s, o, tap, c);
   append(blob, sums.data(), sums.size());
-  if (sparse) append_sparse(blob, weights, w, s);
-  else append_dense(blob, weights, w, s);
+  if (sparse)
+    append_sparse(blob, weights, w, s);
+  else
+    append_dense(blob, weights, w, s);
   return blob;
 }
 

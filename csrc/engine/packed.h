@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights as the kernels want them. A blob of bytes with a header, so that torch can hold it in a buffer; never stored in files.
+// Weights as the kernels want them. A blob of bytes with a header, so that torch can hold it in a
+// buffer; never stored in files.
 #pragma once
 
 #include <cstdint>
@@ -37,10 +38,11 @@ struct PackedView {
   int64_t entry_count() const { return sparse ? rows[shape.o] : 0; }
 };
 
-// w: ternary codes [O, R, S, ceil(I/4)], int8 [O, R, S, 4 ceil(I/4)] or float [O, R, S, I]. dense needs groups == 1 or I % 4 == 0
-// and O / groups % 8 == 0; other groups become sparse, whatever is asked. Throws kBadWeights on the invalid code, kUnsupportedShape
-// where int32 could overflow.
-std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w, const WeightShape& shape);
+// w: ternary codes [O, R, S, ceil(I/4)], int8 [O, R, S, 4 ceil(I/4)] or float [O, R, S, I]. dense
+// needs groups == 1 or I % 4 == 0 and O / groups % 8 == 0; other groups become sparse, whatever is
+// asked. Throws kBadWeights on the invalid code, kUnsupportedShape where int32 could overflow.
+std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
+                                  const WeightShape& shape);
 
 PackedView view_packed(const uint8_t* blob, int64_t bytes);
 

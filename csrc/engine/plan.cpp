@@ -12,7 +12,8 @@
 namespace tops {
 namespace {
 
-// A larger padding is rare, and a halo of its size would cost every layer at that resolution; such layers copy instead.
+// A larger padding is rare, and a halo of its size would cost every layer at that resolution; such
+// layers copy instead.
 constexpr int64_t kMostHalo = 8;
 
 Residual residual_of(const std::vector<Node>& nodes, int id) {
@@ -23,7 +24,9 @@ Residual residual_of(const std::vector<Node>& nodes, int id) {
 
 }  // namespace
 
-Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all) : nodes_(nodes) {
+Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
+           bool keep_all)
+    : nodes_(nodes) {
   steps_.resize(nodes.size());
   infer_shapes(n, h, w);
   choose_halos();
@@ -54,23 +57,25 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
       channels = checked_mul(in.channels, checked_mul(in.h, in.w));
       oh = ow = 1;
     } else if (node.op == Op::kLinear && in.channels != node.layer->shape.i) {
-      throw Error(ErrorKind::kUnsupportedShape, "the linear layer needs " + std::to_string(node.layer->shape.i) +
-                                                    " features, got " + std::to_string(in.channels) +
-                                                    ".\n  Use the image size that the network was compiled with.");
+      throw Error(ErrorKind::kUnsupportedShape,
+                  "the linear layer needs " + std::to_string(node.layer->shape.i) +
+                      " features, got " + std::to_string(in.channels) +
+                      ".\n  Use the image size that the network was compiled with.");
     }
     if (node.b >= 0) {
       const Grid& other = step(node.b).grid;
       if (other.h != oh || other.w != ow)
-        throw Error(ErrorKind::kUnsupportedShape, "the two inputs of node " + std::to_string(id) + " (" + op_name(node.op) +
-                                                      ") have different sizes: " + std::to_string(oh) + "x" + std::to_string(ow) +
-                                                      " and " + std::to_string(other.h) + "x" + std::to_string(other.w) + ".");
+        throw Error(ErrorKind::kUnsupportedShape,
+                    "the two inputs of node " + std::to_string(id) + " (" + op_name(node.op) +
+                        ") have different sizes: " + std::to_string(oh) + "x" + std::to_string(ow) +
+                        " and " + std::to_string(other.h) + "x" + std::to_string(other.w) + ".");
     }
     g = Grid::make(channels, node.is_float, n, oh, ow, 0);
   }
 }
 
-// All images of one size share one halo, so that a layer's output and its residual have the same layout as its input and whole
-// vectors can be stored.
+// All images of one size share one halo, so that a layer's output and its residual have the same
+// layout as its input and whole vectors can be stored.
 void Plan::choose_halos() {
   std::map<std::pair<int64_t, int64_t>, int64_t> halo;
   for (const Node& node : nodes_) {
@@ -83,7 +88,8 @@ void Plan::choose_halos() {
   for (size_t id = 0; id < nodes_.size(); ++id) {
     Grid& g = steps_[id].grid;
     const auto it = halo.find({g.h, g.w});
-    g = Grid::make(g.channels, g.is_float, g.n, g.h, g.w, nodes_[id].rank2 || it == halo.end() ? 0 : it->second);
+    g = Grid::make(g.channels, g.is_float, g.n, g.h, g.w,
+                   nodes_[id].rank2 || it == halo.end() ? 0 : it->second);
   }
 }
 
@@ -96,15 +102,18 @@ void Plan::prepare_steps() {
     if (node.a == 0 && node.op != Op::kQuantize) steps_[0].external = false;
     if (node.b == 0) steps_[0].external = false;
     const Grid& in = step(node.a).grid;
-    if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows && !node.layer->plain.empty()) {
+    if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows &&
+        !node.layer->plain.empty()) {
       s.matvec = true;
     } else if (node.op == Op::kConv || node.op == Op::kLinear) {
       const LayerWeights& l = *node.layer;
-      s.conv = std::make_unique<ConvPlan>(l.view, l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, s.grid,
-                                          node.window, residual_of(nodes_, node.b), node.requantize);
+      s.conv = std::make_unique<ConvPlan>(
+          l.view, l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, s.grid,
+          node.window, residual_of(nodes_, node.b), node.requantize);
       s.scratch = s.conv->scratch_bytes();
     } else if (node.op == Op::kMaxPool) {
-      s.domain = std::make_unique<Domain>(in, node.kernel_h, node.kernel_w, node.window, s.grid.h, s.grid.w, true);
+      s.domain = std::make_unique<Domain>(in, node.kernel_h, node.kernel_w, node.window, s.grid.h,
+                                          s.grid.w, true);
       s.scratch = s.domain->scratch_bytes();
     }
   }
@@ -119,8 +128,12 @@ void Plan::place(bool keep_all, int output) {
   std::vector<size_t> last(nodes_.size());
   for (size_t id = 0; id < nodes_.size(); ++id) {
     last[id] = keep_all || static_cast<int>(id) == output ? nodes_.size() : id;
-    if (nodes_[id].a >= 0) last[static_cast<size_t>(nodes_[id].a)] = std::max(last[static_cast<size_t>(nodes_[id].a)], id);
-    if (nodes_[id].b >= 0) last[static_cast<size_t>(nodes_[id].b)] = std::max(last[static_cast<size_t>(nodes_[id].b)], id);
+    if (nodes_[id].a >= 0)
+      last[static_cast<size_t>(nodes_[id].a)] =
+          std::max(last[static_cast<size_t>(nodes_[id].a)], id);
+    if (nodes_[id].b >= 0)
+      last[static_cast<size_t>(nodes_[id].b)] =
+          std::max(last[static_cast<size_t>(nodes_[id].b)], id);
   }
   std::vector<Block> live;
   auto allocate = [&](int64_t bytes, size_t until) {
@@ -136,7 +149,9 @@ void Plan::place(bool keep_all, int output) {
     return at;
   };
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    live.erase(std::remove_if(live.begin(), live.end(), [&](const Block& b) { return b.until < id; }), live.end());
+    live.erase(
+        std::remove_if(live.begin(), live.end(), [&](const Block& b) { return b.until < id; }),
+        live.end());
     Step& s = steps_[id];
     if (s.external && !keep_all) continue;
     s.external = false;
@@ -155,7 +170,8 @@ void Plan::run(const float* x, Buffer& arena, std::vector<NodeProfile>* profile)
     run_node(id, x, arena.data());
     const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
     const Node& node = nodes_[id];
-    profile->push_back({op_name(node.op), took.count(), macs(static_cast<int>(id)), node.layer ? node.layer->density : 1.0});
+    profile->push_back({op_name(node.op), took.count(), macs(static_cast<int>(id)),
+                        node.layer ? node.layer->density : 1.0});
   }
 }
 

@@ -14,23 +14,28 @@ namespace {
 
 const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 
-uint32_t halo_value(const Node& n) { return n.is_float ? 0u : static_cast<uint32_t>(n.zero_point) * 0x01010101u; }
+uint32_t halo_value(const Node& n) {
+  return n.is_float ? 0u : static_cast<uint32_t>(n.zero_point) * 0x01010101u;
+}
 
-// The cells of channels [4 quad, 4 quad + 4) at one place: one pointer for u8, one a channel for float.
+// The cells of channels [4 quad, 4 quad + 4) at one place: one pointer for u8, one a channel for
+// float.
 Cells cells_at(const Grid& g, uint8_t* data, int64_t quad, int64_t cell) {
   Cells c = {{nullptr, nullptr, nullptr, nullptr}};
   if (!g.is_float) {
     c.channel[0] = data + (quad * g.plane + cell) * 4;
     return c;
   }
-  for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j) c.channel[j] = data + ((quad * 4 + j) * g.plane + cell) * 4;
+  for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j)
+    c.channel[j] = data + ((quad * 4 + j) * g.plane + cell) * 4;
   return c;
 }
 
 int64_t quads_of(const Grid& g) { return (g.channels + 3) / 4; }
 
 // Calls body(quad, n, y) for every row of every four channels.
-template <class Body> void for_rows(const Grid& g, const Body& body) {
+template <class Body>
+void for_rows(const Grid& g, const Body& body) {
   parallel_for(quads_of(g), [&](int64_t quad, int) {
     for (int64_t n = 0; n < g.n; ++n)
       for (int64_t y = 0; y < g.h; ++y) body(quad, n, y);
@@ -50,19 +55,34 @@ void Plan::run_node(size_t id, const float* x, uint8_t* arena) const {
     case Op::kInput:
       if (!s.external) grid_from_nchw(s.grid, x, 0, arena + s.at);
       break;
-    case Op::kQuantize: run_quantize(node, s, x, arena); break;
-    case Op::kDequantize: run_dequantize(node, s, arena); break;
+    case Op::kQuantize:
+      run_quantize(node, s, x, arena);
+      break;
+    case Op::kDequantize:
+      run_dequantize(node, s, arena);
+      break;
     case Op::kConv:
     case Op::kLinear:
-      if (s.matvec) run_matvec(node, s, arena);
-      else s.conv->run(arena + step(node.a).at, arena + s.at, node.b < 0 ? nullptr : arena + step(node.b).at, arena + s.scratch_at);
+      if (s.matvec)
+        run_matvec(node, s, arena);
+      else
+        s.conv->run(arena + step(node.a).at, arena + s.at,
+                    node.b < 0 ? nullptr : arena + step(node.b).at, arena + s.scratch_at);
       break;
-    case Op::kMaxPool: run_max_pool(node, s, arena); break;
+    case Op::kMaxPool:
+      run_max_pool(node, s, arena);
+      break;
     case Op::kAvgPool:
-    case Op::kAdaptiveAvgPool: run_avg_pool(node, s, arena); break;
+    case Op::kAdaptiveAvgPool:
+      run_avg_pool(node, s, arena);
+      break;
     case Op::kAdd:
-    case Op::kClamp: run_add(node, s, arena); break;
-    case Op::kFlatten: run_flatten(node, s, arena); break;
+    case Op::kClamp:
+      run_add(node, s, arena);
+      break;
+    case Op::kFlatten:
+      run_flatten(node, s, arena);
+      break;
   }
 }
 
@@ -76,8 +96,10 @@ void Plan::run_quantize(const Node& node, const Step& s, const float* x, uint8_t
     const float* in[4] = {nullptr, nullptr, nullptr, nullptr};
     for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j) {
       const int64_t c = quad * 4 + j;
-      in[j] = from.external ? x + ((n * g.channels + c) * g.h + row) * g.w
-                            : reinterpret_cast<const float*>(arena + from.at + (c * from.grid.plane + from.grid.cell(n, row, 0)) * 4);
+      in[j] = from.external
+                  ? x + ((n * g.channels + c) * g.h + row) * g.w
+                  : reinterpret_cast<const float*>(
+                        arena + from.at + (c * from.grid.plane + from.grid.cell(n, row, 0)) * 4);
     }
     kernel.quantize(in, g.w, inv, node.zero_point, y + (quad * g.plane + g.cell(n, row, 0)) * 4);
   });
@@ -92,8 +114,8 @@ void Plan::run_dequantize(const Node& node, const Step& s, uint8_t* arena) const
     const Cells out = cells_at(s.grid, arena + s.at, quad, s.grid.cell(n, row, 0));
     float* y[4];
     for (int j = 0; j < 4; ++j) y[j] = reinterpret_cast<float*>(out.channel[j]);
-    kernel.dequantize(arena + from.at + (quad * from.grid.plane + from.grid.cell(n, row, 0)) * 4, s.grid.w, source.scale,
-                      source.zero_point, y);
+    kernel.dequantize(arena + from.at + (quad * from.grid.plane + from.grid.cell(n, row, 0)) * 4,
+                      s.grid.w, source.scale, source.zero_point, y);
   });
   fill_all_halos(s.grid, arena + s.at, 0);
 }
@@ -106,24 +128,32 @@ void Plan::run_matvec(const Node& node, const Step& s, uint8_t* arena) const {
   Buffer rows(n * quads * 4 + kSlackBytes), sums(n * l.shape.o * 4);
   for (int64_t q = 0; q < quads; ++q)
     for (int64_t i = 0; i < n; ++i)
-      std::memcpy(rows.data() + (i * quads + q) * 4, arena + from.at + (q * from.grid.plane + i) * 4, 4);
+      std::memcpy(rows.data() + (i * quads + q) * 4,
+                  arena + from.at + (q * from.grid.plane + i) * 4, 4);
   int32_t* const acc = reinterpret_cast<int32_t*>(sums.data());
   matvec_rows(l.kind, rows.data(), n, l.shape.i, l.plain.data(), l.shape.o, acc);
 
-  const Residual residual = node.b < 0 ? Residual{} : Residual{true, step(node.b).grid.is_float, nodes_[static_cast<size_t>(node.b)].scale,
-                                                               nodes_[static_cast<size_t>(node.b)].zero_point};
+  const Residual residual = node.b < 0 ? Residual{}
+                                       : Residual{true, step(node.b).grid.is_float,
+                                                  nodes_[static_cast<size_t>(node.b)].scale,
+                                                  nodes_[static_cast<size_t>(node.b)].zero_point};
   const Epilogue e = make_epilogue(node.requantize, residual);
   const Grid& g = s.grid;
   for (int64_t i = 0; i < n; ++i)
     for (int64_t o = 0; o < l.shape.o; ++o) {
       const size_t c = static_cast<size_t>(o);
-      float y = affine(static_cast<float>(acc[i * l.shape.o + o] - source.zero_point * l.view.sums[o]), l.scale[c], l.bias[c]);
+      float y =
+          affine(static_cast<float>(acc[i * l.shape.o + o] - source.zero_point * l.view.sums[o]),
+                 l.scale[c], l.bias[c]);
       if (residual.present) {
         const Step& r = step(node.b);
         const uint8_t* const at = arena + r.at;
         float v;
-        if (residual.is_float) std::memcpy(&v, at + (o * r.grid.plane + i) * 4, 4);
-        else v = dequantized(at[((o / 4) * r.grid.plane + i) * 4 + o % 4], residual.scale, residual.zero_point);
+        if (residual.is_float)
+          std::memcpy(&v, at + (o * r.grid.plane + i) * 4, 4);
+        else
+          v = dequantized(at[((o / 4) * r.grid.plane + i) * 4 + o % 4], residual.scale,
+                          residual.zero_point);
         y = y + v;
       }
       if (g.is_float) {
@@ -145,7 +175,8 @@ void Plan::run_max_pool(const Node& node, const Step& s, uint8_t* arena) const {
   uint8_t* const scratch = arena + s.scratch_at;
   const uint8_t* const x = s.domain->prepare(arena + from.at, scratch, fill);
   std::vector<int64_t> offsets;
-  for (int64_t t = 0; t < node.kernel_h * node.kernel_w; ++t) offsets.push_back(s.domain->offset(0, t) * 4);
+  for (int64_t t = 0; t < node.kernel_h * node.kernel_w; ++t)
+    offsets.push_back(s.domain->offset(0, t) * 4);
   const std::vector<Segment> segments = s.domain->segments(s.grid);
   PoolArgs a{};
   a.x = x;
@@ -177,8 +208,10 @@ PoolWindow window_at(const Node& node, const Grid& in, int64_t oy, int64_t ox) {
   }
   const Window& w = node.window;
   const int64_t ys = oy * w.stride_h - w.pad_h, xs = ox * w.stride_w - w.pad_w;
-  const int64_t ye = std::min(ys + node.kernel_h, in.h + w.pad_h), xe = std::min(xs + node.kernel_w, in.w + w.pad_w);
-  PoolWindow p{std::max<int64_t>(ys, 0), std::min(ye, in.h), std::max<int64_t>(xs, 0), std::min(xe, in.w), 0};
+  const int64_t ye = std::min(ys + node.kernel_h, in.h + w.pad_h),
+                xe = std::min(xs + node.kernel_w, in.w + w.pad_w);
+  PoolWindow p{std::max<int64_t>(ys, 0), std::min(ye, in.h), std::max<int64_t>(xs, 0),
+               std::min(xe, in.w), 0};
   p.y1 = std::max(p.y0, p.y1);
   p.x1 = std::max(p.x0, p.x1);
   p.count = node.include_pad ? (ye - ys) * (xe - xs) : (p.y1 - p.y0) * (p.x1 - p.x0);
@@ -217,9 +250,11 @@ void Plan::run_avg_pool(const Node& node, const Step& s, uint8_t* arena) const {
                 }
               }
           }
-          const float scale = in.is_float ? 1.0f / static_cast<float>(w.count) : source.scale / static_cast<float>(w.count);
+          const float scale = in.is_float ? 1.0f / static_cast<float>(w.count)
+                                          : source.scale / static_cast<float>(w.count);
           for (int j = 0; j < 4; ++j) {
-            const float acc = in.is_float ? fsum[j] : static_cast<float>(sum[j] - source.zero_point * pixels);
+            const float acc =
+                in.is_float ? fsum[j] : static_cast<float>(sum[j] - source.zero_point * pixels);
             const float v = acc * scale;
             if (!out.is_float) {
               to.channel[0][j] = to_code(v, e);
@@ -246,7 +281,8 @@ void Plan::run_add(const Node& node, const Step& s, uint8_t* arena) const {
   args.float_out = node.is_float;
   args.a_scale = from.scale;
   args.a_zero_point = from.zero_point;
-  args.epilogue = make_epilogue(node.requantize, {two, other.is_float, other.scale, other.zero_point});
+  args.epilogue =
+      make_epilogue(node.requantize, {two, other.is_float, other.scale, other.zero_point});
   args.epilogue.bias = kNoBias;
   const KernelTable& kernel = kernels();
   for_rows(s.grid, [&](int64_t quad, int64_t n, int64_t y) {
@@ -265,13 +301,16 @@ void Plan::run_flatten(const Node& node, const Step& s, uint8_t* arena) const {
   const uint8_t* const x = arena + from.at;
   uint8_t* const y = arena + s.at;
   if (!in.is_float)  // the last quad may have channels that nothing below writes
-    for (int64_t n = 0; n < out.n; ++n) std::memset(y + ((out.cells - 1) * out.plane + n) * 4, 0, 4);
+    for (int64_t n = 0; n < out.n; ++n)
+      std::memset(y + ((out.cells - 1) * out.plane + n) * 4, 0, 4);
   for (int64_t c = 0; c < in.channels; ++c)
     for (int64_t n = 0; n < in.n; ++n)
       for (int64_t p = 0; p < image; ++p) {
         const int64_t k = c * image + p, cell = in.cell(n, p / in.w, p % in.w);
-        if (in.is_float) std::memcpy(y + (k * out.plane + n) * 4, x + (c * in.plane + cell) * 4, 4);
-        else y[((k / 4) * out.plane + n) * 4 + k % 4] = x[((c / 4) * in.plane + cell) * 4 + c % 4];
+        if (in.is_float)
+          std::memcpy(y + (k * out.plane + n) * 4, x + (c * in.plane + cell) * 4, 4);
+        else
+          y[((k / 4) * out.plane + n) * 4 + k % 4] = x[((c / 4) * in.plane + cell) * 4 + c % 4];
       }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The epilogue for one value, for nodes too small to be worth vectors. The same float32 steps as kernels/epilogue.inl.
+// The epilogue for one value, for nodes too small to be worth vectors. The same float32 steps as
+// kernels/epilogue.inl.
 #pragma once
 
 #include <cmath>
@@ -12,9 +13,12 @@ namespace tops {
 inline uint8_t to_code(float y, const Epilogue& e) {
   float v = y * e.inv;
   int32_t q = 0;
-  if (v >= 32768.0f) q = 32767;
-  else if (v > -65536.0f) q = static_cast<int32_t>(std::lrintf(v)) + e.zero_point;
-  else q = -1;  // NaN too
+  if (v >= 32768.0f)
+    q = 32767;
+  else if (v > -65536.0f)
+    q = static_cast<int32_t>(std::lrintf(v)) + e.zero_point;
+  else
+    q = -1;  // NaN too
   q = q < 0 ? 0 : q > 255 ? 255 : q;
   return static_cast<uint8_t>(q < e.qlo ? e.qlo : q > e.qhi ? e.qhi : q);
 }

@@ -17,7 +17,8 @@ namespace tops {
 namespace {
 
 constexpr int kMaxThreads = 256;
-// A layer takes tens of microseconds; sleeping and waking takes about as long, so a worker looks for the next one this often first.
+// A layer takes tens of microseconds; sleeping and waking takes about as long, so a worker looks
+// for the next one this often first.
 constexpr int kSpins = 4000;
 
 inline void pause() {
@@ -74,7 +75,8 @@ class Pool {
   void work(int worker) {
     uint64_t seen = 0;
     for (;;) {
-      for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
+      for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; ++i)
+        pause();
       if (generation_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_.load() != seen; });
@@ -99,8 +101,8 @@ class Pool {
   std::exception_ptr error_;
 };
 
-// Behind a pointer that is never destroyed: at exit the workers simply end with the process, and after fork the child forgets
-// a pool whose threads it does not have.
+// Behind a pointer that is never destroyed: at exit the workers simply end with the process, and
+// after fork the child forgets a pool whose threads it does not have.
 struct Shared {
   std::mutex busy;
   std::unique_ptr<Pool> pool;

@@ -7,7 +7,13 @@
 namespace tops {
 
 // The C++ side of ternary_ops.errors: bind.cpp turns the kind into the Python class of that name.
-enum class ErrorKind { kUnsupportedShape, kUnsupportedDevice, kUnsupportedModel, kBadWeights, kFormatError };
+enum class ErrorKind {
+  kUnsupportedShape,
+  kUnsupportedDevice,
+  kUnsupportedModel,
+  kBadWeights,
+  kFormatError
+};
 
 class Error : public std::runtime_error {
  public:

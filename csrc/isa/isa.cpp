@@ -15,7 +15,7 @@ namespace {
 
 struct CpuFlags {
   bool avx2 = false, avx_vnni = false, avx512_vnni = false;  // by CPUID
-  bool os_avx = false, os_avx512 = false;                    // enabled by the operating system (XGETBV)
+  bool os_avx = false, os_avx512 = false;  // enabled by the operating system (XGETBV)
 };
 
 CpuFlags read_cpu() {
@@ -27,8 +27,8 @@ CpuFlags read_cpu() {
   if (osxsave) {
     unsigned lo = 0, hi = 0;
     __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    f.os_avx = (lo & 0x6) == 0x6;        // xmm and ymm state
-    f.os_avx512 = (lo & 0xe6) == 0xe6;   // and opmask, zmm0-15, zmm16-31
+    f.os_avx = (lo & 0x6) == 0x6;       // xmm and ymm state
+    f.os_avx512 = (lo & 0xe6) == 0xe6;  // and opmask, zmm0-15, zmm16-31
   }
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
     f.avx2 = avx && fma && (b & (1u << 5));
@@ -72,12 +72,13 @@ const KernelTable& checked(const std::string& name) {
   for (const IsaReport& r : isa_report()) {
     if (r.name == name) {
       if (r.reason.empty()) return *table_of(name);
-      throw Error(ErrorKind::kUnsupportedDevice, "instruction set '" + name + "' cannot be used here: " + r.reason + ".");
+      throw Error(ErrorKind::kUnsupportedDevice,
+                  "instruction set '" + name + "' cannot be used here: " + r.reason + ".");
     }
     if (r.reason.empty()) have += (have.empty() ? "" : ", ") + r.name;
   }
-  throw Error(ErrorKind::kUnsupportedDevice,
-              "need the name of an instruction set, got '" + name + "'.\n  Usable here: " + have + ".");
+  throw Error(ErrorKind::kUnsupportedDevice, "need the name of an instruction set, got '" + name +
+                                                 "'.\n  Usable here: " + have + ".");
 }
 
 const KernelTable& best() {

@@ -16,8 +16,8 @@ struct IsaReport {
 // Every instruction set of the interface, best last, and why one cannot be used here.
 const std::vector<IsaReport>& isa_report();
 
-// The kernels in force on this thread: the forced set, else TERNARY_OPS_ISA, else the best. Throws kUnsupportedDevice
-// where TERNARY_OPS_ISA names one that cannot be used.
+// The kernels in force on this thread: the forced set, else TERNARY_OPS_ISA, else the best. Throws
+// kUnsupportedDevice where TERNARY_OPS_ISA names one that cannot be used.
 const KernelTable& kernels();
 
 // Forces a set on the calling thread; the empty name clears. Throws kUnsupportedDevice.

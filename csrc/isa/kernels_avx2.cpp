@@ -10,10 +10,11 @@ namespace tops {
 namespace avx2_impl {
 #define TOPS_ISA_NAME "avx2"
 #include "isa/policy_avx2.inl"
-#include "kernels/epilogue.inl"
+#include "kernels/ceiling.inl"
 #include "kernels/conv.inl"
-#include "kernels/matvec.inl"
 #include "kernels/elementwise.inl"
+#include "kernels/epilogue.inl"
+#include "kernels/matvec.inl"
 }  // namespace avx2_impl
 }  // namespace tops
 TOPS_TARGET_END

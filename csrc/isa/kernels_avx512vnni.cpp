@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #if defined(__x86_64__)
+// GCC's own intrinsics read an undefined vector on purpose (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include "isa/target.h"
@@ -10,10 +15,11 @@ namespace tops {
 namespace avx512vnni_impl {
 #define TOPS_ISA_NAME "avx512vnni"
 #include "isa/policy_avx512vnni.inl"
-#include "kernels/epilogue.inl"
+#include "kernels/ceiling.inl"
 #include "kernels/conv.inl"
-#include "kernels/matvec.inl"
 #include "kernels/elementwise.inl"
+#include "kernels/epilogue.inl"
+#include "kernels/matvec.inl"
 }  // namespace avx512vnni_impl
 }  // namespace tops
 TOPS_TARGET_END

@@ -6,10 +6,11 @@ namespace tops {
 namespace scalar_impl {
 #define TOPS_ISA_NAME "scalar"
 #include "isa/policy_scalar.inl"
-#include "kernels/epilogue.inl"
+#include "kernels/ceiling.inl"
 #include "kernels/conv.inl"
-#include "kernels/matvec.inl"
 #include "kernels/elementwise.inl"
+#include "kernels/epilogue.inl"
+#include "kernels/matvec.inl"
 }  // namespace scalar_impl
 }  // namespace tops
 

@@ -4,12 +4,14 @@
 struct V {
   static constexpr int kLanes = 8;
   static constexpr int kSparseVectors = 8;
-  static constexpr int kDenseVectors = 1;  // 8 channels x 1 vector: the dot products need three more of the 16 registers
+  static constexpr int kDenseVectors =
+      1;  // 8 channels x 1 vector: the dot products need three more of the 16 registers
   using I = __m256i;
   using F = __m256;
 
   static TOPS_INLINE I first_lanes(int64_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   static TOPS_INLINE I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
   static TOPS_INLINE void store(void* p, I v) { _mm256_storeu_si256(static_cast<I*>(p), v); }
@@ -24,7 +26,10 @@ struct V {
   static TOPS_INLINE I add(I a, I b) { return _mm256_add_epi32(a, b); }
   static TOPS_INLINE I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
   static TOPS_INLINE I and_(I a, I b) { return _mm256_and_si256(a, b); }
-  template <int n> static TOPS_INLINE I shr(I a) { return _mm256_srli_epi32(a, n); }
+  template <int n>
+  static TOPS_INLINE I shr(I a) {
+    return _mm256_srli_epi32(a, n);
+  }
   static TOPS_INLINE F as_f(I a) { return _mm256_castsi256_ps(a); }
   static TOPS_INLINE I as_i(F a) { return _mm256_castps_si256(a); }
   static TOPS_INLINE F to_f(I a) { return _mm256_cvtepi32_ps(a); }
@@ -43,7 +48,8 @@ struct V {
   static TOPS_INLINE uint32_t bits_at(const uint8_t* bits, int64_t i) { return bits[i / 8]; }
   static constexpr uint32_t kAll = 0xff;
 
-  // |255 * 1 + 255 * 1| = 510 fits the 16-bit lanes of maddubs, so ternary weights never saturate there.
+  // |255 * 1 + 255 * 1| = 510 fits the 16-bit lanes of maddubs, so ternary weights never saturate
+  // there.
   static TOPS_INLINE I dot_ternary(I acc, I x, I w) {
     return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
   }
@@ -53,12 +59,15 @@ struct V {
     const I w_even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), w_odd = _mm256_srai_epi16(w, 8);
     return add(acc, add(_mm256_madd_epi16(x_even, w_even), _mm256_madd_epi16(x_odd, w_odd)));
   }
-  static TOPS_INLINE I dot_float(I acc, I x, I w) { return as_i(_mm256_fmadd_ps(as_f(x), as_f(w), as_f(acc))); }
+  static TOPS_INLINE I dot_float(I acc, I x, I w) {
+    return as_i(_mm256_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
+  }
 
   static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {
     const I ab = _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero_point16);
     const I cd = _mm256_adds_epi16(_mm256_packs_epi32(c, d), zero_point16);
-    const I order = _mm256_broadcastsi128_si256(_mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+    const I order =
+        _mm256_broadcastsi128_si256(_mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
     return _mm256_shuffle_epi8(_mm256_packus_epi16(ab, cd), order);
   }
   static TOPS_INLINE I expand_codes(const uint8_t* p) {
@@ -68,8 +77,10 @@ struct V {
                                  and_(_mm256_slli_epi32(x, 18), set1(0x03000000)));
     return _mm256_shuffle_epi8(set1(static_cast<int32_t>(0xff000100u)), _mm256_or_si256(lo, hi));
   }
-  // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128); 255 * 64 * 2 fits maddubs.
-  template <int j> static TOPS_INLINE I top_code(I c) {
+  // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128); 255 * 64 * 2 fits
+  // maddubs.
+  template <int j>
+  static TOPS_INLINE I top_code(I c) {
     return and_(_mm256_slli_epi16(c, 6 - 2 * j), set1(static_cast<int32_t>(0xc0c0c0c0u)));
   }
   static TOPS_INLINE I load_stride2(const void* p) {

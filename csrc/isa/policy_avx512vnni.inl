@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 F, DQ, BW, VL, VNNI: 16 cells a vector. Included inside the target region and the namespace of its unit.
+// AVX-512 F, DQ, BW, VL, VNNI: 16 cells a vector. Included inside the target region and the
+// namespace of its unit.
 
 struct V {
   static constexpr int kLanes = 16;
   static constexpr int kSparseVectors = 8;  // accumulators of the sparse kernel
-  static constexpr int kDenseVectors = 3;   // 8 channels x 3 vectors leave 8 registers for inputs and weights
+  static constexpr int kDenseVectors =
+      3;  // 8 channels x 3 vectors leave 8 registers for inputs and weights
   using I = __m512i;
   using F = __m512;
 
@@ -21,7 +23,10 @@ struct V {
   static TOPS_INLINE I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static TOPS_INLINE I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   static TOPS_INLINE I and_(I a, I b) { return _mm512_and_si512(a, b); }
-  template <int n> static TOPS_INLINE I shr(I a) { return _mm512_srli_epi32(a, n); }
+  template <int n>
+  static TOPS_INLINE I shr(I a) {
+    return _mm512_srli_epi32(a, n);
+  }
   static TOPS_INLINE F as_f(I a) { return _mm512_castsi512_ps(a); }
   static TOPS_INLINE I as_i(F a) { return _mm512_castps_si512(a); }
   static TOPS_INLINE F to_f(I a) { return _mm512_cvtepi32_ps(a); }
@@ -44,7 +49,9 @@ struct V {
 
   static TOPS_INLINE I dot_ternary(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
   static TOPS_INLINE I dot_int8(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
-  static TOPS_INLINE I dot_float(I acc, I x, I w) { return as_i(_mm512_fmadd_ps(as_f(x), as_f(w), as_f(acc))); }
+  static TOPS_INLINE I dot_float(I acc, I x, I w) {
+    return as_i(_mm512_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
+  }
 
   // Four channels of 16 pixels, int32 plus zero point, saturated to u8 and interleaved to 16 cells.
   static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {
@@ -56,14 +63,16 @@ struct V {
   // Two-bit codes, one byte in each lane, to four int8 in {-1, 0, 1}; the invalid code counts as 0.
   static TOPS_INLINE I expand_codes(const uint8_t* p) {
     const I x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const I lo = _mm512_or_si512(_mm512_and_si512(x, set1(0x03)), _mm512_and_si512(_mm512_slli_epi32(x, 6), set1(0x0300)));
+    const I lo = _mm512_or_si512(_mm512_and_si512(x, set1(0x03)),
+                                 _mm512_and_si512(_mm512_slli_epi32(x, 6), set1(0x0300)));
     const I hi = _mm512_or_si512(_mm512_and_si512(_mm512_slli_epi32(x, 12), set1(0x030000)),
                                  _mm512_and_si512(_mm512_slli_epi32(x, 18), set1(0x03000000)));
     const I table = set1(static_cast<int32_t>(0xff000100u));
     return _mm512_shuffle_epi8(table, _mm512_or_si512(lo, hi));
   }
   // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128).
-  template <int j> static TOPS_INLINE I top_code(I c) {
+  template <int j>
+  static TOPS_INLINE I top_code(I c) {
     return and_(_mm512_slli_epi16(c, 6 - 2 * j), set1(static_cast<int32_t>(0xc0c0c0c0u)));
   }
   static TOPS_INLINE I load_stride2(const void* p) {

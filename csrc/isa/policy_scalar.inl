@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plain C++, 4 cells a "vector": the fallback on any machine and the twin that the others are held to.
+// Plain C++, 4 cells a "vector": the fallback on any machine and the twin that the others are held
+// to.
 
 struct V {
   static constexpr int kLanes = 4;
@@ -14,7 +15,9 @@ struct V {
 
   static TOPS_INLINE I load(const void* p) { return load_n(p, 4); }
   static TOPS_INLINE void store(void* p, I v) { store_n(p, v, 4); }
-  static TOPS_INLINE void store_n(void* p, I v, int64_t n) { __builtin_memcpy(p, v.v, static_cast<size_t>(n) * 4); }
+  static TOPS_INLINE void store_n(void* p, I v, int64_t n) {
+    __builtin_memcpy(p, v.v, static_cast<size_t>(n) * 4);
+  }
   static TOPS_INLINE I load_n(const void* p, int64_t n) {
     I r{};
     __builtin_memcpy(r.v, p, static_cast<size_t>(n) * 4);
@@ -26,30 +29,73 @@ struct V {
   static TOPS_INLINE int32_t wrap_add(int32_t a, int32_t b) {
     return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
   }
-#define TOPS_LANES(expr)              \
-  for (int i = 0; i < 4; ++i) {       \
-    r.v[i] = (expr);                  \
-  }                                   \
+#define TOPS_LANES(expr)        \
+  for (int i = 0; i < 4; ++i) { \
+    r.v[i] = (expr);            \
+  }                             \
   return r
-  static TOPS_INLINE I add(I a, I b) { I r; TOPS_LANES(wrap_add(a.v[i], b.v[i])); }
-  static TOPS_INLINE I sub(I a, I b) { I r; TOPS_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i]))); }
-  static TOPS_INLINE I and_(I a, I b) { I r; TOPS_LANES(a.v[i] & b.v[i]); }
-  template <int n> static TOPS_INLINE I shr(I a) { I r; TOPS_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n)); }
-  static TOPS_INLINE F as_f(I a) { F r; __builtin_memcpy(&r, &a, 16); return r; }
-  static TOPS_INLINE I as_i(F a) { I r; __builtin_memcpy(&r, &a, 16); return r; }
-  static TOPS_INLINE F to_f(I a) { F r; TOPS_LANES(static_cast<float>(a.v[i])); }
+  static TOPS_INLINE I add(I a, I b) {
+    I r;
+    TOPS_LANES(wrap_add(a.v[i], b.v[i]));
+  }
+  static TOPS_INLINE I sub(I a, I b) {
+    I r;
+    TOPS_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i])));
+  }
+  static TOPS_INLINE I and_(I a, I b) {
+    I r;
+    TOPS_LANES(a.v[i] & b.v[i]);
+  }
+  template <int n>
+  static TOPS_INLINE I shr(I a) {
+    I r;
+    TOPS_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n));
+  }
+  static TOPS_INLINE F as_f(I a) {
+    F r;
+    __builtin_memcpy(&r, &a, 16);
+    return r;
+  }
+  static TOPS_INLINE I as_i(F a) {
+    I r;
+    __builtin_memcpy(&r, &a, 16);
+    return r;
+  }
+  static TOPS_INLINE F to_f(I a) {
+    F r;
+    TOPS_LANES(static_cast<float>(a.v[i]));
+  }
   // As cvtps2dq: what does not fit, and NaN, becomes the smallest integer.
   static TOPS_INLINE int32_t round1(float a) {
-    return a >= -2147483648.0f && a < 2147483648.0f ? static_cast<int32_t>(__builtin_lrintf(a)) : INT32_MIN;
+    return a >= -2147483648.0f && a < 2147483648.0f ? static_cast<int32_t>(__builtin_lrintf(a))
+                                                    : INT32_MIN;
   }
-  static TOPS_INLINE I round(F a) { I r; TOPS_LANES(round1(a.v[i])); }
-  static TOPS_INLINE F addf(F a, F b) { F r; TOPS_LANES(a.v[i] + b.v[i]); }
-  static TOPS_INLINE F mulf(F a, F b) { F r; TOPS_LANES(a.v[i] * b.v[i]); }
+  static TOPS_INLINE I round(F a) {
+    I r;
+    TOPS_LANES(round1(a.v[i]));
+  }
+  static TOPS_INLINE F addf(F a, F b) {
+    F r;
+    TOPS_LANES(a.v[i] + b.v[i]);
+  }
+  static TOPS_INLINE F mulf(F a, F b) {
+    F r;
+    TOPS_LANES(a.v[i] * b.v[i]);
+  }
   // As maxps and minps: the second operand where either is NaN.
-  static TOPS_INLINE F maxf(F a, F b) { F r; TOPS_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-  static TOPS_INLINE F minf(F a, F b) { F r; TOPS_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-  static TOPS_INLINE uint8_t byte(int32_t a, int j) { return static_cast<uint8_t>(static_cast<uint32_t>(a) >> (8 * j)); }
-  template <bool kMax> static TOPS_INLINE I pick_u8(I a, I b) {
+  static TOPS_INLINE F maxf(F a, F b) {
+    F r;
+    TOPS_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
+  }
+  static TOPS_INLINE F minf(F a, F b) {
+    F r;
+    TOPS_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]);
+  }
+  static TOPS_INLINE uint8_t byte(int32_t a, int j) {
+    return static_cast<uint8_t>(static_cast<uint32_t>(a) >> (8 * j));
+  }
+  template <bool kMax>
+  static TOPS_INLINE I pick_u8(I a, I b) {
     I r;
     for (int i = 0; i < 4; ++i) {
       uint32_t cell = 0;
@@ -63,19 +109,32 @@ struct V {
   }
   static TOPS_INLINE I max_u8(I a, I b) { return pick_u8<true>(a, b); }
   static TOPS_INLINE I min_u8(I a, I b) { return pick_u8<false>(a, b); }
-  static TOPS_INLINE I select(uint32_t bits, I a, I b) { I r; TOPS_LANES((bits >> i) & 1 ? a.v[i] : b.v[i]); }
-  static TOPS_INLINE uint32_t bits_at(const uint8_t* bits, int64_t i) { return (bits[i / 8] >> (i % 8)) & 0xf; }
+  static TOPS_INLINE I select(uint32_t bits, I a, I b) {
+    I r;
+    TOPS_LANES((bits >> i) & 1 ? a.v[i] : b.v[i]);
+  }
+  static TOPS_INLINE uint32_t bits_at(const uint8_t* bits, int64_t i) {
+    return (bits[i / 8] >> (i % 8)) & 0xf;
+  }
   static constexpr uint32_t kAll = 0xf;
 
   static TOPS_INLINE int32_t dot1(int32_t acc, int32_t x, int32_t w) {
-    for (int j = 0; j < 4; ++j) acc = wrap_add(acc, static_cast<int32_t>(byte(x, j)) * static_cast<int8_t>(byte(w, j)));
+    for (int j = 0; j < 4; ++j)
+      acc = wrap_add(acc, static_cast<int32_t>(byte(x, j)) * static_cast<int8_t>(byte(w, j)));
     return acc;
   }
   static TOPS_INLINE I dot_ternary(I acc, I x, I w) { return dot_int8(acc, x, w); }
-  static TOPS_INLINE I dot_int8(I acc, I x, I w) { I r; TOPS_LANES(dot1(acc.v[i], x.v[i], w.v[i])); }
-  static TOPS_INLINE I dot_float(I acc, I x, I w) { return as_i(addf(as_f(acc), mulf(as_f(x), as_f(w)))); }
+  static TOPS_INLINE I dot_int8(I acc, I x, I w) {
+    I r;
+    TOPS_LANES(dot1(acc.v[i], x.v[i], w.v[i]));
+  }
+  static TOPS_INLINE I dot_float(I acc, I x, I w) {
+    return as_i(addf(as_f(acc), mulf(as_f(x), as_f(w))));
+  }
 
-  static TOPS_INLINE int32_t saturate(int32_t a, int32_t lo, int32_t hi) { return a < lo ? lo : a > hi ? hi : a; }
+  static TOPS_INLINE int32_t saturate(int32_t a, int32_t lo, int32_t hi) {
+    return a < lo ? lo : a > hi ? hi : a;
+  }
   static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {
     const int32_t zp = static_cast<int16_t>(zero_point16.v[0] & 0xffff);
     I r;
@@ -83,7 +142,8 @@ struct V {
       const int32_t q[4] = {a.v[i], b.v[i], c.v[i], d.v[i]};
       uint32_t cell = 0;
       for (int j = 0; j < 4; ++j)
-        cell |= static_cast<uint32_t>(saturate(saturate(q[j], -32768, 32767) + zp, 0, 255)) << (8 * j);
+        cell |= static_cast<uint32_t>(saturate(saturate(q[j], -32768, 32767) + zp, 0, 255))
+                << (8 * j);
       r.v[i] = static_cast<int32_t>(cell);
     }
     return r;
@@ -92,13 +152,15 @@ struct V {
     I r;
     for (int i = 0; i < 4; ++i) {
       uint32_t quad = 0;
-      for (int j = 0; j < 4; ++j) quad |= ((0xff000100u >> (8 * ((p[i] >> (2 * j)) & 3))) & 0xff) << (8 * j);
+      for (int j = 0; j < 4; ++j)
+        quad |= ((0xff000100u >> (8 * ((p[i] >> (2 * j)) & 3))) & 0xff) << (8 * j);
       r.v[i] = static_cast<int32_t>(quad);
     }
     return r;
   }
   // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128).
-  template <int j> static TOPS_INLINE I top_code(I c) {
+  template <int j>
+  static TOPS_INLINE I top_code(I c) {
     I r;
     TOPS_LANES(static_cast<int32_t>((static_cast<uint32_t>(c.v[i]) << (6 - 2 * j)) & 0xc0c0c0c0u));
   }

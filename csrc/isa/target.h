@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A region compiled for more than the baseline. Open it after every #include, so that no inline function of a standard
-// header is emitted with instructions that another machine lacks.
+// A region compiled for more than the baseline. Open it after every #include, so that no inline
+// function of a standard header is emitted with instructions that another machine lacks.
 #define TOPS_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
-#define TOPS_TARGET_BEGIN(isa) TOPS_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define TOPS_TARGET_BEGIN(isa) \
+  TOPS_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define TOPS_TARGET_END TOPS_PRAGMA(clang attribute pop)
 #else
 #define TOPS_TARGET_BEGIN(isa) TOPS_PRAGMA(GCC push_options) TOPS_PRAGMA(GCC target(isa))

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pools, sums and the two edges of a network. All work on runs of cells; the engine knows the grids.
+// Pools, sums and the two edges of a network. All work on runs of cells; the engine knows the
+// grids.
 
 static void max_pool(const PoolArgs& a, int64_t begin, int64_t end) {
   for (int64_t c = begin; c < end; ++c) {
@@ -15,22 +16,25 @@ static void max_pool(const PoolArgs& a, int64_t begin, int64_t end) {
           m = a.is_float ? V::as_i(V::maxf(V::as_f(v), V::as_f(m))) : V::max_u8(m, v);
         }
         uint8_t* const out = y + (s.cell + p) * 4;
-        if (s.length - p >= V::kLanes) V::store(out, m);
-        else V::store_n(out, m, s.length - p);
+        if (s.length - p >= V::kLanes)
+          V::store(out, m);
+        else
+          V::store_n(out, m, s.length - p);
       }
     }
   }
 }
 
 // Four channels of one vector as float32; absent float planes count as 0.
-static TOPS_INLINE void load_channels(const Cells& c, bool is_float, float scale, int32_t zero_point, int64_t i, int64_t n,
-                                      V::F y[4]) {
+static TOPS_INLINE void load_channels(const Cells& c, bool is_float, float scale,
+                                      int32_t zero_point, int64_t i, int64_t n, V::F y[4]) {
   if (is_float) {
     for (int j = 0; j < 4; ++j)
       y[j] = c.channel[j] ? V::as_f(V::load_n(c.channel[j] + i * 4, n)) : V::set1f(0.0f);
     return;
   }
-  const V::I cells = V::load_n(c.channel[0] + i * 4, n), low = V::set1(0xff), zp = V::set1(zero_point);
+  const V::I cells = V::load_n(c.channel[0] + i * 4, n), low = V::set1(0xff),
+             zp = V::set1(zero_point);
   const V::F s = V::set1f(scale);
   y[0] = V::mulf(V::to_f(V::sub(V::and_(cells, low), zp)), s);
   y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(cells), low), zp)), s);
@@ -57,7 +61,8 @@ static void add(const AddArgs& a, const Cells& x, const Cells& b, const Cells& y
   }
 }
 
-static void quantize(const float* const x[4], int64_t n, float inv, int32_t zero_point, uint8_t* cells) {
+static void quantize(const float* const x[4], int64_t n, float inv, int32_t zero_point,
+                     uint8_t* cells) {
   const V::F scale = V::set1f(inv), cap = V::set1f(1073741824.0f);
   const V::I zp = V::set1(static_cast<int32_t>(static_cast<uint32_t>(zero_point) * 0x10001u));
   for (int64_t i = 0; i < n; i += V::kLanes) {
@@ -71,7 +76,8 @@ static void quantize(const float* const x[4], int64_t n, float inv, int32_t zero
   }
 }
 
-static void dequantize(const uint8_t* cells, int64_t n, float scale, int32_t zero_point, float* const y[4]) {
+static void dequantize(const uint8_t* cells, int64_t n, float scale, int32_t zero_point,
+                       float* const y[4]) {
   const Cells c = {{const_cast<uint8_t*>(cells), nullptr, nullptr, nullptr}};
   for (int64_t i = 0; i < n; i += V::kLanes) {
     const int64_t m = n - i < V::kLanes ? n - i : V::kLanes;
@@ -93,6 +99,7 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
   for (; i < n; ++i) __builtin_memcpy(y + i * 4, x + i * stride * 4, 4);
 }
 
-static const KernelTable kTable = {TOPS_ISA_NAME, V::kLanes,      V::kSparseVectors, conv_dense, conv_sparse,
-                                   matvec_ternary, matvec_int8, max_pool,          add,        quantize,
-                                   dequantize,     gather};
+static const KernelTable kTable = {TOPS_ISA_NAME, V::kLanes,      V::kSparseVectors, conv_dense,
+                                   conv_sparse,   matvec_ternary, matvec_int8,       max_pool,
+                                   add,           quantize,       dequantize,        gather,
+                                   dot_burst,     read_burst};

@@ -1,24 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// From accumulators to output cells: the one place where the integer semantics of docs/architecture.md are written.
+// From accumulators to output cells: the one place where the integer semantics of
+// docs/architecture.md are written.
 
-// The same vector of pixels in up to four planes: u8 cells use the first only, float ones a plane a channel.
+// The same vector of pixels in up to four planes: u8 cells use the first only, float ones a plane a
+// channel.
 struct Sink {
   uint8_t* y;
   int64_t y_plane;
   const uint8_t* r;  // residual, or null
   int64_t r_plane;
-  uint32_t bits;     // which pixels are inside the image
-  int64_t n;         // how many cells may be written
+  uint32_t bits;  // which pixels are inside the image
+  int64_t n;      // how many cells may be written
 };
 
 static TOPS_INLINE void put(const Sink& s, uint8_t* p, V::I v, V::I halo) {
   if (s.bits != V::kAll) v = V::select(s.bits, v, halo);
-  if (s.n >= V::kLanes) V::store(p, v);
-  else V::store_n(p, v, s.n);
+  if (s.n >= V::kLanes)
+    V::store(p, v);
+  else
+    V::store_n(p, v, s.n);
 }
 
-// The epilogue's constants as vectors. Made once a tile: stores through uint8_t* may alias the arguments, so the compiler would
-// otherwise load and broadcast them again for every vector.
+// The epilogue's constants as vectors. Made once a tile: stores through uint8_t* may alias the
+// arguments, so the compiler would otherwise load and broadcast them again for every vector.
 struct Finisher {
   V::F inv, cap, lo, hi, res_scale;
   V::I zero_point16, qlo, qhi, outside, res_zero_point, low;
@@ -27,7 +31,8 @@ struct Finisher {
 
   TOPS_INLINE Finisher(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
       : inv(V::set1f(e.inv)),
-        cap(V::set1f(1073741824.0f)),  // leaves room for the conversion; below, cvtps2dq's INT_MIN saturates to the right code
+        cap(V::set1f(1073741824.0f)),  // leaves room for the conversion; below, cvtps2dq's INT_MIN
+                                       // saturates to the right code
         lo(V::set1f(e.lo)),
         hi(V::set1f(e.hi)),
         res_scale(V::set1f(e.res_scale)),
@@ -45,12 +50,14 @@ struct Finisher {
     return V::mulf(V::to_f(V::sub(code, res_zero_point)), res_scale);
   }
 
-  // y: four channels as float32, scaled; o: the first of them, a multiple of 4; planes: how many exist.
+  // y: four channels as float32, scaled; o: the first of them, a multiple of 4; planes: how many
+  // exist.
   TOPS_INLINE void operator()(V::F y[4], int64_t o, int64_t planes, const Sink& s) const {
     for (int j = 0; j < 4; ++j) y[j] = V::addf(y[j], V::set1f(bias[o + j]));
     if (s.r) {
       if (float_residual) {
-        for (int j = 0; j < 4 && j < planes; ++j) y[j] = V::addf(y[j], V::as_f(V::load(s.r + j * s.r_plane)));
+        for (int j = 0; j < 4 && j < planes; ++j)
+          y[j] = V::addf(y[j], V::as_f(V::load(s.r + j * s.r_plane)));
       } else {
         const V::I r = V::load(s.r);
         y[0] = V::addf(y[0], residual(V::and_(r, low)));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel is told, and the table of kernels that each instruction set fills. Plain data: no torch, no Python.
+// What a kernel is told, and the table of kernels that each instruction set fills. Plain data: no
+// torch, no Python.
 #pragma once
 
 #include <cstddef>
@@ -7,9 +8,11 @@
 
 namespace tops {
 
-// Memory that a kernel may read past the last cell of a grid: one vector of the widest instruction set.
+// Memory that a kernel may read past the last cell of a grid: one vector of the widest instruction
+// set.
 constexpr int64_t kSlackBytes = 256;
-// Output channels in one register block of the dense kernel, and in one block of its packed weights.
+// Output channels in one register block of the dense kernel, and in one block of its packed
+// weights.
 constexpr int64_t kBlock = 8;
 
 enum class Weights : int32_t { kTernary = 0, kInt8 = 1, kFloat = 2 };
@@ -20,7 +23,8 @@ struct Entry {
   int32_t weight;  // four int8, or the bits of a float
 };
 
-// How an accumulator becomes an output cell: docs/architecture.md, "Integer semantics". Arrays are padded to kBlock.
+// How an accumulator becomes an output cell: docs/architecture.md, "Integer semantics". Arrays are
+// padded to kBlock.
 struct Epilogue {
   const int32_t* start;  // [O] first value of the accumulator: -zero_point * sum of the weights
   const float* scale;    // [O]
@@ -28,7 +32,8 @@ struct Epilogue {
   float lo, hi;          // activation, float output
   float inv;             // 1 / output scale
   int32_t zero_point;    // of the output
-  uint8_t qlo, qhi;      // the activation's bounds as codes: rounding is monotone, so clamping codes is the same
+  uint8_t qlo,
+      qhi;  // the activation's bounds as codes: rounding is monotone, so clamping codes is the same
   float res_scale;
   int32_t res_zero_point;
 };
@@ -38,38 +43,41 @@ struct Segment {
   int64_t flat, length, cell;
 };
 
-// Flat domain: output pixel (n, y, x) has index (n * rows + y) * pitch + x, and its input cells lie at index + offset.
+// Flat domain: output pixel (n, y, x) has index (n * rows + y) * pitch + x, and its input cells lie
+// at index + offset.
 struct ConvArgs {
-  const uint8_t* x;         // first input cell of flat index 0
-  int64_t pixels;           // length of the flat domain
+  const uint8_t* x;  // first input cell of flat index 0
+  int64_t pixels;    // length of the flat domain
   Weights weights;
-  const int64_t* offsets;   // dense: [K] byte offsets of tap and cell
-  int64_t k;                // dense: K, in cells
-  const uint8_t* panels;    // dense: [ceil(O/8)][K][8] codes, quads or floats
-  int64_t panel_bytes;      // of one block
-  int64_t group_blocks;     // dense: blocks per group, and the bytes between the input cells of two groups
+  const int64_t* offsets;  // dense: [K] byte offsets of tap and cell
+  int64_t k;               // dense: K, in cells
+  const uint8_t* panels;   // dense: [ceil(O/8)][K][8] codes, quads or floats
+  int64_t panel_bytes;     // of one block
+  int64_t
+      group_blocks;  // dense: blocks per group, and the bytes between the input cells of two groups
   int64_t group_stride;
-  const int64_t* rows;      // sparse: [O + 1] first entry of each output channel
-  const Entry* entries;     // sparse
-  int64_t outputs;          // O
+  const int64_t* rows;   // sparse: [O + 1] first entry of each output channel
+  const Entry* entries;  // sparse
+  int64_t outputs;       // O
   Epilogue epilogue;
   bool float_out;
   uint8_t* y;               // output cell 0
   int64_t plane;            // bytes between two output cell planes
   const uint8_t* residual;  // same geometry as y, or null
   bool residual_float;
-  const uint8_t* valid;     // direct: one bit per flat index, set where it is an output pixel; else null
-  int64_t origin;           // direct: output cell of flat index 0
+  const uint8_t*
+      valid;       // direct: one bit per flat index, set where it is an output pixel; else null
+  int64_t origin;  // direct: output cell of flat index 0
   const Segment* segments;  // not direct
   int64_t segment_count;
-  uint32_t halo;            // what a cell outside the image holds
+  uint32_t halo;  // what a cell outside the image holds
 };
 
 struct PoolArgs {
   const uint8_t* x;        // phase grid, first cell of flat index 0
   const int64_t* offsets;  // [taps] bytes
   int64_t taps;
-  int64_t in_plane;        // bytes between two input cell planes
+  int64_t in_plane;  // bytes between two input cell planes
   bool is_float;
   uint8_t* y;
   int64_t plane;
@@ -84,7 +92,8 @@ struct AddArgs {
   Epilogue epilogue;  // the residual fields belong to b
 };
 
-// Where a run of cells of four channels starts: one pointer for u8 cells, one a channel for float (null: absent).
+// Where a run of cells of four channels starts: one pointer for u8 cells, one a channel for float
+// (null: absent).
 struct Cells {
   uint8_t* channel[4];
 };
@@ -93,24 +102,32 @@ struct KernelTable {
   const char* name;
   int64_t lanes;
   int64_t sparse_vectors;  // the largest tile of the sparse kernel
-  // Blocks of kBlock output channels [begin, end) of all pixels [first, last); first is a multiple of lanes. scratch:
-  // k * kBlock * 4 bytes for expanded codes (ternary only).
-  void (*conv_dense)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last, uint8_t* scratch);
+  // Blocks of kBlock output channels [begin, end) of all pixels [first, last); first is a multiple
+  // of lanes. scratch: k * kBlock * 4 bytes for expanded codes (ternary only).
+  void (*conv_dense)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
+                     uint8_t* scratch);
   // Quads of output channels [begin, end).
   void (*conv_sparse)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
-  // acc[n] = sum_k w[n][k] * x[k] for rows [begin, end). x is split into four streams (element k at [k % 4][k / 4]), each padded
-  // to a multiple of 64 zero bytes; codes hold K / 4 bytes a row.
-  void (*matvec_ternary)(const uint8_t* x, int64_t stream, const uint8_t* codes, int64_t row_bytes, int64_t begin,
-                         int64_t end, int32_t* acc);
+  // acc[n] = sum_k w[n][k] * x[k] for rows [begin, end). x is split into four streams (element k at
+  // [k % 4][k / 4]), each padded to a multiple of 64 zero bytes; codes hold K / 4 bytes a row.
+  void (*matvec_ternary)(const uint8_t* x, int64_t stream, const uint8_t* codes, int64_t row_bytes,
+                         int64_t begin, int64_t end, int32_t* acc);
   // The same for int8 rows of row_bytes; x is contiguous.
-  void (*matvec_int8)(const uint8_t* x, const int8_t* w, int64_t row_bytes, int64_t begin, int64_t end, int32_t* acc);
+  void (*matvec_int8)(const uint8_t* x, const int8_t* w, int64_t row_bytes, int64_t begin,
+                      int64_t end, int32_t* acc);
   void (*max_pool)(const PoolArgs&, int64_t begin, int64_t end);  // cell planes
   void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);
   // One row of pixels: four float channels (null: absent) to u8 cells, and back.
-  void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point, uint8_t* cells);
-  void (*dequantize)(const uint8_t* cells, int64_t n, float scale, int32_t zero_point, float* const y[4]);
+  void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
+                   uint8_t* cells);
+  void (*dequantize)(const uint8_t* cells, int64_t n, float scale, int32_t zero_point,
+                     float* const y[4]);
   // y[i] = x[i * stride], whole cells; may read one cell past the last one.
   void (*gather)(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y);
+  // Ceilings for benchmarks: dot products from registers (returns byte products made), and a plain
+  // read.
+  int64_t (*dot_burst)(int64_t rounds);
+  void (*read_burst)(const uint8_t* p, int64_t bytes);
 };
 
 const KernelTable& scalar_kernels();

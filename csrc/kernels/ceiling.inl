@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the machine can do at best: dot products from registers, reads from memory. Benchmarks divide by these.
+
+// rounds * 12 dot products; returns the products of bytes made.
+static int64_t dot_burst(int64_t rounds) {
+  V::I x = V::set1(0x03020104), w = V::set1(0x01ff0101);
+  V::I a0 = x, a1 = w, a2 = x, a3 = w, a4 = x, a5 = w, a6 = x, a7 = w, a8 = x, a9 = w, a10 = x, a11 = w;
+  for (int64_t i = 0; i < rounds; ++i) {
+    a0 = V::dot_ternary(a0, x, w), a1 = V::dot_ternary(a1, x, w), a2 = V::dot_ternary(a2, x, w);
+    a3 = V::dot_ternary(a3, x, w), a4 = V::dot_ternary(a4, x, w), a5 = V::dot_ternary(a5, x, w);
+    a6 = V::dot_ternary(a6, x, w), a7 = V::dot_ternary(a7, x, w), a8 = V::dot_ternary(a8, x, w);
+    a9 = V::dot_ternary(a9, x, w), a10 = V::dot_ternary(a10, x, w), a11 = V::dot_ternary(a11, x, w);
+    // The operands change for the compiler, so that no product can be moved out of the loop.
+    __asm__ volatile("" : "+m"(x), "+m"(w));
+  }
+  V::I s = V::add(V::add(V::add(a0, a1), V::add(a2, a3)), V::add(V::add(a4, a5), V::add(a6, a7)));
+  volatile int32_t sink = V::sum(V::add(s, V::add(V::add(a8, a9), V::add(a10, a11))));
+  (void)sink;
+  return rounds * 12 * V::kLanes * 4;
+}
+
+// Reads every byte of [p, p + bytes) once; bytes is a multiple of 256.
+static void read_burst(const uint8_t* p, int64_t bytes) {
+  V::I a = V::set1(0), b = a, c = a, d = a;
+  constexpr int64_t kStep = V::kLanes * 4;
+  for (int64_t i = 0; i + 4 * kStep <= bytes; i += 4 * kStep) {
+    a = V::add(a, V::load(p + i)), b = V::add(b, V::load(p + i + kStep));
+    c = V::add(c, V::load(p + i + 2 * kStep)), d = V::add(d, V::load(p + i + 3 * kStep));
+  }
+  volatile int32_t sink = V::sum(V::add(V::add(a, b), V::add(c, d)));
+  (void)sink;
+}
