@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _KNOWN_SHAPES = 64
+_MOST_THREADS = 256  # of the core's own pool
 _overrides = threading.local()
 
 
@@ -198,8 +199,9 @@ def force_isa(name: str) -> Iterator[None]:
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
     """Use n threads for calls from this thread; results do not change."""
-    if type(n) is not int or n < 1:
-        raise BadConfig(need("num_threads needs an integer >= 1", repr(n), "Pass 1 or more."))
+    if type(n) is not int or not 1 <= n <= _MOST_THREADS:
+        what = f"num_threads needs an integer in 1..{_MOST_THREADS}"
+        raise BadConfig(need(what, repr(n), "One per core is best."))
     core = _native.core()
     with _override("threads", core.set_num_threads, n, 0):
         yield

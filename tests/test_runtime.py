@@ -116,7 +116,7 @@ def test_num_threads_nests() -> None:
             assert runtime.info()["num_threads"] == 1
         assert runtime.info()["num_threads"] == 3
     assert runtime.info()["num_threads"] == before
-    for wrong in (0, -1, 1.5, True, "2", None):
+    for wrong in (0, -1, 257, 2**40, 1.5, True, "2", None):
         with pytest.raises(BadConfig), runtime.num_threads(wrong):  # type: ignore[arg-type]
             pytest.fail("entered")
 

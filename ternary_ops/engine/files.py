@@ -9,7 +9,8 @@ from typing import Any
 from ternary_ops.engine import rules
 from ternary_ops.engine.index import from_index, to_arrays, to_index
 from ternary_ops.engine.ir import Graph
-from ternary_ops.errors import FormatError, need
+from ternary_ops.engine.shapes import infer
+from ternary_ops.errors import FormatError, UnsupportedShape, need
 from ternary_ops.io import container
 
 KIND = "program"
@@ -42,7 +43,15 @@ def read(path: Path) -> tuple[Graph, tuple[int, ...]]:
     sample = index.pop("sample", None)
     try:
         graph = from_index(index, {name: w.array for name, w in document.weights.items()})
-        sizes = rules.items("sample", sample, graph.values[0].rank)
-        return graph, tuple(rules.integer("sample", size, 0, 2**31) for size in sizes)
-    except FormatError as error:
+        return graph, _sample(graph, sample)
+    except (FormatError, UnsupportedShape) as error:
         raise FormatError(f"{path}: {error}") from None
+
+
+def _sample(graph: Graph, sizes: Any) -> tuple[int, ...]:
+    """The input shape a file speaks of, if the program can run it."""
+    listed = rules.items("sample", sizes, graph.values[0].rank)
+    sample = tuple(rules.integer("sample", size, 0, 2**31) for size in listed)
+    infer(graph, sample[0], *sample[2:])
+    rules.integer("sample: channels", sample[1], *[graph.nodes[0].attrs["c"]] * 2)
+    return sample

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A saved program comes back whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import PROGRAMS, example
+
+from ternary_ops import runtime
+from ternary_ops.engine.index import to_arrays, to_index
+from ternary_ops.errors import FormatError
+from ternary_ops.io import container
+from ternary_ops.runtime import Program
+
+
+def _saved(folder: Path, name: str = "image") -> tuple[Program, Path]:
+    graph = PROGRAMS[name]()
+    program = Program(graph, example(graph, 1, 20, 20).shape)
+    path = folder / f"{name}.safetensors"
+    program.save(path)
+    return program, path
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    program, path = _saved(tmp_path, name)
+    again = runtime.load(str(path))
+    assert again.graph.nodes == program.graph.nodes and again.sample == program.sample
+    for a, b in zip(to_arrays(program.graph).items(), to_arrays(again.graph).items(), strict=True):
+        assert a[0] == b[0] and a[1].dtype == b[1].dtype
+        np.testing.assert_array_equal(a[1], b[1])
+    x = example(program.graph, 2, 17, 19)
+    np.testing.assert_array_equal(again(x), program(x))
+    assert again.summary() == program.summary()
+    second = tmp_path / "second.safetensors"
+    again.save(second)
+    assert second.read_bytes() == path.read_bytes()
+
+
+def test_file_is_smaller_than_its_codes(tmp_path: Path) -> None:
+    program, path = _saved(tmp_path)
+    assert path.stat().st_size < program.info()["bytes"] + 2000
+
+
+def test_other_kinds_and_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    container.write(path, "weights", {}, [])
+    with pytest.raises(FormatError, match="kind 'weights'"):
+        runtime.load(path)
+    path.write_bytes(b"PK\x03\x04 not ours" * 20)
+    with pytest.raises(FormatError):
+        runtime.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(FormatError):
+        runtime.load(path)
+    with pytest.raises(FileNotFoundError):
+        runtime.load(tmp_path / "absent")
+
+
+def _rewritten(program: Program, path: Path, index: dict[str, Any], **kinds: str) -> None:
+    """A sound container around a changed program."""
+    stored = {"ternary": "ternary", "int8": "int8", "float": "float32"}
+    entries = []
+    for key, array in to_arrays(program.graph).items():
+        weight = program.graph.weights[int(key.split(".")[0])]
+        kind = stored[weight.kind] if key.endswith(".w") else "float32"
+        if key in kinds.values():
+            continue
+        entries.append(container.WeightEntry(key, kind, array))
+    container.write(path, "program", index, entries)
+
+
+def _damages(index: dict[str, Any]) -> list[tuple[str, Any]]:
+    nodes = index["nodes"]
+    return [
+        ("no sample", {k: v for k, v in index.items() if k != "sample"}),
+        ("short sample", {**index, "sample": [1, 3, 20]}),
+        ("sample", {**index, "sample": [1, 3, 20, -1]}),
+        ("text sample", {**index, "sample": "1320"}),
+        ("fractions", {**index, "sample": [1, 3, 20, 20.0]}),
+        ("extra key", {**index, "code": "import os"}),
+        ("no weights", {**index, "weights": []}),
+        ("swapped", {**index, "nodes": [nodes[0], nodes[2], nodes[1], *nodes[3:]]}),
+        ("longer", {**index, "nodes": [*nodes, ["flatten"]]}),
+    ]
+
+
+def test_a_sound_container_does_not_excuse_a_bad_program(tmp_path: Path) -> None:
+    program, path = _saved(tmp_path)
+    index = {**to_index(program.graph), "sample": list(program.sample)}
+    _rewritten(program, path, index)
+    np.testing.assert_array_equal(
+        runtime.load(path)(example(program.graph, 1, 15, 15)),
+        program(example(program.graph, 1, 15, 15)),
+    )
+    for name, damaged in _damages(json.loads(json.dumps(index))):
+        _rewritten(program, path, damaged)
+        with pytest.raises(FormatError, match="image.safetensors"):
+            runtime.load(path)
+            pytest.fail(name)
+    _rewritten(program, path, index, leave_out="3.s")
+    with pytest.raises(FormatError, match=r"3\.s"):
+        runtime.load(path)
+
+
+def test_a_sample_the_program_cannot_run_is_refused(tmp_path: Path) -> None:
+    program, path = _saved(tmp_path, "mixed")
+    for sample in ([1, 5, 1, 1], [1, 4, 20, 20], [0, 5, 0, 20]):
+        _rewritten(program, path, {**to_index(program.graph), "sample": sample})
+        with pytest.raises(FormatError):
+            runtime.load(path)
+
+
+def test_truncated_files_are_refused(tmp_path: Path) -> None:
+    _, path = _saved(tmp_path)
+    data = path.read_bytes()
+    for length in [*range(0, 200), *range(200, len(data), 97), len(data) - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(FormatError):
+            runtime.load(path)
+            pytest.fail(f"{length} of {len(data)} bytes")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Path, bytes]:
+    program, path = _saved(tmp_path_factory.mktemp("program"), "flat")
+    return program, path, path.read_bytes()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_flipped_bits_never_crash(original: tuple[Program, Path, bytes], data: Any) -> None:
+    program, path, good = original
+    bad = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 3))):
+        bad[data.draw(st.integers(0, len(bad) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    if bytes(bad) == good:
+        return
+    path.write_bytes(bytes(bad))
+    with pytest.raises(FormatError):
+        runtime.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, path = _saved(tmp_path)
+    before = path.read_bytes()
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        program.save(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["image.safetensors"]
