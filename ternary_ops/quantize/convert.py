@@ -102,8 +102,10 @@ def pack_(model: nn.Module) -> nn.Module:
         _log.warning("BatchNorm stays as it is, the model cannot be traced: %s", error)
     new: dict[nn.Module, nn.Module] = {}
     for layer in layers.values():
-        packed = tnn.PackedConv2d if isinstance(layer, tnn.TernaryConv2d) else tnn.PackedLinear
-        new[layer] = packed.from_layer(layer)
+        if isinstance(layer, tnn.TernaryConv2d):
+            new[layer] = tnn.PackedConv2d.from_layer(layer)
+        elif isinstance(layer, tnn.TernaryLinear):
+            new[layer] = tnn.PackedLinear.from_layer(layer)
     replace_modules(model, new)
     return model
 

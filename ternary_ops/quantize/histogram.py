@@ -19,16 +19,17 @@ _ROUNDS = 2
 
 
 class Histogram:
-    """Counts in equal bins over [-limit, limit]; limit is a power of two and doubles when passed.
+    """Counts in equal bins over [-limit, limit); limit is a power of two and doubles when reached.
 
-    Doubling merges bins in pairs, so that the counts do not depend on the order of the batches.
+    Bins are then exact in float32, and doubling merges them in pairs, so that the counts do not
+    depend on the order of the batches.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
         self.low, self.high = math.inf, -math.inf
-        self._limit = 2.0**-126
+        self._limit = 2.0**-100  # bins per unit must be finite in float32
         self._counts = torch.zeros(_BINS, dtype=torch.float64)
 
     def add(self, value: Tensor) -> None:
@@ -46,13 +47,13 @@ class Histogram:
                 )
             )
         self._grow(max(-low, high))
-        seen = torch.histc(value, _BINS, -self._limit, self._limit)
-        self._counts += seen.cpu().double()
+        bins = (value * (_BINS / 2 / self._limit)).floor().long() + _BINS // 2
+        self._counts += torch.bincount(bins.flatten(), minlength=_BINS).cpu()
         self.count += value.numel()
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def _grow(self, peak: float) -> None:
-        while peak > self._limit:
+        while peak >= self._limit:
             self._limit *= 2
             pairs = self._counts.view(-1, 2).sum(1)
             self._counts = torch.zeros(_BINS, dtype=torch.float64)

@@ -245,10 +245,10 @@ def _tied_weights(layers: dict[nn.Module, list[str]]) -> dict[nn.Module, str]:
 def check_finite(module: nn.Module, name: str) -> None:
     """Raise BadWeights at the first weight or bias of a layer that is NaN or infinite."""
     for key in ("weight", "bias"):
-        value = module._parameters.get(key)
-        if value is None or value.is_meta:
+        parameter = module._parameters.get(key)
+        if parameter is None or parameter.is_meta:
             continue
-        value = value.detach()
+        value = parameter.detach()
         finite = torch.isfinite(value)
         if not finite.all():
             at = tuple(int(i) for i in (~finite).nonzero()[0])

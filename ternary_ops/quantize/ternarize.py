@@ -41,13 +41,17 @@ class Ternarizer:
     ste: str = "identity"
 
     def __call__(self, weight: Tensor, mask: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
-        """Codes int8 and scale float32 [O] of latent weights; no gradient."""
+        """Codes int8 and scale float32 [O] of latent weights; no gradient.
+
+        A filter with a weight that is not finite gets scale NaN: no code could show it.
+        """
         with torch.no_grad():
             weight = weight.float()
             if weight.numel() == 0:
                 return weight.to(torch.int8), weight.new_ones(weight.shape[0])
             codes = self.codes(weight, mask, pattern).to(torch.int8)
-            return codes, self.scale(weight, mask, codes)
+            finite = weight.isfinite().flatten(1).all(1)
+            return codes, torch.where(finite, self.scale(weight, mask, codes), torch.nan)
 
 
 def lsq_scale(weight: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
