@@ -4,6 +4,7 @@
 from ternary_ops.quantize.calibrate import calibrate
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import pack_, quantize_
+from ternary_ops.quantize.files import load, save
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.plan import Plan, PlanRow, plan
 from ternary_ops.quantize.ternarize import Ternarizer, ptq, register_ternarizer
@@ -15,9 +16,11 @@ __all__ = [
     "Ternarizer",
     "calibrate",
     "fold_batchnorm_",
+    "load",
     "pack_",
     "plan",
     "ptq",
     "quantize_",
     "register_ternarizer",
+    "save",
 ]

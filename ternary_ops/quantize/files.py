@@ -26,6 +26,7 @@ from ternary_ops.quantize.convert import pack_, replace_modules
 KIND = "weights"
 _OTHER = "Load it into the architecture it was saved from, built as plain float layers."
 _BFLOAT16 = "bfloat16"  # unknown to NumPy: stored as int16, named in the index
+_FLOAT32 = np.finfo(np.float32)
 _SHOWN = 5
 
 
@@ -42,7 +43,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     own: set[str] = set()
     for name, layer in model.named_modules():
         if isinstance(layer, tnn.PackedLayer):
-            layers.append([name, layer.weights, _input(layer)])
+            layers.append([name, layer.weights, _input(layer), _output(layer)])
             entries += _layer_entries(name, layer)
     for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, tnn.PackedLayer):
@@ -71,20 +72,23 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         do = "ternary_ops.runtime.load reads programs."
         raise FormatError(need(f"{path} holds weights", f"kind {document.kind!r}", do))
     rows, folded, bfloat16 = _parse_index(document.index)
-    new = {_float_layer(model, row[0]): _packed_twin(model, row, document) for row in rows}
-    new |= {_batchnorm(model, name): nn.Identity() for name in folded}
+    new: dict[nn.Module, nn.Module] = {}
+    for row in rows:
+        new[_float_layer(model, row[0])] = _packed_twin(model, row, document)
+    for name in folded:
+        new[_batchnorm(model, name)] = nn.Identity()
     state = {name: _tensor(entry, name in bfloat16) for name, entry in _rest(document, rows)}
-    for name, _, params in rows:
-        state |= _layer_state(name, document, params)
+    for row in rows:
+        state |= _layer_state(row, document)
     replace_modules(model, new)
     gained = _add_biases(model, state)
     try:
         state = _complete(model, state)
-    except FormatError as error:
+    except (FormatError, UnsupportedModel) as error:
         for layer in gained:
-            layer.bias = None
+            layer.register_parameter("bias", None)
         replace_modules(model, {packed: layer for layer, packed in new.items()})
-        raise FormatError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     on_meta = any(t.is_meta for t in model.state_dict().values())
     model.load_state_dict(state, assign=on_meta)
     model._tops_folded = folded  # type: ignore[assignment]  # a plain attribute, as pack_ leaves it
@@ -109,6 +113,11 @@ def _input(layer: tnn.PackedLayer) -> list[float] | None:
     if math.isnan(scale):
         return None
     return [float(str(np.float32(scale))), int(layer.input_zero_point)]
+
+
+def _output(layer: tnn.PackedLayer) -> list[float] | None:
+    bounds = layer.output_range
+    return None if bounds.isnan().any() else [float(str(np.float32(v))) for v in bounds]
 
 
 def _layer_entries(name: str, layer: tnn.PackedLayer) -> list[WeightEntry]:
@@ -145,11 +154,11 @@ def _tensor(entry: WeightEntry, bfloat16: bool) -> Tensor:
     return tensor.view(torch.bfloat16)
 
 
-Row = tuple[str, str, "tuple[float, int] | None"]
+Row = tuple[str, str, "tuple[float, int] | None", "tuple[float, float] | None"]
 
 
 def _parse_index(index: dict[str, Any]) -> tuple[list[Row], list[str], set[str]]:
-    """(name, weights, input), names of folded BatchNorms, names of bfloat16 tensors."""
+    """(name, weights, input, output), names of folded BatchNorms, names of bfloat16 tensors."""
     rows, folded, bfloat16 = (index.get(key, []) for key in ("layers", "folded", _BFLOAT16))
     if not set(index) <= {"layers", "folded", _BFLOAT16} or type(rows) is not list:
         raise FormatError(need("an index of weights has layers and folded", sorted(index), _OTHER))
@@ -160,17 +169,28 @@ def _parse_index(index: dict[str, Any]) -> tuple[list[Row], list[str], set[str]]
 
 
 def _parse_row(row: Any) -> Row:
-    name, weights, params = row if type(row) is list and len(row) == 3 else [None] * 3
+    name, weights, params, bounds = row if type(row) is list and len(row) == 4 else [None] * 4
     if type(name) is not str or weights not in ("ternary", "int8"):
-        raise FormatError(need("a layer is [name, weights, input]", f"{row!r:.80}", _OTHER))
+        what = "a layer is [name, weights, input, output]"
+        raise FormatError(need(what, f"{row!r:.80}", _OTHER))
+    output = None
+    if bounds is not None:
+        lo, hi = bounds if type(bounds) is list and len(bounds) == 2 else (None, None)
+        if type(lo) is not float or type(hi) is not float or not _ordered(lo, hi):
+            raise FormatError(need(f"{name!r} has an output lo <= hi", f"{bounds!r:.80}", _OTHER))
+        output = lo, hi
     if params is None:
-        return name, weights, None
+        return name, weights, None, output
     scale, zero_point = params if type(params) is list and len(params) == 2 else (None, None)
-    if type(scale) is not float or not 0 < np.float32(scale) < np.inf:
+    if type(scale) is not float or not _FLOAT32.tiny <= scale <= _FLOAT32.max:
         raise FormatError(need(f"{name!r} has an input scale > 0", f"{params!r:.80}", _OTHER))
     if type(zero_point) is not int or not 0 <= zero_point <= 255:
         raise FormatError(need(f"{name!r} has a zero point in 0..255", zero_point, _OTHER))
-    return name, weights, (scale, zero_point)
+    return name, weights, (scale, zero_point), output
+
+
+def _ordered(lo: float, hi: float) -> bool:
+    return bool(-_FLOAT32.max <= lo <= hi <= _FLOAT32.max)
 
 
 def _find(model: nn.Module, name: str) -> nn.Module | None:
@@ -198,7 +218,7 @@ def _batchnorm(model: nn.Module, name: str) -> nn.Module:
 
 def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tnn.PackedLayer:
     """A packed layer with the arguments of the float one, and nothing in it yet."""
-    name, weights, _ = row
+    name, weights, _, _ = row
     layer = _float_layer(model, name)
     entry = document.weights.get(_join(name, "codes"))
     shape = tuple(layer.weight.shape)
@@ -229,10 +249,9 @@ def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tn
     return twin.train(layer.training)
 
 
-def _layer_state(
-    name: str, document: container.Document, params: tuple[float, int] | None
-) -> dict[str, Tensor]:
+def _layer_state(row: Row, document: container.Document) -> dict[str, Tensor]:
     """What PackedLayer calls its state."""
+    name, _, params, bounds = row
     entry = document.weights[_join(name, "codes")]
     pack = layout.pack_codes if entry.kind == "ternary" else layout.pad_int8
     scale, zero_point = params or (math.nan, 0)
@@ -240,6 +259,7 @@ def _layer_state(
         "codes": torch.from_numpy(pack(entry.array)),
         "input_scale": torch.tensor(scale, dtype=torch.float32),
         "input_zero_point": torch.tensor(zero_point, dtype=torch.uint8),
+        "output_range": torch.tensor(bounds or (math.nan, math.nan), dtype=torch.float32),
     }
     for key in ("scale", "bias"):
         vector = document.weights.get(_join(name, key))
@@ -250,7 +270,7 @@ def _layer_state(
 
 def _rest(document: container.Document, rows: list[Row]) -> list[tuple[str, WeightEntry]]:
     """The entries that belong to no packed layer."""
-    own = {_join(name, key) for name, _, _ in rows for key in ("codes", "scale", "bias")}
+    own = {_join(name, key) for name, *_ in rows for key in ("codes", "scale", "bias")}
     return [(name, entry) for name, entry in document.weights.items() if name not in own]
 
 
@@ -270,18 +290,20 @@ def _complete(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with every shared tensor under all its names; raises FormatError unless it fits."""
     wanted = _distinct(model)
     missing = [name for name in wanted if name not in state]
+    if missing:
+        what = "the file has all tensors of the model"
+        raise FormatError(need(what, f"no {_listed(missing)}", _OTHER))
     extra = [name for name in state if name not in wanted]
-    for what, names in (("has all tensors of the model", missing), ("has no others", extra)):
-        if names:
-            got = ("none" if names is missing else "also") + f" {_listed(names)}"
-            raise FormatError(need(f"the file {what}", got, _OTHER))
+    if extra:
+        what = "the file has tensors of the model only"
+        raise FormatError(need(what, f"also {_listed(extra)}", _OTHER))
     for name, tensor in wanted.items():
-        if state[name].shape != tensor.shape:
-            got = list(state[name].shape)
-            raise FormatError(need(f"{name!r} has shape {list(tensor.shape)}", got, _OTHER))
-    first = {id(t): name for name, t in reversed(model.state_dict(keep_vars=True).items())}
-    names = model.state_dict(keep_vars=True).items()
-    return {name: state[first[id(tensor)]] for name, tensor in names}
+        found, expected = list(state[name].shape), list(tensor.shape)
+        if found != expected:
+            raise FormatError(need(f"{name!r} has shape {expected}", found, _OTHER))
+    everything = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(everything.items())}
+    return {name: state[first[id(tensor)]] for name, tensor in everything.items()}
 
 
 def _listed(names: list[str]) -> str:
