@@ -87,6 +87,12 @@ Array<uint8_t> prepack(const std::string& kind, const std::string& weights, Addr
   return out;
 }
 
+// (O, R, S, I, groups) of a blob that prepack made; throws on any other bytes.
+py::tuple packed_shape(Address packed, int64_t packed_bytes) {
+  const tops::WeightShape s = tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes).shape;
+  return py::make_tuple(s.o, s.r, s.s, s.i, s.groups);
+}
+
 void conv2d(Address x, const std::string& x_dtype, int x_zp, int64_t n, int64_t c, int64_t h,
             int64_t w, Address packed, int64_t packed_bytes, Address scale, Address bias,
             int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h,
@@ -358,6 +364,7 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception_translator(&translate);
   bind_machine(m);
   m.def("prepack", &prepack);
+  m.def("packed_shape", &packed_shape);
   m.def("conv2d", &conv2d);
   m.def("linear", &linear);
   bind_engine(m);

@@ -9,12 +9,14 @@ TOPS_TARGET_BEGIN("avx2,fma")
 namespace tops {
 namespace avx2_impl {
 #define TOPS_ISA_NAME "avx2"
+// clang-format off: each file uses the ones before it
 #include "isa/policy_avx2.inl"
-#include "kernels/ceiling.inl"
-#include "kernels/conv.inl"
-#include "kernels/elementwise.inl"
 #include "kernels/epilogue.inl"
+#include "kernels/conv.inl"
 #include "kernels/matvec.inl"
+#include "kernels/ceiling.inl"
+#include "kernels/elementwise.inl"
+// clang-format on
 }  // namespace avx2_impl
 }  // namespace tops
 TOPS_TARGET_END

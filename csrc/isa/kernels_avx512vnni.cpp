@@ -14,12 +14,14 @@ TOPS_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma")
 namespace tops {
 namespace avx512vnni_impl {
 #define TOPS_ISA_NAME "avx512vnni"
+// clang-format off: each file uses the ones before it
 #include "isa/policy_avx512vnni.inl"
-#include "kernels/ceiling.inl"
-#include "kernels/conv.inl"
-#include "kernels/elementwise.inl"
 #include "kernels/epilogue.inl"
+#include "kernels/conv.inl"
 #include "kernels/matvec.inl"
+#include "kernels/ceiling.inl"
+#include "kernels/elementwise.inl"
+// clang-format on
 }  // namespace avx512vnni_impl
 }  // namespace tops
 TOPS_TARGET_END

@@ -5,12 +5,14 @@
 namespace tops {
 namespace scalar_impl {
 #define TOPS_ISA_NAME "scalar"
+// clang-format off: each file uses the ones before it
 #include "isa/policy_scalar.inl"
-#include "kernels/ceiling.inl"
-#include "kernels/conv.inl"
-#include "kernels/elementwise.inl"
 #include "kernels/epilogue.inl"
+#include "kernels/conv.inl"
 #include "kernels/matvec.inl"
+#include "kernels/ceiling.inl"
+#include "kernels/elementwise.inl"
+// clang-format on
 }  // namespace scalar_impl
 }  // namespace tops
 

@@ -79,5 +79,10 @@ struct V {
     const I even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     return _mm512_permutex2var_epi32(load(p), even, load(static_cast<const uint8_t*>(p) + 64));
   }
+  // The same value, as far as the compiler cannot tell: nothing computed from it is reused.
+  static TOPS_INLINE I opaque(I a) {
+    __asm__ volatile("" : "+v"(a));
+    return a;
+  }
   static TOPS_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
 };

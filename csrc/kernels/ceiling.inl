@@ -3,15 +3,21 @@
 
 // rounds * 12 dot products; returns the products of bytes made.
 static int64_t dot_burst(int64_t rounds) {
-  V::I x = V::set1(0x03020104), w = V::set1(0x01ff0101);
+  const V::I x = V::set1(0x03020104), w = V::set1(0x01ff0101);
   V::I a0 = x, a1 = w, a2 = x, a3 = w, a4 = x, a5 = w, a6 = x, a7 = w, a8 = x, a9 = w, a10 = x, a11 = w;
   for (int64_t i = 0; i < rounds; ++i) {
-    a0 = V::dot_ternary(a0, x, w), a1 = V::dot_ternary(a1, x, w), a2 = V::dot_ternary(a2, x, w);
-    a3 = V::dot_ternary(a3, x, w), a4 = V::dot_ternary(a4, x, w), a5 = V::dot_ternary(a5, x, w);
-    a6 = V::dot_ternary(a6, x, w), a7 = V::dot_ternary(a7, x, w), a8 = V::dot_ternary(a8, x, w);
-    a9 = V::dot_ternary(a9, x, w), a10 = V::dot_ternary(a10, x, w), a11 = V::dot_ternary(a11, x, w);
-    // The operands change for the compiler, so that no product can be moved out of the loop.
-    __asm__ volatile("" : "+m"(x), "+m"(w));
+    a0 = V::dot_ternary(a0, x, V::opaque(w));
+    a1 = V::dot_ternary(a1, x, V::opaque(w));
+    a2 = V::dot_ternary(a2, x, V::opaque(w));
+    a3 = V::dot_ternary(a3, x, V::opaque(w));
+    a4 = V::dot_ternary(a4, x, V::opaque(w));
+    a5 = V::dot_ternary(a5, x, V::opaque(w));
+    a6 = V::dot_ternary(a6, x, V::opaque(w));
+    a7 = V::dot_ternary(a7, x, V::opaque(w));
+    a8 = V::dot_ternary(a8, x, V::opaque(w));
+    a9 = V::dot_ternary(a9, x, V::opaque(w));
+    a10 = V::dot_ternary(a10, x, V::opaque(w));
+    a11 = V::dot_ternary(a11, x, V::opaque(w));
   }
   V::I s = V::add(V::add(V::add(a0, a1), V::add(a2, a3)), V::add(V::add(a4, a5), V::add(a6, a7)));
   volatile int32_t sink = V::sum(V::add(s, V::add(V::add(a8, a9), V::add(a10, a11))));

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interleaved timing: every contender once a round, so that a slow moment of the machine hits all.
+
+A ratio is the median over rounds of ratios taken within one round, never a ratio of medians of
+different moments.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+Timer = Callable[[], float]
+
+
+def stopwatch(run: Callable[[], object]) -> Timer:
+    """A timer of one call, in milliseconds."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1e3
+
+    return once
+
+
+def interleave(timers: Mapping[str, Timer], rounds: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Milliseconds of every timer in every round."""
+    for _ in range(warmup):
+        for timer in timers.values():
+            timer()
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            times[name].append(timer())
+    return times
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median over rounds of numerator / denominator."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, 20th and 80th percentile."""
+    ordered = sorted(values)
+    return (
+        statistics.median(ordered),
+        ordered[int(0.2 * (len(ordered) - 1))],
+        ordered[int(0.8 * (len(ordered) - 1))],
+    )
+
+
+def machine() -> dict[str, str]:
+    """What a reader needs to know about where figures come from."""
+    model = "unknown CPU"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        text = cpuinfo.read_text()
+        fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        model = f"{fields.get('model name', model)} (model {fields.get('model', '?')})"
+    return {
+        "machine": f"{model}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+    }
+
+
+def write_csv(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Write rows to bench/results/<name>, with the machine in every row."""
+    RESULTS.mkdir(exist_ok=True)
+    about = machine()
+    full = [{**row, **about} for row in rows]
+    path = RESULTS / name
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(full[0]))
+        writer.writeheader()
+        writer.writerows(full)
+    os.replace(temporary, path)
+    return path
