@@ -32,6 +32,7 @@ class PackedLayer(nn.Module):
     scale, bias       float32 [O]; bias may be None
     input_scale       float32 0-d, NaN: the input stays float (weight-only)
     input_zero_point  uint8 0-d
+    output_range      float32 [2], NaN where not set: for compile, see TernaryLayer
     packed            uint8, not in the state dict: made from codes, again after each load
 
     These stay in their dtypes under .half() and the like. No gradient reaches a quantized input:
@@ -43,6 +44,7 @@ class PackedLayer(nn.Module):
     bias: Tensor | None
     input_scale: Tensor
     input_zero_point: Tensor
+    output_range: Tensor
     packed: Tensor | None
     kind: str
 
@@ -59,6 +61,7 @@ class PackedLayer(nn.Module):
         self.register_buffer("input_scale", torch.tensor(math.nan, device=device))
         zero_point = torch.tensor(0, dtype=torch.uint8, device=device)
         self.register_buffer("input_zero_point", zero_point)
+        self.register_buffer("output_range", torch.full((2,), math.nan, device=device))
         self.register_buffer("packed", None, persistent=False)
         self.refresh()
 
@@ -102,6 +105,7 @@ class PackedLayer(nn.Module):
         if params is not None:
             self.input_scale.fill_(float(params[0]))
             self.input_zero_point.fill_(params[1])
+        self.output_range.copy_(layer.output_range)
         self.refresh()
         self.to(layer.weight.device).train(layer.training)
 
