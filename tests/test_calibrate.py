@@ -136,6 +136,26 @@ def test_a_dead_network_gets_an_empty_range(model: Residual) -> None:
     assert model(data(1)[0]).isfinite().all()
 
 
+class TwoHeads(nn.Module):
+    """The value of `conv` leaves the network, flattened, and is averaged as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(self.first(x))
+        return y.flatten(1), y.mean((2, 3))
+
+
+def test_an_output_that_is_also_averaged_gets_its_range() -> None:
+    model = TwoHeads()
+    quantize_(model, TernaryConfig())
+    calibrate(model, data())
+    found = ranges(model)
+    assert found["first"][1] is None and found["conv"][1] is not None
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ def _runner(
         layer = module_of(node)
         if isinstance(layer, tnn.TernaryLayer) and layer in layers:
             end = fused_chain(node).end
-            if not _owned(end):
+            if not (_owned(end) or _only_output(end)):
                 name = f"the output of {layers[layer]}"
                 watched[end] = outputs.setdefault(layer, Histogram(name))
     return _Watching(graph_module, watched).run
@@ -106,10 +106,14 @@ class _Watching(fx.Interpreter):
 
 
 def _owned(node: fx.Node) -> bool:
-    """True when a layer reads this value as its input, or nothing but the network's output does."""
-    if all(user.op == "output" for user in node.users):
-        return True
+    """True when a layer reads this value as its uint8 input."""
     return any(_reads_uint8(u) or (_keeps_range(u) and _owned(u)) for u in node.users)
+
+
+def _only_output(node: fx.Node) -> bool:
+    """True when nothing but the network's output reads this value: it stays float."""
+    users = node.users
+    return all(u.op == "output" or (_keeps_range(u) and _only_output(u)) for u in users)
 
 
 def _reads_uint8(node: fx.Node) -> bool:
