@@ -26,7 +26,7 @@ from ternary_ops.quantize.convert import pack_, replace_modules
 KIND = "weights"
 _OTHER = "Load it into the architecture it was saved from, built as plain float layers."
 _BFLOAT16 = "bfloat16"  # unknown to NumPy: stored as int16, named in the index
-_FLOAT32 = np.finfo(np.float32)
+_TINY, _MOST = (float(v) for v in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 _SHOWN = 5
 
 
@@ -182,7 +182,7 @@ def _parse_row(row: Any) -> Row:
     if params is None:
         return name, weights, None, output
     scale, zero_point = params if type(params) is list and len(params) == 2 else (None, None)
-    if type(scale) is not float or not _FLOAT32.tiny <= scale <= _FLOAT32.max:
+    if type(scale) is not float or not _TINY <= scale <= _MOST:
         raise FormatError(need(f"{name!r} has an input scale > 0", f"{params!r:.80}", _OTHER))
     if type(zero_point) is not int or not 0 <= zero_point <= 255:
         raise FormatError(need(f"{name!r} has a zero point in 0..255", zero_point, _OTHER))
@@ -190,7 +190,7 @@ def _parse_row(row: Any) -> Row:
 
 
 def _ordered(lo: float, hi: float) -> bool:
-    return bool(-_FLOAT32.max <= lo <= hi <= _FLOAT32.max)
+    return -_MOST <= lo <= hi <= _MOST
 
 
 def _find(model: nn.Module, name: str) -> nn.Module | None:
@@ -301,9 +301,15 @@ def _complete(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         found, expected = list(state[name].shape), list(tensor.shape)
         if found != expected:
             raise FormatError(need(f"{name!r} has shape {expected}", found, _OTHER))
-    everything = model.state_dict(keep_vars=True)
-    first = {id(tensor): name for name, tensor in reversed(everything.items())}
-    return {name: state[first[id(tensor)]] for name, tensor in everything.items()}
+    made: dict[int, Tensor] = {}  # one object for all names: assigning must not untie them
+    complete = {}
+    for name, old in model.state_dict(keep_vars=True).items():
+        if id(old) not in made:
+            learns = old.requires_grad and state[name].is_floating_point()
+            is_parameter = isinstance(old, nn.Parameter)
+            made[id(old)] = nn.Parameter(state[name], learns) if is_parameter else state[name]
+        complete[name] = made[id(old)]
+    return complete
 
 
 def _listed(names: list[str]) -> str:
