@@ -50,5 +50,5 @@ def __getattr__(name: str) -> Any:
     return globals()[name]
 
 
-if "torch" in sys.modules:
+if sys.modules.get("torch") is not None:  # None: an import of torch is forbidden
     register()

@@ -90,7 +90,9 @@ def _cpu(
     if y.numel():
         if packed is None:
             packed = pack(blocks, out_channels, x.shape[-3], kernel_size, groups)
-        run_convolution(x, packed, ones, bias, stride, padding, dilation, y)
+        weight = (out_channels, *kernel_size, x.shape[-3] // groups, groups)
+        window = (*stride, *padding, *dilation)
+        run_convolution(_NAME, x, packed, weight, ones, bias, window, y)
     return y.to(dtype)
 
 

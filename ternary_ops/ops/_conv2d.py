@@ -64,11 +64,13 @@ def _cpu_kernel(name: str, kind: str) -> Kernel:
         x, scale, y = operands(x, scale, x_scale, shape, dtype)
         bias = None if bias is None else bias.contiguous()
         if y.numel():
+            channels = x.shape[-3] // groups
             if packed is None:
-                float_x = x.dtype == torch.float32
-                packed = pack(codes, kind, x.shape[-3] // groups, groups, float_x)
+                packed = pack(codes, kind, channels, groups, x.dtype == torch.float32)
+            weight = (*codes.shape[:3], channels, groups)
+            window = (*stride, *padding, *dilation)
             run_convolution(
-                x, packed, scale, bias, stride, padding, dilation, y,
+                name, x, packed, weight, scale, bias, window, y,
                 x_zero_point or 0, 1.0 if y_scale is None else y_scale, y_zero_point or 0,
             )  # fmt: skip
         return y.to(dtype)
@@ -77,21 +79,31 @@ def _cpu_kernel(name: str, kind: str) -> Kernel:
 
 
 def run_convolution(
+    op: str,
     x: torch.Tensor,
     packed: torch.Tensor,
+    weight: tuple[int, ...],
     scale: torch.Tensor,
     bias: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    window: tuple[int, ...],
     y: torch.Tensor,
     x_zero_point: int = 0,
     y_scale: float = 1.0,
     y_zero_point: int = 0,
 ) -> None:
-    """Fill y with the convolution of contiguous, checked operands."""
+    """Fill y with the convolution of contiguous, checked operands.
+
+    weight: (O, R, S, I, groups), which `packed` must have; window: stride, padding and dilation,
+    each by height and width.
+    """
+    core = _native.core()
     c, h, w = x.shape[-3:]
-    _native.core().conv2d(
+    span = packed_span(op, packed)
+    held = core.packed_shape(*span)
+    if held != weight:
+        do = "Pass what prepack made of these codes."
+        _check.refuse(op, f"packed weights (O, R, S, I, groups) = {weight}", held, do)
+    core.conv2d(
         x.data_ptr(),
         CELL[x.dtype],
         x_zero_point,
@@ -99,12 +111,10 @@ def run_convolution(
         c,
         h,
         w,
-        *packed_span(packed),
+        *span,
         scale.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        *stride,
-        *padding,
-        *dilation,
+        *window,
         y.data_ptr(),
         CELL[y.dtype],
         y_scale,

@@ -9,7 +9,7 @@ import torch
 
 from ternary_ops import _native
 from ternary_ops.ops import codes as layout
-from ternary_ops.ops._check import FLOATS
+from ternary_ops.ops._check import FLOATS, refuse
 from ternary_ops.ops._decode import decode
 
 CELL = {torch.uint8: "u8", torch.float32: "f32"}
@@ -35,9 +35,12 @@ def operands(
     return x.contiguous(), scale.contiguous(), y
 
 
-def packed_span(packed: torch.Tensor | None) -> tuple[int, int]:
-    """Address and length of packed weights, (0, 0) for none."""
-    return (0, 0) if packed is None else (packed.data_ptr(), packed.numel())
+def packed_span(op: str, packed: torch.Tensor) -> tuple[int, int]:
+    """Address and length of packed weights; UnsupportedShape unless uint8 [bytes], contiguous."""
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+        got = f"{packed.dtype} {list(packed.shape)}"
+        refuse(op, "packed uint8 [bytes], contiguous", got, "Pass what prepack returned.")
+    return packed.data_ptr(), packed.numel()
 
 
 def validate(codes: torch.Tensor, channels: int) -> None:

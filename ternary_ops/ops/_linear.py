@@ -66,7 +66,7 @@ def _cpu(
             codes.data_ptr(),
             weight_type,
             shape[-1],
-            *packed_span(packed),
+            *((0, 0) if packed is None else packed_span("linear", packed)),
             scale.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
