@@ -24,7 +24,7 @@ tops.quantize_(model, tops.plan(model, tops.TernaryConfig(zeros=0.8)))
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 steps = EPOCHS * (len(x) // BATCH)
 pruner = tops.prune.Pruner(model, schedule="one_cycle", total_steps=steps, optimizer=optimizer)
-for step in range(steps):
+for _ in range(steps):
     chosen = torch.randint(0, len(x), (BATCH,))
     loss = torch.nn.functional.cross_entropy(model(x[chosen]), y[chosen])
     optimizer.zero_grad()

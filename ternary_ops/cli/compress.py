@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--zeros", type=float, default=0.9, help="share of zeros (default 0.9)")
     parser.add_argument("--pattern", default="1x4", help='"1x4" (default), "element", ...')
-    parser.add_argument("--epochs", type=int, default=30, help="of ternary training (default 30)")
+    parser.add_argument("--epochs", type=int, default=40, help="of ternary training (default 40)")
     parser.add_argument("--seed", type=int, default=0, help="of both trainings (default 0)")
     parser.add_argument("-o", "--output", metavar="FILE", help="program file to write")
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _output(arguments: argparse.Namespace) -> Path:
     if arguments.epochs < 1:
-        raise BadConfig(need("--epochs is at least 1", arguments.epochs, "Leave it out for 30."))
+        raise BadConfig(need("--epochs is at least 1", arguments.epochs, "Leave it out for 40."))
     stem = "digits" if arguments.model is None else arguments.model.rpartition(":")[2]
     output = Path(arguments.output or f"{stem}-ternary.safetensors")
     if not output.parent.is_dir():

@@ -61,22 +61,21 @@ def run(arguments: argparse.Namespace) -> int:
 def collect() -> dict[str, Any]:
     """Everything the command shows, as JSON-ready dicts of strings."""
     from ternary_ops import runtime
-    from ternary_ops._native import core
 
-    native = core()
-    chosen = runtime.isa()
-    states = {name: why or "available" for name, why in native.isa_report().items()}
-    states[chosen] = "chosen: " + (
+    found = runtime.info()
+    states = {name: why or "available" for name, why in found["isa_report"].items()}
+    states[found["isa"]] = "chosen: " + (
         "forced by TERNARY_OPS_ISA"
         if os.environ.get("TERNARY_OPS_ISA")
         else "the fastest this machine has"
     )
     return {
-        "versions": {"ternary-ops": __version__, "native module": native.version, **_versions()},
+        "versions": {"ternary-ops": __version__, **_versions()},
         "machine": {
             "processor": _processor(),
+            "architecture": found["machine"],
             "cores": str(os.cpu_count()),
-            "threads used": str(native.num_threads()),
+            "threads used": str(found["num_threads"]),
             "GPU": _gpu(),
         },
         "isa": states,

@@ -43,7 +43,8 @@ def run_without_torch(file: str | Path, x: NDArray[np.float32]) -> NDArray[Any]:
             check=False,
         )
         if done.returncode != 0:
-            reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise TernaryOpsError(f"the saved program does not run without torch: {reason[0]}")
+            lines = [line for line in done.stderr.splitlines() if line and line[0] != " "]
+            reason = lines[-1] if lines else f"exit code {done.returncode}"
+            raise TernaryOpsError(f"the saved program does not run without torch: {reason}")
         result: NDArray[Any] = np.load(made)
         return result
