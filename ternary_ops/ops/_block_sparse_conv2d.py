@@ -93,7 +93,7 @@ def _cpu(
         weight = (out_channels, *kernel_size, x.shape[-3] // groups, groups)
         window = (*stride, *padding, *dilation)
         run_convolution(_NAME, x, packed, weight, ones, bias, window, y)
-    return y.to(dtype)
+    return y if y.dtype == dtype else y.to(dtype)
 
 
 def _fake(

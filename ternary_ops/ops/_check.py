@@ -73,7 +73,7 @@ def stored_channels(op: str, codes: torch.Tensor, channels: int) -> int:
 
 def per_channel(op: str, name: str, t: torch.Tensor, count: int) -> None:
     """Check a float32 [count] tensor."""
-    if t.dtype != torch.float32 or t.dim() != 1 or t.shape[0] != count:
+    if t.dtype != torch.float32 or t.shape != (count,):
         got = f"{t.dtype} {list(t.shape)}"
         refuse(
             op, f"{name} float32 [{count}], one per output channel", got, "Reshape or convert it."

@@ -73,7 +73,7 @@ def _cpu_kernel(name: str, kind: str) -> Kernel:
                 name, x, packed, weight, scale, bias, window, y,
                 x_zero_point or 0, 1.0 if y_scale is None else y_scale, y_zero_point or 0,
             )  # fmt: skip
-        return y.to(dtype)
+        return y if y.dtype == dtype else y.to(dtype)
 
     return cpu
 

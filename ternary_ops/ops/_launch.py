@@ -9,7 +9,7 @@ import torch
 
 from ternary_ops import _native
 from ternary_ops.ops import codes as layout
-from ternary_ops.ops._check import FLOATS, refuse
+from ternary_ops.ops._check import refuse
 from ternary_ops.ops._decode import decode
 
 CELL = {torch.uint8: "u8", torch.float32: "f32"}
@@ -27,7 +27,7 @@ def operands(
 
     The caller keeps all three alive while the core runs, and converts y to `dtype` at the end.
     """
-    if x.dtype in FLOATS:
+    if x.dtype not in CELL:
         x = x.float()
     # PyTorch rounds x_scale to float32 before the product, as docs/architecture.md asks.
     scale = scale if x_scale is None else scale * x_scale

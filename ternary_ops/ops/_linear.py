@@ -74,7 +74,7 @@ def _cpu(
             1.0 if y_scale is None else y_scale,
             y_zero_point or 0,
         )
-    return y.to(dtype)
+    return y if y.dtype == dtype else y.to(dtype)
 
 
 def _fake(
