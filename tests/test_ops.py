@@ -25,6 +25,8 @@ from cases import (
     operands,
     sparse_conv2d,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ternary_ops as tops
 from ternary_ops._native import core
@@ -110,6 +112,39 @@ def test_integers_are_exact_everywhere(case: Any, shape: Shape, weights: str) ->
     unpacked = op(x, codes, scale, bias, **shape.geometry, **x_params)
     assert np.array_equal(unpacked.numpy(), want)
     assert np.array_equal(o.q, before)
+
+
+@st.composite
+def conv_shapes(draw: st.DrawFn) -> ConvShape:
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    kernel, dilation, padding, stride = pair(1, 5), pair(1, 3), pair(0, 4), pair(1, 4)
+    spans = [dilation[a] * (kernel[a] - 1) + 1 - 2 * padding[a] for a in range(2)]
+    size = (max(1, spans[0]) + draw(st.integers(0, 9)), max(1, spans[1]) + draw(st.integers(0, 40)))
+    groups = draw(st.integers(1, 3))
+    channels, outputs = groups * draw(st.integers(1, 11)), groups * draw(st.integers(1, 11))
+    density = draw(st.sampled_from((0.1, 0.5, 1.0)))
+    batch = draw(st.integers(1, 3))
+    return ConvShape(
+        batch, channels, size, outputs, kernel, stride, padding, dilation, groups, density
+    )
+
+
+@settings(max_examples=60)
+@given(conv_shapes(), st.sampled_from(("ternary", "int8")), st.integers(0, 2**20))
+def test_any_geometry_is_exact_on_every_instruction_set(
+    shape: ConvShape, weights: str, seed: int
+) -> None:
+    o = operands(shape, weights, seed)
+    codes, scale, bias = torch_operands(o)
+    want, x = expected(shape, o), torch.from_numpy(o.q)
+    params = {"x_scale": o.x_scale, "x_zero_point": o.x_zero_point}
+    for isa in ISAS:
+        core().set_isa(isa)
+        for op in (tops.ops.conv2d, tops.ops.sparse_conv2d):
+            y = op(x, codes, scale, bias, **shape.geometry, **params)
+            assert np.array_equal(y.numpy(), want), isa
 
 
 EXTREME = (
