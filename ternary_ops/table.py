@@ -13,12 +13,16 @@ from ternary_ops.io.atomic import replace_file
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of ready text under column names; the first column is left-aligned, the rest right."""
+    """Rows of ready text under column names.
+
+    The first column and those named in `words` are left-aligned, the rest, figures, right.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
     notes: Sequence[str] = ()
+    words: Sequence[str] = ()
 
     def __str__(self) -> str:
         """Aligned columns, a rule below the names, notes below the rows."""
@@ -26,12 +30,17 @@ class Table:
         widths = [max(len(row[i]) for row in grid) for i in range(len(self.columns))]
         lines = []
         for row in grid:
-            cells = [row[0].ljust(widths[0])]
-            cells += [text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True)]
+            cells = [
+                text.ljust(width) if self._is_words(i) else text.rjust(width)
+                for i, (text, width) in enumerate(zip(row, widths, strict=True))
+            ]
             lines.append("  ".join(cells).rstrip())
         lines.insert(1, "  ".join("-" * w for w in widths))
         title = [self.title, ""] if self.title else []
         return "\n".join([*title, *lines, *(f"  {note}" for note in self.notes)])
+
+    def _is_words(self, column: int) -> bool:
+        return column == 0 or self.columns[column] in self.words
 
     def show(self) -> None:
         """Print: through rich on a terminal that has it, otherwise as plain text."""
@@ -52,7 +61,9 @@ class Table:
 
         view = RichTable(title=self.title or None, title_justify="left", title_style="bold")
         for index, name in enumerate(self.columns):
-            view.add_column(name, justify="right" if index else "left", overflow="fold")
+            view.add_column(
+                name, justify="left" if self._is_words(index) else "right", overflow="fold"
+            )
         for row in self.rows:
             view.add_row(*(Text(cell) for cell in row))
         console = Console()

@@ -75,7 +75,7 @@ class Plan:
             )
             for row in self.rows
         ]
-        return str(Table(_COLUMNS, cells))
+        return str(Table(_COLUMNS, cells, words=_COLUMNS))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
