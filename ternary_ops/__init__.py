@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ternary, pruned neural networks: compress with PyTorch, run with NumPy alone.
 
-Importing this package imports nothing else; each public name loads its module at first use, so that
-`ternary_ops.runtime` works where torch is absent.
+Importing this package imports nothing else, but for the operators when torch is already there;
+each public name loads its module at first use, so that `ternary_ops.runtime` works without torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ternary_ops._version import __version__
@@ -15,7 +16,8 @@ from ternary_ops._version import __version__
 if TYPE_CHECKING:
     from ternary_ops import engine, errors, io, models, nn, ops, prune, quantize, runtime
     from ternary_ops.engine import compile  # noqa: A004
-    from ternary_ops.quantize import TernaryConfig, calibrate, load, pack_, quantize_, save
+    from ternary_ops.quantize import TernaryConfig, load, pack_, quantize_, save
+    from ternary_ops.quantize.calibrate import calibrate
     from ternary_ops.quantize.plan import plan
     from ternary_ops.reporting import report
     from ternary_ops.runtime import Program
@@ -86,3 +88,7 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Public names, loaded or not."""
     return sorted(__all__)
+
+
+if "torch" in sys.modules:
+    importlib.import_module("ternary_ops.ops")  # defines torch.ops.ternary_ops.*

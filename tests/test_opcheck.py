@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -38,6 +40,15 @@ def sample(op: str, variant: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         options = {**options, "packed": packed}
     geometry = [list(v) if isinstance(v, tuple) else v for v in shape.geometry.values()]
     return (x, codes, scale, bias, *geometry), options
+
+
+def test_operators_are_there_after_the_import() -> None:
+    first = "import torch, ternary_ops; torch.ops.ternary_ops.conv2d"
+    after = (
+        "import ternary_ops.ops, torch; ternary_ops.ops.register(); torch.ops.ternary_ops.linear"
+    )
+    for script in (first, after):
+        assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 VARIANTS = ("float32", "float16", "int8", "no bias", "packed", "u8", "u8 to u8", "u8 packed")
