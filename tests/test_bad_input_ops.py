@@ -118,7 +118,10 @@ def test_invalid_codes_are_refused_wherever_they_are_packed() -> None:
     bad[1, 1] = 0b01_10_01_01
     padding[2, 2] = 0b01_01
     x, scale = torch.randn(2, 9), torch.ones(3)
-    for broken, message in ((bad, r"10 at \(1, (0, 0, )?6\)"), (padding, r"padding at \(2, (0, 0, )?9\)")):
+    for broken, message in (
+        (bad, r"10 at \(1, (0, 0, )?6\)"),
+        (padding, r"padding at \(2, (0, 0, )?9\)"),
+    ):
         for call in (
             lambda c: OPS.prepack(c, "dense", 9),
             lambda c: OPS.prepack(c, "sparse", 9, 1, True),
@@ -235,3 +238,24 @@ def test_wrong_arguments_leave_inputs_alone() -> None:
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'conv3d'"):
         tops.ops.conv3d  # noqa: B018
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_linear_refuses_packed_weights_of_another_layer(rows: int) -> None:
+    codes = torch.from_numpy(tops.ops.codes.pack_codes(np.ones((5, 9), np.int8)))
+    x, scale = u8(rows, 9), torch.ones(5)
+    good = OPS.prepack(codes, "dense", 9)
+    want = OPS.linear(x, codes, scale, **U8)
+    assert torch.equal(OPS.linear(x, codes, scale, **U8, packed=good), want)
+    wrong = {
+        "other outputs": OPS.prepack(torch.cat([codes, codes]), "dense", 9),
+        "other inputs": OPS.prepack(codes[:, :2].contiguous(), "dense", 8),
+        "int8": OPS.prepack(torch.ones(5, 12, dtype=torch.int8), "dense", 9),
+        "for floats": OPS.prepack(codes, "dense", 9, 1, True),
+        "truncated": good[:-8],
+        "header only": good[:64],
+        "empty": good[:0],
+    }
+    for name, packed in wrong.items():
+        with pytest.raises(TernaryOpsError):
+            pytest.fail(f"{name}: {OPS.linear(x, codes, scale, **U8, packed=packed)}")

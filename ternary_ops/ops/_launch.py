@@ -36,11 +36,17 @@ def operands(
 
 
 def packed_span(op: str, packed: torch.Tensor) -> tuple[int, int]:
-    """Address and length of packed weights; UnsupportedShape unless uint8 [bytes], contiguous."""
-    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+    """Address and length of packed weights; UnsupportedShape unless contiguous uint8 [bytes]."""
+    address, size = packed.data_ptr(), packed.numel()
+    if (
+        packed.dtype != torch.uint8
+        or packed.shape != (size,)
+        or not packed.is_contiguous()
+        or not size
+    ):
         got = f"{packed.dtype} {list(packed.shape)}"
         refuse(op, "packed uint8 [bytes], contiguous", got, "Pass what prepack returned.")
-    return packed.data_ptr(), packed.numel()
+    return address, size
 
 
 def validate(codes: torch.Tensor, channels: int) -> None:
