@@ -132,7 +132,9 @@ def test_scale_and_zero_point_equal_the_reference_bit_for_bit(bounds: Any) -> No
     scale, zero_point, known = fake_quant.affine_params(torch.tensor([lo, hi]))
     want = reference.affine_params(lo, hi)
     assert (np.float32(scale.item()), int(zero_point)) == want and bool(known)
-    x = torch.randn(1000) * max(abs(lo), abs(hi), 1e-30)
+    # Among values half-way between steps are some where x / scale would round the other way.
+    halves = (torch.arange(-300, 300) + 0.5) * scale
+    x = torch.cat([torch.randn(1000) * max(abs(lo), abs(hi), 1e-30), halves])
     q, _ = fake_quant.quantize(x, torch.tensor([lo, hi]))
     np.testing.assert_array_equal(q.numpy() + want[1], reference.quantize(x.numpy(), *want))
 

@@ -91,8 +91,8 @@ class TernaryLayer(nn.Module, ABC):
         if phase not in PHASES:
             names = ", ".join(map(repr, PHASES))
             raise BadConfig(need(f"phase is one of {names}", repr(phase), "Pick one."))
-        if phase == "frozen" and self._phase != "frozen":
-            self.codes.copy_(self.integer_weight()[0])
+        if phase == "frozen":
+            self.codes.copy_(self.integer_weight()[0])  # once frozen, these are the codes
         self._phase = phase
         self.phase_code.fill_(PHASES.index(phase))
 
