@@ -89,7 +89,8 @@ Array<uint8_t> prepack(const std::string& kind, const std::string& weights, Addr
 
 // (O, R, S, I, groups) of a blob that prepack made; throws on any other bytes.
 py::tuple packed_shape(Address packed, int64_t packed_bytes) {
-  const tops::WeightShape s = tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes).shape;
+  const tops::WeightShape s =
+      tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes).shape;
   return py::make_tuple(s.o, s.r, s.s, s.i, s.groups);
 }
 

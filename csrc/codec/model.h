@@ -81,9 +81,9 @@ class SymbolModel {
   static constexpr uint32_t kSlots = 1u << kSlotBits;
   static constexpr uint32_t kPrior = 1;
   static constexpr uint32_t kStep = 2;
-  static constexpr uint32_t kMaxTotal = 1u << 17;
+  static constexpr uint32_t kMaxTotal = 1u << 15;
   static constexpr int kFirstPeriod = 16;
-  static constexpr int kMaxPeriod = 2048;
+  static constexpr int kMaxPeriod = 512;
 
   void rebuild();
 

@@ -32,6 +32,18 @@ uint8_t* panel_scratch(int64_t bytes) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Lanes that do useful work: of pixels, what the flat domain's halos and its last vector leave; of
+// channels, what the last wide block leaves. Counted for the widest vectors, so that the choice is
+// the same on every instruction set.
+bool prefers_wide(int64_t outputs, int64_t pixels, int64_t flat) {
+  const int64_t lanes = 16;
+  const double by_pixels =
+      static_cast<double>(pixels) / static_cast<double>(divide_up(flat, lanes) * lanes);
+  const double by_channels =
+      static_cast<double>(outputs) / static_cast<double>(divide_up(outputs, 2 * lanes) * 2 * lanes);
+  return by_channels > by_pixels;
+}
+
 }  // namespace
 
 int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil, bool ceil) {
@@ -42,14 +54,20 @@ int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_
                     std::to_string(size) + ", stride " + std::to_string(stride) + ", padding " +
                     std::to_string(pad) + ", dilation " + std::to_string(dil) + ".");
   const int64_t room = checked_mul(in, 1) + 2 * pad - (checked_mul(dil, size - 1) + 1);
-  if (in < 1 || room < 0)
+  // Rounded up, a window that is too large for the image still gives one output while its overhang
+  // is less than a stride.
+  int64_t out = 0;
+  if (room >= 0)
+    out = (ceil ? divide_up(room, stride) : room / stride) + 1;
+  else if (ceil && -room < stride)
+    out = 1;
+  if (ceil && out > 0 && (out - 1) * stride >= in + pad)
+    --out;  // a window must start inside the image or its left padding
+  if (in < 1 || out < 1)
     throw Error(ErrorKind::kUnsupportedShape,
                 "the window covers " + std::to_string(dil * (size - 1) + 1) + " pixels, got " +
                     std::to_string(in) + " with " + std::to_string(pad) +
                     " of padding on each side.\n  Use a larger image or more padding.");
-  int64_t out = (ceil ? divide_up(room, stride) : room / stride) + 1;
-  if (ceil && (out - 1) * stride >= in + pad)
-    --out;  // a window must start inside the image or its left padding
   return out;
 }
 
@@ -177,7 +195,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     : domain_(in, packed.shape.r, packed.shape.s, w, out.h, out.w), out_(out), packed_(packed) {
   const WeightShape& s = packed.shape;
   const int64_t taps = s.r * s.s;
-  const size_t padded = static_cast<size_t>(divide_up(s.o, kBlock) * kBlock);
+  const size_t padded = static_cast<size_t>(divide_up(s.o, kChannelPad) * kChannelPad);
   scale_.assign(padded, 0.0f);
   bias_.assign(padded, 0.0f);
   start_.assign(padded, 0);
@@ -233,7 +251,10 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     valid_ = domain_.valid(out);
     a.valid = valid_.data();
     a.origin = out.cell(0, 0, 0);
-  } else {
+  }
+  wide_ = !packed.sparse && packed.weights != Weights::kFloat && !a.float_out &&
+          !residual.is_float && s.groups == 1 && prefers_wide(s.o, out.n * out.h * out.w, a.pixels);
+  if (!a.valid || wide_) {
     segments_ = domain_.segments(out);
     a.segments = segments_.data();
     a.segment_count = static_cast<int64_t>(segments_.size());
@@ -248,9 +269,11 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   a.residual = residual;
   if (packed_.sparse)
     run_sparse(a);
+  else if (wide_)
+    run_wide(a);
   else
     run_dense(a);
-  if (out_.is_float || !a.valid) {
+  if (out_.is_float || wide_ || !a.valid) {
     parallel_for(out_.cells, [&](int64_t c, int) { fill_halo(out_, y, halo_, c, c + 1); });
     return;
   }
@@ -263,6 +286,19 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   }
 }
 
+void ConvPlan::run_wide(const ConvArgs& a) const {
+  const KernelTable& kernel = kernels();
+  const int64_t wide = 2 * kernel.lanes, blocks = divide_up(a.outputs, wide);
+  const int64_t wanted = num_threads() > 1 ? 2 * num_threads() : 1;
+  const int64_t chunks = std::min(divide_up(wanted, blocks), a.segment_count);
+  const int64_t scratch = kernel.wide_scratch(a.k);
+  parallel_for(blocks * chunks, [&](int64_t i, int) {
+    const int64_t b = i / chunks, c = i % chunks;
+    kernel.conv_wide(a, b, b + 1, a.segment_count * c / chunks, a.segment_count * (c + 1) / chunks,
+                     panel_scratch(scratch));
+  });
+}
+
 void ConvPlan::run_dense(const ConvArgs& a) const {
   const KernelTable& kernel = kernels();
   const int64_t blocks = divide_up(a.outputs, kBlock),
@@ -272,7 +308,7 @@ void ConvPlan::run_dense(const ConvArgs& a) const {
       std::max<int64_t>(1, std::min(divide_up(wanted, blocks), a.pixels / (4 * step)));
   const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;
   const int64_t chunks = divide_up(a.pixels, chunk);
-  const int64_t scratch = a.weights == Weights::kTernary ? a.k * kBlock * 4 + kSlackBytes : 0;
+  const int64_t scratch = a.weights == Weights::kTernary ? (a.k + kGroup) * kBlock * 4 : 0;
   parallel_for(blocks * chunks, [&](int64_t i, int) {
     const int64_t b = i / chunks, first = (i % chunks) * chunk;
     kernel.conv_dense(a, b, b + 1, first, std::min(first + chunk, a.pixels),

@@ -80,12 +80,14 @@ class ConvPlan {
 
  private:
   void run_dense(const ConvArgs& args) const;
+  void run_wide(const ConvArgs& args) const;
   void run_sparse(const ConvArgs& args) const;
 
   Domain domain_;
   Grid out_;
   PackedView packed_;
   ConvArgs args_{};
+  bool wide_ = false;  // dense, with channels in the lanes
   uint32_t fill_ = 0, halo_ = 0;
   std::vector<int64_t> offsets_;
   std::vector<Entry> entries_;

@@ -84,26 +84,48 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
   append(blob, entries.data(), entries.size());
 }
 
-// [block of 8 outputs][cell][tap][8], cell and tap as the sparse form orders them.
+// Weight j of the quad at row k = cell * taps + tap of output o, or 0 outside.
+int8_t weight_at(Weights kind, const void* w, const WeightShape& s, int64_t o, int64_t k,
+                 int64_t j) {
+  const int64_t taps = s.r * s.s, c = k / taps * 4 + j;
+  return o < s.o && c < s.i ? integer_at(kind, w, s, o, k % taps, c) : int8_t{0};
+}
+
+int64_t dense_rows(Weights kind, const WeightShape& s) {
+  return (kind == Weights::kFloat ? s.i : quads(s)) * s.r * s.s;
+}
+
+int64_t panel_bytes_of(Weights kind, int64_t k) {
+  if (kind == Weights::kTernary) return checked_mul((k + kGroup - 1) / kGroup, kGroup * kBlock);
+  return checked_mul(k, kBlock * 4);
+}
+
 void append_dense(std::vector<uint8_t>& blob, Weights kind, const void* w, const WeightShape& s) {
-  const int64_t taps = s.r * s.s, cells = kind == Weights::kFloat ? s.i : quads(s);
-  for (int64_t block = 0; block * kBlock < s.o; ++block)
-    for (int64_t cell = 0; cell < cells; ++cell)
-      for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t o = block * kBlock; o < block * kBlock + kBlock; ++o) {
-          uint8_t bytes[4] = {};
-          size_t n = kind == Weights::kTernary ? 1 : 4;
-          if (o < s.o) {
-            if (kind == Weights::kFloat) {
-              const float v = float_at(w, s, o, tap, cell);
-              std::memcpy(bytes, &v, 4);
-            } else {
-              const int64_t row = (o * taps + tap) * quads(s) + cell;
-              std::memcpy(bytes, static_cast<const uint8_t*>(w) + row * static_cast<int64_t>(n), n);
-            }
-          }
-          append(blob, bytes, n);
+  const int64_t k = dense_rows(kind, s), taps = s.r * s.s, bytes = panel_bytes_of(kind, k);
+  for (int64_t first = 0; first < s.o; first += kBlock) {
+    std::vector<uint8_t> panel(static_cast<size_t>(bytes), 0);
+    for (int64_t row = 0; row < k; ++row)
+      for (int64_t o = 0; o < kBlock; ++o) {
+        if (kind == Weights::kFloat) {
+          const float v =
+              first + o < s.o ? float_at(w, s, first + o, row % taps, row / taps) : 0.0f;
+          std::memcpy(&panel[static_cast<size_t>((row * kBlock + o) * 4)], &v, 4);
+          continue;
         }
+        for (int64_t j = 0; j < 4; ++j) {
+          const uint8_t v = static_cast<uint8_t>(weight_at(kind, w, s, first + o, row, j));
+          if (kind == Weights::kInt8) {
+            panel[static_cast<size_t>((row * kBlock + o) * 4 + j)] = v;
+          } else {
+            const int64_t in_group = row % kGroup,
+                          at = row / kGroup * 64 + (in_group % 2) * 32 + o * 4 + j;
+            uint8_t& byte = panel[static_cast<size_t>(at)];
+            byte = static_cast<uint8_t>(byte | ((v & 3) << (2 * (in_group / 2))));
+          }
+        }
+      }
+    append(blob, panel.data(), panel.size());
+  }
 }
 
 [[noreturn]] void bad_blob(const char* what) {
@@ -174,7 +196,7 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
   v.weights = static_cast<Weights>(h.weights);
   v.sparse = h.sparse;
   check_shape(v.shape, v.weights);
-  const int64_t taps = h.r * h.s, channels = checked_mul(h.i, h.groups);
+  const int64_t channels = checked_mul(h.i, h.groups);
   v.cells = v.weights == Weights::kFloat ? channels : (channels + 3) / 4;
   int64_t at = sizeof(h);
   auto take = [&](int64_t n) {
@@ -192,8 +214,8 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
     v.entries = reinterpret_cast<const Entry*>(take(v.rows[h.o] * 8));
   } else {
     if (!dense_possible(v.shape, v.weights)) bad_blob("groups");
-    v.k = (v.weights == Weights::kFloat ? h.i : quads(v.shape)) * taps;
-    v.panel_bytes = checked_mul(v.k, kBlock * (v.weights == Weights::kTernary ? 1 : 4));
+    v.k = dense_rows(v.weights, v.shape);
+    v.panel_bytes = panel_bytes_of(v.weights, v.k);
     v.panels = take(checked_mul((h.o + kBlock - 1) / kBlock, v.panel_bytes));
   }
   if (at != bytes) bad_blob("size");

@@ -24,6 +24,11 @@ struct PackedHeader {
 static_assert(sizeof(PackedHeader) == 64, "the header is part of the layout");
 
 // Where the parts of a blob lie; made by view(), which checks every size.
+//
+// Dense panels are [ceil(O/8)][K][8 outputs] 4-byte quads or floats. Ternary ones are stored as
+// groups of 8 rows of K in 64 bytes, so that a mask and a table look-up of the whole group give two
+// rows at a time: bits 2j, 2j + 1 of byte b hold weight byte b of rows 2j (b < 32) and 2j + 1. The
+// last group is padded with zeros.
 struct PackedView {
   WeightShape shape;
   Weights weights = Weights::kTernary;

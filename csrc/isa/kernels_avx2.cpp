@@ -13,6 +13,7 @@ namespace avx2_impl {
 #include "isa/policy_avx2.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
+#include "kernels/conv_wide.inl"
 #include "kernels/matvec.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"

@@ -18,6 +18,7 @@ namespace avx512vnni_impl {
 #include "isa/policy_avx512vnni.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
+#include "kernels/conv_wide.inl"
 #include "kernels/matvec.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"

@@ -9,6 +9,7 @@ namespace scalar_impl {
 #include "isa/policy_scalar.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
+#include "kernels/conv_wide.inl"
 #include "kernels/matvec.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"

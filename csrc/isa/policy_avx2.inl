@@ -6,6 +6,8 @@ struct V {
   static constexpr int kSparseVectors = 8;
   static constexpr int kDenseVectors =
       1;  // 8 channels x 1 vector: the dot products need three more of the 16 registers
+  static constexpr int kWidePixels =
+      4;  // two vectors of channels for each leave room for weights and input
   using I = __m256i;
   using F = __m256;
 
@@ -70,12 +72,38 @@ struct V {
         _mm256_broadcastsi128_si256(_mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
     return _mm256_shuffle_epi8(_mm256_packus_epi16(ab, cd), order);
   }
-  static TOPS_INLINE I expand_codes(const uint8_t* p) {
-    const I x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    const I lo = _mm256_or_si256(and_(x, set1(0x03)), and_(_mm256_slli_epi32(x, 6), set1(0x0300)));
-    const I hi = _mm256_or_si256(and_(_mm256_slli_epi32(x, 12), set1(0x030000)),
-                                 and_(_mm256_slli_epi32(x, 18), set1(0x03000000)));
-    return _mm256_shuffle_epi8(set1(static_cast<int32_t>(0xff000100u)), _mm256_or_si256(lo, hi));
+  // Four pixels of 8 channels, int32, to u8 cells: 128-bit lane l holds the four pixels' cells of
+  // channels 4l .. 4l + 3.
+  static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
+    return _mm256_packus_epi16(_mm256_adds_epi16(_mm256_packs_epi32(a, b), zero_point16),
+                               _mm256_adds_epi16(_mm256_packs_epi32(c, d), zero_point16));
+  }
+  static TOPS_INLINE void store_lanes(uint8_t* p, int64_t plane, I v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + plane), _mm256_extracti128_si256(v, 1));
+  }
+  static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t plane) {
+    return _mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + plane)),
+                            _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // Pixel j of lanes packed as above, its bytes widened to int32 channels.
+  static TOPS_INLINE I pixel_of(I v, int j) {
+    const __m128i at = _mm_add_epi32(
+        _mm_set_epi32(-0x7f7f7ffd, -0x7f7f7ffe, -0x7f7f7fff, -0x7f7f8000), _mm_set1_epi32(4 * j));
+    return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(at));
+  }
+  // 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
+  // invalid code counts as 0.
+  static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
+    const I low = set1(0x03030303), table = set1(static_cast<int32_t>(0xff000100u));
+    for (int half = 0; half < 2; ++half) {
+      const I c = load(codes + 32 * half);
+      uint8_t* const row = to + half * stride;
+      store(row, _mm256_shuffle_epi8(table, and_(c, low)));
+      store(row + 2 * stride, _mm256_shuffle_epi8(table, and_(shr<2>(c), low)));
+      store(row + 4 * stride, _mm256_shuffle_epi8(table, and_(shr<4>(c), low)));
+      store(row + 6 * stride, _mm256_shuffle_epi8(table, and_(shr<6>(c), low)));
+    }
   }
   // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128); 255 * 64 * 2 fits
   // maddubs.

@@ -7,6 +7,8 @@ struct V {
   static constexpr int kSparseVectors = 8;  // accumulators of the sparse kernel
   static constexpr int kDenseVectors =
       3;  // 8 channels x 3 vectors leave 8 registers for inputs and weights
+  static constexpr int kWidePixels =
+      14;  // two vectors of channels for each leave room for weights and input
   using I = __m512i;
   using F = __m512;
 
@@ -60,15 +62,46 @@ struct V {
     const I order = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
     return _mm512_shuffle_epi8(_mm512_packus_epi16(ab, cd), order);
   }
-  // Two-bit codes, one byte in each lane, to four int8 in {-1, 0, 1}; the invalid code counts as 0.
-  static TOPS_INLINE I expand_codes(const uint8_t* p) {
-    const I x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const I lo = _mm512_or_si512(_mm512_and_si512(x, set1(0x03)),
-                                 _mm512_and_si512(_mm512_slli_epi32(x, 6), set1(0x0300)));
-    const I hi = _mm512_or_si512(_mm512_and_si512(_mm512_slli_epi32(x, 12), set1(0x030000)),
-                                 _mm512_and_si512(_mm512_slli_epi32(x, 18), set1(0x03000000)));
-    const I table = set1(static_cast<int32_t>(0xff000100u));
-    return _mm512_shuffle_epi8(table, _mm512_or_si512(lo, hi));
+  // Four pixels of 16 channels, int32, to u8 cells: 128-bit lane l holds the four pixels' cells of
+  // channels 4l .. 4l + 3.
+  static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
+    return _mm512_packus_epi16(_mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point16),
+                               _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero_point16));
+  }
+  static TOPS_INLINE void store_lanes(uint8_t* p, int64_t plane, I v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + plane), _mm512_extracti32x4_epi32(v, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * plane), _mm512_extracti32x4_epi32(v, 2));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 3 * plane), _mm512_extracti32x4_epi32(v, 3));
+  }
+  static TOPS_INLINE __m128i lane_at(const uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t plane) {
+    I v = _mm512_castsi128_si512(lane_at(p));
+    v = _mm512_inserti32x4(v, lane_at(p + plane), 1);
+    v = _mm512_inserti32x4(v, lane_at(p + 2 * plane), 2);
+    return _mm512_inserti32x4(v, lane_at(p + 3 * plane), 3);
+  }
+  // Pixel j of lanes packed as above, its bytes widened to int32 channels.
+  static TOPS_INLINE I pixel_of(I v, int j) {
+    const __m128i at = _mm_add_epi32(
+        _mm_set_epi32(-0x7f7f7ffd, -0x7f7f7ffe, -0x7f7f7fff, -0x7f7f8000), _mm_set1_epi32(4 * j));
+    return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(at));
+  }
+  // 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
+  // invalid code counts as 0.
+  static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
+    const I c = load(codes), low = set1(0x03030303),
+            table = set1(static_cast<int32_t>(0xff000100u));
+    store_rows(to, stride, _mm512_shuffle_epi8(table, and_(c, low)));
+    store_rows(to + 2 * stride, stride, _mm512_shuffle_epi8(table, and_(shr<2>(c), low)));
+    store_rows(to + 4 * stride, stride, _mm512_shuffle_epi8(table, and_(shr<4>(c), low)));
+    store_rows(to + 6 * stride, stride, _mm512_shuffle_epi8(table, and_(shr<6>(c), low)));
+  }
+  static TOPS_INLINE void store_rows(uint8_t* to, int64_t stride, I v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + stride), _mm512_extracti64x4_epi64(v, 1));
   }
   // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128).
   template <int j>
@@ -79,10 +112,8 @@ struct V {
     const I even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     return _mm512_permutex2var_epi32(load(p), even, load(static_cast<const uint8_t*>(p) + 64));
   }
-  // The same value, as far as the compiler cannot tell: nothing computed from it is reused.
-  static TOPS_INLINE I opaque(I a) {
-    __asm__ volatile("" : "+v"(a));
-    return a;
-  }
+  // A dot product is one instruction with its sum: there is nothing a compiler could move out of a
+  // loop.
+  static TOPS_INLINE I opaque(I a) { return a; }
   static TOPS_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
 };

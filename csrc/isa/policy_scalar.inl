@@ -6,6 +6,7 @@ struct V {
   static constexpr int kLanes = 4;
   static constexpr int kSparseVectors = 8;
   static constexpr int kDenseVectors = 1;
+  static constexpr int kWidePixels = 4;
   struct I {
     int32_t v[4];
   };
@@ -148,15 +149,26 @@ struct V {
     }
     return r;
   }
-  static TOPS_INLINE I expand_codes(const uint8_t* p) {
-    I r;
-    for (int i = 0; i < 4; ++i) {
-      uint32_t quad = 0;
-      for (int j = 0; j < 4; ++j)
-        quad |= ((0xff000100u >> (8 * ((p[i] >> (2 * j)) & 3))) & 0xff) << (8 * j);
-      r.v[i] = static_cast<int32_t>(quad);
-    }
-    return r;
+  // Four pixels of 4 channels, int32, to the u8 cells of those pixels.
+  static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
+    I q[4];
+    for (int j = 0; j < 4; ++j) q[j] = {{a.v[j], b.v[j], c.v[j], d.v[j]}};
+    return pack(q[0], q[1], q[2], q[3], zero_point16);
+  }
+  static TOPS_INLINE void store_lanes(uint8_t* p, int64_t, I v) { store(p, v); }
+  static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t) { return load(p); }
+  // Pixel j of cells packed as above, its bytes widened to int32 channels.
+  static TOPS_INLINE I pixel_of(I v, int j) {
+    return {{byte(v.v[j], 0), byte(v.v[j], 1), byte(v.v[j], 2), byte(v.v[j], 3)}};
+  }
+  // 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
+  // invalid code counts as 0.
+  static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
+    for (int row = 0; row < 8; ++row)
+      for (int b = 0; b < 32; ++b) {
+        const int code = (codes[(row % 2) * 32 + b] >> (2 * (row / 2))) & 3;
+        to[row * stride + b] = static_cast<uint8_t>(code == 1 ? 1 : code == 3 ? 0xff : 0);
+      }
   }
   // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128).
   template <int j>

@@ -178,17 +178,11 @@ static void dense_block(const ConvArgs& a, const uint8_t* x, const uint8_t* pane
   }
 }
 
-// codes: [K][8] bytes of one block; scratch: [K][8] quads. K * 8 is a multiple of every kLanes up
-// to 8; the last half vector of AVX-512 is read from a copy, so that nothing is read past the
-// block.
-static void expand_panel(const uint8_t* codes, int64_t n, uint8_t* scratch) {
-  int64_t i = 0;
-  for (; i + V::kLanes <= n; i += V::kLanes) V::store(scratch + i * 4, V::expand_codes(codes + i));
-  if (i < n) {
-    uint8_t tail[V::kLanes] = {};
-    __builtin_memcpy(tail, codes + i, static_cast<size_t>(n - i));
-    V::store_n(scratch + i * 4, V::expand_codes(tail), n - i);
-  }
+// Rows [0, k) of 8 quads from the codes of one block, `stride` bytes apart; writes whole groups of
+// kGroup rows.
+static void expand_panel(const uint8_t* codes, int64_t k, uint8_t* to, int64_t stride) {
+  for (int64_t i = 0; i < k; i += kGroup, codes += kGroup * kBlock)
+    V::expand_group(codes, to + i * stride, stride);
 }
 
 static void conv_dense(const ConvArgs& a, int64_t begin, int64_t end, int64_t first_pixel,
@@ -198,7 +192,7 @@ static void conv_dense(const ConvArgs& a, int64_t begin, int64_t end, int64_t fi
     const uint8_t* x = a.x + (b / a.group_blocks) * a.group_stride;
     const int64_t o = b * kBlock;
     if (a.weights == Weights::kTernary) {
-      expand_panel(panel, a.k * kBlock, scratch);
+      expand_panel(panel, a.k, scratch, kBlock * 4);
       dense_block<Weights::kTernary>(a, x, scratch, o, first_pixel, last);
     } else if (a.weights == Weights::kInt8) {
       dense_block<Weights::kInt8>(a, x, panel, o, first_pixel, last);

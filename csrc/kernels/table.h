@@ -14,6 +14,12 @@ constexpr int64_t kSlackBytes = 256;
 // Output channels in one register block of the dense kernel, and in one block of its packed
 // weights.
 constexpr int64_t kBlock = 8;
+// Rows of k that one 64-byte group of dense codes holds for a block.
+constexpr int64_t kGroup = 8;
+
+// Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
+// widest instruction set.
+constexpr int64_t kChannelPad = 32;
 
 enum class Weights : int32_t { kTernary = 0, kInt8 = 1, kFloat = 2 };
 
@@ -51,7 +57,7 @@ struct ConvArgs {
   Weights weights;
   const int64_t* offsets;  // dense: [K] byte offsets of tap and cell
   int64_t k;               // dense: K, in cells
-  const uint8_t* panels;   // dense: [ceil(O/8)][K][8] codes, quads or floats
+  const uint8_t* panels;   // dense: engine/packed.h
   int64_t panel_bytes;     // of one block
   int64_t
       group_blocks;  // dense: blocks per group, and the bytes between the input cells of two groups
@@ -106,6 +112,11 @@ struct KernelTable {
   // of lanes. scratch: k * kBlock * 4 bytes for expanded codes (ternary only).
   void (*conv_dense)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
                      uint8_t* scratch);
+  // The same with channels in the lanes: blocks of 2 * lanes output channels, row segments [first,
+  // last). Integer weights and u8 output, no groups; writes pixels only, no halo.
+  void (*conv_wide)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
+                    uint8_t* scratch);
+  int64_t (*wide_scratch)(int64_t k);  // bytes
   // Quads of output channels [begin, end).
   void (*conv_sparse)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // acc[n] = sum_k w[n][k] * x[k] for rows [begin, end). x is split into four streams (element k at

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every instruction set of this machine against plain loops, with a guard page right after (and before) every buffer: a kernel
-// that reads or writes one byte outside dies here. Random values, never zeros; outputs start as a pattern that a missed cell keeps.
+// Every instruction set of this machine against plain loops, with a guard page right after (and
+// before) every buffer: a kernel that reads or writes one byte outside dies here. Random values,
+// never zeros; outputs start as a pattern that a missed cell keeps.
 //   test_kernels [--seed N] [--cases N]
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -40,7 +41,8 @@ class Guarded {
   explicit Guarded(size_t n, size_t align = 1) : n_(n) {
     const size_t page = 4096, body = (n + align + page - 1) / page * page;
     map_bytes_ = body + 2 * page;
-    map_ = static_cast<uint8_t*>(mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    map_ = static_cast<uint8_t*>(
+        mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (map_ == MAP_FAILED) std::abort();
     mprotect(map_, page, PROT_NONE);
     mprotect(map_ + page + body, page, PROT_NONE);
@@ -51,7 +53,10 @@ class Guarded {
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
   uint8_t* data() const { return data_; }
-  template <class T> T* as() const { return reinterpret_cast<T*>(data_); }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
   size_t size() const { return n_; }
 
  private:
@@ -68,22 +73,27 @@ struct Case {
   float y_scale;
   std::string text() const {
     char b[256];
-    std::snprintf(b, sizeof b, "n%ld g%ld i%ld o%ld r%ld s%ld %ldx%ld stride %ld,%ld pad %ld,%ld dil %ld,%ld kind %d f%d", n, groups,
-                  i, o, r, s, h, w, window.stride_h, window.stride_w, window.pad_h, window.pad_w, window.dil_h, window.dil_w,
-                  static_cast<int>(kind), float_out);
+    std::snprintf(
+        b, sizeof b,
+        "n%ld g%ld i%ld o%ld r%ld s%ld %ldx%ld stride %ld,%ld pad %ld,%ld dil %ld,%ld kind %d f%d",
+        n, groups, i, o, r, s, h, w, window.stride_h, window.stride_w, window.pad_h, window.pad_w,
+        window.dil_h, window.dil_w, static_cast<int>(kind), float_out);
     return b;
   }
 };
 
 struct Rng {
   std::mt19937_64 engine;
-  int64_t in(int64_t lo, int64_t hi) { return std::uniform_int_distribution<int64_t>(lo, hi)(engine); }
+  int64_t in(int64_t lo, int64_t hi) {
+    return std::uniform_int_distribution<int64_t>(lo, hi)(engine);
+  }
   float real(float lo, float hi) { return std::uniform_real_distribution<float>(lo, hi)(engine); }
 };
 
-// The plain definition: every sum in int64, then the float32 steps in the order of docs/architecture.md.
-float expected(const Case& c, const uint8_t* x, const std::vector<int>& w, const float* scale, const float* bias, int64_t n, int64_t o,
-               int64_t oy, int64_t ox) {
+// The plain definition: every sum in int64, then the float32 steps in the order of
+// docs/architecture.md.
+float expected(const Case& c, const uint8_t* x, const std::vector<int>& w, const float* scale,
+               const float* bias, int64_t n, int64_t o, int64_t oy, int64_t ox) {
   const int64_t group = o / (c.o / c.groups);
   int64_t acc = 0;
   for (int64_t ci = 0; ci < c.i; ++ci)
@@ -130,7 +140,8 @@ struct Layer {
   std::vector<int> w;
   Layer(const Case& c, Rng& g)
       : x(static_cast<size_t>(c.n * c.groups * c.i * c.h * c.w)),
-        plain(static_cast<size_t>(c.o * c.r * c.s * ((c.i + 3) / 4) * (c.kind == Weights::kTernary ? 1 : 4))),
+        plain(static_cast<size_t>(c.o * c.r * c.s * ((c.i + 3) / 4) *
+                                  (c.kind == Weights::kTernary ? 1 : 4))),
         scale(static_cast<size_t>(c.o) * 4, 4),
         bias(static_cast<size_t>(c.o) * 4, 4) {
     for (size_t k = 0; k < x.size(); ++k) x.data()[k] = static_cast<uint8_t>(g.in(0, 255));
@@ -138,8 +149,10 @@ struct Layer {
     const int64_t quads = (c.i + 3) / 4;
     for (int64_t row = 0; row < c.o * c.r * c.s; ++row)
       for (int64_t k = 0; k < c.i; ++k) {
-        const bool empty = (row + k / 4) % 3 == 0;  // whole quads, so that the sparse form skips something
-        int v = c.kind == Weights::kTernary ? static_cast<int>(g.in(-1, 1)) : static_cast<int>(g.in(-128, 127));
+        const bool empty =
+            (row + k / 4) % 3 == 0;  // whole quads, so that the sparse form skips something
+        int v = c.kind == Weights::kTernary ? static_cast<int>(g.in(-1, 1))
+                                            : static_cast<int>(g.in(-128, 127));
         if (empty) v = 0;
         w.push_back(v);
         if (c.kind == Weights::kTernary) {
@@ -160,7 +173,8 @@ bool matches(const Case& c, const Layer& l, const Guarded& y, int64_t oh, int64_
   for (int64_t n = 0; n < c.n; ++n)
     for (int64_t o = 0; o < c.o; ++o)
       for (int64_t p = 0; p < oh * ow; ++p) {
-        const float e = expected(c, l.x.data(), l.w, l.scale.as<float>(), l.bias.as<float>(), n, o, p / ow, p % ow);
+        const float e = expected(c, l.x.data(), l.w, l.scale.as<float>(), l.bias.as<float>(), n, o,
+                                 p / ow, p % ow);
         const int64_t at = (n * c.o + o) * oh * ow + p;
         if (c.float_out ? y.as<float>()[at] != e : y.data()[at] != code(e, c)) return false;
       }
@@ -173,19 +187,22 @@ void test_conv(Rng& g) {
   const int64_t oh = window_out(c.h, c.r, c.window.stride_h, c.window.pad_h, c.window.dil_h);
   const int64_t ow = window_out(c.w, c.s, c.window.stride_w, c.window.pad_w, c.window.dil_w);
   for (const bool sparse : {false, true}) {
-    const std::vector<uint8_t> blob = pack_weights(sparse, c.kind, l.plain.data(), {c.o, c.r, c.s, c.i, c.groups});
+    const std::vector<uint8_t> blob =
+        pack_weights(sparse, c.kind, l.plain.data(), {c.o, c.r, c.s, c.i, c.groups});
     Guarded packed(blob.size(), 8);
     std::memcpy(packed.data(), blob.data(), blob.size());
     for (const IsaReport& isa : isa_report()) {
       if (!isa.reason.empty()) continue;
       force_isa(isa.name);
-      Guarded y(static_cast<size_t>(c.n * c.o * oh * ow) * (c.float_out ? 4 : 1), c.float_out ? 4 : 1);
+      Guarded y(static_cast<size_t>(c.n * c.o * oh * ow) * (c.float_out ? 4 : 1),
+                c.float_out ? 4 : 1);
       std::memset(y.data(), 0xA5, y.size());
       set_num_threads(static_cast<int>(g.in(1, 3)));
       conv2d({l.x.data(), false, 1.0f, c.zp}, c.n, c.groups * c.i, c.h, c.w,
-             view_packed(packed.data(), static_cast<int64_t>(packed.size())), l.scale.as<float>(), l.bias.as<float>(), c.window,
-             {y.data(), c.float_out, c.y_scale, c.yzp});
-      check(matches(c, l, y, oh, ow), "conv " + isa.name + (sparse ? " sparse " : " dense ") + c.text());
+             view_packed(packed.data(), static_cast<int64_t>(packed.size())), l.scale.as<float>(),
+             l.bias.as<float>(), c.window, {y.data(), c.float_out, c.y_scale, c.yzp});
+      check(matches(c, l, y, oh, ow),
+            "conv " + isa.name + (sparse ? " sparse " : " dense ") + c.text());
     }
   }
 }
@@ -204,22 +221,26 @@ void test_linear(Rng& g) {
     set_num_threads(static_cast<int>(g.in(1, 3)));
     Guarded y(static_cast<size_t>(c.n * c.o) * (c.float_out ? 4 : 1), c.float_out ? 4 : 1);
     std::memset(y.data(), 0xA5, y.size());
-    linear({l.x.data(), false, 1.0f, c.zp}, c.n, c.i, c.kind, l.plain.data(), c.o, nullptr, l.scale.as<float>(), l.bias.as<float>(),
-           {y.data(), c.float_out, c.y_scale, c.yzp});
+    linear({l.x.data(), false, 1.0f, c.zp}, c.n, c.i, c.kind, l.plain.data(), c.o, nullptr,
+           l.scale.as<float>(), l.bias.as<float>(), {y.data(), c.float_out, c.y_scale, c.yzp});
     check(matches(c, l, y, 1, 1), "linear " + isa.name + " " + c.text());
   }
 }
 
-// Kernels on grids whose memory ends at a guard page: no more than the stated slack is read, and nothing outside is written.
+// Kernels on grids whose memory ends at a guard page: no more than the stated slack is read, and
+// nothing outside is written.
 void test_grid_bounds(Rng& g) {
   Case c = draw(g);
   Layer l(c, g);
   const int64_t oh = window_out(c.h, c.r, c.window.stride_h, c.window.pad_h, c.window.dil_h);
   const int64_t ow = window_out(c.w, c.s, c.window.stride_w, c.window.pad_w, c.window.dil_w);
-  const Grid in = Grid::make(c.groups * c.i, false, c.n, c.h, c.w, g.in(0, 3)), out = Grid::make(c.o, false, c.n, oh, ow, g.in(0, 2));
-  const std::vector<uint8_t> blob = pack_weights(g.in(0, 1), c.kind, l.plain.data(), {c.o, c.r, c.s, c.i, c.groups});
-  const ConvPlan plan(view_packed(blob.data(), static_cast<int64_t>(blob.size())), l.scale.as<float>(), l.bias.as<float>(), c.zp, in, out,
-                      c.window, {}, {-kInf, kInf, c.y_scale, c.yzp});
+  const Grid in = Grid::make(c.groups * c.i, false, c.n, c.h, c.w, g.in(0, 3)),
+             out = Grid::make(c.o, false, c.n, oh, ow, g.in(0, 2));
+  const std::vector<uint8_t> blob =
+      pack_weights(g.in(0, 1), c.kind, l.plain.data(), {c.o, c.r, c.s, c.i, c.groups});
+  const ConvPlan plan(view_packed(blob.data(), static_cast<int64_t>(blob.size())),
+                      l.scale.as<float>(), l.bias.as<float>(), c.zp, in, out, c.window, {},
+                      {-kInf, kInf, c.y_scale, c.yzp});
   for (const IsaReport& isa : isa_report()) {
     if (!isa.reason.empty()) continue;
     force_isa(isa.name);
@@ -235,9 +256,11 @@ void test_grid_bounds(Rng& g) {
     bool halo = true;
     std::vector<bool> pixel(static_cast<size_t>(out.plane), false);
     for (int64_t n = 0; n < out.n; ++n)
-      for (int64_t p = 0; p < oh * ow; ++p) pixel[static_cast<size_t>(out.cell(n, p / ow, p % ow))] = true;
+      for (int64_t p = 0; p < oh * ow; ++p)
+        pixel[static_cast<size_t>(out.cell(n, p / ow, p % ow))] = true;
     for (int64_t cell = 0; cell < out.cells * out.plane; ++cell)
-      if (!pixel[static_cast<size_t>(cell % out.plane)]) halo = halo && y.data()[cell * 4] == c.yzp && y.data()[cell * 4 + 3] == c.yzp;
+      if (!pixel[static_cast<size_t>(cell % out.plane)])
+        halo = halo && y.data()[cell * 4] == c.yzp && y.data()[cell * 4 + 3] == c.yzp;
     check(matches(u8, l, nchw, oh, ow), "grid " + isa.name + " " + c.text());
     check(halo, "halo " + isa.name + " " + c.text());
   }
@@ -247,7 +270,8 @@ void test_float_conv(Rng& g) {
   Case c = draw(g);
   const int64_t oh = window_out(c.h, c.r, c.window.stride_h, c.window.pad_h, c.window.dil_h);
   const int64_t ow = window_out(c.w, c.s, c.window.stride_w, c.window.pad_w, c.window.dil_w);
-  Guarded x(static_cast<size_t>(c.n * c.groups * c.i * c.h * c.w) * 4, 4), w(static_cast<size_t>(c.o * c.r * c.s * c.i) * 4, 4);
+  Guarded x(static_cast<size_t>(c.n * c.groups * c.i * c.h * c.w) * 4, 4),
+      w(static_cast<size_t>(c.o * c.r * c.s * c.i) * 4, 4);
   for (size_t k = 0; k < x.size() / 4; ++k) x.as<float>()[k] = g.real(-2, 2);
   for (size_t k = 0; k < w.size() / 4; ++k) w.as<float>()[k] = k % 3 ? g.real(-1, 1) : 0.0f;
   const std::vector<float> ones(static_cast<size_t>(c.o), 1.0f);
@@ -255,14 +279,17 @@ void test_float_conv(Rng& g) {
     for (const IsaReport& isa : isa_report()) {
       if (!isa.reason.empty()) continue;
       force_isa(isa.name);
-      const std::vector<uint8_t> blob = pack_weights(sparse, Weights::kFloat, w.data(), {c.o, c.r, c.s, c.i, c.groups});
+      const std::vector<uint8_t> blob =
+          pack_weights(sparse, Weights::kFloat, w.data(), {c.o, c.r, c.s, c.i, c.groups});
       Guarded y(static_cast<size_t>(c.n * c.o * oh * ow) * 4, 4);
       std::memset(y.data(), 0xFF, y.size());  // NaN
-      conv2d({x.data(), true, 1.0f, 0}, c.n, c.groups * c.i, c.h, c.w, view_packed(blob.data(), static_cast<int64_t>(blob.size())),
-             ones.data(), nullptr, c.window, {y.data(), true, 0.0f, 0});
+      conv2d({x.data(), true, 1.0f, 0}, c.n, c.groups * c.i, c.h, c.w,
+             view_packed(blob.data(), static_cast<int64_t>(blob.size())), ones.data(), nullptr,
+             c.window, {y.data(), true, 0.0f, 0});
       double worst = 0;
       for (int64_t at = 0; at < c.n * c.o * oh * ow; ++at) {
-        const int64_t n = at / (c.o * oh * ow), o = at / (oh * ow) % c.o, oy = at / ow % oh, ox = at % ow;
+        const int64_t n = at / (c.o * oh * ow), o = at / (oh * ow) % c.o, oy = at / ow % oh,
+                      ox = at % ow;
         double sum = 0, size = 1e-30;
         for (int64_t ci = 0; ci < c.i; ++ci)
           for (int64_t t = 0; t < c.r * c.s; ++t) {
@@ -270,14 +297,17 @@ void test_float_conv(Rng& g) {
             const int64_t ix = ox * c.window.stride_w + t % c.s * c.window.dil_w - c.window.pad_w;
             if (iy < 0 || iy >= c.h || ix < 0 || ix >= c.w) continue;
             const int64_t channel = o / (c.o / c.groups) * c.i + ci;
-            const double p = static_cast<double>(x.as<float>()[((n * c.groups * c.i + channel) * c.h + iy) * c.w + ix]) *
-                             static_cast<double>(w.as<float>()[(o * c.r * c.s + t) * c.i + ci]);
+            const double p =
+                static_cast<double>(
+                    x.as<float>()[((n * c.groups * c.i + channel) * c.h + iy) * c.w + ix]) *
+                static_cast<double>(w.as<float>()[(o * c.r * c.s + t) * c.i + ci]);
             sum += p;
             size += std::fabs(p);
           }
         // Any order of K additions errs by at most about K * eps / 2 * sum|x w|.
         const double k = static_cast<double>(c.r * c.s * c.i + 1);
-        const double err = std::fabs(static_cast<double>(y.as<float>()[at]) - sum) / (size * k * 1.2e-7);
+        const double err =
+            std::fabs(static_cast<double>(y.as<float>()[at]) - sum) / (size * k * 1.2e-7);
         worst = err > worst || err != err ? err : worst;
       }
       check(worst <= 1.0, "float " + isa.name + " error " + std::to_string(worst) + " " + c.text());
@@ -294,16 +324,24 @@ void test_errors() {
     return -1;
   };
   const uint8_t bad[1] = {0x02};
-  check(kind_of([&] { pack_weights(false, Weights::kTernary, bad, {1, 1, 1, 1, 1}); }) == static_cast<int>(ErrorKind::kBadWeights), "code 10");
-  check(kind_of([] { force_isa("nonsense"); }) == static_cast<int>(ErrorKind::kUnsupportedDevice), "isa name");
-  check(kind_of([] { check_shape({1, 1, 1, int64_t{1} << 40, 1}, Weights::kTernary); }) == static_cast<int>(ErrorKind::kUnsupportedShape), "K");
-  check(kind_of([] { checked_mul(int64_t{1} << 62, 8); }) == static_cast<int>(ErrorKind::kUnsupportedShape), "overflow");
+  check(kind_of([&] { pack_weights(false, Weights::kTernary, bad, {1, 1, 1, 1, 1}); }) ==
+            static_cast<int>(ErrorKind::kBadWeights),
+        "code 10");
+  check(kind_of([] { force_isa("nonsense"); }) == static_cast<int>(ErrorKind::kUnsupportedDevice),
+        "isa name");
+  check(kind_of([] { check_shape({1, 1, 1, int64_t{1} << 40, 1}, Weights::kTernary); }) ==
+            static_cast<int>(ErrorKind::kUnsupportedShape),
+        "K");
+  check(kind_of([] { checked_mul(int64_t{1} << 62, 8); }) ==
+            static_cast<int>(ErrorKind::kUnsupportedShape),
+        "overflow");
   const uint8_t one[1] = {0x01};
   std::vector<uint8_t> blob = pack_weights(true, Weights::kTernary, one, {1, 1, 1, 1, 1});
   for (size_t n = 0; n < blob.size(); ++n) {
     std::vector<uint8_t> cut(blob.begin(), blob.begin() + static_cast<std::ptrdiff_t>(n));
     cut.reserve(64);
-    check(kind_of([&] { view_packed(cut.data(), static_cast<int64_t>(n)); }) >= 0, "truncated blob");
+    check(kind_of([&] { view_packed(cut.data(), static_cast<int64_t>(n)); }) >= 0,
+          "truncated blob");
   }
 }
 
