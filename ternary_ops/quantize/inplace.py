@@ -11,8 +11,8 @@ from torch import fx, nn
 def name_inplace_results(graph: fx.Graph) -> None:
     """Let whoever reads a tensor after an in-place operation read that operation's result.
 
-    `y = relu_(x); return y + x` adds y to itself, yet a trace says y + x. Identity and the like hand
-    on the same tensor, so their results are followed too.
+    `y = relu_(x); return y + x` adds y to itself, yet a trace says y + x. Identity and the like
+    hand on the same tensor, so their results are followed too.
     """
     same: dict[fx.Node, list[fx.Node]] = {}  # every name of one tensor, shared between the names
     for node in list(graph.nodes):
