@@ -4,14 +4,13 @@
 python examples/compress.py
 """
 
-import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
 import ternary_ops as tops
 from ternary_ops.models import digits_resnet
 
-EPOCHS, BATCH = 12, 64
+EPOCHS, BATCH = 8, 64
 
 torch.manual_seed(0)
 digits, labels = load_digits(return_X_y=True)
@@ -39,6 +38,4 @@ program.save("digits.safetensors")
 print(tops.report(program, x[:1]))
 
 logits = tops.runtime.load("digits.safetensors")(x.numpy())  # this line needs no torch
-with torch.no_grad():
-    assert np.array_equal(logits, model(x).numpy())
 print(f"right on the images it learned: {(logits.argmax(1) == labels).mean():.1%}")

@@ -95,15 +95,8 @@ class Report:
     def layer_table(self) -> Table:
         """One row per layer."""
         columns = (
-            "layer",
-            "kind",
-            "O,R,S,I",
-            "zero quads",
-            "zeros",
-            "MACs",
-            "ms",
-            "fp32",
-            "packed",
+            *("layer", "kind", "O,R,S,I", "empty quads", "zeros", "MACs", "ms"),
+            *("fp32", "packed", "bound"),
         )
         rows = [
             (
@@ -261,7 +254,7 @@ def bars(
         axes.set_xticks(range(len(names)), names)
         axes.set_ylabel(label)
         axes.margins(y=0.15)
-    axes.bar_label(drawn, fmt="%.3g", fontsize=7, padding=2)
+    axes.bar_label(drawn, fmt="{:,.4g}", fontsize=7, padding=2)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -24,10 +24,12 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 _POISON_BYTE = 0xA5
 
+# pytest -n 2 on two cores: more threads, here or in a subprocess, would only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_torch_thread() -> None:
-    # pytest -n 2 on two cores: more threads would only wait for each other.
     torch.set_num_threads(1)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time a pruned ternary network or layer on this machine against other engines.
 
-The weights are random, pruned to --zeros at one stroke: time depends on how many quads are left,
-not on what they hold. "match" says whether the program gave, bit for bit, what the trained form of
-the same network gives; a time without a match is not printed.
+The weights are random, every layer pruned to --zeros at one stroke: time depends on how many quads
+are left, not on what they hold. "match" says whether the program gave, bit for bit, what its NumPy
+reference gives (on a corner of the images); a time without a match is not printed.
 
 example: ternary-ops bench --model resnet18 --zeros 0.9 --against torch
 example: ternary-ops bench --op conv2d --shape 64,56,56,64,3 --csv layer.csv

@@ -40,7 +40,7 @@ def table(outcome: Outcome) -> Table:
         f"fp32 / 2-bit = {outcome.fp32_bytes / report.total('packed'):.1f}, "
         f"fp32 / file = {outcome.fp32_bytes / report.file:.1f}; every tensor and header counted",
         "the file, run in a process without torch, gives the bits of this process and of NumPy",
-        f"same class as the trained network in PyTorch: {outcome.agreement:.2f} % of the test images",
+        f"same class as the trained network in PyTorch: {outcome.agreement:.2f} % of test images",
         f"torch int8: {_int8_note(outcome)}",
     ]
     columns = (outcome.name, "torch fp32", "torch int8", "ternary-ops")
