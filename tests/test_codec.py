@@ -6,6 +6,7 @@ from __future__ import annotations
 import lzma
 import threading
 
+import codec_reference
 import numpy as np
 import pytest
 import zstandard
@@ -72,6 +73,30 @@ def test_every_row_width_comes_back(kind, width):
     codes = rng.integers(low, high, (57, width)).astype(np.int8)
     codes[rng.random(57) < 0.3] = 0
     assert np.array_equal(decode(encode(kind, codes), kind, codes), codes)
+
+
+def test_the_documented_format_decodes_to_the_same_values():
+    rng = np.random.default_rng(6)
+    kinds = {"ternary": (-1, 2), "int8": (-128, 128), "bytes": (-128, 128)}
+    tensors = []
+    for kind, width in [("ternary", 23), ("int8", 9), ("bytes", 4), ("ternary", 8), ("bytes", 0)]:
+        values = rng.integers(*kinds[kind], (90, width)).astype(np.int8)
+        values[rng.random(90) < 0.5] = 0
+        tensors.append((kind, values))
+    # Enough for two blocks, and for counts to be halved.
+    tensors.append(("ternary", quad_sparse(rng, 4200, 256, 0.08)))
+    tensors.append(("bytes", rng.integers(0, 3, (9000, 2)).astype(np.int8)))
+    payload = core().codec_encode(tensors)
+    specs = [(kind, *values.shape) for kind, values in tensors]
+    decoded = codec_reference.decode(payload.tobytes(), specs)
+    for (_, values), found in zip(tensors, decoded, strict=True):
+        assert found == (values.tolist() if values.shape[1] else [])
+
+
+def test_the_documented_padding_of_zeros():
+    zeros = np.zeros((400, 4096), np.int8)
+    payload = encode("ternary", zeros)
+    assert codec_reference.decode(payload.tobytes(), [("ternary", 400, 4096)]) == [zeros.tolist()]
 
 
 def test_statistics_carry_over_between_tensors():
