@@ -146,6 +146,20 @@ def test_an_index_that_deflates_too_well_is_stored_larger():
     assert container.read(data).index == index
 
 
+def test_the_index_may_be_as_long_as_its_limit_and_not_a_byte_longer():
+    for length in range(65_000, 70_000):
+        text = b'{"index":{"a":"%s"},"weights":[]}' % (b"a" * length)
+        deflated = zlib.compress(text)
+        limit = container._index_limit(len(deflated))
+        if len(text) == limit:
+            assert len(container.read(forge(deflated)).index["a"]) == length
+        elif len(text) == limit + 1:
+            with pytest.raises(FormatError, match="at most"):
+                container.read(forge(deflated))
+            return
+    pytest.fail("no text of that length was made")
+
+
 # Replacing
 
 
@@ -252,6 +266,7 @@ def entry(name="a", stored="int8", shape=(1, 4)):
 
 
 PAYLOAD = container.core().codec_encode([("int8", np.array([[1, 2, 3, 4]], np.int8))]).tobytes()
+TWO = container.core().codec_encode([("bytes", np.array([[2]], np.int8))]).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -299,6 +314,7 @@ PAYLOAD = container.core().codec_encode([("int8", np.array([[1, 2, 3, 4]], np.in
         (forge(entry(shape=(0, 4)), PAYLOAD), "bytes are used"),
         (forge(entry(), PAYLOAD + b"\0"), "bytes are used"),
         (forge(entry(), PAYLOAD[:-1]), "payload ends"),
+        (forge(entry(stored="raw:bool", shape=(1,)), TWO), "holds booleans, got a byte above 1"),
     ],
 )
 def test_each_damage_is_named_even_behind_a_right_checksum(data, said):
