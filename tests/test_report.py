@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tops.report: every figure against a count of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ternary_ops as tops
+from ternary_ops.errors import UnsupportedModel, UnsupportedShape
+from ternary_ops.io.sizes import entropy_bound
+from ternary_ops.table import Table
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """int8 stem (3 inputs), ternary body, int8 head; with BatchNorm and biases."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()),
+        *(nn.Conv2d(12, 10, 3, stride=2), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 5)),
+    ).eval()
+    tops.quantize_(net, tops.plan(net, tops.TernaryConfig(zeros=0.5)))
+    tops.prune.Pruner(net, total_steps=1).step()
+    tops.calibrate(net, [torch.randn(4, 3, 9, 9)])
+    return net
+
+
+def test_counts(model: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 9, 9)
+    program = tops.compile(model, x)
+    found = tops.report(model, x, against=model)
+    stem, body, head = found.layers
+    assert [row.kind for row in found.layers] == ["int8", "ternary", "int8"]
+    assert body.shape == (10, 3, 3, 12) and body.weights == 10 * 9 * 12 and body.quads == 10 * 9 * 3
+    assert body.empty_quads == 135
+    assert found.zeros("quads") == 50
+    codes = program.graph.weights[1].array
+    assert body.zeros == int((codes == 0).sum()) > 4 * 135
+    assert body.macs == 2 * 10 * 4 * 4 * 9 * 12
+    assert stem.macs == 2 * 12 * 9 * 9 * 9 * 3
+    assert body.fp32 == 4 * (body.weights + 10)
+    assert body.packed == body.weights // 4 + 4 * 2 * 10
+    least = min(entropy_bound(codes, pattern) for pattern in ("element", "1x4"))
+    assert body.bound == pytest.approx(least / 8 + 4 * 2 * 10)
+    assert head.packed == 50 + 4 * 2 * 5
+    path = tmp_path / "program.safetensors"
+    program.save(path)
+    assert found.file == path.stat().st_size
+    assert found.total("weights") == stem.weights + body.weights + head.weights
+    assert found.total("weights", "ternary") == body.weights
+    assert found.ms > 0 and all(row.ms >= 0 for row in found.layers)
+    assert found.against is not None and found.against.agreement == 100
+
+
+def test_against_notices_a_difference(model: nn.Module) -> None:
+    x = torch.randn(64, 3, 9, 9)
+    torch.manual_seed(5)
+    other = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    found = tops.report(model, x, against=other).against
+    assert found is not None
+    with torch.no_grad():
+        y, z = tops.compile(model, x)(x.numpy()), other(x).numpy()
+    assert found.agreement == pytest.approx(100 * (y.argmax(1) == z.argmax(1)).mean())
+    assert found.largest_difference == pytest.approx(np.abs(y - z).max())
+
+
+def test_forms_of_output(model: nn.Module, tmp_path: Path) -> None:
+    found = tops.report(model, torch.randn(1, 3, 9, 9))
+    text = str(found)
+    for word in ("empty quads", "fp32", "packed", "bound", "file", "multiply-adds", "50.00 %"):
+        assert word in text
+    found.to_csv(tmp_path / "r.csv")
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    assert [int(row["macs"]) for row in rows] == [row.macs for row in found.layers]
+    found.plot(tmp_path / "r.png")
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(json.dumps(found.to_dict()))["file_bytes"] == found.file
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.csv", "r.png"]
+
+
+def test_bad_input(model: nn.Module) -> None:
+    x = torch.randn(1, 3, 9, 9)
+    with pytest.raises(UnsupportedModel, match="network or a Program"):
+        tops.report("net.safetensors", x)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedShape):
+        tops.report(tops.compile(model, x), torch.randn(1, 4, 9, 9))
+    with pytest.raises(UnsupportedShape, match="one task"):
+        tops.report(model, x, against=nn.Flatten())
+
+
+def test_failed_plot_leaves_no_file(model: nn.Module, tmp_path: Path) -> None:
+    found = tops.report(model, torch.randn(1, 3, 9, 9))
+    with pytest.raises(ValueError):
+        found.plot(tmp_path / "chart.nonsense")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_table_aligns_columns() -> None:
+    table = Table(("name", "n"), [("a", "1"), ("long name", "1,000")], title="T", notes=("x",))
+    assert str(table).splitlines() == [
+        *("T", "", "name           n", "---------  -----"),
+        *("a              1", "long name  1,000", "  x"),
+    ]
