@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door to the native module: loaded at first use, once, and only in the version of these files."""
+"""The door to the native module: loaded at first use, once, in the version of these files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def core() -> ModuleType:
         from ternary_ops import _core
     except ImportError as error:
         raise BuildMismatch(
-            f"the native module of ternary_ops {__version__} is missing or cannot be loaded ({error}).\n"
+            f"the native module of ternary_ops {__version__} is missing or broken ({error}).\n"
             "  Reinstall: pip install --force-reinstall --no-deps . "
         ) from error
     if _core.version != __version__:

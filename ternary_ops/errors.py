@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The named errors. Each derives from TernaryOpsError and from the builtin a caller would expect."""
+"""The named errors. Each derives from TernaryOpsError and the builtin a caller would expect."""
 
 from __future__ import annotations
 
