@@ -116,8 +116,8 @@ std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep
   layer->view = view_packed(layer->packed.data(), static_cast<int64_t>(blob.size()));
   const int64_t quads = (w.shape.i + 3) / 4;
   if (keep_plain && matvec_fits(w.kind, w.shape.i)) {
-    const uint8_t* p = static_cast<const uint8_t*>(w.data);
-    layer->plain.assign(p, p + w.shape.o * quads * (w.kind == Weights::kTernary ? 1 : 4));
+    layer->plain = Buffer(w.shape.o * quads * (w.kind == Weights::kTernary ? 1 : 4));
+    std::memcpy(layer->plain.data(), w.data, static_cast<size_t>(layer->plain.size()));
   }
   for (int64_t o = 0; o < w.shape.o; ++o) {
     if (!std::isfinite(w.scale[o]) || (w.bias && !std::isfinite(w.bias[o])))

@@ -37,7 +37,7 @@ const char* op_name(Op op);
 struct LayerWeights {
   WeightShape shape;
   Weights kind = Weights::kTernary;
-  std::vector<uint8_t> plain;  // linear with few rows reads these
+  Buffer plain;  // linear with few rows reads these; empty elsewhere
   Buffer packed;
   PackedView view;
   std::vector<float> scale, bias;

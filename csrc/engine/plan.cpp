@@ -103,7 +103,7 @@ void Plan::prepare_steps() {
     if (node.b == 0) steps_[0].external = false;
     const Grid& in = step(node.a).grid;
     if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows &&
-        !node.layer->plain.empty()) {
+        node.layer->plain.size() > 0) {
       s.matvec = true;
     } else if (node.op == Op::kConv || node.op == Op::kLinear) {
       const LayerWeights& l = *node.layer;

@@ -120,6 +120,8 @@ struct V {
     __asm__ volatile("" : "+x"(a));
     return a;
   }
+  // The compiler may not compute or load this value a second time.
+  static TOPS_INLINE I in_register(I a) { return opaque(a); }
   static TOPS_INLINE int32_t sum(I a) {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));

@@ -115,5 +115,10 @@ struct V {
   // A dot product is one instruction with its sum: there is nothing a compiler could move out of a
   // loop.
   static TOPS_INLINE I opaque(I a) { return a; }
+  // The compiler may not compute or load this value a second time.
+  static TOPS_INLINE I in_register(I a) {
+    __asm__ volatile("" : "+v"(a));
+    return a;
+  }
   static TOPS_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
 };

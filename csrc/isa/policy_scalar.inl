@@ -185,6 +185,8 @@ struct V {
     __asm__ volatile("" : "+m"(a));
     return a;
   }
+  // The compiler may not compute or load this value a second time.
+  static TOPS_INLINE I in_register(I a) { return opaque(a); }
   static TOPS_INLINE int32_t sum(I a) {
     return wrap_add(wrap_add(a.v[0], a.v[1]), wrap_add(a.v[2], a.v[3]));
   }
