@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: the container every kind of file shares, and what is written about their sizes.
+"""Files: what every kind shares (docs/formats.md). NumPy and the native codec only.
 
-container   one safetensors file, a JSON index and one entropy-coded payload; NumPy only
-sizes       bytes of a file against float32, 2 bits a weight, and the entropy bound; NumPy only
-weights     kind "weights": save and load of packed networks; needs torch
+container     one safetensors file: a JSON index and one entropy-coded payload
+safetensors   its outer layout
+atomic        replacing a file
+sizes         bytes of a file beside float32, 2 bits a weight, and the entropy bound
 
-The format is docs/formats.md.
+Kind "program" is written by engine.files, kind "weights" by quantize.files.
 """
