@@ -159,7 +159,7 @@ const uint8_t* Domain::prepare(const uint8_t* in, uint8_t* scratch, uint32_t fil
   const int64_t count = static_cast<int64_t>(phases_.size());
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
-  parallel_for(cells_ * count, [&](int64_t i, int) {
+  parallel_for(cells_ * count, cells_ * plane_ / 8, [&](int64_t i, int) {
     copy_phase(kernel, in + (i / count) * in_.plane * 4, scratch + i * phase_plane_ * 4,
                phases_[static_cast<size_t>(i % count)], fill);
   });
@@ -274,7 +274,8 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   else
     run_dense(a);
   if (out_.is_float || wide_ || !a.valid) {
-    parallel_for(out_.cells, [&](int64_t c, int) { fill_halo(out_, y, halo_, c, c + 1); });
+    parallel_for(out_.cells, out_.cells * out_.n * out_.h / 8,
+                 [&](int64_t c, int) { fill_halo(out_, y, halo_, c, c + 1); });
     return;
   }
   const int64_t end =
@@ -292,7 +293,7 @@ void ConvPlan::run_wide(const ConvArgs& a) const {
   const int64_t wanted = num_threads() > 1 ? 2 * num_threads() : 1;
   const int64_t chunks = std::min(divide_up(wanted, blocks), a.segment_count);
   const int64_t scratch = kernel.wide_scratch(a.k);
-  parallel_for(blocks * chunks, [&](int64_t i, int) {
+  parallel_for(blocks * chunks, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
     const int64_t b = i / chunks, c = i % chunks;
     kernel.conv_wide(a, b, b + 1, a.segment_count * c / chunks, a.segment_count * (c + 1) / chunks,
                      panel_scratch(scratch));
@@ -309,7 +310,7 @@ void ConvPlan::run_dense(const ConvArgs& a) const {
   const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;
   const int64_t chunks = divide_up(a.pixels, chunk);
   const int64_t scratch = a.weights == Weights::kTernary ? (a.k + kGroup) * kBlock * 4 : 0;
-  parallel_for(blocks * chunks, [&](int64_t i, int) {
+  parallel_for(blocks * chunks, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
     const int64_t b = i / chunks, first = (i % chunks) * chunk;
     kernel.conv_dense(a, b, b + 1, first, std::min(first + chunk, a.pixels),
                       panel_scratch(scratch));
@@ -324,7 +325,7 @@ void ConvPlan::run_sparse(const ConvArgs& a) const {
   const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;
   const int64_t chunks = divide_up(a.pixels, chunk);
   const int64_t ranges = std::min(quads, divide_up(wanted, chunks));
-  parallel_for(chunks * ranges, [&](int64_t i, int) {
+  parallel_for(chunks * ranges, a.rows[a.outputs] * (a.pixels / 16 + 1), [&](int64_t i, int) {
     const int64_t range = i % ranges, first = (i / ranges) * chunk;
     kernel.conv_sparse(a, quads * range / ranges, quads * (range + 1) / ranges, first,
                        std::min(first + chunk, a.pixels));

@@ -64,7 +64,7 @@ void fill_halo(const Grid& g, uint8_t* data, uint32_t value, int64_t begin, int6
 
 void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* data) {
   const int64_t image = g.h * g.w;
-  parallel_for(g.cells, [&](int64_t c, int) {
+  parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
     uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i)
       for (int64_t y = 0; y < g.h; ++y) {
@@ -91,7 +91,7 @@ void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* 
 
 void grid_to_nchw(const Grid& g, const uint8_t* data, void* y) {
   const int64_t image = g.h * g.w;
-  parallel_for(g.cells, [&](int64_t c, int) {
+  parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
     const uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i)
       for (int64_t row = 0; row < g.h; ++row) {

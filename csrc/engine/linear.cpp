@@ -34,7 +34,7 @@ void matvec_rows(Weights weights, const uint8_t* x, int64_t m, int64_t k, const 
         s[3 * stream + q] = row[4 * q + 3];
       }
     }
-    parallel_for(tasks, [&](int64_t t, int) {
+    parallel_for(tasks, n * quads / 16, [&](int64_t t, int) {
       const int64_t begin = t * step, end = std::min(n, begin + step);
       if (weights == Weights::kTernary)
         kernel.matvec_ternary(streams.data(), stream, w, quads, begin, end, acc + i * n);

@@ -33,17 +33,21 @@ Cells cells_at(const Grid& g, uint8_t* data, int64_t quad, int64_t cell) {
 
 int64_t quads_of(const Grid& g) { return (g.channels + 3) / 4; }
 
+// Cost of touching every pixel once, for parallel_for.
+int64_t vectors_of(const Grid& g) { return g.cells * g.plane / 16; }
+
 // Calls body(quad, n, y) for every row of every four channels.
 template <class Body>
 void for_rows(const Grid& g, const Body& body) {
-  parallel_for(quads_of(g), [&](int64_t quad, int) {
+  parallel_for(quads_of(g), vectors_of(g), [&](int64_t quad, int) {
     for (int64_t n = 0; n < g.n; ++n)
       for (int64_t y = 0; y < g.h; ++y) body(quad, n, y);
   });
 }
 
 void fill_all_halos(const Grid& g, uint8_t* data, uint32_t value) {
-  parallel_for(g.cells, [&](int64_t c, int) { fill_halo(g, data, value, c, c + 1); });
+  parallel_for(g.cells, g.cells * g.n * (2 * g.halo * g.pitch + g.h) / 8,
+               [&](int64_t c, int) { fill_halo(g, data, value, c, c + 1); });
 }
 
 }  // namespace
@@ -189,7 +193,8 @@ void Plan::run_max_pool(const Node& node, const Step& s, uint8_t* arena) const {
   a.segments = segments.data();
   a.segment_count = static_cast<int64_t>(segments.size());
   const KernelTable& kernel = kernels();
-  parallel_for(s.grid.cells, [&](int64_t c, int) { kernel.max_pool(a, c, c + 1); });
+  parallel_for(s.grid.cells, vectors_of(s.grid) * a.taps,
+               [&](int64_t c, int) { kernel.max_pool(a, c, c + 1); });
   fill_all_halos(s.grid, arena + s.at, halo_value(node));
 }
 
@@ -228,7 +233,7 @@ void Plan::run_avg_pool(const Node& node, const Step& s, uint8_t* arena) const {
   const Epilogue e = make_epilogue(node.requantize, {});
   uint8_t* const x = arena + step(node.a).at;
   uint8_t* const y = arena + s.at;
-  parallel_for(quads_of(out), [&](int64_t quad, int) {
+  parallel_for(quads_of(out), 16 * vectors_of(in), [&](int64_t quad, int) {
     for (int64_t n = 0; n < out.n; ++n)
       for (int64_t oy = 0; oy < out.h; ++oy)
         for (int64_t ox = 0; ox < out.w; ++ox) {

@@ -17,6 +17,8 @@ namespace tops {
 namespace {
 
 constexpr int kMaxThreads = 256;
+// About 5 microseconds; handing work to a spinning thread and waiting for it takes 1 to 2.
+constexpr int64_t kLeastWork = 10'000;
 // A layer takes tens of microseconds; sleeping and waking takes about as long, so a worker looks
 // for the next one this often first.
 constexpr int kSpins = 4000;
@@ -141,11 +143,11 @@ int num_threads() { return override_threads > 0 ? override_threads : default_thr
 
 void set_num_threads(int n) { override_threads = n < 0 ? 0 : n < kMaxThreads ? n : kMaxThreads; }
 
-void parallel_for(int64_t tasks, const std::function<void(int64_t, int)>& body) {
+void parallel_for(int64_t tasks, int64_t work, const std::function<void(int64_t, int)>& body) {
   int use = num_threads();
   if (tasks < use) use = static_cast<int>(tasks);
   Shared* s = nullptr;
-  if (use > 1 && !inside) {
+  if (use > 1 && work >= kLeastWork && !inside) {
     s = &state();
     if (!s->busy.try_lock()) s = nullptr;
   }

@@ -345,14 +345,16 @@ void test_errors() {
   }
 }
 
+constexpr int64_t kMuch = int64_t{1} << 40;  // worth several threads
+
 void test_threads() {
   for (const int threads : {1, 2, 3, 7, 64}) {
     set_num_threads(threads);
     for (int round = 0; round < 50; ++round) {
       std::vector<int> hits(1000, 0);
-      parallel_for(1000, [&](int64_t i, int) {
+      parallel_for(1000, kMuch, [&](int64_t i, int) {
         ++hits[static_cast<size_t>(i)];
-        parallel_for(2, [](int64_t, int) {});  // nested: runs here
+        parallel_for(2, kMuch, [](int64_t, int) {});  // nested: runs here
       });
       bool once = true;
       for (const int h : hits) once = once && h == 1;
@@ -361,7 +363,7 @@ void test_threads() {
   }
   bool thrown = false;
   try {
-    parallel_for(100, [](int64_t i, int) {
+    parallel_for(100, kMuch, [](int64_t i, int) {
       if (i == 50) throw Error(ErrorKind::kUnsupportedShape, "from a task");
     });
   } catch (const Error&) {
@@ -375,7 +377,7 @@ void test_threads() {
       set_num_threads(3);
       for (int round = 0; round < 200; ++round) {
         std::vector<int64_t> part(64, 0);
-        parallel_for(64, [&](int64_t i, int) { part[static_cast<size_t>(i)] = i; });
+        parallel_for(64, kMuch, [&](int64_t i, int) { part[static_cast<size_t>(i)] = i; });
         for (const int64_t p : part) sums[t] += p;
       }
     });
@@ -387,7 +389,7 @@ void test_threads() {
     alarm(20);  // a child that waits for threads it does not have dies here
     int64_t sum = 0;
     std::vector<int64_t> part(100, 0);
-    parallel_for(100, [&](int64_t i, int) { part[static_cast<size_t>(i)] = i; });
+    parallel_for(100, kMuch, [&](int64_t i, int) { part[static_cast<size_t>(i)] = i; });
     for (const int64_t p : part) sum += p;
     _exit(sum == 4950 ? 0 : 1);
   }
