@@ -4,9 +4,9 @@
     python bench/matvec.py [--threads 1] [--rounds 101] [--isa NAME] [--csv matvec.csv]
 
 At M = 1 every weight is used once, so the ceiling is reading its bytes: `of_read` divides by the
-time of a plain read of as many bytes from the same kind of memory (a buffer of the codes' size). The
-activations are u8, the output float32. torch int8 is its dynamic quantized linear (fp32 in and out,
-activations quantized inside). `match`: equal to the NumPy reference bit for bit.
+time of a plain read of as many bytes, from a buffer of the codes' size. The activations are u8, the
+output float32. torch int8 is its dynamic quantized linear (fp32 in and out, activations quantized
+inside). `match`: equal to the NumPy reference bit for bit.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def main() -> int:
         row = measure(n, k, options.rounds, options.threads)
         rows.append({**row, **about})
         print(
-            f"{row['shape']:18} match {row['match']}  {row['us']} us = {row['gweights_s']} Gweights/s,"
-            f" {row['of_read']} of reading ({row['read_us']} us, {row['read_gb_s']} GB/s),"
+            f"{row['shape']:18} match {row['match']}  {row['us']} us"
+            f" = {row['gweights_s']} Gweights/s, {row['of_read']} of reading ({row['read_us']} us, {row['read_gb_s']} GB/s),"
             f" {row['vs_torch_int8']}x torch int8 ({row['torch_int8_us']} us),"
             f" {row['vs_torch_fp32']}x torch fp32"
         )

@@ -365,6 +365,7 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception_translator(&translate);
   bind_machine(m);
   m.def("prepack", &prepack);
+  m.def("prefer_sparse", &tops::prefer_sparse, py::arg("occupied"), py::arg("r"), py::arg("s"));
   m.def("packed_shape", &packed_shape);
   m.def("conv2d", &conv2d);
   m.def("linear", &linear);

@@ -10,9 +10,6 @@
 namespace tops {
 namespace {
 
-// Below this share of occupied quads the sparse loop is faster than the dense one; see
-// docs/kernels.md.
-constexpr double kSparseBelow = 0.6;
 constexpr size_t kPlans = 8;
 
 [[noreturn]] void bad_graph(const std::string& what) {
@@ -109,7 +106,8 @@ std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep
   layer->shape = w.shape;
   layer->kind = w.kind;
   layer->density = density(w.kind, w.data, w.shape);
-  const bool sparse = w.sparse < 0 ? layer->density < kSparseBelow : w.sparse != 0;
+  const bool sparse =
+      w.sparse < 0 ? prefer_sparse(layer->density, w.shape.r, w.shape.s) : w.sparse != 0;
   const std::vector<uint8_t> blob = pack_weights(sparse, w.kind, w.data, w.shape);
   layer->packed = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
   std::memcpy(layer->packed.data(), blob.data(), blob.size());

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ternary_ops import ops
+from ternary_ops._native import core
 from ternary_ops.errors import BadConfig, UnsupportedShape, need
 from ternary_ops.nn._base import result_dtype
 from ternary_ops.nn.conv import TernaryConv2d
@@ -21,8 +22,6 @@ from ternary_ops.ops import codes as layout
 from ternary_ops.ops._decode import decode_weight
 
 _DTYPES = {"ternary": torch.uint8, "int8": torch.int8}
-# Above this share of occupied quads, skipping the empty ones costs more than computing them.
-_SPARSE_BELOW = 0.6
 
 
 class PackedLayer(nn.Module):
@@ -79,7 +78,9 @@ class PackedLayer(nn.Module):
         occupied = self.codes != 0  # a byte of codes is a quad
         if self.weights == "int8":
             occupied = occupied.reshape(*occupied.shape[:-1], -1, 4).any(-1)
-        if occupied.numel() and float(occupied.float().mean()) < _SPARSE_BELOW:
+        taps = self.codes.shape[1:3] if self.codes.dim() == 4 else (1, 1)
+        share = float(occupied.float().mean()) if occupied.numel() else 1.0
+        if core().prefer_sparse(share, *taps):
             self.kind = "sparse"
         if self.codes.device.type == "cpu":
             self.packed = self._prepack()
