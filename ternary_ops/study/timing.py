@@ -17,6 +17,9 @@ from ternary_ops import runtime
 
 Call = Callable[[], object]
 
+_BURST, _PAUSE = 0.05, 0.005  # seconds
+_LEAST = 5  # turns, and timed calls of each engine
+
 
 def int8_rival(model: nn.Module, samples: Tensor) -> tuple[nn.Module | None, str]:
     """The same network by PyTorch's own static int8 quantization, calibrated on `samples`.
@@ -54,17 +57,26 @@ def torch_call(model: nn.Module, x: Tensor) -> Call:
 
 
 def interleaved(calls: dict[str, Call], seconds: float = 1.0) -> dict[str, float]:
-    """Median milliseconds of each call, taken in turns, so that a busy moment hits all alike."""
-    for call in calls.values():
-        for _ in range(3):
-            call()
+    """Median milliseconds of each call, in turns, so that a busy moment hits all alike.
+
+    A turn is a burst of calls after a pause: worker threads spin for a while after a call, and on
+    few cores those of one engine would slow down the next one.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    turn = min(_BURST, seconds / (_LEAST * len(calls)))
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, times.values())) < 5:
+    while time.perf_counter() < end or min(map(len, times.values())) < _LEAST:
         for name, call in calls.items():
-            start = time.perf_counter()
+            time.sleep(_PAUSE)
             call()
-            times[name].append(time.perf_counter() - start)
+            stop = time.perf_counter() + turn
+            while True:
+                start = time.perf_counter()
+                call()
+                now = time.perf_counter()
+                times[name].append(now - start)
+                if now > stop:
+                    break
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
