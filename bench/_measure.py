@@ -7,6 +7,7 @@ different moments.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import platform
@@ -15,6 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import torch
+
+from ternary_ops._native import core
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -73,6 +78,29 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
     }
+
+
+def setup(doc: str | None, rounds: int) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse the options every kernel bench has, apply them here and in torch, print the setting."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--isa", default="", help="force an instruction set")
+    parser.add_argument("--csv", help="file name under bench/results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    core().set_num_threads(options.threads)
+    core().set_isa(options.isa)
+    about = {
+        "isa": core().isa(),
+        "ternary_ops": core().version,
+        "torch": torch.__version__,
+        "torch_engine": torch.backends.quantized.engine,
+    }
+    print(*(f"{key}: {value}" for key, value in {**machine(), **about}.items()), sep="\n")
+    return options, about
 
 
 def write_csv(name: str, rows: Sequence[Mapping[str, object]]) -> Path:

@@ -11,14 +11,14 @@ reference bit for bit and torch's within one code; without it no speed is printe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from _measure import interleave, machine, ratio, spread, stopwatch, write_csv
+from _measure import interleave, ratio, setup, spread, stopwatch, write_csv
 
 from ternary_ops._native import core
 from ternary_ops.ops import codes, reference
@@ -137,7 +137,7 @@ def measure(layer: Layer, rounds: int, threads: int) -> list[dict[str, object]]:
             conv, tx = torch_int8(layer, weights, scale, q)
             off = np.abs(conv(tx).int_repr().numpy().astype(int) - wanted.astype(int))
             matches[density] &= bool(off.max() <= 1)
-            timers["torch"] = stopwatch(lambda: conv(tx))
+            timers["torch"] = stopwatch(partial(conv, tx))
     times = interleave(timers, rounds)
     rows: list[dict[str, object]] = []
     for density in DENSITIES:
@@ -166,20 +166,7 @@ def measure(layer: Layer, rounds: int, threads: int) -> list[dict[str, object]]:
 
 def main() -> int:
     """Print the table; write it where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--isa", default="", help="force an instruction set")
-    parser.add_argument("--csv", help="file name under bench/results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    core().set_num_threads(options.threads)
-    core().set_isa(options.isa)
-    about = {"isa": core().isa(), "torch": torch.__version__, "ternary_ops": core().version}
-    about["torch_engine"] = torch.backends.quantized.engine
-    print(*(f"{k}: {v}" for k, v in {**machine(), **about}.items()), sep="\n")
+    options, about = setup(__doc__, rounds=41)
     print(f"{'layer':34} density  match      us  GMAC/s  of ceiling  vs torch int8 (us)")
     rows = []
     for layer in LAYERS:

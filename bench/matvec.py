@@ -11,12 +11,11 @@ inside). `match`: equal to the NumPy reference bit for bit.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import numpy as np
 import torch
-from _measure import interleave, machine, ratio, spread, stopwatch, write_csv
+from _measure import interleave, ratio, setup, spread, stopwatch, write_csv
 
 from ternary_ops._native import core
 from ternary_ops.ops import codes, reference
@@ -83,27 +82,15 @@ def measure(n: int, k: int, rounds: int, threads: int) -> dict[str, object]:
 
 def main() -> int:
     """Print the table; write it where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=101)
-    parser.add_argument("--isa", default="", help="force an instruction set")
-    parser.add_argument("--csv", help="file name under bench/results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    core().set_num_threads(options.threads)
-    core().set_isa(options.isa)
-    about = {"isa": core().isa(), "torch": torch.__version__, "ternary_ops": core().version}
-    about["torch_engine"] = torch.backends.quantized.engine
-    print(*(f"{key}: {value}" for key, value in {**machine(), **about}.items()), sep="\n")
+    options, about = setup(__doc__, rounds=101)
     rows = []
     for n, k in SHAPES:
         row = measure(n, k, options.rounds, options.threads)
         rows.append({**row, **about})
         print(
             f"{row['shape']:18} match {row['match']}  {row['us']} us"
-            f" = {row['gweights_s']} Gweights/s, {row['of_read']} of reading ({row['read_us']} us, {row['read_gb_s']} GB/s),"
+            f" = {row['gweights_s']} Gweights/s, {row['of_read']} of reading"
+            f" ({row['read_us']} us, {row['read_gb_s']} GB/s),"
             f" {row['vs_torch_int8']}x torch int8 ({row['torch_int8_us']} us),"
             f" {row['vs_torch_fp32']}x torch fp32"
         )

@@ -41,7 +41,9 @@ def main() -> int:
     if options.build_only:
         print(*chosen, sep="\n")
         return 0
-    environment = {"UBSAN_OPTIONS": "print_stacktrace=1", **os.environ}
+    # A test forks on purpose and starts threads in the child, which ThreadSanitizer would end.
+    sanitizers = {"UBSAN_OPTIONS": "print_stacktrace=1", "TSAN_OPTIONS": "die_after_fork=0"}
+    environment = {**sanitizers, **os.environ}
     failed = [
         p.stem
         for p in chosen
