@@ -30,6 +30,12 @@ def build():
 def not_a_network():
     return 3
 
+def wrong_input():
+    return nn.Conv2d(2, 3, 1)
+
+def few_classes():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
 def broken():
     raise KeyError("oops")
 """
@@ -95,6 +101,8 @@ def test_own_network(files: Path, weights: str | None, capsys: pytest.CaptureFix
         (["--model", "net.py:nothing", "--data", "data.npz"], "UnsupportedModel"),
         (["--model", "net.py:not_a_network", "--data", "data.npz"], "UnsupportedModel"),
         (["--model", "net.py:broken", "--data", "data.npz"], "UnsupportedModel"),
+        (["--model", "net.py:wrong_input", "--data", "data.npz"], "UnsupportedModel"),
+        (["--model", "net.py:few_classes", "--data", "data.npz"], "UnsupportedModel"),
         (["--model", "net.py:build", "--data", "none.npz"], "FileNotFoundError"),
         (["--model", "net.py:build", "--data", "net.pt"], "FormatError"),
         (["--model", "net.py:build", "--data", "data.npz", "--weights", "net.py"], "FormatError"),

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import reporting
 from ternary_ops.engine.simulate import simulate
-from ternary_ops.errors import TernaryOpsError
+from ternary_ops.errors import TernaryOpsError, UnsupportedModel, need
+from ternary_ops.io.atomic import replace_file
 from ternary_ops.study.data import Split
 from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
 from ternary_ops.study.isolated import run_without_torch
@@ -95,23 +96,18 @@ class Outcome:
 def compress(job: Job, output: Path, progress: Progress) -> Outcome:
     """Train, compress, save to `output`, reload without torch, compare and measure.
 
-    The file appears once everything before it succeeded, in one step. Raises TernaryOpsError when
-    the saved program, run without torch, gives other bits than it gives here or than its NumPy
-    reference.
+    The file appears in one step, and only if a process without torch, this one and the NumPy
+    reference get the same bits from it; otherwise raises TernaryOpsError. Raises UnsupportedModel
+    for a network that does not classify the data or cannot be compiled.
     """
     split = job.split
     with torch_threads(job.threads or torch.get_num_threads()):
         dense = _dense(job, progress)
         model, plan = _ternary(job, dense, progress)
-    with progress.stage("compile, save, reload", 4) as tick:
-        example = split.x_test[:1]
+    example = split.x_test[:1]
+    with progress.stage("compile, save, reload", 1) as tick:
         program = tops.compile(model, example)
-        tick()
-        program.save(output)
-        tick()
-        logits = run_without_torch(output, split.x_test.numpy())
-        tick()
-        _must_agree(program, split.x_test, logits)
+        logits = _save_checked(program, output, split.x_test.numpy())
         tick()
     speeds, rival, note = _speeds(dense, program, split, progress)
     predicted = torch.from_numpy(logits).argmax(1)
@@ -137,6 +133,7 @@ def compress(job: Job, output: Path, progress: Progress) -> Outcome:
 def _dense(job: Job, progress: Progress) -> nn.Module:
     torch.manual_seed(job.dense.seed)
     model = job.build()
+    _must_classify(model, job.split)
     if job.weights is not None:
         model.load_state_dict(job.weights)
         return model.eval()
@@ -162,13 +159,36 @@ def _ternary(job: Job, dense: nn.Module, progress: Progress) -> tuple[nn.Module,
     return model, plan
 
 
-def _must_agree(program: tops.Program, x: Tensor, alone: NDArray[Any]) -> None:
-    """The process without torch, this one and the NumPy reference: the same bits."""
-    array = x.numpy()
-    if not np.array_equal(alone, program(array)):
-        raise TernaryOpsError("the reloaded program gives other outputs than the saved one")
-    if not np.array_equal(alone, simulate(program.graph, array)[-1]):
-        raise TernaryOpsError("the program gives other outputs than its NumPy reference")
+def _save_checked(program: tops.Program, output: Path, x: NDArray[np.float32]) -> NDArray[Any]:
+    """Save, and keep the file only if a process without torch, this one and NumPy give one result.
+
+    Returns that result for x.
+    """
+    results = [program(x), simulate(program.graph, x)[-1]]
+
+    def write(target: Path) -> None:
+        program.save(target)
+        results.append(run_without_torch(target, x))
+        for other, who in zip(results[1:], ("its NumPy reference", "its saved form"), strict=True):
+            if not np.array_equal(results[0], other):
+                raise TernaryOpsError(f"the program gives other outputs than {who}")
+
+    replace_file(output, write)
+    return results[0]
+
+
+def _must_classify(model: nn.Module, split: Split) -> None:
+    do = "Return logits [N, classes] for the images or rows of the data."
+    try:
+        with torch.no_grad():
+            y = model.eval()(split.x_test[:2])
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnsupportedModel(need("the network takes the data", reason, do)) from error
+    if not isinstance(y, Tensor) or y.ndim != 2 or y.shape[1] < split.classes:
+        got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        what = f"the network gives [N, {split.classes}] or more logits"
+        raise UnsupportedModel(need(what, got, do))
 
 
 def _speeds(
