@@ -115,13 +115,13 @@ struct V {
     const F a = as_f(load(p)), b = as_f(load(static_cast<const uint8_t*>(p) + 32));
     return _mm256_permute4x64_epi64(as_i(_mm256_shuffle_ps(a, b, 0x88)), 0xd8);
   }
-  // The same value, as far as the compiler cannot tell: nothing computed from it is reused.
-  static TOPS_INLINE I opaque(I a) {
+  // The compiler may not compute or load this value a second time.
+  static TOPS_INLINE I in_register(I a) {
     __asm__ volatile("" : "+x"(a));
     return a;
   }
-  // The compiler may not compute or load this value a second time.
-  static TOPS_INLINE I in_register(I a) { return opaque(a); }
+  // acc += dot(x, w), once for every call, whatever the compiler knows.
+  static TOPS_INLINE void dot_again(I& acc, I x, I w) { acc = dot_ternary(acc, x, in_register(w)); }
   static TOPS_INLINE int32_t sum(I a) {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));

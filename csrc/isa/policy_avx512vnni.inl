@@ -112,9 +112,10 @@ struct V {
     const I even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     return _mm512_permutex2var_epi32(load(p), even, load(static_cast<const uint8_t*>(p) + 64));
   }
-  // A dot product is one instruction with its sum: there is nothing a compiler could move out of a
-  // loop.
-  static TOPS_INLINE I opaque(I a) { return a; }
+  // acc += dot(x, w), once for every call, whatever the compiler knows; and no copy of acc.
+  static TOPS_INLINE void dot_again(I& acc, I x, I w) {
+    __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
+  }
   // The compiler may not compute or load this value a second time.
   static TOPS_INLINE I in_register(I a) {
     __asm__ volatile("" : "+v"(a));

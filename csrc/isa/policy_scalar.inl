@@ -180,13 +180,13 @@ struct V {
     I a = load(p), b = load(static_cast<const uint8_t*>(p) + 16);
     return {{a.v[0], a.v[2], b.v[0], b.v[2]}};
   }
-  // The same value, as far as the compiler cannot tell: nothing computed from it is reused.
-  static TOPS_INLINE I opaque(I a) {
+  // The compiler may not compute or load this value a second time.
+  static TOPS_INLINE I in_register(I a) {
     __asm__ volatile("" : "+m"(a));
     return a;
   }
-  // The compiler may not compute or load this value a second time.
-  static TOPS_INLINE I in_register(I a) { return opaque(a); }
+  // acc += dot(x, w), once for every call, whatever the compiler knows.
+  static TOPS_INLINE void dot_again(I& acc, I x, I w) { acc = dot_ternary(acc, x, in_register(w)); }
   static TOPS_INLINE int32_t sum(I a) {
     return wrap_add(wrap_add(a.v[0], a.v[1]), wrap_add(a.v[2], a.v[3]));
   }
