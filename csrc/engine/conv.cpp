@@ -23,6 +23,23 @@ uint8_t code_of(float bound, float inv, int32_t zero_point) {
   return static_cast<uint8_t>(std::min(255L, std::max(0L, std::lrintf(v) + zero_point)));
 }
 
+// Could any output, as a multiple of the output scale, reach 2**30? Not with a real network's
+// scales.
+bool may_pass_cap(const PackedView& packed, const std::vector<float>& scale,
+                  const std::vector<float>& bias, const Residual& residual, const Requantize& q) {
+  if (q.y_scale == 0.0f || packed.weights == Weights::kFloat || residual.is_float) return true;
+  const WeightShape& s = packed.shape;
+  const double most = 255.0 * static_cast<double>(s.r * s.s * s.i) *
+                      (packed.weights == Weights::kTernary ? 1 : 128);
+  double worst = 0;
+  for (size_t o = 0; o < scale.size(); ++o)
+    worst = std::max(worst, most * static_cast<double>(std::fabs(scale[o])) +
+                                static_cast<double>(std::fabs(bias[o])));
+  return !((worst + 255.0 * static_cast<double>(std::fabs(residual.scale))) /
+               static_cast<double>(q.y_scale) <
+           1e9);
+}
+
 // Scratch of one thread for expanded weights; grows, never shrinks, ends with the thread.
 uint8_t* panel_scratch(int64_t bytes) {
   static thread_local Buffer buffer;
@@ -80,6 +97,7 @@ Epilogue make_epilogue(const Requantize& q, const Residual& r) {
     e.zero_point = q.y_zero_point;
     e.qlo = code_of(q.lo, e.inv, q.y_zero_point);
     e.qhi = code_of(q.hi, e.inv, q.y_zero_point);
+    e.capped = true;
   }
   e.res_scale = r.scale;
   e.res_zero_point = r.zero_point;
@@ -238,6 +256,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.entries = entries_.data();
   a.outputs = s.o;
   a.epilogue = make_epilogue(q, residual);
+  a.epilogue.capped = may_pass_cap(packed, scale_, bias_, residual, q);
   a.epilogue.start = start_.data();
   a.epilogue.scale = scale_.data();
   a.epilogue.bias = bias_.data();

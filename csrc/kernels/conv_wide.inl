@@ -99,8 +99,7 @@ static TOPS_INLINE void finish_pixels(const ConvArgs& a, const Finisher& f, cons
     if (a.residual) y = V::addf(y, f.residual(V::pixel_of(residual, j)));
     q[j] = V::round(V::minf(f.cap, V::mulf(y, f.inv)));
   }
-  const V::I cells =
-      V::min_u8(V::max_u8(V::pack_pixels(q[0], q[1], q[2], q[3], f.zero_point16), f.qlo), f.qhi);
+  const V::I cells = f.codes(V::pack_pixels(q[0], q[1], q[2], q[3], f.zero_point16));
   uint8_t* const y = a.y + (o / 4) * a.plane + cell * 4;
   if (whole) {
     V::store_lanes(y, a.plane, cells);

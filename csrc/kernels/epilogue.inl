@@ -27,7 +27,7 @@ struct Finisher {
   V::F inv, cap, lo, hi, res_scale;
   V::I zero_point16, qlo, qhi, outside, res_zero_point, low;
   const float* bias;
-  bool float_out, float_residual;
+  bool float_out, float_residual, capped, clamped;
 
   TOPS_INLINE Finisher(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
       : inv(V::set1f(e.inv)),
@@ -44,10 +44,17 @@ struct Finisher {
         low(V::set1(0xff)),
         bias(e.bias),
         float_out(float_output),
-        float_residual(float_res) {}
+        float_residual(float_res),
+        capped(e.capped),
+        clamped(e.qlo > 0 || e.qhi < 255) {}
 
   TOPS_INLINE V::F residual(V::I code) const {
     return V::mulf(V::to_f(V::sub(code, res_zero_point)), res_scale);
+  }
+
+  // Rounding is monotone: clamping the codes is clamping the activation.
+  TOPS_INLINE V::I codes(V::I packed) const {
+    return clamped ? V::min_u8(V::max_u8(packed, qlo), qhi) : packed;
   }
 
   // y: four channels as float32, scaled; o: the first of them, a multiple of 4; planes: how many
@@ -71,10 +78,12 @@ struct Finisher {
         put(s, s.y + j * s.y_plane, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
       return;
     }
-    V::I q[4];
-    for (int j = 0; j < 4; ++j) q[j] = V::round(V::minf(cap, V::mulf(y[j], inv)));
-    // Rounding is monotone: clamping the codes is clamping the activation.
-    const V::I cells = V::pack(q[0], q[1], q[2], q[3], zero_point16);
-    put(s, s.y, V::min_u8(V::max_u8(cells, qlo), qhi), outside);
+    for (int j = 0; j < 4; ++j) y[j] = V::mulf(y[j], inv);
+    if (capped)
+      for (int j = 0; j < 4; ++j) y[j] = V::minf(cap, y[j]);
+    put(s, s.y,
+        codes(
+            V::pack(V::round(y[0]), V::round(y[1]), V::round(y[2]), V::round(y[3]), zero_point16)),
+        outside);
   }
 };

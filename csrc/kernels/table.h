@@ -38,8 +38,8 @@ struct Epilogue {
   float lo, hi;          // activation, float output
   float inv;             // 1 / output scale
   int32_t zero_point;    // of the output
-  uint8_t qlo,
-      qhi;  // the activation's bounds as codes: rounding is monotone, so clamping codes is the same
+  bool capped;           // may a scaled sum pass 2**30, where the conversion to int32 ends?
+  uint8_t qlo, qhi;      // the bounds as codes: rounding is monotone, so clamping codes is the same
   float res_scale;
   int32_t res_zero_point;
 };
@@ -59,8 +59,7 @@ struct ConvArgs {
   int64_t k;               // dense: K, in cells
   const uint8_t* panels;   // dense: engine/packed.h
   int64_t panel_bytes;     // of one block
-  int64_t
-      group_blocks;  // dense: blocks per group, and the bytes between the input cells of two groups
+  int64_t group_blocks;    // dense: blocks per group, bytes between the inputs of two groups
   int64_t group_stride;
   const int64_t* rows;   // sparse: [O + 1] first entry of each output channel
   const Entry* entries;  // sparse
@@ -71,9 +70,8 @@ struct ConvArgs {
   int64_t plane;            // bytes between two output cell planes
   const uint8_t* residual;  // same geometry as y, or null
   bool residual_float;
-  const uint8_t*
-      valid;       // direct: one bit per flat index, set where it is an output pixel; else null
-  int64_t origin;  // direct: output cell of flat index 0
+  const uint8_t* valid;     // direct: one bit per flat index, set for output pixels; else null
+  int64_t origin;           // direct: output cell of flat index 0
   const Segment* segments;  // not direct
   int64_t segment_count;
   uint32_t halo;  // what a cell outside the image holds
