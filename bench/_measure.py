@@ -21,19 +21,26 @@ import torch
 
 from ternary_ops._native import core
 
+# Long enough that the threads of the engine before stop spinning and this one's are awake, each on
+# its own core, and that caches hold what they would in a loop.
+_WARM_SECONDS = 0.005
 RESULTS = Path(__file__).resolve().parent / "results"
 
 Timer = Callable[[], float]
 
 
-def stopwatch(run: Callable[[], object]) -> Timer:
-    """A timer of one call, in milliseconds, right after an untimed one.
+def warm(run: Callable[[], object]) -> None:
+    """Call run for a few milliseconds, untimed."""
+    end = time.perf_counter() + _WARM_SECONDS
+    while time.perf_counter() < end:
+        run()
 
-    Without that, a contender would also pay for the caches and threads its predecessor left.
-    """
+
+def stopwatch(run: Callable[[], object]) -> Timer:
+    """A timer of one call, in milliseconds, after warming up."""
 
     def once() -> float:
-        run()
+        warm(run)
         start = time.perf_counter()
         run()
         return (time.perf_counter() - start) * 1e3

@@ -54,7 +54,6 @@ def measure(n: int, k: int, rounds: int, threads: int) -> dict[str, object]:
         "ours": stopwatch(ours),
         "read": stopwatch(lambda: core().read_burst(plain)),
         "torch int8": stopwatch(lambda: int8(fx)),
-        "torch fp32": stopwatch(lambda: dense(fx)),
     }
     with torch.inference_mode():
         times = interleave(timers, rounds, warmup=10)
@@ -66,7 +65,6 @@ def measure(n: int, k: int, rounds: int, threads: int) -> dict[str, object]:
         "gweights_s": round(n * k / own / 1e6),
         "of_read": round(ratio(times["read"], times["ours"]), 2),
         "vs_torch_int8": round(ratio(times["torch int8"], times["ours"]), 2),
-        "vs_torch_fp32": round(ratio(times["torch fp32"], times["ours"]), 2),
     }
     return {
         "shape": f"1 x ({n}, {k})",
@@ -75,7 +73,6 @@ def measure(n: int, k: int, rounds: int, threads: int) -> dict[str, object]:
         "read_us": round(spread(times["read"])[0] * 1e3, 1),
         "read_gb_s": round(plain.nbytes / spread(times["read"])[0] / 1e6, 1),
         "torch_int8_us": round(spread(times["torch int8"])[0] * 1e3, 1),
-        "torch_fp32_us": round(spread(times["torch fp32"])[0] * 1e3, 1),
         "threads": threads,
     }
 
@@ -91,8 +88,7 @@ def main() -> int:
             f"{row['shape']:18} match {row['match']}  {row['us']} us"
             f" = {row['gweights_s']} Gweights/s, {row['of_read']} of reading"
             f" ({row['read_us']} us, {row['read_gb_s']} GB/s),"
-            f" {row['vs_torch_int8']}x torch int8 ({row['torch_int8_us']} us),"
-            f" {row['vs_torch_fp32']}x torch fp32"
+            f" {row['vs_torch_int8']}x torch int8 ({row['torch_int8_us']} us)"
         )
     if options.csv:
         print("written:", write_csv(options.csv, rows))

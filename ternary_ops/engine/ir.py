@@ -213,6 +213,14 @@ def _need_rank(node: Node, x: Value, rank: int) -> None:
         raise FormatError(need(f"{node.op} needs rank {rank}", x.rank, _DO))
 
 
+def _need_pool(node: Node, x: Value) -> None:
+    """As PyTorch: every window of a pool reaches into the image."""
+    _need_rank(node, x, 4)
+    for k, p in zip(node.attrs["kernel"], node.attrs["padding"], strict=True):
+        if 2 * p > k:
+            raise FormatError(need(f"padding of at most half of {k}", p, _DO))
+
+
 def _make_quantize(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
     if x.y is not None:
         raise FormatError(need("quantize needs floats", "uint8", _DO))
@@ -250,18 +258,12 @@ def _make_layer(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> 
 
 
 def _make_max_pool(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
-    _need_rank(node, x, 4)
-    for k, p, d in zip(*(node.attrs[n] for n in ("kernel", "padding", "dilation")), strict=True):
-        if 2 * p > d * (k - 1) + 1:
-            raise FormatError(need(f"padding of at most half of {d * (k - 1) + 1}", p, _DO))
+    _need_pool(node, x)
     return x
 
 
 def _make_avg_pool(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
-    _need_rank(node, x, 4)
-    for k, p in zip(node.attrs["kernel"], node.attrs["padding"], strict=True):
-        if 2 * p > k:
-            raise FormatError(need(f"padding of at most half of {k}", p, _DO))
+    _need_pool(node, x)
     return Value(4, x.channels, x.multiple, _out_y(node, x))
 
 
