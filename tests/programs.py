@@ -137,3 +137,89 @@ def example(graph: Graph, n: int, h: int, w: int, seed: int = 0) -> NDArray[np.f
     at = graph.nodes[0].attrs
     shape = (n, at["c"], h, w)[: at["rank"]]
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+_BOUNDS = ((None, None), (0.0, None), (0.0, 1.5), (-1.0, 2.0))
+
+
+def random_program(seed: int) -> Graph:
+    """One to six random image ops on uint8, or on floats for every fourth seed: any window, stride,
+    padding, dilation and groups.
+    """
+    draw = np.random.default_rng(seed)
+    b = Builder(seed, c=int(draw.integers(1, 21)))
+    integer, channels, x = seed % 4 != 0, b.nodes[0].attrs["c"], 0
+    if integer:
+        x = b("quantize", x, y=b.params(-draw.uniform(0, 3), draw.uniform(0.1, 3)))
+    before = [(x, channels)]
+    for _ in range(draw.integers(1, 7)):
+        op = draw.choice(["conv2d"] * 5 + ["max_pool2d", "avg_pool2d", "adaptive", "clamp", "add"])
+        attrs: dict[str, Any] = {}
+        if integer and op != "max_pool2d":
+            attrs["y"] = b.params(-draw.uniform(0, 3), draw.uniform(0.1, 3))
+        if op in ("conv2d", "clamp", "add"):
+            attrs["clamp"] = _BOUNDS[draw.integers(4)]
+        if op == "conv2d":
+            x, channels = _random_conv(b, draw, x, channels, attrs)
+        elif op in ("max_pool2d", "avg_pool2d"):
+            x = b(str(op), x, **attrs, **_random_pool(draw, str(op)))
+        elif op == "adaptive":
+            x = b("adaptive_avg_pool2d", x, size=_two(draw, 1, 7), **attrs)
+        elif op == "clamp":
+            x = b("clamp", x, **attrs)
+        else:
+            other, width = before[draw.integers(len(before))]
+            x = b("add", x, other if width == channels else x, **attrs)
+        before.append((x, channels))
+    if integer and draw.random() < 0.5:
+        b("conv2d", x, w=b.weight("int8", int(draw.integers(1, 10)), channels))
+    elif integer:
+        b("dequantize", x)
+    return b.graph()
+
+
+def _two(draw: np.random.Generator, least: int, most: int) -> tuple[int, int]:
+    a, b = draw.integers(least, most + 1, 2)
+    return int(a), int(b)
+
+
+def _random_pool(draw: np.random.Generator, op: str) -> dict[str, Any]:
+    kernel = _two(draw, 1, 4)
+    attrs: dict[str, Any] = {
+        "kernel": kernel,
+        "stride": _two(draw, 1, 3),
+        "ceil": bool(draw.integers(2)),
+    }
+    attrs["padding"] = tuple(int(draw.integers(0, k // 2 + 1)) for k in kernel)
+    if op == "max_pool2d":
+        # a dilated window beside a narrow image can hold padding alone, whose maximum is -inf
+        return attrs | ({"dilation": _two(draw, 1, 2)} if attrs["padding"] == (0, 0) else {})
+    divisor = int(draw.integers(1, 10)) if draw.random() < 0.3 else None
+    return attrs | {"include_pad": bool(draw.integers(2)), "divisor": divisor}
+
+
+def _random_conv(
+    b: Builder, draw: np.random.Generator, x: int, channels: int, attrs: dict[str, Any]
+) -> tuple[int, int]:
+    groups = int(draw.choice([1, 1, 1, 2, 3, channels]))
+    groups = groups if channels % groups == 0 else 1
+    o, kernel = groups * int(draw.integers(1, max(1, 24 // groups) + 1)), _two(draw, 1, 5)
+    kinds = ("ternary", "int8") if "y" in attrs else ("ternary", "float")
+    w = b.weight(
+        str(draw.choice(kinds)),
+        o,
+        channels // groups,
+        *kernel,
+        bias=draw.random() < 0.7,
+        zeros=float(draw.choice([0, 0.5, 0.9, 1])),
+    )
+    dilation = _two(draw, 1, 3)
+    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if o == channels and not any(span % 2 for span in spans) and draw.random() < 0.5:
+        padding = tuple(span // 2 for span in spans)
+        residual = b(
+            "conv2d", x, x, w=w, dilation=dilation, padding=padding, groups=groups, **attrs
+        )
+        return residual, o
+    window = {"stride": _two(draw, 1, 3), "padding": _two(draw, 0, 4), "dilation": dilation}
+    return b("conv2d", x, w=w, groups=groups, **window, **attrs), o

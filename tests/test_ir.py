@@ -205,7 +205,9 @@ def test_arithmetic_of_channels_and_kinds() -> None:
         "8 channels": [("conv2d", (0,), {"w": 0}), ("add", (0, 1), {})],
         "rank 2": [("linear", (0,), {"w": 0})],
         "rank 4": [("flatten", (0,), {}), ("conv2d", (1,), {"w": 0})],
-        "at most half": [("max_pool2d", (0,), {"kernel": (2, 2), "padding": (2, 0)})],
+        "at most half": [
+            ("max_pool2d", (0,), {"kernel": (3, 2), "dilation": (2, 2), "padding": (2, 0)})
+        ],
         "half of 2": [("avg_pool2d", (0,), {"kernel": (2, 2), "padding": (0, 2)})],
         "quantize needs floats": [("quantize", (0,), {"y": y}), ("quantize", (1,), {"y": y})],
         "dequantize needs uint8": [("dequantize", (0,), {})],

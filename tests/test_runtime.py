@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import PROGRAMS, example
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import PROGRAMS, example, random_program
 
 from ternary_ops import runtime
 from ternary_ops.engine.describe import rows
 from ternary_ops.engine.ir import Graph
+from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape
 
@@ -66,6 +69,33 @@ def test_native_equals_the_oracle_at_every_node(name: str, isa: str) -> None:
                 else:
                     # K < 200 terms of unit size, each product and sum rounded once
                     np.testing.assert_allclose(a, b, rtol=3e-5, atol=3e-5, err_msg=where)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 4),
+)
+def test_random_programs_on_every_isa(seed: int, n: int, h: int, w: int, threads: int) -> None:
+    graph = random_program(seed)
+    try:
+        infer(graph, n, h, w)
+    except UnsupportedShape:
+        return
+    x = example(graph, n, h, w, seed)
+    program, expected = runtime.Program(graph, x.shape), simulate(graph, x)
+    integer = graph.values[1].y is not None
+    for isa in runtime.available_isas():
+        with runtime.force_isa(isa), runtime.num_threads(threads):
+            values = program.trace(x)
+        for node, a, b in zip(graph.nodes, values, expected, strict=True):
+            if integer:
+                np.testing.assert_array_equal(a, b, f"{isa} {node}")
+            else:
+                np.testing.assert_allclose(a, b, rtol=3e-5, atol=3e-5, err_msg=f"{isa} {node}")
 
 
 @pytest.mark.parametrize("isa", runtime.available_isas())
