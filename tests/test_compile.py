@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import fake_quant
@@ -133,14 +134,17 @@ def test_mixed_networks(floating: str) -> None:
         np.testing.assert_allclose(a.astype(np.float32), b, rtol=1e-5, atol=1.0)
 
 
-def test_packed_networks_compile_to_the_same_program() -> None:
+def test_packed_and_loaded_networks_compile_to_the_same_program(tmp_path: Path) -> None:
     x = images(2, 3, 12, 12)
     model = ready(ResNet(BasicBlock, (1, 1), (6, 9), 5), x)
     program = tops.compile(model, x)
     tops.pack_(model)
-    packed = tops.compile(model, x)
-    assert packed.graph.nodes == program.graph.nodes
-    np.testing.assert_array_equal(packed(x.numpy()), program(x.numpy()))
+    tops.save(model, tmp_path / "weights.safetensors")
+    fresh = ResNet(BasicBlock, (1, 1), (6, 9), 5)
+    for packed in (model, tops.load(tmp_path / "weights.safetensors", fresh)):
+        again = tops.compile(packed, x)
+        assert again.graph.nodes == program.graph.nodes
+        np.testing.assert_array_equal(again(x.numpy()), program(x.numpy()))
 
 
 def test_every_phase_compiles_from_the_codes() -> None:
