@@ -14,8 +14,6 @@
 namespace tops {
 namespace {
 
-uint32_t u8_cell(int32_t zero_point) { return static_cast<uint32_t>(zero_point) * 0x01010101u; }
-
 uint8_t code_of(float bound, float inv, int32_t zero_point) {
   const float v = bound * inv;
   if (!(v < 1e6f)) return 255;  // no bound: +inf
@@ -146,9 +144,6 @@ Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t ou
 void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out, int64_t phase,
                         uint32_t fill) const {
   const int64_t a = phase / window_.stride_w, b = phase % window_.stride_w;
-  auto put = [&](uint8_t* p, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) std::memcpy(p + i * 4, &fill, 4);
-  };
   // Columns [first, last) of a phase row lie inside the image.
   const int64_t first = std::min(
       pitch_,
@@ -161,14 +156,14 @@ void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* o
       uint8_t* const row = out + (n * rows_ + i) * pitch_ * 4;
       const int64_t y = i * window_.stride_h + a - window_.pad_h;
       if (y < 0 || y >= in_.h) {
-        put(row, pitch_);
+        fill_cells(row, fill, pitch_);
         continue;
       }
-      put(row, first);
+      fill_cells(row, fill, first);
       if (last > first)
         kernel.gather(in + in_.cell(n, y, first * window_.stride_w + b - window_.pad_w) * 4,
                       window_.stride_w, last - first, row + first * 4);
-      put(row + last * 4, pitch_ - last);
+      fill_cells(row + last * 4, fill, pitch_ - last);
     }
 }
 
@@ -177,7 +172,7 @@ const uint8_t* Domain::prepare(const uint8_t* in, uint8_t* scratch, uint32_t fil
   const int64_t count = static_cast<int64_t>(phases_.size());
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
-  parallel_for(cells_ * count, cells_ * plane_ / 8, [&](int64_t i, int) {
+  parallel_for(cells_ * count, cells_ * plane_, [&](int64_t i, int) {
     copy_phase(kernel, in + (i / count) * in_.plane * 4, scratch + i * phase_plane_ * 4,
                phases_[static_cast<size_t>(i % count)], fill);
   });
@@ -300,9 +295,9 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   const int64_t end =
       a.origin + a.pixels;  // between the first and the last pixel the kernel wrote the halo itself
   for (int64_t c = 0; c < out_.cells; ++c) {
-    uint32_t* const plane = reinterpret_cast<uint32_t*>(y + c * out_.plane * 4);
-    std::fill(plane, plane + a.origin, halo_);
-    std::fill(plane + end, plane + out_.plane, halo_);
+    uint8_t* const plane = y + c * out_.plane * 4;
+    fill_cells(plane, halo_, a.origin);
+    fill_cells(plane + end * 4, halo_, out_.plane - end);
   }
 }
 

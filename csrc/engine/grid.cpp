@@ -43,7 +43,7 @@ Buffer::Buffer(int64_t bytes) : size_(bytes) {
   if (!data_) throw std::bad_alloc();
 }
 
-static void fill_cells(uint8_t* p, uint32_t value, int64_t n) {
+void fill_cells(uint8_t* p, uint32_t value, int64_t n) {
   for (int64_t i = 0; i < n; ++i) std::memcpy(p + i * 4, &value, 4);
 }
 

@@ -26,10 +26,6 @@ struct Grid {
   int64_t cell(int64_t i, int64_t y, int64_t x) const {
     return i * image + (y + halo) * pitch + x + halo;
   }
-  bool same_layout(const Grid& o) const {
-    return n == o.n && h == o.h && w == o.w && pitch == o.pitch && image == o.image &&
-           plane == o.plane && halo == o.halo;
-  }
 };
 
 // 64-byte aligned memory. Throws std::bad_alloc.
@@ -47,6 +43,14 @@ class Buffer {
   std::unique_ptr<uint8_t, Free> data_;
   int64_t size_ = 0;
 };
+
+// Four u8 channels that all hold the zero point: what lies outside an image.
+inline uint32_t u8_cell(int32_t zero_point) {
+  return static_cast<uint32_t>(zero_point) * 0x01010101u;
+}
+
+// n cells of one value.
+void fill_cells(uint8_t* p, uint32_t value, int64_t n);
 
 // Writes value to every cell of the grid's planes [begin, end) that is no pixel.
 void fill_halo(const Grid& g, uint8_t* data, uint32_t value, int64_t begin, int64_t end);

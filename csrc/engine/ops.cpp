@@ -83,8 +83,7 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
   const ConvPlan plan(packed, scale, bias, x.is_float ? 0 : x.zero_point, in, out, window, {},
                       requantize_of(y));
   Buffer from(in.bytes()), to(out.bytes()), scratch(plan.scratch_bytes());
-  grid_from_nchw(in, x.data, x.is_float ? 0u : static_cast<uint32_t>(x.zero_point) * 0x01010101u,
-                 from.data());
+  grid_from_nchw(in, x.data, x.is_float ? 0u : u8_cell(x.zero_point), from.data());
   plan.run(from.data(), to.data(), nullptr, scratch.data());
   grid_to_nchw(out, to.data(), y.data);
 }

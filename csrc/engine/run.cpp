@@ -14,9 +14,7 @@ namespace {
 
 const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 
-uint32_t halo_value(const Node& n) {
-  return n.is_float ? 0u : static_cast<uint32_t>(n.zero_point) * 0x01010101u;
-}
+uint32_t halo_value(const Node& n) { return n.is_float ? 0u : u8_cell(n.zero_point); }
 
 // The cells of channels [4 quad, 4 quad + 4) at one place: one pointer for u8, one a channel for
 // float.

@@ -107,7 +107,7 @@ struct KernelTable {
   int64_t lanes;
   int64_t sparse_vectors;  // the largest tile of the sparse kernel
   // Blocks of kBlock output channels [begin, end) of all pixels [first, last); first is a multiple
-  // of lanes. scratch: k * kBlock * 4 bytes for expanded codes (ternary only).
+  // of lanes. scratch: (k + kGroup) * kBlock * 4 bytes for expanded codes (ternary).
   void (*conv_dense)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
                      uint8_t* scratch);
   // The same with channels in the lanes: blocks of 2 * lanes output channels, row segments [first,
