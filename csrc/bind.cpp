@@ -365,7 +365,9 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception_translator(&translate);
   bind_machine(m);
   m.def("prepack", &prepack);
-  m.def("prefer_sparse", &tops::prefer_sparse, py::arg("occupied"), py::arg("r"), py::arg("s"));
+  m.def("prefer_sparse", [](const std::string& kind, double occupied, int64_t r, int64_t s) {
+    return tops::prefer_sparse(weights_of(kind), occupied, r, s);
+  });
   m.def("packed_shape", &packed_shape);
   m.def("conv2d", &conv2d);
   m.def("linear", &linear);

@@ -47,16 +47,40 @@ uint8_t* panel_scratch(int64_t bytes) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Without 4-way dot products, two neighboring 8-bit products are first added in 16 bits: 255 * 128
+// fits. A quad whose pair exceeds that becomes two of half the weight each; the sum is the same.
+void push_entry(Entry e, Weights weights, std::vector<Entry>* to) {
+  int8_t w[4], half[4], rest[4];
+  std::memcpy(w, &e.weight, 4);
+  bool fits = weights != Weights::kInt8;
+  if (!fits) {
+    fits = true;
+    for (int i = 0; i < 4; i += 2)
+      fits = fits && std::max(w[i], int8_t{0}) + std::max(w[i + 1], int8_t{0}) <= 128 &&
+             std::min(w[i], int8_t{0}) + std::min(w[i + 1], int8_t{0}) >= -128;
+  }
+  if (!fits) {
+    for (int i = 0; i < 4; ++i) {
+      half[i] = static_cast<int8_t>(w[i] / 2);
+      rest[i] = static_cast<int8_t>(w[i] - half[i]);
+    }
+    Entry first = e;
+    std::memcpy(&first.weight, half, 4);
+    std::memcpy(&e.weight, rest, 4);
+    to->push_back(first);
+  }
+  to->push_back(e);
+}
+
 // Lanes that do useful work: of pixels, what the flat domain's halos and its last vector leave; of
-// channels, what the last wide block leaves. Counted for the widest vectors, so that the choice is
-// the same on every instruction set.
-bool prefers_wide(int64_t outputs, int64_t pixels, int64_t flat) {
-  const int64_t lanes = 16;
+// channels, what the last wide block leaves.
+bool prefers_wide(const KernelTable& kernel, int64_t outputs, int64_t pixels, int64_t flat) {
+  const int64_t lanes = kernel.lanes;
   const double by_pixels =
       static_cast<double>(pixels) / static_cast<double>(divide_up(flat, lanes) * lanes);
   const double by_channels =
       static_cast<double>(outputs) / static_cast<double>(divide_up(outputs, 2 * lanes) * 2 * lanes);
-  return by_channels > by_pixels;
+  return by_channels * kernel.wide_speed > by_pixels;
 }
 
 }  // namespace
@@ -223,14 +247,18 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     for (int64_t c = 0; c < packed.cells; ++c)
       for (int64_t t = 0; t < taps; ++t)
         table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(domain_.offset(c, t));
-    entries_.resize(static_cast<size_t>(packed.entry_count()));
-    for (size_t i = 0; i < entries_.size(); ++i) {
-      const Entry e = packed.entries[i];
-      if (e.offset < 0 || static_cast<size_t>(e.offset) >= table.size())
-        throw Error(ErrorKind::kBadWeights,
-                    "packed weights are not valid: entry " + std::to_string(i) +
-                        " points outside the filter.\n  Make them with prepack.");
-      entries_[i] = {table[static_cast<size_t>(e.offset)], e.weight};
+    rows_.assign(1, 0);
+    entries_.reserve(static_cast<size_t>(packed.entry_count()));
+    for (int64_t o = 0; o < s.o; ++o) {
+      for (int64_t i = packed.rows[o]; i < packed.rows[o + 1]; ++i) {
+        const Entry e = packed.entries[i];
+        if (e.offset < 0 || static_cast<size_t>(e.offset) >= table.size())
+          throw Error(ErrorKind::kBadWeights,
+                      "packed weights are not valid: entry " + std::to_string(i) +
+                          " points outside the filter.\n  Make them with prepack.");
+        push_entry({table[static_cast<size_t>(e.offset)], e.weight}, packed.weights, &entries_);
+      }
+      rows_.push_back(static_cast<int64_t>(entries_.size()));
     }
   } else {
     for (int64_t c = 0; c < (taps ? packed.k / taps : 0); ++c)
@@ -247,7 +275,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.panel_bytes = packed.panel_bytes;
   a.group_blocks = s.groups > 1 ? s.o / s.groups / kBlock : divide_up(s.o, kBlock) + 1;
   a.group_stride = (s.groups ? packed.cells / s.groups : 0) * domain_.plane() * 4;
-  a.rows = packed.rows;
+  a.rows = rows_.data();
   a.entries = entries_.data();
   a.outputs = s.o;
   a.epilogue = make_epilogue(q, residual);
@@ -266,9 +294,9 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     a.valid = valid_.data();
     a.origin = out.cell(0, 0, 0);
   }
-  wide_ = !packed.sparse && packed.weights != Weights::kFloat && !a.float_out &&
-          !residual.is_float && s.groups == 1 && prefers_wide(s.o, out.n * out.h * out.w, a.pixels);
-  if (!a.valid || wide_) {
+  wide_possible_ = !packed.sparse && packed.weights != Weights::kFloat && !a.float_out &&
+                   !residual.is_float && s.groups == 1;
+  if (!a.valid || wide_possible_) {
     segments_ = domain_.segments(out);
     a.segments = segments_.data();
     a.segment_count = static_cast<int64_t>(segments_.size());
@@ -281,13 +309,15 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   a.x = domain_.prepare(x, scratch, fill_);
   a.y = y;
   a.residual = residual;
+  const bool wide = wide_possible_ &&
+                    prefers_wide(kernels(), a.outputs, out_.n * out_.h * out_.w, a.pixels);
   if (packed_.sparse)
     run_sparse(a);
-  else if (wide_)
+  else if (wide)
     run_wide(a);
   else
     run_dense(a);
-  if (out_.is_float || wide_ || !a.valid) {
+  if (out_.is_float || wide || !a.valid) {
     parallel_for(out_.cells, out_.cells * out_.n * out_.h / 8,
                  [&](int64_t c, int) { fill_halo(out_, y, halo_, c, c + 1); });
     return;
@@ -323,7 +353,7 @@ void ConvPlan::run_dense(const ConvArgs& a) const {
       std::max<int64_t>(1, std::min(divide_up(wanted, blocks), a.pixels / (4 * step)));
   const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;
   const int64_t chunks = divide_up(a.pixels, chunk);
-  const int64_t scratch = a.weights == Weights::kTernary ? (a.k + kGroup) * kBlock * 4 : 0;
+  const int64_t scratch = a.weights == Weights::kFloat ? 0 : dense_scratch(a.k);
   parallel_for(blocks * chunks, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
     const int64_t b = i / chunks, first = (i % chunks) * chunk;
     kernel.conv_dense(a, b, b + 1, first, std::min(first + chunk, a.pixels),

@@ -87,9 +87,10 @@ class ConvPlan {
   Grid out_;
   PackedView packed_;
   ConvArgs args_{};
-  bool wide_ = false;  // dense, with channels in the lanes
+  bool wide_possible_ = false;  // dense, with channels in the lanes
   uint32_t fill_ = 0, halo_ = 0;
   std::vector<int64_t> offsets_;
+  std::vector<int64_t> rows_;
   std::vector<Entry> entries_;
   std::vector<int32_t> start_;
   std::vector<float> scale_, bias_;

@@ -107,7 +107,7 @@ std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep
   layer->kind = w.kind;
   layer->density = density(w.kind, w.data, w.shape);
   const bool sparse =
-      w.sparse < 0 ? prefer_sparse(layer->density, w.shape.r, w.shape.s) : w.sparse != 0;
+      w.sparse < 0 ? prefer_sparse(w.kind, layer->density, w.shape.r, w.shape.s) : w.sparse != 0;
   const std::vector<uint8_t> blob = pack_weights(sparse, w.kind, w.data, w.shape);
   layer->packed = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
   std::memcpy(layer->packed.data(), blob.data(), blob.size());

@@ -6,6 +6,7 @@
 
 #include "engine/grid.h"
 #include "isa/error.h"
+#include "isa/isa.h"
 
 namespace tops {
 namespace {
@@ -220,6 +221,13 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
   }
   if (at != bytes) bad_blob("size");
   return v;
+}
+
+bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s) {
+  const SparseBelow& below = kernels().sparse_below;
+  if (weights == Weights::kFloat) return occupied < below.real;
+  if (weights == Weights::kInt8) return occupied < below.int8;
+  return occupied < (r * s > 1 ? below.ternary : below.pointwise);
 }
 
 double density(Weights weights, const void* w, const WeightShape& s) {

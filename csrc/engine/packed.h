@@ -54,11 +54,8 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes);
 // Share of occupied quads (float: of nonzero weights).
 double density(Weights weights, const void* w, const WeightShape& shape);
 
-// Is skipping the empty quads faster than computing them? Where the two loops met when measured on
-// every stage of a ResNet: 0.35 to 0.45 with 3x3 filters, 0.55 to 0.65 with 1x1.
-inline bool prefer_sparse(double occupied, int64_t r, int64_t s) {
-  return occupied < (r * s > 1 ? 0.4 : 0.55);
-}
+// Is skipping the empty quads faster than computing them, with the kernels in force?
+bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s);
 
 // Throws kUnsupportedShape on impossible sizes.
 void check_shape(const WeightShape& shape, Weights weights);

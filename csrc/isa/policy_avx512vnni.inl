@@ -5,8 +5,12 @@
 struct V {
   static constexpr int kLanes = 16;
   static constexpr int kSparseVectors = 8;  // accumulators of the sparse kernel
+  static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors =
       3;  // 8 channels x 3 vectors leave 8 registers for inputs and weights
+  static constexpr int kChains = 4;  // a sum waits five cycles for the one before it
+  static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4};
+  static constexpr double kWideSpeed = 1.0;
   static constexpr int kWidePixels =
       14;  // two vectors of channels for each leave room for weights and input
   using I = __m512i;
@@ -51,6 +55,7 @@ struct V {
 
   static TOPS_INLINE I dot_ternary(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
   static TOPS_INLINE I dot_int8(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
+#include "isa/exact_dots.inl"
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
     return as_i(_mm512_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
   }

@@ -5,7 +5,11 @@
 struct V {
   static constexpr int kLanes = 4;
   static constexpr int kSparseVectors = 8;
+  static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors = 1;
+  static constexpr int kChains = 4;
+  static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4};
+  static constexpr double kWideSpeed = 1.0;
   static constexpr int kWidePixels = 4;
   struct I {
     int32_t v[4];
@@ -129,6 +133,7 @@ struct V {
     I r;
     TOPS_LANES(dot1(acc.v[i], x.v[i], w.v[i]));
   }
+#include "isa/exact_dots.inl"
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
     return as_i(addf(as_f(acc), mulf(as_f(x), as_f(w))));
   }

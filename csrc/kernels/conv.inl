@@ -14,6 +14,20 @@ static TOPS_INLINE V::I dot(V::I acc, V::I x, V::I w) {
   return V::dot_float(acc, x, w);
 }
 
+// Ternary sums that are kept in half the bits for a while.
+template <Weights W>
+constexpr bool narrow() {
+  return W == Weights::kTernary && V::kNarrowSteps > 0;
+}
+
+// One product of the pixel loops, into the sums that they keep.
+template <Weights W>
+static TOPS_INLINE V::I step_dot(V::I acc, V::I x, V::I w) {
+  if constexpr (narrow<W>()) return V::dot_narrow(acc, x, w);
+  if constexpr (W == Weights::kInt8) return V::dot_int8_pairs(acc, x, w);
+  return dot<W>(acc, x, w);
+}
+
 template <Weights W>
 static TOPS_INLINE V::F to_float(V::I acc) {
   return W == Weights::kFloat ? V::as_f(acc) : V::to_f(acc);
@@ -67,11 +81,46 @@ static void move_segments(const ConvArgs& a, uint8_t* grid, uint8_t* staged, int
   }
 }
 
+// The epilogue where it is run most: u8 cells, written where they belong, everything that does not
+// change from vector to vector in registers.
+template <Weights W, int NV>
+static TOPS_INLINE void finish_direct(const ConvArgs& a, const Finisher& finish, const V::I* acc,
+                                      int64_t o, int64_t p) {
+  const float *const scale = a.epilogue.scale + o, *const bias = a.epilogue.bias + o;
+  const V::F s0 = V::set1f(scale[0]), s1 = V::set1f(scale[1]), s2 = V::set1f(scale[2]),
+             s3 = V::set1f(scale[3]);
+  const V::F b0 = V::set1f(bias[0]), b1 = V::set1f(bias[1]), b2 = V::set1f(bias[2]),
+             b3 = V::set1f(bias[3]);
+  const V::I outside = finish.outside;
+  const uint8_t* const valid = a.valid;
+  const int64_t plane = (o / 4) * a.plane, cells = a.pixels - p;
+  uint8_t* const y = a.y + plane + (a.origin + p) * 4;
+  const uint8_t* const r = a.residual ? a.residual + plane + (a.origin + p) * 4 : nullptr;
+  for (int v = 0; v < NV; ++v) {
+    const int64_t at = v * V::kLanes;
+    if (at >= cells) break;
+    V::F f[4] = {V::addf(V::mulf(to_float<W>(acc[v]), s0), b0),
+                 V::addf(V::mulf(to_float<W>(acc[NV + v]), s1), b1),
+                 V::addf(V::mulf(to_float<W>(acc[2 * NV + v]), s2), b2),
+                 V::addf(V::mulf(to_float<W>(acc[3 * NV + v]), s3), b3)};
+    if (r) finish.add_residual(f, V::load(r + at * 4));
+    V::I q = finish.to_cells(f);
+    const uint32_t bits = V::bits_at(valid, p + at);
+    if (bits != V::kAll) q = V::select(bits, q, outside);
+    if (cells - at >= V::kLanes)
+      V::store(y + at * 4, q);
+    else
+      V::store_n(y + at * 4, q, cells - at);
+  }
+}
+
 // Runs the epilogue of NV vectors of channels [o, o + 4), whose accumulators lie at acc[channel *
 // NV + v].
 template <Weights W, int NV>
 static TOPS_INLINE void finish_tile(const ConvArgs& a, const Finisher& finish, const V::I* acc,
                                     int64_t o, int64_t p) {
+  if (a.valid && !a.float_out && !a.residual_float)
+    return finish_direct<W, NV>(a, finish, acc, o, p);
   const int64_t planes = min64(4, a.outputs - o);
   const int64_t out_plane = a.float_out ? o : o / 4, res_plane = a.residual_float ? o : o / 4;
   uint8_t* const y = a.y + out_plane * a.plane;
@@ -108,56 +157,114 @@ static TOPS_INLINE void finish_tile(const ConvArgs& a, const Finisher& finish, c
       move_segments<true>(a, y + j * a.plane, staging.y + j * kBytes, p, NV * V::kLanes);
 }
 
-// 8 channels x NV vectors held by name, not in an array: GCC keeps an array that a loop indexes in
-// memory.
+// What the dense loop multiplies: 8-bit products that would not fit are widened, once for all that
+// share an input or a weight.
+template <Weights W>
+struct Factor {
+  V::I v;
+  static constexpr int64_t kQuadBytes = 4;
+  static TOPS_INLINE Factor input(V::I x) { return {x}; }
+  static TOPS_INLINE Factor weight(const uint8_t* quad) { return {V::set1(load32(quad))}; }
+  static TOPS_INLINE V::I dot(V::I acc, Factor x, Factor w) { return step_dot<W>(acc, x.v, w.v); }
+};
+template <>
+struct Factor<Weights::kInt8> {
+  V::Wide v;
+  static constexpr int64_t kQuadBytes = V::kInt8QuadBytes;
+  static TOPS_INLINE Factor input(V::I x) { return {V::wide_input(x)}; }
+  static TOPS_INLINE Factor weight(const uint8_t* quad) { return {V::wide_weight(quad)}; }
+  static TOPS_INLINE V::I dot(V::I acc, Factor x, Factor w) { return V::dot_wide(acc, x.v, w.v); }
+};
+
+// Channels 0 .. J x NV vectors held by name, not in an array: GCC keeps an array that a loop indexes
+// in memory.
 template <Weights W, int NV, int J>
 struct Block {
+  using X = Factor<W>;
   V::I v0, v1, v2;
   Block<W, NV, J - 1> rest;
 
-  TOPS_INLINE void start(const ConvArgs& a, int64_t o) {
-    v0 = v1 = v2 = first<W>(a, o + J);
-    rest.start(a, o);
+  TOPS_INLINE void start(const V::I* from) {
+    v0 = from[J * NV];
+    if (NV > 1) v1 = from[J * NV + 1];
+    if (NV > 2) v2 = from[J * NV + 2];
+    rest.start(from);
   }
-  TOPS_INLINE void step(const uint8_t* panel, V::I x0, V::I x1, V::I x2) {
-    rest.step(panel, x0, x1, x2);
-    const V::I w = V::set1(load32(panel + 4 * J));
-    v0 = dot<W>(v0, x0, w);
-    if (NV > 1) v1 = dot<W>(v1, x1, w);
-    if (NV > 2) v2 = dot<W>(v2, x2, w);
+  TOPS_INLINE void zero() {
+    v0 = v1 = v2 = V::set1(0);
+    rest.zero();
+  }
+  TOPS_INLINE void step(const uint8_t* quads, const X& x0, const X& x1, const X& x2) {
+    rest.step(quads, x0, x1, x2);
+    const X w = X::weight(quads + X::kQuadBytes * J);
+    v0 = X::dot(v0, x0, w);
+    if (NV > 1) v1 = X::dot(v1, x1, w);
+    if (NV > 2) v2 = X::dot(v2, x2, w);
   }
   TOPS_INLINE void copy(V::I* out) const {
+    rest.copy(out);
     out[J * NV] = v0;
     if (NV > 1) out[J * NV + 1] = v1;
     if (NV > 2) out[J * NV + 2] = v2;
-    rest.copy(out);
+  }
+  TOPS_INLINE void add_narrow(V::I* out) const {
+    rest.add_narrow(out);
+    out[J * NV] = V::add_narrow(out[J * NV], v0);
+    if (NV > 1) out[J * NV + 1] = V::add_narrow(out[J * NV + 1], v1);
+    if (NV > 2) out[J * NV + 2] = V::add_narrow(out[J * NV + 2], v2);
   }
 };
 template <Weights W, int NV>
 struct Block<W, NV, -1> {
-  TOPS_INLINE void start(const ConvArgs&, int64_t) {}
-  TOPS_INLINE void step(const uint8_t*, V::I, V::I, V::I) {}
+  using X = Factor<W>;
+  TOPS_INLINE void start(const V::I*) {}
+  TOPS_INLINE void zero() {}
+  TOPS_INLINE void step(const uint8_t*, const X&, const X&, const X&) {}
   TOPS_INLINE void copy(V::I*) const {}
+  TOPS_INLINE void add_narrow(V::I*) const {}
 };
+
+// Rows of k [k0, k1): one step of a block each.
+template <Weights W, int NV, int J>
+static TOPS_INLINE void dense_steps(Block<W, NV, J>& block, const ConvArgs& a, const uint8_t* x,
+                                    const uint8_t* quads, int64_t k0, int64_t k1) {
+  using X = Factor<W>;
+  constexpr int64_t kBytes = V::kLanes * 4, kRow = X::kQuadBytes * kBlock;
+  quads += k0 * kRow;
+  for (int64_t k = k0; k < k1; ++k, quads += kRow) {
+    const uint8_t* const in = x + a.offsets[k];
+    const X x0 = X::input(V::load(in));
+    block.step(quads, x0, NV > 1 ? X::input(V::load(in + kBytes)) : x0,
+               NV > 2 ? X::input(V::load(in + 2 * kBytes)) : x0);
+  }
+}
 
 template <Weights W, int NV>
 static void dense_tile(const ConvArgs& a, const uint8_t* x, const uint8_t* panel, int64_t o,
                        int64_t p) {
-  constexpr int64_t kBytes = V::kLanes * 4;
-  Block<W, NV, 7> block;
-  block.start(a, o);
-  x += p * 4;
-  for (int64_t k = 0; k < a.k; ++k, panel += 32) {
-    const uint8_t* const in = x + a.offsets[k];
-    const V::I x0 = V::load(in);
-    block.step(panel, x0, NV > 1 ? V::load(in + kBytes) : x0,
-               NV > 2 ? V::load(in + 2 * kBytes) : x0);
-  }
-  V::I out[8 * NV];
-  block.copy(out);
+  constexpr int kChannels = V::kDenseChannels;
   const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
-  finish_tile<W, NV>(a, finish, out, o, p);
-  if (o + 4 < a.outputs) finish_tile<W, NV>(a, finish, out + 4 * NV, o + 4, p);
+  x += p * 4;
+  for (int64_t h = 0; h < kBlock && o + h < a.outputs; h += kChannels) {
+    const uint8_t* const quads = panel + Factor<W>::kQuadBytes * h;
+    V::I out[kChannels * NV];
+    for (int j = 0; j < kChannels; ++j)
+      for (int v = 0; v < NV; ++v) out[j * NV + v] = first<W>(a, o + h + j);
+    Block<W, NV, kChannels - 1> block;
+    if constexpr (narrow<W>()) {
+      for (int64_t k = 0; k < a.k; k += V::kNarrowSteps) {
+        block.zero();
+        dense_steps(block, a, x, quads, k, min64(k + V::kNarrowSteps, a.k));
+        block.add_narrow(out);
+      }
+    } else {
+      block.start(out);
+      dense_steps(block, a, x, quads, 0, a.k);
+      block.copy(out);
+    }
+    for (int64_t j = 0; j < kChannels && o + h + j < a.outputs; j += 4)
+      finish_tile<W, NV>(a, finish, out + j * NV, o + h + j, p);
+  }
 }
 
 template <Weights W>
@@ -195,6 +302,11 @@ static void conv_dense(const ConvArgs& a, int64_t begin, int64_t end, int64_t fi
       expand_panel(panel, a.k, scratch, kBlock * 4);
       dense_block<Weights::kTernary>(a, x, scratch, o, first_pixel, last);
     } else if (a.weights == Weights::kInt8) {
+      if (V::kInt8QuadBytes > 4) {
+        for (int64_t k = 0; k < a.k; ++k)
+          V::widen_quads(panel + k * kBlock * 4, scratch + k * kBlock * V::kInt8QuadBytes);
+        panel = scratch;
+      }
       dense_block<Weights::kInt8>(a, x, panel, o, first_pixel, last);
     } else {
       dense_block<Weights::kFloat>(a, x, panel, o, first_pixel, last);
@@ -202,39 +314,59 @@ static void conv_dense(const ConvArgs& a, int64_t begin, int64_t end, int64_t fi
   }
 }
 
-// Integer sums may be taken in any order: few vectors need more than one chain to hide the latency
-// of the dot product.
+// Integer sums may be taken in any order: few vectors may need more than one chain to hide the
+// latency of the dot product.
 template <Weights W, int NV>
 constexpr int chains() {
-  return W == Weights::kFloat || NV > 2 ? 1 : 4;
+  return W == Weights::kFloat || NV > 2 ? 1 : V::kChains;
 }
 
+// Adds entries [e, end) to the NV sums acc.
 template <Weights W, int NV>
-static TOPS_INLINE void sparse_channel(const ConvArgs& a, const uint8_t* x, int64_t o, V::I* out) {
+static TOPS_INLINE void sparse_entries(const uint8_t* x, const Entry* e, const Entry* end,
+                                       V::I* acc) {
   constexpr int kChains = chains<W, NV>();
-  V::I acc[kChains][NV];
-  for (int v = 0; v < NV; ++v) acc[0][v] = first<W>(a, o);
+  V::I sums[kChains][NV];
+  for (int v = 0; v < NV; ++v) sums[0][v] = acc[v];
   for (int c = 1; c < kChains; ++c)
-    for (int v = 0; v < NV; ++v) acc[c][v] = V::set1(0);
-  const Entry* e = a.entries + a.rows[o];
-  const Entry* const end = a.entries + a.rows[o + 1];
+    for (int v = 0; v < NV; ++v) sums[c][v] = V::set1(0);
   if (kChains > 1) {
     for (; e + kChains <= end; e += kChains)
       for (int c = 0; c < kChains; ++c) {
         const uint8_t* const in = x + static_cast<int64_t>(e[c].offset) * 4;
         const V::I w = V::set1(e[c].weight);
         for (int v = 0; v < NV; ++v)
-          acc[c][v] = dot<W>(acc[c][v], V::load(in + v * V::kLanes * 4), w);
+          sums[c][v] = step_dot<W>(sums[c][v], V::load(in + v * V::kLanes * 4), w);
       }
   }
   for (; e < end; ++e) {
     const uint8_t* const in = x + static_cast<int64_t>(e->offset) * 4;
     const V::I w = V::set1(e->weight);
-    for (int v = 0; v < NV; ++v) acc[0][v] = dot<W>(acc[0][v], V::load(in + v * V::kLanes * 4), w);
+    for (int v = 0; v < NV; ++v)
+      sums[0][v] = step_dot<W>(sums[0][v], V::load(in + v * V::kLanes * 4), w);
   }
   for (int v = 0; v < NV; ++v) {
-    for (int c = 1; c < kChains; ++c) acc[0][v] = V::add(acc[0][v], acc[c][v]);
-    out[v] = acc[0][v];
+    for (int c = 1; c < kChains; ++c) sums[0][v] = V::add(sums[0][v], sums[c][v]);
+    acc[v] = sums[0][v];
+  }
+}
+
+template <Weights W, int NV>
+static TOPS_INLINE void sparse_channel(const ConvArgs& a, const uint8_t* x, int64_t o, V::I* out) {
+  const Entry* e = a.entries + a.rows[o];
+  const Entry* const end = a.entries + a.rows[o + 1];
+  for (int v = 0; v < NV; ++v) out[v] = first<W>(a, o);
+  if constexpr (narrow<W>()) {
+    while (e < end) {
+      const Entry* const stop = end - e > V::kNarrowSteps ? e + V::kNarrowSteps : end;
+      V::I sums[NV];
+      for (int v = 0; v < NV; ++v) sums[v] = V::set1(0);
+      sparse_entries<W, NV>(x, e, stop, sums);
+      for (int v = 0; v < NV; ++v) out[v] = V::add_narrow(out[v], sums[v]);
+      e = stop;
+    }
+  } else {
+    sparse_entries<W, NV>(x, e, end, out);
   }
 }
 

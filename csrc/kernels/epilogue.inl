@@ -57,6 +57,22 @@ struct Finisher {
     return clamped ? V::min_u8(V::max_u8(packed, qlo), qhi) : packed;
   }
 
+  // Adds one vector of u8 cells of the residual to its four channels.
+  TOPS_INLINE void add_residual(V::F y[4], V::I r) const {
+    y[0] = V::addf(y[0], residual(V::and_(r, low)));
+    y[1] = V::addf(y[1], residual(V::and_(V::shr<8>(r), low)));
+    y[2] = V::addf(y[2], residual(V::and_(V::shr<16>(r), low)));
+    y[3] = V::addf(y[3], residual(V::shr<24>(r)));
+  }
+
+  TOPS_INLINE V::I to_cells(V::F y[4]) const {
+    for (int j = 0; j < 4; ++j) y[j] = V::mulf(y[j], inv);
+    if (capped)
+      for (int j = 0; j < 4; ++j) y[j] = V::minf(cap, y[j]);
+    return codes(
+        V::pack(V::round(y[0]), V::round(y[1]), V::round(y[2]), V::round(y[3]), zero_point16));
+  }
+
   // y: four channels as float32, scaled; o: the first of them, a multiple of 4; planes: how many
   // exist.
   TOPS_INLINE void operator()(V::F y[4], int64_t o, int64_t planes, const Sink& s) const {
@@ -66,11 +82,7 @@ struct Finisher {
         for (int j = 0; j < 4 && j < planes; ++j)
           y[j] = V::addf(y[j], V::as_f(V::load(s.r + j * s.r_plane)));
       } else {
-        const V::I r = V::load(s.r);
-        y[0] = V::addf(y[0], residual(V::and_(r, low)));
-        y[1] = V::addf(y[1], residual(V::and_(V::shr<8>(r), low)));
-        y[2] = V::addf(y[2], residual(V::and_(V::shr<16>(r), low)));
-        y[3] = V::addf(y[3], residual(V::shr<24>(r)));
+        add_residual(y, V::load(s.r));
       }
     }
     if (float_out) {
@@ -78,12 +90,6 @@ struct Finisher {
         put(s, s.y + j * s.y_plane, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
       return;
     }
-    for (int j = 0; j < 4; ++j) y[j] = V::mulf(y[j], inv);
-    if (capped)
-      for (int j = 0; j < 4; ++j) y[j] = V::minf(cap, y[j]);
-    put(s, s.y,
-        codes(
-            V::pack(V::round(y[0]), V::round(y[1]), V::round(y[2]), V::round(y[3]), zero_point16)),
-        outside);
+    put(s, s.y, to_cells(y), outside);
   }
 };

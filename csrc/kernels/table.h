@@ -17,6 +17,10 @@ constexpr int64_t kBlock = 8;
 // Rows of k that one 64-byte group of dense codes holds for a block.
 constexpr int64_t kGroup = 8;
 
+// Bytes for the expanded weights of one block: ternary codes become quads, 8-bit quads may be widened
+// to 16 bits.
+constexpr int64_t dense_scratch(int64_t k) { return (k + kGroup) * kBlock * 8; }
+
 // Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
 // widest instruction set.
 constexpr int64_t kChannelPad = 32;
@@ -102,12 +106,20 @@ struct Cells {
   uint8_t* channel[4];
 };
 
+// Shares of occupied quads below which the sparse loop is the faster one: where the two met when
+// measured on every stage of a ResNet. More than 1: it always is.
+struct SparseBelow {
+  double ternary, pointwise;  // filters of several taps, of one
+  double int8, real;
+};
+
 struct KernelTable {
   const char* name;
+  SparseBelow sparse_below;
   int64_t lanes;
   int64_t sparse_vectors;  // the largest tile of the sparse kernel
   // Blocks of kBlock output channels [begin, end) of all pixels [first, last); first is a multiple
-  // of lanes. scratch: (k + kGroup) * kBlock * 4 bytes for expanded codes (ternary).
+  // of lanes. scratch: dense_scratch(k) bytes for integer weights.
   void (*conv_dense)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
                      uint8_t* scratch);
   // The same with channels in the lanes: blocks of 2 * lanes output channels, row segments [first,
@@ -115,6 +127,7 @@ struct KernelTable {
   void (*conv_wide)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
                     uint8_t* scratch);
   int64_t (*wide_scratch)(int64_t k);  // bytes
+  double wide_speed;                   // of its lanes, relative to those of conv_dense
   // Quads of output channels [begin, end).
   void (*conv_sparse)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // acc[n] = sum_k w[n][k] * x[k] for rows [begin, end). x is split into four streams (element k at

@@ -80,7 +80,7 @@ class PackedLayer(nn.Module):
             occupied = occupied.reshape(*occupied.shape[:-1], -1, 4).any(-1)
         taps = self.codes.shape[1:3] if self.codes.dim() == 4 else (1, 1)
         share = float(occupied.float().mean()) if occupied.numel() else 1.0
-        if core().prefer_sparse(share, *taps):
+        if core().prefer_sparse(self.weights, share, *taps):
             self.kind = "sparse"
         if self.codes.device.type == "cpu":
             self.packed = self._prepack()
