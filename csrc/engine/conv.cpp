@@ -45,8 +45,6 @@ uint8_t* panel_scratch(int64_t bytes) {
   return buffer.data();
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Without 4-way dot products, two neighboring 8-bit products are first added in 16 bits: 255 * 128
 // fits. A quad whose pair exceeds that becomes two of half the weight each; the sum is the same.
 void push_entry(Entry e, Weights weights, std::vector<Entry>* to) {
@@ -85,31 +83,6 @@ bool prefers_wide(const KernelTable& kernel, int64_t outputs, int64_t pixels, in
 
 }  // namespace
 
-int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil, bool ceil) {
-  if (size < 1 || stride < 1 || pad < 0 || dil < 1 ||
-      std::max({size, stride, pad, dil}) > (int64_t{1} << 30))
-    throw Error(ErrorKind::kUnsupportedShape,
-                "a window needs size, stride, dilation >= 1 and padding >= 0, got size " +
-                    std::to_string(size) + ", stride " + std::to_string(stride) + ", padding " +
-                    std::to_string(pad) + ", dilation " + std::to_string(dil) + ".");
-  const int64_t room = checked_mul(in, 1) + 2 * pad - (checked_mul(dil, size - 1) + 1);
-  // Rounded up, a window that is too large for the image still gives one output while its overhang
-  // is less than a stride.
-  int64_t out = 0;
-  if (room >= 0)
-    out = (ceil ? divide_up(room, stride) : room / stride) + 1;
-  else if (ceil && -room < stride)
-    out = 1;
-  if (ceil && out > 0 && (out - 1) * stride >= in + pad)
-    --out;  // a window must start inside the image or its left padding
-  if (in < 1 || out < 1)
-    throw Error(ErrorKind::kUnsupportedShape,
-                "the window covers " + std::to_string(dil * (size - 1) + 1) + " pixels, got " +
-                    std::to_string(in) + " with " + std::to_string(pad) +
-                    " of padding on each side.\n  Use a larger image or more padding.");
-  return out;
-}
-
 Epilogue make_epilogue(const Requantize& q, const Residual& r) {
   Epilogue e{};
   e.lo = q.lo;
@@ -126,110 +99,13 @@ Epilogue make_epilogue(const Requantize& q, const Residual& r) {
   return e;
 }
 
-Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w,
-               bool force_split)
-    : in_(in), window_(w), out_h_(out_h), out_w_(out_w), cells_(in.cells) {
-  split_ = force_split || w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.halo ||
-           w.pad_w > in.halo || out_w > in.pitch;
-  std::vector<int64_t> slot(static_cast<size_t>(w.stride_h * w.stride_w), -1);
-  if (split_) {
-    pitch_ = out_w + (s - 1) * w.dil_w / w.stride_w;
-    rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
-    phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, rows_), pitch_), 16) | 1) * 16;
-  } else {
-    pitch_ = in.pitch;
-    rows_ = in.h + 2 * in.halo;
-    base_ = (in.halo - w.pad_h) * in.pitch + in.halo - w.pad_w;
-    plane_ = in.plane;
-  }
-  for (int64_t i = 0; i < r; ++i)
-    for (int64_t j = 0; j < s; ++j) {
-      const int64_t y = i * w.dil_h, x = j * w.dil_w;
-      int64_t at = (y / w.stride_h) * pitch_ + x / w.stride_w;
-      if (split_) {
-        const int64_t phase = (y % w.stride_h) * w.stride_w + x % w.stride_w;
-        int64_t& index = slot[static_cast<size_t>(phase)];
-        if (index < 0) {
-          index = static_cast<int64_t>(phases_.size());
-          phases_.push_back(phase);
-        }
-        at += index * phase_plane_;
-      }
-      tap_.push_back(at);
-    }
-  if (split_) plane_ = checked_mul(phase_plane_, static_cast<int64_t>(phases_.size()));
-  if (checked_mul(cells_, plane_) + plane_ > std::numeric_limits<int32_t>::max())
-    throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 cells, got " +
-                                                  std::to_string(cells_ * plane_) +
-                                                  ".\n  Split the batch or the image.");
-  pixels_ = in.n ? ((in.n - 1) * rows_ + out_h - 1) * pitch_ + out_w : 0;
-}
-
-void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out, int64_t phase,
-                        uint32_t fill) const {
-  const int64_t a = phase / window_.stride_w, b = phase % window_.stride_w;
-  // Columns [first, last) of a phase row lie inside the image.
-  const int64_t first = std::min(
-      pitch_,
-      std::max<int64_t>(0, divide_up(std::max<int64_t>(0, window_.pad_w - b), window_.stride_w)));
-  const int64_t reach = in_.w + window_.pad_w - b;
-  const int64_t last =
-      std::max(first, std::min(pitch_, reach > 0 ? divide_up(reach, window_.stride_w) : 0));
-  for (int64_t n = 0; n < in_.n; ++n)
-    for (int64_t i = 0; i < rows_; ++i) {
-      uint8_t* const row = out + (n * rows_ + i) * pitch_ * 4;
-      const int64_t y = i * window_.stride_h + a - window_.pad_h;
-      if (y < 0 || y >= in_.h) {
-        fill_cells(row, fill, pitch_);
-        continue;
-      }
-      fill_cells(row, fill, first);
-      if (last > first)
-        kernel.gather(in + in_.cell(n, y, first * window_.stride_w + b - window_.pad_w) * 4,
-                      window_.stride_w, last - first, row + first * 4);
-      fill_cells(row + last * 4, fill, pitch_ - last);
-    }
-}
-
-const uint8_t* Domain::prepare(const uint8_t* in, uint8_t* scratch, uint32_t fill) const {
-  if (!split_) return in + base_ * 4;
-  const int64_t count = static_cast<int64_t>(phases_.size());
-  const KernelTable& kernel =
-      kernels();  // the caller's choice: a forced instruction set belongs to its thread
-  parallel_for(cells_ * count, cells_ * plane_, [&](int64_t i, int) {
-    copy_phase(kernel, in + (i / count) * in_.plane * 4, scratch + i * phase_plane_ * 4,
-               phases_[static_cast<size_t>(i % count)], fill);
-  });
-  return scratch;
-}
-
-std::vector<Segment> Domain::segments(const Grid& out) const {
-  std::vector<Segment> list;
-  for (int64_t n = 0; n < in_.n; ++n)
-    for (int64_t y = 0; y < out_h_; ++y) {
-      const Segment s{(n * rows_ + y) * pitch_, out_w_, out.cell(n, y, 0)};
-      if (!list.empty() && list.back().flat + list.back().length == s.flat &&
-          list.back().cell + list.back().length == s.cell)
-        list.back().length += s.length;
-      else
-        list.push_back(s);
-    }
-  return list;
-}
-
-std::vector<uint8_t> Domain::valid(const Grid& out) const {
-  std::vector<uint8_t> bits(static_cast<size_t>(pixels_ / 8 + 16), 0);
-  for (const Segment& s : segments(out))
-    for (int64_t p = s.flat; p < s.flat + s.length; ++p)
-      bits[static_cast<size_t>(p / 8)] =
-          static_cast<uint8_t>(bits[static_cast<size_t>(p / 8)] | (1u << (p % 8)));
-  return bits;
-}
-
 ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bias,
                    int32_t x_zero_point, const Grid& in, const Grid& out, const Window& w,
-                   const Residual& residual, const Requantize& q)
-    : domain_(in, packed.shape.r, packed.shape.s, w, out.h, out.w), out_(out), packed_(packed) {
+                   const Residual& residual, const Requantize& q, int64_t row_filter)
+    : domain_(row_filter ? Domain::rows(in, packed.shape.r, row_filter, w, out.h, out.w)
+                         : Domain(in, packed.shape.r, packed.shape.s, w, out.h, out.w)),
+      out_(out),
+      packed_(packed) {
   const WeightShape& s = packed.shape;
   const int64_t taps = s.r * s.s;
   const size_t padded = static_cast<size_t>(divide_up(s.o, kChannelPad) * kChannelPad);
@@ -309,8 +185,8 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   a.x = domain_.prepare(x, scratch, fill_);
   a.y = y;
   a.residual = residual;
-  const bool wide = wide_possible_ &&
-                    prefers_wide(kernels(), a.outputs, out_.n * out_.h * out_.w, a.pixels);
+  const bool wide =
+      wide_possible_ && prefers_wide(kernels(), a.outputs, out_.n * out_.h * out_.w, a.pixels);
   if (packed_.sparse)
     run_sparse(a);
   else if (wide)

@@ -96,7 +96,7 @@ int Engine::dequantize(int x) {
 }
 
 std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep_plain,
-                                                 bool x_float) const {
+                                                 bool x_float, bool by_rows) const {
   if (x_float != (w.kind == Weights::kFloat))
     bad_graph(
         "u8 values need integer weights and float values float ones: insert quantize or "
@@ -106,9 +106,18 @@ std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep
   layer->shape = w.shape;
   layer->kind = w.kind;
   layer->density = density(w.kind, w.data, w.shape);
-  const bool sparse =
-      w.sparse < 0 ? prefer_sparse(w.kind, layer->density, w.shape.r, w.shape.s) : w.sparse != 0;
-  const std::vector<uint8_t> blob = pack_weights(sparse, w.kind, w.data, w.shape);
+  std::vector<uint8_t> rows;
+  WeightShape shape = w.shape;
+  const void* data = w.data;
+  if (by_rows) {
+    rows = pack_filter_rows(w.kind, w.data, w.shape, &shape);
+    data = rows.data();
+    layer->row_filter = w.shape.s;
+  }
+  const bool sparse = w.sparse < 0
+                          ? prefer_sparse(w.kind, density(w.kind, data, shape), shape.r, shape.s)
+                          : w.sparse != 0;
+  const std::vector<uint8_t> blob = pack_weights(sparse, w.kind, data, shape);
   layer->packed = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
   std::memcpy(layer->packed.data(), blob.data(), blob.size());
   layer->view = view_packed(layer->packed.data(), static_cast<int64_t>(blob.size()));
@@ -127,6 +136,13 @@ std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep
   return layer;
 }
 
+// Does packing filter rows save more products than copying the image costs?
+static bool rows_pay(const WeightShape& s, const Window& w) {
+  if (s.groups != 1 || w.dil_w != 1 || s.i > 16) return false;
+  const int64_t saved = s.r * (s.s * divide_up(s.i, 4) - divide_up(s.s * s.i, 4));
+  return saved * s.o >= 64;
+}
+
 int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& window,
                    const Requantize& q) {
   const Node& in = value(x, "conv2d");
@@ -140,7 +156,7 @@ int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& wind
               std::to_string(in.channels) + ".");
   if (residual >= 0 && value(residual, "conv2d residual").channels != w.shape.o)
     bad_graph("the residual of conv2d needs " + std::to_string(w.shape.o) + " channels.");
-  n.layer = make_layer(w, false, in.is_float);
+  n.layer = make_layer(w, false, in.is_float, !in.is_float && rows_pay(w.shape, window));
   n.channels = w.shape.o;
   n.window = window;
   set_output_kind(n, q);

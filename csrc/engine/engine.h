@@ -40,6 +40,7 @@ struct LayerWeights {
   Buffer plain;  // linear with few rows reads these; empty elsewhere
   Buffer packed;
   PackedView view;
+  int64_t row_filter = 0;  // as ConvPlan's
   std::vector<float> scale, bias;
   double density = 1.0;
 };
@@ -104,8 +105,8 @@ class Engine {
   const Node& value(int id, const char* what) const;
   int push(Node node);
   void set_output_kind(Node& node, const Requantize& q);
-  std::shared_ptr<LayerWeights> make_layer(const ConvWeights& w, bool keep_plain,
-                                           bool x_float) const;
+  std::shared_ptr<LayerWeights> make_layer(const ConvWeights& w, bool keep_plain, bool x_float,
+                                           bool by_rows = false) const;
 
   std::vector<Node> nodes_;
   int output_ = -1;

@@ -13,6 +13,8 @@ namespace tops {
 // Throws kUnsupportedShape where a product of sizes leaves int64.
 int64_t checked_mul(int64_t a, int64_t b);
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // An activation tensor in memory: [cells][n][h + 2 halo][pitch] 4-byte cells, pitch = w + halo. The
 // right halo of a row is the left halo of the next one, so a padded row costs one halo, not two.
 // Planes are an odd number of cache lines apart: with a power of two, the planes of one pixel would

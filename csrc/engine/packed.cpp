@@ -185,6 +185,24 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
   return blob;
 }
 
+std::vector<uint8_t> pack_filter_rows(Weights kind, const void* w, const WeightShape& s,
+                                      WeightShape* packed) {
+  const int64_t quads_a_row = (s.s * s.i + 3) / 4, unit = kind == Weights::kInt8 ? 4 : 1;
+  *packed = {s.o, s.r, quads_a_row, 4, 1};
+  std::vector<uint8_t> rows(static_cast<size_t>(s.o * s.r * quads_a_row * unit), 0);
+  for (int64_t row = 0; row < s.o * s.r; ++row)
+    for (int64_t t = 0; t < s.s * s.i; ++t) {
+      const int64_t o = row / s.r, tap = row % s.r * s.s + t / s.i;
+      const int8_t value = integer_at(kind, w, s, o, tap, t % s.i);
+      uint8_t* const quad = &rows[static_cast<size_t>((row * quads_a_row + t / 4) * unit)];
+      if (kind == Weights::kInt8)
+        quad[t % 4] = static_cast<uint8_t>(value);
+      else
+        *quad = static_cast<uint8_t>(*quad | ((value & 3) << (2 * (t % 4))));
+    }
+  return rows;
+}
+
 PackedView view_packed(const uint8_t* blob, int64_t bytes) {
   PackedHeader h;
   if (bytes < static_cast<int64_t>(sizeof(h))) bad_blob("too short");

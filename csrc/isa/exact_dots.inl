@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inside a policy whose dot products add four products exactly to 32-bit sums in one step: nothing is
-// narrowed, nothing is widened.
+// Inside a policy whose dot products add four products exactly to 32-bit sums in one step: nothing
+// is narrowed, nothing is widened.
 
 static constexpr int64_t kNarrowSteps = 0;
 static TOPS_INLINE I dot_narrow(I acc, I x, I w) { return dot_ternary(acc, x, w); }

@@ -67,7 +67,9 @@ struct V {
   // more registers than there are.
   static TOPS_INLINE I dot_narrow(I acc, I x, I w) {
     I product;
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(x), "x"(w));
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+            : "+x"(acc), "=&x"(product)
+            : "x"(x), "x"(w));
     return acc;
   }
   static TOPS_INLINE I add_narrow(I acc, I narrow) {
@@ -82,8 +84,9 @@ struct V {
     const I w_even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), w_odd = _mm256_srai_epi16(w, 8);
     return add(acc, add(_mm256_madd_epi16(x_even, w_even), _mm256_madd_epi16(x_odd, w_odd)));
   }
-  // The same for the dense loop, which widens its inputs once for all channels and reads weights that
-  // were widened when the panel was expanded: two pairs of int16, even and odd bytes of a quad.
+  // The same for the dense loop, which widens its inputs once for all channels and reads weights
+  // that were widened when the panel was expanded: two pairs of int16, even and odd bytes of a
+  // quad.
   static constexpr int64_t kInt8QuadBytes = 8;
   struct Wide {
     I even, odd;

@@ -176,8 +176,8 @@ struct Factor<Weights::kInt8> {
   static TOPS_INLINE V::I dot(V::I acc, Factor x, Factor w) { return V::dot_wide(acc, x.v, w.v); }
 };
 
-// Channels 0 .. J x NV vectors held by name, not in an array: GCC keeps an array that a loop indexes
-// in memory.
+// Channels 0 .. J x NV vectors held by name, not in an array: GCC keeps an array that a loop
+// indexes in memory.
 template <Weights W, int NV, int J>
 struct Block {
   using X = Factor<W>;

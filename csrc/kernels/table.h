@@ -17,8 +17,8 @@ constexpr int64_t kBlock = 8;
 // Rows of k that one 64-byte group of dense codes holds for a block.
 constexpr int64_t kGroup = 8;
 
-// Bytes for the expanded weights of one block: ternary codes become quads, 8-bit quads may be widened
-// to 16 bits.
+// Bytes for the expanded weights of one block: ternary codes become quads, 8-bit quads may be
+// widened to 16 bits.
 constexpr int64_t dense_scratch(int64_t k) { return (k + kGroup) * kBlock * 8; }
 
 // Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
