@@ -45,31 +45,6 @@ uint8_t* panel_scratch(int64_t bytes) {
   return buffer.data();
 }
 
-// Without 4-way dot products, two neighboring 8-bit products are first added in 16 bits: 255 * 128
-// fits. A quad whose pair exceeds that becomes two of half the weight each; the sum is the same.
-void push_entry(Entry e, Weights weights, std::vector<Entry>* to) {
-  int8_t w[4], half[4], rest[4];
-  std::memcpy(w, &e.weight, 4);
-  bool fits = weights != Weights::kInt8;
-  if (!fits) {
-    fits = true;
-    for (int i = 0; i < 4; i += 2)
-      fits = fits && std::max(w[i], int8_t{0}) + std::max(w[i + 1], int8_t{0}) <= 128 &&
-             std::min(w[i], int8_t{0}) + std::min(w[i + 1], int8_t{0}) >= -128;
-  }
-  if (!fits) {
-    for (int i = 0; i < 4; ++i) {
-      half[i] = static_cast<int8_t>(w[i] / 2);
-      rest[i] = static_cast<int8_t>(w[i] - half[i]);
-    }
-    Entry first = e;
-    std::memcpy(&first.weight, half, 4);
-    std::memcpy(&e.weight, rest, 4);
-    to->push_back(first);
-  }
-  to->push_back(e);
-}
-
 // Lanes that do useful work: of pixels, what the flat domain's halos and its last vector leave; of
 // channels, what the last wide block leaves.
 bool prefers_wide(const KernelTable& kernel, int64_t outputs, int64_t pixels, int64_t flat) {
@@ -123,18 +98,14 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     for (int64_t c = 0; c < packed.cells; ++c)
       for (int64_t t = 0; t < taps; ++t)
         table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(domain_.offset(c, t));
-    rows_.assign(1, 0);
-    entries_.reserve(static_cast<size_t>(packed.entry_count()));
-    for (int64_t o = 0; o < s.o; ++o) {
-      for (int64_t i = packed.rows[o]; i < packed.rows[o + 1]; ++i) {
-        const Entry e = packed.entries[i];
-        if (e.offset < 0 || static_cast<size_t>(e.offset) >= table.size())
-          throw Error(ErrorKind::kBadWeights,
-                      "packed weights are not valid: entry " + std::to_string(i) +
-                          " points outside the filter.\n  Make them with prepack.");
-        push_entry({table[static_cast<size_t>(e.offset)], e.weight}, packed.weights, &entries_);
-      }
-      rows_.push_back(static_cast<int64_t>(entries_.size()));
+    entries_.resize(static_cast<size_t>(packed.entry_count()));
+    for (size_t i = 0; i < entries_.size(); ++i) {
+      const Entry e = packed.entries[i];
+      if (e.offset < 0 || static_cast<size_t>(e.offset) >= table.size())
+        throw Error(ErrorKind::kBadWeights,
+                    "packed weights are not valid: entry " + std::to_string(i) +
+                        " points outside the filter.\n  Make them with prepack.");
+      entries_[i] = {table[static_cast<size_t>(e.offset)], e.weight};
     }
   } else {
     for (int64_t c = 0; c < (taps ? packed.k / taps : 0); ++c)
@@ -151,7 +122,8 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.panel_bytes = packed.panel_bytes;
   a.group_blocks = s.groups > 1 ? s.o / s.groups / kBlock : divide_up(s.o, kBlock) + 1;
   a.group_stride = (s.groups ? packed.cells / s.groups : 0) * domain_.plane() * 4;
-  a.rows = rows_.data();
+  a.rows = packed.rows;
+  a.bundles = packed.bundles;
   a.entries = entries_.data();
   a.outputs = s.o;
   a.epilogue = make_epilogue(q, residual);

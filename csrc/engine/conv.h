@@ -47,7 +47,6 @@ class ConvPlan {
   bool wide_possible_ = false;  // dense, with channels in the lanes
   uint32_t fill_ = 0, halo_ = 0;
   std::vector<int64_t> offsets_;
-  std::vector<int64_t> rows_;
   std::vector<Entry> entries_;
   std::vector<int32_t> start_;
   std::vector<float> scale_, bias_;

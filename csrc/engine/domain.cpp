@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <numeric>
 #include <string>
 
 #include "engine/threads.h"
@@ -12,6 +11,12 @@
 #include "isa/isa.h"
 
 namespace tops {
+namespace {
+
+// Cells of the widest vector.
+constexpr int64_t kRowCells = 16;
+
+}  // namespace
 
 int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil, bool ceil) {
   if (size < 1 || stride < 1 || pad < 0 || dil < 1 ||
@@ -41,11 +46,10 @@ int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_
 Domain::Domain(const Grid& in, const Window& w, int64_t out_h, int64_t out_w)
     : in_(in), window_(w), out_h_(out_h), out_w_(out_w), cells_(in.cells) {}
 
-Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w,
-               bool force_split)
+Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w)
     : Domain(in, w, out_h, out_w) {
-  split_ = force_split || w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.halo ||
-           w.pad_w > in.halo || out_w > in.pitch;
+  split_ = w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.halo || w.pad_w > in.halo ||
+           out_w > in.pitch;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h * w.stride_w), -1);
   if (split_) {
     pitch_ = out_w + (s - 1) * w.dil_w / w.stride_w;
@@ -75,17 +79,15 @@ Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t ou
   check_and_close();
 }
 
-// Quads q and q' of a row hold the same bytes, some outputs apart, where 4 (q' - q) is a multiple
-// of the step: step * shift = 4 * planes, the smallest such multiple.
+// Each quad of a filter row has its own plane, so that output pixel x reads cell x of it: rows of
+// whole vectors make every load an aligned one.
 Domain Domain::rows(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h,
                     int64_t out_w) {
   Domain d(in, w, out_h, out_w);
   d.split_ = true;
   d.cells_ = 1;
-  d.step_ = w.stride_w * in.channels;
-  d.row_planes_ = std::lcm(d.step_, int64_t{4}) / 4;
-  const int64_t quads = divide_up(s * in.channels, 4), shift = 4 * d.row_planes_ / d.step_;
-  d.pitch_ = out_w + (quads - 1) / d.row_planes_ * shift;
+  d.row_quads_ = divide_up(s * in.channels, 4);
+  d.pitch_ = divide_up(out_w, kRowCells) * kRowCells;
   d.rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
   d.phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, d.rows_), d.pitch_), 16) | 1) * 16;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h), -1);
@@ -96,16 +98,15 @@ Domain Domain::rows(const Grid& in, int64_t r, int64_t s, const Window& w, int64
       index = static_cast<int64_t>(d.phases_.size());
       d.phases_.push_back(y % w.stride_h);
     }
-    for (int64_t q = 0; q < quads; ++q)
-      d.tap_.push_back((index * d.row_planes_ + q % d.row_planes_) * d.phase_plane_ +
-                       y / w.stride_h * d.pitch_ + q / d.row_planes_ * shift);
+    for (int64_t q = 0; q < d.row_quads_; ++q)
+      d.tap_.push_back((index * d.row_quads_ + q) * d.phase_plane_ + y / w.stride_h * d.pitch_);
   }
   d.check_and_close();
   return d;
 }
 
 void Domain::check_and_close() {
-  const int64_t planes = std::max<int64_t>(1, row_planes_);
+  const int64_t planes = std::max<int64_t>(1, row_quads_);
   if (split_)
     plane_ = checked_mul(phase_plane_, checked_mul(planes, static_cast<int64_t>(phases_.size())));
   if (checked_mul(cells_, plane_) + plane_ > std::numeric_limits<int32_t>::max())
@@ -144,38 +145,37 @@ void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* o
 // Row y of image n (outside: fill) as a stream of bytes from the left padding on, and from it one
 // row of each plane, which begins at out.
 void Domain::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y, uint32_t fill) const {
-  const int64_t c = in_.channels, left = window_.pad_w * c,
-                bytes = pitch_ * step_ + 4 * row_planes_;
+  const int64_t c = in_.channels, step = window_.stride_w * c, left = window_.pad_w * c;
   if (y < 0 || y >= in_.h) {
-    for (int64_t j = 0; j < row_planes_; ++j) fill_cells(out + j * phase_plane_ * 4, fill, pitch_);
+    for (int64_t q = 0; q < row_quads_; ++q) fill_cells(out + q * phase_plane_ * 4, fill, pitch_);
     return;
   }
   static thread_local std::vector<uint8_t> stream;
-  const int64_t image = std::min(in_.w, divide_up(std::max<int64_t>(0, bytes - left), c));
-  stream.resize(static_cast<size_t>(std::max(bytes, left + image * c) + 4));
-  std::memset(stream.data(), static_cast<int>(fill & 0xff), stream.size());
+  const int64_t wanted = (pitch_ - 1) * step + 4 * row_quads_;
+  stream.resize(static_cast<size_t>(std::max(wanted, left + in_.w * c) + 4));
+  std::memset(stream.data(), static_cast<int>(fill & 0xff), static_cast<size_t>(left));
   uint8_t* to = stream.data() + left;
   const uint8_t* const row = in + in_.cell(n, y, 0) * 4;
-  // Whole cells are copied; the bytes beyond the channels are written over by the next pixel.
-  for (int64_t x = 0; x < image; ++x, to += c)
+  // Whole cells are copied; what lies beyond the channels is written over by the next pixel.
+  for (int64_t x = 0; x < in_.w; ++x, to += c)
     for (int64_t cell = 0; cell < in_.cells; ++cell)
       std::memcpy(to + 4 * cell, row + (cell * in_.plane + x) * 4, 4);
   std::memset(to, static_cast<int>(fill & 0xff),
               static_cast<size_t>(stream.data() + stream.size() - to));
-  for (int64_t j = 0; j < row_planes_; ++j) {
-    const uint8_t* from = stream.data() + 4 * j;
-    uint8_t* const plane = out + j * phase_plane_ * 4;
-    for (int64_t x = 0; x < pitch_; ++x, from += step_) std::memcpy(plane + x * 4, from, 4);
+  for (int64_t q = 0; q < row_quads_; ++q) {
+    const uint8_t* from = stream.data() + 4 * q;
+    uint8_t* const plane = out + q * phase_plane_ * 4;
+    for (int64_t x = 0; x < pitch_; ++x, from += step) std::memcpy(plane + x * 4, from, 4);
   }
 }
 
 const uint8_t* Domain::prepare(const uint8_t* in, uint8_t* scratch, uint32_t fill) const {
   if (!split_) return in + base_ * 4;
   const int64_t count = static_cast<int64_t>(phases_.size());
-  if (row_planes_) {
+  if (row_quads_) {
     parallel_for(in_.n * rows_, plane_, [&](int64_t i, int) {
       for (int64_t p = 0; p < count; ++p)
-        copy_row(in, scratch + (p * row_planes_ * phase_plane_ + i * pitch_) * 4, i / rows_,
+        copy_row(in, scratch + (p * row_quads_ * phase_plane_ + i * pitch_) * 4, i / rows_,
                  i % rows_ * window_.stride_h + phases_[static_cast<size_t>(p)] - window_.pad_h,
                  fill);
     });

@@ -22,8 +22,7 @@ int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_
 // stride x stride phases, so that along a row consecutive outputs always read consecutive cells.
 class Domain {
  public:
-  Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w,
-         bool force_split = false);
+  Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w);
   // For few channels, whose cells would be partly empty: a filter row of s taps x c channels is one
   // run of s * c bytes of an image row, read as quads regardless of where a pixel ends. Tap (i, j)
   // is quad j of row i (pack_rows makes such weights).
@@ -59,8 +58,7 @@ class Domain {
   int64_t base_ = 0, pitch_ = 0, rows_ = 0, plane_ = 0, phase_plane_ = 0, pixels_ = 0;
   std::vector<int64_t> tap_;
   std::vector<int64_t> phases_;  // split: the phases that some tap needs; rows: of rows
-  // rows: bytes between two outputs, and planes that hold every quad of a row once (0: not rows).
-  int64_t step_ = 0, row_planes_ = 0;
+  int64_t row_quads_ = 0;        // rows: quads of a filter row; else 0
 };
 
 }  // namespace tops

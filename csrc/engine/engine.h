@@ -136,7 +136,6 @@ class Plan {
     Grid grid;
     int64_t at = 0, scratch_at = 0, scratch = 0;
     std::unique_ptr<ConvPlan> conv;
-    std::unique_ptr<Domain> domain;  // max pool
     bool matvec = false, external = false;
   };
   void infer_shapes(int64_t n, int64_t h, int64_t w);

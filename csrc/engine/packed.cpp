@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/packed.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <string>
 
+#include "engine/bundles.h"
 #include "engine/grid.h"
 #include "isa/error.h"
 #include "isa/isa.h"
@@ -12,22 +15,70 @@ namespace tops {
 namespace {
 
 constexpr char kMagic[8] = {'T', 'O', 'P', 'S', 'P', 'A', 'C', 'K'};
-constexpr int32_t kVersion = 1;
+constexpr int32_t kVersion = 2;
 
 int64_t quads(const WeightShape& s) { return (s.i + 3) / 4; }
 
-// The weight of output o, tap t, input channel c of the group, as int8; code 10 throws.
-int8_t integer_at(Weights kind, const void* w, const WeightShape& s, int64_t o, int64_t tap,
-                  int64_t c) {
-  const int64_t row = (o * s.r * s.s + tap) * quads(s);
-  if (kind == Weights::kInt8) return static_cast<const int8_t*>(w)[row * 4 + c];
-  const int code = (static_cast<const uint8_t*>(w)[row + c / 4] >> (2 * (c % 4))) & 3;
-  if (code == 2)
-    throw Error(ErrorKind::kBadWeights,
-                "codes must be 00, 01 or 11, got 10 at output " + std::to_string(o) + ", tap " +
-                    std::to_string(tap) + ", input channel " + std::to_string(c) +
-                    ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
-  return static_cast<int8_t>(code == 3 ? -1 : code);
+[[noreturn]] void bad_code(int64_t o, int64_t tap, int64_t c) {
+  throw Error(ErrorKind::kBadWeights,
+              "codes must be 00, 01 or 11, got 10 at output " + std::to_string(o) + ", tap " +
+                  std::to_string(tap) + ", input channel " + std::to_string(c) +
+                  ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
+}
+
+// The bits of four int8 from one byte of codes.
+int32_t expand(uint8_t codes) {
+  uint32_t quad = 0;
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t code = (codes >> (2 * j)) & 3u;
+    quad |= (code == 3 ? 0xffu : code) << (8 * j);
+  }
+  return static_cast<int32_t>(quad);
+}
+
+// expand of every byte, made once.
+const std::array<int32_t, 256>& expansions() {
+  static const std::array<int32_t, 256> table = [] {
+    std::array<int32_t, 256> t{};
+    for (size_t i = 0; i < t.size(); ++i) t[i] = expand(static_cast<uint8_t>(i));
+    return t;
+  }();
+  return table;
+}
+
+// Integer weights by quads, as they were given: 4 channels of one tap of one output's group.
+class Quads {
+ public:
+  Quads(Weights kind, const void* w, const WeightShape& s)
+      : kind_(kind), w_(static_cast<const uint8_t*>(w)), s_(s), count_(quads(s)) {}
+  // Throws kBadWeights on the invalid code.
+  int32_t operator()(int64_t o, int64_t tap, int64_t quad) const {
+    const int64_t at = (o * s_.r * s_.s + tap) * count_ + quad;
+    if (kind_ == Weights::kInt8) {
+      int32_t v;
+      std::memcpy(&v, w_ + at * 4, 4);
+      return v;
+    }
+    const uint8_t codes = w_[at];
+    const int invalid = codes & 0xaa & ~(codes << 1);
+    if (invalid) bad_code(o, tap, quad * 4 + __builtin_ctz(static_cast<unsigned>(invalid)) / 2);
+    return expansions()[codes];
+  }
+  int8_t value(int64_t o, int64_t tap, int64_t c) const {
+    return static_cast<int8_t>((*this)(o, tap, c / 4) >> (8 * (c % 4)));
+  }
+
+ private:
+  Weights kind_;
+  const uint8_t* w_;
+  WeightShape s_;
+  int64_t count_;
+};
+
+int32_t sum_of(int32_t quad) {
+  int32_t sum = 0;
+  for (int j = 0; j < 4; ++j) sum += static_cast<int8_t>(quad >> (8 * j));
+  return sum;
 }
 
 float float_at(const void* w, const WeightShape& s, int64_t o, int64_t tap, int64_t c) {
@@ -47,26 +98,28 @@ void append(std::vector<uint8_t>& out, const T* data, size_t n) {
 
 // Four weights of one natural cell (channels 4 cell .. 4 cell + 3 of the whole input) that belong
 // to the group of output o.
-int32_t quad_at(Weights kind, const void* w, const WeightShape& s, int64_t o, int64_t tap,
-                int64_t cell) {
+int32_t quad_at(const Quads& w, const WeightShape& s, int64_t o, int64_t tap, int64_t cell) {
   const int64_t first = (o / (s.o / s.groups)) * s.i;
-  int32_t quad = 0;
+  if (first % 4 == 0) return w(o, tap, cell - first / 4);
+  uint32_t quad = 0;
   for (int64_t j = 0; j < 4; ++j) {
     const int64_t c = cell * 4 + j - first;
-    if (c < 0 || c >= s.i) continue;
-    const uint32_t byte = static_cast<uint8_t>(integer_at(kind, w, s, o, tap, c));
-    quad |= static_cast<int32_t>(byte << (8 * j));
+    if (c >= 0 && c < s.i)
+      quad |= static_cast<uint32_t>(static_cast<uint8_t>(w.value(o, tap, c))) << (8 * j);
   }
-  return quad;
+  return static_cast<int32_t>(quad);
 }
 
 void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, const WeightShape& s) {
   const int64_t taps = s.r * s.s, per_group = s.groups ? s.o / s.groups : 0;
+  const int64_t unit = kind == Weights::kFloat ? 1 : 4;
+  const Quads quad(kind, w, s);
   std::vector<int64_t> rows{0};
   std::vector<Entry> entries;
+  std::vector<int32_t> bundles;
   for (int64_t o = 0; o < s.o; ++o) {
     const int64_t first = (o / per_group) * s.i, last = first + s.i;
-    const int64_t unit = kind == Weights::kFloat ? 1 : 4;
+    const size_t begin = entries.size();
     for (int64_t cell = first / unit; cell * unit < last; ++cell)
       for (int64_t tap = 0; tap < taps; ++tap) {
         int32_t bits = 0;
@@ -75,21 +128,16 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
           std::memcpy(&bits, &v, 4);
           if (v == 0.0f) bits = 0;  // an absent weight: 0 * inf counts as 0
         } else {
-          bits = quad_at(kind, w, s, o, tap, cell);
+          bits = quad_at(quad, s, o, tap, cell);
         }
         if (bits) entries.push_back({static_cast<int32_t>(cell * taps + tap), bits});
       }
+    if (kind == Weights::kInt8) bundle_entries(begin, &entries, &bundles);
     rows.push_back(static_cast<int64_t>(entries.size()));
   }
   append(blob, rows.data(), rows.size());
+  append(blob, bundles.data(), bundles.size());
   append(blob, entries.data(), entries.size());
-}
-
-// Weight j of the quad at row k = cell * taps + tap of output o, or 0 outside.
-int8_t weight_at(Weights kind, const void* w, const WeightShape& s, int64_t o, int64_t k,
-                 int64_t j) {
-  const int64_t taps = s.r * s.s, c = k / taps * 4 + j;
-  return o < s.o && c < s.i ? integer_at(kind, w, s, o, k % taps, c) : int8_t{0};
 }
 
 int64_t dense_rows(Weights kind, const WeightShape& s) {
@@ -101,28 +149,32 @@ int64_t panel_bytes_of(Weights kind, int64_t k) {
   return checked_mul(k, kBlock * 4);
 }
 
+// One row of 8 quads or floats into a panel of int8 or float weights.
+template <class T>
+void put_row(uint8_t* panel, int64_t row, int64_t o, T value) {
+  std::memcpy(panel + (row * kBlock + o) * 4, &value, 4);
+}
+
 void append_dense(std::vector<uint8_t>& blob, Weights kind, const void* w, const WeightShape& s) {
   const int64_t k = dense_rows(kind, s), taps = s.r * s.s, bytes = panel_bytes_of(kind, k);
+  const Quads quad(kind, w, s);
+  std::vector<uint8_t> panel(static_cast<size_t>(bytes));
   for (int64_t first = 0; first < s.o; first += kBlock) {
-    std::vector<uint8_t> panel(static_cast<size_t>(bytes), 0);
-    for (int64_t row = 0; row < k; ++row)
-      for (int64_t o = 0; o < kBlock; ++o) {
+    std::fill(panel.begin(), panel.end(), uint8_t{0});
+    for (int64_t o = 0; o < std::min(kBlock, s.o - first); ++o)
+      for (int64_t row = 0; row < k; ++row) {
+        const int64_t tap = row % taps, cell = row / taps;
         if (kind == Weights::kFloat) {
-          const float v =
-              first + o < s.o ? float_at(w, s, first + o, row % taps, row / taps) : 0.0f;
-          std::memcpy(&panel[static_cast<size_t>((row * kBlock + o) * 4)], &v, 4);
-          continue;
-        }
-        for (int64_t j = 0; j < 4; ++j) {
-          const uint8_t v = static_cast<uint8_t>(weight_at(kind, w, s, first + o, row, j));
-          if (kind == Weights::kInt8) {
-            panel[static_cast<size_t>((row * kBlock + o) * 4 + j)] = v;
-          } else {
-            const int64_t in_group = row % kGroup,
-                          at = row / kGroup * 64 + (in_group % 2) * 32 + o * 4 + j;
-            uint8_t& byte = panel[static_cast<size_t>(at)];
-            byte = static_cast<uint8_t>(byte | ((v & 3) << (2 * (in_group / 2))));
-          }
+          put_row(panel.data(), row, o, float_at(w, s, first + o, tap, cell));
+        } else if (kind == Weights::kInt8) {
+          put_row(panel.data(), row, o, quad(first + o, tap, cell));
+        } else {
+          const uint32_t bits = static_cast<uint32_t>(quad(first + o, tap, cell));
+          const int64_t in_group = row % kGroup;
+          uint8_t* const to =
+              &panel[static_cast<size_t>(row / kGroup * 64 + in_group % 2 * 32 + o * 4)];
+          for (int j = 0; j < 4; ++j)
+            to[j] = static_cast<uint8_t>(to[j] | ((bits >> (8 * j)) & 3) << (in_group / 2 * 2));
         }
       }
     append(blob, panel.data(), panel.size());
@@ -172,11 +224,12 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
   append(blob, &h, 1);
   std::vector<int32_t> sums(static_cast<size_t>(s.o + s.o % 2),
                             0);  // even, so that what follows stays 8-byte aligned
+  const Quads quad(weights, w, s);
   if (weights != Weights::kFloat)
     for (int64_t o = 0; o < s.o; ++o)
       for (int64_t tap = 0; tap < s.r * s.s; ++tap)
-        for (int64_t c = 0; c < s.i; ++c)
-          sums[static_cast<size_t>(o)] += integer_at(weights, w, s, o, tap, c);
+        for (int64_t q = 0; q < quads(s); ++q)
+          sums[static_cast<size_t>(o)] += sum_of(quad(o, tap, q));
   append(blob, sums.data(), sums.size());
   if (sparse)
     append_sparse(blob, weights, w, s);
@@ -189,11 +242,12 @@ std::vector<uint8_t> pack_filter_rows(Weights kind, const void* w, const WeightS
                                       WeightShape* packed) {
   const int64_t quads_a_row = (s.s * s.i + 3) / 4, unit = kind == Weights::kInt8 ? 4 : 1;
   *packed = {s.o, s.r, quads_a_row, 4, 1};
+  const Quads source(kind, w, s);
   std::vector<uint8_t> rows(static_cast<size_t>(s.o * s.r * quads_a_row * unit), 0);
   for (int64_t row = 0; row < s.o * s.r; ++row)
     for (int64_t t = 0; t < s.s * s.i; ++t) {
       const int64_t o = row / s.r, tap = row % s.r * s.s + t / s.i;
-      const int8_t value = integer_at(kind, w, s, o, tap, t % s.i);
+      const int8_t value = source.value(o, tap, t % s.i);
       uint8_t* const quad = &rows[static_cast<size_t>((row * quads_a_row + t / 4) * unit)];
       if (kind == Weights::kInt8)
         quad[t % 4] = static_cast<uint8_t>(value);
@@ -230,6 +284,18 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
     if (v.rows[0] != 0) bad_blob("first row");
     for (int64_t o = 0; o < h.o; ++o)
       if (v.rows[o + 1] < v.rows[o] || v.rows[o + 1] > bytes / 8) bad_blob("row order");
+    if (v.weights == Weights::kInt8) {
+      v.bundles = reinterpret_cast<const int32_t*>(take(h.o * kMostBundle * 4));
+      for (int64_t o = 0; o < h.o; ++o) {
+        int64_t count = 0;
+        for (int64_t i = 0; i < kMostBundle; ++i) {
+          const int32_t n = v.bundles[o * kMostBundle + i];
+          if (n < 0) bad_blob("bundles");
+          count += n * (kMostBundle - i);
+        }
+        if (count != v.rows[o + 1] - v.rows[o]) bad_blob("bundles");
+      }
+    }
     v.entries = reinterpret_cast<const Entry*>(take(v.rows[h.o] * 8));
   } else {
     if (!dense_possible(v.shape, v.weights)) bad_blob("groups");

@@ -33,12 +33,13 @@ struct PackedView {
   WeightShape shape;
   Weights weights = Weights::kTernary;
   bool sparse = false;
-  int64_t cells = 0;                // input cells of one pixel, all groups
-  int64_t k = 0;                    // dense: cells of one group x taps
-  const int32_t* sums = nullptr;    // [O] sum of the weights
-  const int64_t* rows = nullptr;    // sparse: [O + 1]
-  const Entry* entries = nullptr;   // sparse: offset holds cell * taps + tap
-  const uint8_t* panels = nullptr;  // dense
+  int64_t cells = 0;                 // input cells of one pixel, all groups
+  int64_t k = 0;                     // dense: cells of one group x taps
+  const int32_t* sums = nullptr;     // [O] sum of the weights
+  const int64_t* rows = nullptr;     // sparse: [O + 1]
+  const int32_t* bundles = nullptr;  // sparse int8: [O][kMostBundle], engine/bundles.h
+  const Entry* entries = nullptr;    // sparse: offset holds cell * taps + tap
+  const uint8_t* panels = nullptr;   // dense
   int64_t panel_bytes = 0;
   int64_t entry_count() const { return sparse ? rows[shape.o] : 0; }
 };

@@ -111,10 +111,6 @@ void Plan::prepare_steps() {
           l.view, l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, s.grid,
           node.window, residual_of(nodes_, node.b), node.requantize, l.row_filter);
       s.scratch = s.conv->scratch_bytes();
-    } else if (node.op == Op::kMaxPool) {
-      s.domain = std::make_unique<Domain>(in, node.kernel_h, node.kernel_w, node.window, s.grid.h,
-                                          s.grid.w, true);
-      s.scratch = s.domain->scratch_bytes();
     }
   }
 }

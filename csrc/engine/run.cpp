@@ -170,30 +170,40 @@ void Plan::run_matvec(const Node& node, const Step& s, uint8_t* arena) const {
 }
 
 void Plan::run_max_pool(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
+  const Grid& in = step(node.a).grid;
+  const Grid& out = s.grid;
+  const Window& w = node.window;
   const float lowest = -__builtin_inff();
   uint32_t fill = 0;  // the smallest code; for float, minus infinity
   if (node.is_float) std::memcpy(&fill, &lowest, 4);
-  uint8_t* const scratch = arena + s.scratch_at;
-  const uint8_t* const x = s.domain->prepare(arena + from.at, scratch, fill);
-  std::vector<int64_t> offsets;
-  for (int64_t t = 0; t < node.kernel_h * node.kernel_w; ++t)
-    offsets.push_back(s.domain->offset(0, t) * 4);
-  const std::vector<Segment> segments = s.domain->segments(s.grid);
-  PoolArgs a{};
-  a.x = x;
-  a.offsets = offsets.data();
-  a.taps = static_cast<int64_t>(offsets.size());
-  a.in_plane = s.domain->plane() * 4;
-  a.is_float = node.is_float;
-  a.y = arena + s.at;
-  a.plane = s.grid.plane * 4;
-  a.segments = segments.data();
-  a.segment_count = static_cast<int64_t>(segments.size());
+  const uint8_t* const x = arena + step(node.a).at;
+  uint8_t* const y = arena + s.at;
   const KernelTable& kernel = kernels();
-  parallel_for(s.grid.cells, vectors_of(s.grid) * a.taps,
-               [&](int64_t c, int) { kernel.max_pool(a, c, c + 1); });
-  fill_all_halos(s.grid, arena + s.at, halo_value(node));
+  const int64_t pitch =
+      std::max(w.pad_w + in.w, (out.w - 1) * w.stride_w + (node.kernel_w - 1) * w.dil_w + 1);
+  parallel_for(out.cells, vectors_of(in) * (node.kernel_h + 1), [&](int64_t c, int) {
+    std::vector<const uint8_t*> rows(static_cast<size_t>(node.kernel_h));
+    Buffer columns(pitch * out.h * 4 + kSlackBytes * w.stride_w);
+    fill_cells(columns.data(), fill, pitch * out.h);
+    for (int64_t n = 0; n < out.n; ++n) {
+      for (int64_t oy = 0; oy < out.h; ++oy) {
+        size_t count = 0;
+        for (int64_t i = 0; i < node.kernel_h; ++i) {
+          const int64_t iy = oy * w.stride_h - w.pad_h + i * w.dil_h;
+          if (iy >= 0 && iy < in.h) rows[count++] = x + (c * in.plane + in.cell(n, iy, 0)) * 4;
+        }
+        uint8_t* const row = columns.data() + (oy * pitch + w.pad_w) * 4;
+        if (count)
+          kernel.max_rows(rows.data(), static_cast<int64_t>(count), in.w, node.is_float, row);
+        else
+          fill_cells(row, fill, in.w);
+      }
+      for (int64_t oy = 0; oy < out.h; ++oy)
+        kernel.max_columns(columns.data() + oy * pitch * 4, node.kernel_w, w.stride_w, w.dil_w,
+                           node.is_float, y + (c * out.plane + out.cell(n, oy, 0)) * 4, out.w);
+    }
+  });
+  fill_all_halos(out, y, halo_value(node));
 }
 
 namespace {

@@ -22,10 +22,13 @@ struct V {
   }
   static TOPS_INLINE I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
   static TOPS_INLINE void store(void* p, I v) { _mm256_storeu_si256(static_cast<I*>(p), v); }
+  // A masked store takes some processors longer than the rest of a loop: whole vectors go without.
   static TOPS_INLINE void store_n(void* p, I v, int64_t n) {
+    if (n >= kLanes) return store(p, v);
     _mm256_maskstore_epi32(static_cast<int*>(p), first_lanes(n), v);
   }
   static TOPS_INLINE I load_n(const void* p, int64_t n) {
+    if (n >= kLanes) return load(p);
     return _mm256_maskload_epi32(static_cast<const int*>(p), first_lanes(n));
   }
   static TOPS_INLINE I set1(int32_t v) { return _mm256_set1_epi32(v); }
@@ -75,9 +78,7 @@ struct V {
   static TOPS_INLINE I add_narrow(I acc, I narrow) {
     return add(acc, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
   }
-  // Entries of the sparse loop: pairs of weights that cannot saturate (engine/conv.cpp splits the
-  // others).
-  static TOPS_INLINE I dot_int8_pairs(I acc, I x, I w) { return dot_ternary(acc, x, w); }
+  static TOPS_INLINE I product_narrow(I x, I w) { return _mm256_maddubs_epi16(x, w); }
   // 255 * 127 * 2 does not: even and odd bytes are widened and multiplied apart.
   static TOPS_INLINE I dot_int8(I acc, I x, I w) {
     const I x_even = and_(x, set1(0x00ff00ff)), x_odd = _mm256_srli_epi16(x, 8);

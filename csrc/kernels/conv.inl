@@ -24,7 +24,6 @@ constexpr bool narrow() {
 template <Weights W>
 static TOPS_INLINE V::I step_dot(V::I acc, V::I x, V::I w) {
   if constexpr (narrow<W>()) return V::dot_narrow(acc, x, w);
-  if constexpr (W == Weights::kInt8) return V::dot_int8_pairs(acc, x, w);
   return dot<W>(acc, x, w);
 }
 
@@ -351,6 +350,30 @@ static TOPS_INLINE void sparse_entries(const uint8_t* x, const Entry* e, const E
   }
 }
 
+// `count` bundles of G entries each: their products meet in 16 bits.
+template <int NV, int G>
+static TOPS_INLINE const Entry* sparse_bundles(const uint8_t* x, const Entry* e, int64_t count,
+                                               V::I* acc) {
+  V::I sums[NV];
+  for (int v = 0; v < NV; ++v) sums[v] = acc[v];
+  for (const Entry* const end = e + count * G; e < end; e += G) {
+    const uint8_t* in[G];
+    V::I w[G];
+    for (int i = 0; i < G; ++i) {
+      in[i] = x + static_cast<int64_t>(e[i].offset) * 4;
+      w[i] = V::set1(e[i].weight);
+    }
+    for (int v = 0; v < NV; ++v) {
+      V::I narrow = V::product_narrow(V::load(in[0] + v * V::kLanes * 4), w[0]);
+      for (int i = 1; i < G; ++i)
+        narrow = V::dot_narrow(narrow, V::load(in[i] + v * V::kLanes * 4), w[i]);
+      sums[v] = V::add_narrow(sums[v], narrow);
+    }
+  }
+  for (int v = 0; v < NV; ++v) acc[v] = sums[v];
+  return e;
+}
+
 template <Weights W, int NV>
 static TOPS_INLINE void sparse_channel(const ConvArgs& a, const uint8_t* x, int64_t o, V::I* out) {
   const Entry* e = a.entries + a.rows[o];
@@ -365,6 +388,12 @@ static TOPS_INLINE void sparse_channel(const ConvArgs& a, const uint8_t* x, int6
       for (int v = 0; v < NV; ++v) out[v] = V::add_narrow(out[v], sums[v]);
       e = stop;
     }
+  } else if constexpr (W == Weights::kInt8 && V::kNarrowSteps > 0) {
+    const int32_t* const count = a.bundles + o * kMostBundle;
+    e = sparse_bundles<NV, 4>(x, e, count[0], out);
+    e = sparse_bundles<NV, 3>(x, e, count[1], out);
+    e = sparse_bundles<NV, 2>(x, e, count[2], out);
+    sparse_bundles<NV, 1>(x, e, count[3], out);
   } else {
     sparse_entries<W, NV>(x, e, end, out);
   }

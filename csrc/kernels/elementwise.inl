@@ -2,26 +2,43 @@
 // Pools, sums and the two edges of a network. All work on runs of cells; the engine knows the
 // grids.
 
-static void max_pool(const PoolArgs& a, int64_t begin, int64_t end) {
-  for (int64_t c = begin; c < end; ++c) {
-    const uint8_t* const x = a.x + c * a.in_plane;
-    uint8_t* const y = a.y + c * a.plane;
-    for (int64_t i = 0; i < a.segment_count; ++i) {
-      const Segment& s = a.segments[i];
-      for (int64_t p = 0; p < s.length; p += V::kLanes) {
-        const uint8_t* const in = x + (s.flat + p) * 4;
-        V::I m = V::load(in + a.offsets[0]);
-        for (int64_t t = 1; t < a.taps; ++t) {
-          const V::I v = V::load(in + a.offsets[t]);
-          m = a.is_float ? V::as_i(V::maxf(V::as_f(v), V::as_f(m))) : V::max_u8(m, v);
-        }
-        uint8_t* const out = y + (s.cell + p) * 4;
-        if (s.length - p >= V::kLanes)
-          V::store(out, m);
-        else
-          V::store_n(out, m, s.length - p);
-      }
+template <bool kFloat>
+static TOPS_INLINE V::I larger(V::I a, V::I b) {
+  return kFloat ? V::as_i(V::maxf(V::as_f(b), V::as_f(a))) : V::max_u8(a, b);
+}
+
+// Largest of each column of a window: n cells of each row.
+static void max_rows(const uint8_t* const* rows, int64_t count, int64_t n, bool is_float,
+                     uint8_t* y) {
+  for (int64_t x = 0; x < n; x += V::kLanes) {
+    V::I m = V::load(rows[0] + x * 4);
+    for (int64_t i = 1; i < count; ++i) {
+      const V::I v = V::load(rows[i] + x * 4);
+      m = is_float ? larger<true>(m, v) : larger<false>(m, v);
     }
+    V::store_n(y + x * 4, m, min64(n - x, V::kLanes));
+  }
+}
+
+static TOPS_INLINE V::I load_strided(const uint8_t* p, int64_t stride) {
+  if (stride == 1) return V::load(p);
+  if (stride == 2) return V::load_stride2(p);
+  alignas(64) uint8_t cells[V::kLanes * 4];
+  for (int64_t l = 0; l < V::kLanes; ++l) __builtin_memcpy(cells + l * 4, p + l * stride * 4, 4);
+  return V::load(cells);
+}
+
+// Largest of each row of a window: y[i] = max over j < taps of x[i * stride + j * dilation].
+static void max_columns(const uint8_t* x, int64_t taps, int64_t stride, int64_t dilation,
+                        bool is_float, uint8_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += V::kLanes) {
+    const uint8_t* const from = x + i * stride * 4;
+    V::I m = load_strided(from, stride);
+    for (int64_t j = 1; j < taps; ++j) {
+      const V::I v = load_strided(from + j * dilation * 4, stride);
+      m = is_float ? larger<true>(m, v) : larger<false>(m, v);
+    }
+    V::store_n(y + i * 4, m, min64(n - i, V::kLanes));
   }
 }
 
@@ -99,8 +116,13 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
   for (; i < n; ++i) __builtin_memcpy(y + i * 4, x + i * stride * 4, 4);
 }
 
-static const KernelTable kTable = {TOPS_ISA_NAME, V::kSparseBelow, V::kLanes,    V::kSparseVectors,
-                                   conv_dense,    conv_wide,       wide_scratch, V::kWideSpeed,
-                                   conv_sparse,   matvec_ternary,  matvec_int8,  max_pool,
-                                   add,           quantize,        dequantize,   gather,
-                                   dot_burst,     read_burst};
+static const KernelTable kTable = {TOPS_ISA_NAME, V::kSparseBelow,
+                                   V::kLanes,     V::kSparseVectors,
+                                   conv_dense,    conv_wide,
+                                   wide_scratch,  V::kWideSpeed,
+                                   conv_sparse,   matvec_ternary,
+                                   matvec_int8,   max_rows,
+                                   max_columns,   add,
+                                   quantize,      dequantize,
+                                   gather,        dot_burst,
+                                   read_burst};

@@ -21,6 +21,9 @@ constexpr int64_t kGroup = 8;
 // widened to 16 bits.
 constexpr int64_t dense_scratch(int64_t k) { return (k + kGroup) * kBlock * 8; }
 
+// Entries of 8-bit quads whose products may be added in 16 bits, at most (engine/bundles.h).
+constexpr int64_t kMostBundle = 4;
+
 // Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
 // widest instruction set.
 constexpr int64_t kChannelPad = 32;
@@ -67,7 +70,10 @@ struct ConvArgs {
   int64_t group_stride;
   const int64_t* rows;   // sparse: [O + 1] first entry of each output channel
   const Entry* entries;  // sparse
-  int64_t outputs;       // O
+  // Sparse int8: [O][kMostBundle] how many bundles of 4, 3, 2 and 1 entries each channel has, in
+  // the order of its entries.
+  const int32_t* bundles;
+  int64_t outputs;  // O
   Epilogue epilogue;
   bool float_out;
   uint8_t* y;               // output cell 0
@@ -79,18 +85,6 @@ struct ConvArgs {
   const Segment* segments;  // not direct
   int64_t segment_count;
   uint32_t halo;  // what a cell outside the image holds
-};
-
-struct PoolArgs {
-  const uint8_t* x;        // phase grid, first cell of flat index 0
-  const int64_t* offsets;  // [taps] bytes
-  int64_t taps;
-  int64_t in_plane;  // bytes between two input cell planes
-  bool is_float;
-  uint8_t* y;
-  int64_t plane;
-  const Segment* segments;
-  int64_t segment_count;
 };
 
 struct AddArgs {
@@ -137,7 +131,11 @@ struct KernelTable {
   // The same for int8 rows of row_bytes; x is contiguous.
   void (*matvec_int8)(const uint8_t* x, const int8_t* w, int64_t row_bytes, int64_t begin,
                       int64_t end, int32_t* acc);
-  void (*max_pool)(const PoolArgs&, int64_t begin, int64_t end);  // cell planes
+  // A max pool of cells, in two passes: kernel_h + kernel_w maxima an output, not their product.
+  // Both may read one vector (times the stride) more than asked for.
+  void (*max_rows)(const uint8_t* const* rows, int64_t count, int64_t n, bool is_float, uint8_t* y);
+  void (*max_columns)(const uint8_t* x, int64_t taps, int64_t stride, int64_t dilation,
+                      bool is_float, uint8_t* y, int64_t n);
   void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);
   // One row of pixels: four float channels (null: absent) to u8 cells, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
