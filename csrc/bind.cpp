@@ -87,6 +87,15 @@ Array<uint8_t> prepack(const std::string& kind, const std::string& weights, Addr
   return out;
 }
 
+// uint8 codes of int8 [..., I], flat: what ops.codes.pack_codes makes, for values known to be
+// ternary.
+Array<uint8_t> pack_codes(const Array<int8_t>& w) {
+  const int64_t i = w.ndim() ? w.shape(w.ndim() - 1) : 0, rows = i ? w.size() / i : 0;
+  Array<uint8_t> codes(static_cast<py::ssize_t>(rows * ((i + 3) / 4)));
+  tops::pack_codes(w.data(), rows, i, codes.mutable_data());
+  return codes;
+}
+
 // (O, R, S, I, groups) of a blob that prepack made; throws on any other bytes.
 py::tuple packed_shape(Address packed, int64_t packed_bytes) {
   const tops::WeightShape s =
@@ -365,6 +374,7 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception_translator(&translate);
   bind_machine(m);
   m.def("prepack", &prepack);
+  m.def("pack_codes", &pack_codes);
   m.def("prefer_sparse", [](const std::string& kind, double occupied, int64_t r, int64_t s) {
     return tops::prefer_sparse(weights_of(kind), occupied, r, s);
   });

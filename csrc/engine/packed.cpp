@@ -60,9 +60,10 @@ class Quads {
       return v;
     }
     const uint8_t codes = w_[at];
+    if (!codes) return 0;
     const int invalid = codes & 0xaa & ~(codes << 1);
     if (invalid) bad_code(o, tap, quad * 4 + __builtin_ctz(static_cast<unsigned>(invalid)) / 2);
-    return expansions()[codes];
+    return table_[codes];
   }
   int8_t value(int64_t o, int64_t tap, int64_t c) const {
     return static_cast<int8_t>((*this)(o, tap, c / 4) >> (8 * (c % 4)));
@@ -73,10 +74,12 @@ class Quads {
   const uint8_t* w_;
   WeightShape s_;
   int64_t count_;
+  const int32_t* table_ = expansions().data();
 };
 
 int32_t sum_of(int32_t quad) {
   int32_t sum = 0;
+  if (!quad) return 0;
   for (int j = 0; j < 4; ++j) sum += static_cast<int8_t>(quad >> (8 * j));
   return sum;
 }
@@ -305,6 +308,24 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
   }
   if (at != bytes) bad_blob("size");
   return v;
+}
+
+void pack_codes(const int8_t* w, int64_t rows, int64_t i, uint8_t* codes) {
+  const int64_t whole = i / 4;
+  for (int64_t row = 0; row < rows; ++row, w += i) {
+    for (int64_t q = 0; q < whole; ++q) {
+      uint32_t quad;
+      std::memcpy(&quad, w + q * 4, 4);
+      // The low bits of the four bytes meet in the highest one.
+      *codes++ = static_cast<uint8_t>((quad & 0x03030303u) * 0x01041040u >> 24);
+    }
+    if (i % 4) {
+      uint32_t last = 0;
+      for (int64_t j = 0; j < i % 4; ++j)
+        last |= (static_cast<uint32_t>(w[whole * 4 + j]) & 3u) << (2 * j);
+      *codes++ = static_cast<uint8_t>(last);
+    }
+  }
 }
 
 bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s) {

@@ -53,8 +53,7 @@ def _add_layer(engine: Any, graph: Graph, node: Node) -> Any:
     o, r, s, i = w.shape
     ends = *_bounds(node), *_output(at["y"]), _CHOOSE_SPARSE
     if node.op == "linear":
-        rows = np.ascontiguousarray(values.reshape(o, -1))
-        return engine.linear(x, residual, wtype, rows, o, i, scale, w.bias, *ends)
+        return engine.linear(x, residual, wtype, values, o, i, scale, w.bias, *ends)
     window = at["stride"], at["padding"], at["dilation"], at["groups"]
     return engine.conv2d(x, residual, wtype, values, o, r, s, i, scale, w.bias, *window, *ends)
 
@@ -67,7 +66,7 @@ def _values(w: Weight, x: Params | None) -> tuple[str, Array, Array]:
         return "float", w.array * w.scale[:, None, None, None], np.ones_like(w.scale)
     scale = w.effective_scale(x)
     if w.kind == "ternary":
-        return w.kind, codes.pack_codes(w.array), scale
+        return w.kind, _native.core().pack_codes(w.array), scale
     if w.kind == "int8":
         return w.kind, codes.pad_int8(w.array), scale
     return w.kind, w.array, scale

@@ -169,6 +169,8 @@ def _check_codes(where: str, kind: str, array: Array) -> None:
     if array.min() < -largest or array.max() > largest:
         raise FormatError(need(f"{where}: {kind} values in -{largest}..{largest}", "others", _DO))
     # |q - zp| <= 255: the int32 accumulator of the kernels can hold this much of any filter.
+    if 255 * largest * array[0].size <= 2**31 - 1:
+        return
     heaviest = int(np.abs(array).sum(axis=(1, 2, 3), dtype=np.int64).max())
     if 255 * heaviest > 2**31 - 1:
         raise FormatError(
