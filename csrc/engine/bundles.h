@@ -17,4 +17,8 @@ namespace tops {
 // becomes two of half its weights; sums stay the same.
 void bundle_entries(size_t begin, std::vector<Entry>* entries, std::vector<int32_t>* counts);
 
+// The same for entries of two output channels, all of whose lanes stay within the bound: bundles of
+// 2 and 1.
+void bundle_pairs(size_t begin, std::vector<PairEntry>* entries, std::vector<int32_t>* counts);
+
 }  // namespace tops

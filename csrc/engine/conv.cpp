@@ -45,6 +45,20 @@ uint8_t* panel_scratch(int64_t bytes) {
   return buffer.data();
 }
 
+// Entries that name the cell and tap of a filter, with the offset of that place instead.
+template <class E>
+std::vector<E> placed(const E* entries, int64_t count, const std::vector<int32_t>& offsets) {
+  std::vector<E> list(entries, entries + count);
+  for (E& e : list) {
+    if (e.offset < 0 || static_cast<size_t>(e.offset) >= offsets.size())
+      throw Error(ErrorKind::kBadWeights,
+                  "packed weights are not valid: an entry points outside the filter.\n  Make them "
+                  "with prepack.");
+    e.offset = offsets[static_cast<size_t>(e.offset)];
+  }
+  return list;
+}
+
 // Lanes that do useful work: of pixels, what the flat domain's halos and its last vector leave; of
 // channels, what the last wide block leaves.
 bool prefers_wide(const KernelTable& kernel, int64_t outputs, int64_t pixels, int64_t flat) {
@@ -98,15 +112,8 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     for (int64_t c = 0; c < packed.cells; ++c)
       for (int64_t t = 0; t < taps; ++t)
         table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(domain_.offset(c, t));
-    entries_.resize(static_cast<size_t>(packed.entry_count()));
-    for (size_t i = 0; i < entries_.size(); ++i) {
-      const Entry e = packed.entries[i];
-      if (e.offset < 0 || static_cast<size_t>(e.offset) >= table.size())
-        throw Error(ErrorKind::kBadWeights,
-                    "packed weights are not valid: entry " + std::to_string(i) +
-                        " points outside the filter.\n  Make them with prepack.");
-      entries_[i] = {table[static_cast<size_t>(e.offset)], e.weight};
-    }
+    entries_ = placed(packed.entries, packed.entry_count(), table);
+    pairs_ = placed(packed.pairs, packed.pair_count(), table);
   } else {
     for (int64_t c = 0; c < (taps ? packed.k / taps : 0); ++c)
       for (int64_t t = 0; t < taps; ++t) offsets_.push_back(domain_.offset(c, t) * 4);
@@ -124,6 +131,9 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.group_stride = (s.groups ? packed.cells / s.groups : 0) * domain_.plane() * 4;
   a.rows = packed.rows;
   a.bundles = packed.bundles;
+  a.pair_rows = packed.pair_rows;
+  a.pairs = packed.pairs ? pairs_.data() : nullptr;
+  a.pair_bundles = packed.pair_bundles;
   a.entries = entries_.data();
   a.outputs = s.o;
   a.epilogue = make_epilogue(q, residual);
@@ -217,11 +227,13 @@ void ConvPlan::run_sparse(const ConvArgs& a) const {
   const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;
   const int64_t chunks = divide_up(a.pixels, chunk);
   const int64_t ranges = std::min(quads, divide_up(wanted, chunks));
-  parallel_for(chunks * ranges, a.rows[a.outputs] * (a.pixels / 16 + 1), [&](int64_t i, int) {
-    const int64_t range = i % ranges, first = (i / ranges) * chunk;
-    kernel.conv_sparse(a, quads * range / ranges, quads * (range + 1) / ranges, first,
-                       std::min(first + chunk, a.pixels));
-  });
+  parallel_for(chunks * ranges,
+               (packed_.entry_count() + packed_.pair_count()) * (a.pixels / 16 + 1),
+               [&](int64_t i, int) {
+                 const int64_t range = i % ranges, first = (i / ranges) * chunk;
+                 kernel.conv_sparse(a, quads * range / ranges, quads * (range + 1) / ranges, first,
+                                    std::min(first + chunk, a.pixels));
+               });
 }
 
 }  // namespace tops

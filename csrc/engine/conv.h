@@ -48,6 +48,7 @@ class ConvPlan {
   uint32_t fill_ = 0, halo_ = 0;
   std::vector<int64_t> offsets_;
   std::vector<Entry> entries_;
+  std::vector<PairEntry> pairs_;
   std::vector<int32_t> start_;
   std::vector<float> scale_, bias_;
   std::vector<Segment> segments_;

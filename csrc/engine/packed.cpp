@@ -16,6 +16,8 @@ namespace {
 
 constexpr char kMagic[8] = {'T', 'O', 'P', 'S', 'P', 'A', 'C', 'K'};
 constexpr int32_t kVersion = 2;
+// Shorter filters do not pay for the smaller tiles of pixels that pairs of channels leave room for.
+constexpr int64_t kPairRows = 64;
 
 int64_t quads(const WeightShape& s) { return (s.i + 3) / 4; }
 
@@ -143,6 +145,27 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
   append(blob, entries.data(), entries.size());
 }
 
+void append_pairs(std::vector<uint8_t>& blob, const void* w, const WeightShape& s) {
+  const int64_t taps = s.r * s.s;
+  const Quads quad(Weights::kInt8, w, s);
+  std::vector<int64_t> rows{0};
+  std::vector<PairEntry> entries;
+  std::vector<int32_t> bundles;
+  for (int64_t o = 0; o < s.o; o += 2) {
+    const size_t begin = entries.size();
+    for (int64_t cell = 0; cell < quads(s); ++cell)
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int32_t a = quad(o, tap, cell), b = o + 1 < s.o ? quad(o + 1, tap, cell) : 0;
+        if (a || b) entries.push_back({static_cast<int32_t>(cell * taps + tap), {a, b}});
+      }
+    bundle_pairs(begin, &entries, &bundles);
+    rows.push_back(static_cast<int64_t>(entries.size()));
+  }
+  append(blob, rows.data(), rows.size());
+  append(blob, bundles.data(), bundles.size());
+  append(blob, entries.data(), entries.size());
+}
+
 int64_t dense_rows(Weights kind, const WeightShape& s) {
   return (kind == Weights::kFloat ? s.i : quads(s)) * s.r * s.s;
 }
@@ -222,6 +245,9 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
   h.version = kVersion;
   h.sparse = sparse;
   h.weights = static_cast<int32_t>(weights);
+  h.paired = sparse && weights == Weights::kInt8 && s.groups == 1 &&
+             dense_rows(weights, s) >= kPairRows &&
+             density(weights, w, s) >= kernels().sparse_below.pairs_from;
   h.o = s.o, h.r = s.r, h.s = s.s, h.i = s.i, h.groups = s.groups;
   std::vector<uint8_t> blob;
   append(blob, &h, 1);
@@ -234,7 +260,9 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
         for (int64_t q = 0; q < quads(s); ++q)
           sums[static_cast<size_t>(o)] += sum_of(quad(o, tap, q));
   append(blob, sums.data(), sums.size());
-  if (sparse)
+  if (h.paired)
+    append_pairs(blob, w, s);
+  else if (sparse)
     append_sparse(blob, weights, w, s);
   else
     append_dense(blob, weights, w, s);
@@ -265,7 +293,9 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
   if (bytes < static_cast<int64_t>(sizeof(h))) bad_blob("too short");
   std::memcpy(&h, blob, sizeof(h));
   if (std::memcmp(h.magic, kMagic, 8) != 0 || h.version != kVersion) bad_blob("unknown header");
-  if (h.weights < 0 || h.weights > 2 || h.sparse < 0 || h.sparse > 1) bad_blob("unknown kind");
+  if (h.weights < 0 || h.weights > 2 || h.sparse < 0 || h.sparse > 1 || h.paired < 0 ||
+      h.paired > 1)
+    bad_blob("unknown kind");
   if (reinterpret_cast<uintptr_t>(blob) % 8) bad_blob("not aligned to 8 bytes");
   PackedView v;
   v.shape = {h.o, h.r, h.s, h.i, h.groups};
@@ -281,24 +311,36 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
     at += n;
     return p;
   };
-  v.sums = reinterpret_cast<const int32_t*>(take((h.o + h.o % 2) * 4));
-  if (v.sparse) {
-    v.rows = reinterpret_cast<const int64_t*>(take((h.o + 1) * 8));
-    if (v.rows[0] != 0) bad_blob("first row");
-    for (int64_t o = 0; o < h.o; ++o)
-      if (v.rows[o + 1] < v.rows[o] || v.rows[o + 1] > bytes / 8) bad_blob("row order");
-    if (v.weights == Weights::kInt8) {
-      v.bundles = reinterpret_cast<const int32_t*>(take(h.o * kMostBundle * 4));
-      for (int64_t o = 0; o < h.o; ++o) {
-        int64_t count = 0;
-        for (int64_t i = 0; i < kMostBundle; ++i) {
-          const int32_t n = v.bundles[o * kMostBundle + i];
-          if (n < 0) bad_blob("bundles");
-          count += n * (kMostBundle - i);
-        }
-        if (count != v.rows[o + 1] - v.rows[o]) bad_blob("bundles");
+  auto take_rows = [&](int64_t n) {
+    const int64_t* const rows = reinterpret_cast<const int64_t*>(take((n + 1) * 8));
+    if (rows[0] != 0) bad_blob("first row");
+    for (int64_t o = 0; o < n; ++o)
+      if (rows[o + 1] < rows[o] || rows[o + 1] > bytes / 8) bad_blob("row order");
+    return rows;
+  };
+  // Bundles of `most` entries down to one; together they hold the entries of their row.
+  auto take_bundles = [&](int64_t n, int64_t most, const int64_t* rows) {
+    const int32_t* const bundles = reinterpret_cast<const int32_t*>(take(n * most * 4));
+    for (int64_t o = 0; o < n; ++o) {
+      int64_t count = 0;
+      for (int64_t i = 0; i < most; ++i) {
+        if (bundles[o * most + i] < 0) bad_blob("bundles");
+        count += bundles[o * most + i] * (most - i);
       }
+      if (count != rows[o + 1] - rows[o]) bad_blob("bundles");
     }
+    return bundles;
+  };
+  v.sums = reinterpret_cast<const int32_t*>(take((h.o + h.o % 2) * 4));
+  if (v.sparse && h.paired) {
+    const int64_t pairs = (h.o + 1) / 2;
+    v.pair_rows = take_rows(pairs);
+    v.pair_bundles = take_bundles(pairs, kMostPairBundle, v.pair_rows);
+    v.pairs = reinterpret_cast<const PairEntry*>(
+        take(checked_mul(v.pair_count(), static_cast<int64_t>(sizeof(PairEntry)))));
+  } else if (v.sparse) {
+    v.rows = take_rows(h.o);
+    if (v.weights == Weights::kInt8) v.bundles = take_bundles(h.o, kMostBundle, v.rows);
     v.entries = reinterpret_cast<const Entry*>(take(v.rows[h.o] * 8));
   } else {
     if (!dense_possible(v.shape, v.weights)) bad_blob("groups");

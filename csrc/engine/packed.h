@@ -18,7 +18,7 @@ struct WeightShape {
 // 64 bytes at the head of a blob. Little-endian, as every machine this builds for.
 struct PackedHeader {
   char magic[8];
-  int32_t version, sparse, weights, pad;
+  int32_t version, sparse, weights, paired;
   int64_t o, r, s, i, groups;
 };
 static_assert(sizeof(PackedHeader) == 64, "the header is part of the layout");
@@ -38,10 +38,15 @@ struct PackedView {
   const int32_t* sums = nullptr;     // [O] sum of the weights
   const int64_t* rows = nullptr;     // sparse: [O + 1]
   const int32_t* bundles = nullptr;  // sparse int8: [O][kMostBundle], engine/bundles.h
-  const Entry* entries = nullptr;    // sparse: offset holds cell * taps + tap
-  const uint8_t* panels = nullptr;   // dense
+  // Sparse int8 by pairs of channels, instead: kernels/table.h.
+  const int64_t* pair_rows = nullptr;
+  const int32_t* pair_bundles = nullptr;
+  const PairEntry* pairs = nullptr;
+  const Entry* entries = nullptr;   // sparse: offset holds cell * taps + tap
+  const uint8_t* panels = nullptr;  // dense
   int64_t panel_bytes = 0;
-  int64_t entry_count() const { return sparse ? rows[shape.o] : 0; }
+  int64_t entry_count() const { return rows ? rows[shape.o] : 0; }
+  int64_t pair_count() const { return pair_rows ? pair_rows[(shape.o + 1) / 2] : 0; }
 };
 
 // w: ternary codes [O, R, S, ceil(I/4)], int8 [O, R, S, 4 ceil(I/4)] or float [O, R, S, I]. dense

@@ -4,12 +4,13 @@
 
 struct V {
   static constexpr int kLanes = 16;
+  static constexpr int kPairVectors = 4;
   static constexpr int kSparseVectors = 8;  // accumulators of the sparse kernel
   static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors =
       3;  // 8 channels x 3 vectors leave 8 registers for inputs and weights
   static constexpr int kChains = 4;  // a sum waits five cycles for the one before it
-  static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4};
+  static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4, 2.0};
   static constexpr double kWideSpeed = 1.0;
   static constexpr int kWidePixels =
       14;  // two vectors of channels for each leave room for weights and input

@@ -4,11 +4,12 @@
 
 struct V {
   static constexpr int kLanes = 4;
+  static constexpr int kPairVectors = 4;
   static constexpr int kSparseVectors = 8;
   static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors = 1;
   static constexpr int kChains = 4;
-  static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4};
+  static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4, 2.0};
   static constexpr double kWideSpeed = 1.0;
   static constexpr int kWidePixels = 4;
   struct I {

@@ -399,6 +399,62 @@ static TOPS_INLINE void sparse_channel(const ConvArgs& a, const uint8_t* x, int6
   }
 }
 
+// `count` bundles of G entries of two channels each, added to the sums of both.
+template <int NV, int G>
+static TOPS_INLINE const PairEntry* pair_bundles(const uint8_t* x, const PairEntry* e,
+                                                 int64_t count, V::I* acc) {
+  V::I a[NV], b[NV];
+  for (int v = 0; v < NV; ++v) a[v] = acc[v], b[v] = acc[NV + v];
+  for (const PairEntry* const end = e + count * G; e < end; e += G) {
+    const uint8_t* in[G];
+    V::I wa[G], wb[G];
+    for (int i = 0; i < G; ++i) {
+      in[i] = x + static_cast<int64_t>(e[i].offset) * 4;
+      wa[i] = V::set1(e[i].weight[0]), wb[i] = V::set1(e[i].weight[1]);
+    }
+    for (int v = 0; v < NV; ++v) {
+      const V::I x0 = V::load(in[0] + v * V::kLanes * 4);
+      V::I sa = V::product_narrow(x0, wa[0]), sb = V::product_narrow(x0, wb[0]);
+      for (int i = 1; i < G; ++i) {
+        const V::I xi = V::load(in[i] + v * V::kLanes * 4);
+        sa = V::dot_narrow(sa, xi, wa[i]), sb = V::dot_narrow(sb, xi, wb[i]);
+      }
+      a[v] = V::add_narrow(a[v], sa), b[v] = V::add_narrow(b[v], sb);
+    }
+  }
+  for (int v = 0; v < NV; ++v) acc[v] = a[v], acc[NV + v] = b[v];
+  return e;
+}
+
+template <int NV>
+static void pair_tile(const ConvArgs& a, int64_t begin, int64_t end, int64_t p) {
+  V::I acc[4 * NV];
+  const uint8_t* const x = a.x + p * 4;
+  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  for (int64_t quad = begin; quad < end; ++quad) {
+    const int64_t o = quad * 4;
+    for (int64_t j = 0; j < 4; ++j)
+      for (int v = 0; v < NV; ++v) acc[j * NV + v] = first<Weights::kInt8>(a, o + j);
+    for (int64_t j = 0; j < 4 && o + j < a.outputs; j += 2) {
+      const int64_t pair = (o + j) / 2;
+      const int32_t* const count = a.pair_bundles + pair * kMostPairBundle;
+      const PairEntry* e = a.pairs + a.pair_rows[pair];
+      e = pair_bundles<NV, 2>(x, e, count[0], acc + j * NV);
+      pair_bundles<NV, 1>(x, e, count[1], acc + j * NV);
+    }
+    finish_tile<Weights::kInt8, NV>(a, finish, acc, o, p);
+  }
+}
+
+template <int NV>
+static void pair_tile_of(const ConvArgs& a, int64_t begin, int64_t end, int64_t p,
+                         int64_t vectors) {
+  if constexpr (NV > 1) {
+    if (vectors < NV) return pair_tile_of<NV - 1>(a, begin, end, p, vectors);
+  }
+  pair_tile<NV>(a, begin, end, p);
+}
+
 template <Weights W, int NV>
 static void sparse_tile(const ConvArgs& a, int64_t begin, int64_t end, int64_t p) {
   V::I acc[4 * NV];
@@ -437,12 +493,16 @@ TOPS_INLINE void sparse_tile_of<Weights::kFloat, 0>(const ConvArgs&, int64_t, in
 
 template <Weights W>
 static void sparse_pixels(const ConvArgs& a, int64_t begin, int64_t end, int64_t p, int64_t last) {
+  const int64_t most = a.pairs ? V::kPairVectors : V::kSparseVectors;
   while (p < last) {
     const int64_t left = (last - p + V::kLanes - 1) / V::kLanes;
-    const int64_t tiles = (left + V::kSparseVectors - 1) / V::kSparseVectors;
+    const int64_t tiles = (left + most - 1) / most;
     const int64_t vectors =
         (left + tiles - 1) / tiles;  // even tiles rather than full ones and a rest
-    sparse_tile_of<W, V::kSparseVectors>(a, begin, end, p, vectors);
+    if (a.pairs)
+      pair_tile_of<V::kPairVectors>(a, begin, end, p, vectors);
+    else
+      sparse_tile_of<W, V::kSparseVectors>(a, begin, end, p, vectors);
     p += vectors * V::kLanes;
   }
 }

@@ -22,7 +22,7 @@ constexpr int64_t kGroup = 8;
 constexpr int64_t dense_scratch(int64_t k) { return (k + kGroup) * kBlock * 8; }
 
 // Entries of 8-bit quads whose products may be added in 16 bits, at most (engine/bundles.h).
-constexpr int64_t kMostBundle = 4;
+constexpr int64_t kMostBundle = 4, kMostPairBundle = 2;
 
 // Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
 // widest instruction set.
@@ -34,6 +34,13 @@ enum class Weights : int32_t { kTernary = 0, kInt8 = 1, kFloat = 2 };
 struct Entry {
   int32_t offset;  // in cells, from the first input cell of an output pixel
   int32_t weight;  // four int8, or the bits of a float
+};
+
+// The same place of two neighboring output channels, where most quads are occupied: they share what
+// is read there.
+struct PairEntry {
+  int32_t offset;
+  int32_t weight[2];
 };
 
 // How an accumulator becomes an output cell: docs/architecture.md, "Integer semantics". Arrays are
@@ -73,6 +80,11 @@ struct ConvArgs {
   // Sparse int8: [O][kMostBundle] how many bundles of 4, 3, 2 and 1 entries each channel has, in
   // the order of its entries.
   const int32_t* bundles;
+  // Or, instead of rows, entries and bundles, by pairs of channels: [ceil(O/2) + 1] and
+  // [ceil(O/2)][kMostPairBundle].
+  const int64_t* pair_rows;
+  const PairEntry* pairs;
+  const int32_t* pair_bundles;
   int64_t outputs;  // O
   Epilogue epilogue;
   bool float_out;
@@ -105,6 +117,7 @@ struct Cells {
 struct SparseBelow {
   double ternary, pointwise;  // filters of several taps, of one
   double int8, real;
+  double pairs_from;  // share of quads from which 8-bit channels go in pairs
 };
 
 struct KernelTable {
