@@ -102,10 +102,9 @@ void append(std::vector<uint8_t>& out, const T* data, size_t n) {
 }
 
 // Four weights of one natural cell (channels 4 cell .. 4 cell + 3 of the whole input) that belong
-// to the group of output o.
-int32_t quad_at(const Quads& w, const WeightShape& s, int64_t o, int64_t tap, int64_t cell) {
-  const int64_t first = (o / (s.o / s.groups)) * s.i;
-  if (first % 4 == 0) return w(o, tap, cell - first / 4);
+// to the group of output o, whose first channel may lie anywhere in a cell.
+int32_t quad_at(const Quads& w, const WeightShape& s, int64_t first, int64_t o, int64_t tap,
+                int64_t cell) {
   uint32_t quad = 0;
   for (int64_t j = 0; j < 4; ++j) {
     const int64_t c = cell * 4 + j - first;
@@ -123,9 +122,10 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
   std::vector<Entry> entries;
   std::vector<int32_t> bundles;
   for (int64_t o = 0; o < s.o; ++o) {
-    const int64_t first = (o / per_group) * s.i, last = first + s.i;
+    const int64_t first = (o / per_group) * s.i, last = first + s.i, first_cell = first / unit;
+    const bool whole = first % unit == 0;
     const size_t begin = entries.size();
-    for (int64_t cell = first / unit; cell * unit < last; ++cell)
+    for (int64_t cell = first_cell; cell * unit < last; ++cell)
       for (int64_t tap = 0; tap < taps; ++tap) {
         int32_t bits = 0;
         if (kind == Weights::kFloat) {
@@ -133,7 +133,7 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
           std::memcpy(&bits, &v, 4);
           if (v == 0.0f) bits = 0;  // an absent weight: 0 * inf counts as 0
         } else {
-          bits = quad_at(quad, s, o, tap, cell);
+          bits = whole ? quad(o, tap, cell - first_cell) : quad_at(quad, s, first, o, tap, cell);
         }
         if (bits) entries.push_back({static_cast<int32_t>(cell * taps + tap), bits});
       }
