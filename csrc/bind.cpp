@@ -184,14 +184,16 @@ struct ArenaLease {
 py::array run(tops::Engine& e, const py::array& x) {
   int64_t d[4];
   const Array<float> in = input_array(e, x, d);
-  ArenaLease lease(e.plan(d[0], d[2], d[3]));
+  const int id = e.output_node();
+  const tops::Grid out = e.plan(std::min<int64_t>(d[0], 1), d[2], d[3])->grid(id);
+  std::vector<py::ssize_t> shape = {d[0], out.channels};
+  if (!e.nodes()[static_cast<size_t>(id)].rank2) shape.insert(shape.end(), {out.h, out.w});
+  Array<float> y(shape);
   {
     py::gil_scoped_release release;
-    lease.plan->run(in.data(), lease.arena);
+    e.run(in.data(), d[0], d[2], d[3], y.mutable_data());
   }
-  const int id = e.output_node();
-  return value_array(e.nodes()[static_cast<size_t>(id)], lease.plan->grid(id),
-                     lease.plan->value(id, lease.arena));
+  return y;
 }
 
 py::list run_all(tops::Engine& e, const py::array& x) {
@@ -294,9 +296,7 @@ void bind_engine(py::module_& m) {
       .def("run", &run)
       .def("run_all", &run_all)
       .def("profile", &profile, py::arg("x"), py::arg("repeats") = 20)
-      .def("peak_bytes", [](Engine& e, int64_t n, int64_t h, int64_t w) {
-        return e.plan(n, h, w)->arena_bytes();
-      });
+      .def("peak_bytes", &Engine::peak_bytes);
 }
 
 void bind_machine(py::module_& m) {

@@ -97,11 +97,18 @@ class Engine {
   const std::vector<Node>& nodes() const { return nodes_; }
   int output_node() const { return output_; }
 
+  // x: NCHW or NC; y: the output, likewise. Several images may run at once, each as if it were
+  // alone.
+  void run(const float* x, int64_t n, int64_t h, int64_t w, float* y);
+  // Memory that the values of such a run take at most.
+  int64_t peak_bytes(int64_t n, int64_t h, int64_t w);
+
   // The plan for one input shape (h = w = 1 for rank 2); keep_all: every value keeps its memory
   // until the next run.
   std::shared_ptr<const Plan> plan(int64_t n, int64_t h, int64_t w, bool keep_all = false);
 
  private:
+  int64_t piece(int64_t n, int64_t h, int64_t w);  // images that run together
   const Node& value(int id, const char* what) const;
   int push(Node node);
   void set_output_kind(Node& node, const Requantize& q);

@@ -104,6 +104,9 @@ const std::vector<IsaReport>& isa_report() {
 
 const KernelTable& kernels() { return forced ? *forced : best(); }
 
+KernelScope::KernelScope(const KernelTable& table) : before_(forced) { forced = &table; }
+KernelScope::~KernelScope() { forced = before_; }
+
 void force_isa(const std::string& name) { forced = name.empty() ? nullptr : &checked(name); }
 
 }  // namespace tops

@@ -23,4 +23,16 @@ const KernelTable& kernels();
 // Forces a set on the calling thread; the empty name clears. Throws kUnsupportedDevice.
 void force_isa(const std::string& name);
 
+// The kernels of the thread that handed out work, while this thread does it.
+class KernelScope {
+ public:
+  explicit KernelScope(const KernelTable& table);
+  ~KernelScope();
+  KernelScope(const KernelScope&) = delete;
+  KernelScope& operator=(const KernelScope&) = delete;
+
+ private:
+  const KernelTable* before_;
+};
+
 }  // namespace tops
