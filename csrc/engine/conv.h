@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/depthwise.h"
 #include "engine/domain.h"
 #include "engine/packed.h"
 #include "kernels/table.h"
@@ -39,6 +40,7 @@ class ConvPlan {
   void run_dense(const ConvArgs& args) const;
   void run_wide(const ConvArgs& args) const;
   void run_sparse(const ConvArgs& args) const;
+  void run_depthwise(const ConvArgs& args) const;
 
   Domain domain_;
   Grid out_;
@@ -49,6 +51,7 @@ class ConvPlan {
   std::vector<int64_t> offsets_;
   std::vector<Entry> entries_;
   std::vector<PairEntry> pairs_;
+  TapGroups taps_;
   std::vector<int32_t> start_;
   std::vector<float> scale_, bias_;
   std::vector<Segment> segments_;

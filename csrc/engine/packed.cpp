@@ -269,7 +269,7 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
   return blob;
 }
 
-std::vector<uint8_t> pack_filter_rows(Weights kind, const void* w, const WeightShape& s,
+std::vector<uint8_t> pack_filter_rows(Weights kind, const void* w, WeightShape s,
                                       WeightShape* packed) {
   const int64_t quads_a_row = (s.s * s.i + 3) / 4, unit = kind == Weights::kInt8 ? 4 : 1;
   *packed = {s.o, s.r, quads_a_row, 4, 1};

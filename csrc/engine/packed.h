@@ -58,7 +58,7 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
 // For Domain::rows: the filter as one of [R, ceil(S * I / 4)] taps x 4 channels whose tap (i, j)
 // holds values 4j .. 4j + 3 of filter row i, taps first, channels innermost. Same kinds and
 // layouts.
-std::vector<uint8_t> pack_filter_rows(Weights weights, const void* w, const WeightShape& shape,
+std::vector<uint8_t> pack_filter_rows(Weights weights, const void* w, WeightShape shape,
                                       WeightShape* packed);
 
 PackedView view_packed(const uint8_t* blob, int64_t bytes);

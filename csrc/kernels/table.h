@@ -43,6 +43,12 @@ struct PairEntry {
   int32_t weight[2];
 };
 
+// Four taps of one cell of a depthwise convolution; weight[4 * channel + tap].
+struct TapGroup {
+  int32_t offset[4];  // in cells
+  int8_t weight[16];
+};
+
 // How an accumulator becomes an output cell: docs/architecture.md, "Integer semantics". Arrays are
 // padded to kBlock.
 struct Epilogue {
@@ -85,6 +91,8 @@ struct ConvArgs {
   const int64_t* pair_rows;
   const PairEntry* pairs;
   const int32_t* pair_bundles;
+  const int32_t* tap_rows;  // depthwise: [cells + 1]
+  const TapGroup* tap_groups;
   int64_t outputs;  // O
   Epilogue epilogue;
   bool float_out;
@@ -137,6 +145,8 @@ struct KernelTable {
   double wide_speed;                   // of its lanes, relative to those of conv_dense
   // Quads of output channels [begin, end).
   void (*conv_sparse)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
+  // Depthwise: cells [begin, end).
+  void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // acc[n] = sum_k w[n][k] * x[k] for rows [begin, end). x is split into four streams (element k at
   // [k % 4][k / 4]), each padded to a multiple of 64 zero bytes; codes hold K / 4 bytes a row.
   void (*matvec_ternary)(const uint8_t* x, int64_t stream, const uint8_t* codes, int64_t row_bytes,
