@@ -6,7 +6,6 @@
 #include <string>
 
 #include "engine/engine.h"
-#include "engine/linear.h"
 #include "isa/error.h"
 
 namespace tops {
@@ -16,13 +15,13 @@ namespace {
 // layers copy instead.
 constexpr int64_t kMostHalo = 8;
 
+}  // namespace
+
 Residual residual_of(const std::vector<Node>& nodes, int id) {
   if (id < 0) return {};
   const Node& n = nodes[static_cast<size_t>(id)];
   return {true, n.is_float, n.scale, n.zero_point};
 }
-
-}  // namespace
 
 Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
            bool keep_all)
@@ -102,8 +101,8 @@ void Plan::prepare_steps() {
     if (node.a == 0 && node.op != Op::kQuantize) steps_[0].external = false;
     if (node.b == 0) steps_[0].external = false;
     const Grid& in = step(node.a).grid;
-    if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows && node.layer->plain()) {
-      s.matvec = true;
+    if (node.op == Op::kLinear && node.layer->by_rows(in.n)) {
+      s.by_rows = true;
     } else if (node.op == Op::kConv || node.op == Op::kLinear) {
       const LayerWeights& l = *node.layer;
       s.conv = std::make_unique<ConvPlan>(

@@ -119,5 +119,5 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
 static const KernelTable kTable = {
     TOPS_ISA_NAME,  V::kSparseBelow, V::kLanes,     V::kSparseVectors, conv_dense,
     conv_wide,      wide_scratch,    V::kWideSpeed, conv_sparse,       conv_depthwise,
-    matvec_ternary, matvec_int8,     max_rows,      max_columns,       add,
+    linear,         quantize_row,    max_rows,      max_columns,       add,
     quantize,       dequantize,      gather,        dot_burst,         read_burst};
