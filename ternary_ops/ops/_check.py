@@ -55,7 +55,11 @@ def output_dtype(
 
 
 def quantized_float(
-    op: str, x_scale: float, x_zero_point: int | None, y_scale: float | None, y_zero_point: int | None
+    op: str,
+    x_scale: float,
+    x_zero_point: int | None,
+    y_scale: float | None,
+    y_zero_point: int | None,
 ) -> None:
     """Check the quantization arguments of a float x that the operator quantizes itself."""
     if x_zero_point is None:

@@ -120,8 +120,8 @@ def linear(
     `y_scale` and `y_zero_point` make a uint8 result. `packed` is
     prepack(codes, kind, K, 1, float_x), and saves packing at every call; kind "sparse" skips empty
     quads.
-    Differentiable once in float x that is not quantized, scale and bias. Raises UnsupportedShape, UnsupportedDevice,
-    BadWeights. Rounding: docs/architecture.md, integer semantics.
+    Differentiable once in float x that is not quantized, scale and bias. Raises UnsupportedShape,
+    UnsupportedDevice, BadWeights. Rounding: docs/architecture.md, integer semantics.
     """
     y: torch.Tensor = _OP(x, codes, scale, bias, **options)
     return y
