@@ -91,6 +91,10 @@ void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* 
 
 void grid_to_nchw(const Grid& g, const uint8_t* data, void* y) {
   const int64_t image = g.h * g.w;
+  if (g.plane == 1) {  // one row of numbers
+    std::memcpy(y, data, static_cast<size_t>(g.channels) * (g.is_float ? 4 : 1));
+    return;
+  }
   parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
     const uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i)

@@ -29,7 +29,8 @@ class LayerWeights {
   // kBadWeights, kUnsupportedShape.
   LayerWeights(const ConvWeights& w, bool linear, const Window* window);
   const PackedView& view() const;
-  // Does a linear layer of so many input rows read rows? Else it is a convolution of as many pixels.
+  // Does a linear layer of so many input rows read rows? Else it is a convolution of as many
+  // pixels.
   bool by_rows(int64_t m) const;
   const RowsView& rows() const { return rows_; }
 

@@ -26,39 +26,33 @@ int32_t make_signed(uint8_t* x, int64_t k) {
 int32_t prepare_row(const KernelTable& kernel, const RowsInput& x, int64_t i, int64_t k,
                     bool is_signed, uint8_t* to, int64_t width) {
   if (x.is_float)
-    kernel.quantize_row(static_cast<const float*>(x.data) + i * x.stride, k, x.inv, x.zero_point,
-                        to);
+    kernel.quantize_row(static_cast<const float*>(x.data) + i * x.stride, k, 1.0f / x.scale,
+                        x.zero_point, to);
   else
     std::memcpy(to, static_cast<const uint8_t*>(x.data) + i * x.stride, static_cast<size_t>(k));
   std::memset(to + k, 0, static_cast<size_t>(width - k));
   return is_signed ? make_signed(to, k) : 0;
 }
 
-// The kernel's sums of (w + 1) * (x - 128), or of w * x, to those of w * (x - zero_point).
-void correct(const RowsView& w, int32_t zero_point, int32_t x_sum, int64_t begin, int64_t end,
-             int32_t* acc) {
-  const bool is_signed = w.weights() == Weights::kTernary;
-  const int32_t shift = (is_signed ? 128 : 0) - zero_point;
-  for (int64_t o = begin; o < end; ++o) acc[o] += shift * w.sums[o] - x_sum;
-}
-
 }  // namespace
 
-void multiply_rows(const RowsView& w, const RowsInput& x, int32_t* acc,
-                   const std::function<void(int64_t, int64_t)>& finish) {
+void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, const float* bias,
+                   float* y, const std::function<void(int64_t, int64_t)>& finish) {
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
   const int64_t width = w.width(), m = x.m, products = w.n * divide_up(w.k, 64) * m;
   const bool is_signed = w.weights() == Weights::kTernary;
-  // An odd number of cache lines: with a power of two, the same place of several rows would share one
-  // set of the first-level cache.
+  // An odd number of cache lines: with a power of two, the same place of several rows would share
+  // one set of the first-level cache.
   const int64_t stride = (width / kRowBlock | 1) * kRowBlock;
   Buffer rows(m * stride), x_sums(m * 4);
   int32_t* const x_sum = reinterpret_cast<int32_t*>(x_sums.data());
   parallel_for(m, m * width / 64, [&](int64_t i, int) {
     x_sum[i] = prepare_row(kernel, x, i, w.k, is_signed, rows.data() + i * stride, width);
   });
-  const LinearArgs args{rows.data(), stride, m, w.data, w.row_bytes, w.codes, acc, w.n};
+  // Sums lie where the results will.
+  const LinearArgs args{
+      rows.data(), stride, m, w.data, w.row_bytes, w.codes, reinterpret_cast<int32_t*>(y), w.n};
   // Enough weight rows a task to outweigh handing it out, and tasks for threads that come late.
   const int64_t least = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, w.row_bytes));
   const int64_t threads = num_threads();
@@ -66,18 +60,14 @@ void multiply_rows(const RowsView& w, const RowsInput& x, int32_t* acc,
   parallel_for(step ? divide_up(w.n, step) : 0, products, [&](int64_t t, int) {
     const int64_t begin = t * step, end = std::min(w.n, begin + step);
     kernel.linear(args, begin, end);
-    for (int64_t i = 0; i < m; ++i) correct(w, x.zero_point, x_sum[i], begin, end, acc + i * w.n);
+    for (int64_t i = 0; i < m; ++i) {
+      const RowFinish f{w.sums + begin, (is_signed ? 128 : 0) - x.zero_point,
+                        x_sum[i],       scale + begin,
+                        x.scale,        bias ? bias + begin : nullptr};
+      kernel.finish_row(f, end - begin, y + i * w.n + begin);
+    }
     finish(begin, end);
   });
-}
-
-void scale_sums(const int32_t* acc, const float* scale, const float* bias, int64_t begin,
-                int64_t end, float* y) {
-  for (int64_t o = begin; o < end; ++o) y[o] = static_cast<float>(acc[o]) * scale[o];
-  if (bias)
-    for (int64_t o = begin; o < end; ++o) y[o] = y[o] + bias[o];
-  else
-    for (int64_t o = begin; o < end; ++o) y[o] = y[o] + 0.0f;
 }
 
 namespace {
@@ -85,26 +75,27 @@ namespace {
 // One of the two codes on made-up weights of a layer's size.
 class Trial {
  public:
-  Trial(RowCodes codes, int64_t n, int64_t k) : x_(k), sums_(n * 4), acc_(n * 4) {
+  Trial(RowCodes codes, int64_t n, int64_t k) : x_(k), zeros_(n * 4), y_(n * 4) {
     const int64_t bytes = row_bytes_of(codes, k);
     rows_ = Buffer(n * bytes);
     std::memset(rows_.data(), 0x55, static_cast<size_t>(rows_.size()));
     std::memset(x_.data(), 1, static_cast<size_t>(k));
-    std::memset(sums_.data(), 0, static_cast<size_t>(n * 4));
+    std::memset(zeros_.data(), 0, static_cast<size_t>(n * 4));
     view_.codes = codes;
     view_.n = n, view_.k = k, view_.row_bytes = bytes;
-    view_.sums = reinterpret_cast<const int32_t*>(sums_.data());
+    view_.sums = reinterpret_cast<const int32_t*>(zeros_.data());
     view_.data = rows_.data();
   }
   double seconds() const {
     const auto begin = std::chrono::steady_clock::now();
     multiply_rows(view_, {x_.data(), false, 1, view_.k, 1.0f, 0},
-                  reinterpret_cast<int32_t*>(acc_.data()), [](int64_t, int64_t) {});
+                  reinterpret_cast<const float*>(zeros_.data()), nullptr,
+                  reinterpret_cast<float*>(y_.data()), [](int64_t, int64_t) {});
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
  private:
-  Buffer x_, sums_, acc_, rows_;
+  Buffer x_, zeros_, y_, rows_;
   RowsView view_;
 };
 

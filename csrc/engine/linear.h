@@ -13,22 +13,20 @@ struct RowsInput {
   const void* data;
   bool is_float;
   int64_t m, stride;
-  float inv;  // 1 / scale, for floats
+  float scale;
   int32_t zero_point;
 };
 
-// acc[i * n + o] = sum over k of w[o][k] * (x[i][k] - zero_point). finish(begin, end) is called once
-// for every range of outputs, on the thread that made it, when acc holds it for all input rows.
-void multiply_rows(const RowsView& w, const RowsInput& x, int32_t* acc,
-                   const std::function<void(int64_t, int64_t)>& finish);
+// y[i * n + o] = (sum over k of w[o][k] * (x[i][k] - zero_point)) * (scale[o] * x_scale) + bias[o];
+// bias null: 0. finish(begin, end) is called once for every range of outputs, on the thread that
+// made it, when y holds it for all input rows.
+void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, const float* bias,
+                   float* y, const std::function<void(int64_t, int64_t)>& finish);
 
-// y[o] = acc[o] * scale[o] + bias[o] (bias null: 0), outputs [begin, end).
-void scale_sums(const int32_t* acc, const float* scale, const float* bias, int64_t begin,
-                int64_t end, float* y);
-
-// Two-bit codes or base three for a layer of this size? Measured once a process for each kernel set,
-// thread count and power of two of bytes: base three reads a fifth less and decodes for longer, so it
-// pays where reading is slow. Layers that stay in a core's own caches are two-bit unmeasured.
+// Two-bit codes or base three for a layer of this size? Measured once a process for each kernel
+// set, thread count and power of two of bytes: base three reads a fifth less and decodes for
+// longer, so it pays where reading is slow. Layers that stay in a core's own caches are two-bit
+// unmeasured.
 RowCodes faster_codes(int64_t n, int64_t k);
 
 // pack_rows of engine/rows.h with the codes that are faster here.

@@ -41,20 +41,16 @@ const float* scale_by(float x_scale, const float* scale, const Buffer& memory, i
 void linear_rows(const RowsView& rows, const TensorRef& x, int64_t m, const float* scale,
                  const float* bias, const TensorRef& y) {
   const int64_t n = rows.n;
-  Buffer sums(m * n * 4), effective(n * 4), line(y.is_float ? 0 : n * 4);
-  int32_t* const acc = reinterpret_cast<int32_t*>(sums.data());
-  const float* const scales = scale_by(x.scale, scale, effective, n);
-  float* const values = reinterpret_cast<float*>(line.data());
+  Buffer floats(y.is_float ? 0 : m * n * 4);
+  float* const values =
+      reinterpret_cast<float*>(y.is_float ? static_cast<uint8_t*>(y.data) : floats.data());
   const Epilogue e = make_epilogue(requantize_of(y), {});
-  const RowsInput in{x.data, x.is_float, m, rows.k, 1.0f / x.scale, x.zero_point};
-  multiply_rows(rows, in, acc, [&](int64_t begin, int64_t end) {
-    for (int64_t i = 0; i < m; ++i) {
-      float* const to = y.is_float ? static_cast<float*>(y.data) + i * n : values;
-      scale_sums(acc + i * n, scales, bias, begin, end, to);
-      if (y.is_float) continue;
-      uint8_t* const codes = static_cast<uint8_t*>(y.data) + i * n;
-      for (int64_t o = begin; o < end; ++o) codes[o] = to_code(values[o], e);
-    }
+  const RowsInput in{x.data, x.is_float, m, rows.k, x.scale, x.zero_point};
+  multiply_rows(rows, in, scale, bias, values, [&](int64_t begin, int64_t end) {
+    if (y.is_float) return;
+    uint8_t* const codes = static_cast<uint8_t*>(y.data);
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t o = i * n + begin; o < i * n + end; ++o) codes[o] = to_code(values[o], e);
   });
 }
 
@@ -91,7 +87,8 @@ void linear_pixels(const TensorRef& x, int64_t m, const PackedView& view, const 
   const int64_t k = view.shape.i;
   if (!x.is_float || view.weights == Weights::kFloat) {
     Buffer effective(view.shape.o * 4);
-    return conv2d(x, m, k, 1, 1, view, scale_by(x.scale, scale, effective, view.shape.o), bias, {}, y);
+    return conv2d(x, m, k, 1, 1, view, scale_by(x.scale, scale, effective, view.shape.o), bias, {},
+                  y);
   }
   Buffer quantized(m * k);
   kernels().quantize_row(static_cast<const float*>(x.data), m * k, 1.0f / x.scale, x.zero_point,

@@ -66,9 +66,9 @@ int32_t decode_row(const uint8_t* codes, int64_t row, int64_t k, uint8_t* number
 void join_two_bits(const uint8_t* numbers, int64_t blocks, uint8_t* to) {
   for (int64_t b = 0; b < blocks; ++b, numbers += 4 * kRowBlock, to += kRowBlock)
     for (int64_t i = 0; i < kRowBlock; ++i)
-      to[i] = static_cast<uint8_t>(numbers[i] | numbers[kRowBlock + i] << 2 |
-                                   numbers[2 * kRowBlock + i] << 4 |
-                                   numbers[3 * kRowBlock + i] << 6);
+      to[i] =
+          static_cast<uint8_t>(numbers[i] | numbers[kRowBlock + i] << 2 |
+                               numbers[2 * kRowBlock + i] << 4 | numbers[3 * kRowBlock + i] << 6);
 }
 
 void join_base_three(const uint8_t* numbers, int64_t blocks, uint8_t* to) {
@@ -113,8 +113,9 @@ Buffer pack_rows(RowCodes codes, const void* plain, int64_t n, int64_t k, int64_
   const Weights weights = codes == RowCodes::kInt8 ? Weights::kInt8 : Weights::kTernary;
   check_shape({n, 1, 1, k, 1}, weights);
   if (!rows_fit(weights, k))
-    throw Error(ErrorKind::kUnsupportedShape, "rows of a linear layer hold 2,000,000 weights, got " +
-                                                  std::to_string(k) + ".\n  Pack it as sparse.");
+    throw Error(ErrorKind::kUnsupportedShape,
+                "rows of a linear layer hold 2,000,000 weights, got " + std::to_string(k) +
+                    ".\n  Pack it as sparse.");
   const int64_t row_bytes = row_bytes_of(codes, k), quads = divide_up(k, 4);
   const int64_t at = static_cast<int64_t>(sizeof(RowsHeader)) + sum_bytes(n);
   Buffer blob(at + checked_mul(n, row_bytes) + tail_bytes);
@@ -180,8 +181,8 @@ std::vector<uint8_t> plain_of(const RowsView& rows) {
     for (int64_t k = 0; k < rows.k; ++k) {
       const int8_t w = weight_of(rows.codes, rows.data + n * rows.row_bytes, k);
       uint8_t& byte = plain[static_cast<size_t>(n * stored + (ternary ? k / 4 : k))];
-      byte = ternary ? static_cast<uint8_t>(byte | (w & 3) << (2 * (k % 4)))
-                     : static_cast<uint8_t>(w);
+      byte =
+          ternary ? static_cast<uint8_t>(byte | (w & 3) << (2 * (k % 4))) : static_cast<uint8_t>(w);
     }
   return plain;
 }

@@ -2,9 +2,9 @@
 // Weights of a linear layer row by row, as kernels/linear.inl reads them. Like the packed form
 // (engine/packed.h) a blob with a header, never stored in files.
 //
-// A row is blocks of kRowBlock bytes. int8: the weights. Ternary: number j of byte b of a block of S
-// numbers a byte is weight S * 64 * block + 64 * j + b, plus one. Two bits: S = 4, number j in bits
-// 2j and 2j + 1. Base three: S = 5, the byte is ceil(number * 256 / 243), digit 0 the highest.
+// A row is blocks of kRowBlock bytes. int8: the weights. Ternary: number j of byte b of a block of
+// S numbers a byte is weight S * 64 * block + 64 * j + b, plus one. Two bits: S = 4, number j in
+// bits 2j and 2j + 1. Base three: S = 5, the byte is ceil(number * 256 / 243), digit 0 the highest.
 #pragma once
 
 #include <cstdint>

@@ -32,10 +32,7 @@ void store_row(const Grid& g, const Epilogue& e, float* y, int64_t i, int64_t be
     return;
   }
   for (int64_t o = begin; o < end; ++o) y[o] = activate(y[o], e);
-  if (g.plane == 1) {
-    std::memcpy(to + begin * 4, y + begin, static_cast<size_t>(end - begin) * 4);
-    return;
-  }
+  if (g.plane == 1) return;  // y lies there
   for (int64_t o = begin; o < end; ++o) std::memcpy(to + (o * g.plane + i) * 4, y + o, 4);
 }
 
@@ -47,8 +44,9 @@ void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
   const Grid& in = from.grid;
   const Grid& g = s.grid;
   uint8_t* const to = arena + s.at;
-  Buffer gathered(in.n > 1 ? in.n * in.cells * 4 : 0), sums(in.n * l.shape.o * 4),
-      line(l.shape.o * 4);
+  // One float row ends up as it is computed.
+  const bool direct = g.is_float && g.plane == 1;
+  Buffer gathered(in.n > 1 ? in.n * in.cells * 4 : 0), floats(direct ? 0 : in.n * l.shape.o * 4);
   const uint8_t* x = arena + from.at;
   if (in.n > 1) {  // a single row lies there already
     for (int64_t q = 0; q < in.cells; ++q)
@@ -56,20 +54,19 @@ void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
         std::memcpy(gathered.data() + (i * in.cells + q) * 4, x + (q * in.plane + i) * 4, 4);
     x = gathered.data();
   }
-  int32_t* const acc = reinterpret_cast<int32_t*>(sums.data());
-  float* const y = reinterpret_cast<float*>(line.data());
+  float* const y = reinterpret_cast<float*>(direct ? to : floats.data());
   const Residual residual = residual_of(nodes_, node.b);
   const Epilogue e = make_epilogue(node.requantize, residual);
   const int32_t zero_point = nodes_[static_cast<size_t>(node.a)].zero_point;
   const RowsInput rows{x, false, in.n, in.cells * 4, 1.0f, zero_point};
-  multiply_rows(l.rows(), rows, acc, [&](int64_t begin, int64_t end) {
+  multiply_rows(l.rows(), rows, l.scale.data(), l.bias.data(), y, [&](int64_t begin, int64_t end) {
     for (int64_t i = 0; i < in.n; ++i) {
-      scale_sums(acc + i * l.shape.o, l.scale.data(), l.bias.data(), begin, end, y);
+      float* const row = y + i * l.shape.o;
       if (residual.present) {
         const Step& r = step(node.b);
-        add_residual(r.grid, residual, arena + r.at, i, begin, end, y);
+        add_residual(r.grid, residual, arena + r.at, i, begin, end, row);
       }
-      store_row(g, e, y, i, begin, end, to);
+      store_row(g, e, row, i, begin, end, to);
     }
   });
   if (g.is_float) return;
@@ -86,8 +83,7 @@ void Plan::quantize_rows(const Node& node, const Grid& g, const float* x, uint8_
     std::memset(row + (g.cells - 1) * 4, node.zero_point, 4);
     kernel.quantize_row(x + i * g.channels, g.channels, inv, node.zero_point, row);
     if (g.n > 1)
-      for (int64_t q = 0; q < g.cells; ++q)
-        std::memcpy(y + (q * g.plane + i) * 4, row + q * 4, 4);
+      for (int64_t q = 0; q < g.cells; ++q) std::memcpy(y + (q * g.plane + i) * 4, row + q * 4, 4);
   });
 }
 

@@ -36,6 +36,7 @@ struct V {
   static TOPS_INLINE F set1f(float v) { return _mm256_set1_ps(v); }
   static TOPS_INLINE I add(I a, I b) { return _mm256_add_epi32(a, b); }
   static TOPS_INLINE I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static TOPS_INLINE I mul(I a, I b) { return _mm256_mullo_epi32(a, b); }
   static TOPS_INLINE I and_(I a, I b) { return _mm256_and_si256(a, b); }
   template <int n>
   static TOPS_INLINE I shr(I a) {

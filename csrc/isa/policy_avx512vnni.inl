@@ -29,6 +29,7 @@ struct V {
   static TOPS_INLINE F set1f(float v) { return _mm512_set1_ps(v); }
   static TOPS_INLINE I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static TOPS_INLINE I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static TOPS_INLINE I mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
   static TOPS_INLINE I and_(I a, I b) { return _mm512_and_si512(a, b); }
   template <int n>
   static TOPS_INLINE I shr(I a) {

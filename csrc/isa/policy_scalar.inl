@@ -48,6 +48,10 @@ struct V {
     I r;
     TOPS_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i])));
   }
+  static TOPS_INLINE I mul(I a, I b) {
+    I r;
+    TOPS_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i])));
+  }
   static TOPS_INLINE I and_(I a, I b) {
     I r;
     TOPS_LANES(a.v[i] & b.v[i]);

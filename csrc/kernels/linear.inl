@@ -71,8 +71,7 @@ static TOPS_INLINE void code_block(const LinearArgs& a, const uint8_t* x, int64_
                                     a.x_stride);
     }
   }
-  for (int i = 0; i < R; ++i)
-    y[i * y_stride] += V::sum(V::add_narrow(V::set1(0), acc[i]));
+  for (int i = 0; i < R; ++i) y[i * y_stride] += V::sum(V::add_narrow(V::set1(0), acc[i]));
 }
 
 template <class Codes, int R>
@@ -188,6 +187,19 @@ static void linear(const LinearArgs& a, int64_t begin, int64_t end) {
       some_rows<2>(a, x, begin, end, y), i += 2;
     else
       some_rows<1>(a, x, begin, end, y), i += 1;
+  }
+}
+
+static void finish_row(const RowFinish& f, int64_t n, float* y) {
+  const V::I shift = V::set1(f.shift), x_sum = V::set1(f.x_sum);
+  const V::F x_scale = V::set1f(f.x_scale);
+  for (int64_t i = 0; i < n; i += V::kLanes) {
+    const int64_t m = min64(n - i, V::kLanes);
+    const V::I sum =
+        V::sub(V::add(V::load_n(y + i, m), V::mul(shift, V::load_n(f.sums + i, m))), x_sum);
+    const V::F scale = V::mulf(V::as_f(V::load_n(f.scale + i, m)), x_scale);
+    const V::F bias = f.bias ? V::as_f(V::load_n(f.bias + i, m)) : V::set1f(0.0f);
+    V::store_n(y + i, V::as_i(V::addf(V::mulf(V::to_f(sum), scale), bias)), m);
   }
 }
 

@@ -127,8 +127,18 @@ struct LinearArgs {
   const uint8_t* rows;
   int64_t row_bytes;  // a multiple of kRowBlock
   RowCodes codes;
-  int32_t* y;
+  int32_t* y;  // [m][y_stride]
   int64_t y_stride;
+};
+
+// The sums of LinearArgs of one input row to float32.
+struct RowFinish {
+  const int32_t* sums;  // of the weights of each row
+  int32_t shift;        // -zero_point, ternary: 128 - zero_point
+  int32_t x_sum;        // ternary: of the signed inputs; else 0
+  const float* scale;
+  float x_scale;      // the scale of sums is the rounded product of both
+  const float* bias;  // or null
 };
 
 // Where a run of cells of four channels starts: one pointer for u8 cells, one a channel for float
@@ -166,6 +176,8 @@ struct KernelTable {
   void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // Weight rows [begin, end) times all input rows.
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
+  // y holds n sums, then (sum + shift * sums - x_sum) * scale + bias in float32.
+  void (*finish_row)(const RowFinish&, int64_t n, float* y);
   // n floats to as many u8 values, in their order.
   void (*quantize_row)(const float* x, int64_t n, float inv, int32_t zero_point, uint8_t* q);
   // A max pool of cells, in two passes: kernel_h + kernel_w maxima an output, not their product.

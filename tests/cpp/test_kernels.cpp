@@ -227,8 +227,9 @@ void test_linear(Rng& g) {
   const float x_scale = g.real(0.01f, 2.0f);
   Guarded floats(l.x.size() * 4, 4);
   for (size_t k = 0; k < l.x.size(); ++k)
-    floats.as<float>()[k] = (static_cast<float>(l.x.data()[k]) - static_cast<float>(c.zp) +
-                             g.real(-0.4f, 0.4f)) * x_scale;
+    floats.as<float>()[k] =
+        (static_cast<float>(l.x.data()[k]) - static_cast<float>(c.zp) + g.real(-0.4f, 0.4f)) *
+        x_scale;
   Guarded scale(l.scale.size(), 4);  // times x_scale, the scale of the expected values
   for (int64_t o = 0; o < c.o; ++o) scale.as<float>()[o] = l.scale.as<float>()[o] / x_scale;
   for (int64_t o = 0; o < c.o; ++o) l.scale.as<float>()[o] = scale.as<float>()[o] * x_scale;
