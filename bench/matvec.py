@@ -30,8 +30,8 @@ from ternary_ops.engine.ir import Graph, Node, Weight
 from ternary_ops.ops import codes, reference
 from ternary_ops.runtime import Program
 
-SHAPES = ((1000, 512), (4096, 4096))
-ROWS = (1, 8)
+SHAPES = ((512, 4608), (1000, 512), (4096, 4096), (11008, 4096))  # N, K
+ROWS = (1, 8, 32, 128)
 CLOSE = 0.03
 # The largest products take long enough for a few rounds to tell.
 FEW_ROUNDS, MANY_PRODUCTS = 7, 5e8

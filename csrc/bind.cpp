@@ -12,6 +12,7 @@
 
 #include "codec/codec.h"
 #include "engine/engine.h"
+#include "engine/linear.h"
 #include "engine/ops.h"
 #include "engine/rows.h"
 #include "engine/threads.h"
@@ -405,6 +406,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("pack_codes", &pack_codes);
   m.def("prefer_sparse", [](const std::string& kind, double occupied, int64_t r, int64_t s) {
     return tops::prefer_sparse(weights_of(kind), occupied, r, s);
+  });
+  m.def("linear_sparse_pays", [](const std::string& kind, double occupied) {
+    return tops::sparse_pays(weights_of(kind), occupied);
   });
   m.def("packed_shape", &packed_shape);
   m.def("conv2d", &conv2d);

@@ -56,13 +56,13 @@ const PackedView& LayerWeights::view() const {
 
 bool LayerWeights::by_rows(int64_t m) const {
   if (!rows_.data) return false;
-  const bool sparse = sparse_ < 0 ? prefer_sparse(kind, density, 1, 1) : sparse_ != 0;
-  return !sparse || rows_beat_sparse(kind, m, density);
+  return sparse_ < 0 ? rows_beat_sparse(kind, m, density) : !sparse_;
 }
 
 void LayerWeights::pack(const void* data, const WeightShape& s) const {
   const bool sparse =
-      sparse_ < 0 ? prefer_sparse(kind, tops::density(kind, data, s), s.r, s.s) : sparse_ != 0;
+      sparse_ < 0 ? rows_.data || prefer_sparse(kind, tops::density(kind, data, s), s.r, s.s)
+                  : sparse_ != 0;
   const std::vector<uint8_t> blob = pack_weights(sparse, kind, data, s);
   packed_ = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
   std::memcpy(packed_.data(), blob.data(), blob.size());

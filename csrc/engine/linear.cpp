@@ -134,6 +134,26 @@ Buffer pack_faster_rows(Weights weights, const void* plain, int64_t n, int64_t k
   return pack_rows(codes, plain, n, k, tail_bytes);
 }
 
-bool rows_beat_sparse(Weights, int64_t m, double) { return m < 8; }
+namespace {
+
+// Where the two met on AVX2, 1,024 x 2,048, 1 to 128 rows: a vector of pixels that is not full
+// costs the sparse loop as much as a full one, so few rows need more empty quads.
+struct BreakEven {
+  double density, rows;  // that of many rows; how many rows have half of it
+};
+
+BreakEven break_even(Weights weights) {
+  return weights == Weights::kTernary ? BreakEven{0.20, 14} : BreakEven{0.70, 20};
+}
+
+}  // namespace
+
+bool rows_beat_sparse(Weights weights, int64_t m, double density) {
+  const BreakEven b = break_even(weights);
+  const double rows = static_cast<double>(m);
+  return density >= b.density * rows / (rows + b.rows);
+}
+
+bool sparse_pays(Weights weights, double density) { return density < break_even(weights).density; }
 
 }  // namespace tops

@@ -36,4 +36,7 @@ Buffer pack_faster_rows(Weights weights, const void* plain, int64_t n, int64_t k
 // Are rows faster than skipping the empty quads, at this share of occupied ones?
 bool rows_beat_sparse(Weights weights, int64_t m, double density);
 
+// Is there a number of rows for which they are not?
+bool sparse_pays(Weights weights, double density);
+
 }  // namespace tops

@@ -78,9 +78,7 @@ class PackedLayer(nn.Module):
         occupied = self.codes != 0  # a byte of codes is a quad
         if self.weights == "int8":
             occupied = occupied.reshape(*occupied.shape[:-1], -1, 4).any(-1)
-        taps = self.codes.shape[1:3] if self.codes.dim() == 4 else (1, 1)
-        share = float(occupied.float().mean()) if occupied.numel() else 1.0
-        if core().prefer_sparse(self.weights, share, *taps):
+        if self._prefers_sparse(float(occupied.float().mean()) if occupied.numel() else 1.0):
             self.kind = "sparse"
         if self.codes.device.type == "cpu":
             self.packed = self._prepack()
@@ -188,6 +186,10 @@ class PackedLayer(nn.Module):
         return x
 
     @abstractmethod
+    def _prefers_sparse(self, occupied: float) -> bool:
+        """Can skipping empty quads pay, at this share of occupied ones?"""
+
+    @abstractmethod
     def _in_channels(self) -> int:
         """Input channels of all groups."""
 
@@ -241,6 +243,9 @@ class PackedLinear(PackedLayer):
 
     def _quantized(self, x: Tensor, scale: float, zero_point: int) -> Tensor:
         return self._operator(x, x_scale=scale, x_zero_point=zero_point)  # quantizes floats itself
+
+    def _prefers_sparse(self, occupied: float) -> bool:
+        return bool(core().linear_sparse_pays(self.weights, occupied))
 
     def _in_channels(self) -> int:
         return self.in_features
@@ -354,6 +359,9 @@ class PackedConv2d(PackedLayer):
             packed=self.packed,
             **quantization,
         )
+
+    def _prefers_sparse(self, occupied: float) -> bool:
+        return bool(core().prefer_sparse(self.weights, occupied, *self.kernel_size))
 
     def _in_channels(self) -> int:
         return self.in_channels
