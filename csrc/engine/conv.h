@@ -22,6 +22,9 @@ struct Residual {
   int32_t zero_point = 0;
 };
 
+// Scratch of one thread for expanded weights; grows, never shrinks, ends with the thread.
+uint8_t* panel_scratch(int64_t bytes);
+
 Epilogue make_epilogue(const Requantize& q, const Residual& r);
 
 // One convolution for one input shape, ready to run. Holds no memory of the tensors; safe to run
@@ -39,6 +42,7 @@ class ConvPlan {
   void run_dense(const ConvArgs& args) const;
   void run_wide(const ConvArgs& args) const;
   void run_sparse(const ConvArgs& args) const;
+  void run_blocks(const ConvArgs& args) const;  // engine/block_sparse.cpp
 
   Domain domain_;
   Grid out_;
@@ -48,6 +52,7 @@ class ConvPlan {
   uint32_t fill_ = 0, halo_ = 0;
   std::vector<int64_t> offsets_;
   std::vector<Entry> entries_;
+  std::vector<int32_t> block_offsets_;
   std::vector<PairEntry> pairs_;
   std::vector<int32_t> start_;
   std::vector<float> scale_, bias_;

@@ -10,6 +10,7 @@ namespace scalar_impl {
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"
+#include "kernels/block_sparse.inl"
 #include "kernels/matvec.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"

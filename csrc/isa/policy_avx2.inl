@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 and FMA: 8 cells a vector. Included inside the target region and the namespace of its unit.
+// AVX2, FMA and F16C: 8 cells a vector. Included inside the target region and the namespace of its
+// unit.
 
 struct V {
   static constexpr int kLanes = 8;
   static constexpr int kPairVectors = 4;
+  static constexpr int kBlockVectors2 = 6, kBlockVectors4 = 3;
   static constexpr int kSparseVectors = 9;
   // 4 channels x 2 vectors: eight sums, two inputs, a weight and a product of the 16 registers.
   static constexpr int kDenseChannels = 4;
@@ -121,6 +123,15 @@ struct V {
   }
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
     return as_i(_mm256_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
+  }
+
+  // kLanes values of 16 bits as float32.
+  static TOPS_INLINE I widen_float16(const void* p) {
+    return as_i(_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  }
+  static TOPS_INLINE I widen_bfloat16(const void* p) {
+    return _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))),
+                             16);
   }
 
   static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {

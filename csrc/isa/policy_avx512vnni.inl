@@ -5,6 +5,7 @@
 struct V {
   static constexpr int kLanes = 16;
   static constexpr int kPairVectors = 4;
+  static constexpr int kBlockVectors2 = 8, kBlockVectors4 = 6;
   static constexpr int kSparseVectors = 8;  // accumulators of the sparse kernel
   static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors =
@@ -59,6 +60,15 @@ struct V {
 #include "isa/exact_dots.inl"
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
     return as_i(_mm512_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
+  }
+
+  // kLanes values of 16 bits as float32.
+  static TOPS_INLINE I widen_float16(const void* p) {
+    return as_i(_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))));
+  }
+  static TOPS_INLINE I widen_bfloat16(const void* p) {
+    return _mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16);
   }
 
   // Four channels of 16 pixels, int32 plus zero point, saturated to u8 and interleaved to 16 cells.

@@ -5,6 +5,7 @@
 struct V {
   static constexpr int kLanes = 4;
   static constexpr int kPairVectors = 4;
+  static constexpr int kBlockVectors2 = 4, kBlockVectors4 = 2;
   static constexpr int kSparseVectors = 8;
   static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors = 1;
@@ -137,6 +138,32 @@ struct V {
 #include "isa/exact_dots.inl"
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
     return as_i(addf(as_f(acc), mulf(as_f(x), as_f(w))));
+  }
+
+  // kLanes finite values of 16 bits as float32.
+  static TOPS_INLINE I widen_float16(const void* p) {
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      uint16_t h;
+      __builtin_memcpy(&h, static_cast<const uint8_t*>(p) + i * 2, 2);
+      // The bits at float32's places have an exponent that is 112 too small, subnormals included.
+      const uint32_t bits = static_cast<uint32_t>(h & 0x7fff) << 13;
+      float f;
+      __builtin_memcpy(&f, &bits, 4);
+      f *= 0x1p112f;
+      if (h & 0x8000) f = -f;
+      __builtin_memcpy(&r.v[i], &f, 4);
+    }
+    return r;
+  }
+  static TOPS_INLINE I widen_bfloat16(const void* p) {
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      uint16_t h;
+      __builtin_memcpy(&h, static_cast<const uint8_t*>(p) + i * 2, 2);
+      r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(h) << 16);
+    }
+    return r;
   }
 
   static TOPS_INLINE int32_t saturate(int32_t a, int32_t lo, int32_t hi) {

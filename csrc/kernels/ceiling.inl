@@ -49,6 +49,24 @@ static int64_t dot_burst(int64_t rounds) {
   return rounds * 16 * V::kLanes * 4;
 }
 
+// rounds * 12 multiply-adds of float vectors; returns the products made.
+static int64_t fma_burst(int64_t rounds) {
+  const V::I x = V::as_i(V::set1f(1.0f)), w = V::as_i(V::set1f(0.5f));
+  constexpr int kSums = 12;  // enough for any latency, few enough for 16 registers
+  V::I sums[kSums];
+#pragma GCC unroll 12
+  for (int j = 0; j < kSums; ++j) sums[j] = V::as_i(V::set1f(static_cast<float>(j)));
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kSums; ++j) sums[j] = V::in_register(V::dot_float(sums[j], x, w));
+  }
+#pragma GCC unroll 12
+  for (int j = 1; j < kSums; ++j) sums[0] = V::add(sums[0], sums[j]);
+  volatile int32_t sink = V::sum(sums[0]);
+  (void)sink;
+  return rounds * kSums * V::kLanes;
+}
+
 // Reads every byte of [p, p + bytes) once; bytes is a multiple of 256.
 static void read_burst(const uint8_t* p, int64_t bytes) {
   V::I a = V::set1(0), b = a, c = a, d = a;

@@ -116,13 +116,8 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
   for (; i < n; ++i) __builtin_memcpy(y + i * 4, x + i * stride * 4, 4);
 }
 
-static const KernelTable kTable = {TOPS_ISA_NAME, V::kSparseBelow,
-                                   V::kLanes,     V::kSparseVectors,
-                                   conv_dense,    conv_wide,
-                                   wide_scratch,  V::kWideSpeed,
-                                   conv_sparse,   matvec_ternary,
-                                   matvec_int8,   max_rows,
-                                   max_columns,   add,
-                                   quantize,      dequantize,
-                                   gather,        dot_burst,
-                                   read_burst};
+static const KernelTable kTable = {
+    TOPS_ISA_NAME, V::kSparseBelow, V::kLanes,   V::kSparseVectors, conv_dense,     conv_wide,
+    wide_scratch,  V::kWideSpeed,   conv_sparse, conv_blocks,       matvec_ternary, matvec_int8,
+    max_rows,      max_columns,     add,         quantize,          dequantize,     gather,
+    dot_burst,     fma_burst,       read_burst};

@@ -43,6 +43,19 @@ struct PairEntry {
   int32_t weight[2];
 };
 
+enum class Values : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+// Float weights of which most are absent: `channels` (1, 2 or 4) consecutive output channels
+// share an entry, one input channel at one tap.
+struct BlockArgs {
+  int64_t channels;        // 0: the weights have another form
+  const int64_t* rows;     // [ceil(O / kBlock) * kBlock / channels + 1] first entry of each group
+  const int32_t* offsets;  // [entries] in cells, from the first input cell of an output pixel
+  const uint8_t* data;     // [entries][channels] of `values`
+  Values values;
+  int64_t tiles;  // of pixels that share what they read of the input before the weights change
+};
+
 // How an accumulator becomes an output cell: docs/architecture.md, "Integer semantics". Arrays are
 // padded to kBlock.
 struct Epilogue {
@@ -85,7 +98,8 @@ struct ConvArgs {
   const int64_t* pair_rows;
   const PairEntry* pairs;
   const int32_t* pair_bundles;
-  int64_t outputs;  // O
+  BlockArgs blocks;  // sparse float
+  int64_t outputs;   // O
   Epilogue epilogue;
   bool float_out;
   uint8_t* y;               // output cell 0
@@ -137,6 +151,9 @@ struct KernelTable {
   double wide_speed;                   // of its lanes, relative to those of conv_dense
   // Quads of output channels [begin, end).
   void (*conv_sparse)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
+  // Blocks of kBlock output channels [begin, end). scratch: the float32 of a block's values.
+  void (*conv_blocks)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
+                      uint8_t* scratch);
   // acc[n] = sum_k w[n][k] * x[k] for rows [begin, end). x is split into four streams (element k at
   // [k % 4][k / 4]), each padded to a multiple of 64 zero bytes; codes hold K / 4 bytes a row.
   void (*matvec_ternary)(const uint8_t* x, int64_t stream, const uint8_t* codes, int64_t row_bytes,
@@ -160,6 +177,7 @@ struct KernelTable {
   // Ceilings for benchmarks: dot products from registers (returns byte products made), and a plain
   // read.
   int64_t (*dot_burst)(int64_t rounds);
+  int64_t (*fma_burst)(int64_t rounds);  // the same in float32
   void (*read_burst)(const uint8_t* p, int64_t bytes);
 };
 
