@@ -12,7 +12,7 @@ struct V {
   static constexpr int kDenseVectors = 2;
   // The sums depend on each other through one addition of one cycle: no second chain is needed.
   static constexpr int kChains = 1;
-  static constexpr SparseBelow kSparseBelow = {0.72, 0.8, 2.0, 0.4, 0.7};
+  static constexpr SparseBelow kSparseBelow = {0.72, 0.8, 2.0, 2.0, 0.7};
   static constexpr double kWideSpeed = 0.5;  // its sums cannot wait in 16 bits
   static constexpr int kWidePixels =
       4;  // two vectors of channels for each leave room for weights and input

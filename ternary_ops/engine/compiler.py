@@ -14,6 +14,7 @@ from ternary_ops.engine.match import Shapes
 from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
+from ternary_ops.nn.blocks import float_twins
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
@@ -23,14 +24,15 @@ def compile(model: nn.Module, example_input: Tensor) -> Program:  # noqa: A001
     """Turn a float, quantized or packed network into a Program.
 
     Works on a copy in eval mode and folds BatchNorm there. Layers with uint8 activations run in
-    integers, from their own codes whatever the phase; torch.nn's layers and weight-only ones run in
-    float32. example_input, float [N, C, H, W] or [N, K], fixes the channels; N, H and W stay free.
+    integers, from their own codes whatever the phase; torch.nn's layers, block-sparse and
+    weight-only ones run in float32, without what is zero in their weights. example_input, float
+    [N, C, H, W] or [N, K], fixes the channels; N, H and W stay free.
 
     Raises UnsupportedModel listing every part that has no program form, or every layer whose range
     calibrate has not set; BadWeights for weights that are not finite.
     """
     x = _example(example_input)
-    network = copy.deepcopy(model).cpu().float().eval()
+    network = float_twins(copy.deepcopy(model).cpu().float().eval())
     with torch.no_grad():
         fold_batchnorm_(network)
         traced = trace(network)
