@@ -156,6 +156,8 @@ def _random_conv(rng: np.random.Generator, kind: str, wtype: str, cell: str, y: 
     h, w = (int(v + rng.integers(0, 30)) for v in least)
     n = int(rng.integers(1, 4))
     weights = _random_weights(rng, (o, i, r, s), wtype, 0.3 if kind == "sparse" else 0.9)
+    if (kind, wtype) == ("sparse", "float"):
+        weights = _in_blocks(rng, weights)
     x = _random_input(rng, (n, i * groups, h, w), cell)
     scale, bias = _affine_of(rng, o, wtype, i * r * s, cell)
     out = (0.05, int(rng.integers(0, 256))) if y == "u8" else None
@@ -266,6 +268,21 @@ def _random_weights(
     top = 1 if wtype == "ternary" else 127
     values = rng.integers(-top, top + 1, shape).astype(np.int8)
     return np.ascontiguousarray(values * kept.astype(np.int8))
+
+
+def _in_blocks(rng: np.random.Generator, weights: Array) -> Array:
+    """Neighboring filters made alike in what is zero, values rounded to 16 bits or not: every form
+    that the sparse float kernel reads.
+    """
+    rows = int(rng.choice([1, 2, 4]))
+    kept = np.repeat(weights[::rows] != 0, rows, axis=0)[: len(weights)]
+    values = rng.standard_normal(weights.shape).astype(np.float32) * kept
+    form = rng.integers(3)
+    if form == 0:
+        values = values.astype(np.float16).astype(np.float32)
+    elif form == 1:
+        values = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return np.asarray(values)
 
 
 def _random_input(rng: np.random.Generator, shape: tuple[int, ...], cell: str) -> Array:
