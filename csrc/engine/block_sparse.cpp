@@ -180,18 +180,21 @@ BlockView view_blocks(const uint8_t* at, int64_t bytes, const WeightShape& s) {
   return v;
 }
 
-std::vector<int32_t> BlockView::place(const std::vector<int32_t>& offset_of_column) const {
-  std::vector<int32_t> offsets(static_cast<size_t>(count));
-  for (size_t i = 0; i < offsets.size(); ++i) {
-    const size_t column = static_cast<size_t>(columns[i]);  // a negative one becomes too large
-    if (column >= offset_of_column.size()) bad_blob("an entry points outside the filter");
-    offsets[i] = offset_of_column[column];
-  }
-  return offsets;
-}
-
-BlockArgs BlockView::args(const int32_t* offsets) const {
-  return {channels, rows, offsets, data, values, kTiles};
+BlockArgs BlockView::place(const std::vector<int32_t>& offset_of_column,
+                           std::vector<int32_t>& offsets) const {
+  uint32_t last = 0;  // a negative column is a large one here
+  for (int64_t i = 0; i < count; ++i) last = std::max(last, static_cast<uint32_t>(columns[i]));
+  if (count && last >= offset_of_column.size()) bad_blob("an entry points outside the filter");
+  BlockArgs args{channels, rows, columns, data, values, kTiles};
+  bool same = true;
+  for (size_t i = 0; i < offset_of_column.size(); ++i)
+    same = same && offset_of_column[i] == static_cast<int32_t>(i);
+  if (same) return args;
+  offsets.resize(static_cast<size_t>(count));
+  for (size_t i = 0; i < offsets.size(); ++i)
+    offsets[i] = offset_of_column[static_cast<size_t>(columns[i])];
+  args.offsets = offsets.data();
+  return args;
 }
 
 void ConvPlan::run_blocks(const ConvArgs& a) const {

@@ -25,9 +25,11 @@ struct BlockView {
   const uint8_t* data = nullptr;
   int64_t count = 0;  // entries
 
-  // Where the columns lie, given the offset of each. Throws kBadWeights on a column outside.
-  std::vector<int32_t> place(const std::vector<int32_t>& offset_of_column) const;
-  BlockArgs args(const int32_t* offsets) const;
+  // For the kernel, given the offset of each column. Throws kBadWeights on a column outside.
+  // offsets must live as long as the result; it stays empty where the columns are the offsets: one
+  // row of a matrix, where another pass over the entries would cost as much as their products.
+  BlockArgs place(const std::vector<int32_t>& offset_of_column,
+                  std::vector<int32_t>& offsets) const;
 };
 
 // w: [O, R, S, I]. Throws kBadWeights where a weight is not finite.

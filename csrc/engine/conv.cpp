@@ -109,10 +109,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     for (int64_t c = 0; c < packed.cells; ++c)
       for (int64_t t = 0; t < taps; ++t)
         table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(domain_.offset(c, t));
-    if (packed.blocks.channels) {
-      block_offsets_ = packed.blocks.place(table);
-      args_.blocks = packed.blocks.args(block_offsets_.data());
-    }
+    if (packed.blocks.channels) args_.blocks = packed.blocks.place(table, block_offsets_);
     if (packed.entries) entries_ = placed(packed.entries, packed.entry_count(), table);
     pairs_ = placed(packed.pairs, packed.pair_count(), table);
   } else {
