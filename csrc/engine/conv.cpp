@@ -112,6 +112,8 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     if (packed.blocks.channels) args_.blocks = packed.blocks.place(table, block_offsets_);
     if (packed.entries) entries_ = placed(packed.entries, packed.entry_count(), table);
     pairs_ = placed(packed.pairs, packed.pair_count(), table);
+    if (is_depthwise(packed) && q.y_scale != 0.0f && !residual.is_float)
+      taps_ = make_tap_groups(packed, table);
   } else {
     for (int64_t c = 0; c < (taps ? packed.k / taps : 0); ++c)
       for (int64_t t = 0; t < taps; ++t) offsets_.push_back(domain_.offset(c, t) * 4);
@@ -132,6 +134,8 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.pair_rows = packed.pair_rows;
   a.pairs = packed.pairs ? pairs_.data() : nullptr;
   a.pair_bundles = packed.pair_bundles;
+  a.tap_rows = taps_.rows.data();
+  a.tap_groups = taps_.groups.data();
   a.entries = entries_.data();
   a.outputs = s.o;
   a.epilogue = make_epilogue(q, residual);
@@ -169,6 +173,8 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
       wide_possible_ && prefers_wide(kernels(), a.outputs, out_.n * out_.h * out_.w, a.pixels);
   if (a.blocks.channels)
     run_blocks(a);
+  else if (!taps_.rows.empty())
+    run_depthwise(a);
   else if (packed_.sparse)
     run_sparse(a);
   else if (wide)
@@ -234,6 +240,12 @@ void ConvPlan::run_sparse(const ConvArgs& a) const {
                  kernel.conv_sparse(a, quads * range / ranges, quads * (range + 1) / ranges, first,
                                     std::min(first + chunk, a.pixels));
                });
+}
+
+void ConvPlan::run_depthwise(const ConvArgs& a) const {
+  const KernelTable& kernel = kernels();
+  parallel_for(out_.cells, static_cast<int64_t>(taps_.groups.size()) * (a.pixels / 4 + 1),
+               [&](int64_t c, int) { kernel.conv_depthwise(a, c, c + 1, 0, a.pixels); });
 }
 
 }  // namespace tops

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/depthwise.h"
 #include "engine/domain.h"
 #include "engine/packed.h"
 #include "kernels/table.h"
@@ -43,6 +44,7 @@ class ConvPlan {
   void run_wide(const ConvArgs& args) const;
   void run_sparse(const ConvArgs& args) const;
   void run_blocks(const ConvArgs& args) const;  // engine/block_sparse.cpp
+  void run_depthwise(const ConvArgs& args) const;
 
   Domain domain_;
   Grid out_;
@@ -54,6 +56,7 @@ class ConvPlan {
   std::vector<Entry> entries_;
   std::vector<int32_t> block_offsets_;
   std::vector<PairEntry> pairs_;
+  TapGroups taps_;
   std::vector<int32_t> start_;
   std::vector<float> scale_, bias_;
   std::vector<Segment> segments_;

@@ -95,52 +95,12 @@ int Engine::dequantize(int x) {
   return push(std::move(n));
 }
 
-std::shared_ptr<LayerWeights> Engine::make_layer(const ConvWeights& w, bool keep_plain,
-                                                 bool x_float, bool by_rows) const {
-  if (x_float != (w.kind == Weights::kFloat))
+// Layers multiply like with like.
+static void check_kinds(const Node& x, Weights kind) {
+  if (x.is_float != (kind == Weights::kFloat))
     bad_graph(
         "u8 values need integer weights and float values float ones: insert quantize or "
         "dequantize.");
-  check_shape(w.shape, w.kind);
-  auto layer = std::make_shared<LayerWeights>();
-  layer->shape = w.shape;
-  layer->kind = w.kind;
-  layer->density = density(w.kind, w.data, w.shape);
-  std::vector<uint8_t> rows;
-  WeightShape shape = w.shape;
-  const void* data = w.data;
-  if (by_rows) {
-    rows = pack_filter_rows(w.kind, w.data, w.shape, &shape);
-    data = rows.data();
-    layer->row_filter = w.shape.s;
-  }
-  const bool sparse = w.sparse < 0
-                          ? prefer_sparse(w.kind, density(w.kind, data, shape), shape.r, shape.s)
-                          : w.sparse != 0;
-  const std::vector<uint8_t> blob = pack_weights(sparse, w.kind, data, shape);
-  layer->packed = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
-  std::memcpy(layer->packed.data(), blob.data(), blob.size());
-  layer->view = view_packed(layer->packed.data(), static_cast<int64_t>(blob.size()));
-  const int64_t quads = (w.shape.i + 3) / 4;
-  if (keep_plain && matvec_fits(w.kind, w.shape.i)) {
-    layer->plain = Buffer(w.shape.o * quads * (w.kind == Weights::kTernary ? 1 : 4));
-    std::memcpy(layer->plain.data(), w.data, static_cast<size_t>(layer->plain.size()));
-  }
-  for (int64_t o = 0; o < w.shape.o; ++o) {
-    if (!std::isfinite(w.scale[o]) || (w.bias && !std::isfinite(w.bias[o])))
-      throw Error(ErrorKind::kBadWeights, "scale and bias must be finite, output channel " +
-                                              std::to_string(o) + " is not.");
-    layer->scale.push_back(w.scale[o]);
-    layer->bias.push_back(w.bias ? w.bias[o] : 0.0f);
-  }
-  return layer;
-}
-
-// Does packing filter rows save more products than copying the image costs?
-static bool rows_pay(const WeightShape& s, const Window& w) {
-  if (s.groups != 1 || w.dil_w != 1 || s.i > 16) return false;
-  const int64_t saved = s.r * (s.s * divide_up(s.i, 4) - divide_up(s.s * s.i, 4));
-  return saved * s.o >= 64;
 }
 
 int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& window,
@@ -156,7 +116,8 @@ int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& wind
               std::to_string(in.channels) + ".");
   if (residual >= 0 && value(residual, "conv2d residual").channels != w.shape.o)
     bad_graph("the residual of conv2d needs " + std::to_string(w.shape.o) + " channels.");
-  n.layer = make_layer(w, false, in.is_float, !in.is_float && rows_pay(w.shape, window));
+  check_kinds(in, w.kind);
+  n.layer = std::make_shared<LayerWeights>(w, false, in.is_float ? nullptr : &window);
   n.channels = w.shape.o;
   n.window = window;
   set_output_kind(n, q);
@@ -179,7 +140,8 @@ int Engine::linear(int x, int residual, const ConvWeights& w, const Requantize& 
               std::to_string(in.channels) + ".");
   if (residual >= 0 && value(residual, "linear residual").channels != w.shape.o)
     bad_graph("the residual of linear needs " + std::to_string(w.shape.o) + " features.");
-  n.layer = make_layer(w, true, in.is_float);
+  check_kinds(in, w.kind);
+  n.layer = std::make_shared<LayerWeights>(w, true, nullptr);
   n.channels = w.shape.o;
   set_output_kind(n, q);
   return push(std::move(n));

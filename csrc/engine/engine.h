@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/conv.h"
+#include "engine/layer.h"
 
 namespace tops {
 
@@ -32,19 +33,6 @@ enum class Op {
 
 const char* op_name(Op op);
 
-// The plain weights of a conv or linear node and the form the kernels read. A linear node keeps
-// both.
-struct LayerWeights {
-  WeightShape shape;
-  Weights kind = Weights::kTernary;
-  Buffer plain;  // linear with few rows reads these; empty elsewhere
-  Buffer packed;
-  PackedView view;
-  int64_t row_filter = 0;  // as ConvPlan's
-  std::vector<float> scale, bias;
-  double density = 1.0;
-};
-
 struct Node {
   Op op = Op::kInput;
   int a = -1, b = -1;    // inputs
@@ -57,15 +45,6 @@ struct Node {
   Window window;
   int64_t kernel_h = 1, kernel_w = 1, divisor = 0, out_h = 0, out_w = 0;
   bool ceil = false, include_pad = true;
-};
-
-struct ConvWeights {
-  Weights kind;
-  const void* data;
-  WeightShape shape;
-  const float* scale;
-  const float* bias;  // or null
-  int sparse;         // -1: by density
 };
 
 struct NodeProfile {
@@ -112,8 +91,6 @@ class Engine {
   const Node& value(int id, const char* what) const;
   int push(Node node);
   void set_output_kind(Node& node, const Requantize& q);
-  std::shared_ptr<LayerWeights> make_layer(const ConvWeights& w, bool keep_plain, bool x_float,
-                                           bool by_rows = false) const;
 
   std::vector<Node> nodes_;
   int output_ = -1;

@@ -229,6 +229,17 @@ void check_shape(const WeightShape& s, Weights weights) {
     fail("the filter is too large.");
 }
 
+std::vector<int32_t> weight_sums(Weights weights, const void* w, const WeightShape& s) {
+  std::vector<int32_t> sums(static_cast<size_t>(s.o), 0);
+  if (weights == Weights::kFloat) return sums;
+  const Quads quad(weights, w, s);
+  for (int64_t o = 0; o < s.o; ++o)
+    for (int64_t tap = 0; tap < s.r * s.s; ++tap)
+      for (int64_t q = 0; q < quads(s); ++q)
+        sums[static_cast<size_t>(o)] += sum_of(quad(o, tap, q));
+  return sums;
+}
+
 std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
                                   const WeightShape& s) {
   check_shape(s, weights);
@@ -244,14 +255,8 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
   h.o = s.o, h.r = s.r, h.s = s.s, h.i = s.i, h.groups = s.groups;
   std::vector<uint8_t> blob;
   append(blob, &h, 1);
-  std::vector<int32_t> sums(static_cast<size_t>(s.o + s.o % 2),
-                            0);  // even, so that what follows stays 8-byte aligned
-  const Quads quad(weights, w, s);
-  if (weights != Weights::kFloat)
-    for (int64_t o = 0; o < s.o; ++o)
-      for (int64_t tap = 0; tap < s.r * s.s; ++tap)
-        for (int64_t q = 0; q < quads(s); ++q)
-          sums[static_cast<size_t>(o)] += sum_of(quad(o, tap, q));
+  std::vector<int32_t> sums = weight_sums(weights, w, s);
+  if (s.o % 2) sums.push_back(0);  // so that what follows stays 8-byte aligned
   append(blob, sums.data(), sums.size());
   if (h.paired)
     append_pairs(blob, w, s);
@@ -264,7 +269,7 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
   return blob;
 }
 
-std::vector<uint8_t> pack_filter_rows(Weights kind, const void* w, const WeightShape& s,
+std::vector<uint8_t> pack_filter_rows(Weights kind, const void* w, WeightShape s,
                                       WeightShape* packed) {
   const int64_t quads_a_row = (s.s * s.i + 3) / 4, unit = kind == Weights::kInt8 ? 4 : 1;
   *packed = {s.o, s.r, quads_a_row, 4, 1};

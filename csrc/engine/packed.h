@@ -60,10 +60,13 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
 // For Domain::rows: the filter as one of [R, ceil(S * I / 4)] taps x 4 channels whose tap (i, j)
 // holds values 4j .. 4j + 3 of filter row i, taps first, channels innermost. Same kinds and
 // layouts.
-std::vector<uint8_t> pack_filter_rows(Weights weights, const void* w, const WeightShape& shape,
+std::vector<uint8_t> pack_filter_rows(Weights weights, const void* w, WeightShape shape,
                                       WeightShape* packed);
 
 PackedView view_packed(const uint8_t* blob, int64_t bytes);
+
+// Sum of the weights of each output (float: 0). Throws kBadWeights on the invalid code.
+std::vector<int32_t> weight_sums(Weights weights, const void* w, const WeightShape& shape);
 
 // Ternary codes of rows of i values in {-1, 0, 1}; the last byte of a row is filled with 00.
 void pack_codes(const int8_t* w, int64_t rows, int64_t i, uint8_t* codes);

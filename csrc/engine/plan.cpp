@@ -102,13 +102,12 @@ void Plan::prepare_steps() {
     if (node.a == 0 && node.op != Op::kQuantize) steps_[0].external = false;
     if (node.b == 0) steps_[0].external = false;
     const Grid& in = step(node.a).grid;
-    if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows &&
-        node.layer->plain.size() > 0) {
+    if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows && node.layer->plain()) {
       s.matvec = true;
     } else if (node.op == Op::kConv || node.op == Op::kLinear) {
       const LayerWeights& l = *node.layer;
       s.conv = std::make_unique<ConvPlan>(
-          l.view, l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, s.grid,
+          l.view(), l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, s.grid,
           node.window, residual_of(nodes_, node.b), node.requantize, l.row_filter);
       s.scratch = s.conv->scratch_bytes();
     }

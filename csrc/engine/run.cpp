@@ -133,7 +133,7 @@ void Plan::run_matvec(const Node& node, const Step& s, uint8_t* arena) const {
       std::memcpy(rows.data() + (i * quads + q) * 4,
                   arena + from.at + (q * from.grid.plane + i) * 4, 4);
   int32_t* const acc = reinterpret_cast<int32_t*>(sums.data());
-  matvec_rows(l.kind, rows.data(), n, l.shape.i, l.plain.data(), l.shape.o, acc);
+  matvec_rows(l.kind, rows.data(), n, l.shape.i, l.plain(), l.shape.o, acc);
 
   const Residual residual = node.b < 0 ? Residual{}
                                        : Residual{true, step(node.b).grid.is_float,
@@ -144,9 +144,9 @@ void Plan::run_matvec(const Node& node, const Step& s, uint8_t* arena) const {
   for (int64_t i = 0; i < n; ++i)
     for (int64_t o = 0; o < l.shape.o; ++o) {
       const size_t c = static_cast<size_t>(o);
-      float y =
-          affine(static_cast<float>(acc[i * l.shape.o + o] - source.zero_point * l.view.sums[o]),
-                 l.scale[c], l.bias[c]);
+      float y = affine(static_cast<float>(acc[i * l.shape.o + o] -
+                                          source.zero_point * l.sums[static_cast<size_t>(o)]),
+                       l.scale[c], l.bias[c]);
       if (residual.present) {
         const Step& r = step(node.b);
         const uint8_t* const at = arena + r.at;

@@ -15,6 +15,7 @@ namespace avx2_impl {
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"
 #include "kernels/block_sparse.inl"
+#include "kernels/depthwise.inl"
 #include "kernels/matvec.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"

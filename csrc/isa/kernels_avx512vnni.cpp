@@ -20,6 +20,7 @@ namespace avx512vnni_impl {
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"
 #include "kernels/block_sparse.inl"
+#include "kernels/depthwise.inl"
 #include "kernels/matvec.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"

@@ -11,6 +11,7 @@ namespace scalar_impl {
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"
 #include "kernels/block_sparse.inl"
+#include "kernels/depthwise.inl"
 #include "kernels/matvec.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"

@@ -161,6 +161,18 @@ struct V {
         _mm_set_epi32(-0x7f7f7ffd, -0x7f7f7ffe, -0x7f7f7fff, -0x7f7f8000), _mm_set1_epi32(4 * j));
     return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(at));
   }
+  // 16 bytes, in every 128-bit lane.
+  static TOPS_INLINE I load_four(const void* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  // Cells of four taps to quads of taps: to[j] holds pixel j of each 128-bit lane, one channel a
+  // quad.
+  static TOPS_INLINE void transpose_taps(I a, I b, I c, I d, I to[4]) {
+    const I ab = _mm256_unpacklo_epi8(a, b), ab2 = _mm256_unpackhi_epi8(a, b);
+    const I cd = _mm256_unpacklo_epi8(c, d), cd2 = _mm256_unpackhi_epi8(c, d);
+    to[0] = _mm256_unpacklo_epi16(ab, cd), to[1] = _mm256_unpackhi_epi16(ab, cd);
+    to[2] = _mm256_unpacklo_epi16(ab2, cd2), to[3] = _mm256_unpackhi_epi16(ab2, cd2);
+  }
   // 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
   static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {

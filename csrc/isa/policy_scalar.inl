@@ -194,6 +194,15 @@ struct V {
   static TOPS_INLINE I pixel_of(I v, int j) {
     return {{byte(v.v[j], 0), byte(v.v[j], 1), byte(v.v[j], 2), byte(v.v[j], 3)}};
   }
+  static TOPS_INLINE I load_four(const void* p) { return load(p); }
+  // Cells of four taps to quads of taps: to[j] holds pixel j, one channel a quad.
+  static TOPS_INLINE void transpose_taps(I a, I b, I c, I d, I to[4]) {
+    for (int j = 0; j < 4; ++j)
+      for (int i = 0; i < 4; ++i)
+        to[j].v[i] =
+            static_cast<int32_t>(byte(a.v[j], i) | byte(b.v[j], i) << 8 | byte(c.v[j], i) << 16 |
+                                 static_cast<uint32_t>(byte(d.v[j], i)) << 24);
+  }
   // 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
   static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {

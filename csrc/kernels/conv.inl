@@ -378,23 +378,26 @@ template <Weights W, int NV>
 static TOPS_INLINE void sparse_channel(const ConvArgs& a, const uint8_t* x, int64_t o, V::I* out) {
   const Entry* e = a.entries + a.rows[o];
   const Entry* const end = a.entries + a.rows[o + 1];
-  for (int v = 0; v < NV; ++v) out[v] = first<W>(a, o);
+  const V::I start = first<W>(a, o);
   if constexpr (narrow<W>()) {
-    while (e < end) {
+    // One round for all but long filters: what it sums meets the start in registers.
+    for (bool more = false; !more || e < end; more = true) {
       const Entry* const stop = end - e > V::kNarrowSteps ? e + V::kNarrowSteps : end;
       V::I sums[NV];
       for (int v = 0; v < NV; ++v) sums[v] = V::set1(0);
       sparse_entries<W, NV>(x, e, stop, sums);
-      for (int v = 0; v < NV; ++v) out[v] = V::add_narrow(out[v], sums[v]);
+      for (int v = 0; v < NV; ++v) out[v] = V::add_narrow(more ? out[v] : start, sums[v]);
       e = stop;
     }
   } else if constexpr (W == Weights::kInt8 && V::kNarrowSteps > 0) {
     const int32_t* const count = a.bundles + o * kMostBundle;
+    for (int v = 0; v < NV; ++v) out[v] = start;
     e = sparse_bundles<NV, 4>(x, e, count[0], out);
     e = sparse_bundles<NV, 3>(x, e, count[1], out);
     e = sparse_bundles<NV, 2>(x, e, count[2], out);
     sparse_bundles<NV, 1>(x, e, count[3], out);
   } else {
+    for (int v = 0; v < NV; ++v) out[v] = start;
     sparse_entries<W, NV>(x, e, end, out);
   }
 }

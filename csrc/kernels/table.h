@@ -56,6 +56,12 @@ struct BlockArgs {
   int64_t tiles;  // of pixels that share what they read of the input before the weights change
 };
 
+// Four taps of one cell of a depthwise convolution; weight[4 * channel + tap].
+struct TapGroup {
+  int32_t offset[4];  // in cells
+  int8_t weight[16];
+};
+
 // How an accumulator becomes an output cell: docs/architecture.md, "Integer semantics". Arrays are
 // padded to kBlock.
 struct Epilogue {
@@ -98,8 +104,10 @@ struct ConvArgs {
   const int64_t* pair_rows;
   const PairEntry* pairs;
   const int32_t* pair_bundles;
-  BlockArgs blocks;  // sparse float
-  int64_t outputs;   // O
+  BlockArgs blocks;         // sparse float
+  const int32_t* tap_rows;  // depthwise: [cells + 1]
+  const TapGroup* tap_groups;
+  int64_t outputs;  // O
   Epilogue epilogue;
   bool float_out;
   uint8_t* y;               // output cell 0
@@ -154,6 +162,8 @@ struct KernelTable {
   // Blocks of kBlock output channels [begin, end). scratch: the float32 of a block's values.
   void (*conv_blocks)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
                       uint8_t* scratch);
+  // Depthwise: cells [begin, end).
+  void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // acc[n] = sum_k w[n][k] * x[k] for rows [begin, end). x is split into four streams (element k at
   // [k % 4][k / 4]), each padded to a multiple of 64 zero bytes; codes hold K / 4 bytes a row.
   void (*matvec_ternary)(const uint8_t* x, int64_t stream, const uint8_t* codes, int64_t row_bytes,

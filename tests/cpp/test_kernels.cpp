@@ -236,11 +236,15 @@ void test_grid_bounds(Rng& g) {
   const int64_t ow = window_out(c.w, c.s, c.window.stride_w, c.window.pad_w, c.window.dil_w);
   const Grid in = Grid::make(c.groups * c.i, false, c.n, c.h, c.w, g.in(0, 3)),
              out = Grid::make(c.o, false, c.n, oh, ow, g.in(0, 2));
+  WeightShape shape{c.o, c.r, c.s, c.i, c.groups};
+  const bool by_rows = c.groups == 1 && c.window.dil_w == 1 && g.in(0, 1);
+  std::vector<uint8_t> rows;
+  if (by_rows) rows = pack_filter_rows(c.kind, l.plain.data(), shape, &shape);
   const std::vector<uint8_t> blob =
-      pack_weights(g.in(0, 1), c.kind, l.plain.data(), {c.o, c.r, c.s, c.i, c.groups});
+      pack_weights(g.in(0, 1), c.kind, by_rows ? rows.data() : l.plain.data(), shape);
   const ConvPlan plan(view_packed(blob.data(), static_cast<int64_t>(blob.size())),
                       l.scale.as<float>(), l.bias.as<float>(), c.zp, in, out, c.window, {},
-                      {-kInf, kInf, c.y_scale, c.yzp});
+                      {-kInf, kInf, c.y_scale, c.yzp}, by_rows ? c.s : 0);
   for (const IsaReport& isa : isa_report()) {
     if (!isa.reason.empty()) continue;
     force_isa(isa.name);

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/layer.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "engine/linear.h"
+#include "isa/error.h"
+
+namespace tops {
+namespace {
+
+// Does packing filter rows save more products than copying the image costs?
+bool rows_pay(const WeightShape& s, const Window& w) {
+  if (s.groups != 1 || w.dil_w != 1 || s.i > 16) return false;
+  const int64_t saved = s.r * (s.s * divide_up(s.i, 4) - divide_up(s.s * s.i, 4));
+  return saved * s.o >= 64;
+}
+
+void check_finite(const ConvWeights& w) {
+  for (int64_t o = 0; o < w.shape.o; ++o)
+    if (!std::isfinite(w.scale[o]) || (w.bias && !std::isfinite(w.bias[o])))
+      throw Error(ErrorKind::kBadWeights, "scale and bias must be finite, output channel " +
+                                              std::to_string(o) + " is not.");
+}
+
+}  // namespace
+
+LayerWeights::LayerWeights(const ConvWeights& w, bool linear, const Window* window)
+    : shape(w.shape), kind(w.kind), sparse_(w.sparse) {
+  check_shape(w.shape, w.kind);
+  check_finite(w);
+  density = tops::density(w.kind, w.data, w.shape);
+  scale.assign(w.scale, w.scale + w.shape.o);
+  bias.assign(static_cast<size_t>(w.shape.o), 0.0f);
+  if (w.bias) bias.assign(w.bias, w.bias + w.shape.o);
+  if (linear && matvec_fits(w.kind, w.shape.i)) {
+    sums = weight_sums(w.kind, w.data, w.shape);
+    plain_ = Buffer(w.shape.o * divide_up(w.shape.i, 4) * (w.kind == Weights::kTernary ? 1 : 4));
+    std::memcpy(plain_.data(), w.data, static_cast<size_t>(plain_.size()));
+    return;
+  }
+  std::call_once(once_, [&] {
+    if (!window || !rows_pay(w.shape, *window)) return pack(w.data, w.shape);
+    row_filter = w.shape.s;
+    WeightShape by_rows;
+    const std::vector<uint8_t> rows = pack_filter_rows(w.kind, w.data, w.shape, &by_rows);
+    pack(rows.data(), by_rows);
+  });
+  sums.assign(view_.sums, view_.sums + w.shape.o);
+}
+
+const PackedView& LayerWeights::view() const {
+  std::call_once(once_, [&] { pack(plain_.data(), shape); });
+  return view_;
+}
+
+void LayerWeights::pack(const void* data, const WeightShape& s) const {
+  const bool sparse =
+      sparse_ < 0 ? prefer_sparse(kind, tops::density(kind, data, s), s.r, s.s) : sparse_ != 0;
+  const std::vector<uint8_t> blob = pack_weights(sparse, kind, data, s);
+  packed_ = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
+  std::memcpy(packed_.data(), blob.data(), blob.size());
+  view_ = view_packed(packed_.data(), static_cast<int64_t>(blob.size()));
+}
+
+}  // namespace tops
