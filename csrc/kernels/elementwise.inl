@@ -100,6 +100,6 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
 }
 
 static const KernelTable kTable = {
-    TOPS_ISA_NAME, V::kLanes,      V::kSparseVectors, conv_dense, conv_wide, wide_scratch,
-    conv_sparse,   matvec_ternary, matvec_int8,       max_pool,   add,       quantize,
-    dequantize,    gather,         dot_burst,         read_burst};
+    TOPS_ISA_NAME, V::kLanes,      V::kSparseVectors, conv_dense,  conv_wide, wide_scratch,
+    conv_sparse,   matvec_ternary, matvec_int8,       max_pool,    add,       quantize,
+    dequantize,    gather,         dot_burst,         float_burst, read_burst};

@@ -136,6 +136,7 @@ struct KernelTable {
   // Ceilings for benchmarks: dot products from registers (returns byte products made), and a plain
   // read.
   int64_t (*dot_burst)(int64_t rounds);
+  int64_t (*float_burst)(int64_t rounds);
   void (*read_burst)(const uint8_t* p, int64_t bytes);
 };
 
