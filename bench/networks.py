@@ -29,8 +29,6 @@ from typing import Any, NamedTuple
 
 from _measure import RESULTS, interleave, machine, ratio, spread, stopwatch
 
-_CORNER = 48
-
 
 class Case(NamedTuple):
     """What is measured in one process."""
@@ -106,8 +104,7 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     from ternary_ops import runtime
     from ternary_ops.engine import ceiling
     from ternary_ops.engine.shapes import infer, macs
-    from ternary_ops.engine.simulate import simulate
-    from ternary_ops.study import networks, rivals
+    from ternary_ops.study import benchmark, networks, rivals
     from ternary_ops.study.agreement import agreement
     from ternary_ops.study.timing import torch_threads
 
@@ -119,8 +116,7 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     sample = networks.images(options.samples, channels, case.size)
     seen = networks.images(options.images, channels, case.size, start=options.samples)
     array, program = np.ascontiguousarray(net.x.numpy()), net.program
-    corner = np.ascontiguousarray(array[:1, :, :_CORNER, :_CORNER])
-    exact = bool(np.array_equal(program(corner), simulate(program.graph, corner)[-1]))
+    exact = benchmark.exact(program, array)
     with torch_threads(case.threads), runtime.num_threads(case.threads), torch.inference_mode():
         families = [name for name in options.against.split(",") if name]
         found = rivals.engines(families, net.dense, net.x, sample, case.threads)
@@ -128,7 +124,7 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
         wanted = net.dense(seen).numpy()
         fake = agreement(program(seen.numpy()), net.trained(seen).numpy())
         agrees = {
-            e.name: agreement(_in_batches(e, seen.numpy(), case.batch), wanted)
+            e.name: agreement(e.in_batches(seen.numpy(), case.batch), wanted)
             for e in (ours, *found)
         }
         matches = {name: a.match for name, a in agrees.items()}
@@ -162,16 +158,6 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _in_batches(engine: Any, images: Any, batch: int) -> Any:
-    """Outputs of whole batches; the last one is filled up with the first images."""
-    import numpy as np
-
-    count = len(images)
-    padded = np.concatenate([images, np.resize(images, (-count % batch, *images.shape[1:]))])
-    parts = [np.array(engine.run(padded[i : i + batch])) for i in range(0, len(padded), batch)]
-    return np.concatenate(parts)[:count]
 
 
 def commit() -> str:

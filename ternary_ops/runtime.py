@@ -85,9 +85,10 @@ class Program:
         return list(self._engine.run_all(self._accept(x)))
 
     def profile(self, x: NDArray[Any], repeats: int = 10) -> list[dict[str, Any]]:
-        """Per node what `describe.rows` says, and "ms": the median of `repeats` runs; for layers also
-        "gmac_s", dense multiply-adds in that time, and "of_ceiling": their share of what the cores
-        in use can multiply (`engine.ceiling`; above 1 where zeros were left out), else None.
+        """Per node what `describe.rows` says, and "ms": the median of `repeats` runs.
+
+        For layers also "gmac_s", dense multiply-adds in that time, and "of_ceiling": their share of
+        what the cores in use can multiply (`engine.ceiling`; above 1 where zeros are left out).
         """
         x = self._accept(x)
         if repeats < 1:

@@ -22,8 +22,8 @@ from ternary_ops.models import (
     vgg16_bn,
 )
 
-# Parameters that torchvision and the EfficientNet authors document; the CIFAR ones are 6n+2 networks
-# with 1x1 shortcuts: 0.27 M (n=3) and 0.85 M (n=9) in table 6 of the paper, plus 2,752 for shortcuts.
+# Parameters that torchvision and the EfficientNet authors document; the CIFAR ones are 6n+2
+# networks with 1x1 shortcuts: 0.27 M (n=3) and 0.85 M (n=9) in table 6 of the paper, plus 2,752.
 SIZES: list[tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = [
     (resnet18, 11_689_512, (1, 3, 64, 64), 1000),
     (resnet34, 21_797_672, (1, 3, 64, 64), 1000),

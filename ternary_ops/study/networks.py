@@ -24,6 +24,7 @@ import ternary_ops as tops
 from ternary_ops import models
 from ternary_ops.errors import BadConfig, MissingExtra, need
 from ternary_ops.quantize.convert import replace_modules
+from ternary_ops.quantize.plan import Plan
 from ternary_ops.runtime import Program
 
 # Name -> (channels, image side).
@@ -127,14 +128,17 @@ def shape_of(name: str, size: int | None = None) -> tuple[int, int]:
     return channels, side if size is None else size
 
 
-def rules_of(model: nn.Module, pattern: str, zeros: float, scope: str) -> tops.quantize.Plan:
+def plan_of(model: nn.Module, pattern: str, zeros: float, scope: str, every_layer: bool) -> Plan:
     """The plan of a bench: convolutions but the first and depthwise ones ternary with that share of
-    empty units ("int8": dense at 8 bits), the rest, linear layers too, dense at 8 bits.
+    empty units ("int8": dense at 8 bits), the rest, linear layers too, dense at 8 bits;
+    every_layer: all of them ternary.
     """
     int8 = tops.TernaryConfig(weights="int8", zeros=0.0)
     if pattern == "int8":
         return tops.plan(model, int8)
     config = tops.TernaryConfig(zeros=zeros, pattern=pattern, scope=scope)
+    if every_layer:
+        return tops.plan(model, config, rules={"*": config})
     linear = {n: int8 for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     return tops.plan(model, config, rules=linear)
 
@@ -147,6 +151,7 @@ def pruned(
     zeros: float,
     pattern: str = "1x4",
     scope: str = "layer",
+    every_layer: bool = False,
 ) -> Pruned:
     """Build a network, prune it to `zeros` by magnitude, set BatchNorm and ranges from `sample`.
 
@@ -155,7 +160,7 @@ def pruned(
     unknown to plan and to PATTERNS.
     """
     model = build()
-    tops.quantize_(model, rules_of(model, pattern, zeros, scope))
+    tops.quantize_(model, plan_of(model, pattern, zeros, scope, every_layer))
     if pattern != "int8":
         tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()
     set_batchnorm_(model, sample)

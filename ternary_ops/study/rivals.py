@@ -38,6 +38,12 @@ class Engine:
     run: Callable[[Array], Array]
     note: str
 
+    def in_batches(self, images: Array, batch: int) -> Array:
+        """Outputs for images [N, ...], run `batch` at a time; the last batch is filled up."""
+        padded = np.resize(images, (len(images) + -len(images) % batch, *images.shape[1:]))
+        parts = [np.array(self.run(padded[i : i + batch])) for i in range(0, len(padded), batch)]
+        return np.concatenate(parts)[: len(images)]
+
 
 def engines(
     names: Sequence[str], model: nn.Module, x: Tensor, samples: Tensor, threads: int
