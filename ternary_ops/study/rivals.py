@@ -58,14 +58,36 @@ def engines(
     return [engine for name in names for engine in RIVALS[name](model, x, samples, threads)]
 
 
+def save_int8(name: str, model: nn.Module, x: Tensor, samples: Tensor, folder: Path) -> Path:
+    """Quantize with one family of RIVALS and write what its runtime loads: .xml, .onnx or .pt.
+
+    Raises what `engines` raises.
+    """
+    if name == "openvino":
+        file, graphs = folder / "openvino.xml", _openvino_graphs(model, x, samples)
+        _imported("openvino").save_model(graphs["int8"], file, compress_to_fp16=False)
+    elif name == "onnxruntime":
+        file = _onnx_files(model, x, samples, folder)["int8"]
+    else:
+        file = folder / "torch.pt"
+        torch.jit.save(_torch_int8(model, x, samples)[0], file)
+    return file
+
+
 def _torch(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> list[Engine]:
     note = f"torch {torch.__version__}"
-    found = [Engine("torch fp32", _torch_run(_frozen(model, x)), f"{note}, jit.freeze")]
+    int8, engine = _torch_int8(model, x, samples)
+    return [
+        Engine("torch fp32", _torch_run(_frozen(model, x)), f"{note}, jit.freeze"),
+        Engine("torch int8", _torch_run(int8), f"{note}, FX {engine}, jit.freeze"),
+    ]
+
+
+def _torch_int8(model: nn.Module, x: Tensor, samples: Tensor) -> tuple[nn.Module, str]:
     rival, engine = int8_rival(model, samples)
     if rival is None:
         raise BadConfig(need("torch int8 quantizes this network", engine, "Leave torch out."))
-    run = _torch_run(_frozen(rival, x))
-    return [*found, Engine("torch int8", run, f"{note}, FX {engine}, jit.freeze")]
+    return _frozen(rival, x), engine
 
 
 def _frozen(model: nn.Module, x: Tensor) -> nn.Module:
@@ -87,48 +109,48 @@ def _torch_run(model: nn.Module) -> Callable[[Array], Array]:
 
 def _openvino(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> list[Engine]:
     openvino, nncf = (_imported(name) for name in ("openvino", "nncf"))
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    network = openvino.convert_model(copy.deepcopy(model), example_input=x, input=[list(x.shape)])
-    wide = openvino.convert_model(copy.deepcopy(model), example_input=x, input=[[1, *x.shape[1:]]])
-    given = [sample[None] for sample in samples.numpy()]
-    with contextlib.redirect_stdout(io.StringIO()):
-        int8 = nncf.quantize(wide, nncf.Dataset(given), subset_size=len(given))
-    int8.reshape(list(x.shape))
     note = f"openvino {openvino.__version__.partition('-')[0]}"
+    notes = {"fp32": note, "int8": f"{note}, nncf {nncf.__version__}"}
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     # Left alone, it computes in bfloat16 where the processor can: slower, and not float32.
     options["INFERENCE_PRECISION_HINT"] = "f32"
     found = []
-    for name, graph in (("fp32", network), ("int8", int8)):
+    for name, graph in _openvino_graphs(model, x, samples).items():
         request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
 
         def run(array: Array, request: Any = request) -> Array:
             y: Array = request.infer([array], share_inputs=True, share_outputs=True)[0]
             return y
 
-        detail = note if name == "fp32" else f"{note}, nncf {nncf.__version__}"
-        found.append(Engine(f"openvino {name}", run, detail))
+        found.append(Engine(f"openvino {name}", run, notes[name]))
     return found
 
 
+def _openvino_graphs(model: nn.Module, x: Tensor, samples: Tensor) -> dict[str, Any]:
+    """fp32 and int8 for inputs of x's shape; quantized on one image at a time."""
+    openvino, nncf = (_imported(name) for name in ("openvino", "nncf"))
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+
+    def convert(batch: int) -> Any:
+        shape = [batch, *x.shape[1:]]
+        return openvino.convert_model(copy.deepcopy(model), example_input=x, input=[shape])
+
+    given = [sample[None] for sample in samples.numpy()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        int8 = nncf.quantize(convert(1), nncf.Dataset(given), subset_size=len(given))
+    int8.reshape(list(x.shape))
+    return {"fp32": convert(len(x)), "int8": int8}
+
+
 def _onnxruntime(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> list[Engine]:
-    _imported("onnx")  # torch.onnx.export writes through it
     onnxruntime = _imported("onnxruntime")
     note = f"onnxruntime {onnxruntime.__version__}"
+    notes = {"fp32": note, "int8": f"{note}, static QDQ"}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        files = {"fp32": Path(folder, "fp32.onnx"), "int8": Path(folder, "int8.onnx")}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            axes = {"x": {0: "n"}}
-            torch.onnx.export(
-                *(copy.deepcopy(model), (x,), str(files["fp32"])),
-                **{"input_names": ["x"], "dynamic_axes": axes, "dynamo": False},  # type: ignore[arg-type]
-            )
-        _quantize_onnx(files["fp32"], files["int8"], samples)
-        for name, file in files.items():
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
+        for name, file in _onnx_files(model, x, samples, Path(folder)).items():
             session = onnxruntime.InferenceSession(
                 file.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
@@ -137,9 +159,21 @@ def _onnxruntime(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> 
                 y: Array = session.run(None, {"x": array})[0]
                 return y
 
-            detail = note if name == "fp32" else f"{note}, static QDQ"
-            found.append(Engine(f"onnxruntime {name}", run, detail))
+            found.append(Engine(f"onnxruntime {name}", run, notes[name]))
     return found
+
+
+def _onnx_files(model: nn.Module, x: Tensor, samples: Tensor, folder: Path) -> dict[str, Path]:
+    _imported("onnx")  # torch.onnx.export writes through it
+    files = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            *(copy.deepcopy(model), (x,), str(files["fp32"])),
+            **{"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}, "dynamo": False},  # type: ignore[arg-type]
+        )
+    _quantize_onnx(files["fp32"], files["int8"], samples)
+    return files
 
 
 def _quantize_onnx(source: Path, target: Path, samples: Tensor) -> None:
