@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _measure import RESULTS, interleave, machine, ratio, spread, stopwatch, write_csv
+from _measure import CLOCKS, RESULTS, interleave, machine, ratio, spread, stopwatch, write_csv
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 SIZES = (64, 96, 128, 224, 320, 512)
@@ -49,7 +49,9 @@ def measure(axis: str, density: float, size: int, options: argparse.Namespace) -
         wanted = net.dense(seen).numpy()
         agrees = [agreement(e.in_batches(seen.numpy(), 1), wanted).match for e in (ours, rival)]
         match = all(agrees) and benchmark.exact(net.program, x)
-        timers = {e.name: stopwatch(partial(e.run, x)) for e in (ours, rival)}
+        timers = {
+            e.name: stopwatch(partial(e.run, x), CLOCKS[options.clock]) for e in (ours, rival)
+        }
         times = interleave(timers, options.rounds)
     own, other = times["ternary-ops"], times[rival.name]
     return {
@@ -58,6 +60,7 @@ def measure(axis: str, density: float, size: int, options: argparse.Namespace) -
         "rival_ms": round(spread(other)[0], 3),
         "times_ours": round(ratio(other, own), 3) if match else "",
         **{"isa": runtime.isa(), "rounds": options.rounds, "note": rival.note},
+        "clock": options.clock,
     }
 
 
@@ -113,6 +116,7 @@ def main() -> int:
     parser.add_argument("--zeros", type=float, default=0.9, help="for the sizes")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--samples", type=int, default=8, help="images to calibrate on")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: see networks.py")
     parser.add_argument("--name", default="growth", help="of the files in bench/results")
     parser.add_argument("--plot-only", action="store_true", help="draw the CSV again")
     options = parser.parse_args()

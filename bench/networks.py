@@ -11,7 +11,8 @@ ratio is the median over rounds. `match`: the same outputs on --images images, u
 (ternary_ops/study/agreement.py); ours also equals the NumPy reference bit for bit on a corner.
 Without a match on both sides no ratio is printed. Rows that --out holds already are not measured
 again: an interrupted run goes on where it was. --patterns: 1x4 and element are ternary, int8 is
-dense at 8 bits whatever --zeros says.
+dense at 8 bits whatever --zeros says. --clock cpu counts the processor time of the process, for a
+machine that others use at the same time; it is for one thread only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _measure import RESULTS, interleave, machine, ratio, spread, stopwatch
+from _measure import CLOCKS, RESULTS, interleave, machine, ratio, spread, stopwatch
 
 
 class Case(NamedTuple):
@@ -59,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--against", default="openvino,onnxruntime,torch")
     parser.add_argument("--scope", default="layer", choices=("layer", "global"))
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--clock", default="wall", choices=CLOCKS)
     parser.add_argument("--samples", type=int, default=16, help="images to calibrate on")
     parser.add_argument("--images", type=int, default=16, help="images to compare outputs on")
     parser.add_argument("--out", default="networks.csv", help="file name under bench/results")
@@ -129,7 +131,9 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
         }
         matches = {name: a.match for name, a in agrees.items()}
         matches["ternary-ops"] &= exact
-        timers = {e.name: stopwatch(partial(e.run, array)) for e in (ours, *found)}
+        timers = {
+            e.name: stopwatch(partial(e.run, array), CLOCKS[options.clock]) for e in (ours, *found)
+        }
         times = interleave(timers, options.rounds)
         peak = ceiling.measure()
     count = sum(macs(program.graph, infer(program.graph, case.batch, *array.shape[2:])))
@@ -153,6 +157,7 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
                 "top1_fake_quant": round(fake.top1, 4) if engine is ours else "",
                 **{name: round(value, 1) for name, value in vars(peak).items()},
                 **{"scope": options.scope, "images": options.images, "rounds": options.rounds},
+                "clock": options.clock,
                 **{"note": engine.note, "real_images": networks.data_folder() is not None},
                 "load": round(os.getloadavg()[0], 2),
             }
@@ -209,6 +214,8 @@ def main() -> int:
     for case in cases(options):
         if case.key() in done(read_rows(RESULTS / options.out)):
             continue
+        if options.clock == "cpu" and case.threads > 1:
+            sys.exit(f"--clock cpu needs --threads 1, got {case.threads}. Use --clock wall.")
         if case.threads > len(cores):
             sys.exit(f"--threads {case.threads} needs as many cores, got {len(cores)}. Use fewer.")
         print(", ".join(f"{k} {v}" for k, v in case._asdict().items()), flush=True)
