@@ -149,7 +149,7 @@ def measure(channels: int, size: int, rounds: int, threads: int) -> list[dict[st
 
     def burst() -> float:
         # Threads share a core's ports with nobody here: the ceiling of n threads is n times one.
-        timer = stopwatch(lambda: made.update(macs=core().fma_burst(20_000)))
+        timer = stopwatch(lambda: made.update(macs=core().float_burst(20_000)))
         return timer() / made["macs"] / threads
 
     timers: dict[Any, Any] = {"ceiling": burst}

@@ -314,7 +314,7 @@ void bind_machine(py::module_& m) {
   m.def("isa", [] { return std::string(tops::kernels().name); });
   m.def("set_isa", &tops::force_isa, py::arg("name"));
   m.def("dot_burst", [](int64_t rounds) { return tops::kernels().dot_burst(rounds); });
-  m.def("fma_burst", [](int64_t rounds) { return tops::kernels().fma_burst(rounds); });
+  m.def("float_burst", [](int64_t rounds) { return tops::kernels().float_burst(rounds); });
   m.def("read_burst",
         [](const Array<uint8_t>& a) { tops::kernels().read_burst(a.data(), a.size()); });
   m.def("num_threads", &tops::num_threads);

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ternary_ops import _native
 from ternary_ops._version import __version__
-from ternary_ops.engine import describe, files
+from ternary_ops.engine import ceiling, describe, files
 from ternary_ops.engine.build import build
 from ternary_ops.engine.ir import Array, Graph
 from ternary_ops.engine.shapes import Shape, infer
@@ -85,13 +85,22 @@ class Program:
         return list(self._engine.run_all(self._accept(x)))
 
     def profile(self, x: NDArray[Any], repeats: int = 10) -> list[dict[str, Any]]:
-        """Per node what `describe.rows` says, and "ms": the median of `repeats` runs."""
+        """Per node what `describe.rows` says, and "ms": the median of `repeats` runs.
+
+        For layers also "gmac_s", dense multiply-adds in that time, and "of_ceiling": their share of
+        what the cores in use can multiply (`engine.ceiling`; above 1 where zeros are left out).
+        """
         x = self._accept(x)
         if repeats < 1:
             raise BadConfig(need("profile needs repeats >= 1", repeats, "Use 10."))
         rows = describe.rows(self.graph, self._shapes_of(x.shape))
         timed = self._engine.profile(x, repeats)
-        return [{**row, "ms": float(t["ms"])} for row, t in zip(rows, timed, strict=True)]
+        peaks = ceiling.known_products(isa())
+        threads = _native.core().num_threads()
+        return [
+            {**row, **describe.speed(row, float(t["ms"]), peaks, threads)}
+            for row, t in zip(rows, timed, strict=True)
+        ]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file of kind "program", atomically."""

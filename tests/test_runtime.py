@@ -286,7 +286,13 @@ def test_summary_info_and_profile() -> None:
     with pytest.raises(BadConfig):
         program.profile(x, repeats=0)
     described = rows(program.graph, [v.shape for v in program.trace(x)])
-    assert [{k: v for k, v in row.items() if k != "ms"} for row in profile] == described
+    assert [{k: row[k] for k in described[0]} for row in profile] == described
+    for row in profile:
+        if row["kind"] is None:
+            assert row["gmac_s"] is None and row["of_ceiling"] is None
+        else:
+            assert row["gmac_s"] == pytest.approx(row["macs"] / row["ms"] / 1e6)
+            assert 0 < row["of_ceiling"] < row["gmac_s"]
     assert repr(program) == "Program(16 nodes, input [1, 3, 20, 20])"
 
 

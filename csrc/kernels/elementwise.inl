@@ -122,4 +122,4 @@ static const KernelTable kTable = {
     conv_sparse,   conv_blocks,     conv_depthwise, matvec_ternary,
     matvec_int8,   max_rows,        max_columns,    add,
     quantize,      dequantize,      gather,         dot_burst,
-    fma_burst,     read_burst};
+    float_burst,   read_burst};

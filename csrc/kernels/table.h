@@ -187,7 +187,7 @@ struct KernelTable {
   // Ceilings for benchmarks: dot products from registers (returns byte products made), and a plain
   // read.
   int64_t (*dot_burst)(int64_t rounds);
-  int64_t (*fma_burst)(int64_t rounds);  // the same in float32
+  int64_t (*float_burst)(int64_t rounds);
   void (*read_burst)(const uint8_t* p, int64_t bytes);
 };
 
