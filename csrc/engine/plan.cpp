@@ -42,6 +42,7 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
       g = Grid::make(node.channels, true, n, h, w, 0);
       continue;
     }
+    if (infer_move(node, g)) continue;
     const Grid& in = step(node.a).grid;
     int64_t channels = node.channels ? node.channels : in.channels, oh = in.h, ow = in.w;
     const Window& win = node.window;
@@ -64,7 +65,8 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
     }
     if (node.b >= 0) {
       const Grid& other = step(node.b).grid;
-      if (other.h != oh || other.w != ow)
+      const bool spread = node.op == Op::kMul && other.h == 1 && other.w == 1;
+      if (!spread && (other.h != oh || other.w != ow))
         throw Error(ErrorKind::kUnsupportedShape,
                     "the two inputs of node " + std::to_string(id) + " (" + op_name(node.op) +
                         ") have different sizes: " + std::to_string(oh) + "x" + std::to_string(ow) +
@@ -99,8 +101,8 @@ void Plan::prepare_steps() {
     const Node& node = nodes_[id];
     Step& s = steps_[id];
     const Node& from = nodes_[static_cast<size_t>(node.a)];
-    if (node.a == 0 && node.op != Op::kQuantize) steps_[0].external = false;
-    if (node.b == 0) steps_[0].external = false;
+    for (const int input : inputs_of(node))
+      if (input == 0 && node.op != Op::kQuantize) steps_[0].external = false;
     const Grid& in = step(node.a).grid;
     if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows &&
         node.layer->plain.size() > 0) {
@@ -128,12 +130,8 @@ void Plan::place(bool keep_all, int output) {
   std::vector<size_t> last(nodes_.size());
   for (size_t id = 0; id < nodes_.size(); ++id) {
     last[id] = keep_all || static_cast<int>(id) == output ? nodes_.size() : id;
-    if (nodes_[id].a >= 0)
-      last[static_cast<size_t>(nodes_[id].a)] =
-          std::max(last[static_cast<size_t>(nodes_[id].a)], id);
-    if (nodes_[id].b >= 0)
-      last[static_cast<size_t>(nodes_[id].b)] =
-          std::max(last[static_cast<size_t>(nodes_[id].b)], id);
+    for (const int input : inputs_of(nodes_[id]))
+      last[static_cast<size_t>(input)] = std::max(last[static_cast<size_t>(input)], id);
   }
   std::vector<Block> live;
   auto allocate = [&](int64_t bytes, size_t until) {

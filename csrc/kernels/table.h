@@ -91,6 +91,8 @@ struct PoolArgs {
 
 struct AddArgs {
   bool a_float, b_float, has_b, float_out;
+  bool multiply;  // a * b instead of a + b
+  bool b_spread;  // one cell of b meets every cell of a
   float a_scale;
   int32_t a_zero_point;
   Epilogue epilogue;  // the residual fields belong to b
@@ -125,6 +127,8 @@ struct KernelTable {
   void (*matvec_int8)(const uint8_t* x, const int8_t* w, int64_t row_bytes, int64_t begin,
                       int64_t end, int32_t* acc);
   void (*max_pool)(const PoolArgs&, int64_t begin, int64_t end);  // cell planes
+  // y[i] = table[x[i]] for n cells; in place is fine.
+  void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
   void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);
   // One row of pixels: four float channels (null: absent) to u8 cells, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
