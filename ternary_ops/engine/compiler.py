@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ternary_ops.engine.ir import Graph
 from ternary_ops.engine.lower import lower
-from ternary_ops.engine.match import Shapes
+from ternary_ops.engine.node_facts import Shapes
 from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need

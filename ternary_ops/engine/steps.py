@@ -9,21 +9,21 @@ from typing import Any
 
 from torch import fx, nn
 
-from ternary_ops.engine.layers import Layer, Range, read_batchnorm, read_layer
-from ternary_ops.engine.match import (
-    SUPPORTED,
-    Consequence,
-    Op,
-    Unsupported,
-    match,
-    shape_of,
-    source,
+from ternary_ops.engine.layers import (
+    Layer,
+    Range,
+    read_batchnorm,
+    read_layer,
+    read_layer_norm,
+    read_transposed,
 )
+from ternary_ops.engine.match import SUPPORTED, match
+from ternary_ops.engine.node_facts import Consequence, Op, Unsupported, shape_of, source
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.trace import Chain, clamp_bounds, fused_chain, is_layer, module_of
 
 Bounds = tuple[float | None, float | None]
-_CLAMPS = ("conv2d", "linear", "add", "clamp")
+_CLAMPS = ("conv2d", "linear", "add", "mul", "clamp")
 
 
 @dataclass(eq=False)
@@ -130,17 +130,29 @@ class _Reader:
         return step
 
     def _ops(self, node: fx.Node, ops: Sequence[Op]) -> Step:
-        value = self._value(source(node))
+        operands = ops[0][1].pop("operands", None) if ops else None
+        inputs = [self._value(x) for x in operands or (source(node),)]
         for op, attrs in ops:
-            if op == "batchnorm":
-                value = self._batchnorm(node, value)
-            elif op == "add":
-                value = Step("add", [self._value(a) for a in node.args if isinstance(a, fx.Node)])
-            elif op == "clamp":
-                value = Step("clamp", [value], clamp=attrs["clamp"])
-            else:
-                value = Step(op, [value], attrs)
-        return value
+            inputs = [self._op(node, op, attrs, inputs)]
+        return inputs[0]
+
+    def _op(self, node: fx.Node, op: str, attrs: dict[str, Any], inputs: list[Step]) -> Step:
+        if op == "same":
+            return inputs[0]
+        if op == "batchnorm":
+            return self._batchnorm(node, inputs[0])
+        if op == "layer_norm":
+            layer = read_layer_norm(str(node.target), _module(module_of(node)))
+            return Step(op, inputs, layer.attrs, layer)
+        if op == "conv_transpose2d":
+            layer, shuffled = read_transposed(str(node.target), _module(module_of(node)))
+            return Step("pixel_shuffle", [Step("conv2d", inputs, layer.attrs, layer)], shuffled)
+        if op == "clamp":
+            return Step(op, inputs, clamp=attrs["clamp"])
+        if op == "sub":
+            negated = Step("activation", inputs[1:], {"fn": "affine", "params": (-1.0, 0.0)})
+            return Step("add", [inputs[0], negated])
+        return Step(op, inputs, attrs)
 
     def _layer(self, node: fx.Node, x: Step) -> Step:
         name, module = str(node.target), module_of(node)

@@ -14,24 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_ops.ops import functions
-from ternary_ops.ops.reference import Array, Params, Quantized, dequantize, quantize
+from ternary_ops.ops.reference import Array, Params, Quantized, clamp, quantize
 
 Sampling: TypeAlias = tuple[Array, Array, Array, Array]
-
-
-def value_of(operand: Array | Quantized) -> NDArray[np.float32]:
-    """What an operand stands for, float32."""
-    if isinstance(operand, tuple):
-        return dequantize(*operand)
-    return np.asarray(operand, np.float32)
 
 
 def activation(
     x: Array | Quantized, fn: str, params: Sequence[float] = (), y: Params | None = None
 ) -> Array:
     """A function of `ternary_ops.ops.functions`, in float64, rounded to float32, then to u8."""
-    out = functions.evaluate(fn, params, value_of(x))
-    return out if y is None else quantize(out, *y)
+    return clamp(functions.evaluate(fn, params, clamp(x)), y=y)
 
 
 def mul(
@@ -43,18 +35,13 @@ def mul(
 ) -> Array:
     """a * b, then the activation; b has a's shape or is [N, C, 1, 1]."""
     with np.errstate(over="ignore", invalid="ignore"):
-        out = value_of(a) * value_of(b)
-    if lo is not None:
-        out = np.maximum(out, np.float32(lo))
-    if hi is not None:
-        out = np.minimum(out, np.float32(hi))
-    return out if y is None else quantize(out, *y)
+        out = clamp(a) * clamp(b)
+    return clamp(out, lo, hi, y)
 
 
 def concat(parts: Sequence[Array | Quantized], y: Params | None = None) -> Array:
     """Along channels; quantized parts are requantized to y (the same codes where it is theirs)."""
-    values = [value_of(part) for part in parts]
-    return np.concatenate([v if y is None else quantize(v, *y) for v in values], axis=1)
+    return np.concatenate([clamp(part, y=y) for part in parts], axis=1)
 
 
 def pixel_shuffle(x: Array, factor: tuple[int, int], crop: tuple[int, int] = (0, 0)) -> Array:
