@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, fx, nn
 
+from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.trace import module_of
 
 # An op of engine.ir and its attributes; or "layer" and "batchnorm", whose module says the rest.
@@ -34,6 +36,25 @@ class Shapes(fx.Interpreter):
             n.meta["shape"] = ()
             n.meta["sizes"] = _channels_of(value, n)
         return value
+
+
+def run_checked(network: nn.Module, traced: fx.GraphModule, x: Tensor) -> Any:
+    """What the trace makes of x; notes shapes. A trace misses what Python does to tensors behind
+    its back: raises UnsupportedModel unless the network makes the same.
+    """
+    made, eager = Shapes(traced).run(x.clone()), network(x.clone())
+    if not isinstance(made, Tensor) or not isinstance(eager, Tensor):
+        return made  # read_steps says that one output tensor is supported
+    same = eager.shape == made.shape
+    if not (same and torch.allclose(eager, made, rtol=1e-3, atol=1e-5, equal_nan=True)):
+        raise UnsupportedModel(
+            need(
+                "the traced model must compute what the model does",
+                "another result for example_input",
+                "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
+            )
+        )
+    return made
 
 
 def _channels_of(values: Any, node: fx.Node) -> list[int] | None:

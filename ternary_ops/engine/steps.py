@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,11 +50,9 @@ def read_steps(traced: fx.GraphModule) -> list[Step]:
     Shapes must have been noted (`match.Shapes`). Raises one UnsupportedModel that lists every node
     without a program form.
     """
-    reader = _Reader(traced)
-    for node in traced.graph.nodes:
-        reader.read(node)
+    reader = _read(traced)
     if reader.problems:
-        lines = "".join(f"\n  {line}" for line in reader.problems)
+        lines = "".join(f"\n  {line}" for _, line in reader.problems)
         raise UnsupportedModel(
             need(
                 "every part of a compiled model needs a program form",
@@ -63,6 +61,26 @@ def read_steps(traced: fx.GraphModule) -> list[Step]:
             )
         )
     return _fuse_clamps(_reachable(reader.values[reader.output]))
+
+
+def unsupported(
+    traced: fx.GraphModule, islands: Collection[fx.Node] = ()
+) -> list[tuple[fx.Node, str]]:
+    """Every node without a program form, with its place and the reason; `islands` pass as inputs.
+
+    Shapes must have been noted.
+    """
+    return _read(traced, islands).problems
+
+
+def _read(traced: fx.GraphModule, islands: Collection[fx.Node] = ()) -> _Reader:
+    reader = _Reader(traced)
+    for node in traced.graph.nodes:
+        if node in islands:
+            reader.values[node] = Step("input", [])
+        else:
+            reader.read(node)
+    return reader
 
 
 def merge(first: Bounds, second: Bounds) -> Bounds:
@@ -82,7 +100,7 @@ class _Reader:
     """Turns traced nodes into steps, and collects what has no program form."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
-        self.problems: list[str] = []
+        self.problems: list[tuple[fx.Node, str]] = []
         self.values: dict[fx.Node, Step] = {}
         self.output: fx.Node
         self._layers: dict[str, Layer] = {}
@@ -94,7 +112,7 @@ class _Reader:
         """Add the steps of a node, or a problem."""
         if node.op == "placeholder":
             if self.values:
-                self.problems.append(f"{node.target}: a second input")
+                self.problems.append((node, f"{node.target}: a second input"))
                 return
             self.values[node] = Step("input", [])
         elif node.op == "output":
@@ -109,14 +127,14 @@ class _Reader:
             except Consequence:
                 pass
             except Unsupported as reason:
-                self.problems.append(f"{_place(node)}: {reason}")
+                self.problems.append((node, f"{_place(node)}: {reason}"))
 
     def _read_output(self, node: fx.Node) -> None:
         value = node.args[0]
         if isinstance(value, fx.Node) and value in self.values:
             self.output = value
         elif not self.problems:
-            self.problems.append(f"the output: one tensor is supported, this is {value}")
+            self.problems.append((node, f"the output: one tensor is supported, this is {value}"))
 
     def _chain(self, chain: Chain) -> Step:
         """A layer with what fuses behind it. A BatchNorm that would not fold becomes a step."""
