@@ -96,6 +96,8 @@ def test_random_programs_on_every_isa(seed: int, n: int, h: int, w: int, threads
     for isa in runtime.available_isas():
         with runtime.force_isa(isa), runtime.num_threads(threads):
             values = program.trace(x)
+            # the same without a place of its own for every value
+            np.testing.assert_array_equal(program(x), values[-1])
         for node, a, b in zip(graph.nodes, values, expected, strict=True):
             if integer:
                 np.testing.assert_array_equal(a, b, f"{isa} {node}")

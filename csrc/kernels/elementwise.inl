@@ -82,7 +82,10 @@ static void add(const AddArgs& a, const Cells& x, const Cells& b, const Cells& y
 }
 
 static void lookup(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y) {
-  for (int64_t i = 0; i < n * 4; ++i) y[i] = table[x[i]];
+  int64_t i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes)
+    V::store(y + i * 4, V::lookup(V::load(x + i * 4), table));
+  if (i < n) V::store_n(y + i * 4, V::lookup(V::load_n(x + i * 4, n - i), table), n - i);
 }
 
 static void quantize(const float* const x[4], int64_t n, float inv, int32_t zero_point,
