@@ -289,6 +289,7 @@ void bind_engine(py::module_& m) {
       .def("pixel_unshuffle", &Engine::pixel_unshuffle)
       .def("channel_shuffle", &Engine::channel_shuffle)
       .def("resize", &Engine::resize)
+      .def("unflatten", &Engine::unflatten)
       .def("softmax", &Engine::softmax)
       .def("layer_norm", &Engine::layer_norm)
       .def("output", &Engine::output)

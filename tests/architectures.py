@@ -223,6 +223,35 @@ class ShuffleNet(nn.Module):
         return self.fc(self.last(x).mean([2, 3]))
 
 
+class SELayer(nn.Module):
+    """Squeeze-excite by views and linear layers."""
+
+    def __init__(self, channel: int, index: bool) -> None:
+        super().__init__()
+        self.avg_pool, self.index = nn.AdaptiveAvgPool2d(1), index
+        self.fc = nn.Sequential(
+            nn.Linear(channel, 4, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(4, channel, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, _, _ = x.size()
+        y = self.fc(self.avg_pool(x).view(b, c))
+        return y[:, :, None, None] * x if self.index else x * y.view(b, c, 1, 1).expand_as(x)
+
+
+class SENet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_bn(3, 10, 3, 2, act=nn.ReLU), conv_bn(10, 14, 3, act=nn.ReLU)
+        self.se, self.other, self.last = SELayer(10, False), SELayer(14, True), nn.Conv2d(14, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.other(self.b(self.se(self.a(x)))))
+
+
 class Arithmetic(nn.Module):
     """Differences, products and numbers, hand-written hardswish, slices, softmax, LayerNorm."""
 
@@ -253,6 +282,7 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
     "densenet": (DenseNet, (2, 3, 17, 20), (1, 3, 24, 13)),
     "unet": (UNet, (2, 3, 18, 20), (1, 3, 23, 13)),
     "super_resolution": (SuperResolution, (2, 3, 9, 8), (1, 3, 6, 11)),
+    "senet": (SENet, (2, 3, 17, 20), (1, 3, 24, 13)),
     "shufflenet": (ShuffleNet, (2, 3, 17, 20), (1, 3, 24, 13)),
     "arithmetic": (Arithmetic, (2, 3, 9, 8), (3, 3, 6, 11)),
 }

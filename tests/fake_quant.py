@@ -124,6 +124,7 @@ _MOVES: dict[str, Any] = {
     "pixel_unshuffle": _shuffle,
     "channel_shuffle": lambda g, node, o: F.channel_shuffle(o[0][0], node.attrs["groups"]),
     "resize": _resize,
+    "unflatten": lambda g, node, o: o[0][0][:, :, None, None],
     "softmax": lambda g, node, o: F.softmax(o[0][0].double(), 1).float(),
     "layer_norm": _layer_norm,
 }

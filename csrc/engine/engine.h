@@ -148,6 +148,7 @@ class Engine {
   // like: a value whose image size is taken, or -1; size and zoom 0: not given.
   int resize(int x, int like, bool bilinear, bool align, const Pair& size,
              const std::pair<float, float>& zoom);
+  int unflatten(int x);
   int softmax(int x);
   int layer_norm(int x, const std::vector<float>& weight, const std::vector<float>& bias,
                  float eps);

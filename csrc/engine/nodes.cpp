@@ -186,6 +186,15 @@ int Engine::resize(int x, int like, bool bilinear, bool align, const Pair& size,
   return push(std::move(n));
 }
 
+// All channels of an image of one pixel: a slice of everything.
+int Engine::unflatten(int x) {
+  Node n = following(Op::kSlice, x);
+  if (!n.rank2 || n.channels < 1) bad_graph("unflatten needs rows of known length.");
+  n.rank2 = false;
+  n.detail = std::make_shared<Detail>();
+  return push(std::move(n));
+}
+
 int Engine::softmax(int x) {
   Node n = following(Op::kSoftmax, x);
   if (!n.is_float) bad_graph("softmax needs floats.");

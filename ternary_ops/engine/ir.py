@@ -348,6 +348,13 @@ def _make_resize(graph: Graph, node: Node, x: Value, others: Sequence[Value]) ->
     return x
 
 
+def _make_unflatten(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    _need_rank(node, x, 2)
+    if x.channels is None:
+        raise FormatError(need("a known number of channels", "a flattened image", _DO))
+    return replace(x, rank=4)
+
+
 def _make_softmax(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
     if x.y is not None:
         raise FormatError(need(f"{node.op} needs floats", "uint8", _DO))
@@ -382,6 +389,7 @@ _MAKES = {
     "pixel_unshuffle": _make_shuffled,
     "channel_shuffle": _make_shuffled,
     "resize": _make_resize,
+    "unflatten": _make_unflatten,
     "softmax": _make_softmax,
     "layer_norm": _make_layer_norm,
 }

@@ -31,6 +31,7 @@ _KEEPS_RANGE = (
     "pixel_unshuffle",
     "channel_shuffle",
     "resize",
+    "unflatten",
 )
 _FLOATS = ("softmax", "layer_norm")
 

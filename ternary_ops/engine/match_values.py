@@ -121,7 +121,31 @@ def _from_number(node: fx.Node, number: float, x: fx.Node) -> list[Op]:
     return _affine(x, 1.0 if node.target in _ADD else -1.0, number)
 
 
+def gate(node: fx.Node) -> list[Op] | None:
+    """[N, C] as [N, C, 1, 1], and that spread over an image, as squeeze-excite writes them."""
+    views = ("view", "reshape", torch.reshape)
+    if node.target in views or node.target is operator.getitem:
+        x = node.args[0]
+        before = shape_of(x) if isinstance(x, fx.Node) else None
+        if not before or len(before) != 2 or shape_of(node) != (*before, 1, 1):
+            return None
+        if node.target in views and not _stays_free((*node.args[1:2], -1, -1)):
+            raise Unsupported("its batch size is a constant; write x.size(0)")
+        return [("unflatten", {})]
+    if node.op == "call_method" and node.target in ("expand_as", "expand"):
+        before, users = shape_of(source(node)), node.users
+        if before and before[2:] == (1, 1) and all(user.target in _MUL for user in users):
+            return []
+    return None
+
+
+def _spread(node: fx.Node) -> fx.Node:
+    """What an expand spreads; a product does that itself."""
+    return source(node) if node.target in ("expand_as", "expand") else node
+
+
 def _of_tensors(node: fx.Node, a: fx.Node, b: fx.Node) -> list[Op]:
+    a, b = _spread(a), _spread(b)
     left, right = shape_of(a), shape_of(b)
     if node.target in _DIV:
         raise Unsupported("it divides by a tensor")
@@ -343,6 +367,7 @@ MATCHERS = (
     function,
     arithmetic,
     concat,
+    gate,
     channels,
     shuffle,
     resize,

@@ -253,6 +253,7 @@ OPS: dict[str, OpSpec] = {
             "zoom": (_optional(_zoom), None),
         },
     ),
+    "unflatten": OpSpec((1, 1), {}),
     "softmax": OpSpec((1, 1), {}),
     "layer_norm": OpSpec((1, 1), {"w": _WEIGHT, "eps": (_positive, REQUIRED)}),
 }

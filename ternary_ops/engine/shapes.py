@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ternary_ops.engine.ir import Graph, Node
@@ -129,13 +129,14 @@ def _sliced(node: Node, inputs: Sequence[Shape]) -> Shape:
     return n, node.attrs["end"] - node.attrs["begin"], *image
 
 
-_MOVES = {
+_MOVES: dict[str, Callable[[Node, Sequence[Shape]], Shape]] = {
     "concat": _concat,
     "mul": _mul,
     "pixel_shuffle": _shuffled,
     "pixel_unshuffle": _shuffled,
     "resize": resized,
     "slice": _sliced,
+    "unflatten": lambda node, inputs: (*inputs[0], 1, 1),
 }
 
 

@@ -105,6 +105,7 @@ _RUN: dict[str, Callable[[Graph, Node, Sequence[Operand]], Array]] = {
         _pick(v[0]), **node.attrs
     ),
     "resize": _resize,
+    "unflatten": lambda g, node, v: _pick(v[0])[:, :, None, None],
     "softmax": lambda g, node, v: reference_moves.softmax(v[0]).astype(np.float32),
     "layer_norm": _layer_norm,
 }
