@@ -210,7 +210,7 @@ def _linear_problem(rng: np.random.Generator, m: int, wtype: str, cell: str, y: 
 
 
 def _program_problems(seed: int) -> list[Problem]:
-    """One small program with every operator, at three image sizes."""
+    """One small program with every operator of uint8, at three image sizes."""
     from ternary_ops.engine.simulate import simulate
 
     rng = np.random.default_rng([seed, 1])
@@ -249,10 +249,24 @@ def _every_operator(rng: np.random.Generator) -> Any:
         Node("avg_pool2d", (4,), {"kernel": (2, 2), "stride": (1, 1), "y": (0.03, 3)}),
         Node("clamp", (5,), {"clamp": (0.0, 6.0), "y": (0.025, 0)}),
         Node("add", (5, 6), {"clamp": (None, None), "y": (0.06, 9)}),
-        Node("adaptive_avg_pool2d", (7,), {"size": (2, 2), "y": (0.05, 4)}),
-        Node("flatten", (8,), {}),
-        Node("linear", (9,), {"w": 2, "y": (0.1, 128)}),
-        Node("dequantize", (10,), {}),
+        Node("activation", (7,), {"fn": "silu", "y": (0.05, 8)}),
+        Node("adaptive_avg_pool2d", (8,), {"size": (1, 1), "y": (0.05, 8)}),
+        Node("activation", (9,), {"fn": "sigmoid", "y": (1 / 255, 0)}),
+        Node("mul", (8, 10), {"y": (0.05, 8)}),
+        Node("slice", (11,), {"begin": 1, "end": 9}),
+        Node("channel_shuffle", (12,), {"groups": 4}),
+        Node("pixel_shuffle", (13,), {"factor": (2, 1)}),
+        Node("pixel_unshuffle", (14,), {"factor": (2, 1)}),
+        Node("resize", (11,), {"mode": "nearest", "zoom": (2.0, 2.0)}),
+        Node("resize", (16, 15), {"mode": "bilinear"}),
+        Node("concat", (15, 17), {"y": (0.06, 7)}),
+        Node("slice", (18,), {"begin": 3, "end": 15}),
+        Node("adaptive_avg_pool2d", (19,), {"size": (2, 2), "y": (0.05, 4)}),
+        Node("flatten", (20,), {}),
+        Node("linear", (21,), {"w": 2, "y": (0.1, 128)}),
+        Node("unflatten", (22,), {}),
+        Node("flatten", (23,), {}),
+        Node("dequantize", (24,), {}),
     ]
     return Graph(tuple(nodes), weights)
 

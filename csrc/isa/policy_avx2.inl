@@ -208,4 +208,24 @@ struct V {
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
   }
+  // table[b] for every byte b: 16 look-ups by the low half of b, then a choice by each bit of the
+  // high half.
+  static TOPS_INLINE I sixteen(const uint8_t* table, int k, I low) {
+    const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * k));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(part), low);
+  }
+  static TOPS_INLINE I sixty_four(const uint8_t* table, int k, I low, I bit4, I bit5) {
+    const I a = _mm256_blendv_epi8(sixteen(table, k, low), sixteen(table, k + 1, low), bit4);
+    const I b = _mm256_blendv_epi8(sixteen(table, k + 2, low), sixteen(table, k + 3, low), bit4);
+    return _mm256_blendv_epi8(a, b, bit5);
+  }
+  static TOPS_INLINE I lookup(I x, const uint8_t* table) {
+    const I low = and_(x, set1(0x0f0f0f0f)), bit4 = _mm256_slli_epi16(x, 3),
+            bit5 = _mm256_slli_epi16(x, 2), bit6 = _mm256_slli_epi16(x, 1);
+    const I a = _mm256_blendv_epi8(sixty_four(table, 0, low, bit4, bit5),
+                                   sixty_four(table, 4, low, bit4, bit5), bit6);
+    const I b = _mm256_blendv_epi8(sixty_four(table, 8, low, bit4, bit5),
+                                   sixty_four(table, 12, low, bit4, bit5), bit6);
+    return _mm256_blendv_epi8(a, b, x);
+  }
 };

@@ -232,5 +232,15 @@ struct V {
   static TOPS_INLINE int32_t sum(I a) {
     return wrap_add(wrap_add(a.v[0], a.v[1]), wrap_add(a.v[2], a.v[3]));
   }
+  // table[b] for every byte b.
+  static TOPS_INLINE I lookup(I a, const uint8_t* table) {
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      uint32_t cell = 0;
+      for (int j = 0; j < 4; ++j) cell |= static_cast<uint32_t>(table[byte(a.v[i], j)]) << (8 * j);
+      r.v[i] = static_cast<int32_t>(cell);
+    }
+    return r;
+  }
 #undef TOPS_LANES
 };

@@ -123,6 +123,8 @@ struct ConvArgs {
 
 struct AddArgs {
   bool a_float, b_float, has_b, float_out;
+  bool multiply;  // a * b instead of a + b
+  bool b_spread;  // one cell of b meets every cell of a
   float a_scale;
   int32_t a_zero_point;
   Epilogue epilogue;  // the residual fields belong to b
@@ -176,6 +178,8 @@ struct KernelTable {
   void (*max_rows)(const uint8_t* const* rows, int64_t count, int64_t n, bool is_float, uint8_t* y);
   void (*max_columns)(const uint8_t* x, int64_t taps, int64_t stride, int64_t dilation,
                       bool is_float, uint8_t* y, int64_t n);
+  // y[i] = table[x[i]] for n cells; in place is fine.
+  void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
   void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);
   // One row of pixels: four float channels (null: absent) to u8 cells, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,

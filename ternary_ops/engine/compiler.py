@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import copy
+from typing import overload
 
 import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.engine.ir import Graph
+from ternary_ops.engine.islands import IslandProgram, compile_with_islands
 from ternary_ops.engine.lower import lower
-from ternary_ops.engine.match import Shapes
+from ternary_ops.engine.node_facts import run_checked
 from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
@@ -20,7 +22,15 @@ from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
 
 
-def compile(model: nn.Module, example_input: Tensor) -> Program:  # noqa: A001
+@overload
+def compile(model: nn.Module, example_input: Tensor) -> Program: ...  # noqa: A001
+@overload
+def compile(  # noqa: A001
+    model: nn.Module, example_input: Tensor, *, islands: bool
+) -> Program | IslandProgram: ...
+def compile(  # noqa: A001
+    model: nn.Module, example_input: Tensor, *, islands: bool = False
+) -> Program | IslandProgram:
     """Turn a float, quantized or packed network into a Program.
 
     Works on a copy in eval mode and folds BatchNorm there. Layers with uint8 activations run in
@@ -28,16 +38,26 @@ def compile(model: nn.Module, example_input: Tensor) -> Program:  # noqa: A001
     weight-only ones run in float32, without what is zero in their weights. example_input, float
     [N, C, H, W] or [N, K], fixes the channels; N, H and W stay free.
 
+    islands: where a module has no program form, run it in PyTorch between programs and return an
+    IslandProgram, which names such modules and cannot be saved.
+
     Raises UnsupportedModel listing every part that has no program form, or every layer whose range
     calibrate has not set; BadWeights for weights that are not finite.
     """
     x = _example(example_input)
     network = float_twins(copy.deepcopy(model).cpu().float().eval())
+    if not islands:
+        return _whole(network, x)
+    with torch.no_grad():
+        made = compile_with_islands(network, x, lambda part, sample: compile(part, sample))
+    return made if made.islands else _whole(network, x)
+
+
+def _whole(network: nn.Module, x: Tensor) -> Program:
     with torch.no_grad():
         fold_batchnorm_(network)
         traced = trace(network)
-        expected = Shapes(traced).run(x.clone())
-        _check_trace(network, x, expected)
+        expected = run_checked(network, traced, x)
         graph = _lower(traced, x)
     shape = infer(graph, x.shape[0], *x.shape[2:])[-1]
     if shape != tuple(expected.shape):
@@ -69,19 +89,3 @@ def _example(x: object) -> Tensor:
             )
         )
     return x.detach().cpu().float()
-
-
-def _check_trace(network: nn.Module, x: Tensor, traced: object) -> None:
-    """A trace misses what Python does to tensors behind its back; the example shows it."""
-    eager = network(x.clone())
-    if not isinstance(traced, Tensor) or not isinstance(eager, Tensor):
-        return  # read_steps says that one output tensor is supported
-    same = eager.shape == traced.shape
-    if not (same and torch.allclose(eager, traced, rtol=1e-3, atol=1e-5, equal_nan=True)):
-        raise UnsupportedModel(
-            need(
-                "the traced model must compute what the model does",
-                "another result for example_input",
-                "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
-            )
-        )

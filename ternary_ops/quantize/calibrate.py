@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.quantize.histogram import METHODS, Histogram
-from ternary_ops.quantize.trace import fused_chain, is_pass, module_of, trace
+from ternary_ops.quantize.trace import fused_chain, is_pass, module_of, trace_around
 
 _log = logging.getLogger(__name__)
 _MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
@@ -33,7 +33,8 @@ def calibrate(
 
     `output_range` is for values that no layer reads as its input: what a layer, with the BatchNorm,
     residual add and activation fused behind it, hands to a pool or to another's residual add. It is
-    found by tracing; a model that torch.fx cannot trace gets input ranges alone, with a warning.
+    found by tracing, around modules that torch.fx cannot trace; where that is the model itself, it
+    gets input ranges alone, with a warning.
 
     What is observed is the network in eval mode, with float activations and weights as their phase
     has them: calling again gives the same ranges. The former mode is restored. Raises BadConfig for
@@ -75,10 +76,12 @@ def _runner(
 ) -> Callable[[Tensor], object]:
     """What to call with a batch: an interpreter that also observes outputs, or just the model."""
     try:
-        graph_module = trace(model)
+        graph_module, failed = trace_around(model)
     except UnsupportedModel as error:
         _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
         return model
+    for part in failed:
+        _log.warning("output ranges inside %s stay unset: %s", part.path, part)
     watched: dict[fx.Node, Histogram] = {}
     for node in graph_module.graph.nodes:
         layer = module_of(node)
