@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +13,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.engine.ir import Graph
 from ternary_ops.engine.lower import lower
 from ternary_ops.engine.match import Shapes
+from ternary_ops.engine.permute import permute as permute_channels
 from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
@@ -18,13 +21,20 @@ from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
 
+_log = logging.getLogger(__name__)
 
-def compile(model: nn.Module, example_input: Tensor) -> Program:  # noqa: A001
+
+def compile(  # noqa: A001
+    model: nn.Module, example_input: Tensor, *, permute: bool = False
+) -> Program:
     """Turn a float, quantized or packed network into a Program.
 
     Works on a copy in eval mode and folds BatchNorm there. Layers with uint8 activations run in
     integers, from their own codes whatever the phase; torch.nn's layers and weight-only ones run in
     float32. example_input, float [N, C, H, W] or [N, K], fixes the channels; N, H and W stay free.
+
+    permute: reorder inner channels so that zeros fall into fewer quads (`engine.permute`): the
+    outputs keep their bits, networks pruned element by element get faster, compiling slower.
 
     Raises UnsupportedModel listing every part that has no program form, or every layer whose range
     calibrate has not set; BadWeights for weights that are not finite.
@@ -46,7 +56,13 @@ def compile(model: nn.Module, example_input: Tensor) -> Program:  # noqa: A001
                 "Report this model; it was misread.",
             )
         )
-    return Program(graph, tuple(x.shape))
+    return Program(_permuted(graph, x.shape) if permute else graph, tuple(x.shape))
+
+
+def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:
+    made, report = permute_channels(graph, shape)
+    _log.info("permute: occupied quads times pixels %d -> %d", report.before, report.after)
+    return made
 
 
 def _lower(traced: fx.GraphModule, x: Tensor) -> Graph:
