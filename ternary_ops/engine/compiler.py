@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def compile(  # noqa: A001
-    model: nn.Module, example_input: Tensor, *, permute: bool = False
+    model: nn.Module, example_input: Tensor, *, permute: bool = False, tune: bool = False
 ) -> Program:
     """Turn a float, quantized or packed network into a Program.
 
@@ -35,6 +35,7 @@ def compile(  # noqa: A001
 
     permute: reorder inner channels so that zeros fall into fewer quads (`engine.permute`): the
     outputs keep their bits, networks pruned element by element get faster, compiling slower.
+    tune: time every integer layer on example_input, dense and sparse (`Program.tune`).
 
     Raises UnsupportedModel listing every part that has no program form, or every layer whose range
     calibrate has not set; BadWeights for weights that are not finite.
@@ -56,7 +57,10 @@ def compile(  # noqa: A001
                 "Report this model; it was misread.",
             )
         )
-    return Program(_permuted(graph, x.shape) if permute else graph, tuple(x.shape))
+    program = Program(_permuted(graph, x.shape) if permute else graph, tuple(x.shape))
+    if tune:
+        program.tune(x.numpy())
+    return program
 
 
 def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:

@@ -25,6 +25,7 @@ from ternary_ops.table import Table
 # Ops that work on each channel alone, and the same way. Any other op pins what it reads and makes.
 _PER_CHANNEL = frozenset(
     {
+        "activation",
         "quantize",
         "dequantize",
         "max_pool2d",
@@ -33,6 +34,8 @@ _PER_CHANNEL = frozenset(
         "add",
         "clamp",
         "flatten",
+        "mul",
+        "resize",
     }
 )
 _LAYERS = ("conv2d", "linear")
