@@ -263,7 +263,7 @@ def test_learned_ranges_start_from_calibration_and_stay_exact() -> None:
         F.mse_loss(model(x), want).backward()
         optimizer.step()
     with torch.no_grad():
-        assert F.mse_loss(model(x), want).item() < 0.2 * first
+        assert F.mse_loss(model(x), want).item() < 0.5 * first
     assert all(r[1] < b[1] for r, b in zip(learned, before, strict=True))
     state = model.state_dict()
     assert all(
