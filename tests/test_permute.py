@@ -137,6 +137,18 @@ def test_a_filter_bank_used_twice_is_reordered_once() -> None:
     same_bits(graph, made)
 
 
+def test_values_tied_to_the_output_keep_their_order() -> None:
+    b = Builder(6, c=4)
+    x = b("quantize", 0, y=b.params())
+    x = b("conv2d", x, w=b.weight("ternary", 16, 4), y=b.params())
+    y = b("conv2d", x, w=b.weight("ternary", 16, 16, 3, 3), padding=(1, 1), y=b.params())
+    b("dequantize", b("add", x, y, y=b.params()))
+    graph = scattered(b.graph(), 6)
+    made, report = permute(graph, sample_of(graph))
+    assert report.after == report.before
+    same_bits(graph, made)
+
+
 def test_an_order_of_few_columns_is_the_best_there_is() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)

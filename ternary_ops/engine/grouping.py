@@ -73,22 +73,21 @@ def _within(labels: NDArray[Any], arrange: Any) -> Order:
 
 def _greedy(mask: Mask, weights: _Floats, labels: NDArray[Any]) -> Order:
     """Fours that begin with the fullest column left and take what adds the least to their union."""
-    values = mask.astype(weights.dtype)
-    full = weights @ values
+    values = mask.T.astype(weights.dtype, order="C")
+    full = values @ weights
 
     def arrange(columns: Order) -> Order:
-        left, order = list(columns), []
-        while left:
-            seed = left[int(np.argmax(full[left]))]
-            left.remove(seed)
-            order.append(seed)
-            open_rows = weights * ~mask[:, seed]
-            for _ in range(min(QUAD - 1, len(left))):
-                pick = left[int(np.argmin(open_rows @ values[:, left]))]
-                left.remove(pick)
+        mine = values[columns]
+        free, order = np.ones(len(columns), bool), []
+        while free.any():
+            pick = int(np.argmax(np.where(free, full[columns], -1)))
+            open_rows = weights
+            for _ in range(min(QUAD, int(free.sum()))):
                 order.append(pick)
-                open_rows = open_rows * ~mask[:, pick]
-        return np.array(order, np.intp)
+                free[pick] = False
+                open_rows = open_rows * (1 - mine[pick])
+                pick = int(np.argmin(np.where(free, mine @ open_rows, np.inf)))
+        return columns[order]
 
     return _within(labels, arrange)
 
