@@ -4,9 +4,9 @@
 
 struct V {
   static constexpr int kLanes = 4;
-  static constexpr int kPairVectors = 4;
+  static constexpr int kPairVectors = 2;
   static constexpr int kBlockVectors2 = 4, kBlockVectors4 = 2;
-  static constexpr int kSparseVectors = 8;
+  static constexpr int kSparseVectors = 3;
   static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors = 1;
   static constexpr int kChains = 4;
