@@ -13,6 +13,7 @@
 #include "codec/codec.h"
 #include "engine/engine.h"
 #include "engine/ops.h"
+#include "engine/row_weights.h"
 #include "engine/threads.h"
 #include "isa/error.h"
 #include "isa/isa.h"
@@ -87,6 +88,34 @@ Array<uint8_t> prepack(const std::string& kind, const std::string& weights, Addr
   return out;
 }
 
+// Memory that NumPy frees; aligned to cache lines, which NumPy's own is not.
+Array<uint8_t> own(tops::Buffer buffer) {
+  auto* const kept = new tops::Buffer(std::move(buffer));
+  const py::capsule owner(kept, [](void* p) { delete static_cast<tops::Buffer*>(p); });
+  return Array<uint8_t>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
+}
+
+// Weights [N, K] of a linear layer. kind: "dense", "sparse", or, of ternary ones, "two_bit" or
+// "base_three", between which "dense" chooses.
+Array<uint8_t> prepack_linear(const std::string& kind, const std::string& weights, Address w,
+                              int64_t n, int64_t k) {
+  const void* const plain = reinterpret_cast<const void*>(w);
+  const tops::Weights type = weights_of(weights);
+  tops::Buffer blob;
+  {
+    py::gil_scoped_release release;
+    if (kind == "two_bit" || kind == "base_three")
+      blob = tops::pack_rows(
+          kind == "two_bit" ? tops::RowCodes::kTwoBit : tops::RowCodes::kBaseThree, plain, n, k, 0);
+    else if (kind == "dense" || kind == "sparse")
+      blob = tops::pack_linear(kind == "sparse", type, plain, n, k);
+    else
+      bad_argument("a packing needs to be 'dense', 'sparse', 'two_bit' or 'base_three', got '" +
+                   kind + "'.");
+  }
+  return own(std::move(blob));
+}
+
 // uint8 codes of int8 [..., I], flat: what ops.codes.pack_codes makes, for values known to be
 // ternary.
 Array<uint8_t> pack_codes(const Array<int8_t>& w) {
@@ -117,17 +146,16 @@ void conv2d(Address x, const std::string& x_dtype, int x_zp, int64_t n, int64_t 
                {stride_h, stride_w, pad_h, pad_w, dil_h, dil_w}, out);
 }
 
-void linear(Address x, const std::string& x_dtype, int x_zp, int64_t m, int64_t k, Address w,
-            const std::string& weights, int64_t n, Address packed, int64_t packed_bytes,
+void linear(Address x, const std::string& x_dtype, float x_scale, int x_zp, int64_t m, int64_t k,
+            Address w, const std::string& weights, int64_t n, Address packed, int64_t packed_bytes,
             Address scale, Address bias, Address y, const std::string& y_dtype, float y_scale,
             int y_zp) {
-  const tops::TensorRef in = tensor(x, x_dtype, 1.0f, x_zp),
+  const tops::TensorRef in = tensor(x, x_dtype, x_scale, x_zp),
                         out = tensor(y, y_dtype, y_scale, y_zp);
   const tops::Weights kind = weights_of(weights);
   py::gil_scoped_release release;
-  tops::PackedView view;
-  if (packed) view = tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes);
-  tops::linear(in, m, k, kind, reinterpret_cast<const void*>(w), n, packed ? &view : nullptr,
+  tops::linear(in, m, k, kind, reinterpret_cast<const void*>(w), n,
+               reinterpret_cast<const uint8_t*>(packed), packed_bytes,
                reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(bias), out);
 }
 
@@ -386,6 +414,7 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception_translator(&translate);
   bind_machine(m);
   m.def("prepack", &prepack);
+  m.def("prepack_linear", &prepack_linear);
   m.def("pack_codes", &pack_codes);
   m.def("prefer_sparse", [](const std::string& kind, double occupied, int64_t r, int64_t s) {
     return tops::prefer_sparse(weights_of(kind), occupied, r, s);

@@ -98,6 +98,9 @@ struct NodeProfile {
   double density = 1.0;
 };
 
+// The value that node `id` adds to its result; none where id is negative.
+Residual residual_of(const std::vector<Node>& nodes, int id);
+
 class Plan;
 
 class Engine {
@@ -183,7 +186,7 @@ class Plan {
     Grid grid;
     int64_t at = 0, scratch_at = 0, scratch = 0;
     std::unique_ptr<ConvPlan> conv;
-    bool matvec = false, external = false;
+    bool by_rows = false, external = false;
   };
   void infer_shapes(int64_t n, int64_t h, int64_t w);
   void choose_halos();
@@ -192,7 +195,8 @@ class Plan {
   void run_node(size_t id, const float* x, uint8_t* arena) const;
   void run_quantize(const Node& node, const Step& step, const float* x, uint8_t* arena) const;
   void run_dequantize(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_matvec(const Node& node, const Step& step, uint8_t* arena) const;
+  void quantize_rows(const Node& node, const Grid& g, const float* x, uint8_t* y) const;
+  void run_linear(const Node& node, const Step& step, uint8_t* arena) const;
   void run_max_pool(const Node& node, const Step& step, uint8_t* arena) const;
   void run_avg_pool(const Node& node, const Step& step, uint8_t* arena) const;
   void run_add(const Node& node, const Step& step, uint8_t* arena) const;

@@ -35,10 +35,9 @@ LayerWeights::LayerWeights(const ConvWeights& w, bool linear, const Window* wind
   scale.assign(w.scale, w.scale + w.shape.o);
   bias.assign(static_cast<size_t>(w.shape.o), 0.0f);
   if (w.bias) bias.assign(w.bias, w.bias + w.shape.o);
-  if (linear && matvec_fits(w.kind, w.shape.i)) {
-    sums = weight_sums(w.kind, w.data, w.shape);
-    plain_ = Buffer(w.shape.o * divide_up(w.shape.i, 4) * (w.kind == Weights::kTernary ? 1 : 4));
-    std::memcpy(plain_.data(), w.data, static_cast<size_t>(plain_.size()));
+  if (linear && rows_fit(w.kind, w.shape.i)) {
+    rows_memory_ = pack_faster_rows(w.kind, w.data, w.shape.o, w.shape.i);
+    rows_ = view_rows(rows_memory_.data(), rows_memory_.size());
     return;
   }
   std::call_once(once_, [&] {
@@ -48,12 +47,17 @@ LayerWeights::LayerWeights(const ConvWeights& w, bool linear, const Window* wind
     const std::vector<uint8_t> rows = pack_filter_rows(w.kind, w.data, w.shape, &by_rows);
     pack(rows.data(), by_rows);
   });
-  sums.assign(view_.sums, view_.sums + w.shape.o);
 }
 
 const PackedView& LayerWeights::view() const {
-  std::call_once(once_, [&] { pack(plain_.data(), shape); });
+  std::call_once(once_, [&] { pack(plain_of(rows_).data(), shape); });
   return view_;
+}
+
+bool LayerWeights::by_rows(int64_t m) const {
+  if (!rows_.data) return false;
+  const bool sparse = sparse_ < 0 ? prefer_sparse(kind, density, 1, 1) : sparse_ != 0;
+  return !sparse || rows_beat_sparse(kind, m, density);
 }
 
 void LayerWeights::pack(const void* data, const WeightShape& s) const {

@@ -7,6 +7,7 @@
 
 #include "engine/conv.h"
 #include "engine/packed.h"
+#include "engine/row_weights.h"
 
 namespace tops {
 
@@ -23,25 +24,28 @@ struct ConvWeights {
 // The same as the kernels read them.
 class LayerWeights {
  public:
-  // linear: few input rows read the weights as they are, and the packed form is made when more
-  // come. window: of a convolution of u8, which may pack filter rows; else null. Throws
-  // kBadWeights, kUnsupportedShape.
+  // linear: kept as rows (engine/row_weights.h), and the packed form is made when sparse() asks for
+  // it. window: of a convolution of u8, which may pack filter rows; else null. Throws kBadWeights,
+  // kUnsupportedShape.
   LayerWeights(const ConvWeights& w, bool linear, const Window* window);
   const PackedView& view() const;
-  const uint8_t* plain() const { return plain_.size() ? plain_.data() : nullptr; }
+  // Does a linear layer of so many input rows read rows? Else it is a convolution of as many
+  // pixels.
+  bool by_rows(int64_t m) const;
+  const RowsView& rows() const { return rows_; }
 
   WeightShape shape;
   Weights kind;
   double density;
   int64_t row_filter = 0;  // as ConvPlan's
   std::vector<float> scale, bias;
-  std::vector<int32_t> sums;  // of the weights of each output
 
  private:
   void pack(const void* data, const WeightShape& shape) const;
 
   int sparse_;
-  Buffer plain_;
+  Buffer rows_memory_;
+  RowsView rows_;
   mutable std::once_flag once_;
   mutable Buffer packed_;
   mutable PackedView view_;

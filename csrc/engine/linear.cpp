@@ -2,47 +2,144 @@
 #include "engine/linear.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "engine/threads.h"
 #include "isa/isa.h"
 
 namespace tops {
+namespace {
 
-bool matvec_fits(Weights weights, int64_t k) {
-  return weights == Weights::kInt8 || (weights == Weights::kTernary && k < 2147483647 / (255 * 64));
+// Signed inputs are u8 ones less 128, which turns the highest bit around. Returns their sum.
+int32_t make_signed(uint8_t* x, int64_t k) {
+  for (int64_t i = 0; i < k; ++i) x[i] ^= 0x80;
+  int32_t sum = 0;
+  for (int64_t i = 0; i < k; ++i) sum += static_cast<int8_t>(x[i]);
+  return sum;
 }
 
-void matvec_rows(Weights weights, const uint8_t* x, int64_t m, int64_t k, const uint8_t* w,
-                 int64_t n, int32_t* acc) {
-  const KernelTable& kernel = kernels();
-  const int64_t quads = (k + 3) / 4, stream = (quads + 63) / 64 * 64;
-  // Rows a task: enough that a task outweighs handing it out.
-  const int64_t rows = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, quads)) / 4 * 4;
-  const int64_t tasks = num_threads() > 1 ? (n + rows - 1) / rows : 1;
-  const int64_t step = tasks > 1 ? rows : n;
-  Buffer streams(weights == Weights::kTernary ? 4 * stream + kSlackBytes : 0);
-  for (int64_t i = 0; i < m; ++i) {
-    const uint8_t* const row = x + i * quads * 4;
-    if (weights == Weights::kTernary) {
-      uint8_t* const s = streams.data();
-      std::memset(s, 0, static_cast<size_t>(4 * stream));
-      for (int64_t q = 0; q < quads; ++q) {
-        s[q] = row[4 * q];
-        s[stream + q] = row[4 * q + 1];
-        s[2 * stream + q] = row[4 * q + 2];
-        s[3 * stream + q] = row[4 * q + 3];
-      }
-    }
-    parallel_for(tasks, n * quads / 16, [&](int64_t t, int) {
-      const int64_t begin = t * step, end = std::min(n, begin + step);
-      if (weights == Weights::kTernary)
-        kernel.matvec_ternary(streams.data(), stream, w, quads, begin, end, acc + i * n);
-      else
-        kernel.matvec_int8(row, reinterpret_cast<const int8_t*>(w), quads * 4, begin, end,
-                           acc + i * n);
-    });
+// One input row as the kernel reads it, `width` bytes; returns the sum of signed inputs.
+int32_t prepare_row(const KernelTable& kernel, const RowsInput& x, int64_t i, int64_t k,
+                    bool is_signed, uint8_t* to, int64_t width) {
+  if (x.is_float)
+    kernel.quantize_row(static_cast<const float*>(x.data) + i * x.stride, k, x.inv, x.zero_point,
+                        to);
+  else
+    std::memcpy(to, static_cast<const uint8_t*>(x.data) + i * x.stride, static_cast<size_t>(k));
+  std::memset(to + k, 0, static_cast<size_t>(width - k));
+  return is_signed ? make_signed(to, k) : 0;
+}
+
+// The kernel's sums of (w + 1) * (x - 128), or of w * x, to those of w * (x - zero_point).
+void correct(const RowsView& w, int32_t zero_point, int32_t x_sum, int64_t begin, int64_t end,
+             int32_t* acc) {
+  const bool is_signed = w.weights() == Weights::kTernary;
+  const int32_t shift = (is_signed ? 128 : 0) - zero_point;
+  for (int64_t o = begin; o < end; ++o) acc[o] += shift * w.sums[o] - x_sum;
+}
+
+}  // namespace
+
+void multiply_rows(const RowsView& w, const RowsInput& x, int32_t* acc,
+                   const std::function<void(int64_t, int64_t)>& finish) {
+  const KernelTable& kernel =
+      kernels();  // the caller's choice: a forced instruction set belongs to its thread
+  const int64_t width = w.width(), m = x.m, products = w.n * divide_up(w.k, 64) * m;
+  const bool is_signed = w.weights() == Weights::kTernary;
+  Buffer rows(m * width), x_sums(m * 4);
+  int32_t* const x_sum = reinterpret_cast<int32_t*>(x_sums.data());
+  parallel_for(m, m * width / 64, [&](int64_t i, int) {
+    x_sum[i] = prepare_row(kernel, x, i, w.k, is_signed, rows.data() + i * width, width);
+  });
+  const LinearArgs args{rows.data(), width, m, w.data, w.row_bytes, w.codes, acc, w.n};
+  // Enough weight rows a task to outweigh handing it out, and tasks for threads that come late.
+  const int64_t least = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, w.row_bytes));
+  const int64_t threads = num_threads();
+  const int64_t step = threads > 1 ? std::max(least, divide_up(w.n, 4 * threads)) : w.n;
+  parallel_for(step ? divide_up(w.n, step) : 0, products, [&](int64_t t, int) {
+    const int64_t begin = t * step, end = std::min(w.n, begin + step);
+    kernel.linear(args, begin, end);
+    for (int64_t i = 0; i < m; ++i) correct(w, x.zero_point, x_sum[i], begin, end, acc + i * w.n);
+    finish(begin, end);
+  });
+}
+
+void scale_sums(const int32_t* acc, const float* scale, const float* bias, int64_t begin,
+                int64_t end, float* y) {
+  for (int64_t o = begin; o < end; ++o) y[o] = static_cast<float>(acc[o]) * scale[o];
+  if (bias)
+    for (int64_t o = begin; o < end; ++o) y[o] = y[o] + bias[o];
+  else
+    for (int64_t o = begin; o < end; ++o) y[o] = y[o] + 0.0f;
+}
+
+namespace {
+
+// One of the two codes on made-up weights of a layer's size.
+class Trial {
+ public:
+  Trial(RowCodes codes, int64_t n, int64_t k) : x_(k), sums_(n * 4), acc_(n * 4) {
+    const int64_t bytes = row_bytes_of(codes, k);
+    rows_ = Buffer(n * bytes);
+    std::memset(rows_.data(), 0x55, static_cast<size_t>(rows_.size()));
+    std::memset(x_.data(), 1, static_cast<size_t>(k));
+    std::memset(sums_.data(), 0, static_cast<size_t>(n * 4));
+    view_.codes = codes;
+    view_.n = n, view_.k = k, view_.row_bytes = bytes;
+    view_.sums = reinterpret_cast<const int32_t*>(sums_.data());
+    view_.data = rows_.data();
   }
+  double seconds() const {
+    const auto begin = std::chrono::steady_clock::now();
+    multiply_rows(view_, {x_.data(), false, 1, view_.k, 1.0f, 0},
+                  reinterpret_cast<int32_t*>(acc_.data()), [](int64_t, int64_t) {});
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+
+ private:
+  Buffer x_, sums_, acc_, rows_;
+  RowsView view_;
+};
+
+// The fastest of a few turns each: what other processes cost hits single turns.
+RowCodes measure_codes(int64_t n, int64_t k) {
+  constexpr int kTurns = 7;
+  const Trial two(RowCodes::kTwoBit, n, k), three(RowCodes::kBaseThree, n, k);
+  double best[2] = {1e9, 1e9};
+  for (int turn = 0; turn < kTurns; ++turn) {
+    best[0] = std::min(best[0], two.seconds());
+    best[1] = std::min(best[1], three.seconds());
+  }
+  return best[1] < best[0] ? RowCodes::kBaseThree : RowCodes::kTwoBit;
 }
+
+}  // namespace
+
+RowCodes faster_codes(int64_t n, int64_t k) {
+  // A second-level cache, whose reads no decoding keeps up with; and what is past every cache.
+  constexpr int64_t kSmall = 512 * 1024, kLarge = 64 * 1024 * 1024;
+  const int64_t row_bytes = row_bytes_of(RowCodes::kTwoBit, k), bytes = n * row_bytes;
+  if (bytes < kSmall) return RowCodes::kTwoBit;
+  using Key = std::tuple<const KernelTable*, int, int>;
+  static std::mutex mutex;
+  static std::map<Key, RowCodes> known;
+  const Key key{&kernels(), num_threads(), 63 - __builtin_clzll(static_cast<uint64_t>(bytes))};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  return known[key] = measure_codes(std::min(n, kLarge / row_bytes), k);
+}
+
+Buffer pack_faster_rows(Weights weights, const void* plain, int64_t n, int64_t k,
+                        int64_t tail_bytes) {
+  const RowCodes codes = weights == Weights::kInt8 ? RowCodes::kInt8 : faster_codes(n, k);
+  return pack_rows(codes, plain, n, k, tail_bytes);
+}
+
+bool rows_beat_sparse(Weights, int64_t m, double) { return m < 8; }
 
 }  // namespace tops

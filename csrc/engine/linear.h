@@ -2,22 +2,42 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <functional>
 
-#include "engine/conv.h"
+#include "engine/row_weights.h"
 
 namespace tops {
 
-// Up to this many input rows, walking the weight rows once per input row beats vectors whose lanes
-// are input rows.
-constexpr int64_t kMatvecRows = 4;
+// Input rows of a linear layer, `stride` elements apart: u8, or float32 to be quantized.
+struct RowsInput {
+  const void* data;
+  bool is_float;
+  int64_t m, stride;
+  float inv;  // 1 / scale, for floats
+  int32_t zero_point;
+};
 
-// Can matvec_rows take this layer? Ternary rows scale their sums by 64, which bounds K.
-bool matvec_fits(Weights weights, int64_t k);
+// acc[i * n + o] = sum over k of w[o][k] * (x[i][k] - zero_point). finish(begin, end) is called
+// once for every range of outputs, on the thread that made it, when acc holds it for all input
+// rows.
+void multiply_rows(const RowsView& w, const RowsInput& x, int32_t* acc,
+                   const std::function<void(int64_t, int64_t)>& finish);
 
-// acc[m][n] for u8 rows x [M, K] (row stride K padded by the caller to a multiple of 4, padding 0)
-// and plain weights: codes [N, ceil(K/4)] or int8 [N, 4 ceil(K/4)].
-void matvec_rows(Weights weights, const uint8_t* x, int64_t m, int64_t k, const uint8_t* w,
-                 int64_t n, int32_t* acc);
+// y[o] = acc[o] * scale[o] + bias[o] (bias null: 0), outputs [begin, end).
+void scale_sums(const int32_t* acc, const float* scale, const float* bias, int64_t begin,
+                int64_t end, float* y);
+
+// Two-bit codes or base three for a layer of this size? Measured once a process for each kernel
+// set, thread count and power of two of bytes: base three reads a fifth less and decodes for
+// longer, so it pays where reading is slow. Layers that stay in a core's own caches are two-bit
+// unmeasured.
+RowCodes faster_codes(int64_t n, int64_t k);
+
+// pack_rows of engine/row_weights.h with the codes that are faster here.
+Buffer pack_faster_rows(Weights weights, const void* plain, int64_t n, int64_t k,
+                        int64_t tail_bytes = 0);
+
+// Are rows faster than skipping the empty quads, at this share of occupied ones?
+bool rows_beat_sparse(Weights weights, int64_t m, double density);
 
 }  // namespace tops

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/ops.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -11,6 +12,7 @@
 #include "engine/linear.h"
 #include "engine/scalar_math.h"
 #include "isa/error.h"
+#include "isa/isa.h"
 
 namespace tops {
 namespace {
@@ -59,38 +61,31 @@ class CallMemory {
 };
 thread_local Buffer CallMemory::kept_;
 
-// known_sums: the packed form's sums of weight rows, or null.
-void linear_matvec(const TensorRef& x, int64_t m, int64_t k, Weights weights, const uint8_t* plain,
-                   int64_t n, const int32_t* known_sums, const float* scale, const float* bias,
-                   const TensorRef& y) {
-  const int64_t quads = (k + 3) / 4;
-  Buffer rows(m * quads * 4 + kSlackBytes), ones(quads * 4 + kSlackBytes),
-      acc_memory(m * n * 4 + n * 4);
-  std::memset(rows.data(), 0, static_cast<size_t>(m * quads * 4));
-  for (int64_t i = 0; i < m; ++i)
-    std::memcpy(rows.data() + i * quads * 4, static_cast<const uint8_t*>(x.data) + i * k,
-                static_cast<size_t>(k));
-  int32_t* const acc = reinterpret_cast<int32_t*>(acc_memory.data());
-  int32_t* const sums = acc + m * n;
-  if (known_sums) {
-    std::memcpy(sums, known_sums, static_cast<size_t>(n) * 4);
-  } else if (x.zero_point) {  // the sum of a row's weights is its product with ones
-    std::memset(ones.data(), 1, static_cast<size_t>(quads * 4));
-    matvec_rows(weights, ones.data(), 1, k, plain, n, sums);
-  } else {
-    std::memset(sums, 0, static_cast<size_t>(n) * 4);
-  }
-  matvec_rows(weights, rows.data(), m, k, plain, n, acc);
+// The scale of sums: one rounded product each.
+const float* scale_by(float x_scale, const float* scale, const Buffer& memory, int64_t n) {
+  float* const product = reinterpret_cast<float*>(memory.data());
+  for (int64_t o = 0; o < n; ++o) product[o] = scale[o] * x_scale;
+  return product;
+}
+
+void linear_rows(const RowsView& rows, const TensorRef& x, int64_t m, const float* scale,
+                 const float* bias, const TensorRef& y) {
+  const int64_t n = rows.n;
+  Buffer sums(m * n * 4), effective(n * 4), line(y.is_float ? 0 : n * 4);
+  int32_t* const acc = reinterpret_cast<int32_t*>(sums.data());
+  const float* const scales = scale_by(x.scale, scale, effective, n);
+  float* const values = reinterpret_cast<float*>(line.data());
   const Epilogue e = make_epilogue(requantize_of(y), {});
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t o = 0; o < n; ++o) {
-      const float v = affine(static_cast<float>(acc[i * n + o] - x.zero_point * sums[o]), scale[o],
-                             bias ? bias[o] : 0.0f);
-      if (y.is_float)
-        static_cast<float*>(y.data)[i * n + o] = v;
-      else
-        static_cast<uint8_t*>(y.data)[i * n + o] = to_code(v, e);
+  const RowsInput in{x.data, x.is_float, m, rows.k, 1.0f / x.scale, x.zero_point};
+  multiply_rows(rows, in, acc, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < m; ++i) {
+      float* const to = y.is_float ? static_cast<float*>(y.data) + i * n : values;
+      scale_sums(acc + i * n, scales, bias, begin, end, to);
+      if (y.is_float) continue;
+      uint8_t* const codes = static_cast<uint8_t*>(y.data) + i * n;
+      for (int64_t o = begin; o < end; ++o) codes[o] = to_code(values[o], e);
     }
+  });
 }
 
 }  // namespace
@@ -118,27 +113,76 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
   grid_to_nchw(out, memory.part(1), y.data);
 }
 
-void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, const void* plain, int64_t n,
-            const PackedView* packed, const float* scale, const float* bias, const TensorRef& y) {
-  check_input(x, weights);
+namespace {
+
+// Rows of x as pixels of a convolution.
+void linear_pixels(const TensorRef& x, int64_t m, const PackedView& view, const float* scale,
+                   const float* bias, const TensorRef& y) {
+  const int64_t k = view.shape.i;
+  if (!x.is_float || view.weights == Weights::kFloat) {
+    Buffer effective(view.shape.o * 4);
+    return conv2d(x, m, k, 1, 1, view, scale_by(x.scale, scale, effective, view.shape.o), bias, {},
+                  y);
+  }
+  Buffer quantized(m * k);
+  kernels().quantize_row(static_cast<const float*>(x.data), m * k, 1.0f / x.scale, x.zero_point,
+                         quantized.data());
+  linear_pixels({quantized.data(), false, x.scale, x.zero_point}, m, view, scale, bias, y);
+}
+
+// Rows followed by the sparse form where there is one: which of them is faster depends on m.
+void linear_packed(const TensorRef& x, int64_t m, const uint8_t* blob, int64_t bytes,
+                   const WeightShape& shape, Weights weights, const float* scale, const float* bias,
+                   const TensorRef& y) {
+  auto check_layer = [&](const WeightShape& held, Weights kind) {
+    if (held.o != shape.o || held.i != shape.i || held.r != 1 || held.s != 1 || kind != weights)
+      throw Error(ErrorKind::kBadWeights,
+                  "the packed weights belong to another layer.\n  Make them with prepack.");
+  };
+  if (!is_rows(blob, bytes)) {
+    const PackedView view = view_packed(blob, bytes);
+    check_layer(view.shape, view.weights);
+    linear_pixels(x, m, view, scale, bias, y);
+    return;
+  }
+  const RowsView rows = view_rows(blob, bytes);
+  check_layer({rows.n, 1, 1, rows.k, 1}, rows.weights());
+  if (!rows.tail_bytes) return linear_rows(rows, x, m, scale, bias, y);
+  const PackedView sparse = view_packed(rows.tail, rows.tail_bytes);
+  check_layer(sparse.shape, sparse.weights);
+  const int64_t quads = sparse.entry_count() + 2 * sparse.pair_count();
+  const double cells = static_cast<double>(std::max<int64_t>(1, rows.n * sparse.cells));
+  if (rows_beat_sparse(weights, m, static_cast<double>(quads) / cells))
+    linear_rows(rows, x, m, scale, bias, y);
+  else
+    linear_pixels(x, m, sparse, scale, bias, y);
+}
+
+}  // namespace
+
+Buffer pack_linear(bool sparse, Weights weights, const void* plain, int64_t n, int64_t k) {
   const WeightShape shape{n, 1, 1, k, 1};
   check_shape(shape, weights);
-  if (packed && (packed->shape.o != n || packed->shape.i != k || packed->shape.r != 1 ||
-                 packed->shape.s != 1 || packed->weights != weights))
-    throw Error(ErrorKind::kBadWeights,
-                "the packed weights belong to another layer.\n  Make them with prepack.");
-  if (!x.is_float && m <= kMatvecRows && matvec_fits(weights, k)) {
-    linear_matvec(x, m, k, weights, static_cast<const uint8_t*>(plain), n,
-                  packed ? packed->sums : nullptr, scale, bias, y);
-    return;
-  }
-  if (!packed) {
-    const std::vector<uint8_t> blob = pack_weights(false, weights, plain, shape);
-    const PackedView view = view_packed(blob.data(), static_cast<int64_t>(blob.size()));
-    conv2d(x, m, k, 1, 1, view, scale, bias, {}, y);
-    return;
-  }
-  conv2d(x, m, k, 1, 1, *packed, scale, bias, {}, y);
+  const bool rows = rows_fit(weights, k);
+  std::vector<uint8_t> packed;
+  if (sparse || !rows) packed = pack_weights(sparse, weights, plain, shape);
+  const int64_t bytes = static_cast<int64_t>(packed.size());
+  Buffer blob = rows ? pack_faster_rows(weights, plain, n, k, bytes) : Buffer(bytes);
+  if (bytes)
+    std::memcpy(blob.data() + blob.size() - bytes, packed.data(), static_cast<size_t>(bytes));
+  return blob;
+}
+
+void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, const void* plain, int64_t n,
+            const uint8_t* packed, int64_t packed_bytes, const float* scale, const float* bias,
+            const TensorRef& y) {
+  if (!x.is_float && weights == Weights::kFloat)
+    throw Error(ErrorKind::kUnsupportedShape, "u8 input needs integer weights.");
+  const WeightShape shape{n, 1, 1, k, 1};
+  check_shape(shape, weights);
+  if (packed) return linear_packed(x, m, packed, packed_bytes, shape, weights, scale, bias, y);
+  const Buffer blob = pack_linear(false, weights, plain, n, k);
+  linear_packed(x, m, blob.data(), blob.size(), shape, weights, scale, bias, y);
 }
 
 }  // namespace tops

@@ -11,7 +11,7 @@ namespace tops {
 struct TensorRef {
   void* data;
   bool is_float;  // else u8
-  float scale;    // output only; 0 where float
+  float scale;    // of the values of u8; of a float x of linear: that it is quantized with, or 1
   int32_t zero_point;
 };
 
@@ -20,9 +20,15 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
             const PackedView& packed, const float* scale, const float* bias, const Window& window,
             const TensorRef& y);
 
-// x [M, K], y [M, N]. plain: codes [N, ceil(K/4)], int8 [N, 4 ceil(K/4)] or float [N, K]. packed
-// may be null: then large M packs here.
+// x [M, K], y [M, N]. x is u8, or float32 that is quantized here; or float32 with weights kFloat.
+// plain: codes [N, ceil(K/4)], int8 [N, 4 ceil(K/4)] or float [N, K], read where packed is null.
+// packed: of pack_linear.
 void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, const void* plain, int64_t n,
-            const PackedView* packed, const float* scale, const float* bias, const TensorRef& y);
+            const uint8_t* packed, int64_t packed_bytes, const float* scale, const float* bias,
+            const TensorRef& y);
+
+// Weights for linear: rows (engine/row_weights.h), followed by the sparse form where asked for;
+// floats in the form of convolutions.
+Buffer pack_linear(bool sparse, Weights weights, const void* plain, int64_t n, int64_t k);
 
 }  // namespace tops

@@ -7,7 +7,6 @@
 #include <string>
 
 #include "engine/engine.h"
-#include "engine/linear.h"
 #include "isa/error.h"
 
 namespace tops {
@@ -17,11 +16,15 @@ namespace {
 // layers copy instead.
 constexpr int64_t kMostHalo = 8;
 
+}  // namespace
+
 Residual residual_of(const std::vector<Node>& nodes, int id) {
   if (id < 0) return {};
   const Node& n = nodes[static_cast<size_t>(id)];
   return {true, n.is_float, n.scale, n.zero_point};
 }
+
+namespace {
 
 // May the result take the place of the first operand? Every cell depends on the same cell of it.
 bool works_in_place(const Node& node) {
@@ -141,8 +144,8 @@ void Plan::prepare_steps() {
     for (const int input : inputs_of(node))
       if (input == 0 && node.op != Op::kQuantize) steps_[0].external = false;
     const Grid& in = step(node.a).grid;
-    if (node.op == Op::kLinear && !in.is_float && in.n <= kMatvecRows && node.layer->plain()) {
-      s.matvec = true;
+    if (node.op == Op::kLinear && node.layer->by_rows(in.n)) {
+      s.by_rows = true;
     } else if (node.op == Op::kConv || node.op == Op::kLinear) {
       const LayerWeights& l = *node.layer;
       s.conv = std::make_unique<ConvPlan>(

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "engine/engine.h"
-#include "engine/linear.h"
 #include "engine/rows.h"
 #include "engine/scalar_math.h"
 #include "engine/threads.h"
@@ -32,8 +31,8 @@ void Plan::run_node(size_t id, const float* x, uint8_t* arena) const {
       break;
     case Op::kConv:
     case Op::kLinear:
-      if (s.matvec)
-        run_matvec(node, s, arena);
+      if (s.by_rows)
+        run_linear(node, s, arena);
       else
         s.conv->run(arena + step(node.a).at, arena + s.at,
                     node.b < 0 ? nullptr : arena + step(node.b).at, arena + s.scratch_at);
@@ -81,6 +80,7 @@ void Plan::run_quantize(const Node& node, const Step& s, const float* x, uint8_t
   const KernelTable& kernel = kernels();
   const float inv = 1.0f / node.scale;
   uint8_t* const y = arena + s.at;
+  if (from.external && g.h * g.w == 1 && g.cells && !g.halo) return quantize_rows(node, g, x, y);
   for_rows(g, [&](int64_t quad, int64_t n, int64_t row) {
     const float* in[4] = {nullptr, nullptr, nullptr, nullptr};
     for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j) {
@@ -107,53 +107,6 @@ void Plan::run_dequantize(const Node& node, const Step& s, uint8_t* arena) const
                       s.grid.w, source.scale, source.zero_point, y);
   });
   fill_all_halos(s.grid, arena + s.at, 0);
-}
-
-void Plan::run_matvec(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
-  const Node& source = nodes_[static_cast<size_t>(node.a)];
-  const LayerWeights& l = *node.layer;
-  const int64_t n = from.grid.n, quads = from.grid.cells;
-  Buffer rows(n * quads * 4 + kSlackBytes), sums(n * l.shape.o * 4);
-  for (int64_t q = 0; q < quads; ++q)
-    for (int64_t i = 0; i < n; ++i)
-      std::memcpy(rows.data() + (i * quads + q) * 4,
-                  arena + from.at + (q * from.grid.plane + i) * 4, 4);
-  int32_t* const acc = reinterpret_cast<int32_t*>(sums.data());
-  matvec_rows(l.kind, rows.data(), n, l.shape.i, l.plain(), l.shape.o, acc);
-
-  const Residual residual = node.b < 0 ? Residual{}
-                                       : Residual{true, step(node.b).grid.is_float,
-                                                  nodes_[static_cast<size_t>(node.b)].scale,
-                                                  nodes_[static_cast<size_t>(node.b)].zero_point};
-  const Epilogue e = make_epilogue(node.requantize, residual);
-  const Grid& g = s.grid;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t o = 0; o < l.shape.o; ++o) {
-      const size_t c = static_cast<size_t>(o);
-      float y = affine(static_cast<float>(acc[i * l.shape.o + o] -
-                                          source.zero_point * l.sums[static_cast<size_t>(o)]),
-                       l.scale[c], l.bias[c]);
-      if (residual.present) {
-        const Step& r = step(node.b);
-        const uint8_t* const at = arena + r.at;
-        float v;
-        if (residual.is_float)
-          std::memcpy(&v, at + (o * r.grid.plane + i) * 4, 4);
-        else
-          v = dequantized(at[((o / 4) * r.grid.plane + i) * 4 + o % 4], residual.scale,
-                          residual.zero_point);
-        y = y + v;
-      }
-      if (g.is_float) {
-        y = activate(y, e);
-        std::memcpy(arena + s.at + (o * g.plane + i) * 4, &y, 4);
-      } else {
-        arena[s.at + ((o / 4) * g.plane + i) * 4 + o % 4] = to_code(y, e);
-      }
-    }
-  for (int64_t o = l.shape.o; !g.is_float && o % 4; ++o)
-    for (int64_t i = 0; i < n; ++i) arena[s.at + ((o / 4) * g.plane + i) * 4 + o % 4] = 0;
 }
 
 void Plan::run_max_pool(const Node& node, const Step& s, uint8_t* arena) const {

@@ -9,6 +9,7 @@ static TOPS_INLINE I product_narrow(I x, I w) { return dot_int8(set1(0), x, w); 
 static constexpr int64_t kInt8QuadBytes = 4;
 using Wide = I;
 static TOPS_INLINE Wide wide_input(I x) { return x; }
+static TOPS_INLINE Wide wide_weights(I w) { return w; }
 static TOPS_INLINE Wide wide_weight(const uint8_t* quad) {
   int32_t w;
   __builtin_memcpy(&w, quad, 4);

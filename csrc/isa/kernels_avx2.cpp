@@ -16,7 +16,7 @@ namespace avx2_impl {
 #include "kernels/conv_wide.inl"
 #include "kernels/block_sparse.inl"
 #include "kernels/depthwise.inl"
-#include "kernels/matvec.inl"
+#include "kernels/linear.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"
 // clang-format on

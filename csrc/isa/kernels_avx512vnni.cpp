@@ -21,7 +21,7 @@ namespace avx512vnni_impl {
 #include "kernels/conv_wide.inl"
 #include "kernels/block_sparse.inl"
 #include "kernels/depthwise.inl"
-#include "kernels/matvec.inl"
+#include "kernels/linear.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/elementwise.inl"
 // clang-format on

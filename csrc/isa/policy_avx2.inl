@@ -98,6 +98,9 @@ struct V {
   static TOPS_INLINE Wide wide_input(I x) {
     return {and_(x, set1(0x00ff00ff)), _mm256_srli_epi16(x, 8)};
   }
+  static TOPS_INLINE Wide wide_weights(I w) {
+    return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};
+  }
   static TOPS_INLINE Wide wide_weight(const uint8_t* quad) {
     int32_t even, odd;
     __builtin_memcpy(&even, quad, 4);
@@ -140,6 +143,11 @@ struct V {
     const I order =
         _mm256_broadcastsi128_si256(_mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
     return _mm256_shuffle_epi8(_mm256_packus_epi16(ab, cd), order);
+  }
+  // 32 int32 values in their order to u8.
+  static TOPS_INLINE I pack_row(I a, I b, I c, I d, I zero_point16) {
+    return _mm256_permutevar8x32_epi32(pack_pixels(a, b, c, d, zero_point16),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
   // Four pixels of 8 channels, int32, to u8 cells: 128-bit lane l holds the four pixels' cells of
   // channels 4l .. 4l + 3.
@@ -186,12 +194,11 @@ struct V {
       store(row + 6 * stride, _mm256_shuffle_epi8(table, and_(shr<6>(c), low)));
     }
   }
-  // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128); 255 * 64 * 2 fits
-  // maddubs.
-  template <int j>
-  static TOPS_INLINE I top_code(I c) {
-    return and_(_mm256_slli_epi16(c, 6 - 2 * j), set1(static_cast<int32_t>(0xc0c0c0c0u)));
-  }
+  static TOPS_INLINE I add_bytes(I a, I b) { return _mm256_add_epi8(a, b); }
+  // a - b, at least 0.
+  static TOPS_INLINE I less_bytes(I a, I b) { return _mm256_subs_epu8(a, b); }
+  // (a + b + 1) / 2 of each byte.
+  static TOPS_INLINE I average_bytes(I a, I b) { return _mm256_avg_epu8(a, b); }
   static TOPS_INLINE I load_stride2(const void* p) {
     const F a = as_f(load(p)), b = as_f(load(static_cast<const uint8_t*>(p) + 32));
     return _mm256_permute4x64_epi64(as_i(_mm256_shuffle_ps(a, b, 0x88)), 0xd8);

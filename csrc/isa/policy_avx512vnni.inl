@@ -78,6 +78,11 @@ struct V {
     const I order = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
     return _mm512_shuffle_epi8(_mm512_packus_epi16(ab, cd), order);
   }
+  // 64 int32 values in their order to u8.
+  static TOPS_INLINE I pack_row(I a, I b, I c, I d, I zero_point16) {
+    const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, pack_pixels(a, b, c, d, zero_point16));
+  }
   // Four pixels of 16 channels, int32, to u8 cells: 128-bit lane l holds the four pixels' cells of
   // channels 4l .. 4l + 3.
   static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
@@ -131,11 +136,11 @@ struct V {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(v));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + stride), _mm512_extracti64x4_epi64(v, 1));
   }
-  // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128).
-  template <int j>
-  static TOPS_INLINE I top_code(I c) {
-    return and_(_mm512_slli_epi16(c, 6 - 2 * j), set1(static_cast<int32_t>(0xc0c0c0c0u)));
-  }
+  static TOPS_INLINE I add_bytes(I a, I b) { return _mm512_add_epi8(a, b); }
+  // a - b, at least 0.
+  static TOPS_INLINE I less_bytes(I a, I b) { return _mm512_subs_epu8(a, b); }
+  // (a + b + 1) / 2 of each byte.
+  static TOPS_INLINE I average_bytes(I a, I b) { return _mm512_avg_epu8(a, b); }
   static TOPS_INLINE I load_stride2(const void* p) {
     const I even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     return _mm512_permutex2var_epi32(load(p), even, load(static_cast<const uint8_t*>(p) + 64));

@@ -182,6 +182,10 @@ struct V {
     }
     return r;
   }
+  // 16 int32 values in their order to u8.
+  static TOPS_INLINE I pack_row(I a, I b, I c, I d, I zero_point16) {
+    return pack_pixels(a, b, c, d, zero_point16);
+  }
   // Four pixels of 4 channels, int32, to the u8 cells of those pixels.
   static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
     I q[4];
@@ -212,11 +216,27 @@ struct V {
         to[row * stride + b] = static_cast<uint8_t>(code == 1 ? 1 : code == 3 ? 0xff : 0);
       }
   }
-  // Code j of each byte, top-aligned: an int8 of 0 or +-64 (invalid: -128).
-  template <int j>
-  static TOPS_INLINE I top_code(I c) {
+  template <class Body>
+  static TOPS_INLINE I each_byte(I a, I b, const Body& body) {
     I r;
-    TOPS_LANES(static_cast<int32_t>((static_cast<uint32_t>(c.v[i]) << (6 - 2 * j)) & 0xc0c0c0c0u));
+    for (int i = 0; i < 4; ++i) {
+      uint32_t cell = 0;
+      for (int j = 0; j < 4; ++j)
+        cell |= (body(byte(a.v[i], j), byte(b.v[i], j)) & 0xffu) << (8 * j);
+      r.v[i] = static_cast<int32_t>(cell);
+    }
+    return r;
+  }
+  static TOPS_INLINE I add_bytes(I a, I b) {
+    return each_byte(a, b, [](uint32_t x, uint32_t y) { return x + y; });
+  }
+  // a - b, at least 0.
+  static TOPS_INLINE I less_bytes(I a, I b) {
+    return each_byte(a, b, [](uint32_t x, uint32_t y) { return x > y ? x - y : 0; });
+  }
+  // (a + b + 1) / 2 of each byte.
+  static TOPS_INLINE I average_bytes(I a, I b) {
+    return each_byte(a, b, [](uint32_t x, uint32_t y) { return (x + y + 1) / 2; });
   }
   static TOPS_INLINE I load_stride2(const void* p) {
     I a = load(p), b = load(static_cast<const uint8_t*>(p) + 16);

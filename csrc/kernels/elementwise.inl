@@ -146,7 +146,7 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
 static const KernelTable kTable = {
     TOPS_ISA_NAME, V::kSparseBelow, V::kLanes,      V::kSparseVectors,
     conv_dense,    conv_wide,       wide_scratch,   V::kWideSpeed,
-    conv_sparse,   conv_blocks,     conv_depthwise, matvec_ternary,
-    matvec_int8,   max_rows,        max_columns,    lookup,
+    conv_sparse,   conv_blocks,     conv_depthwise, linear,
+    quantize_row,  max_rows,        max_columns,    lookup,
     add,           quantize,        dequantize,     gather,
     dot_burst,     float_burst,     read_burst};

@@ -130,6 +130,23 @@ struct AddArgs {
   Epilogue epilogue;  // the residual fields belong to b
 };
 
+// Bytes of a weight row of a linear layer that vectors of any width divide: packed codes come in
+// blocks of as many bytes, engine/row_weights.h.
+constexpr int64_t kRowBlock = 64;
+
+enum class RowCodes : int32_t { kInt8 = 0, kTwoBit = 1, kBaseThree = 2 };
+
+// y[i][n] = sum over k of w[n][k] * x[i][k]; ternary: of (w + 1) * x with signed x.
+struct LinearArgs {
+  const uint8_t* x;  // [m][x_stride]: u8, ternary: int8; as many as a weight row has numbers
+  int64_t x_stride, m;
+  const uint8_t* rows;
+  int64_t row_bytes;  // a multiple of kRowBlock
+  RowCodes codes;
+  int32_t* y;
+  int64_t y_stride;
+};
+
 // Where a run of cells of four channels starts: one pointer for u8 cells, one a channel for float
 // (null: absent).
 struct Cells {
@@ -166,13 +183,10 @@ struct KernelTable {
                       uint8_t* scratch);
   // Depthwise: cells [begin, end).
   void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
-  // acc[n] = sum_k w[n][k] * x[k] for rows [begin, end). x is split into four streams (element k at
-  // [k % 4][k / 4]), each padded to a multiple of 64 zero bytes; codes hold K / 4 bytes a row.
-  void (*matvec_ternary)(const uint8_t* x, int64_t stream, const uint8_t* codes, int64_t row_bytes,
-                         int64_t begin, int64_t end, int32_t* acc);
-  // The same for int8 rows of row_bytes; x is contiguous.
-  void (*matvec_int8)(const uint8_t* x, const int8_t* w, int64_t row_bytes, int64_t begin,
-                      int64_t end, int32_t* acc);
+  // Weight rows [begin, end) times all input rows.
+  void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
+  // n floats to as many u8 values, in their order.
+  void (*quantize_row)(const float* x, int64_t n, float inv, int32_t zero_point, uint8_t* q);
   // A max pool of cells, in two passes: kernel_h + kernel_w maxima an output, not their product.
   // Both may read one vector (times the stride) more than asked for.
   void (*max_rows)(const uint8_t* const* rows, int64_t count, int64_t n, bool is_float, uint8_t* y);

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gradient shared by `linear` and the convolutions: y = acc(x, codes) * scale + bias.
 
-d/dx is the transposed operator on grad * scale (float x only), d/dscale sums grad * acc, d/dbias
-sums grad. Codes have no gradient, and there is no second derivative.
+d/dx is the transposed operator on grad * scale (float x that stays float), d/dscale sums
+grad * acc, d/dbias sums grad. Codes have no gradient, and there is no second derivative.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _CodesFunction(torch.autograd.Function):
         channel_axis = grad.dim() + rule.channel_axis
         others = [axis for axis in range(grad.dim()) if axis != channel_axis]
         d_x = d_scale = d_bias = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and ctx.quantization.get("x_scale") is None:
             per_channel = scale.reshape(-1, *[1] * (-1 - rule.channel_axis))
             d_x = rule.input_gradient(grad * per_channel, x.shape, codes, *ctx.geometry)
             d_x = d_x.to(x.dtype)

@@ -54,6 +54,23 @@ def output_dtype(
     return x.dtype
 
 
+def quantized_float(
+    op: str,
+    x_scale: float,
+    x_zero_point: int | None,
+    y_scale: float | None,
+    y_zero_point: int | None,
+) -> None:
+    """Check the quantization arguments of a float x that the operator quantizes itself."""
+    if x_zero_point is None:
+        do = "Pass both to quantize x, neither for weight-only."
+        refuse(op, "x_scale and x_zero_point together", (x_scale, x_zero_point), do)
+    _check_params(op, "x", x_scale, x_zero_point)
+    if (y_scale, y_zero_point) != (None, None):
+        do = "Quantize x to uint8 first for uint8 y."
+        refuse(op, "no y_scale and y_zero_point with float x", (y_scale, y_zero_point), do)
+
+
 def _check_params(op: str, name: str, scale: float, zero_point: int) -> None:
     if not 0 < scale < math.inf:
         refuse(op, f"a finite {name}_scale above 0", scale, "Calibrate again.")

@@ -64,7 +64,10 @@ def pack(codes: torch.Tensor, kind: str, channels: int, groups: int, float_x: bo
     if float_x:
         codes = decode(codes, channels).float()
     codes = codes.contiguous()
-    o, r, s = codes.shape[:3] if codes.dim() == 4 else (codes.shape[0], 1, 1)
     wtype = WEIGHTS[codes.dtype]
     core = _native.core()
+    if codes.dim() == 2:
+        rows = core.prepack_linear(kind, wtype, codes.data_ptr(), codes.shape[0], channels)
+        return torch.from_numpy(rows)
+    o, r, s = codes.shape[:3]
     return torch.from_numpy(core.prepack(kind, wtype, codes.data_ptr(), o, r, s, channels, groups))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """y = x @ W.T * scale + bias for integer weights W, ternary or 8-bit.
 
-x      [..., K]  uint8, float32, float16 or bfloat16
+x      [..., K]  uint8, float32, float16 or bfloat16; with x_scale and x_zero_point, a float x is
+                 quantized to uint8 first
 codes  [N, ceil(K/4)] uint8 (2-bit codes) or [N, 4*ceil(K/4)] int8
 scale  [N] float32; bias [N] float32 or None
 y      [..., N]  x's dtype; for uint8 x float32, or uint8 with y_scale and y_zero_point
@@ -27,6 +28,13 @@ _SCHEMA = (
 )
 
 
+def _output_dtype(x: torch.Tensor, x_scale: float | None, *rest: Any) -> torch.dtype:
+    if x_scale is not None and x.dtype in _check.FLOATS:
+        _check.quantized_float("linear", x_scale, *rest)
+        return x.dtype
+    return _check.output_dtype("linear", x, x_scale, *rest)
+
+
 def _cpu(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -39,7 +47,7 @@ def _cpu(
     y_zero_point: int | None = None,
     packed: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    dtype = _check.output_dtype("linear", x, x_scale, x_zero_point, y_scale, y_zero_point)
+    dtype = _output_dtype(x, x_scale, x_zero_point, y_scale, y_zero_point)
     shape = _check.linear_shape("linear", x, codes, scale, bias)
     if (
         codes.shape[1] == 0
@@ -47,11 +55,11 @@ def _cpu(
         x, codes = x.new_zeros(*x.shape[:-1], 1), codes.new_zeros(codes.shape[0], 4)
         codes = codes[:, : _check.stored_channels("linear", codes, 1)].contiguous()
     k = x.shape[-1]
-    x, scale, y = operands(x, scale, x_scale, shape, dtype)
+    x, scale, y = operands(x, scale, None, shape, dtype)  # the kernel takes x_scale itself
     codes = codes.contiguous()
     weight_type = WEIGHTS[codes.dtype]
-    if x.dtype == torch.float32:  # floats multiply floats, and only packed ones
-        weight_type = WEIGHTS[x.dtype]
+    if x.dtype == torch.float32 and x_scale is None:
+        weight_type = WEIGHTS[x.dtype]  # floats multiply floats, and only packed ones
         packed = pack(codes, "dense", k, 1, float_x=True) if packed is None else packed
     elif packed is None:
         validate(codes, k)
@@ -60,6 +68,7 @@ def _cpu(
         _native.core().linear(
             x.data_ptr(),
             CELL[x.dtype],
+            1.0 if x_scale is None else x_scale,
             x_zero_point or 0,
             x.numel() // k,
             k,
@@ -89,7 +98,7 @@ def _fake(
     y_zero_point: int | None = None,
     packed: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    dtype = _check.output_dtype("linear", x, x_scale, x_zero_point, y_scale, y_zero_point)
+    dtype = _output_dtype(x, x_scale, x_zero_point, y_scale, y_zero_point)
     return x.new_empty(_check.linear_shape("linear", x, codes, scale, bias), dtype=dtype)
 
 
@@ -110,13 +119,14 @@ def linear(
 ) -> torch.Tensor:
     """Multiply x [..., K] by the integer weights in `codes`: y [..., N] = x @ W.T * scale + bias.
 
-    x is uint8 (then `x_scale` and `x_zero_point` say what it means) or float32, float16, bfloat16
-    (weight-only, summed in float32 and rounded once). codes, scale and bias: see the module.
+    x is uint8 (then `x_scale` and `x_zero_point` say what it means) or float32, float16, bfloat16:
+    weight-only, summed in float32 and rounded once, or quantized here by ops.reference.quantize
+    where `x_scale` and `x_zero_point` are given. codes, scale and bias: see the module.
     `y_scale` and `y_zero_point` make a uint8 result. `packed` is
     prepack(codes, kind, K, 1, float_x), and saves packing at every call; kind "sparse" skips empty
     quads.
-    Differentiable once in float x, scale and bias. Raises UnsupportedShape, UnsupportedDevice,
-    BadWeights. Rounding: docs/architecture.md, integer semantics.
+    Differentiable once in float x that is not quantized, scale and bias. Raises UnsupportedShape,
+    UnsupportedDevice, BadWeights. Rounding: docs/architecture.md, integer semantics.
     """
     y: torch.Tensor = _OP(x, codes, scale, bias, **options)
     return y

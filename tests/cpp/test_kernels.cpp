@@ -221,7 +221,7 @@ void test_linear(Rng& g) {
     set_num_threads(static_cast<int>(g.in(1, 3)));
     Guarded y(static_cast<size_t>(c.n * c.o) * (c.float_out ? 4 : 1), c.float_out ? 4 : 1);
     std::memset(y.data(), 0xA5, y.size());
-    linear({l.x.data(), false, 1.0f, c.zp}, c.n, c.i, c.kind, l.plain.data(), c.o, nullptr,
+    linear({l.x.data(), false, 1.0f, c.zp}, c.n, c.i, c.kind, l.plain.data(), c.o, nullptr, 0,
            l.scale.as<float>(), l.bias.as<float>(), {y.data(), c.float_out, c.y_scale, c.yzp});
     check(matches(c, l, y, 1, 1), "linear " + isa.name + " " + c.text());
   }

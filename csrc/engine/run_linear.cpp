@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// Nodes whose values are rows of numbers, not images.
+#include <cstring>
+
+#include "engine/engine.h"
+#include "engine/linear.h"
+#include "engine/scalar_math.h"
+#include "engine/threads.h"
+#include "isa/isa.h"
+
+namespace tops {
+namespace {
+
+// Adds outputs [begin, end) of row i of the residual.
+void add_residual(const Grid& g, const Residual& residual, const uint8_t* r, int64_t i,
+                  int64_t begin, int64_t end, float* y) {
+  for (int64_t o = begin; o < end; ++o) {
+    float v;
+    if (residual.is_float)
+      std::memcpy(&v, r + (o * g.plane + i) * 4, 4);
+    else
+      v = dequantized(r[((o / 4) * g.plane + i) * 4 + o % 4], residual.scale, residual.zero_point);
+    y[o] = y[o] + v;
+  }
+}
+
+void store_row(const Grid& g, const Epilogue& e, float* y, int64_t i, int64_t begin, int64_t end,
+               uint8_t* to) {
+  if (!g.is_float) {
+    for (int64_t o = begin; o < end; ++o)
+      to[((o / 4) * g.plane + i) * 4 + o % 4] = to_code(y[o], e);
+    return;
+  }
+  for (int64_t o = begin; o < end; ++o) y[o] = activate(y[o], e);
+  if (g.plane == 1) {
+    std::memcpy(to + begin * 4, y + begin, static_cast<size_t>(end - begin) * 4);
+    return;
+  }
+  for (int64_t o = begin; o < end; ++o) std::memcpy(to + (o * g.plane + i) * 4, y + o, 4);
+}
+
+}  // namespace
+
+void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
+  const Step& from = step(node.a);
+  const LayerWeights& l = *node.layer;
+  const Grid& in = from.grid;
+  const Grid& g = s.grid;
+  uint8_t* const to = arena + s.at;
+  Buffer gathered(in.n > 1 ? in.n * in.cells * 4 : 0), sums(in.n * l.shape.o * 4),
+      line(l.shape.o * 4);
+  const uint8_t* x = arena + from.at;
+  if (in.n > 1) {  // a single row lies there already
+    for (int64_t q = 0; q < in.cells; ++q)
+      for (int64_t i = 0; i < in.n; ++i)
+        std::memcpy(gathered.data() + (i * in.cells + q) * 4, x + (q * in.plane + i) * 4, 4);
+    x = gathered.data();
+  }
+  int32_t* const acc = reinterpret_cast<int32_t*>(sums.data());
+  float* const y = reinterpret_cast<float*>(line.data());
+  const Residual residual = residual_of(nodes_, node.b);
+  const Epilogue e = make_epilogue(node.requantize, residual);
+  const int32_t zero_point = nodes_[static_cast<size_t>(node.a)].zero_point;
+  const RowsInput rows{x, false, in.n, in.cells * 4, 1.0f, zero_point};
+  multiply_rows(l.rows(), rows, acc, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < in.n; ++i) {
+      scale_sums(acc + i * l.shape.o, l.scale.data(), l.bias.data(), begin, end, y);
+      if (residual.present) {
+        const Step& r = step(node.b);
+        add_residual(r.grid, residual, arena + r.at, i, begin, end, y);
+      }
+      store_row(g, e, y, i, begin, end, to);
+    }
+  });
+  if (g.is_float) return;
+  for (int64_t o = l.shape.o; o % 4; ++o)
+    for (int64_t i = 0; i < g.n; ++i) to[((o / 4) * g.plane + i) * 4 + o % 4] = 0;
+}
+
+void Plan::quantize_rows(const Node& node, const Grid& g, const float* x, uint8_t* y) const {
+  const KernelTable& kernel = kernels();
+  const float inv = 1.0f / node.scale;
+  parallel_for(g.n, g.n * g.cells / 4, [&](int64_t i, int) {
+    Buffer line(g.n > 1 ? g.cells * 4 : 0);
+    uint8_t* const row = g.n > 1 ? line.data() : y;
+    std::memset(row + (g.cells - 1) * 4, node.zero_point, 4);
+    kernel.quantize_row(x + i * g.channels, g.channels, inv, node.zero_point, row);
+    if (g.n > 1)
+      for (int64_t q = 0; q < g.cells; ++q) std::memcpy(y + (q * g.plane + i) * 4, row + q * 4, 4);
+  });
+}
+
+}  // namespace tops
