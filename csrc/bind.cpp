@@ -147,15 +147,14 @@ void conv2d(Address x, const std::string& x_dtype, int x_zp, int64_t n, int64_t 
 }
 
 void linear(Address x, const std::string& x_dtype, float x_scale, int x_zp, int64_t m, int64_t k,
-            Address w, const std::string& weights, int64_t n, Address packed, int64_t packed_bytes,
+            const std::string& weights, int64_t n, Address packed, int64_t packed_bytes,
             Address scale, Address bias, Address y, const std::string& y_dtype, float y_scale,
             int y_zp) {
   const tops::TensorRef in = tensor(x, x_dtype, x_scale, x_zp),
                         out = tensor(y, y_dtype, y_scale, y_zp);
   const tops::Weights kind = weights_of(weights);
   py::gil_scoped_release release;
-  tops::linear(in, m, k, kind, reinterpret_cast<const void*>(w), n,
-               reinterpret_cast<const uint8_t*>(packed), packed_bytes,
+  tops::linear(in, m, k, kind, n, reinterpret_cast<const uint8_t*>(packed), packed_bytes,
                reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(bias), out);
 }
 

@@ -197,10 +197,14 @@ def _linear_problem(rng: np.random.Generator, m: int, wtype: str, cell: str, y: 
         magnitude = reference.linear(np.abs(x), np.abs(weights)) * scale + np.abs(bias)
     stored = _stored(weights, wtype)
 
+    kinds = {"ternary": ("two_bit", "base_three", "sparse"), "int8": ("dense", "sparse")}
+    kind = str(rng.choice(kinds.get(wtype, ("dense",))))
+
     def problem() -> tuple[Array, Array, Array | None]:
         out = np.empty((m, n), np.uint8) if out_params else np.full((m, n), np.nan, np.float32)
+        packed = core().prepack_linear(kind, wtype, stored.ctypes.data, n, k)
         core().linear(
-            *(x.ctypes.data, _cell(x), zp, m, k, stored.ctypes.data, wtype, n, 0, 0),
+            *(x.ctypes.data, _cell(x), 1.0, zp, m, k, wtype, n, packed.ctypes.data, packed.nbytes),
             *(scale.ctypes.data, bias.ctypes.data),
             *(out.ctypes.data, _cell(out), *(out_params or (1.0, 0))),
         )

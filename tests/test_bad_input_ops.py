@@ -94,6 +94,21 @@ LINEAR: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
         {},
         r"codes \[N, ceil\(K/4\)\]",
     ),
+    "float and y_scale": (
+        (torch.randn(2, 8), u8(3, 2), torch.ones(3)),
+        {**U8, "y_scale": 1.0, "y_zero_point": 0},
+        "no y_scale and y_zero_point with float x",
+    ),
+    "float and half of x": (
+        (torch.randn(2, 8), u8(3, 2), torch.ones(3)),
+        {"x_scale": 1.0},
+        "x_scale and x_zero_point together",
+    ),
+    "float and zero scale": (
+        (torch.randn(2, 8), u8(3, 2), torch.ones(3)),
+        {**U8, "x_scale": 0.0},
+        "finite x_scale above 0",
+    ),
     "scale rank": (
         (torch.randn(2, 8), u8(3, 2), torch.ones(3, 1)),
         {},

@@ -8,6 +8,7 @@ error measured in units of eps * (scale * sum |w||x| + |bias|): one wrong produc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from hypothesis import strategies as st
 
 import ternary_ops as tops
 from ternary_ops._native import core
+from ternary_ops.ops import codes as layout
 from ternary_ops.ops import reference
 
 ISAS = core().available_isas()
@@ -114,6 +116,29 @@ def test_integers_are_exact_everywhere(case: Any, shape: Shape, weights: str) ->
     assert np.array_equal(o.q, before)
 
 
+@pytest.mark.parametrize("shape", linear.CASE.shapes, ids=str)
+@pytest.mark.parametrize("kind", ["dense", "sparse", "two_bit", "base_three"])
+def test_linear_quantizes_floats_itself(shape: LinearShape, kind: str) -> None:
+    weights = "ternary" if "t" in kind or len(shape.lead) == 1 else "int8"
+    o = operands(shape, weights, seed=len(str(shape)))
+    codes, scale, bias = torch_operands(o)
+    x = o.x * np.float32(60 * o.x_scale)  # on both sides of the range
+    x.reshape(-1)[: x.size // 50] = np.nan
+    want = expected(shape, replace(o, q=reference.quantize(x, o.x_scale, o.x_zero_point)))
+    packed = None
+    if shape.k:
+        rows = core().prepack_linear(kind, weights, codes.data_ptr(), shape.n, shape.k)
+        packed = torch.from_numpy(rows)
+    params = {"x_scale": o.x_scale, "x_zero_point": o.x_zero_point, "packed": packed}
+    for machine in machines():
+        y = tops.ops.linear(torch.from_numpy(x), codes, scale, bias, **params)
+        assert y.dtype == torch.float32
+        assert np.array_equal(y.numpy(), want), machine
+    half = tops.ops.linear(torch.from_numpy(x).half(), codes, scale, bias, **params)
+    rounded = reference.quantize(x.astype(np.float16), o.x_scale, o.x_zero_point)
+    assert np.array_equal(half.numpy(), expected(shape, replace(o, q=rounded)).astype(np.float16))
+
+
 @st.composite
 def conv_shapes(draw: st.DrawFn) -> ConvShape:
     def pair(low: int, high: int) -> tuple[int, int]:
@@ -172,6 +197,28 @@ def test_extreme_values_do_not_saturate(
     for machine in machines():
         y = op(torch.from_numpy(o.q), codes, scale, bias, **shape.geometry, **params)
         assert np.array_equal(y.numpy(), want), machine
+
+
+@pytest.mark.parametrize("kind", ["two_bit", "base_three", "int8"])
+@pytest.mark.parametrize("value", [0, 255])
+def test_long_rows_of_one_sign_do_not_overflow(kind: str, value: int) -> None:
+    # Signed inputs and codes 0 .. 2: 0 meets 2 as -256, of which a 16-bit sum holds 128.
+    rows, k, n = 9, 6000, 3
+    rng = np.random.default_rng(value)
+    w = np.where(rng.random((n, k)) < 0.999, [[1], [-1], [1]], 0).astype(np.int8)
+    w = w * np.int8(127) if kind == "int8" else w
+    x = np.where(rng.random((rows, k)) < 0.999, value, 255 - value).astype(np.uint8)
+    codes = torch.from_numpy(layout.pad_int8(w) if kind == "int8" else layout.pack_codes(w))
+    weights, form = ("int8", "dense") if kind == "int8" else ("ternary", kind)
+    packed = torch.from_numpy(core().prepack_linear(form, weights, codes.data_ptr(), n, k))
+    want = reference.linear_acc(x, 255 - value, w).astype(np.float32)
+    for machine in machines():
+        for m in (1, 2, 4, 9):
+            y = tops.ops.linear(
+                torch.from_numpy(x[:m]), codes, torch.ones(n),
+                x_scale=1.0, x_zero_point=255 - value, packed=packed,
+            )  # fmt: skip
+            assert np.array_equal(y.numpy(), want[:m]), (machine, m)
 
 
 def normalized_error(

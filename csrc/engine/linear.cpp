@@ -50,12 +50,15 @@ void multiply_rows(const RowsView& w, const RowsInput& x, int32_t* acc,
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
   const int64_t width = w.width(), m = x.m, products = w.n * divide_up(w.k, 64) * m;
   const bool is_signed = w.weights() == Weights::kTernary;
-  Buffer rows(m * width), x_sums(m * 4);
+  // An odd number of cache lines: with a power of two, the same place of several rows would share
+  // one set of the first-level cache.
+  const int64_t stride = (width / kRowBlock | 1) * kRowBlock;
+  Buffer rows(m * stride), x_sums(m * 4);
   int32_t* const x_sum = reinterpret_cast<int32_t*>(x_sums.data());
   parallel_for(m, m * width / 64, [&](int64_t i, int) {
-    x_sum[i] = prepare_row(kernel, x, i, w.k, is_signed, rows.data() + i * width, width);
+    x_sum[i] = prepare_row(kernel, x, i, w.k, is_signed, rows.data() + i * stride, width);
   });
-  const LinearArgs args{rows.data(), width, m, w.data, w.row_bytes, w.codes, acc, w.n};
+  const LinearArgs args{rows.data(), stride, m, w.data, w.row_bytes, w.codes, acc, w.n};
   // Enough weight rows a task to outweigh handing it out, and tasks for threads that come late.
   const int64_t least = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, w.row_bytes));
   const int64_t threads = num_threads();

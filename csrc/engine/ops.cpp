@@ -130,34 +130,6 @@ void linear_pixels(const TensorRef& x, int64_t m, const PackedView& view, const 
   linear_pixels({quantized.data(), false, x.scale, x.zero_point}, m, view, scale, bias, y);
 }
 
-// Rows followed by the sparse form where there is one: which of them is faster depends on m.
-void linear_packed(const TensorRef& x, int64_t m, const uint8_t* blob, int64_t bytes,
-                   const WeightShape& shape, Weights weights, const float* scale, const float* bias,
-                   const TensorRef& y) {
-  auto check_layer = [&](const WeightShape& held, Weights kind) {
-    if (held.o != shape.o || held.i != shape.i || held.r != 1 || held.s != 1 || kind != weights)
-      throw Error(ErrorKind::kBadWeights,
-                  "the packed weights belong to another layer.\n  Make them with prepack.");
-  };
-  if (!is_rows(blob, bytes)) {
-    const PackedView view = view_packed(blob, bytes);
-    check_layer(view.shape, view.weights);
-    linear_pixels(x, m, view, scale, bias, y);
-    return;
-  }
-  const RowsView rows = view_rows(blob, bytes);
-  check_layer({rows.n, 1, 1, rows.k, 1}, rows.weights());
-  if (!rows.tail_bytes) return linear_rows(rows, x, m, scale, bias, y);
-  const PackedView sparse = view_packed(rows.tail, rows.tail_bytes);
-  check_layer(sparse.shape, sparse.weights);
-  const int64_t quads = sparse.entry_count() + 2 * sparse.pair_count();
-  const double cells = static_cast<double>(std::max<int64_t>(1, rows.n * sparse.cells));
-  if (rows_beat_sparse(weights, m, static_cast<double>(quads) / cells))
-    linear_rows(rows, x, m, scale, bias, y);
-  else
-    linear_pixels(x, m, sparse, scale, bias, y);
-}
-
 }  // namespace
 
 Buffer pack_linear(bool sparse, Weights weights, const void* plain, int64_t n, int64_t k) {
@@ -173,16 +145,34 @@ Buffer pack_linear(bool sparse, Weights weights, const void* plain, int64_t n, i
   return blob;
 }
 
-void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, const void* plain, int64_t n,
-            const uint8_t* packed, int64_t packed_bytes, const float* scale, const float* bias,
+void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n,
+            const uint8_t* blob, int64_t bytes, const float* scale, const float* bias,
             const TensorRef& y) {
   if (!x.is_float && weights == Weights::kFloat)
     throw Error(ErrorKind::kUnsupportedShape, "u8 input needs integer weights.");
-  const WeightShape shape{n, 1, 1, k, 1};
-  check_shape(shape, weights);
-  if (packed) return linear_packed(x, m, packed, packed_bytes, shape, weights, scale, bias, y);
-  const Buffer blob = pack_linear(false, weights, plain, n, k);
-  linear_packed(x, m, blob.data(), blob.size(), shape, weights, scale, bias, y);
+  auto check_layer = [&](const WeightShape& held, Weights kind) {
+    if (held.o != n || held.i != k || held.r != 1 || held.s != 1 || kind != weights)
+      throw Error(ErrorKind::kBadWeights,
+                  "the packed weights belong to another layer.\n  Make them with prepack.");
+  };
+  if (!is_rows(blob, bytes)) {
+    const PackedView view = view_packed(blob, bytes);
+    check_layer(view.shape, view.weights);
+    linear_pixels(x, m, view, scale, bias, y);
+    return;
+  }
+  const RowsView rows = view_rows(blob, bytes);
+  check_layer({rows.n, 1, 1, rows.k, 1}, rows.weights());
+  // With the sparse form behind them: which of the two is faster depends on m.
+  if (!rows.tail_bytes) return linear_rows(rows, x, m, scale, bias, y);
+  const PackedView sparse = view_packed(rows.tail, rows.tail_bytes);
+  check_layer(sparse.shape, sparse.weights);
+  const int64_t quads = sparse.entry_count() + 2 * sparse.pair_count();
+  const double cells = static_cast<double>(std::max<int64_t>(1, rows.n * sparse.cells));
+  if (rows_beat_sparse(weights, m, static_cast<double>(quads) / cells))
+    linear_rows(rows, x, m, scale, bias, y);
+  else
+    linear_pixels(x, m, sparse, scale, bias, y);
 }
 
 }  // namespace tops

@@ -21,14 +21,14 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
             const TensorRef& y);
 
 // x [M, K], y [M, N]. x is u8, or float32 that is quantized here; or float32 with weights kFloat.
-// plain: codes [N, ceil(K/4)], int8 [N, 4 ceil(K/4)] or float [N, K], read where packed is null.
-// packed: of pack_linear.
-void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, const void* plain, int64_t n,
+// packed: of pack_linear. Throws kBadWeights where it is of another layer.
+void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n,
             const uint8_t* packed, int64_t packed_bytes, const float* scale, const float* bias,
             const TensorRef& y);
 
 // Weights for linear: rows (engine/row_weights.h), followed by the sparse form where asked for;
-// floats in the form of convolutions.
+// floats in the form of convolutions. plain: codes [N, ceil(K/4)], int8 [N, 4 ceil(K/4)] or float
+// [N, K].
 Buffer pack_linear(bool sparse, Weights weights, const void* plain, int64_t n, int64_t k);
 
 }  // namespace tops

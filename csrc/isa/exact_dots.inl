@@ -4,6 +4,9 @@
 
 static constexpr int64_t kNarrowSteps = 0;
 static TOPS_INLINE I dot_narrow(I acc, I x, I w) { return dot_ternary(acc, x, w); }
+static TOPS_INLINE I dot_narrow_at(I acc, I x, const uint8_t* w) {
+  return dot_ternary(acc, x, load(w));
+}
 static TOPS_INLINE I add_narrow(I acc, I narrow) { return add(acc, narrow); }
 static TOPS_INLINE I product_narrow(I x, I w) { return dot_int8(set1(0), x, w); }
 static constexpr int64_t kInt8QuadBytes = 4;

@@ -78,6 +78,14 @@ struct V {
             : "x"(x), "x"(w));
     return acc;
   }
+  // The same with w in memory, 32 bytes at any address.
+  static TOPS_INLINE I dot_narrow_at(I acc, I x, const uint8_t* w) {
+    I product;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+            : "+x"(acc), "=&x"(product)
+            : "x"(x), "m"(*reinterpret_cast<const __m256i_u*>(w)));
+    return acc;
+  }
   static TOPS_INLINE I add_narrow(I acc, I narrow) {
     return add(acc, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
   }

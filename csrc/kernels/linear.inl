@@ -38,7 +38,7 @@ template <class Codes, int R, int J>
 struct RowProducts {
   static TOPS_INLINE void add(Codes& codes, V::I* acc, const uint8_t* x, int64_t stride) {
     const V::I w = codes.template take<J>();
-    for (int i = 0; i < R; ++i) acc[i] = V::dot_narrow(acc[i], w, V::load(x + i * stride));
+    for (int i = 0; i < R; ++i) acc[i] = V::dot_narrow_at(acc[i], w, x + i * stride);
     RowProducts<Codes, R, J + 1>::add(codes, acc, x + kRowBlock, stride);
   }
 };
@@ -51,6 +51,8 @@ struct RowProducts<BaseThreeCodes, R, BaseThreeCodes::kNumbers> {
   static TOPS_INLINE void add(BaseThreeCodes&, V::I*, const uint8_t*, int64_t) {}
 };
 
+constexpr int64_t kRowsAhead = 2;
+
 // R input rows, blocks [first, last) of k: few enough that 16-bit sums hold (kNarrowSteps products
 // of at most 2 * 2 * 128), and that R rows of x stay in the first-level cache.
 template <class Codes, int R>
@@ -60,12 +62,15 @@ static TOPS_INLINE void code_block(const LinearArgs& a, const uint8_t* x, int64_
   V::I acc[R];
   for (int i = 0; i < R; ++i) acc[i] = V::set1(0);
   const uint8_t* const row = a.rows + n * a.row_bytes;
-  for (int64_t b = first; b < last; ++b)
+  for (int64_t b = first; b < last; ++b) {
+    // Pieces of rows are no stream that the hardware would prefetch.
+    __builtin_prefetch(row + b * kRowBlock + kRowsAhead * a.row_bytes);
     for (int64_t i = 0; i < kRowBlock; i += kBytes) {
       Codes codes(row + b * kRowBlock + i);
       RowProducts<Codes, R, 0>::add(codes, acc, x + b * kRowBlock * Codes::kNumbers + i,
                                     a.x_stride);
     }
+  }
   for (int i = 0; i < R; ++i) y[i * y_stride] += V::sum(V::add_narrow(V::set1(0), acc[i]));
 }
 
@@ -91,23 +96,23 @@ static void two_bit_row(const LinearArgs& a, const uint8_t* x, int64_t begin, in
                         int32_t* y) {
   constexpr int64_t kBytes = V::kLanes * 4;
   // Two products a vector, each 4 times as large as kNarrowSteps allows for.
-  constexpr int64_t kVectors = V::kNarrowSteps ? V::kNarrowSteps / 8 : 32;
-  constexpr int64_t kRun = kVectors * kBytes;
+  constexpr int64_t kRun = V::kNarrowSteps ? V::kNarrowSteps / 8 * kBytes : 32 * kRowBlock;
   const V::I low = V::set1(0x03030303), high = V::set1(0x0c0c0c0c);
   for (int64_t n = begin; n < end; ++n) {
     const uint8_t* const row = a.rows + n * a.row_bytes;
     V::I ones = V::set1(0), fours = ones;
+    const uint8_t* in = x;
     for (int64_t run = 0; run < a.row_bytes; run += kRun) {
       V::I by_one = V::set1(0), by_four = by_one;
       const int64_t last = min64(a.row_bytes, run + kRun);
-      for (int64_t i = run; i < last; i += kBytes) {
-        const uint8_t* const in = x + i / kRowBlock * kRowBlock * 4 + i % kRowBlock;
-        const V::I codes = V::in_register(V::load(row + i)), rest = V::shr<4>(codes);
-        by_one = V::dot_narrow(by_one, V::and_(codes, low), V::load(in));
-        by_four = V::dot_narrow(by_four, V::and_(codes, high), V::load(in + kRowBlock));
-        by_one = V::dot_narrow(by_one, V::and_(rest, low), V::load(in + 2 * kRowBlock));
-        by_four = V::dot_narrow(by_four, V::and_(rest, high), V::load(in + 3 * kRowBlock));
-      }
+      for (int64_t b = run; b < last; b += kRowBlock, in += 4 * kRowBlock)
+        for (int64_t i = 0; i < kRowBlock; i += kBytes) {
+          const V::I codes = V::in_register(V::load(row + b + i)), rest = V::shr<4>(codes);
+          by_one = V::dot_narrow_at(by_one, V::and_(codes, low), in + i);
+          by_four = V::dot_narrow_at(by_four, V::and_(codes, high), in + i + kRowBlock);
+          by_one = V::dot_narrow_at(by_one, V::and_(rest, low), in + i + 2 * kRowBlock);
+          by_four = V::dot_narrow_at(by_four, V::and_(rest, high), in + i + 3 * kRowBlock);
+        }
       ones = V::add_narrow(ones, by_one);
       fours = V::add_narrow(fours, by_four);
     }
@@ -145,6 +150,7 @@ static void int8_rows(const LinearArgs& a, const uint8_t* x, int64_t begin, int6
       V::I acc[R];
       for (int i = 0; i < R; ++i) acc[i] = V::set1(0);
       for (int64_t v = 0; v < vectors; ++v) {
+        __builtin_prefetch(row + v * kBytes + kRowsAhead * a.row_bytes);
         const V::Wide w = V::wide_weights(V::load(row + v * kBytes));
         for (int i = 0; i < R; ++i) acc[i] = V::dot_wide(acc[i], wide[v * R + i], w);
       }

@@ -120,10 +120,13 @@ class PackedLayer(nn.Module):
         if self._input is None:
             y = self._operator(x.float() if x.dtype == torch.float64 else x)
         else:
-            scale, zero_point = self._input
-            q = quantize(x.float(), scale, zero_point)
-            y = self._operator(q, x_scale=scale, x_zero_point=zero_point)
+            y = self._quantized(x.float(), *self._input)
         return y.to(dtype)
+
+    def _quantized(self, x: Tensor, scale: float, zero_point: int) -> Tensor:
+        """Quantize float32 x and run the operator on it."""
+        q = quantize(x, scale, zero_point)
+        return self._operator(q, x_scale=scale, x_zero_point=zero_point)
 
     def integer_weight(self) -> tuple[Tensor, Tensor]:
         """Codes int8 in the torch.nn twin's weight layout, and scale float32 [O]."""
@@ -235,6 +238,9 @@ class PackedLinear(PackedLayer):
 
     def _operator(self, x: Tensor, **quantization: Any) -> Tensor:
         return ops.linear(x, self.codes, self.scale, self.bias, packed=self.packed, **quantization)
+
+    def _quantized(self, x: Tensor, scale: float, zero_point: int) -> Tensor:
+        return self._operator(x, x_scale=scale, x_zero_point=zero_point)  # quantizes floats itself
 
     def _in_channels(self) -> int:
         return self.in_features

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gradient shared by `linear` and the convolutions: y = acc(x, codes) * scale + bias.
 
-d/dx is the transposed operator on grad * scale (float x that stays float), d/dscale sums
-grad * acc, d/dbias sums grad. Codes have no gradient, and there is no second derivative.
+d/dx is the transposed operator on grad * scale (float x that stays float), d/dscale sums grad *
+acc, d/dbias sums grad. Codes have no gradient, and there is no second derivative.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ternary_ops import _native
 from ternary_ops.ops import _check
 from ternary_ops.ops._autograd import differentiate_codes
 from ternary_ops.ops._decode import decode
-from ternary_ops.ops._launch import CELL, WEIGHTS, operands, pack, packed_span, validate
+from ternary_ops.ops._launch import CELL, WEIGHTS, operands, pack, packed_span
 from ternary_ops.ops._registry import define
 
 _SCHEMA = (
@@ -56,13 +56,9 @@ def _cpu(
         codes = codes[:, : _check.stored_channels("linear", codes, 1)].contiguous()
     k = x.shape[-1]
     x, scale, y = operands(x, scale, None, shape, dtype)  # the kernel takes x_scale itself
-    codes = codes.contiguous()
-    weight_type = WEIGHTS[codes.dtype]
-    if x.dtype == torch.float32 and x_scale is None:
-        weight_type = WEIGHTS[x.dtype]  # floats multiply floats, and only packed ones
-        packed = pack(codes, "dense", k, 1, float_x=True) if packed is None else packed
-    elif packed is None:
-        validate(codes, k)
+    float_x = x.dtype == torch.float32 and x_scale is None  # floats multiply floats
+    if packed is None:
+        packed = pack(codes, "dense", k, 1, float_x)
     bias = None if bias is None else bias.contiguous()
     if y.numel():
         _native.core().linear(
@@ -72,10 +68,9 @@ def _cpu(
             x_zero_point or 0,
             x.numel() // k,
             k,
-            codes.data_ptr(),
-            weight_type,
+            WEIGHTS[torch.float32 if float_x else codes.dtype],
             shape[-1],
-            *((0, 0) if packed is None else packed_span("linear", packed)),
+            *packed_span("linear", packed),
             scale.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),

@@ -25,6 +25,8 @@ CASE = OpCase(
         LinearShape((16,), 63, 16),
         LinearShape((17,), 65, 33),
         LinearShape((33,), 127, 48),
+        LinearShape((15,), 2100, 9, note="more than one piece of k, each number of rows"),
+        LinearShape((1,), 1300, 3, note="every place of a byte, sums that are widened twice"),
         LinearShape((1,), 515, 130, density=0.1),
         LinearShape((9,), 260, 40, density=0.3),
         LinearShape((4,), 32, 8, density=0.0, note="no weights left: the bias"),

@@ -19,6 +19,7 @@
 
 #include "engine/engine.h"
 #include "engine/ops.h"
+#include "engine/row_weights.h"
 #include "engine/threads.h"
 #include "isa/error.h"
 #include "isa/isa.h"
@@ -207,24 +208,61 @@ void test_conv(Rng& g) {
   }
 }
 
+// Every form of the weights, u8 and float input.
 void test_linear(Rng& g) {
   Case c = draw(g);
   c.groups = c.r = c.s = c.h = c.w = 1;
   c.window = {};
   c.i = g.in(1, 700);
   c.o = g.in(1, 40);
-  c.n = g.in(1, 9);
+  c.n = g.in(1, 19);
   Layer l(c, g);
-  for (const IsaReport& isa : isa_report()) {
-    if (!isa.reason.empty()) continue;
-    force_isa(isa.name);
-    set_num_threads(static_cast<int>(g.in(1, 3)));
-    Guarded y(static_cast<size_t>(c.n * c.o) * (c.float_out ? 4 : 1), c.float_out ? 4 : 1);
-    std::memset(y.data(), 0xA5, y.size());
-    linear({l.x.data(), false, 1.0f, c.zp}, c.n, c.i, c.kind, l.plain.data(), c.o, nullptr, 0,
-           l.scale.as<float>(), l.bias.as<float>(), {y.data(), c.float_out, c.y_scale, c.yzp});
-    check(matches(c, l, y, 1, 1), "linear " + isa.name + " " + c.text());
+  std::vector<Buffer> forms;
+  for (const bool sparse : {false, true})
+    forms.push_back(pack_linear(sparse, c.kind, l.plain.data(), c.o, c.i));
+  if (c.kind == Weights::kTernary)
+    for (const RowCodes codes : {RowCodes::kTwoBit, RowCodes::kBaseThree})
+      forms.push_back(pack_rows(codes, l.plain.data(), c.o, c.i, 0));
+  // Floats that quantize to x: off by less than half a step.
+  const float x_scale = g.real(0.01f, 2.0f);
+  Guarded floats(l.x.size() * 4, 4);
+  for (size_t k = 0; k < l.x.size(); ++k)
+    floats.as<float>()[k] =
+        (static_cast<float>(l.x.data()[k]) - static_cast<float>(c.zp) + g.real(-0.4f, 0.4f)) *
+        x_scale;
+  Guarded scale(l.scale.size(), 4);  // times x_scale, the scale of the expected values
+  for (int64_t o = 0; o < c.o; ++o) scale.as<float>()[o] = l.scale.as<float>()[o] / x_scale;
+  for (int64_t o = 0; o < c.o; ++o) l.scale.as<float>()[o] = scale.as<float>()[o] * x_scale;
+  for (const Buffer& form : forms) {
+    Guarded packed(static_cast<size_t>(form.size()), 8);
+    std::memcpy(packed.data(), form.data(), packed.size());
+    for (const IsaReport& isa : isa_report()) {
+      if (!isa.reason.empty()) continue;
+      force_isa(isa.name);
+      for (const bool float_in : {false, true}) {
+        set_num_threads(static_cast<int>(g.in(1, 3)));
+        Guarded y(static_cast<size_t>(c.n * c.o) * (c.float_out ? 4 : 1), c.float_out ? 4 : 1);
+        std::memset(y.data(), c.float_out ? 0xFF : 0xA5, y.size());
+        linear({float_in ? floats.data() : l.x.data(), float_in, x_scale, c.zp}, c.n, c.i, c.kind,
+               c.o, packed.data(), static_cast<int64_t>(packed.size()), scale.as<float>(),
+               l.bias.as<float>(), {y.data(), c.float_out, c.y_scale, c.yzp});
+        check(matches(c, l, y, 1, 1),
+              "linear " + isa.name + (float_in ? " floats " : " ") + c.text());
+      }
+    }
   }
+  for (int64_t bytes : {int64_t{0}, int64_t{63}, forms[0].size() - 1}) {
+    bool refused = false;
+    try {
+      view_rows(forms[0].data(), bytes);
+    } catch (const Error&) {
+      refused = true;
+    }
+    check(refused, "rows cut off");
+  }
+  check(plain_of(view_rows(forms[0].data(), forms[0].size())) ==
+            std::vector<uint8_t>(l.plain.data(), l.plain.data() + l.plain.size()),
+        "the plain weights again " + c.text());
 }
 
 // Kernels on grids whose memory ends at a guard page: no more than the stated slack is read, and
