@@ -14,7 +14,7 @@
 #include "engine/engine.h"
 #include "engine/linear.h"
 #include "engine/ops.h"
-#include "engine/rows.h"
+#include "engine/row_weights.h"
 #include "engine/threads.h"
 #include "isa/error.h"
 #include "isa/isa.h"
@@ -320,6 +320,17 @@ void bind_engine(py::module_& m) {
       .def("clamp", [](Engine& e, int x, float lo, float hi, float y_scale,
                        int y_zp) { return e.add(x, -1, {lo, hi, y_scale, y_zp}); })
       .def("flatten", &Engine::flatten)
+      .def("activation", &Engine::activation)
+      .def("mul", &Engine::mul)
+      .def("concat", &Engine::concat)
+      .def("slice", &Engine::slice)
+      .def("pixel_shuffle", &Engine::pixel_shuffle)
+      .def("pixel_unshuffle", &Engine::pixel_unshuffle)
+      .def("channel_shuffle", &Engine::channel_shuffle)
+      .def("resize", &Engine::resize)
+      .def("unflatten", &Engine::unflatten)
+      .def("softmax", &Engine::softmax)
+      .def("layer_norm", &Engine::layer_norm)
       .def("output", &Engine::output)
       .def("run", &run)
       .def("run_all", &run_all)
@@ -342,6 +353,7 @@ void bind_machine(py::module_& m) {
   m.def("isa", [] { return std::string(tops::kernels().name); });
   m.def("set_isa", &tops::force_isa, py::arg("name"));
   m.def("dot_burst", [](int64_t rounds) { return tops::kernels().dot_burst(rounds); });
+  m.def("float_burst", [](int64_t rounds) { return tops::kernels().float_burst(rounds); });
   m.def("read_burst",
         [](const Array<uint8_t>& a) { tops::kernels().read_burst(a.data(), a.size()); });
   m.def("num_threads", &tops::num_threads);

@@ -16,9 +16,10 @@ from ternary_ops._version import __version__
 if TYPE_CHECKING:
     from ternary_ops import engine, errors, io, models, nn, ops, prune, quantize, runtime
     from ternary_ops.engine import compile  # noqa: A004
-    from ternary_ops.quantize import TernaryConfig, load, pack_, quantize_, save
+    from ternary_ops.quantize import TernaryConfig, fallback_, load, pack_, quantize_, save
     from ternary_ops.quantize.calibrate import calibrate
     from ternary_ops.quantize.plan import plan
+    from ternary_ops.quantize.sensitivity import sensitivity
     from ternary_ops.reporting import report
     from ternary_ops.runtime import Program
 
@@ -30,6 +31,7 @@ __all__ = [
     "compile",
     "engine",
     "errors",
+    "fallback_",
     "io",
     "load",
     "models",
@@ -43,6 +45,7 @@ __all__ = [
     "report",
     "runtime",
     "save",
+    "sensitivity",
 ]
 
 _MODULES = frozenset(
@@ -53,12 +56,14 @@ _HOME = {
     "TernaryConfig": "quantize",
     "calibrate": "quantize",
     "compile": "engine",
+    "fallback_": "quantize",
     "load": "quantize",
     "pack_": "quantize",
     "plan": "quantize",
     "quantize_": "quantize",
     "report": "reporting",
     "save": "quantize",
+    "sensitivity": "quantize",
 }
 
 

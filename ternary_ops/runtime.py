@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 
 from ternary_ops import _native
 from ternary_ops._version import __version__
-from ternary_ops.engine import describe, files
+from ternary_ops.engine import ceiling, describe, files
 from ternary_ops.engine.build import build
 from ternary_ops.engine.ir import Array, Graph
 from ternary_ops.engine.shapes import Shape, infer
+from ternary_ops.engine.tune import TuneReport, tune
 from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, need
 
 __all__ = [
@@ -68,6 +69,7 @@ class Program:
         self.graph = graph
         self.sample = tuple(sample)
         self._shapes: dict[Shape, list[Shape]] = {}
+        self._tuned: dict[str, Any] = {}  # engines by instruction set
         self._shapes_of(self.sample)
 
     def __call__(self, x: NDArray[Any]) -> NDArray[np.float32]:
@@ -85,13 +87,40 @@ class Program:
         return list(self._engine.run_all(self._accept(x)))
 
     def profile(self, x: NDArray[Any], repeats: int = 10) -> list[dict[str, Any]]:
-        """Per node what `describe.rows` says, and "ms": the median of `repeats` runs."""
+        """Per node what `describe.rows` says, and "ms": the median of `repeats` runs.
+
+        For layers also "gmac_s", dense multiply-adds in that time, and "of_ceiling": their share of
+        what the cores in use can multiply (`engine.ceiling`; above 1 where zeros are left out).
+        """
         x = self._accept(x)
         if repeats < 1:
             raise BadConfig(need("profile needs repeats >= 1", repeats, "Use 10."))
         rows = describe.rows(self.graph, self._shapes_of(x.shape))
         timed = self._engine.profile(x, repeats)
-        return [{**row, "ms": float(t["ms"])} for row, t in zip(rows, timed, strict=True)]
+        peaks = ceiling.known_products(isa())
+        threads = _native.core().num_threads()
+        return [
+            {**row, **describe.speed(row, float(t["ms"]), peaks, threads)}
+            for row, t in zip(rows, timed, strict=True)
+        ]
+
+    def tune(
+        self, x: NDArray[Any], repeats: int = 20, cache: str | os.PathLike[str] | None = None
+    ) -> TuneReport:
+        """Time every integer layer dense and sparse for x, and use the faster from now on.
+
+        Results keep their bits. The choice holds for this object and the present instruction set;
+        copies, files and other machines choose by density, as untuned programs do. It is made for
+        the shape of x and the present number of threads, and then used for every shape.
+
+        cache: a JSON file of earlier choices. What it knows of this program, processor, instruction
+        set, thread count and shape is taken without timing; otherwise the outcome is added to it.
+
+        Raises UnsupportedShape, BadConfig for repeats < 1, FormatError for a cache that is damaged.
+        """
+        found = tune(self.graph, self._accept(x), repeats, cache)
+        self._tuned[isa()] = build(self.graph, found.choices)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file of kind "program", atomically."""
@@ -128,8 +157,13 @@ class Program:
         """Copies and pickles carry the graph; the engine is built anew."""
         return Program, (self.graph, self.sample)
 
-    @cached_property
+    @property
     def _engine(self) -> Any:
+        tuned = self._tuned.get(isa()) if self._tuned else None
+        return self._untuned if tuned is None else tuned
+
+    @cached_property
+    def _untuned(self) -> Any:
         return build(self.graph)
 
     def _accept(self, x: Any) -> NDArray[np.float32]:

@@ -156,6 +156,8 @@ def _random_conv(rng: np.random.Generator, kind: str, wtype: str, cell: str, y: 
     h, w = (int(v + rng.integers(0, 30)) for v in least)
     n = int(rng.integers(1, 4))
     weights = _random_weights(rng, (o, i, r, s), wtype, 0.3 if kind == "sparse" else 0.9)
+    if (kind, wtype) == ("sparse", "float"):
+        weights = _in_blocks(rng, weights)
     x = _random_input(rng, (n, i * groups, h, w), cell)
     scale, bias = _affine_of(rng, o, wtype, i * r * s, cell)
     out = (0.05, int(rng.integers(0, 256))) if y == "u8" else None
@@ -212,7 +214,7 @@ def _linear_problem(rng: np.random.Generator, m: int, wtype: str, cell: str, y: 
 
 
 def _program_problems(seed: int) -> list[Problem]:
-    """One small program with every operator, at three image sizes."""
+    """One small program with every operator of uint8, at three image sizes."""
     from ternary_ops.engine.simulate import simulate
 
     rng = np.random.default_rng([seed, 1])
@@ -251,10 +253,24 @@ def _every_operator(rng: np.random.Generator) -> Any:
         Node("avg_pool2d", (4,), {"kernel": (2, 2), "stride": (1, 1), "y": (0.03, 3)}),
         Node("clamp", (5,), {"clamp": (0.0, 6.0), "y": (0.025, 0)}),
         Node("add", (5, 6), {"clamp": (None, None), "y": (0.06, 9)}),
-        Node("adaptive_avg_pool2d", (7,), {"size": (2, 2), "y": (0.05, 4)}),
-        Node("flatten", (8,), {}),
-        Node("linear", (9,), {"w": 2, "y": (0.1, 128)}),
-        Node("dequantize", (10,), {}),
+        Node("activation", (7,), {"fn": "silu", "y": (0.05, 8)}),
+        Node("adaptive_avg_pool2d", (8,), {"size": (1, 1), "y": (0.05, 8)}),
+        Node("activation", (9,), {"fn": "sigmoid", "y": (1 / 255, 0)}),
+        Node("mul", (8, 10), {"y": (0.05, 8)}),
+        Node("slice", (11,), {"begin": 1, "end": 9}),
+        Node("channel_shuffle", (12,), {"groups": 4}),
+        Node("pixel_shuffle", (13,), {"factor": (2, 1)}),
+        Node("pixel_unshuffle", (14,), {"factor": (2, 1)}),
+        Node("resize", (11,), {"mode": "nearest", "zoom": (2.0, 2.0)}),
+        Node("resize", (16, 15), {"mode": "bilinear"}),
+        Node("concat", (15, 17), {"y": (0.06, 7)}),
+        Node("slice", (18,), {"begin": 3, "end": 15}),
+        Node("adaptive_avg_pool2d", (19,), {"size": (2, 2), "y": (0.05, 4)}),
+        Node("flatten", (20,), {}),
+        Node("linear", (21,), {"w": 2, "y": (0.1, 128)}),
+        Node("unflatten", (22,), {}),
+        Node("flatten", (23,), {}),
+        Node("dequantize", (24,), {}),
     ]
     return Graph(tuple(nodes), weights)
 
@@ -270,6 +286,21 @@ def _random_weights(
     top = 1 if wtype == "ternary" else 127
     values = rng.integers(-top, top + 1, shape).astype(np.int8)
     return np.ascontiguousarray(values * kept.astype(np.int8))
+
+
+def _in_blocks(rng: np.random.Generator, weights: Array) -> Array:
+    """Neighboring filters made alike in what is zero, values rounded to 16 bits or not: every form
+    that the sparse float kernel reads.
+    """
+    rows = int(rng.choice([1, 2, 4]))
+    kept = np.repeat(weights[::rows] != 0, rows, axis=0)[: len(weights)]
+    values = rng.standard_normal(weights.shape).astype(np.float32) * kept
+    form = rng.integers(3)
+    if form == 0:
+        values = values.astype(np.float16).astype(np.float32)
+    elif form == 1:
+        values = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return np.asarray(values)
 
 
 def _random_input(rng: np.random.Generator, shape: tuple[int, ...], cell: str) -> Array:

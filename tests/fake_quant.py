@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ternary_ops.engine.ir import Graph, Node, Params
 
+Operands = list[tuple[Tensor, "Params | None"]]
+
 
 def run(graph: Graph, x: np.ndarray[Any, Any]) -> list[Tensor]:
     """Every node's value; quantized ones as integers in float32."""
@@ -28,8 +30,10 @@ def run(graph: Graph, x: np.ndarray[Any, Any]) -> list[Tensor]:
     return values
 
 
-def _node(graph: Graph, node: Node, operands: list[tuple[Tensor, Params | None]]) -> Tensor:
+def _node(graph: Graph, node: Node, operands: Operands) -> Tensor:
     (x, y), at = operands[0], node.attrs
+    if node.op in _MOVES:
+        return _MOVES[node.op](graph, node, operands)
     if node.op == "quantize":
         return _finish(x, (None, None), at["y"])
     if node.op == "dequantize":
@@ -50,7 +54,83 @@ def _node(graph: Graph, node: Node, operands: list[tuple[Tensor, Params | None]]
     return _mean(node, x, y)
 
 
-def _layer(graph: Graph, node: Node, operands: list[tuple[Tensor, Params | None]]) -> Tensor:
+_FUNCTIONS: dict[str, Any] = {
+    "affine": lambda x, factor, offset: x * factor + offset,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "exp": torch.exp,
+}
+
+
+def _function(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    at = node.attrs
+    out = _FUNCTIONS[at["fn"]](_real(*operands[0]).double(), *at["params"]).float()
+    return _finish(out, (None, None), at["y"])
+
+
+def _mul(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    a, b = (_real(*operand) for operand in operands)
+    return _finish(a * b, node.attrs["clamp"], node.attrs["y"])
+
+
+def _concat(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    return _finish(torch.cat([_real(*o) for o in operands], 1), (None, None), node.attrs["y"])
+
+
+def _shuffle(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    """Whole pixels first, then rows by columns: PyTorch's own take one factor for both axes."""
+    x, (r, s) = operands[0][0], node.attrs["factor"]
+    n, c, h, w = x.shape
+    if node.op == "pixel_unshuffle":
+        columns = F.unfold(x, (r, s), stride=(r, s))
+        return columns.reshape(n, c * r * s, h // r, w // s)
+    down, right = node.attrs["crop"]
+    y = F.fold(x.flatten(2), (h * r, w * s), (r, s), stride=(r, s))
+    return y[:, :, : h * r - down, : w * s - right]
+
+
+def _resize(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    (x, y), at = operands[0], node.attrs
+    size = operands[1][0].shape[2:] if len(operands) == 2 else at["size"]
+    nearest = at["mode"] == "nearest"
+    steps = x - (0 if y is None else y[1])
+    align = None if nearest else at["align"]
+    out = F.interpolate(steps, size, at["zoom"], at["mode"], align)
+    return out if y is None else torch.round(out) + y[1]
+
+
+def _layer_norm(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    x, w = operands[0][0].double(), graph.weight(node)
+    weight, bias = (torch.from_numpy(v.ravel().astype(np.float64)) for v in (w.array, w.bias))
+    rows = F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, node.attrs["eps"])
+    return rows.movedim(-1, 1).float()
+
+
+_MOVES: dict[str, Any] = {
+    "activation": _function,
+    "mul": _mul,
+    "concat": _concat,
+    "slice": lambda g, node, o: o[0][0][:, node.attrs["begin"] : node.attrs["end"]],
+    "pixel_shuffle": _shuffle,
+    "pixel_unshuffle": _shuffle,
+    "channel_shuffle": lambda g, node, o: F.channel_shuffle(o[0][0], node.attrs["groups"]),
+    "resize": _resize,
+    "unflatten": lambda g, node, o: o[0][0][:, :, None, None],
+    "softmax": lambda g, node, o: F.softmax(o[0][0].double(), 1).float(),
+    "layer_norm": _layer_norm,
+}
+
+
+def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
     (x, y), at, w = operands[0], node.attrs, graph.weight(node)
     filters = torch.from_numpy(w.array.astype(np.float64)).permute(0, 3, 1, 2)
     steps = x.double() - (0 if y is None else y[1])

@@ -129,7 +129,40 @@ def flat_program(seed: int = 0) -> Graph:
     return b.graph()
 
 
-PROGRAMS = {"image": image_program, "mixed": mixed_program, "flat": flat_program}
+def wide_program(seed: int = 0) -> Graph:
+    """Branches: functions, products, squeeze-excite, concat, shuffles, resize; u8, then floats."""
+    b = Builder(seed, c=6)
+    x = b("quantize", 0, y=b.params())
+    x = b("conv2d", x, w=b.weight("ternary", 16, 6, 3, 3), padding=(1, 1), y=b.params())
+    y = b("activation", x, fn="hardswish", y=b.params(-0.4))
+    gate = b("adaptive_avg_pool2d", y, size=(1, 1), y=b.params(-0.4))
+    gate = b("linear", b("flatten", gate), w=b.weight("int8", 16, 16), y=b.params())
+    gate = b("unflatten", gate)
+    gate = b("activation", gate, fn="sigmoid", y=b.params(0, 1))
+    y = b("mul", y, gate, clamp=(-0.25, None), y=b.params(-0.3))
+    y = b("mul", y, x, clamp=(None, 4.0), y=b.params(-2, 4))
+    up = b("pixel_shuffle", x, factor=(2, 1), crop=(1, 0))
+    up = b("resize", up, y, mode="bilinear")
+    part = b("slice", x, begin=5, end=13)
+    y = b("concat", up, part, y, y=b.params())
+    y = b("channel_shuffle", y, groups=8)
+    y = b("resize", y, mode="nearest", zoom=(0.75, 2.0))
+    y = b("resize", y, mode="bilinear", align=True, size=(6, 8))
+    y = b("pixel_unshuffle", y, factor=(2, 4))
+    y = b("activation", y, fn="affine", params=(-1.5, 0.25))
+    y = b("activation", y, fn="gelu")
+    y = b("layer_norm", y, w=b.weight("float", 32 * 8, 1), eps=1e-5)
+    y = b("concat", y, y)
+    b("flatten", b("softmax", y))
+    return b.graph()
+
+
+PROGRAMS = {
+    "image": image_program,
+    "mixed": mixed_program,
+    "flat": flat_program,
+    "wide": wide_program,
+}
 
 
 def example(graph: Graph, n: int, h: int, w: int, seed: int = 0) -> NDArray[np.float32]:
@@ -154,6 +187,10 @@ def random_program(seed: int) -> Graph:
     before = [(x, channels)]
     for _ in range(draw.integers(1, 7)):
         op = draw.choice(["conv2d"] * 5 + ["max_pool2d", "avg_pool2d", "adaptive", "clamp", "add"])
+        if draw.random() < 0.4:
+            x, channels = _random_move(b, draw, x, channels, before, integer)
+            before.append((x, channels))
+            continue
         attrs: dict[str, Any] = {}
         if integer and op != "max_pool2d":
             attrs["y"] = b.params(-draw.uniform(0, 3), draw.uniform(0.1, 3))
@@ -176,6 +213,47 @@ def random_program(seed: int) -> Graph:
     elif integer:
         b("dequantize", x)
     return b.graph()
+
+
+_FUNCTIONS = {"leaky_relu": (0.2,), "silu": (), "tanh": (), "elu": (0.7,), "softplus": (1.5, 20.0)}
+
+
+def _random_move(
+    b: Builder,
+    draw: np.random.Generator,
+    x: int,
+    channels: int,
+    before: list[tuple[int, int]],
+    integer: bool,
+) -> tuple[int, int]:
+    """One op that maps, multiplies or moves values; what it makes and its channels."""
+    y = {"y": b.params(-draw.uniform(0, 3), draw.uniform(0.1, 3))} if integer else {}
+    op = draw.choice(["activation", "mul", "gate", "concat", "slice", "shuffle", "down", "resize"])
+    if op == "activation":
+        fn = str(draw.choice(list(_FUNCTIONS)))
+        return b("activation", x, fn=fn, params=_FUNCTIONS[fn], **y), channels
+    if op == "mul":
+        return b("mul", x, x, clamp=_BOUNDS[draw.integers(4)], **y), channels
+    if op == "gate":
+        return b("mul", x, b("adaptive_avg_pool2d", x, size=(1, 1), **y), **y), channels
+    if op == "concat":
+        other, width = before[draw.integers(len(before))]
+        other = b("resize", other, x, mode=str(draw.choice(["nearest", "bilinear"])))
+        return b("concat", x, other, x, **y), 2 * channels + width
+    if op == "slice":
+        begin = int(draw.integers(0, channels))
+        end = int(draw.integers(begin + 1, channels + 1))
+        return b("slice", x, begin=begin, end=end), end - begin
+    if op == "shuffle" and channels % 2 == 0:
+        if draw.random() < 0.5:
+            return b("channel_shuffle", x, groups=channels // 2), channels
+        return b("pixel_shuffle", x, factor=(1, 2), crop=(0, 1)), channels // 2
+    if op == "down":
+        x = b("resize", x, mode="nearest", size=(6, 4))
+        return b("pixel_unshuffle", x, factor=(3, 2)), channels * 6
+    size = _two(draw, 1, 24)
+    align = bool(draw.integers(2))
+    return b("resize", x, mode="bilinear", align=align, size=size), channels
 
 
 def _two(draw: np.random.Generator, least: int, most: int) -> tuple[int, int]:

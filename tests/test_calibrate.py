@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import ternary_ops as tops
 from ternary_ops.errors import BadConfig, UnsupportedModel
 from ternary_ops.nn import TernaryLayer, fake_quant
 from ternary_ops.quantize import TernaryConfig, calibrate, plan, quantize_
@@ -206,6 +208,69 @@ def test_bad_arguments(model: Residual) -> None:
         calibrate(model, data(), method="percentile", percentile=40)
     with pytest.raises(UnsupportedModel, match="quantize_"):
         calibrate(Residual(), data())
+
+
+def test_rules_choose_the_method_of_some_layers(model: Residual) -> None:
+    batches = data()
+    found = {}
+    for method in METHODS:
+        calibrate(model, batches, method, percentile=99.0)
+        found[method] = ranges(model)
+    rules: dict[str, str | float] = {"conv*": "minmax", "conv2": "percentile", "fc": 99.0}
+    calibrate(model, batches, "mse", percentile=99.0, rules=rules)
+    mixed = ranges(model)
+    want = {"conv1": "minmax", "conv2": "percentile", "fc": "percentile"}
+    for name, value in mixed.items():
+        assert value == found[want.get(name, "mse")][name], name
+    for name in ("conv1", "conv2"):  # the methods can be told apart
+        assert found["percentile"][name] != found["minmax"][name], name
+
+
+@pytest.mark.parametrize(
+    ("rules", "match"),
+    [
+        ({"conv9": "mse"}, "stem, conv1"),
+        ({"conv1": "entropy"}, "'entropy'"),
+        ({"conv1": 30.0}, "50 to 100"),
+        ({"conv1": None}, "None"),
+    ],
+)
+def test_bad_rules(model: Residual, rules: dict[str, Any], match: str) -> None:
+    calibrate(model, data())
+    before = ranges(model)
+    with pytest.raises(BadConfig, match=match):
+        calibrate(model, data(), rules=rules)
+    assert ranges(model) == before
+
+
+def test_learned_ranges_start_from_calibration_and_stay_exact() -> None:
+    """Training narrows a range that an outlier widened; state_dict carries it; the program of the
+    trained network computes what the network does.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    float_twin = copy.deepcopy(model)
+    quantize_(model, TernaryConfig(weights="int8"))
+    x = torch.randn(64, 3, 8, 8)
+    calibrate(model, [torch.cat([x, torch.full((1, 3, 8, 8), 60.0)])], method="minmax")
+    learned = [m.input_range for m in layers(model).values()]
+    before = [r.detach().clone() for r in learned]
+    with torch.no_grad():
+        want, first = float_twin(x), F.mse_loss(model(x), float_twin(x)).item()
+    optimizer = torch.optim.Adam(learned, lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        F.mse_loss(model(x), want).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert F.mse_loss(model(x), want).item() < 0.5 * first
+    assert all(r[1] < b[1] for r, b in zip(learned, before, strict=True))
+    state = model.state_dict()
+    assert all(
+        torch.equal(state[f"{n}.input_range"], m.input_range) for n, m in layers(model).items()
+    )
+    program = tops.compile(model, x)
+    np.testing.assert_array_equal(program(x.numpy()), model(x).detach().numpy())
 
 
 def seen(*parts: Tensor) -> Histogram:

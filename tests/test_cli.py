@@ -206,16 +206,45 @@ def test_bench_prints_a_row_per_engine_and_a_match(
     table = tmp_path / "bench.csv"
     argv = ("bench", "--op", "conv2d", "--shape", "8,9,7,12,3", "--seconds", "0.05")
     assert main([*argv, "--csv", str(table), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert rows[0]["engine"] == "ternary-ops" and rows[0]["match"] == "yes"
-    assert rows[1]["engine"] == "torch fp32" and rows[1]["times ours"] > 0
-    assert len(table.read_text().splitlines()) == len(rows) + 1
+    printed = json.loads(capsys.readouterr().out)
+    rows, nodes = printed["engines"], printed["nodes"]
+    assert [row["engine"] for row in rows] == ["ternary-ops", "torch fp32", "torch int8"]
+    assert rows[1]["match"] == "yes" and rows[1]["times ours"] > 0
+    (layer,) = [node for node in nodes if node["op"] == "conv2d"]
+    assert 0 < layer["density"] < 0.2 and layer["ms"] > 0 and layer["% of ceiling"] > 0
+    assert len(table.read_text().splitlines()) == len(rows) + len(nodes) + 1
 
 
-def test_bench_refuses_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_of_a_file_and_of_a_network_show_every_node(
+    program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = len(runtime.load(program).graph.nodes)
+    quick = ("--seconds", "0.02", "--batch", "2")
+    chart = tmp_path / "bench.svg"
+    assert main(["bench", "--model", str(program), *quick, "--plot", str(chart)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("conv2d") >= 4 and "% of ceiling" in shown and chart.stat().st_size > 1000
+    found = run_json(capsys, "bench", "--model", "digits_resnet", "--against", "", *quick)
+    assert isinstance(found["nodes"], list) and isinstance(found["engines"], list)
+    assert len(found["nodes"]) == nodes and len(found["engines"]) == 1
+
+
+@pytest.mark.parametrize("missing", ["openvino", "onnxruntime"])
+def test_a_missing_rival_names_the_extra(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    argv = ("--op", "linear", "--shape", "16,8", "--against", missing)
+    complaint = refused(capsys, "bench", *argv)
+    assert "MissingExtra" in complaint and "ternary-ops[bench]" in complaint
+
+
+def test_bench_refuses_bad_input(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "BadConfig" in refused(capsys, "bench", "--op", "linear", "--shape", "1")
     assert "BadConfig" in refused(capsys, "bench", "--against", "everything")
     assert "BadConfig" in refused(capsys, "bench", "--batch", "0")
+    assert "BadConfig" in refused(capsys, "bench", "--model", "nothing")
+    assert "BadConfig" in refused(capsys, "bench", "--model", program, "--against", "torch")
 
 
 def test_a_closed_pipe_is_no_error(program: Path) -> None:

@@ -213,23 +213,32 @@ def test_widest_range_wins() -> None:
 class _Unsupported(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.act = nn.Conv2d(3, 4, 3), nn.GELU()
-        self.block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Softmax(1))
+        self.conv, self.act = nn.Conv2d(3, 4, 3), nn.PReLU(4)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.LogSoftmax(1))
         self.offset = nn.Parameter(torch.ones(1, 4, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.conv(x)) * 2
-        x = torch.cat([self.block(x), x], 1)
-        x, _ = x.chunk(2, 1)
-        return torch.sigmoid(F.relu(x) + self.offset)
+        x = self.conv(x)
+        tall = torch.cat([self.block(x), self.act(x)], 2)
+        left, _ = tall.chunk(2, 2)
+        x = F.pad(F.interpolate(x, scale_factor=1.3) + self.offset, (1, 1, 1, 1))
+        return torch.floor(x).sum() + F.relu(left) / 2 + F.softmax(left, 3) / left
 
 
 def test_one_error_lists_every_unsupported_part() -> None:
     with pytest.raises(UnsupportedModel) as caught:
         tops.compile(_Unsupported(), images(1, 3, 5, 5))
     message = str(caught.value)
-    wanted = ("act (GELU)", "mul()", "block.1 (Softmax)", "cat()", "chunk()", "add()", "sigmoid()")
-    for part in (*wanted, "Supported: Conv2d"):
+    wanted = ("act (PReLU)", "block.1 (LogSoftmax)", "cat()", "interpolate()", "pad()", "add()")
+    for part in (
+        *wanted,
+        "floor()",
+        "softmax()",
+        "truediv()",
+        "along channels",
+        "float32 numbers",
+        "Supported: Conv2d",
+    ):
         assert part in message, part
     assert "relu" not in message.partition("Supported")[0] and "getitem" not in message
 

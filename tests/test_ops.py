@@ -234,6 +234,23 @@ def normalized_error(
     return float(np.max(np.abs(y - want) / (EPS * size), initial=0.0))
 
 
+@pytest.mark.parametrize("weights", ["ternary", "int8"])
+@pytest.mark.parametrize("rows", [1, 3, 8, 17, 40])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_linear_quantizes_floats_as_the_reference(weights: str, rows: int, kind: str) -> None:
+    shape = LinearShape((rows,), 203, 37)
+    o = operands(shape, weights, seed=rows)
+    codes, scale, bias = torch_operands(o)
+    params = {"x_scale": o.x_scale, "x_zero_point": o.x_zero_point}
+    q = reference.quantize(o.x, np.float32(o.x_scale), o.x_zero_point)
+    want = expected(shape, Operands(**{**vars(o), "q": q}))
+    packed = tops.ops.prepack(codes, kind, 203, 1, False)
+    for machine in machines():
+        for blob in (packed, None):
+            y = tops.ops.linear(torch.from_numpy(o.x), codes, scale, bias, packed=blob, **params)
+            assert np.array_equal(y.numpy(), want), machine
+
+
 @each_case
 @pytest.mark.parametrize("weights", ["ternary", "int8"])
 def test_floats_are_within_the_bound(case: Any, shape: Shape, weights: str) -> None:

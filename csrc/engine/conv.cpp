@@ -38,22 +38,13 @@ bool may_pass_cap(const PackedView& packed, const std::vector<float>& scale,
            1e9);
 }
 
-// Scratch of one thread for expanded weights; grows, never shrinks, ends with the thread.
-uint8_t* panel_scratch(int64_t bytes) {
-  static thread_local Buffer buffer;
-  if (buffer.size() < bytes) buffer = Buffer(bytes);
-  return buffer.data();
-}
-
 // Entries that name the cell and tap of a filter, with the offset of that place instead.
 template <class E>
 std::vector<E> placed(const E* entries, int64_t count, const std::vector<int32_t>& offsets) {
   std::vector<E> list(entries, entries + count);
   for (E& e : list) {
     if (e.offset < 0 || static_cast<size_t>(e.offset) >= offsets.size())
-      throw Error(ErrorKind::kBadWeights,
-                  "packed weights are not valid: an entry points outside the filter.\n  Make them "
-                  "with prepack.");
+      bad_blob("an entry points outside the filter");
     e.offset = offsets[static_cast<size_t>(e.offset)];
   }
   return list;
@@ -71,6 +62,12 @@ bool prefers_wide(const KernelTable& kernel, int64_t outputs, int64_t pixels, in
 }
 
 }  // namespace
+
+uint8_t* panel_scratch(int64_t bytes) {
+  static thread_local Buffer buffer;
+  if (buffer.size() < bytes) buffer = Buffer(bytes);
+  return buffer.data();
+}
 
 Epilogue make_epilogue(const Requantize& q, const Residual& r) {
   Epilogue e{};
@@ -112,7 +109,8 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     for (int64_t c = 0; c < packed.cells; ++c)
       for (int64_t t = 0; t < taps; ++t)
         table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(domain_.offset(c, t));
-    entries_ = placed(packed.entries, packed.entry_count(), table);
+    if (packed.blocks.channels) args_.blocks = packed.blocks.place(table, block_offsets_);
+    if (packed.entries) entries_ = placed(packed.entries, packed.entry_count(), table);
     pairs_ = placed(packed.pairs, packed.pair_count(), table);
     if (is_depthwise(packed) && q.y_scale != 0.0f && !residual.is_float)
       taps_ = make_tap_groups(packed, table);
@@ -173,7 +171,9 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   a.residual = residual;
   const bool wide =
       wide_possible_ && prefers_wide(kernels(), a.outputs, out_.n * out_.h * out_.w, a.pixels);
-  if (!taps_.rows.empty())
+  if (a.blocks.channels)
+    run_blocks(a);
+  else if (!taps_.rows.empty())
     run_depthwise(a);
   else if (packed_.sparse)
     run_sparse(a);

@@ -23,6 +23,9 @@ struct Residual {
   int32_t zero_point = 0;
 };
 
+// Scratch of one thread for expanded weights; grows, never shrinks, ends with the thread.
+uint8_t* panel_scratch(int64_t bytes);
+
 Epilogue make_epilogue(const Requantize& q, const Residual& r);
 
 // One convolution for one input shape, ready to run. Holds no memory of the tensors; safe to run
@@ -40,6 +43,7 @@ class ConvPlan {
   void run_dense(const ConvArgs& args) const;
   void run_wide(const ConvArgs& args) const;
   void run_sparse(const ConvArgs& args) const;
+  void run_blocks(const ConvArgs& args) const;  // engine/block_sparse.cpp
   void run_depthwise(const ConvArgs& args) const;
 
   Domain domain_;
@@ -50,6 +54,7 @@ class ConvPlan {
   uint32_t fill_ = 0, halo_ = 0;
   std::vector<int64_t> offsets_;
   std::vector<Entry> entries_;
+  std::vector<int32_t> block_offsets_;
   std::vector<PairEntry> pairs_;
   TapGroups taps_;
   std::vector<int32_t> start_;

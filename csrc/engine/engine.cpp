@@ -26,9 +26,27 @@ void check_quantization(float scale, int64_t zero_point) {
 }  // namespace
 
 const char* op_name(Op op) {
-  static const char* const names[] = {"input",  "quantize",   "dequantize", "conv2d",
-                                      "linear", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
-                                      "add",    "clamp",      "flatten"};
+  static const char* const names[] = {"input",
+                                      "quantize",
+                                      "dequantize",
+                                      "conv2d",
+                                      "linear",
+                                      "max_pool2d",
+                                      "avg_pool2d",
+                                      "adaptive_avg_pool2d",
+                                      "add",
+                                      "clamp",
+                                      "flatten",
+                                      "activation",
+                                      "mul",
+                                      "concat",
+                                      "slice",
+                                      "pixel_shuffle",
+                                      "pixel_unshuffle",
+                                      "channel_shuffle",
+                                      "resize",
+                                      "softmax",
+                                      "layer_norm"};
   return names[static_cast<size_t>(op)];
 }
 

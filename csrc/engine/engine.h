@@ -28,10 +28,50 @@ enum class Op {
   kAdaptiveAvgPool,
   kAdd,
   kClamp,
-  kFlatten
+  kFlatten,
+  kActivation,
+  kMul,
+  kConcat,
+  kSlice,
+  kPixelShuffle,
+  kPixelUnshuffle,
+  kChannelShuffle,
+  kResize,
+  kSoftmax,
+  kLayerNorm
 };
 
 const char* op_name(Op op);
+
+enum class Function {
+  kAffine,
+  kLeakyRelu,
+  kHardswish,
+  kHardsigmoid,
+  kSilu,
+  kSigmoid,
+  kTanh,
+  kGelu,
+  kGeluTanh,
+  kElu,
+  kSoftplus,
+  kMish,
+  kExp
+};
+
+// What only some nodes need.
+struct Detail {
+  std::vector<int> parts;  // concat: every input
+  Function function = Function::kAffine;
+  std::vector<float> params;   // of the function; layer_norm: weight, then bias
+  std::vector<float> table;    // function of a u8 value: what each code becomes, as floats
+  std::vector<uint8_t> codes;  // and as codes of the output
+  int64_t factor_h = 1, factor_w = 1, crop_h = 0, crop_w = 0;
+  int64_t begin = 0, groups = 1;  // slice, channel_shuffle
+  int64_t out_h = 0, out_w = 0;   // resize; 0: by zoom, or as large as the second input
+  float zoom_h = 0, zoom_w = 0, eps = 0;
+  bool bilinear = false, align = false;
+};
 
 struct Node {
   Op op = Op::kInput;
@@ -45,7 +85,11 @@ struct Node {
   Window window;
   int64_t kernel_h = 1, kernel_w = 1, divisor = 0, out_h = 0, out_w = 0;
   bool ceil = false, include_pad = true;
+  std::shared_ptr<const Detail> detail;
 };
+
+// Every value that a node reads.
+std::vector<int> inputs_of(const Node& node);
 
 struct NodeProfile {
   std::string op;
@@ -74,6 +118,23 @@ class Engine {
   int adaptive_avg_pool2d(int x, int64_t oh, int64_t ow, const Requantize& q);
   int add(int a, int b, const Requantize& q);  // b -1: clamp
   int flatten(int x);
+  // table: of a u8 value, what its 256 codes become; empty for floats.
+  int activation(int x, const std::string& function, const std::vector<float>& params,
+                 const std::vector<float>& table, float y_scale, int y_zero_point);
+  int mul(int a, int b, float lo, float hi, float y_scale, int y_zero_point);
+  int concat(const std::vector<int>& parts, float y_scale, int y_zero_point);
+  int slice(int x, int64_t begin, int64_t end);
+  using Pair = std::pair<int64_t, int64_t>;
+  int pixel_shuffle(int x, const Pair& factor, const Pair& crop);
+  int pixel_unshuffle(int x, const Pair& factor);
+  int channel_shuffle(int x, int64_t groups);
+  // like: a value whose image size is taken, or -1; size and zoom 0: not given.
+  int resize(int x, int like, bool bilinear, bool align, const Pair& size,
+             const std::pair<float, float>& zoom);
+  int unflatten(int x);
+  int softmax(int x);
+  int layer_norm(int x, const std::vector<float>& weight, const std::vector<float>& bias,
+                 float eps);
   void output(int x);
 
   const std::vector<Node>& nodes() const { return nodes_; }
@@ -93,6 +154,8 @@ class Engine {
   int64_t piece(int64_t n, int64_t h, int64_t w);  // images that run together
   const Node& value(int id, const char* what) const;
   int push(Node node);
+  // A node of x's kind, range and channels.
+  Node following(Op op, int x) const;
   void set_output_kind(Node& node, const Requantize& q);
 
   std::vector<Node> nodes_;
@@ -138,6 +201,12 @@ class Plan {
   void run_avg_pool(const Node& node, const Step& step, uint8_t* arena) const;
   void run_add(const Node& node, const Step& step, uint8_t* arena) const;
   void run_flatten(const Node& node, const Step& step, uint8_t* arena) const;
+  bool infer_move(const Node& node, Grid& g) const;
+  void run_move(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_concat(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_resize(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_activation(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_over_channels(const Node& node, const Step& step, uint8_t* arena) const;
   const Step& step(int id) const { return steps_[static_cast<size_t>(id)]; }
 
   const std::vector<Node>& nodes_;

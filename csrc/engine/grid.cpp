@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/grid.h"
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 
@@ -30,7 +31,7 @@ Grid Grid::make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w
   g.pitch = w + halo;
   g.image = checked_mul(h + 2 * halo, g.pitch);
   g.plane = checked_mul(n, g.image) + halo;
-  if (h * w > 1 || halo > 0) {
+  if (h * w > 1 || halo > 0 || (is_float && n > 16)) {
     const int64_t lines = (g.plane + 15) / 16;
     g.plane = (lines | 1) * 16;
   }
@@ -62,7 +63,31 @@ void fill_halo(const Grid& g, uint8_t* data, uint32_t value, int64_t begin, int6
   }
 }
 
+namespace {
+
+// Rows of a matrix, which are images of one pixel: their cells lie n apart in the grid. Channels go
+// in runs of a cache line, since both ways one side is read or written a plane at a time.
+bool is_matrix(const Grid& g) { return g.is_float && g.h * g.w == 1 && g.halo == 0; }
+
+template <bool kToGrid>
+void transpose(const Grid& g, const void* from, void* to) {
+  constexpr int64_t kRun = 16;
+  parallel_for(divide_up(g.channels, kRun), g.cells * g.plane, [&](int64_t run, int) {
+    const int64_t first = run * kRun, last = std::min(first + kRun, g.channels);
+    const float* const a = static_cast<const float*>(from);
+    float* const b = static_cast<float*>(to);
+    for (int64_t i = 0; i < g.n; ++i)
+      for (int64_t c = first; c < last; ++c) {
+        const int64_t row = i * g.channels + c, cell = c * g.plane + i;
+        b[kToGrid ? cell : row] = a[kToGrid ? row : cell];
+      }
+  });
+}
+
+}  // namespace
+
 void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* data) {
+  if (is_matrix(g)) return transpose<true>(g, x, data);
   const int64_t image = g.h * g.w;
   parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
     uint8_t* const plane = data + c * g.plane * 4;
@@ -90,11 +115,12 @@ void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* 
 }
 
 void grid_to_nchw(const Grid& g, const uint8_t* data, void* y) {
-  const int64_t image = g.h * g.w;
   if (g.plane == 1) {  // one row of numbers
     std::memcpy(y, data, static_cast<size_t>(g.channels) * (g.is_float ? 4 : 1));
     return;
   }
+  if (is_matrix(g)) return transpose<false>(g, data, y);
+  const int64_t image = g.h * g.w;
   parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
     const uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i)

@@ -7,7 +7,7 @@
 
 #include "engine/conv.h"
 #include "engine/packed.h"
-#include "engine/rows.h"
+#include "engine/row_weights.h"
 
 namespace tops {
 
@@ -24,9 +24,9 @@ struct ConvWeights {
 // The same as the kernels read them.
 class LayerWeights {
  public:
-  // linear: kept as rows (engine/rows.h), and the packed form is made when sparse() asks for it.
-  // window: of a convolution of u8, which may pack filter rows; else null. Throws
-  // kBadWeights, kUnsupportedShape.
+  // linear: kept as rows (engine/row_weights.h), and the packed form is made when sparse() asks for
+  // it. window: of a convolution of u8, which may pack filter rows; else null. Throws kBadWeights,
+  // kUnsupportedShape.
   LayerWeights(const ConvWeights& w, bool linear, const Window* window);
   const PackedView& view() const;
   // Does a linear layer of so many input rows read rows? Else it is a convolution of as many

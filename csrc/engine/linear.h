@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "engine/rows.h"
+#include "engine/row_weights.h"
 
 namespace tops {
 
@@ -29,7 +29,7 @@ void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, co
 // unmeasured.
 RowCodes faster_codes(int64_t n, int64_t k);
 
-// pack_rows of engine/rows.h with the codes that are faster here.
+// pack_rows of engine/row_weights.h with the codes that are faster here.
 Buffer pack_faster_rows(Weights weights, const void* plain, int64_t n, int64_t k,
                         int64_t tail_bytes = 0);
 

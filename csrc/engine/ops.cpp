@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "engine/linear.h"
 #include "engine/scalar_math.h"
@@ -30,6 +32,34 @@ void check_input(const TensorRef& x, Weights weights) {
     throw Error(ErrorKind::kUnsupportedShape,
                 "u8 input needs integer weights and float input float ones.");
 }
+
+// Up to here a thread keeps the memory of a call for the next one: fresh pages cost more than the
+// copies that they hold.
+constexpr int64_t kKeptBytes = 64 << 20;
+
+// The parts of one call's memory.
+class CallMemory {
+ public:
+  explicit CallMemory(std::initializer_list<int64_t> sizes) {
+    int64_t bytes = 0;
+    for (const int64_t size : sizes) {
+      starts_.push_back(bytes);
+      bytes += divide_up(size, 64) * 64;
+    }
+    if (kept_.size() < bytes) kept_ = Buffer(bytes);
+  }
+  ~CallMemory() {
+    if (kept_.size() > kKeptBytes) kept_ = Buffer();
+  }
+  CallMemory(const CallMemory&) = delete;
+  CallMemory& operator=(const CallMemory&) = delete;
+  uint8_t* part(size_t i) const { return kept_.data() + starts_[i]; }
+
+ private:
+  static thread_local Buffer kept_;
+  std::vector<int64_t> starts_;
+};
+thread_local Buffer CallMemory::kept_;
 
 // The scale of sums: one rounded product each.
 const float* scale_by(float x_scale, const float* scale, const Buffer& memory, int64_t n) {
@@ -73,10 +103,10 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
   const Grid out = Grid::make(s.o, y.is_float, n, oh, ow, oh == h && ow == w ? in.halo : 0);
   const ConvPlan plan(packed, scale, bias, x.is_float ? 0 : x.zero_point, in, out, window, {},
                       requantize_of(y));
-  Buffer from(in.bytes()), to(out.bytes()), scratch(plan.scratch_bytes());
-  grid_from_nchw(in, x.data, x.is_float ? 0u : u8_cell(x.zero_point), from.data());
-  plan.run(from.data(), to.data(), nullptr, scratch.data());
-  grid_to_nchw(out, to.data(), y.data);
+  const CallMemory memory({in.bytes(), out.bytes(), plan.scratch_bytes()});
+  grid_from_nchw(in, x.data, x.is_float ? 0u : u8_cell(x.zero_point), memory.part(0));
+  plan.run(memory.part(0), memory.part(1), nullptr, memory.part(2));
+  grid_to_nchw(out, memory.part(1), y.data);
 }
 
 namespace {

@@ -15,7 +15,7 @@ namespace tops {
 namespace {
 
 constexpr char kMagic[8] = {'T', 'O', 'P', 'S', 'P', 'A', 'C', 'K'};
-constexpr int32_t kVersion = 2;
+constexpr int32_t kVersion = 3;
 // Shorter filters do not pay for the smaller tiles of pixels that pairs of channels leave room for.
 constexpr int64_t kPairRows = 64;
 
@@ -116,25 +116,18 @@ int32_t quad_at(const Quads& w, const WeightShape& s, int64_t first, int64_t o, 
 
 void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, const WeightShape& s) {
   const int64_t taps = s.r * s.s, per_group = s.groups ? s.o / s.groups : 0;
-  const int64_t unit = kind == Weights::kFloat ? 1 : 4;
   const Quads quad(kind, w, s);
   std::vector<int64_t> rows{0};
   std::vector<Entry> entries;
   std::vector<int32_t> bundles;
   for (int64_t o = 0; o < s.o; ++o) {
-    const int64_t first = (o / per_group) * s.i, last = first + s.i, first_cell = first / unit;
-    const bool whole = first % unit == 0;
+    const int64_t first = (o / per_group) * s.i, last = first + s.i, first_cell = first / 4;
+    const bool whole = first % 4 == 0;
     const size_t begin = entries.size();
-    for (int64_t cell = first_cell; cell * unit < last; ++cell)
+    for (int64_t cell = first_cell; cell * 4 < last; ++cell)
       for (int64_t tap = 0; tap < taps; ++tap) {
-        int32_t bits = 0;
-        if (kind == Weights::kFloat) {
-          const float v = float_at(w, s, o, tap, cell - first);
-          std::memcpy(&bits, &v, 4);
-          if (v == 0.0f) bits = 0;  // an absent weight: 0 * inf counts as 0
-        } else {
-          bits = whole ? quad(o, tap, cell - first_cell) : quad_at(quad, s, first, o, tap, cell);
-        }
+        const int32_t bits =
+            whole ? quad(o, tap, cell - first_cell) : quad_at(quad, s, first, o, tap, cell);
         if (bits) entries.push_back({static_cast<int32_t>(cell * taps + tap), bits});
       }
     if (kind == Weights::kInt8) bundle_entries(begin, &entries, &bundles);
@@ -207,13 +200,13 @@ void append_dense(std::vector<uint8_t>& blob, Weights kind, const void* w, const
   }
 }
 
-[[noreturn]] void bad_blob(const char* what) {
+}  // namespace
+
+void bad_blob(const char* what) {
   throw Error(ErrorKind::kBadWeights,
               std::string("packed weights are not valid: ") + what +
                   ".\n  Make them with prepack in this version of ternary_ops.");
 }
-
-}  // namespace
 
 void check_shape(const WeightShape& s, Weights weights) {
   auto fail = [](const std::string& what) { throw Error(ErrorKind::kUnsupportedShape, what); };
@@ -267,6 +260,8 @@ std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
   append(blob, sums.data(), sums.size());
   if (h.paired)
     append_pairs(blob, w, s);
+  else if (sparse && weights == Weights::kFloat)
+    append_blocks(blob, static_cast<const float*>(w), s);
   else if (sparse)
     append_sparse(blob, weights, w, s);
   else
@@ -343,6 +338,9 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
     v.pair_bundles = take_bundles(pairs, kMostPairBundle, v.pair_rows);
     v.pairs = reinterpret_cast<const PairEntry*>(
         take(checked_mul(v.pair_count(), static_cast<int64_t>(sizeof(PairEntry)))));
+  } else if (v.sparse && v.weights == Weights::kFloat) {
+    v.blocks = view_blocks(blob + at, bytes - at, v.shape);
+    at = bytes;
   } else if (v.sparse) {
     v.rows = take_rows(h.o);
     if (v.weights == Weights::kInt8) v.bundles = take_bundles(h.o, kMostBundle, v.rows);

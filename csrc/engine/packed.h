@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/block_sparse.h"
 #include "kernels/table.h"
 
 namespace tops {
@@ -43,9 +44,10 @@ struct PackedView {
   const int32_t* pair_bundles = nullptr;
   const PairEntry* pairs = nullptr;
   const Entry* entries = nullptr;   // sparse: offset holds cell * taps + tap
+  BlockView blocks;                 // sparse float
   const uint8_t* panels = nullptr;  // dense
   int64_t panel_bytes = 0;
-  int64_t entry_count() const { return rows ? rows[shape.o] : 0; }
+  int64_t entry_count() const { return rows ? rows[shape.o] : blocks.count; }
   int64_t pair_count() const { return pair_rows ? pair_rows[(shape.o + 1) / 2] : 0; }
 };
 
@@ -74,6 +76,9 @@ double density(Weights weights, const void* w, const WeightShape& shape);
 
 // Is skipping the empty quads faster than computing them, with the kernels in force?
 bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s);
+
+// Throws kBadWeights: these bytes are not what pack_weights made.
+[[noreturn]] void bad_blob(const char* what);
 
 // Throws kUnsupportedShape on impossible sizes.
 void check_shape(const WeightShape& shape, Weights weights);

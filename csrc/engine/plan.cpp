@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "engine/engine.h"
@@ -23,6 +24,46 @@ Residual residual_of(const std::vector<Node>& nodes, int id) {
   return {true, n.is_float, n.scale, n.zero_point};
 }
 
+namespace {
+
+// May the result take the place of the first operand? Every cell depends on the same cell of it.
+bool works_in_place(const Node& node) {
+  return node.op == Op::kActivation || node.op == Op::kAdd || node.op == Op::kMul ||
+         node.op == Op::kClamp;
+}
+
+// Memory that is needed from one node to another.
+struct Block {
+  int64_t bytes;
+  size_t born, until;
+  int64_t at;
+};
+
+int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Gives each block, in this order, the lowest place that no block of the same time holds; returns
+// the bytes of all.
+int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) {
+  std::vector<const Block*> placed;  // by address
+  int64_t bytes = 0;
+  for (const size_t i : order) {
+    Block& block = blocks[i];
+    block.at = 0;
+    for (const Block* other : placed) {
+      if (other->until < block.born || block.until < other->born) continue;
+      if (other->at - block.at >= block.bytes) break;
+      block.at = std::max(block.at, other->at + other->bytes);
+    }
+    bytes = std::max(bytes, block.at + block.bytes);
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), &block,
+                                   [](const Block* a, const Block* b) { return a->at < b->at; }),
+                  &block);
+  }
+  return bytes;
+}
+
+}  // namespace
+
 Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
            bool keep_all)
     : nodes_(nodes) {
@@ -41,6 +82,7 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
       g = Grid::make(node.channels, true, n, h, w, 0);
       continue;
     }
+    if (infer_move(node, g)) continue;
     const Grid& in = step(node.a).grid;
     int64_t channels = node.channels ? node.channels : in.channels, oh = in.h, ow = in.w;
     const Window& win = node.window;
@@ -63,7 +105,8 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
     }
     if (node.b >= 0) {
       const Grid& other = step(node.b).grid;
-      if (other.h != oh || other.w != ow)
+      const bool spread = node.op == Op::kMul && other.h == 1 && other.w == 1;
+      if (!spread && (other.h != oh || other.w != ow))
         throw Error(ErrorKind::kUnsupportedShape,
                     "the two inputs of node " + std::to_string(id) + " (" + op_name(node.op) +
                         ") have different sizes: " + std::to_string(oh) + "x" + std::to_string(ow) +
@@ -98,8 +141,8 @@ void Plan::prepare_steps() {
     const Node& node = nodes_[id];
     Step& s = steps_[id];
     const Node& from = nodes_[static_cast<size_t>(node.a)];
-    if (node.a == 0 && node.op != Op::kQuantize) steps_[0].external = false;
-    if (node.b == 0) steps_[0].external = false;
+    for (const int input : inputs_of(node))
+      if (input == 0 && node.op != Op::kQuantize) steps_[0].external = false;
     const Grid& in = step(node.a).grid;
     if (node.op == Op::kLinear && node.layer->by_rows(in.n)) {
       s.by_rows = true;
@@ -113,44 +156,45 @@ void Plan::prepare_steps() {
   }
 }
 
-// First fit by lifetime: a value's memory is free again after its last reader.
+// A value's memory is free again after its last reader. First fit, by time and by size: which of
+// the two leaves fewer holes depends on the network.
 void Plan::place(bool keep_all, int output) {
-  struct Block {
-    int64_t at, end;
-    size_t until;
-  };
-  std::vector<size_t> last(nodes_.size());
+  std::vector<size_t> last(nodes_.size()), block_of(nodes_.size());
   for (size_t id = 0; id < nodes_.size(); ++id) {
     last[id] = keep_all || static_cast<int>(id) == output ? nodes_.size() : id;
-    if (nodes_[id].a >= 0)
-      last[static_cast<size_t>(nodes_[id].a)] =
-          std::max(last[static_cast<size_t>(nodes_[id].a)], id);
-    if (nodes_[id].b >= 0)
-      last[static_cast<size_t>(nodes_[id].b)] =
-          std::max(last[static_cast<size_t>(nodes_[id].b)], id);
+    for (const int input : inputs_of(nodes_[id]))
+      last[static_cast<size_t>(input)] = std::max(last[static_cast<size_t>(input)], id);
   }
-  std::vector<Block> live;
-  auto allocate = [&](int64_t bytes, size_t until) {
-    bytes = (bytes + 63) / 64 * 64;
-    std::sort(live.begin(), live.end(), [](const Block& a, const Block& b) { return a.at < b.at; });
-    int64_t at = 0;
-    for (const Block& b : live) {
-      if (b.at - at >= bytes) break;
-      at = std::max(at, b.end);
-    }
-    live.push_back({at, at + bytes, until});
-    arena_bytes_ = std::max(arena_bytes_, at + bytes);
-    return at;
-  };
+  std::vector<Block> blocks;
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    live.erase(
-        std::remove_if(live.begin(), live.end(), [&](const Block& b) { return b.until < id; }),
-        live.end());
     Step& s = steps_[id];
     if (s.external && !keep_all) continue;
     s.external = false;
-    s.at = allocate(s.grid.bytes(), last[id]);
-    if (s.scratch) s.scratch_at = allocate(s.scratch, id);
+    const size_t a = static_cast<size_t>(nodes_[id].a);
+    if (works_in_place(nodes_[id]) && last[a] == id && s.grid.is_float == steps_[a].grid.is_float) {
+      block_of[id] = block_of[a];
+      blocks[block_of[id]].until = last[id];
+      continue;
+    }
+    block_of[id] = blocks.size();
+    blocks.push_back({round_up(s.grid.bytes()), id, last[id], 0});
+    if (s.scratch) blocks.push_back({round_up(s.scratch), id, id, 0});
+  }
+  std::vector<size_t> order(blocks.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::vector<Block> by_size = blocks;
+  arena_bytes_ = first_fit(blocks, order);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return blocks[a].bytes > blocks[b].bytes; });
+  const int64_t other = first_fit(by_size, order);
+  if (other < arena_bytes_) {
+    arena_bytes_ = other;
+    blocks = by_size;
+  }
+  for (size_t id = 0; id < nodes_.size(); ++id) {
+    if (steps_[id].external) continue;
+    steps_[id].at = blocks[block_of[id]].at;
+    if (steps_[id].scratch) steps_[id].scratch_at = blocks[block_of[id] + 1].at;
   }
 }
 

@@ -1,49 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights of a linear layer row by row, as kernels/linear.inl reads them. Like the packed form
-// (engine/packed.h) a blob with a header, never stored in files.
-//
-// A row is blocks of kRowBlock bytes. int8: the weights. Ternary: number j of byte b of a block of
-// S numbers a byte is weight S * 64 * block + 64 * j + b, plus one. Two bits: S = 4, number j in
-// bits 2j and 2j + 1. Base three: S = 5, the byte is ceil(number * 256 / 243), digit 0 the highest.
+// Walking the rows of a grid, for nodes that work pixel by pixel.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
-#include "engine/grid.h"
-#include "engine/packed.h"
-#include "kernels/table.h"
+#include "engine/engine.h"
+#include "engine/threads.h"
 
 namespace tops {
 
-int64_t row_bytes_of(RowCodes codes, int64_t k);
+inline uint32_t halo_value(const Node& n) { return n.is_float ? 0u : u8_cell(n.zero_point); }
 
-// Points into a blob.
-struct RowsView {
-  RowCodes codes = RowCodes::kTwoBit;
-  int64_t n = 0, k = 0, row_bytes = 0;
-  const int32_t* sums = nullptr;  // [n] of the weights of each row
-  const uint8_t* data = nullptr;
-  const uint8_t* tail = nullptr;  // what follows the rows in the blob
-  int64_t tail_bytes = 0;
-  Weights weights() const { return codes == RowCodes::kInt8 ? Weights::kInt8 : Weights::kTernary; }
-  // Input values a row meets, padding included.
-  int64_t width() const;
-};
+// The cells of channels [4 quad, 4 quad + 4) at one place: one pointer for u8, one a channel for
+// float.
+inline Cells cells_at(const Grid& g, uint8_t* data, int64_t quad, int64_t cell) {
+  Cells c = {{nullptr, nullptr, nullptr, nullptr}};
+  if (!g.is_float) {
+    c.channel[0] = data + (quad * g.plane + cell) * 4;
+    return c;
+  }
+  for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j)
+    c.channel[j] = data + ((quad * 4 + j) * g.plane + cell) * 4;
+  return c;
+}
 
-// Can rows be made of this layer? Sums of (w + 1) * x are kept four times as large, which bounds K.
-bool rows_fit(Weights weights, int64_t k);
+inline int64_t quads_of(const Grid& g) { return (g.channels + 3) / 4; }
 
-// plain: codes [N, ceil(K/4)] or int8 [N, 4 ceil(K/4)]. tail_bytes of the blob are left for the
-// caller. Throws kBadWeights on the invalid code, kUnsupportedShape where rows_fit is false.
-Buffer pack_rows(RowCodes codes, const void* plain, int64_t n, int64_t k, int64_t tail_bytes);
+// Cost of touching every pixel once, for parallel_for.
+inline int64_t vectors_of(const Grid& g) { return g.cells * g.plane / 16; }
 
-bool is_rows(const uint8_t* blob, int64_t bytes);
+// Calls body(quad, n, y) for every row of every four channels.
+template <class Body>
+void for_rows(const Grid& g, const Body& body) {
+  parallel_for(quads_of(g), vectors_of(g), [&](int64_t quad, int) {
+    for (int64_t n = 0; n < g.n; ++n)
+      for (int64_t y = 0; y < g.h; ++y) body(quad, n, y);
+  });
+}
 
-// Throws kBadWeights where the blob is not what pack_rows made.
-RowsView view_rows(const uint8_t* blob, int64_t bytes);
-
-// The plain weights again.
-std::vector<uint8_t> plain_of(const RowsView& rows);
+inline void fill_all_halos(const Grid& g, uint8_t* data, uint32_t value) {
+  parallel_for(g.cells, g.cells * g.n * (2 * g.halo * g.pitch + g.h) / 8,
+               [&](int64_t c, int) { fill_halo(g, data, value, c, c + 1); });
+}
 
 }  // namespace tops

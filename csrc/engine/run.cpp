@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "engine/engine.h"
+#include "engine/rows.h"
 #include "engine/scalar_math.h"
 #include "engine/threads.h"
 #include "isa/isa.h"
@@ -12,40 +13,6 @@ namespace tops {
 namespace {
 
 const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-
-uint32_t halo_value(const Node& n) { return n.is_float ? 0u : u8_cell(n.zero_point); }
-
-// The cells of channels [4 quad, 4 quad + 4) at one place: one pointer for u8, one a channel for
-// float.
-Cells cells_at(const Grid& g, uint8_t* data, int64_t quad, int64_t cell) {
-  Cells c = {{nullptr, nullptr, nullptr, nullptr}};
-  if (!g.is_float) {
-    c.channel[0] = data + (quad * g.plane + cell) * 4;
-    return c;
-  }
-  for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j)
-    c.channel[j] = data + ((quad * 4 + j) * g.plane + cell) * 4;
-  return c;
-}
-
-int64_t quads_of(const Grid& g) { return (g.channels + 3) / 4; }
-
-// Cost of touching every pixel once, for parallel_for.
-int64_t vectors_of(const Grid& g) { return g.cells * g.plane / 16; }
-
-// Calls body(quad, n, y) for every row of every four channels.
-template <class Body>
-void for_rows(const Grid& g, const Body& body) {
-  parallel_for(quads_of(g), vectors_of(g), [&](int64_t quad, int) {
-    for (int64_t n = 0; n < g.n; ++n)
-      for (int64_t y = 0; y < g.h; ++y) body(quad, n, y);
-  });
-}
-
-void fill_all_halos(const Grid& g, uint8_t* data, uint32_t value) {
-  parallel_for(g.cells, g.cells * g.n * (2 * g.halo * g.pitch + g.h) / 8,
-               [&](int64_t c, int) { fill_halo(g, data, value, c, c + 1); });
-}
 
 }  // namespace
 
@@ -78,11 +45,31 @@ void Plan::run_node(size_t id, const float* x, uint8_t* arena) const {
       run_avg_pool(node, s, arena);
       break;
     case Op::kAdd:
+    case Op::kMul:
     case Op::kClamp:
       run_add(node, s, arena);
       break;
     case Op::kFlatten:
       run_flatten(node, s, arena);
+      break;
+    case Op::kActivation:
+      run_activation(node, s, arena);
+      break;
+    case Op::kConcat:
+      run_concat(node, s, arena);
+      break;
+    case Op::kSlice:
+    case Op::kPixelShuffle:
+    case Op::kPixelUnshuffle:
+    case Op::kChannelShuffle:
+      run_move(node, s, arena);
+      break;
+    case Op::kResize:
+      run_resize(node, s, arena);
+      break;
+    case Op::kSoftmax:
+    case Op::kLayerNorm:
+      run_over_channels(node, s, arena);
       break;
   }
 }
@@ -250,10 +237,13 @@ void Plan::run_add(const Node& node, const Step& s, uint8_t* arena) const {
   args.epilogue =
       make_epilogue(node.requantize, {two, other.is_float, other.scale, other.zero_point});
   args.epilogue.bias = kNoBias;
+  args.multiply = node.op == Op::kMul;
+  args.b_spread = two && b.grid.h * b.grid.w == 1 && s.grid.h * s.grid.w > 1;
   const KernelTable& kernel = kernels();
   for_rows(s.grid, [&](int64_t quad, int64_t n, int64_t y) {
+    const int64_t b_cell = b.grid.cell(n, args.b_spread ? 0 : y, 0);
     kernel.add(args, cells_at(a.grid, arena + a.at, quad, a.grid.cell(n, y, 0)),
-               two ? cells_at(b.grid, arena + b.at, quad, b.grid.cell(n, y, 0)) : Cells{},
+               two ? cells_at(b.grid, arena + b.at, quad, b_cell) : Cells{},
                cells_at(s.grid, arena + s.at, quad, s.grid.cell(n, y, 0)), s.grid.w);
   });
   fill_all_halos(s.grid, arena + s.at, halo_value(node));

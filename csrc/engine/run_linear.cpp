@@ -24,16 +24,9 @@ void add_residual(const Grid& g, const Residual& residual, const uint8_t* r, int
   }
 }
 
-void store_row(const Grid& g, const Epilogue& e, float* y, int64_t i, int64_t begin, int64_t end,
-               uint8_t* to) {
-  if (!g.is_float) {
-    for (int64_t o = begin; o < end; ++o)
-      to[((o / 4) * g.plane + i) * 4 + o % 4] = to_code(y[o], e);
-    return;
-  }
-  for (int64_t o = begin; o < end; ++o) y[o] = activate(y[o], e);
-  if (g.plane == 1) return;  // y lies there
-  for (int64_t o = begin; o < end; ++o) std::memcpy(to + (o * g.plane + i) * 4, y + o, 4);
+void store_codes(const Grid& g, const Epilogue& e, const float* y, int64_t i, int64_t begin,
+                 int64_t end, uint8_t* to) {
+  for (int64_t o = begin; o < end; ++o) to[((o / 4) * g.plane + i) * 4 + o % 4] = to_code(y[o], e);
 }
 
 }  // namespace
@@ -66,10 +59,16 @@ void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
         const Step& r = step(node.b);
         add_residual(r.grid, residual, arena + r.at, i, begin, end, row);
       }
-      store_row(g, e, row, i, begin, end, to);
+      if (g.is_float)
+        for (int64_t o = begin; o < end; ++o) row[o] = activate(row[o], e);
+      else
+        store_codes(g, e, row, i, begin, end, to);
     }
   });
-  if (g.is_float) return;
+  if (g.is_float) {
+    if (!direct) grid_from_nchw(g, y, 0, to);
+    return;
+  }
   for (int64_t o = l.shape.o; o % 4; ++o)
     for (int64_t i = 0; i < g.n; ++i) to[((o / 4) * g.plane + i) * 4 + o % 4] = 0;
 }

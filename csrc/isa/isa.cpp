@@ -23,7 +23,8 @@ CpuFlags read_cpu() {
 #if defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
-  const bool osxsave = c & (1u << 27), avx = c & (1u << 28), fma = c & (1u << 12);
+  const bool osxsave = c & (1u << 27), avx = c & (1u << 28), fma = c & (1u << 12),
+             f16c = c & (1u << 29);
   if (osxsave) {
     unsigned lo = 0, hi = 0;
     __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
@@ -31,7 +32,7 @@ CpuFlags read_cpu() {
     f.os_avx512 = (lo & 0xe6) == 0xe6;  // and opmask, zmm0-15, zmm16-31
   }
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
-    f.avx2 = avx && fma && (b & (1u << 5));
+    f.avx2 = avx && fma && f16c && (b & (1u << 5));
     const bool f512 = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
     f.avx512_vnni = f.avx2 && f512 && dq && bw && vl && (c & (1u << 11));
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a & (1u << 4));
@@ -62,7 +63,7 @@ std::vector<IsaReport> make_report() {
   if (vnni256.empty()) vnni256 = "this build has no kernels for it";
   return {{"scalar", ""},
           {"neon_dot", "this build has no kernels for it"},
-          {"avx2", x86(cpu.avx2, cpu.os_avx, "AVX2 and FMA")},
+          {"avx2", x86(cpu.avx2, cpu.os_avx, "AVX2, FMA and F16C")},
           {"avxvnni", vnni256},
           {"avx512vnni", x86(cpu.avx512_vnni, cpu.os_avx512, "AVX-512 F, DQ, BW, VL and VNNI")}};
 }

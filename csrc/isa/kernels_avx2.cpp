@@ -5,7 +5,7 @@
 #include "isa/target.h"
 #include "kernels/table.h"
 
-TOPS_TARGET_BEGIN("avx2,fma")
+TOPS_TARGET_BEGIN("avx2,fma,f16c")
 namespace tops {
 namespace avx2_impl {
 #define TOPS_ISA_NAME "avx2"
@@ -14,6 +14,7 @@ namespace avx2_impl {
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"
+#include "kernels/block_sparse.inl"
 #include "kernels/depthwise.inl"
 #include "kernels/linear.inl"
 #include "kernels/ceiling.inl"

@@ -19,6 +19,7 @@ namespace avx512vnni_impl {
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"
+#include "kernels/block_sparse.inl"
 #include "kernels/depthwise.inl"
 #include "kernels/linear.inl"
 #include "kernels/ceiling.inl"

@@ -10,6 +10,7 @@ namespace scalar_impl {
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"
+#include "kernels/block_sparse.inl"
 #include "kernels/depthwise.inl"
 #include "kernels/linear.inl"
 #include "kernels/ceiling.inl"

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 and FMA: 8 cells a vector. Included inside the target region and the namespace of its unit.
+// AVX2, FMA and F16C: 8 cells a vector. Included inside the target region and the namespace of its
+// unit.
 
 struct V {
   static constexpr int kLanes = 8;
   static constexpr int kPairVectors = 4;
+  static constexpr int kBlockVectors2 = 6, kBlockVectors4 = 3;
   static constexpr int kSparseVectors = 9;
   // 4 channels x 2 vectors: eight sums, two inputs, a weight and a product of the 16 registers.
   static constexpr int kDenseChannels = 4;
   static constexpr int kDenseVectors = 2;
   // The sums depend on each other through one addition of one cycle: no second chain is needed.
   static constexpr int kChains = 1;
-  static constexpr SparseBelow kSparseBelow = {0.72, 0.8, 2.0, 0.4, 0.7};
+  static constexpr SparseBelow kSparseBelow = {0.72, 0.8, 2.0, 2.0, 0.7};
   static constexpr double kWideSpeed = 0.5;  // its sums cannot wait in 16 bits
   static constexpr int kWidePixels =
       4;  // two vectors of channels for each leave room for weights and input
@@ -135,6 +137,15 @@ struct V {
     return as_i(_mm256_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
   }
 
+  // kLanes values of 16 bits as float32.
+  static TOPS_INLINE I widen_float16(const void* p) {
+    return as_i(_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  }
+  static TOPS_INLINE I widen_bfloat16(const void* p) {
+    return _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))),
+                             16);
+  }
+
   static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {
     const I ab = _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero_point16);
     const I cd = _mm256_adds_epi16(_mm256_packs_epi32(c, d), zero_point16);
@@ -212,5 +223,25 @@ struct V {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  }
+  // table[b] for every byte b: 16 look-ups by the low half of b, then a choice by each bit of the
+  // high half.
+  static TOPS_INLINE I sixteen(const uint8_t* table, int k, I low) {
+    const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * k));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(part), low);
+  }
+  static TOPS_INLINE I sixty_four(const uint8_t* table, int k, I low, I bit4, I bit5) {
+    const I a = _mm256_blendv_epi8(sixteen(table, k, low), sixteen(table, k + 1, low), bit4);
+    const I b = _mm256_blendv_epi8(sixteen(table, k + 2, low), sixteen(table, k + 3, low), bit4);
+    return _mm256_blendv_epi8(a, b, bit5);
+  }
+  static TOPS_INLINE I lookup(I x, const uint8_t* table) {
+    const I low = and_(x, set1(0x0f0f0f0f)), bit4 = _mm256_slli_epi16(x, 3),
+            bit5 = _mm256_slli_epi16(x, 2), bit6 = _mm256_slli_epi16(x, 1);
+    const I a = _mm256_blendv_epi8(sixty_four(table, 0, low, bit4, bit5),
+                                   sixty_four(table, 4, low, bit4, bit5), bit6);
+    const I b = _mm256_blendv_epi8(sixty_four(table, 8, low, bit4, bit5),
+                                   sixty_four(table, 12, low, bit4, bit5), bit6);
+    return _mm256_blendv_epi8(a, b, x);
   }
 };

@@ -5,6 +5,7 @@
 struct V {
   static constexpr int kLanes = 16;
   static constexpr int kPairVectors = 4;
+  static constexpr int kBlockVectors2 = 8, kBlockVectors4 = 6;
   static constexpr int kSparseVectors = 8;  // accumulators of the sparse kernel
   static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors =
@@ -60,6 +61,15 @@ struct V {
 #include "isa/exact_dots.inl"
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
     return as_i(_mm512_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
+  }
+
+  // kLanes values of 16 bits as float32.
+  static TOPS_INLINE I widen_float16(const void* p) {
+    return as_i(_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))));
+  }
+  static TOPS_INLINE I widen_bfloat16(const void* p) {
+    return _mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16);
   }
 
   // Four channels of 16 pixels, int32 plus zero point, saturated to u8 and interleaved to 16 cells.
@@ -146,4 +156,29 @@ struct V {
     return a;
   }
   static TOPS_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
+  // table[b] for every byte b: 16 look-ups by the low half of b, then a choice by each bit of the
+  // high half.
+  static TOPS_INLINE I sixteen(const uint8_t* table, int k, I low) {
+    const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * k));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(part), low);
+  }
+  static TOPS_INLINE I sixty_four(const uint8_t* table, int k, I low, __mmask64 bit4,
+                                  __mmask64 bit5) {
+    const I a = _mm512_mask_blend_epi8(bit4, sixteen(table, k, low), sixteen(table, k + 1, low));
+    const I b =
+        _mm512_mask_blend_epi8(bit4, sixteen(table, k + 2, low), sixteen(table, k + 3, low));
+    return _mm512_mask_blend_epi8(bit5, a, b);
+  }
+  static TOPS_INLINE I lookup(I x, const uint8_t* table) {
+    const I low = and_(x, set1(0x0f0f0f0f));
+    const __mmask64 bit4 = _mm512_movepi8_mask(_mm512_slli_epi16(x, 3)),
+                    bit5 = _mm512_movepi8_mask(_mm512_slli_epi16(x, 2)),
+                    bit6 = _mm512_movepi8_mask(_mm512_slli_epi16(x, 1)),
+                    bit7 = _mm512_movepi8_mask(x);
+    const I a = _mm512_mask_blend_epi8(bit6, sixty_four(table, 0, low, bit4, bit5),
+                                       sixty_four(table, 4, low, bit4, bit5));
+    const I b = _mm512_mask_blend_epi8(bit6, sixty_four(table, 8, low, bit4, bit5),
+                                       sixty_four(table, 12, low, bit4, bit5));
+    return _mm512_mask_blend_epi8(bit7, a, b);
+  }
 };

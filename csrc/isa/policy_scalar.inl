@@ -4,8 +4,9 @@
 
 struct V {
   static constexpr int kLanes = 4;
-  static constexpr int kPairVectors = 4;
-  static constexpr int kSparseVectors = 8;
+  static constexpr int kPairVectors = 2;
+  static constexpr int kBlockVectors2 = 4, kBlockVectors4 = 2;
+  static constexpr int kSparseVectors = 3;
   static constexpr int kDenseChannels = 8;
   static constexpr int kDenseVectors = 1;
   static constexpr int kChains = 4;
@@ -143,6 +144,32 @@ struct V {
     return as_i(addf(as_f(acc), mulf(as_f(x), as_f(w))));
   }
 
+  // kLanes finite values of 16 bits as float32.
+  static TOPS_INLINE I widen_float16(const void* p) {
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      uint16_t h;
+      __builtin_memcpy(&h, static_cast<const uint8_t*>(p) + i * 2, 2);
+      // The bits at float32's places have an exponent that is 112 too small, subnormals included.
+      const uint32_t bits = static_cast<uint32_t>(h & 0x7fff) << 13;
+      float f;
+      __builtin_memcpy(&f, &bits, 4);
+      f *= 0x1p112f;
+      if (h & 0x8000) f = -f;
+      __builtin_memcpy(&r.v[i], &f, 4);
+    }
+    return r;
+  }
+  static TOPS_INLINE I widen_bfloat16(const void* p) {
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      uint16_t h;
+      __builtin_memcpy(&h, static_cast<const uint8_t*>(p) + i * 2, 2);
+      r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(h) << 16);
+    }
+    return r;
+  }
+
   static TOPS_INLINE int32_t saturate(int32_t a, int32_t lo, int32_t hi) {
     return a < lo ? lo : a > hi ? hi : a;
   }
@@ -228,6 +255,16 @@ struct V {
   static TOPS_INLINE void dot_again(I& acc, I x, I w) { acc = dot_ternary(acc, x, in_register(w)); }
   static TOPS_INLINE int32_t sum(I a) {
     return wrap_add(wrap_add(a.v[0], a.v[1]), wrap_add(a.v[2], a.v[3]));
+  }
+  // table[b] for every byte b.
+  static TOPS_INLINE I lookup(I a, const uint8_t* table) {
+    I r;
+    for (int i = 0; i < 4; ++i) {
+      uint32_t cell = 0;
+      for (int j = 0; j < 4; ++j) cell |= static_cast<uint32_t>(table[byte(a.v[i], j)]) << (8 * j);
+      r.v[i] = static_cast<int32_t>(cell);
+    }
+    return r;
   }
 #undef TOPS_LANES
 };

@@ -2,51 +2,45 @@
 // What the machine can do at best: dot products from registers, reads from memory. Benchmarks
 // divide by these.
 
-// rounds * 16 dot products; returns the products of bytes made.
-static int64_t dot_burst(int64_t rounds) {
-  const V::I x = V::set1(0x03020104), w = V::set1(0x01ff0101);
-  // Different starts: equal sums would be computed once.
-  V::I a0 = V::set1(0);
-  V::I a1 = V::set1(1);
-  V::I a2 = V::set1(2);
-  V::I a3 = V::set1(3);
-  V::I a4 = V::set1(4);
-  V::I a5 = V::set1(5);
-  V::I a6 = V::set1(6);
-  V::I a7 = V::set1(7);
-  V::I a8 = V::set1(8);
-  V::I a9 = V::set1(9);
-  V::I a10 = V::set1(10);
-  V::I a11 = V::set1(11);
-  V::I a12 = V::set1(12);
-  V::I a13 = V::set1(13);
-  V::I a14 = V::set1(14);
-  V::I a15 = V::set1(15);
+static TOPS_INLINE void burst_step(V::I& acc, V::I x, V::I w) { V::dot_again(acc, x, w); }
+static TOPS_INLINE void burst_step(V::F& acc, V::I x, V::I w) {
+  acc = V::as_f(V::dot_float(V::as_i(acc), x, w));
+}
+static TOPS_INLINE V::I burst_bits(V::I a) { return a; }
+static TOPS_INLINE V::I burst_bits(V::F a) { return V::as_i(a); }
+
+// rounds * 12 dot products, enough to hide their latency and few enough for 16 registers. The
+// accumulators start apart: equal sums would be computed once.
+template <class A>
+static TOPS_INLINE void product_burst(int64_t rounds, const A (&start)[12], V::I x, V::I w) {
+  A a0 = start[0], a1 = start[1], a2 = start[2], a3 = start[3], a4 = start[4], a5 = start[5];
+  A a6 = start[6], a7 = start[7], a8 = start[8], a9 = start[9], a10 = start[10], a11 = start[11];
   for (int64_t i = 0; i < rounds; ++i) {
-    V::dot_again(a0, x, w);
-    V::dot_again(a1, x, w);
-    V::dot_again(a2, x, w);
-    V::dot_again(a3, x, w);
-    V::dot_again(a4, x, w);
-    V::dot_again(a5, x, w);
-    V::dot_again(a6, x, w);
-    V::dot_again(a7, x, w);
-    V::dot_again(a8, x, w);
-    V::dot_again(a9, x, w);
-    V::dot_again(a10, x, w);
-    V::dot_again(a11, x, w);
-    V::dot_again(a12, x, w);
-    V::dot_again(a13, x, w);
-    V::dot_again(a14, x, w);
-    V::dot_again(a15, x, w);
+    burst_step(a0, x, w), burst_step(a1, x, w), burst_step(a2, x, w), burst_step(a3, x, w);
+    burst_step(a4, x, w), burst_step(a5, x, w), burst_step(a6, x, w), burst_step(a7, x, w);
+    burst_step(a8, x, w), burst_step(a9, x, w), burst_step(a10, x, w), burst_step(a11, x, w);
   }
-  const V::I s0 =
-      V::add(V::add(V::add(a0, a1), V::add(a2, a3)), V::add(V::add(a4, a5), V::add(a6, a7)));
-  const V::I s1 =
-      V::add(V::add(V::add(a8, a9), V::add(a10, a11)), V::add(V::add(a12, a13), V::add(a14, a15)));
-  volatile int32_t sink = V::sum(V::add(s0, s1));
+  V::I sum = V::set1(0);
+  const A ends[12] = {a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11};
+  for (const A& a : ends) sum = V::add(sum, burst_bits(a));
+  volatile int32_t sink = V::sum(sum);
   (void)sink;
-  return rounds * 16 * V::kLanes * 4;
+}
+
+// Returns the products of bytes made.
+static int64_t dot_burst(int64_t rounds) {
+  V::I start[12];
+  for (int i = 0; i < 12; ++i) start[i] = V::set1(i);
+  product_burst(rounds, start, V::set1(0x03020104), V::set1(0x01ff0101));
+  return rounds * 12 * V::kLanes * 4;
+}
+
+// Returns the products of floats made.
+static int64_t float_burst(int64_t rounds) {
+  V::F start[12];
+  for (int i = 0; i < 12; ++i) start[i] = V::set1f(static_cast<float>(i));
+  product_burst(rounds, start, V::as_i(V::set1f(0.5f)), V::as_i(V::set1f(0.25f)));
+  return rounds * 12 * V::kLanes;
 }
 
 // Reads every byte of [p, p + bytes) once; bytes is a multiple of 256.

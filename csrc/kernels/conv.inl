@@ -317,7 +317,7 @@ static void conv_dense(const ConvArgs& a, int64_t begin, int64_t end, int64_t fi
 // latency of the dot product.
 template <Weights W, int NV>
 constexpr int chains() {
-  return W == Weights::kFloat || NV > 2 ? 1 : V::kChains;
+  return NV > 2 ? 1 : V::kChains;
 }
 
 // Adds entries [e, end) to the NV sums acc.
@@ -490,9 +490,6 @@ TOPS_INLINE void sparse_tile_of<Weights::kTernary, 0>(const ConvArgs&, int64_t, 
 template <>
 TOPS_INLINE void sparse_tile_of<Weights::kInt8, 0>(const ConvArgs&, int64_t, int64_t, int64_t,
                                                    int64_t) {}
-template <>
-TOPS_INLINE void sparse_tile_of<Weights::kFloat, 0>(const ConvArgs&, int64_t, int64_t, int64_t,
-                                                    int64_t) {}
 
 template <Weights W>
 static void sparse_pixels(const ConvArgs& a, int64_t begin, int64_t end, int64_t p, int64_t last) {
@@ -514,8 +511,6 @@ static void conv_sparse(const ConvArgs& a, int64_t begin, int64_t end, int64_t f
                         int64_t last) {
   if (a.weights == Weights::kTernary)
     sparse_pixels<Weights::kTernary>(a, begin, end, first_pixel, last);
-  else if (a.weights == Weights::kInt8)
-    sparse_pixels<Weights::kInt8>(a, begin, end, first_pixel, last);
   else
-    sparse_pixels<Weights::kFloat>(a, begin, end, first_pixel, last);
+    sparse_pixels<Weights::kInt8>(a, begin, end, first_pixel, last);
 }

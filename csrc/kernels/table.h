@@ -43,6 +43,19 @@ struct PairEntry {
   int32_t weight[2];
 };
 
+enum class Values : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+// Float weights of which most are absent: `channels` (1, 2 or 4) consecutive output channels
+// share an entry, one input channel at one tap.
+struct BlockArgs {
+  int64_t channels;        // 0: the weights have another form
+  const int64_t* rows;     // [ceil(O / kBlock) * kBlock / channels + 1] first entry of each group
+  const int32_t* offsets;  // [entries] in cells, from the first input cell of an output pixel
+  const uint8_t* data;     // [entries][channels] of `values`
+  Values values;
+  int64_t tiles;  // of pixels that share what they read of the input before the weights change
+};
+
 // Four taps of one cell of a depthwise convolution; weight[4 * channel + tap].
 struct TapGroup {
   int32_t offset[4];  // in cells
@@ -91,6 +104,7 @@ struct ConvArgs {
   const int64_t* pair_rows;
   const PairEntry* pairs;
   const int32_t* pair_bundles;
+  BlockArgs blocks;         // sparse float
   const int32_t* tap_rows;  // depthwise: [cells + 1]
   const TapGroup* tap_groups;
   int64_t outputs;  // O
@@ -109,13 +123,15 @@ struct ConvArgs {
 
 struct AddArgs {
   bool a_float, b_float, has_b, float_out;
+  bool multiply;  // a * b instead of a + b
+  bool b_spread;  // one cell of b meets every cell of a
   float a_scale;
   int32_t a_zero_point;
   Epilogue epilogue;  // the residual fields belong to b
 };
 
 // Bytes of a weight row of a linear layer that vectors of any width divide: packed codes come in
-// blocks of as many bytes, engine/rows.h.
+// blocks of as many bytes, engine/row_weights.h.
 constexpr int64_t kRowBlock = 64;
 
 enum class RowCodes : int32_t { kInt8 = 0, kTwoBit = 1, kBaseThree = 2 };
@@ -172,6 +188,9 @@ struct KernelTable {
   double wide_speed;                   // of its lanes, relative to those of conv_dense
   // Quads of output channels [begin, end).
   void (*conv_sparse)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
+  // Blocks of kBlock output channels [begin, end). scratch: the float32 of a block's values.
+  void (*conv_blocks)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
+                      uint8_t* scratch);
   // Depthwise: cells [begin, end).
   void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // Weight rows [begin, end) times all input rows.
@@ -185,6 +204,8 @@ struct KernelTable {
   void (*max_rows)(const uint8_t* const* rows, int64_t count, int64_t n, bool is_float, uint8_t* y);
   void (*max_columns)(const uint8_t* x, int64_t taps, int64_t stride, int64_t dilation,
                       bool is_float, uint8_t* y, int64_t n);
+  // y[i] = table[x[i]] for n cells; in place is fine.
+  void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
   void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);
   // One row of pixels: four float channels (null: absent) to u8 cells, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
@@ -196,6 +217,7 @@ struct KernelTable {
   // Ceilings for benchmarks: dot products from registers (returns byte products made), and a plain
   // read.
   int64_t (*dot_burst)(int64_t rounds);
+  int64_t (*float_burst)(int64_t rounds);
   void (*read_burst)(const uint8_t* p, int64_t bytes);
 };
 

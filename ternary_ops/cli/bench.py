@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time a pruned ternary network or layer on this machine against other engines.
+"""Time a pruned ternary network or layer on this machine, node by node and against other engines.
 
-The weights are random, every layer pruned to --zeros at one stroke: time depends on how many quads
-are left, not on what they hold. "match" says whether the program gave, bit for bit, what its NumPy
-reference gives (on a corner of the images); a time without a match is not printed.
+A network by name gets random weights, every layer pruned to --zeros at one stroke: time depends on
+how many quads are left, not on what they hold. "match" says whether an engine computes the same
+network up to 8-bit rounding, and the program also, bit for bit, what its NumPy reference gives (on
+a corner of the images); a time without a match is not printed. A ceiling is what this processor
+multiplies from registers, and is passed where zeros are left out.
 
-example: ternary-ops bench --model resnet18 --zeros 0.9 --against torch
+example: ternary-ops bench --model resnet18 --zeros 0.9 --against torch,openvino --plot bench.png
+example: ternary-ops bench --model net.safetensors
 example: ternary-ops bench --op conv2d --shape 64,56,56,64,3 --csv layer.csv
 """
 
@@ -14,66 +17,85 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+from pathlib import Path
+from typing import Any
 
 from ternary_ops.errors import BadConfig, MissingExtra, need
 from ternary_ops.table import Table, write_csv
 
-MODELS = {
-    "resnet18": (3, 224, 224),
-    "resnet50": (3, 224, 224),
-    "cifar_resnet": (3, 32, 32),
-    "digits_resnet": (1, 8, 8),
-}
 RIVALS = ("torch", "openvino", "onnxruntime")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to time, and against what."""
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", choices=MODELS, default="resnet18", help="default resnet18")
+    what.add_argument(
+        "--model", default="resnet18", metavar="FILE|NAME", help="a program or a network of models"
+    )
     what.add_argument("--op", choices=("conv2d", "linear"), help="one layer in place of a network")
     parser.add_argument("--shape", help="conv2d: C,H,W,O,K (K x K filter); linear: K,N")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
     parser.add_argument("--zeros", type=float, default=0.9, help="share of empty quads")
+    parser.add_argument("--size", type=int, help="side of the images (default: the network's)")
+    parser.add_argument("--pattern", default="1x4", help="1x4, element or int8 (dense, 8 bits)")
     parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--against", default="torch", help=f"of {','.join(RIVALS)}")
+    parser.add_argument("--against", help=f"of {','.join(RIVALS)} (default torch; a FILE: none)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring (default 3)")
     parser.add_argument("--csv", metavar="OUT.csv", help="save the table")
     parser.add_argument("--plot", metavar="OUT.png", help="save a chart")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print one row per engine; 0, or 1 where the results do not match."""
-    against = [name for name in arguments.against.split(",") if name]
-    if unknown := sorted(set(against) - set(RIVALS)):
-        what = f"--against takes {', '.join(RIVALS)}"
-        raise BadConfig(need(what, unknown[0], "Separate them by commas."))
-    if min(arguments.batch, arguments.threads) < 1:
-        what = "--batch and --threads are at least 1"
-        raise BadConfig(need(what, min(arguments.batch, arguments.threads), "Use 1."))
+    """Print a row per engine and per node; 0, or 1 where results do not match."""
+    file = not arguments.op and Path(arguments.model).is_file()
+    given = arguments.against
+    default = "" if file else "torch"
+    against = [name for name in (default if given is None else given).split(",") if name]
+    _check(arguments, against, file)
     if importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[train]'"
         raise MissingExtra(need("bench builds networks with PyTorch", "none installed", do))
     from ternary_ops.study import benchmark
 
-    if arguments.op:
-        model, shape = benchmark.one_layer(arguments.op, _sizes(arguments))
-    else:
-        model, shape = benchmark.network(arguments.model), MODELS[arguments.model]
-    case = benchmark.Case(
-        model, (arguments.batch, *shape), arguments.zeros, arguments.threads, arguments.seconds
+    settings = benchmark.Settings(
+        arguments.batch, arguments.zeros, arguments.threads, arguments.seconds
     )
-    rows = benchmark.measure(case, against, prune_all=bool(arguments.op))
-    if arguments.csv:
-        write_csv(arguments.csv, rows)
-    if arguments.plot:
-        benchmark.plot(rows, arguments.plot)
-    if arguments.json:
-        print(json.dumps(rows, indent=2))
+    if arguments.op:
+        result = benchmark.of_layer(arguments.op, _sizes(arguments), settings, against)
+    elif file:
+        result = benchmark.of_file(arguments.model, arguments.size, settings)
     else:
-        cells = [[_text(value) for value in row.values()] for row in rows]
-        Table(list(rows[0]), cells).show()
-    return 0 if all(row["match"] in ("yes", "-") for row in rows) else 1
+        name, size = arguments.model, arguments.size
+        result = benchmark.of_network(name, size, settings, against, arguments.pattern)
+    if arguments.csv:
+        write_csv(arguments.csv, result.rows())
+    if arguments.plot:
+        benchmark.plot(result, arguments.plot)
+    if arguments.json:
+        print(json.dumps({"engines": result.engines, "nodes": result.nodes}, indent=2))
+    else:
+        _show(result.nodes, ("op", "layer", "shape"))
+        print()
+        _show(result.engines, ("match", "note"))
+    return 0 if result.match else 1
+
+
+def _check(arguments: argparse.Namespace, against: list[str], file: bool) -> None:
+    if unknown := sorted(set(against) - set(RIVALS)):
+        what = f"--against takes {', '.join(RIVALS)}"
+        raise BadConfig(need(what, unknown[0], "Separate them by commas."))
+    if file and against:
+        what = "--against needs a network by name: a program holds no float weights"
+        raise BadConfig(need(what, arguments.model, "Leave it out, or name a network."))
+    numbers = (arguments.batch, arguments.threads, 1 if arguments.size is None else arguments.size)
+    if min(numbers) < 1:
+        what = "--batch, --threads and --size are at least 1"
+        raise BadConfig(need(what, min(numbers), "Use 1."))
+
+
+def _show(rows: list[dict[str, Any]], words: tuple[str, ...]) -> None:
+    cells = [[_text(value) for value in row.values()] for row in rows]
+    Table(list(rows[0]), cells, words=words).show()
 
 
 def _sizes(arguments: argparse.Namespace) -> tuple[int, ...]:
@@ -89,4 +111,6 @@ def _sizes(arguments: argparse.Namespace) -> tuple[int, ...]:
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[train]'"
         raise MissingExtra(need("compress needs PyTorch", "none installed", do))
-    from ternary_ops.cli.progress import progress_bars
+    from ternary_ops.progress import progress_bars
     from ternary_ops.study import summary
     from ternary_ops.study.compressing import compress
 

@@ -4,35 +4,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ternary_ops import _native
 from ternary_ops.engine.ir import Array, Graph, Node, Params, Weight
-from ternary_ops.ops import codes
+from ternary_ops.ops import codes, functions
 
 _CHOOSE_SPARSE = -1  # the engine compares the density of the filters with what its kernels win
 
 
-def build(graph: Graph) -> Any:
-    """A `_core.Engine` that runs `graph`."""
-    engine = _native.core().Engine()
+def build(graph: Graph, sparse: Mapping[int, bool] | None = None) -> Any:
+    """A `_core.Engine` that runs `graph`; `sparse` says for layers, by node, whether to skip empty
+    quads, and the engine chooses for those it leaves out.
+    """
+    engine, choices = _native.core().Engine(), sparse or {}
     for i, node in enumerate(graph.nodes):
-        made = _add(engine, graph, node)
+        made = _add(engine, graph, node, int(choices.get(i, _CHOOSE_SPARSE)))
         if made != i:
             raise RuntimeError(f"the native engine numbered node {i} as {made}")
     engine.output(len(graph.nodes) - 1)
     return engine
 
 
-def _add(engine: Any, graph: Graph, node: Node) -> int:
+def _add(engine: Any, graph: Graph, node: Node, sparse: int) -> int:
     """Append one node; returns its id in the engine."""
     at, x = node.attrs, node.inputs
     if node.op == "input":
         return int(engine.input(at["c"], at["rank"]))
     if node.op in ("conv2d", "linear"):
-        return int(_add_layer(engine, graph, node))
+        return int(_add_layer(engine, graph, node, sparse))
+    if node.op in _OWN:
+        return int(_OWN[node.op](engine, graph, node))
     arguments: list[Any] = list(x)
     for name, value in at.items():
         if name == "size":
@@ -46,16 +51,46 @@ def _add(engine: Any, graph: Graph, node: Node) -> int:
     return int(getattr(engine, node.op)(*arguments))
 
 
-def _add_layer(engine: Any, graph: Graph, node: Node) -> Any:
+def _add_layer(engine: Any, graph: Graph, node: Node, sparse: int) -> Any:
     at, w = node.attrs, graph.weight(node)
     x, residual = node.inputs[0], node.inputs[1] if len(node.inputs) == 2 else -1
     wtype, values, scale = _values(w, graph.values[x].y)
     o, r, s, i = w.shape
-    ends = *_bounds(node), *_output(at["y"]), _CHOOSE_SPARSE
+    ends = *_bounds(node), *_output(at["y"]), sparse
     if node.op == "linear":
         return engine.linear(x, residual, wtype, values, o, i, scale, w.bias, *ends)
     window = at["stride"], at["padding"], at["dilation"], at["groups"]
     return engine.conv2d(x, residual, wtype, values, o, r, s, i, scale, w.bias, *window, *ends)
+
+
+def _add_activation(engine: Any, graph: Graph, node: Node) -> Any:
+    """u8: what the function makes of each code. Floats: the engine has functions of its own."""
+    at, x = node.attrs, graph.values[node.inputs[0]].y
+    table: Array = np.empty(0, np.float32)
+    if x is not None:
+        table = functions.over_codes(at["fn"], at["params"], *x)
+    return engine.activation(*node.inputs, at["fn"], at["params"], table, *_output(at["y"]))
+
+
+def _add_resize(engine: Any, graph: Graph, node: Node) -> Any:
+    x, like = (*node.inputs, -1)[:2]
+    at = node.attrs
+    bilinear = at["mode"] == "bilinear"
+    return engine.resize(x, like, bilinear, at["align"], at["size"] or (0, 0), at["zoom"] or (0, 0))
+
+
+def _add_layer_norm(engine: Any, graph: Graph, node: Node) -> Any:
+    w = graph.weight(node)
+    bias = np.zeros(w.shape[0], np.float32) if w.bias is None else w.bias
+    return engine.layer_norm(*node.inputs, w.array.ravel(), bias, node.attrs["eps"])
+
+
+_OWN = {
+    "activation": _add_activation,
+    "concat": lambda engine, graph, node: engine.concat(node.inputs, *_output(node.attrs["y"])),
+    "resize": _add_resize,
+    "layer_norm": _add_layer_norm,
+}
 
 
 def _values(w: Weight, x: Params | None) -> tuple[str, Array, Array]:

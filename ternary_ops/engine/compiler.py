@@ -4,38 +4,83 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.engine.ir import Graph
+from ternary_ops.engine.islands import IslandProgram, compile_with_islands
 from ternary_ops.engine.lower import lower
-from ternary_ops.engine.match import Shapes
+from ternary_ops.engine.node_facts import run_checked
+from ternary_ops.engine.permute import permute as permute_channels
 from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
+from ternary_ops.nn.blocks import float_twins
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
 
+_log = logging.getLogger(__name__)
 
-def compile(model: nn.Module, example_input: Tensor) -> Program:  # noqa: A001
+
+@overload
+def compile(  # noqa: A001
+    model: nn.Module, example_input: Tensor, *, permute: bool = False, tune: bool = False
+) -> Program: ...
+@overload
+def compile(  # noqa: A001
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    islands: bool,
+    permute: bool = False,
+    tune: bool = False,
+) -> Program | IslandProgram: ...
+def compile(  # noqa: A001
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    islands: bool = False,
+    permute: bool = False,
+    tune: bool = False,
+) -> Program | IslandProgram:
     """Turn a float, quantized or packed network into a Program.
 
     Works on a copy in eval mode and folds BatchNorm there. Layers with uint8 activations run in
-    integers, from their own codes whatever the phase; torch.nn's layers and weight-only ones run in
-    float32. example_input, float [N, C, H, W] or [N, K], fixes the channels; N, H and W stay free.
+    integers, from their own codes whatever the phase; torch.nn's layers, block-sparse and
+    weight-only ones run in float32, without what is zero in their weights. example_input, float
+    [N, C, H, W] or [N, K], fixes the channels; N, H and W stay free.
+
+    islands: where a module has no program form, run it in PyTorch between programs and return an
+    IslandProgram, which names such modules and cannot be saved.
+
+    permute: reorder inner channels so that zeros fall into fewer quads (`engine.permute`): the
+    outputs keep their bits, networks pruned element by element get faster, compiling slower.
+    tune: time every integer layer on example_input, dense and sparse (`Program.tune`).
 
     Raises UnsupportedModel listing every part that has no program form, or every layer whose range
     calibrate has not set; BadWeights for weights that are not finite.
     """
     x = _example(example_input)
-    network = copy.deepcopy(model).cpu().float().eval()
+    network = float_twins(copy.deepcopy(model).cpu().float().eval())
+    if not islands:
+        return _whole(network, x, permute, tune)
+    with torch.no_grad():
+        made = compile_with_islands(
+            network, x, lambda part, sample: compile(part, sample, permute=permute, tune=tune)
+        )
+    return made if made.islands else _whole(network, x, permute, tune)
+
+
+def _whole(network: nn.Module, x: Tensor, permute: bool, tune: bool) -> Program:
     with torch.no_grad():
         fold_batchnorm_(network)
         traced = trace(network)
-        expected = Shapes(traced).run(x.clone())
-        _check_trace(network, x, expected)
+        expected = run_checked(network, traced, x)
         graph = _lower(traced, x)
     shape = infer(graph, x.shape[0], *x.shape[2:])[-1]
     if shape != tuple(expected.shape):
@@ -46,7 +91,16 @@ def compile(model: nn.Module, example_input: Tensor) -> Program:  # noqa: A001
                 "Report this model; it was misread.",
             )
         )
-    return Program(graph, tuple(x.shape))
+    program = Program(_permuted(graph, x.shape) if permute else graph, tuple(x.shape))
+    if tune:
+        program.tune(x.numpy())
+    return program
+
+
+def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:
+    made, report = permute_channels(graph, shape)
+    _log.info("permute: occupied quads times pixels %d -> %d", report.before, report.after)
+    return made
 
 
 def _lower(traced: fx.GraphModule, x: Tensor) -> Graph:
@@ -67,19 +121,3 @@ def _example(x: object) -> Tensor:
             )
         )
     return x.detach().cpu().float()
-
-
-def _check_trace(network: nn.Module, x: Tensor, traced: object) -> None:
-    """A trace misses what Python does to tensors behind its back; the example shows it."""
-    eager = network(x.clone())
-    if not isinstance(traced, Tensor) or not isinstance(eager, Tensor):
-        return  # read_steps says that one output tensor is supported
-    same = eager.shape == traced.shape
-    if not (same and torch.allclose(eager, traced, rtol=1e-3, atol=1e-5, equal_nan=True)):
-        raise UnsupportedModel(
-            need(
-                "the traced model must compute what the model does",
-                "another result for example_input",
-                "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
-            )
-        )

@@ -16,8 +16,9 @@ _BITS = {"ternary": 2, "int8": 8, "float": 32}
 
 
 def rows(graph: Graph, shapes: Sequence[Shape]) -> list[dict[str, Any]]:
-    """Per node: node, name, op, shape, dtype, macs (dense); layers also kind, bits, bytes, zeros
-    (share of zero weights) and density (share of quads that hold anything), None for other nodes.
+    """Per node: node, name, op, shape, dtype, macs (dense), integer (its input is uint8); layers
+    also kind, bits, bytes, zeros (share of zero weights) and density (share of quads that hold
+    anything), None for other nodes.
     """
     described = []
     for i, (node, shape, count) in enumerate(
@@ -33,6 +34,7 @@ def rows(graph: Graph, shapes: Sequence[Shape]) -> list[dict[str, Any]]:
                 "dtype": "float32" if graph.values[i].y is None else "uint8",
                 "macs": count,
                 "kind": None if w is None else w.kind,
+                "integer": bool(node.inputs) and graph.values[node.inputs[0]].y is not None,
                 "bits": None if w is None else _BITS[w.kind],
                 "bytes": None if w is None else stored_bytes(w),
                 "zeros": None if w is None else 1 - np.count_nonzero(w.array) / w.array.size,
@@ -40,6 +42,18 @@ def rows(graph: Graph, shapes: Sequence[Shape]) -> list[dict[str, Any]]:
             }
         )
     return described
+
+
+def speed(
+    row: dict[str, Any], ms: float, peaks: tuple[float, float], threads: int
+) -> dict[str, float | None]:
+    """ms, gmac_s and of_ceiling of one of `rows`; peaks: GMAC/s of a core in int8 and in float."""
+    if row["kind"] is None or ms <= 0:
+        return {"ms": ms, "gmac_s": None, "of_ceiling": None}
+    rate = row["macs"] / ms / 1e6
+    # Integer weights that meet a float input multiply floats.
+    peak = peaks[1 if row["kind"] == "float" or not row["integer"] else 0]
+    return {"ms": ms, "gmac_s": rate, "of_ceiling": rate / peak / threads}
 
 
 def stored_bytes(w: Weight) -> int:

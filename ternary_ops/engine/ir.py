@@ -12,8 +12,9 @@ never reaches the native engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -22,13 +23,14 @@ from numpy.typing import NDArray
 
 from ternary_ops.engine import rules
 from ternary_ops.errors import FormatError, need
+from ternary_ops.ops.functions import FUNCTIONS
 
 Array: TypeAlias = NDArray[Any]
 Params: TypeAlias = tuple[float, int]
 
 MAX_NODES = 2**16
 MAX_NAME = 1024
-_LAYERS = ("conv2d", "linear")
+_WEIGHTED = ("conv2d", "linear", "layer_norm")
 _DTYPE = {"ternary": np.int8, "int8": np.int8, "float": np.float32}
 _LARGEST_CODE = {"ternary": 1, "int8": 127}
 _DO = rules.REWRITE
@@ -147,7 +149,7 @@ class Graph:
         object.__setattr__(self, "values", tuple(values))
 
     def weight(self, node: Node) -> Weight:
-        """The weight of a conv2d or linear node."""
+        """The weight of a node that has one."""
         index: int = node.attrs["w"]
         return self.weights[index]
 
@@ -183,7 +185,7 @@ def _check_all_used(graph: Graph) -> None:
     idle = sorted(set(range(len(graph.nodes))) - used)
     if idle:
         raise FormatError(need("every value is used", f"node {idle[0]} that is not", _DO))
-    layers = {node.attrs["w"] for node in graph.nodes if node.op in _LAYERS}
+    layers = {node.attrs["w"] for node in graph.nodes if node.op in _WEIGHTED}
     spare = sorted(set(range(len(graph.weights))) - layers)
     if spare:
         raise FormatError(need("every weight is used", f"weight {spare[0]} that is not", _DO))
@@ -278,7 +280,7 @@ def _make_pointwise(graph: Graph, node: Node, x: Value, others: Sequence[Value])
     channels, multiple = x.channels, x.multiple
     for other in others:
         if (other.rank, other.y is None) != (x.rank, x.y is None):
-            raise FormatError(need("add needs two values of one kind", "different ones", _DO))
+            raise FormatError(need(f"{node.op} needs values of one kind", "different ones", _DO))
         if None not in (channels, other.channels) and channels != other.channels:
             raise FormatError(need(f"two values of {channels} channels", other.channels, _DO))
         channels = channels if channels is not None else other.channels
@@ -288,6 +290,86 @@ def _make_pointwise(graph: Graph, node: Node, x: Value, others: Sequence[Value])
 def _make_flatten(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
     _need_rank(node, x, 4)
     return Value(2, None, x.multiple, x.y)
+
+
+def _make_activation(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    wanted = FUNCTIONS[node.attrs["fn"]].parameters
+    if len(node.attrs["params"]) != wanted:
+        raise FormatError(need(f"{wanted} parameters", len(node.attrs["params"]), _DO))
+    return replace(x, y=_out_y(node, x))
+
+
+def _make_concat(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    parts = [x, *others]
+    if any((part.rank, part.y is None) != (x.rank, x.y is None) for part in others):
+        raise FormatError(need("concat needs values of one kind", "different ones", _DO))
+    if x.y is not None and node.attrs["y"] is None:
+        raise FormatError(need("a concat of uint8 needs y", "none", _DO))
+    known = [part.channels for part in parts if part.channels is not None]
+    channels = sum(known) if len(known) == len(parts) else None
+    if channels is not None and channels > rules.MAX_CHANNELS:
+        raise FormatError(need(f"at most {rules.MAX_CHANNELS} channels", channels, _DO))
+    multiple = channels or math.gcd(*(part.multiple for part in parts))
+    return Value(x.rank, channels, multiple, _out_y(node, x))
+
+
+def _make_slice(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    _need_rank(node, x, 4)
+    begin, end = node.attrs["begin"], node.attrs["end"]
+    if not begin < end <= (x.channels or 0):
+        raise FormatError(need(f"0 <= begin < end <= {x.channels}", f"{begin}, {end}", _DO))
+    return replace(x, channels=end - begin, multiple=end - begin)
+
+
+def _make_shuffled(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    """Values that move between channels and pixels, or among channels."""
+    _need_rank(node, x, 4)
+    channels, at = x.channels or 0, node.attrs
+    if node.op == "pixel_unshuffle":
+        channels *= math.prod(at["factor"])
+        if channels > rules.MAX_CHANNELS:
+            raise FormatError(need(f"at most {rules.MAX_CHANNELS} channels", channels, _DO))
+        return replace(x, channels=channels, multiple=channels)
+    groups = at["groups"] if node.op == "channel_shuffle" else math.prod(at["factor"])
+    if channels % groups:
+        raise FormatError(need(f"channels divisible by {groups}", channels, _DO))
+    if node.op == "channel_shuffle":
+        return x
+    return replace(x, channels=channels // groups, multiple=channels // groups)
+
+
+def _make_resize(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    """The size comes from `size`, or `zoom`, or the second operand's image."""
+    at = node.attrs
+    for value in (x, *others):
+        _need_rank(node, value, 4)
+    if (at["size"] is not None) + (at["zoom"] is not None) + len(others) != 1:
+        raise FormatError(need("one of size, zoom and a second input", "another number", _DO))
+    if at["align"] and (at["mode"] == "nearest" or at["zoom"] is not None):
+        raise FormatError(need("align goes with bilinear and a size", "something else", _DO))
+    return x
+
+
+def _make_unflatten(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    _need_rank(node, x, 2)
+    if x.channels is None:
+        raise FormatError(need("a known number of channels", "a flattened image", _DO))
+    return replace(x, rank=4)
+
+
+def _make_softmax(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    if x.y is not None:
+        raise FormatError(need(f"{node.op} needs floats", "uint8", _DO))
+    return x
+
+
+def _make_layer_norm(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
+    if node.attrs["w"] >= len(graph.weights):
+        raise FormatError(need(f"w < {len(graph.weights)}", node.attrs["w"], _DO))
+    w = graph.weight(node)
+    if w.kind != "float" or w.shape != (x.channels, 1, 1, 1):
+        raise FormatError(need(f"float weights [{x.channels}, 1, 1, 1]", list(w.shape), _DO))
+    return _make_softmax(graph, node, x, others)
 
 
 _MAKES = {
@@ -301,4 +383,15 @@ _MAKES = {
     "add": _make_pointwise,
     "clamp": _make_pointwise,
     "flatten": _make_flatten,
+    "activation": _make_activation,
+    "mul": _make_pointwise,
+    "concat": _make_concat,
+    "slice": _make_slice,
+    "pixel_shuffle": _make_shuffled,
+    "pixel_unshuffle": _make_shuffled,
+    "channel_shuffle": _make_shuffled,
+    "resize": _make_resize,
+    "unflatten": _make_unflatten,
+    "softmax": _make_softmax,
+    "layer_norm": _make_layer_norm,
 }

@@ -86,6 +86,72 @@ def read_batchnorm(name: str, module: nn.Module) -> Layer:
     return Layer("conv2d", weight, {"groups": len(mean)}, follows=True)
 
 
+def read_layer_norm(name: str, module: nn.Module) -> Layer:
+    """A LayerNorm over channels: its weight as filters [C, 1, 1, 1]."""
+    width = cast("tuple[int, ...]", module.normalized_shape)[-1]
+    weight = np.ones(width, np.float32)
+    if module.weight is not None:
+        weight = _floats(name, cast(Tensor, module.weight))
+    bias = None if module.bias is None else _floats(name, cast(Tensor, module.bias))
+    filters = weight.reshape(-1, 1, 1, 1)
+    return Layer("layer_norm", Weight(name, "float", filters, None, bias), {"eps": module.eps})
+
+
+def read_transposed(name: str, module: nn.Module) -> tuple[Layer, dict[str, Any]]:
+    """A transposed convolution as a convolution with one output channel for each of the stride's
+    phases, and the pixel shuffle that puts the phases where they belong.
+
+    Output pixel s*m + a is the sum over taps t with (a + padding - t * dilation) divisible by s of
+    input pixel m + that quotient.
+    """
+    m: Any = module
+    axes = [_Phases.of(m, axis) for axis in (0, 1)]
+    weight = _floats(name, cast(Tensor, m.weight))  # [I, O / groups, R, S]
+    i, o, r_count, s_count = weight.shape
+    (sh, sw), groups = m.stride, m.groups
+    grouped = weight.reshape(groups, i // groups, o, r_count, s_count)
+    filters = np.zeros((groups, o, sh, sw, axes[0].kernel, axes[1].kernel, i // groups), np.float32)
+    for a, t, row in axes[0].taps:
+        for b, u, col in axes[1].taps:
+            filters[:, :, a, b, row, col] = grouped[:, :, :, t, u].swapaxes(1, 2)
+    filters = filters.reshape(-1, axes[0].kernel, axes[1].kernel, i // groups)
+    bias = None
+    if m.bias is not None:
+        bias = np.repeat(_floats(name, m.bias), sh * sw)
+    padding = axes[0].padding, axes[1].padding
+    layer = Layer(
+        "conv2d", Weight(name, "float", filters, None, bias), {"padding": padding, "groups": groups}
+    )
+    return layer, {"factor": (sh, sw), "crop": (axes[0].crop, axes[1].crop)}
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """One axis of a transposed convolution as a plain one: taps are (phase, tap, place)."""
+
+    kernel: int
+    padding: int
+    crop: int
+    taps: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, m: Any, axis: int) -> _Phases:
+        s, k, p, d = (v[axis] for v in (m.stride, m.kernel_size, m.padding, m.dilation))
+        found = [
+            (a, t, (a + p - t * d) // s)
+            for a in range(s)
+            for t in range(k)
+            if (a + p - t * d) % s == 0
+        ]
+        first, last = min(j for _, _, j in found), max(j for _, _, j in found)
+        # The output has (H - 1) * s + end pixels.
+        end = d * (k - 1) + m.output_padding[axis] + 1 - 2 * p
+        padding = max(-first, -(-end // s) - 1 + last, 0)
+        kernel = max(padding + last, 0) + 1
+        made = s * (2 * padding - kernel + 1)  # beyond s * H
+        return cls(kernel, padding, made + s - end, [(a, t, j + padding) for a, t, j in found])
+
+
 def range_of(scale: float | np.float32, zp: int) -> Range:
     """The range whose affine_params are exactly (scale, zp)."""
     return -zp * float(scale), (255 - zp) * float(scale)

@@ -2,11 +2,11 @@
 """From steps to a program: which values are uint8, with which ranges, and the nodes that follow.
 
 A value is quantized when a layer with uint8 activations reads it, to the widest range of such
-layers; max pools and flattening pass the question on to their readers. A value that no layer owns
-but that an add or an average would read as uint8 takes the `output_range` of the layer that makes
-it (calibrate fills it), or a range that follows from its operands. All others stay float: the edges
-of the network and whatever float layers touch. quantize and dequantize nodes appear where a reader
-needs the other form.
+layers; max pools, concat, resizing and what only moves values pass the question on to their
+readers. A value that no layer owns but that an add, a product, a function or an average would read
+as uint8 takes the `output_range` of the layer that makes it (calibrate fills it), or a range that
+follows from its operands. All others stay float: the edges of the network and whatever float layers
+touch. quantize and dequantize nodes appear where a reader needs the other form.
 """
 
 from __future__ import annotations
@@ -14,13 +14,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ternary_ops.engine.ir import Graph, Node, Params, Weight
+import numpy as np
+
+from ternary_ops.engine.ir import Array, Graph, Node, Params, Weight
 from ternary_ops.engine.layers import Layer, Range, range_of
 from ternary_ops.engine.steps import Bounds, Step
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.ops.functions import over_codes
 from ternary_ops.ops.reference import affine_params
 
-_KEEPS_RANGE = ("max_pool2d", "flatten")
+_KEEPS_RANGE = (
+    "max_pool2d",
+    "flatten",
+    "slice",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "resize",
+    "unflatten",
+)
+_FLOATS = ("softmax", "layer_norm")
 
 
 def lower(steps: Sequence[Step], shape: Sequence[int]) -> Graph:
@@ -49,9 +62,14 @@ def _collect_ranges(steps: Sequence[Step]) -> None:
     """Fill `wanted` and `flexible`, readers first."""
     for step in reversed(steps):
         for user in step.users:
-            if user.op in _KEEPS_RANGE:
-                step.wanted = _widest(step.wanted, user.wanted)
-                step.flexible |= user.flexible
+            if user.op in (*_KEEPS_RANGE, "concat"):
+                if user.op != "resize" or user.inputs[0] is step:  # the second gives its size only
+                    step.wanted = _widest(step.wanted, user.wanted)
+                    step.flexible |= user.flexible
+            elif user.op == "activation" or _normalizes(user, step):
+                step.flexible |= user.flexible or user.wanted is not None
+            elif user.op in _FLOATS:
+                continue
             elif user.layer is None:
                 step.flexible = True
             elif user.layer.integer:
@@ -59,6 +77,14 @@ def _collect_ranges(steps: Sequence[Step]) -> None:
                     step.wanted = _widest(step.wanted, user.layer.input_range)
                 if step in user.inputs[1:]:
                     step.flexible = True
+
+
+def _normalizes(user: Step, step: Step) -> bool:
+    """True for a BatchNorm of a joined value. One behind a layer has no range to read: calibrate
+    sees the end of the layer's chain alone.
+    """
+    follows = user.layer is not None and user.layer.follows
+    return follows and step.layer is None and step not in user.inputs[1:]
 
 
 def _widest(a: Range | None, b: Range | None) -> Range | None:
@@ -87,15 +113,23 @@ class _Emitter:
         """Append the nodes of a step."""
         if step.op == "input":
             self._made[step] = 0, None
+        elif step.op in _FLOATS:
+            attrs = dict(step.attrs)
+            if step.layer is not None:
+                attrs["w"] = self._weight(step.layer.weight)
+            self._made[step] = self._node(step.op, [self.as_float(step.inputs[0])], attrs), None
         elif step.layer is not None:
             self._emit_layer(step, step.layer)
         elif step.op in _KEEPS_RANGE:
             integer = step.wanted is not None or self._is_uint8(step.inputs[0])
             x = self._read(step.inputs[0], integer)
             y = self._params_of(step.inputs[0]) if integer else None
-            self._made[step] = self._append(step, [x]), y
+            sizes = [self._made[like][0] for like in step.inputs[1:]]
+            self._made[step] = self._append(step, [x, *sizes]), y
         else:
             integer = any(map(self._is_uint8, step.inputs)) and all(map(self._fits, step.inputs))
+            if step.op == "concat":  # it moves values as they come: codes only for who reads codes
+                integer &= step.flexible or step.wanted is not None
             y = self._output(step) if integer else None
             inputs = [self._read(x, integer) for x in step.inputs]
             self._made[step] = self._append(step, inputs, y=y), y
@@ -173,7 +207,15 @@ class _Emitter:
 
     def _follow(self, step: Step) -> Range:
         """A range that a step's value cannot leave, from those of its operands."""
-        ranges = [range_of(*self._params_of(x)) for x in step.inputs]
+        params = [self._params_of(x) for x in step.inputs]
+        ranges = [range_of(*p) for p in params]
+        if step.op == "activation":
+            return _finite_ends(over_codes(step.attrs["fn"], step.attrs["params"], *params[0]))
+        if step.op == "concat":
+            return min(lo for lo, _ in ranges), max(hi for _, hi in ranges)
+        if step.op == "mul":
+            corners = [a * b for a in ranges[0] for b in ranges[1]]
+            return _clamped((min(corners), max(corners)), step.clamp)
         if step.layer is not None:
             ranges[0] = step.layer.image_of(ranges[0])
         lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
@@ -181,7 +223,7 @@ class _Emitter:
 
     def _append(self, step: Step, inputs: Sequence[int], **more: Any) -> int:
         attrs = {**step.attrs, **more}
-        if step.op in ("add", "clamp"):
+        if step.op in ("add", "mul", "clamp"):
             attrs["clamp"] = step.clamp
         return self._node(step.op, inputs, attrs)
 
@@ -194,6 +236,11 @@ class _Emitter:
             self._weight_index[weight] = len(self.weights)
             self.weights.append(weight)
         return self._weight_index[weight]
+
+
+def _finite_ends(values: Array) -> Range:
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _clamped(bounds: Range, clamp: Bounds) -> Range:

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from ternary_ops.errors import FormatError, need
+from ternary_ops.ops.functions import FUNCTIONS
 
 REWRITE = "The program is damaged or was not written by this package; compile and save it again."
 
 MAX_CHANNELS = 2**24  # a fully connected layer over a flattened image is the widest thing there is
 MAX_EXTENT = 4096  # of a window, a stride, a padding: anything larger is a mistake or an attack
 MAX_WEIGHTS = 2**20
+MAX_PARTS = 1024  # of a concatenation
 # Scales outside have no normal float32 reciprocal.
 MIN_SCALE, MAX_SCALE = float(np.finfo(np.float32).tiny), float(2.0**125)
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -145,6 +147,33 @@ def _rank(where: str, value: Any) -> int:
     return value
 
 
+def _one_of(*names: str) -> Check:
+    def check(where: str, value: Any) -> str:
+        if type(value) is not str or value not in names:
+            raise FormatError(need(f"{where} is one of {', '.join(names)}", _short(value), REWRITE))
+        return value
+
+    return check
+
+
+def _numbers(where: str, value: Any) -> tuple[float, ...]:
+    if type(value) not in (list, tuple) or len(value) > 8:
+        raise FormatError(need(f"{where} is a list of at most 8 numbers", _short(value), REWRITE))
+    return tuple(number(where, v) for v in value)
+
+
+def _positive(where: str, value: Any) -> float:
+    found = number(where, value)
+    if not 2.0**-60 <= found <= 2.0**20:
+        raise FormatError(need(f"{where} lies in 2**-60 .. 2**20", found, REWRITE))
+    return found
+
+
+def _zoom(where: str, value: Any) -> tuple[float, float]:
+    a, b = (_positive(where, v) for v in items(where, value, 2))
+    return a, b
+
+
 def _short(value: Any) -> str:
     """A repr that stays short; printing an enormous int would itself fail."""
     if type(value) is int and value.bit_length() > 128:
@@ -204,4 +233,27 @@ OPS: dict[str, OpSpec] = {
     "add": OpSpec((2, 2), {"clamp": _CLAMP, "y": _Y}),
     "clamp": OpSpec((1, 1), {"clamp": (_bounds, REQUIRED), "y": _Y}),
     "flatten": OpSpec((1, 1), {}),
+    "activation": OpSpec(
+        (1, 1), {"fn": (_one_of(*FUNCTIONS), REQUIRED), "params": (_numbers, ()), "y": _Y}
+    ),
+    "mul": OpSpec((2, 2), {"clamp": _CLAMP, "y": _Y}),
+    "concat": OpSpec((2, MAX_PARTS), {"y": _Y}),
+    "slice": OpSpec(
+        (1, 1), {"begin": (_count(MAX_CHANNELS, 0), 0), "end": (_count(MAX_CHANNELS), REQUIRED)}
+    ),
+    "pixel_shuffle": OpSpec((1, 1), {"factor": (_pair(1), REQUIRED), "crop": (_pair(0), _ZEROS)}),
+    "pixel_unshuffle": OpSpec((1, 1), {"factor": (_pair(1), REQUIRED)}),
+    "channel_shuffle": OpSpec((1, 1), {"groups": (_count(MAX_CHANNELS), REQUIRED)}),
+    "resize": OpSpec(
+        (1, 2),
+        {
+            "mode": (_one_of("nearest", "bilinear"), REQUIRED),
+            "align": (_flag, False),
+            "size": (_optional(_pair(1)), None),
+            "zoom": (_optional(_zoom), None),
+        },
+    ),
+    "unflatten": OpSpec((1, 1), {}),
+    "softmax": OpSpec((1, 1), {}),
+    "layer_norm": OpSpec((1, 1), {"w": _WEIGHT, "eps": (_positive, REQUIRED)}),
 }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ternary_ops.engine.ir import Graph, Node
@@ -73,11 +73,71 @@ def _shape(graph: Graph, node: Node, inputs: Sequence[Shape]) -> Shape:
     elif node.op == "adaptive_avg_pool2d":
         shape = (*x[:2], *at["size"])
         _need_window(math.prod(-(-a // b) + 1 for a, b in zip(x[2:], at["size"], strict=True)))
+    elif node.op in _MOVES:
+        return _MOVES[node.op](node, inputs)
     else:
         shape = x
     for other in inputs[1:]:
         _need_same("a second operand of shape", shape, other)
     return shape
+
+
+def _concat(node: Node, inputs: Sequence[Shape]) -> Shape:
+    x, *others = inputs
+    for other in others:
+        _need_same("a part of image size", x[2:], other[2:])
+    return x[0], sum(part[1] for part in inputs), *x[2:]
+
+
+def _mul(node: Node, inputs: Sequence[Shape]) -> Shape:
+    x, other = inputs
+    if len(x) == 2 or other[2:] != (1, 1):
+        _need_same("a second operand of shape", x, other)
+    return x
+
+
+def _shuffled(node: Node, inputs: Sequence[Shape]) -> Shape:
+    n, c, *image = inputs[0]
+    factor, crop = node.attrs["factor"], node.attrs.get("crop", (0, 0))
+    if node.op == "pixel_unshuffle":
+        if any(size % f for size, f in zip(image, factor, strict=True)):
+            wanted = f"an image size divisible by {list(factor)}"
+            raise UnsupportedShape(need(wanted, image, "Pad or crop the image."))
+        return n, c * math.prod(factor), *(a // f for a, f in zip(image, factor, strict=True))
+    sizes = [a * f - cut for a, f, cut in zip(image, factor, crop, strict=True)]
+    if min(sizes) < 1:
+        raise UnsupportedShape(need(f"more pixels than a crop of {crop}", image, "Use a larger."))
+    return n, c // math.prod(factor), *sizes
+
+
+def resized(node: Node, inputs: Sequence[Shape]) -> Shape:
+    """What a resize node makes of its input, or of both."""
+    x, at = inputs[0], node.attrs
+    if len(inputs) == 2:
+        sizes = inputs[1][2:]
+    elif at["size"] is not None:
+        sizes = at["size"]
+    else:
+        sizes = tuple(math.floor(a * z) for a, z in zip(x[2:], at["zoom"], strict=True))
+    if min(sizes) < 1:
+        raise UnsupportedShape(need("a resized image of at least 1 x 1", sizes, "Use a larger."))
+    return *x[:2], *sizes
+
+
+def _sliced(node: Node, inputs: Sequence[Shape]) -> Shape:
+    n, _, *image = inputs[0]
+    return n, node.attrs["end"] - node.attrs["begin"], *image
+
+
+_MOVES: dict[str, Callable[[Node, Sequence[Shape]], Shape]] = {
+    "concat": _concat,
+    "mul": _mul,
+    "pixel_shuffle": _shuffled,
+    "pixel_unshuffle": _shuffled,
+    "resize": resized,
+    "slice": _sliced,
+    "unflatten": lambda node, inputs: (*inputs[0], 1, 1),
+}
 
 
 def _need_same(what: str, wanted: Shape, got: Shape) -> None:

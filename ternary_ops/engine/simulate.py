@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_ops.engine.ir import Array, Graph, Node, Params
-from ternary_ops.engine.shapes import infer
-from ternary_ops.ops import codes, reference
+from ternary_ops.engine.shapes import infer, resized
+from ternary_ops.ops import codes, reference, reference_moves
 
 # A float array, or (q, scale, zero point): what the reference calls an operand.
 Operand: TypeAlias = Any
@@ -64,6 +64,19 @@ def _pick(x: Operand) -> Array:
     return array
 
 
+def _resize(graph: Graph, node: Node, operands: Sequence[Operand]) -> Array:
+    at = node.attrs
+    height, width = resized(node, [_pick(v).shape for v in operands])[2:]
+    size = height, width
+    return reference_moves.resize(operands[0], size, at["mode"], at["align"], at["zoom"])
+
+
+def _layer_norm(graph: Graph, node: Node, operands: Sequence[Operand]) -> Array:
+    w = graph.weight(node)
+    out = reference_moves.layer_norm(operands[0], w.array.ravel(), w.bias, node.attrs["eps"])
+    return out.astype(np.float32)
+
+
 def _activation(node: Node) -> dict[str, Any]:
     lo, hi = node.attrs["clamp"]
     return {"lo": lo, "hi": hi, "y": node.attrs["y"]}
@@ -80,4 +93,19 @@ _RUN: dict[str, Callable[[Graph, Node, Sequence[Operand]], Array]] = {
     "add": lambda g, node, v: reference.add(v[0], v[1], **_activation(node)),
     "clamp": lambda g, node, v: reference.clamp(v[0], **_activation(node)),
     "flatten": lambda g, node, v: reference.flatten(_pick(v[0])),
+    "activation": lambda g, node, v: reference_moves.activation(v[0], **node.attrs),
+    "mul": lambda g, node, v: reference_moves.mul(v[0], v[1], **_activation(node)),
+    "concat": lambda g, node, v: reference_moves.concat(v, **node.attrs),
+    "slice": lambda g, node, v: _pick(v[0])[:, node.attrs["begin"] : node.attrs["end"]],
+    "pixel_shuffle": lambda g, node, v: reference_moves.pixel_shuffle(_pick(v[0]), **node.attrs),
+    "pixel_unshuffle": lambda g, node, v: reference_moves.pixel_unshuffle(
+        _pick(v[0]), **node.attrs
+    ),
+    "channel_shuffle": lambda g, node, v: reference_moves.channel_shuffle(
+        _pick(v[0]), **node.attrs
+    ),
+    "resize": _resize,
+    "unflatten": lambda g, node, v: _pick(v[0])[:, :, None, None],
+    "softmax": lambda g, node, v: reference_moves.softmax(v[0]).astype(np.float32),
+    "layer_norm": _layer_norm,
 }

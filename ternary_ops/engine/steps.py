@@ -3,27 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
-from ternary_ops.engine.layers import Layer, Range, read_batchnorm, read_layer
-from ternary_ops.engine.match import (
-    SUPPORTED,
-    Consequence,
-    Op,
-    Unsupported,
-    match,
-    shape_of,
-    source,
+from ternary_ops.engine.layers import (
+    Layer,
+    Range,
+    read_batchnorm,
+    read_layer,
+    read_layer_norm,
+    read_transposed,
 )
+from ternary_ops.engine.match import SUPPORTED, match
+from ternary_ops.engine.node_facts import Consequence, Op, Unsupported, shape_of, source
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.trace import Chain, clamp_bounds, fused_chain, is_layer, module_of
 
 Bounds = tuple[float | None, float | None]
-_CLAMPS = ("conv2d", "linear", "add", "clamp")
+_CLAMPS = ("conv2d", "linear", "add", "mul", "clamp")
 
 
 @dataclass(eq=False)
@@ -50,11 +50,9 @@ def read_steps(traced: fx.GraphModule) -> list[Step]:
     Shapes must have been noted (`match.Shapes`). Raises one UnsupportedModel that lists every node
     without a program form.
     """
-    reader = _Reader(traced)
-    for node in traced.graph.nodes:
-        reader.read(node)
+    reader = _read(traced)
     if reader.problems:
-        lines = "".join(f"\n  {line}" for line in reader.problems)
+        lines = "".join(f"\n  {line}" for _, line in reader.problems)
         raise UnsupportedModel(
             need(
                 "every part of a compiled model needs a program form",
@@ -63,6 +61,26 @@ def read_steps(traced: fx.GraphModule) -> list[Step]:
             )
         )
     return _fuse_clamps(_reachable(reader.values[reader.output]))
+
+
+def unsupported(
+    traced: fx.GraphModule, islands: Collection[fx.Node] = ()
+) -> list[tuple[fx.Node, str]]:
+    """Every node without a program form, with its place and the reason; `islands` pass as inputs.
+
+    Shapes must have been noted.
+    """
+    return _read(traced, islands).problems
+
+
+def _read(traced: fx.GraphModule, islands: Collection[fx.Node] = ()) -> _Reader:
+    reader = _Reader(traced)
+    for node in traced.graph.nodes:
+        if node in islands:
+            reader.values[node] = Step("input", [])
+        else:
+            reader.read(node)
+    return reader
 
 
 def merge(first: Bounds, second: Bounds) -> Bounds:
@@ -82,7 +100,7 @@ class _Reader:
     """Turns traced nodes into steps, and collects what has no program form."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
-        self.problems: list[str] = []
+        self.problems: list[tuple[fx.Node, str]] = []
         self.values: dict[fx.Node, Step] = {}
         self.output: fx.Node
         self._layers: dict[str, Layer] = {}
@@ -94,7 +112,7 @@ class _Reader:
         """Add the steps of a node, or a problem."""
         if node.op == "placeholder":
             if self.values:
-                self.problems.append(f"{node.target}: a second input")
+                self.problems.append((node, f"{node.target}: a second input"))
                 return
             self.values[node] = Step("input", [])
         elif node.op == "output":
@@ -109,14 +127,14 @@ class _Reader:
             except Consequence:
                 pass
             except Unsupported as reason:
-                self.problems.append(f"{_place(node)}: {reason}")
+                self.problems.append((node, f"{_place(node)}: {reason}"))
 
     def _read_output(self, node: fx.Node) -> None:
         value = node.args[0]
         if isinstance(value, fx.Node) and value in self.values:
             self.output = value
         elif not self.problems:
-            self.problems.append(f"the output: one tensor is supported, this is {value}")
+            self.problems.append((node, f"the output: one tensor is supported, this is {value}"))
 
     def _chain(self, chain: Chain) -> Step:
         """A layer with what fuses behind it. A BatchNorm that would not fold becomes a step."""
@@ -130,17 +148,29 @@ class _Reader:
         return step
 
     def _ops(self, node: fx.Node, ops: Sequence[Op]) -> Step:
-        value = self._value(source(node))
+        operands = ops[0][1].pop("operands", None) if ops else None
+        inputs = [self._value(x) for x in operands or (source(node),)]
         for op, attrs in ops:
-            if op == "batchnorm":
-                value = self._batchnorm(node, value)
-            elif op == "add":
-                value = Step("add", [self._value(a) for a in node.args if isinstance(a, fx.Node)])
-            elif op == "clamp":
-                value = Step("clamp", [value], clamp=attrs["clamp"])
-            else:
-                value = Step(op, [value], attrs)
-        return value
+            inputs = [self._op(node, op, attrs, inputs)]
+        return inputs[0]
+
+    def _op(self, node: fx.Node, op: str, attrs: dict[str, Any], inputs: list[Step]) -> Step:
+        if op == "same":
+            return inputs[0]
+        if op == "batchnorm":
+            return self._batchnorm(node, inputs[0])
+        if op == "layer_norm":
+            layer = read_layer_norm(str(node.target), _module(module_of(node)))
+            return Step(op, inputs, layer.attrs, layer)
+        if op == "conv_transpose2d":
+            layer, shuffled = read_transposed(str(node.target), _module(module_of(node)))
+            return Step("pixel_shuffle", [Step("conv2d", inputs, layer.attrs, layer)], shuffled)
+        if op == "clamp":
+            return Step(op, inputs, clamp=attrs["clamp"])
+        if op == "sub":
+            negated = Step("activation", inputs[1:], {"fn": "affine", "params": (-1.0, 0.0)})
+            return Step("add", [inputs[0], negated])
+        return Step(op, inputs, attrs)
 
     def _layer(self, node: fx.Node, x: Step) -> Step:
         name, module = str(node.target), module_of(node)

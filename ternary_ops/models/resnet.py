@@ -141,6 +141,11 @@ def resnet18(num_classes: int = 1000) -> ResNet:
     return ResNet(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), num_classes, large_stem=True)
 
 
+def resnet34(num_classes: int = 1000) -> ResNet:
+    """ResNet-34 for 224x224 images: 21.8 M parameters, 3.7 G multiply-adds."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, large_stem=True)
+
+
 def resnet50(num_classes: int = 1000) -> ResNet:
     """ResNet-50 for 224x224 images: 25.6 M parameters, 4.1 G multiply-adds."""
     return ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, large_stem=True)

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drop-in layers: trainable fake-quantized twins of torch.nn, and packed ones for inference."""
+"""Drop-in layers: trainable fake-quantized twins of torch.nn, packed ones for inference, and float
+ones whose weights are mostly zero blocks.
+"""
 
 from ternary_ops.nn._base import TernaryLayer
+from ternary_ops.nn._blocks import BlockSparseLayer
+from ternary_ops.nn.blocks import BlockSparseConv2d, BlockSparseLinear
 from ternary_ops.nn.conv import TernaryConv2d
 from ternary_ops.nn.linear import TernaryLinear
 from ternary_ops.nn.packed import PackedConv2d, PackedLayer, PackedLinear
 
 __all__ = [
+    "BlockSparseConv2d",
+    "BlockSparseLayer",
+    "BlockSparseLinear",
     "PackedConv2d",
     "PackedLayer",
     "PackedLinear",

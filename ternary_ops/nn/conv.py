@@ -11,18 +11,8 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedShape, need
 from ternary_ops.nn._base import TernaryLayer
+from ternary_ops.nn.geometry import GEOMETRY
 from ternary_ops.quantize.config import TernaryConfig
-
-_ARGUMENTS = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "padding_mode",
-)
 
 
 class TernaryConv2d(TernaryLayer):
@@ -70,7 +60,7 @@ class TernaryConv2d(TernaryLayer):
             device,
             dtype,
         )
-        for name in _ARGUMENTS:
+        for name in GEOMETRY:
             setattr(self, name, getattr(twin, name))
         self._edges = tuple(twin._reversed_padding_repeated_twice)
         self._adopt(twin.weight, twin.bias, config)
@@ -78,7 +68,7 @@ class TernaryConv2d(TernaryLayer):
     @classmethod
     def from_float(cls, m: nn.Conv2d, config: TernaryConfig = TernaryConfig()) -> TernaryConv2d:  # noqa: B008
         """The layer that takes over m's parameters (the same objects, not copies)."""
-        arguments: dict[str, Any] = {name: getattr(m, name) for name in _ARGUMENTS}
+        arguments: dict[str, Any] = {name: getattr(m, name) for name in GEOMETRY}
         layer = cls(**arguments, bias=m.bias is not None, device="meta", config=config)
         layer._adopt(m.weight, m.bias, config)
         return layer.train(m.training)
@@ -91,7 +81,7 @@ class TernaryConv2d(TernaryLayer):
         return twin.train(self.training)
 
     def _twin(self) -> nn.Conv2d:
-        arguments: dict[str, Any] = {name: getattr(self, name) for name in _ARGUMENTS}
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in GEOMETRY}
         return nn.Conv2d(**arguments, bias=self.bias is not None, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ternary_ops import ops
@@ -17,6 +16,7 @@ from ternary_ops._native import core
 from ternary_ops.errors import BadConfig, UnsupportedShape, need
 from ternary_ops.nn._base import result_dtype
 from ternary_ops.nn.conv import TernaryConv2d
+from ternary_ops.nn.geometry import ConvGeometry
 from ternary_ops.nn.linear import TernaryLinear
 from ternary_ops.ops import codes as layout
 from ternary_ops.ops._decode import decode_weight
@@ -257,21 +257,12 @@ class PackedLinear(PackedLayer):
         return f"{twin}, {super().extra_repr()}"
 
 
-class PackedConv2d(PackedLayer):
+class PackedConv2d(ConvGeometry, PackedLayer):
     """torch.nn.Conv2d with packed weights; x [N, C, H, W] or [C, H, W] of any float dtype.
 
     The arguments of torch.nn.Conv2d, then `weights`: "ternary" or "int8". A new layer holds zeros:
     fill it with load_state_dict, or use from_layer.
     """
-
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: str | tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    padding_mode: str
 
     def __init__(
         self,
@@ -288,26 +279,17 @@ class PackedConv2d(PackedLayer):
         weights: str = "ternary",
     ) -> None:
         super().__init__()
-        self._arguments: dict[str, Any] = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "kernel_size": kernel_size,
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-            "bias": bias,
-            "padding_mode": padding_mode,
-        }
-        twin = self._twin()  # torch.nn.Conv2d checks the arguments and completes them
-        for name in self._arguments.keys() - {"bias"}:
-            setattr(self, name, getattr(twin, name))
-        left, right, top, bottom = twin._reversed_padding_repeated_twice
-        self._inner_padding: tuple[int, int] = (top, left)
-        self._edges: list[int] | None = None
-        if padding_mode != "zeros" or (left, top) != (right, bottom):
-            # The kernels pad with zeros, evenly; anything else is padded before.
-            self._inner_padding, self._edges = (0, 0), [left, right, top, bottom]
+        self._set_geometry(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+        )
         shape = (out_channels, *self.kernel_size, in_channels // groups)
         self._allocate(shape, bias, weights, device)
 
@@ -334,16 +316,6 @@ class PackedConv2d(PackedLayer):
         twin = self._twin()
         self._fill_float(twin)
         return twin
-
-    def _pad(self, x: Tensor) -> Tensor:
-        if self._edges is None:
-            return x
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        padded: Tensor = F.pad(x, self._edges, mode=mode)
-        return padded
-
-    def _twin(self) -> nn.Conv2d:
-        return nn.Conv2d(**self._arguments, device="meta")
 
     def _operator(self, x: Tensor, **quantization: Any) -> Tensor:
         run = ops.sparse_conv2d if self.kind == "sparse" else ops.conv2d

@@ -48,10 +48,14 @@ def from_dense(weight: torch.Tensor, block: tuple[int, int]) -> Blocks:
 
 
 def from_bsr(matrix: torch.Tensor) -> Blocks:
-    """Take over a torch.sparse_bsr [N, K] matrix (a linear layer or a 1x1 filter)."""
-    if matrix.layout != torch.sparse_bsr:
+    """Take over a torch.sparse_bsr matrix [N, K], or [O, R*S*I] of a filter with I innermost.
+
+    Raises UnsupportedShape for another layout, a batch of matrices, or a block with dense axes.
+    """
+    if matrix.layout != torch.sparse_bsr or matrix.dim() != 2 or matrix.dense_dim():
+        got = f"{matrix.layout} {list(matrix.shape)}"
         raise UnsupportedShape(
-            need("from_bsr needs torch.sparse_bsr", matrix.layout, "Call .to_sparse_bsr(block).")
+            need("from_bsr needs one torch.sparse_bsr matrix", got, "Call .to_sparse_bsr(block).")
         )
     return Blocks(matrix.values(), matrix.crow_indices(), matrix.col_indices())
 

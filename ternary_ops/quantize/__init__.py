@@ -4,17 +4,22 @@
 from ternary_ops.quantize.calibrate import calibrate
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import pack_, quantize_
+from ternary_ops.quantize.fallback import FallbackReport, fallback_
 from ternary_ops.quantize.files import load, save
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.plan import Plan, PlanRow, plan
+from ternary_ops.quantize.sensitivity import SensitivityReport, sensitivity
 from ternary_ops.quantize.ternarize import Ternarizer, ptq, register_ternarizer
 
 __all__ = [
+    "FallbackReport",
     "Plan",
     "PlanRow",
+    "SensitivityReport",
     "TernaryConfig",
     "Ternarizer",
     "calibrate",
+    "fallback_",
     "fold_batchnorm_",
     "load",
     "pack_",
@@ -23,4 +28,5 @@ __all__ = [
     "quantize_",
     "register_ternarizer",
     "save",
+    "sensitivity",
 ]

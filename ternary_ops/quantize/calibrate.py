@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.histogram import METHODS, Histogram
-from ternary_ops.quantize.trace import fused_chain, is_pass, module_of, trace
+from ternary_ops.quantize.trace import fused_chain, is_pass, module_of, trace_around
 
 _log = logging.getLogger(__name__)
 _MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
@@ -23,28 +25,34 @@ _MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, batches: Iterable[Any], method: str = "mse", percentile: float = 99.99
+    model: nn.Module,
+    batches: Iterable[Any],
+    method: str = "mse",
+    percentile: float = 99.99,
+    rules: Mapping[str, str | float] | None = None,
 ) -> None:
     """Set `input_range` of every layer with uint8 activations, and `output_range` where needed.
 
     batches     tensors, or tuples whose first element is the input; moved to the model's device
     method      "minmax"; "percentile" (of each side, see `percentile`); "mse": the clipping that
                 makes the squared quantization error smallest
+    rules       globs on layer names -> another method, or a number: that percentile. The last match
+                counts, for the layer's input and output range
 
     `output_range` is for values that no layer reads as its input: what a layer, with the BatchNorm,
     residual add and activation fused behind it, hands to a pool or to another's residual add. It is
-    found by tracing; a model that torch.fx cannot trace gets input ranges alone, with a warning.
+    found by tracing, around modules that torch.fx cannot trace; where that is the model itself, it
+    gets input ranges alone, with a warning.
 
     What is observed is the network in eval mode, with float activations and weights as their phase
-    has them: calling again gives the same ranges. The former mode is restored. Raises BadConfig for
-    an unknown method, UnsupportedModel without any batch or when an activation is not finite; then
+    has them: calling again gives the same ranges. The former mode is restored. Input ranges are
+    parameters, from which training goes on.
+
+    Raises BadConfig for an unknown method, a percentile that is not in 50 to 100 or a glob that
+    matches no layer, UnsupportedModel without any batch or when an activation is not finite; then
     the former ranges stay.
     """
-    if method not in METHODS:
-        names = ", ".join(map(repr, METHODS))
-        raise BadConfig(need(f"method is one of {names}", repr(method), "Pick one."))
-    if not 50.0 < percentile <= 100.0:
-        raise BadConfig(need("percentile lies in 50 to 100", percentile, "99.99 is usual."))
+    _check(method, percentile)
     layers = {
         module: name
         for name, module in model.named_modules()
@@ -53,19 +61,46 @@ def calibrate(
     if not layers:
         do = "Call quantize_ first."
         raise UnsupportedModel(need("calibrating needs layers with uint8 activations", "none", do))
+    choices = _choices(layers.values(), (method, percentile), rules or {})
     inputs = {layer: Histogram(f"the input of {name}") for layer, name in layers.items()}
     outputs: dict[tnn.TernaryLayer, Histogram] = {}
     with _observing(model, layers):
         run = _runner(model, layers, outputs)
         with _hooks(inputs):
-            _run(run, model, batches)
+            for x, _ in samples(model, batches):
+                run(x)
     for seen, attribute in ((inputs, "input_range"), (outputs, "output_range")):
         for layer, histogram in seen.items():
             if histogram.count == 0:
                 _log.warning("%s was never computed: its range stays unset", histogram.name)
                 continue
-            found = torch.tensor(histogram.range(method, percentile))
+            found = torch.tensor(histogram.range(*choices[layers[layer]]))
             getattr(layer, attribute).data.copy_(found)
+
+
+def _check(method: object, percentile: float) -> tuple[str, float]:
+    if not isinstance(method, str) or method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
+        raise BadConfig(need(f"method is one of {names}", repr(method), "Pick one."))
+    if not 50.0 < percentile <= 100.0:
+        raise BadConfig(need("percentile lies in 50 to 100", percentile, "99.99 is usual."))
+    return method, percentile
+
+
+def _choices(
+    names: Iterable[str], default: tuple[str, float], rules: Mapping[str, str | float]
+) -> dict[str, tuple[str, float]]:
+    """Method and percentile of every layer."""
+    choices = dict.fromkeys(names, default)
+    for glob, rule in rules.items():
+        number = isinstance(rule, (int, float)) and not isinstance(rule, bool)
+        choice = _check("percentile", float(rule)) if number else _check(rule, default[1])
+        matched = [name for name in choices if fnmatchcase(name, glob)]
+        if not matched:
+            what = f"every glob in rules must match a layer with a range ({', '.join(choices)})"
+            raise BadConfig(need(what, repr(glob), "Correct it or leave it out."))
+        choices.update(dict.fromkeys(matched, choice))
+    return choices
 
 
 def _runner(
@@ -75,10 +110,12 @@ def _runner(
 ) -> Callable[[Tensor], object]:
     """What to call with a batch: an interpreter that also observes outputs, or just the model."""
     try:
-        graph_module = trace(model)
+        graph_module, failed = trace_around(model)
     except UnsupportedModel as error:
         _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
         return model
+    for part in failed:
+        _log.warning("output ranges inside %s stay unset: %s", part.path, part)
     watched: dict[fx.Node, Histogram] = {}
     for node in graph_module.graph.nodes:
         layer = module_of(node)
@@ -163,23 +200,3 @@ def _hooks(inputs: dict[tnn.TernaryLayer, Histogram]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _run(run: Callable[[Tensor], object], model: nn.Module, batches: Iterable[Any]) -> None:
-    device = next(model.parameters()).device
-    seen = 0
-    for batch in batches:
-        x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(x, Tensor):
-            raise UnsupportedModel(
-                need(
-                    "a batch is a tensor, or a tuple that starts with one",
-                    type(x).__name__,
-                    "Convert it first.",
-                )
-            )
-        run(x.to(device))
-        seen += len(x)
-    if seen == 0:
-        do = "Pass a few dozen samples."
-        raise UnsupportedModel(need("calibrating needs at least one sample", "none", do))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,40 +27,82 @@ _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "rel
 _CLAMP: tuple[Any, ...] = (torch.clamp, torch.clamp_, torch.clip, "clamp", "clamp_", "clip")
 _HARDTANH: tuple[Any, ...] = (F.hardtanh, F.hardtanh_)
 _PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 
+class TraceFailed(UnsupportedModel):
+    """torch.fx cannot trace the module at `path` ("" for the model itself)."""
+
+    path: str = ""
+
+
 class _Tracer(fx.Tracer):
+    def __init__(self, whole: Collection[nn.Module]) -> None:
+        super().__init__()
+        self._whole = set(whole)
+        self.failed: str | None = None
+
+    def call_module(
+        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As the base class, and remember the innermost module that raises."""
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = self.path_of_module(m)
+            raise
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """nn.*, ternary_ops.nn.* and whatever subclasses a weighted nn layer stay whole."""
-        whole = _ours(m) or isinstance(m, _WEIGHTED)
+        whole = m in self._whole or _ours(m) or isinstance(m, _WEIGHTED)
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.GraphModule:
     """Symbolic trace of `model.forward`; the graph module shares its submodules with `model`.
 
-    Arguments of forward that have a default are constants at that default. Raises UnsupportedModel
-    with the reason when control flow depends on a tensor, or anything else stops the trace.
+    Arguments of forward that have a default are constants at that default; the modules in `whole`
+    are not looked into. Raises TraceFailed, an UnsupportedModel, with the reason when control flow
+    depends on a tensor, or anything else stops the trace.
     """
     parameters = inspect.signature(model.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    tracer = _Tracer(whole)
     try:
-        graph = _Tracer().trace(model, concrete_args=defaults or None)
+        graph = tracer.trace(model, concrete_args=defaults or None)
     except Exception as error:  # the model's own code runs here: whatever it raises is the reason
-        raise UnsupportedModel(
+        where = f"{tracer.failed} of " if tracer.failed else ""
+        failed = TraceFailed(
             need(
                 "torch.fx must be able to trace the model (no control flow on tensors)",
-                f"{type(error).__name__} from {type(model).__name__}: {error}",
+                f"{type(error).__name__} from {where}{type(model).__name__}: {error}",
                 "Rewrite that line with tensor operations, or give it a module of its own.",
             )
-        ) from error
+        )
+        failed.path = tracer.failed or ""
+        raise failed from error
     _drop_constant_arguments(graph)
     traced = fx.GraphModule(model, graph)
     name_inplace_results(traced.graph)
     traced.recompile()
     return traced
+
+
+def trace_around(model: nn.Module) -> tuple[fx.GraphModule, list[TraceFailed]]:
+    """As `trace`, with the modules that cannot be traced kept whole: why, one error each. Raises
+    TraceFailed where that is the model itself.
+    """
+    failed: list[TraceFailed] = []
+    while True:
+        try:
+            return trace(model, [model.get_submodule(error.path) for error in failed]), failed
+        except TraceFailed as error:
+            if not error.path:
+                raise
+            failed.append(error)
 
 
 def _drop_constant_arguments(graph: fx.Graph) -> None:
@@ -91,10 +134,15 @@ def is_layer(node: fx.Node) -> bool:
 
 
 def is_pass(node: fx.Node) -> bool:
-    """True for what changes nothing in eval mode: Identity, Dropout, contiguous()."""
-    dropout = node.op == "call_function" and node.target is F.dropout
+    """True for what changes nothing in eval mode: Identity, Dropout and its kin, contiguous()."""
     same = node.op == "call_method" and node.target == "contiguous"
-    return dropout or same or isinstance(module_of(node), _PASS)
+    return _drops(node) or same or isinstance(module_of(node), _PASS)
+
+
+def _drops(node: fx.Node) -> bool:
+    """A dropout function, or torchvision's stochastic depth (which fx does not look into)."""
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and (node.target in _DROPOUTS or name == "stochastic_depth")
 
 
 def is_batchnorm(node: fx.Node) -> bool:

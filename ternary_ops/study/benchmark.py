@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of a pruned ternary network beside other engines: what `ternary-ops bench` runs."""
+"""Times of a program, node by node and beside other engines: what `ternary-ops bench` runs."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,151 +11,177 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
-import ternary_ops as tops
-from ternary_ops import models, runtime
+from ternary_ops import runtime
 from ternary_ops.engine.shapes import infer, macs
 from ternary_ops.engine.simulate import simulate
-from ternary_ops.errors import MissingExtra, need
 from ternary_ops.reporting import bars, new_figure, save_figure
-from ternary_ops.study.timing import Call, int8_rival, interleaved, torch_call, torch_threads
+from ternary_ops.runtime import Program
+from ternary_ops.study import networks
+from ternary_ops.study.agreement import agreement
+from ternary_ops.study.rivals import Engine, engines
+from ternary_ops.study.timing import interleaved, torch_threads
 
 # Image size of the comparison with the NumPy reference, which is slow.
 _CHECKED = 48
+_SAMPLES, _COMPARED = 16, 8
+_REPEATS = 21
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A network, its input shape, and how to measure."""
+class Settings:
+    """batch images at once on `threads`, measured for about `seconds`, at a share of `zeros`."""
 
-    model: nn.Module
-    shape: tuple[int, ...]
+    batch: int
     zeros: float
     threads: int
     seconds: float
 
 
-def network(name: str) -> nn.Module:
-    """One of ternary_ops.models, with the random weights of seed 0."""
-    torch.manual_seed(0)
-    model: nn.Module = getattr(models, name)()
-    return model.eval()
+@dataclass(frozen=True)
+class Result:
+    """engines: a row each; nodes: a row per node of the program."""
+
+    engines: list[Row]
+    nodes: list[Row]
+
+    @property
+    def match(self) -> bool:
+        """Whether every engine computed the same network."""
+        return all(row["match"] == "yes" for row in self.engines)
+
+    def rows(self) -> list[Row]:
+        """Both as one table, for CSV: engines leave the columns of nodes empty."""
+        columns = dict.fromkeys(key for row in [*self.engines, *self.nodes] for key in row)
+        nodes = [{"engine": "ternary-ops", **node} for node in self.nodes]
+        return [{key: row.get(key, "") for key in columns} for row in [*self.engines, *nodes]]
 
 
-def one_layer(op: str, sizes: Sequence[int]) -> tuple[nn.Module, tuple[int, ...]]:
-    """A network of one layer, and the shape of one input; the filter is padded to keep H and W."""
-    torch.manual_seed(0)
-    if op == "linear":
-        k, n = sizes
-        return nn.Sequential(nn.Linear(k, n)).eval(), (k,)
-    c, h, w, o, kernel = sizes
-    layer = nn.Conv2d(c, o, kernel, padding=kernel // 2)
-    return nn.Sequential(layer, nn.ReLU()).eval(), (c, h, w)
+def one_layer(op: str, sizes: Sequence[int]) -> tuple[Callable[[], nn.Module], tuple[int, ...]]:
+    """A builder of a network of one layer, and the shape of one input; H and W are kept."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        if op == "linear":
+            return nn.Sequential(nn.Linear(sizes[0], sizes[1])).eval()
+        layer = nn.Conv2d(sizes[0], sizes[3], sizes[4], padding=sizes[4] // 2)
+        return nn.Sequential(layer, nn.ReLU()).eval()
+
+    return build, (sizes[0],) if op == "linear" else tuple(sizes[:3])
 
 
-def measure(case: Case, against: Sequence[str], prune_all: bool) -> list[dict[str, Any]]:
-    """One row per engine: milliseconds of the whole batch and how many times ours it takes.
+def of_layer(op: str, sizes: Sequence[int], settings: Settings, against: Sequence[str]) -> Result:
+    """Time one ternary layer of random weights on random inputs."""
+    build, shape = one_layer(op, sizes)
+    draw = torch.Generator().manual_seed(0)
+    x, sample = (torch.rand((n, *shape), generator=draw) for n in (settings.batch, _SAMPLES))
+    net = networks.pruned(build, x, sample, settings.zeros, every_layer=True)
+    return _measure(net, sample, sample[:_COMPARED], settings, against)
 
-    prune_all: make even the layers ternary that a plan leaves at int8.
-    """
-    x = torch.rand(case.shape, generator=torch.Generator().manual_seed(0))
-    trained = _ternary(case, x, prune_all)
-    program = tops.compile(trained, x)
-    array = x.numpy()
-    part = np.ascontiguousarray(array[:, :, :_CHECKED, :_CHECKED] if array.ndim == 4 else array)
-    match = bool(np.array_equal(program(part), simulate(program.graph, part)[-1]))
-    calls: dict[str, Call] = {"ternary-ops": lambda: program(array)}
-    notes = {"ternary-ops": f"isa {runtime.isa()}"}
-    for name in against:
-        for engine, call, note in _RIVALS[name](case, x):
-            calls[engine], notes[engine] = call, note
-    with torch_threads(case.threads), runtime.num_threads(case.threads):
-        ms = interleaved(calls, case.seconds) if match else dict.fromkeys(calls, float("nan"))
+
+def of_network(
+    name: str, size: int | None, settings: Settings, against: Sequence[str], pattern: str
+) -> Result:
+    """Time a network of `networks.SHAPES`, on real images where there are any."""
+    channels, side = networks.shape_of(name, size)
+    net = networks.by_name(name, settings.zeros, pattern, settings.batch, size, samples=_SAMPLES)
+    sample = networks.images(_SAMPLES, channels, side)
+    seen = networks.images(_COMPARED, channels, side, start=_SAMPLES)
+    return _measure(net, sample, seen, settings, against)
+
+
+def of_file(path: str, size: int | None, settings: Settings) -> Result:
+    """Time a saved program on random images of the size it was compiled with, or `size`."""
+    program = runtime.load(path)
+    shape = (settings.batch, *program.sample[1:])
+    if size is not None and len(shape) == 4:
+        shape = (*shape[:2], size, size)
+    x = np.random.default_rng(0).random(shape, np.float32)
+    ours = Engine("ternary-ops", program, f"isa {runtime.isa()}")
+    with torch_threads(settings.threads), runtime.num_threads(settings.threads):
+        agrees = {"ternary-ops": exact(program, x)}
+        return _result(program, x, [ours], agrees, settings)
+
+
+def exact(program: Program, x: NDArray[np.float32]) -> bool:
+    """Whether a corner of one input gives, bit for bit, what the NumPy reference gives."""
+    corner = np.ascontiguousarray(x[:1, :, :_CHECKED, :_CHECKED] if x.ndim == 4 else x[:1])
+    return bool(np.array_equal(program(corner), simulate(program.graph, corner)[-1]))
+
+
+def _measure(
+    net: networks.Pruned,
+    sample: torch.Tensor,
+    seen: torch.Tensor,
+    settings: Settings,
+    against: Sequence[str],
+) -> Result:
+    x, threads = np.ascontiguousarray(net.x.numpy()), settings.threads
+    with torch_threads(threads), runtime.num_threads(threads), torch.inference_mode():
+        found = engines(against, net.dense, net.x, sample, threads)
+        ours = Engine("ternary-ops", net.program, f"isa {runtime.isa()}")
+        wanted = net.dense(seen).numpy()
+        agrees = {
+            e.name: agreement(e.in_batches(seen.numpy(), len(x)), wanted).match
+            for e in (ours, *found)
+        }
+        agrees["ternary-ops"] &= exact(net.program, x)
+        return _result(net.program, x, [ours, *found], agrees, settings)
+
+
+def _result(
+    program: Program,
+    x: NDArray[np.float32],
+    found: Sequence[Engine],
+    agrees: dict[str, bool],
+    settings: Settings,
+) -> Result:
+    """Rows; a time of ours, and every ratio, stands only where results match."""
+    ms = interleaved({e.name: partial(e.run, x) for e in found}, settings.seconds)
+    own = ms["ternary-ops"] if agrees["ternary-ops"] else float("nan")
     count = sum(macs(program.graph, infer(program.graph, x.shape[0], *x.shape[2:])))
+    rows = []
+    for engine in found:
+        time = ms[engine.name] if agrees[engine.name] else float("nan")
+        rows.append(
+            {
+                "engine": engine.name,
+                "ms": time,
+                "times ours": time / own,
+                "dense GMAC/s": count / time / 1e6,
+                "match": "yes" if agrees[engine.name] else "NO",
+                "note": engine.note,
+            }
+        )
+    return Result(rows, _nodes(program, x))
+
+
+def _nodes(program: Program, x: NDArray[np.float32]) -> list[Row]:
     return [
         {
-            "engine": name,
-            "ms": ms[name],
-            "times ours": ms[name] / ms["ternary-ops"],
-            "dense GMAC/s": count / ms[name] / 1e6,
-            "match": ("yes" if match else "NO") if name == "ternary-ops" else "-",
-            "note": notes[name],
+            "node": row["node"],
+            "op": row["op"],
+            "layer": row["name"],
+            "shape": "x".join(map(str, row["shape"])),
+            "ms": row["ms"],
+            "density": row["density"],
+            "GMAC/s": row["gmac_s"],
+            "% of ceiling": None if row["of_ceiling"] is None else 100 * row["of_ceiling"],
         }
-        for name in calls
+        for row in program.profile(x, _REPEATS)
     ]
 
 
-def plot(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Save a bar per engine."""
-    figure, (axes,) = new_figure(1)
-    bars(axes, [row["engine"] for row in rows], [row["ms"] for row in rows], "ms")
+def plot(result: Result, path: str | Path) -> None:
+    """Save a chart: ms of every engine, and of every node. Raises MissingExtra."""
+    figure, (beside, inside) = new_figure(2)
+    known = [row for row in result.engines if row["ms"] == row["ms"]]
+    bars(beside, [row["engine"] for row in known], [row["ms"] for row in known], "ms", False, True)
+    names = [f"{row['node']} {row['layer'] or row['op']}" for row in result.nodes]
+    figure.set_figheight(max(3.6, 0.14 * len(names)))
+    bars(inside, names, [row["ms"] for row in result.nodes], "ms, ternary-ops", False, True)
     save_figure(figure, path)
-
-
-def _ternary(case: Case, x: Tensor, prune_all: bool) -> nn.Module:
-    """The network with ternary weights, each layer pruned in one step, ranges from x."""
-    model = copy.deepcopy(case.model)
-    config = tops.TernaryConfig(zeros=case.zeros, scope="layer")
-    tops.quantize_(model, tops.plan(model, config, rules={"*": config} if prune_all else None))
-    tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()
-    tops.calibrate(model, [x])
-    return model.eval()
-
-
-Engine = tuple[str, Call, str]
-
-
-def _torch(case: Case, x: Tensor) -> list[Engine]:
-    version = f"torch {torch.__version__}"
-    engines: list[Engine] = [("torch fp32", torch_call(case.model, x), version)]
-    rival, note = int8_rival(case.model, x)
-    if rival is not None:
-        engines.append(("torch int8", torch_call(rival, x), f"engine {note}"))
-    return engines
-
-
-def _openvino(case: Case, x: Tensor) -> list[Engine]:
-    try:
-        import openvino
-    except ImportError as error:
-        raise _missing("openvino") from error
-    network = openvino.convert_model(case.model, example_input=x)
-    options = {"INFERENCE_NUM_THREADS": case.threads, "PERFORMANCE_HINT": "LATENCY"}
-    array, note = x.numpy(), f"openvino {openvino.__version__.partition('-')[0]}"
-    engines: dict[str, Engine] = {}
-    # Left alone, it computes in bfloat16 where the processor can: fast, but not float32.
-    for precision in ({"INFERENCE_PRECISION_HINT": "f32"}, {}):
-        compiled = openvino.Core().compile_model(network, "CPU", {**options, **precision})
-        used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        name = f"openvino {used.replace('f32', 'fp32')}"
-        engines.setdefault(name, (name, partial(compiled, array), note))
-    return list(engines.values())
-
-
-def _onnxruntime(case: Case, x: Tensor) -> list[Engine]:
-    try:
-        import onnx  # noqa: F401  (torch.onnx.export writes through it)
-        import onnxruntime
-    except ImportError as error:
-        raise _missing("onnxruntime and onnx") from error
-    import io
-
-    file = io.BytesIO()
-    torch.onnx.export(case.model, (x,), file, input_names=["x"], dynamo=False)  # type: ignore[arg-type]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = case.threads
-    session = onnxruntime.InferenceSession(
-        file.getvalue(), options, providers=["CPUExecutionProvider"]
-    )
-    given = {"x": x.numpy()}
-    note = f"onnxruntime {onnxruntime.__version__}"
-    return [("onnxruntime fp32", lambda: session.run(None, given), note)]
-
-
-_RIVALS = {"torch": _torch, "openvino": _openvino, "onnxruntime": _onnxruntime}
-
-
-def _missing(package: str) -> MissingExtra:
-    do = "pip install 'ternary-ops[bench]'"
-    return MissingExtra(need(f"this comparison needs {package}", "none installed", do))

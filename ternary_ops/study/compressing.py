@@ -6,10 +6,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from ternary_ops import reporting
 from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import TernaryOpsError, UnsupportedModel, need
 from ternary_ops.io.atomic import replace_file
+from ternary_ops.progress import Progress
 from ternary_ops.study.data import Split
 from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
 from ternary_ops.study.isolated import run_without_torch
@@ -29,13 +29,6 @@ from ternary_ops.study.timing import int8_rival, per_image, torch_threads
 CALIBRATION = 256
 # Images at once: one, the latency that a user feels, and enough to hide the cost of each call.
 BATCHES = (1, 64)
-
-
-class Progress(Protocol):
-    """Who watches: one bar per stage."""
-
-    def stage(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
-        """Enter a stage of `steps`; call what it gives after each."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@
 
 #include "engine/engine.h"
 #include "engine/ops.h"
-#include "engine/rows.h"
+#include "engine/row_weights.h"
 #include "engine/threads.h"
 #include "isa/error.h"
 #include "isa/isa.h"
@@ -308,6 +308,27 @@ void test_grid_bounds(Rng& g) {
   }
 }
 
+// Blocks of 1, 2 or 4 outputs x 3 inputs at one tap, of values with all, 11 or 8 bits: every form
+// that sparse float weights are packed in. Some values are float16's subnormals.
+void draw_blocks(Rng& g, const Case& c, float* w) {
+  const int64_t taps = c.r * c.s, rows = int64_t{1} << g.in(0, 2);
+  const int bits = static_cast<int>(g.in(0, 2));
+  std::vector<bool> kept(static_cast<size_t>(c.o * taps * c.i));
+  for (size_t k = 0; k < kept.size(); ++k) kept[k] = g.in(0, 2) == 0;
+  for (int64_t k = 0; k < c.o * taps * c.i; ++k) {
+    const int64_t o = k / (taps * c.i) / rows * rows, rest = k % (taps * c.i);
+    float v = g.real(-1, 1) * (g.in(0, 15) ? 1.0f : 1e-6f);
+    if (bits == 1) v = std::nearbyint(v * 0x1p10f) * 0x1p-10f * (g.in(0, 15) ? 1.0f : 0x1p-14f);
+    if (bits == 2) {
+      uint32_t u;
+      std::memcpy(&u, &v, 4);
+      u &= 0xffff0000u;
+      std::memcpy(&v, &u, 4);
+    }
+    w[k] = kept[static_cast<size_t>(o * taps * c.i + rest / 3 * 3)] ? v : 0.0f;
+  }
+}
+
 void test_float_conv(Rng& g) {
   Case c = draw(g);
   const int64_t oh = window_out(c.h, c.r, c.window.stride_h, c.window.pad_h, c.window.dil_h);
@@ -315,7 +336,7 @@ void test_float_conv(Rng& g) {
   Guarded x(static_cast<size_t>(c.n * c.groups * c.i * c.h * c.w) * 4, 4),
       w(static_cast<size_t>(c.o * c.r * c.s * c.i) * 4, 4);
   for (size_t k = 0; k < x.size() / 4; ++k) x.as<float>()[k] = g.real(-2, 2);
-  for (size_t k = 0; k < w.size() / 4; ++k) w.as<float>()[k] = k % 3 ? g.real(-1, 1) : 0.0f;
+  draw_blocks(g, c, w.as<float>());
   const std::vector<float> ones(static_cast<size_t>(c.o), 1.0f);
   for (const bool sparse : {false, true})
     for (const IsaReport& isa : isa_report()) {

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
-from ternary_ops.study.compressing import Progress
+
+class Progress(Protocol):
+    """Who watches: one bar per stage."""
+
+    def stage(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+        """Enter a stage of `steps`; call what it gives after each."""
 
 
 class _Lines:
@@ -46,10 +51,11 @@ def progress_bars(quiet: bool = False) -> Iterator[Progress]:
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
     except ImportError:
         yield _Lines(quiet)
         return
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with RichProgress(*columns, console=Console(stderr=True)) as progress:
         yield _Bars(progress)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/rows.h"
+#include "engine/row_weights.h"
 
 #include <cstring>
 #include <string>
@@ -88,12 +88,6 @@ int8_t weight_of(RowCodes codes, const uint8_t* row, int64_t k) {
   if (codes == RowCodes::kTwoBit) return static_cast<int8_t>((byte >> (2 * j) & 3) - 1);
   for (int64_t digit = 0; digit < j; ++digit) byte = byte * 3 & 0xff;
   return static_cast<int8_t>((byte * 3 >> 8) - 1);
-}
-
-[[noreturn]] void bad_blob(const char* what) {
-  throw Error(ErrorKind::kBadWeights,
-              std::string("packed weights are not valid: ") + what +
-                  ".\n  Make them with prepack in this version of ternary_ops.");
 }
 
 }  // namespace

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Float weights of which most are absent, as kernels/block_sparse.inl reads them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/table.h"
+
+namespace tops {
+
+struct WeightShape;
+
+// How many neighboring output channels share their entries is the packing's choice: the cheapest
+// for where the nonzero weights are, whatever the blocks were called. Values that all are exact in
+// 16 bits are kept in 16 bits.
+//
+// In a blob: int32 channels, int32 values, int64 rows[groups + 1], int32 columns[count + count % 2]
+// (input cell * taps + tap, rising within a group), the values [count][channels], 64 zero bytes.
+struct BlockView {
+  int64_t channels = 0;  // 0: the weights have another form
+  Values values = Values::kFloat32;
+  const int64_t* rows = nullptr;
+  const int32_t* columns = nullptr;
+  const uint8_t* data = nullptr;
+  int64_t count = 0;  // entries
+
+  // For the kernel, given the offset of each column. Throws kBadWeights on a column outside.
+  // offsets must live as long as the result; it stays empty where the columns are the offsets: one
+  // row of a matrix, where another pass over the entries would cost as much as their products.
+  BlockArgs place(const std::vector<int32_t>& offset_of_column,
+                  std::vector<int32_t>& offsets) const;
+};
+
+// w: [O, R, S, I]. Throws kBadWeights where a weight is not finite.
+void append_blocks(std::vector<uint8_t>& blob, const float* w, const WeightShape& shape);
+
+// The rest of a blob, all of it. Throws kBadWeights.
+BlockView view_blocks(const uint8_t* at, int64_t bytes, const WeightShape& shape);
+
+}  // namespace tops

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Functions of one number, and what normalizes over channels.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine/rows.h"
+#include "isa/isa.h"
+
+namespace tops {
+namespace {
+
+float sigmoid(float x) {
+  const float small = std::exp(-std::fabs(x));  // never overflows
+  return (x >= 0.0f ? 1.0f : small) / (1.0f + small);
+}
+
+float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
+
+float hardsigmoid(float x) { return std::min(std::max(x + 3.0f, 0.0f), 6.0f) / 6.0f; }
+
+float gelu_tanh(float x) {
+  return 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+
+template <class F>
+void map_row(const float* x, float* y, int64_t n, const F& f) {
+  for (int64_t i = 0; i < n; ++i) y[i] = f(x[i]);
+}
+
+void map_floats(const Detail& d, const float* x, float* y, int64_t n) {
+  const float a = d.params.empty() ? 0.0f : d.params[0];
+  const float b = d.params.size() < 2 ? 0.0f : d.params[1];
+  switch (d.function) {
+    case Function::kAffine:
+      return map_row(x, y, n, [=](float v) { return v * a + b; });
+    case Function::kLeakyRelu:
+      return map_row(x, y, n, [=](float v) { return v >= 0.0f ? v : v * a; });
+    case Function::kHardswish:
+      return map_row(x, y, n, [](float v) { return v * hardsigmoid(v); });
+    case Function::kHardsigmoid:
+      return map_row(x, y, n, hardsigmoid);
+    case Function::kSilu:
+      return map_row(x, y, n, [](float v) { return v * sigmoid(v); });
+    case Function::kSigmoid:
+      return map_row(x, y, n, sigmoid);
+    case Function::kTanh:
+      return map_row(x, y, n, [](float v) { return std::tanh(v); });
+    case Function::kGelu:
+      return map_row(x, y, n, [](float v) { return 0.5f * v * std::erfc(-v * 0.70710678f); });
+    case Function::kGeluTanh:
+      return map_row(x, y, n, gelu_tanh);
+    case Function::kElu:
+      return map_row(x, y, n, [=](float v) { return v > 0.0f ? v : a * std::expm1(v); });
+    case Function::kSoftplus:
+      return map_row(x, y, n, [=](float v) { return v * a > b ? v : softplus(v * a) / a; });
+    case Function::kMish:
+      return map_row(x, y, n, [](float v) { return v * std::tanh(softplus(v)); });
+    case Function::kExp:
+      return map_row(x, y, n, [](float v) { return std::exp(v); });
+  }
+}
+
+}  // namespace
+
+void Plan::run_activation(const Node& node, const Step& s, uint8_t* arena) const {
+  const Step& from = step(node.a);
+  const Grid &in = from.grid, &out = s.grid;
+  const Detail& d = *node.detail;
+  const KernelTable& kernel = kernels();
+  parallel_for(quads_of(out), 16 * vectors_of(out), [&](int64_t quad, int) {
+    for (int64_t n = 0; n < out.n; ++n)
+      for (int64_t row = 0; row < out.h; ++row) {
+        const Cells x = cells_at(in, arena + from.at, quad, in.cell(n, row, 0));
+        const Cells y = cells_at(out, arena + s.at, quad, out.cell(n, row, 0));
+        if (!out.is_float) {
+          kernel.lookup(x.channel[0], out.w, d.codes.data(), y.channel[0]);
+          continue;
+        }
+        for (int64_t j = 0; j < 4 && y.channel[j]; ++j) {
+          float* const to = reinterpret_cast<float*>(y.channel[j]);
+          if (in.is_float)
+            map_floats(d, reinterpret_cast<const float*>(x.channel[j]), to, out.w);
+          else
+            for (int64_t p = 0; p < out.w; ++p) to[p] = d.table[x.channel[0][p * 4 + j]];
+        }
+      }
+  });
+  fill_all_halos(out, arena + s.at, halo_value(node));
+}
+
+void Plan::run_over_channels(const Node& node, const Step& s, uint8_t* arena) const {
+  const Step& from = step(node.a);
+  const Grid &in = from.grid, &out = s.grid;
+  const int64_t count = out.channels;
+  parallel_for(out.n * out.h, 16 * vectors_of(out), [&](int64_t line, int) {
+    const float* const x =
+        reinterpret_cast<const float*>(arena + from.at) + in.cell(line / out.h, line % out.h, 0);
+    float* const y =
+        reinterpret_cast<float*>(arena + s.at) + out.cell(line / out.h, line % out.h, 0);
+    for (int64_t p = 0; p < out.w; ++p) {
+      if (node.op == Op::kSoftmax) {
+        float most = x[p], sum = 0.0f;
+        for (int64_t c = 1; c < count; ++c) most = std::max(most, x[c * in.plane + p]);
+        for (int64_t c = 0; c < count; ++c)
+          sum += y[c * out.plane + p] = std::exp(x[c * in.plane + p] - most);
+        for (int64_t c = 0; c < count; ++c) y[c * out.plane + p] /= sum;
+        continue;
+      }
+      const Detail& d = *node.detail;
+      double mean = 0.0, square = 0.0;  // of many channels: float32 sums would lose digits
+      for (int64_t c = 0; c < count; ++c) mean += static_cast<double>(x[c * in.plane + p]);
+      mean /= static_cast<double>(count);
+      for (int64_t c = 0; c < count; ++c) {
+        const double v = static_cast<double>(x[c * in.plane + p]) - mean;
+        square += v * v;
+      }
+      const double spread =
+          std::sqrt(square / static_cast<double>(count) + static_cast<double>(d.eps));
+      for (int64_t c = 0; c < count; ++c) {
+        const double v = (static_cast<double>(x[c * in.plane + p]) - mean) / spread;
+        y[c * out.plane + p] = static_cast<float>(v) * d.params[static_cast<size_t>(c)] +
+                               d.params[static_cast<size_t>(count + c)];
+      }
+    }
+  });
+  fill_all_halos(out, arena + s.at, 0);
+}
+
+}  // namespace tops

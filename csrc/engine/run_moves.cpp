@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+// Nodes that put values elsewhere or blend neighbors: concat, slice, shuffles, resize.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine/rows.h"
+#include "engine/scalar_math.h"
+#include "isa/error.h"
+#include "isa/isa.h"
+
+namespace tops {
+namespace {
+
+// Where an output row comes from: its input channel, line and first column.
+struct Row {
+  int64_t channel, line, column;
+};
+
+// Output pixel p of a row reads column row.column + column[p] of channel row.channel + extra[p].
+struct Columns {
+  std::vector<int64_t> column, extra;
+  explicit Columns(int64_t width)
+      : column(static_cast<size_t>(width)), extra(static_cast<size_t>(width)) {
+    for (int64_t p = 0; p < width; ++p) column[static_cast<size_t>(p)] = p;
+  }
+};
+
+// whole: channels keep their places in the quads, so u8 cells move as they are.
+template <class Source>
+void move_rows(const Grid& in, const Grid& out, const uint8_t* x, uint8_t* y, bool whole,
+               const Columns& columns, const Source& source) {
+  const bool cells = out.is_float || whole;
+  const int64_t step = out.is_float ? 1 : 4;
+  parallel_for(out.cells, 4 * vectors_of(out), [&](int64_t c, int) {
+    for (int64_t n = 0; n < out.n; ++n)
+      for (int64_t row = 0; row < out.h; ++row) {
+        uint8_t* const to = y + (c * out.plane + out.cell(n, row, 0)) * 4;
+        for (int64_t j = 0; j < (cells ? 1 : 4); ++j) {
+          const bool absent = c * step + j >= out.channels;
+          const Row from = absent ? Row{} : source(c * step + j, row);
+          const int64_t line = in.cell(n, from.line, from.column);
+          for (int64_t p = 0; p < out.w; ++p) {
+            const auto i = static_cast<size_t>(p);
+            const int64_t channel = from.channel + columns.extra[i];
+            const int64_t cell = line + columns.column[i];
+            if (cells)
+              std::memcpy(to + p * 4, x + (channel / step * in.plane + cell) * 4, 4);
+            else
+              to[p * 4 + j] = absent ? 0 : x[(channel / 4 * in.plane + cell) * 4 + channel % 4];
+          }
+        }
+      }
+  });
+}
+
+// One axis of a resize, as PyTorch computes it in float32: input pixels per output pixel.
+float sampling_ratio(int64_t size, int64_t out, bool align, float zoom) {
+  if (align) return out > 1 ? static_cast<float>(size - 1) / static_cast<float>(out - 1) : 0.0f;
+  if (zoom > 0.0f) return static_cast<float>(1.0 / static_cast<double>(zoom));
+  return static_cast<float>(size) / static_cast<float>(out);
+}
+
+int64_t nearest(int64_t i, int64_t size, float ratio) {
+  return std::min(static_cast<int64_t>(std::floor(static_cast<float>(i) * ratio)), size - 1);
+}
+
+struct Sample {
+  int64_t first, second;
+  float first_share, second_share;
+};
+
+std::vector<Sample> samples(int64_t size, int64_t out, float ratio, bool align) {
+  std::vector<Sample> made;
+  for (int64_t i = 0; i < out; ++i) {
+    float at = static_cast<float>(i) * ratio;
+    if (!align) at = std::max((static_cast<float>(i) + 0.5f) * ratio - 0.5f, 0.0f);
+    const int64_t first = std::min(static_cast<int64_t>(at), size - 1);
+    const float share = std::min(std::max(at - static_cast<float>(first), 0.0f), 1.0f);
+    made.push_back({first, std::min(first + 1, size - 1), 1.0f - share, share});
+  }
+  return made;
+}
+
+}  // namespace
+
+// Fills g and returns true for the nodes of this file.
+bool Plan::infer_move(const Node& node, Grid& g) const {
+  const Grid& in = step(node.a).grid;
+  int64_t channels = node.channels, h = in.h, w = in.w;
+  switch (node.op) {
+    case Op::kConcat:
+      channels = 0;
+      for (const int part : node.detail->parts) {
+        const Grid& other = step(part).grid;
+        if (other.h != h || other.w != w)
+          throw Error(ErrorKind::kUnsupportedShape, "concat needs images of one size.");
+        channels += other.channels;
+      }
+      break;
+    case Op::kSlice:
+      break;
+    case Op::kPixelShuffle:
+      h = checked_mul(h, node.detail->factor_h) - node.detail->crop_h;
+      w = checked_mul(w, node.detail->factor_w) - node.detail->crop_w;
+      break;
+    case Op::kPixelUnshuffle:
+      if (h % node.detail->factor_h || w % node.detail->factor_w)
+        throw Error(ErrorKind::kUnsupportedShape,
+                    "pixel_unshuffle needs an image that divides by its factors.");
+      h /= node.detail->factor_h;
+      w /= node.detail->factor_w;
+      break;
+    case Op::kResize:
+      if (node.b >= 0) {
+        h = step(node.b).grid.h;
+        w = step(node.b).grid.w;
+      } else if (node.detail->out_h) {
+        h = node.detail->out_h;
+        w = node.detail->out_w;
+      } else {  // in double, as Python does
+        h = static_cast<int64_t>(
+            std::floor(static_cast<double>(h) * static_cast<double>(node.detail->zoom_h)));
+        w = static_cast<int64_t>(
+            std::floor(static_cast<double>(w) * static_cast<double>(node.detail->zoom_w)));
+      }
+      break;
+    default:
+      return false;
+  }
+  if (h < 1 || w < 1)
+    throw Error(ErrorKind::kUnsupportedShape,
+                std::string(op_name(node.op)) + " leaves no pixels.\n  Use a larger image.");
+  g = Grid::make(channels, node.is_float, in.n, h, w, 0);
+  return true;
+}
+
+void Plan::run_move(const Node& node, const Step& s, uint8_t* arena) const {
+  const Step& from = step(node.a);
+  const Grid &in = from.grid, &out = s.grid;
+  const Detail& d = *node.detail;
+  const uint8_t* const x = arena + from.at;
+  uint8_t* const y = arena + s.at;
+  Columns columns(out.w);
+  const int64_t fh = d.factor_h, fw = d.factor_w, each = in.channels / d.groups;
+  for (int64_t p = 0; p < out.w; ++p) {
+    const auto i = static_cast<size_t>(p);
+    if (node.op == Op::kPixelShuffle) {
+      columns.column[i] = p / fw;
+      columns.extra[i] = p % fw;
+    } else if (node.op == Op::kPixelUnshuffle) {
+      columns.column[i] = p * fw;
+    }
+  }
+  if (node.op == Op::kPixelShuffle)
+    move_rows(in, out, x, y, false, columns,
+              [&](int64_t c, int64_t row) { return Row{(c * fh + row % fh) * fw, row / fh, 0}; });
+  else if (node.op == Op::kPixelUnshuffle)
+    move_rows(in, out, x, y, false, columns, [&](int64_t c, int64_t row) {
+      return Row{c / (fh * fw), row * fh + c / fw % fh, c % fw};
+    });
+  else if (node.op == Op::kChannelShuffle)
+    move_rows(in, out, x, y, false, columns, [&](int64_t c, int64_t row) {
+      return Row{c % d.groups * each + c / d.groups, row, 0};
+    });
+  else
+    move_rows(in, out, x, y, d.begin % 4 == 0, columns,
+              [&](int64_t c, int64_t row) { return Row{d.begin + c, row, 0}; });
+  fill_all_halos(out, y, halo_value(node));
+}
+
+void Plan::run_concat(const Node& node, const Step& s, uint8_t* arena) const {
+  const Grid& out = s.grid;
+  uint8_t* const y = arena + s.at;
+  const Epilogue e = make_epilogue(node.requantize, {});
+  const KernelTable& kernel = kernels();
+  int64_t offset = 0;
+  for (const int id : node.detail->parts) {
+    const Step& part = step(id);
+    const Node& source = nodes_[static_cast<size_t>(id)];
+    const Grid& in = part.grid;
+    uint8_t* const x = arena + part.at;
+    uint8_t codes[256];  // what each code of the part is in the range of the whole
+    for (int q = 0; q < 256; ++q)
+      codes[q] = to_code(dequantized(static_cast<uint8_t>(q), source.scale, source.zero_point), e);
+    const bool same =
+        node.is_float || (source.scale == node.scale && source.zero_point == node.zero_point);
+    parallel_for(in.cells, vectors_of(in), [&](int64_t c, int) {
+      for (int64_t n = 0; n < in.n; ++n)
+        for (int64_t row = 0; row < in.h; ++row) {
+          const uint8_t* const from = x + (c * in.plane + in.cell(n, row, 0)) * 4;
+          const int64_t to = node.is_float ? offset + c : offset / 4 + c;
+          uint8_t* const cell = y + (to * out.plane + out.cell(n, row, 0)) * 4;
+          if (node.is_float || (same && offset % 4 == 0)) {
+            std::memcpy(cell, from, static_cast<size_t>(in.w) * 4);
+          } else if (offset % 4 == 0) {
+            kernel.lookup(from, in.w, codes, cell);
+          } else {  // this part's channels lie across two cells of the whole
+            for (int64_t j = 0; j < 4 && c * 4 + j < in.channels; ++j) {
+              const int64_t k = offset + c * 4 + j;
+              uint8_t* const byte = y + (k / 4 * out.plane + out.cell(n, row, 0)) * 4 + k % 4;
+              for (int64_t p = 0; p < in.w; ++p) byte[p * 4] = codes[from[p * 4 + j]];
+            }
+          }
+        }
+    });
+    offset += in.channels;
+  }
+  fill_all_halos(out, y, halo_value(node));
+}
+
+void Plan::run_resize(const Node& node, const Step& s, uint8_t* arena) const {
+  const Step& from = step(node.a);
+  const Grid &in = from.grid, &out = s.grid;
+  const Detail& d = *node.detail;
+  const uint8_t* const x = arena + from.at;
+  uint8_t* const y = arena + s.at;
+  const float tall = sampling_ratio(in.h, out.h, d.align, d.zoom_h);
+  const float wide = sampling_ratio(in.w, out.w, d.align, d.zoom_w);
+  if (!d.bilinear) {
+    Columns columns(out.w);
+    for (int64_t p = 0; p < out.w; ++p)
+      columns.column[static_cast<size_t>(p)] = nearest(p, in.w, wide);
+    move_rows(in, out, x, y, true, columns,
+              [&](int64_t c, int64_t row) { return Row{c, nearest(row, in.h, tall), 0}; });
+    fill_all_halos(out, y, halo_value(node));
+    return;
+  }
+  const std::vector<Sample> rows = samples(in.h, out.h, tall, d.align);
+  const std::vector<Sample> columns = samples(in.w, out.w, wide, d.align);
+  const int32_t zp = node.zero_point;
+  // A pixel of one channel as a number: codes count from their zero point.
+  const auto number = [&](const uint8_t* p) {
+    if (!in.is_float) return static_cast<float>(*p - zp);
+    float v;
+    std::memcpy(&v, p, 4);
+    return v;
+  };
+  parallel_for(out.cells, 16 * vectors_of(out), [&](int64_t c, int) {
+    for (int64_t n = 0; n < out.n; ++n)
+      for (int64_t row = 0; row < out.h; ++row) {
+        const Sample& v = rows[static_cast<size_t>(row)];
+        const uint8_t* const above = x + (c * in.plane + in.cell(n, v.first, 0)) * 4;
+        const uint8_t* const below = x + (c * in.plane + in.cell(n, v.second, 0)) * 4;
+        uint8_t* const to = y + (c * out.plane + out.cell(n, row, 0)) * 4;
+        for (int64_t p = 0; p < out.w; ++p) {
+          const Sample& h = columns[static_cast<size_t>(p)];
+          const int64_t left = h.first * 4, right = h.second * 4;
+          for (int64_t j = 0; j < (in.is_float ? 1 : 4); ++j) {
+            const float high = h.first_share * number(above + left + j) +
+                               h.second_share * number(above + right + j);
+            const float low = h.first_share * number(below + left + j) +
+                              h.second_share * number(below + right + j);
+            const float blend = v.first_share * high + v.second_share * low;
+            if (in.is_float)
+              std::memcpy(to + p * 4, &blend, 4);
+            else
+              to[p * 4 + j] =
+                  static_cast<uint8_t>(std::min(255L, std::max(0L, std::lrintf(blend) + zp)));
+          }
+        }
+      }
+  });
+  fill_all_halos(out, y, halo_value(node));
+}
+
+}  // namespace tops

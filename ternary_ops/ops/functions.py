@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functions of one number that a program knows, in float64, and their tables over u8 codes.
+
+A function of a u8 value is a table of 256 entries, made here and nowhere else: the reference and
+the native engine read the same numbers, so their results are the same bits. Floats go through the
+engine's own float32 functions, which are held to these within a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Function:
+    """How many parameters a function has, and its value for float64 x."""
+
+    parameters: int
+    value: Callable[..., Any]
+
+
+def _sigmoid(x: Doubles) -> Doubles:
+    small = np.exp(-np.abs(x))  # never overflows
+    out: Doubles = np.where(x >= 0, 1.0, small) / (1 + small)
+    return out
+
+
+def _softplus(x: Doubles, beta: float, threshold: float) -> Doubles:
+    scaled = beta * x
+    return np.where(scaled > threshold, x, np.logaddexp(0, scaled) / beta)
+
+
+def _elu(x: Doubles, alpha: float) -> Doubles:
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def _hardsigmoid(x: Doubles) -> Doubles:
+    out: Doubles = np.clip(x + 3, 0, 6) / 6
+    return out
+
+
+def _gelu_tanh(x: Doubles) -> Doubles:
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    out: Doubles = 0.5 * x * (1 + np.tanh(inner))
+    return out
+
+
+def _gelu(x: Doubles) -> Doubles:
+    out: Doubles = 0.5 * x * (1 + _erf(x / np.sqrt(2)))
+    return out
+
+
+def _erf(x: Doubles) -> Doubles:
+    """By its Taylor series near 0 and the continued fraction of erfc elsewhere, to 1e-13
+    (Abramowitz and Stegun, 7.1.6 and 7.1.14).
+    """
+    near, far = np.minimum(np.abs(x), 2.0), np.clip(np.abs(x), 2.0, 30.0)
+    term = 2 / np.sqrt(np.pi) * near * np.exp(-(near**2))
+    total = term.copy()
+    for n in range(1, 60):
+        term = term * 2 * near**2 / (2 * n + 1)
+        total += term
+    tail = np.zeros_like(far)
+    for k in range(120, 0, -1):
+        tail = (k / 2) / (far + tail)
+    erfc = np.exp(-(far**2)) / (np.sqrt(np.pi) * (far + tail))
+    erf: Doubles = np.sign(x) * np.where(np.abs(x) < 2.0, total, 1 - erfc)
+    return erf
+
+
+FUNCTIONS: dict[str, Function] = {
+    "affine": Function(2, lambda x, factor, offset: x * factor + offset),
+    "leaky_relu": Function(1, lambda x, slope: np.where(x >= 0, x, x * slope)),
+    "hardswish": Function(0, lambda x: x * _hardsigmoid(x)),
+    "hardsigmoid": Function(0, _hardsigmoid),
+    "silu": Function(0, lambda x: x * _sigmoid(x)),
+    "sigmoid": Function(0, _sigmoid),
+    "tanh": Function(0, np.tanh),
+    "gelu": Function(0, _gelu),
+    "gelu_tanh": Function(0, _gelu_tanh),
+    "elu": Function(1, _elu),
+    "softplus": Function(2, _softplus),
+    "mish": Function(0, lambda x: x * np.tanh(np.logaddexp(0, x))),
+    "exp": Function(0, np.exp),
+}
+
+
+def evaluate(fn: str, params: Sequence[float], x: NDArray[Any]) -> NDArray[np.float32]:
+    """fn of float32 x: computed in float64, rounded once."""
+    with np.errstate(all="ignore"):  # an infinity or NaN is the value there
+        exact: Doubles = FUNCTIONS[fn].value(np.asarray(x, np.float64), *params)
+        out: NDArray[np.float32] = exact.astype(np.float32)
+    return out
+
+
+def over_codes(
+    fn: str, params: Sequence[float], scale: float | np.float32, zp: int
+) -> NDArray[np.float32]:
+    """fn of what each of the 256 codes of a u8 value stands for."""
+    codes = np.arange(256, dtype=np.int64) - int(zp)
+    return evaluate(fn, params, codes.astype(np.float32) * np.float32(scale))
