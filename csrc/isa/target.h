@@ -13,4 +13,9 @@
 #define TOPS_TARGET_END TOPS_PRAGMA(GCC pop_options)
 #endif
 
+// A sanitizer's checks inside whole loops inlined into one function take the compiler minutes.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TOPS_INLINE inline
+#else
 #define TOPS_INLINE inline __attribute__((always_inline))
+#endif
