@@ -199,6 +199,18 @@ def test_extreme_values_do_not_saturate(
         assert np.array_equal(y.numpy(), want), machine
 
 
+def test_large_layers_pack_as_measured_and_the_same_each_time() -> None:
+    n, k = 1030, 2048  # past the size below which nothing is measured
+    o = operands(LinearShape((1,), k, n), seed=5)
+    address = o.codes.ctypes.data
+    kinds = ("two_bit", "base_three")
+    forms = [core().prepack_linear(kind, "ternary", address, n, k) for kind in kinds]
+    assert len(forms[1]) < 0.9 * len(forms[0])
+    chosen = [core().prepack_linear("dense", "ternary", address, n, k) for _ in range(3)]
+    assert any(np.array_equal(chosen[0], form) for form in forms)
+    assert all(np.array_equal(chosen[0], again) for again in chosen[1:])
+
+
 @pytest.mark.parametrize("kind", ["two_bit", "base_three", "int8"])
 @pytest.mark.parametrize("value", [0, 255])
 def test_long_rows_of_one_sign_do_not_overflow(kind: str, value: int) -> None:
