@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ternary_ops._version import __version__
 from ternary_ops.cli import bench as bench
@@ -23,6 +24,30 @@ _COMMANDS = (info, verify, compress, run, report, bench)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (argparse itself exits with 2)."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        return _complain("interrupted", FAILED)
+
+
+def process() -> NoReturn:
+    """The process `ternary-ops`: `main` on the command line, then the end of the interpreter.
+
+    An interrupt that passed through an `exec` of a string (dataclasses and namedtuples made while
+    torch is imported) makes CPython die of SIGINT at its end, although the interrupt was caught;
+    hence the direct exit, after everything has been unwound.
+    """
+    try:
+        code = _run(None)
+    except KeyboardInterrupt:
+        _complain("interrupted", FAILED)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(FAILED)
+    raise SystemExit(code)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
@@ -32,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (`| head`), which is no error; stdout must not be flushed again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except KeyboardInterrupt:
-        return _complain("interrupted", FAILED)
     except (TernaryOpsError, OSError, MemoryError) as error:
         if os.environ.get("TERNARY_OPS_DEBUG", "") not in ("", "0"):
             raise
