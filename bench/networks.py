@@ -10,9 +10,10 @@ it themselves. Engines take turns in one process that may use as many cores as i
 ratio is the median over rounds. `match`: the same outputs on --images images, up to 8-bit rounding
 (ternary_ops/study/agreement.py); ours also equals the NumPy reference bit for bit on a corner.
 Without a match on both sides no ratio is printed. Rows that --out holds already are not measured
-again: an interrupted run goes on where it was. --patterns: 1x4 and element are ternary, int8 is
-dense at 8 bits whatever --zeros says. --clock cpu counts the processor time of the process, for a
-machine that others use at the same time; it is for one thread only.
+again: an interrupted run goes on where it was. --patterns: 1x4, element and element+permute are
+ternary, int8+1x4 has 8-bit weights in quads, int8 is dense at 8 bits whatever --zeros says. --clock cpu
+counts the processor time of the process, for a machine that others use at the same time; it is for
+one thread only.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default="resnet18", help="comma-separated, see study.networks")
-    parser.add_argument("--patterns", default="1x4", help="of 1x4, element, int8")
+    parser.add_argument("--patterns", default="1x4", help="see study.networks")
     parser.add_argument("--zeros", default="0.9", help="shares, comma-separated")
     parser.add_argument("--size", default="", help="sides of the image (default: the network's)")
     parser.add_argument("--batch", default="1", help="images at once, comma-separated")
@@ -137,29 +138,30 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
         times = interleave(timers, options.rounds)
         peak = ceiling.measure()
     count = sum(macs(program.graph, infer(program.graph, case.batch, *array.shape[2:])))
+    always = {
+        **{name: round(value, 1) for name, value in vars(peak).items()},
+        **{"scope": options.scope, "images": options.images, "rounds": options.rounds},
+        **{"clock": options.clock, "real_images": networks.data_folder() is not None},
+        "load": round(os.getloadavg()[0], 2),
+    }
     rows = []
     for engine in (ours, *found):
-        ms, low, high = spread(times[engine.name])
-        a, proven = agrees[engine.name], matches[engine.name] and matches["ternary-ops"]
-        faster = ratio(times[engine.name], times["ternary-ops"])
-        best = peak.float_gmac_s if engine.name.endswith("fp32") else peak.int8_gmac_s
+        name = engine.name
+        proven = matches[name] and matches["ternary-ops"]
+        faster = round(ratio(times[name], times["ternary-ops"]), 3) if proven else ""
+        ms, low, high = spread(times[name])
+        best = peak.float_gmac_s if name.endswith("fp32") else peak.int8_gmac_s
         rows.append(
             {
                 **case._asdict(),
-                "engine": engine.name,
-                "match": matches[engine.name],
-                "times_ours": round(faster, 3) if proven else "",
+                **{"engine": name, "match": matches[name], "times_ours": faster},
                 **{"ms": round(ms, 3), "ms_p20": round(low, 3), "ms_p80": round(high, 3)},
                 "gmac_s": round(count / ms / 1e6, 1),
                 "of_ceiling": round(count / ms / 1e6 / best / case.threads, 3),
-                **{"error": round(a.error, 4), "max_error": round(a.max_error, 4)},
-                **{"correlation": round(a.correlation, 4), "top1": round(a.top1, 4)},
+                **{key: round(value, 4) for key, value in vars(agrees[name]).items()},
                 "top1_fake_quant": round(fake.top1, 4) if engine is ours else "",
-                **{name: round(value, 1) for name, value in vars(peak).items()},
-                **{"scope": options.scope, "images": options.images, "rounds": options.rounds},
-                "clock": options.clock,
-                **{"note": engine.note, "real_images": networks.data_folder() is not None},
-                "load": round(os.getloadavg()[0], 2),
+                **always,
+                "note": engine.note,
             }
         )
     return rows

@@ -66,6 +66,22 @@ def test_elements_and_dense_8_bits(no_data: None) -> None:
     assert {w.kind for w in dense.weights} == {"int8"}
 
 
+def test_8_bit_quads_and_reordered_channels(no_data: None) -> None:
+    quads = networks.by_name("digits_resnet", 0.7, "int8+1x4", samples=4).program.graph
+    assert {w.kind for w in quads.weights} == {"int8"}
+    inner = [w.density for w in quads.weights[1:-1]]
+    assert inner == pytest.approx([0.3] * len(inner), abs=0.02)
+    assert quads.weights[0].density == 1 and max(abs(w.array).max() for w in quads.weights) == 127
+    plain, moved = (
+        networks.by_name("digits_resnet", 0.9, pattern, samples=4)
+        for pattern in ("element", "element+permute")
+    )
+    x = networks.images(3, 1, 8, start=7).numpy()
+    np.testing.assert_array_equal(plain.program(x), moved.program(x))
+    pairs = zip(plain.program.graph.weights, moved.program.graph.weights, strict=True)
+    assert any(not np.array_equal(a.array, b.array) for a, b in pairs)
+
+
 def test_the_three_forms_are_one_network(no_data: None) -> None:
     net = networks.by_name("digits_resnet", 0.6, batch=5, samples=16)
     assert not [m for m in net.dense.modules() if isinstance(m, tops.nn.TernaryLayer)]

@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
     parser.add_argument("--zeros", type=float, default=0.9, help="share of empty quads")
     parser.add_argument("--size", type=int, help="side of the images (default: the network's)")
-    parser.add_argument("--pattern", default="1x4", help="1x4, element or int8 (dense, 8 bits)")
+    parser.add_argument(
+        "--pattern",
+        default="1x4",
+        help="1x4, element, int8 (dense, 8 bits), int8+1x4, element+permute",
+    )
     parser.add_argument("--threads", type=int, default=1, help="default 1")
     parser.add_argument("--against", help=f"of {','.join(RIVALS)} (default torch; a FILE: none)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring (default 3)")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import models
 from ternary_ops.errors import BadConfig, MissingExtra, need
+from ternary_ops.prune.units import get_pattern, lowest, to_mask, unit_scores
 from ternary_ops.quantize.convert import replace_modules
 from ternary_ops.quantize.plan import Plan
 from ternary_ops.runtime import Program
@@ -39,7 +40,8 @@ SHAPES = {
     "cifar_resnet": (3, 32),
     "digits_resnet": (1, 8),
 }
-PATTERNS = ("1x4", "element", "int8")
+# Beside the patterns of a plan; "+permute": channels reordered by the compiler.
+PATTERNS = ("1x4", "element", "element+permute", "int8", "int8+1x4")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BATCH = 16
 
@@ -130,11 +132,11 @@ def shape_of(name: str, size: int | None = None) -> tuple[int, int]:
 
 def plan_of(model: nn.Module, pattern: str, zeros: float, scope: str, every_layer: bool) -> Plan:
     """The plan of a bench: convolutions but the first and depthwise ones ternary with that share of
-    empty units ("int8": dense at 8 bits), the rest, linear layers too, dense at 8 bits;
+    empty units ("int8...": at 8 bits), the rest, linear layers too, dense at 8 bits;
     every_layer: all of them ternary.
     """
     int8 = tops.TernaryConfig(weights="int8", zeros=0.0)
-    if pattern == "int8":
+    if pattern.startswith("int8"):
         return tops.plan(model, int8)
     config = tops.TernaryConfig(zeros=zeros, pattern=pattern, scope=scope)
     if every_layer:
@@ -157,16 +159,35 @@ def pruned(
 
     x: what is timed and compared. scope "layer": every layer gets the same share; "global": random
     weights of different size compete, and wide layers lose most. Raises BadConfig for a pattern
-    unknown to plan and to PATTERNS.
+    unknown to plan and to PATTERNS. "int8+1x4": 8-bit weights, quads emptied layer by layer.
     """
     model = build()
+    pattern, _, extra = pattern.partition("+")
+    if pattern == "int8" and extra:
+        empty_units_(model, plan_of(model, extra, zeros, "layer", every_layer), extra)
     tops.quantize_(model, plan_of(model, pattern, zeros, scope, every_layer))
     if pattern != "int8":
         tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()
     set_batchnorm_(model, sample)
     tops.calibrate(model, torch.split(sample, _BATCH))
-    program = tops.compile(model, x[:1])
+    program = tops.compile(model, x[:1], permute=extra == "permute")
     return Pruned(model.eval(), dense_twin(model), program, x)
+
+
+@torch.no_grad()
+def empty_units_(model: nn.Module, plan: Plan, pattern: str) -> None:
+    """Zero the lowest units of the float layers that `plan` makes ternary, as many as it asks for:
+    the Pruner leaves 8-bit layers alone.
+    """
+    unit = get_pattern(pattern)
+    for entry in plan:
+        config = entry.config
+        if config is None or config.weights != "ternary":
+            continue
+        weight = model.get_submodule(entry.name).get_parameter("weight")
+        scores = unit_scores(weight, unit)
+        gone = lowest(scores, round(config.zeros * len(scores)))
+        weight.mul_(to_mask(~gone, weight.shape, unit))
 
 
 def by_name(

@@ -136,8 +136,14 @@ def _openvino_graphs(model: nn.Module, x: Tensor, samples: Tensor) -> dict[str, 
         return openvino.convert_model(copy.deepcopy(model), example_input=x, input=[shape])
 
     given = [sample[None] for sample in samples.numpy()]
+    # Without VNNI its kernels saturate 16-bit sums, too.
+    fix = nncf.OverflowFix.DISABLE if _has_vnni() else nncf.OverflowFix.ENABLE
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix)
     with contextlib.redirect_stdout(io.StringIO()):
-        int8 = nncf.quantize(convert(1), nncf.Dataset(given), subset_size=len(given))
+        int8 = nncf.quantize(
+            *(convert(1), nncf.Dataset(given)),
+            **{"subset_size": len(given), "advanced_parameters": advanced},
+        )
     int8.reshape(list(x.shape))
     return {"fp32": convert(len(x)), "int8": int8}
 
