@@ -74,17 +74,17 @@ void walk_byte(Coder& coder, SymbolModel& model, Value& value) {
   }
 }
 
-// One quad of `lanes` values, 4 unless it is the last of its row.
+// One quad of `lanes` values, 4 unless it is the last of its row. Read into zeros.
 template <CodecKind kKind, class Coder, class Value>
-bool walk_quad(Coder& coder, Models& models, BitModel& occupancy, Value* w, size_t lanes) {
+inline __attribute__((always_inline)) bool walk_quad(Coder& coder, Models& models,
+                                                     BitModel& occupancy, Value* w, size_t lanes) {
   bool occupied = false;
   if constexpr (!Coder::kReads) {
     for (size_t k = 0; k < lanes; ++k) occupied |= w[k] != 0;
   }
   occupied = coder.bit(occupancy, occupied);
-  if (!occupied) {
-    if constexpr (Coder::kReads) std::memset(w, 0, lanes);
-  } else if constexpr (kKind == CodecKind::kTernary) {
+  if (!occupied) return false;
+  if constexpr (kKind == CodecKind::kTernary) {
     SymbolModel& model = models.quad[lanes - 1];
     if constexpr (Coder::kReads) {
       std::memcpy(w, kQuadTable.value[coder.symbol(model, 0) + 1], lanes);
@@ -94,14 +94,17 @@ bool walk_quad(Coder& coder, Models& models, BitModel& occupancy, Value* w, size
   } else {
     for (size_t k = 0; k < lanes; ++k) walk_byte(coder, models.int8, w[k]);
   }
-  return occupied;
+  return true;
 }
 
 template <CodecKind kKind, class Coder, class Value>
-void walk_row(Coder& coder, Models& models, Occupancy& occupancy, std::vector<uint8_t>& above,
-              Value* w, size_t width) {
+void walk_row(Coder& shared, Models& models, Occupancy& occupancy, uint8_t* above, Value* w,
+              size_t width) {
   unsigned before = 0;
-  const auto quad = [&](size_t q, size_t lanes) {
+  // A copy, which nothing written to w can alias: its state stays in registers.
+  Coder coder = std::move(shared);
+  if constexpr (Coder::kReads) std::memset(w, 0, width);
+  const auto quad = [&](size_t q, size_t lanes) __attribute__((always_inline)) {
     BitModel& model = occupancy.model[before << 3 | above[q]];
     before = walk_quad<kKind>(coder, models, model, w + q * kQuad, lanes);
     above[q] = static_cast<uint8_t>((above[q] << 1 | before) & 7);
@@ -109,6 +112,7 @@ void walk_row(Coder& coder, Models& models, Occupancy& occupancy, std::vector<ui
   const size_t full = width / kQuad;
   for (size_t q = 0; q < full; ++q) quad(q, kQuad);
   if (width % kQuad) quad(full, width % kQuad);
+  shared = std::move(coder);
 }
 
 // Everything one payload holds, from the first tensor to the last.
@@ -144,7 +148,7 @@ class Walk {
     std::vector<uint8_t> above((shape.width + kQuad - 1) / kQuad);
     for (size_t r = 0; r < shape.rows; ++r) {
       begin_row();
-      walk_row<kKind>(coder_, *models_, occupancy, above, w + r * shape.width, shape.width);
+      walk_row<kKind>(coder_, *models_, occupancy, above.data(), w + r * shape.width, shape.width);
       end_row(above.size());
     }
   }
