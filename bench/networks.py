@@ -11,9 +11,9 @@ ratio is the median over rounds. `match`: the same outputs on --images images, u
 (ternary_ops/study/agreement.py); ours also equals the NumPy reference bit for bit on a corner.
 Without a match on both sides no ratio is printed. Rows that --out holds already are not measured
 again: an interrupted run goes on where it was. --patterns: 1x4, element and element+permute are
-ternary, int8+1x4 has 8-bit weights in quads, int8 is dense at 8 bits whatever --zeros says. --clock cpu
-counts the processor time of the process, for a machine that others use at the same time; it is for
-one thread only.
+ternary, int8+1x4 has 8-bit weights in quads, int8 is dense at 8 bits whatever --zeros says.
+--clock cpu counts the processor time of the process, for a machine that others use at the same
+time; it is for one thread only.
 """
 
 from __future__ import annotations

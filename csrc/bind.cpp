@@ -380,9 +380,10 @@ Array<uint8_t> codec_encode(const std::vector<std::pair<std::string, Array<int8_
   return Array<uint8_t>(static_cast<py::ssize_t>(payload.size()), payload.data());
 }
 
+// codes: ternary tensors as ternary_ops.ops.codes packs them, [rows, ceil(width / 4)].
 std::vector<Array<int8_t>> codec_decode(
     const Array<uint8_t>& payload,
-    const std::vector<std::tuple<std::string, size_t, size_t>>& specs) {
+    const std::vector<std::tuple<std::string, size_t, size_t>>& specs, bool codes) {
   std::vector<tops::CodecShape> shapes;
   for (const auto& [kind, rows, width] : specs)
     shapes.push_back({tops::codec_kind(kind), rows, width});
@@ -391,20 +392,22 @@ std::vector<Array<int8_t>> codec_decode(
   std::vector<Array<int8_t>> tensors;
   std::vector<int8_t*> values;
   for (const tops::CodecShape& s : shapes) {
+    const size_t bytes = codes && s.kind == tops::CodecKind::kTernary ? (s.width + 3) / 4 : s.width;
     tensors.emplace_back(std::vector<py::ssize_t>{static_cast<py::ssize_t>(s.rows),
-                                                  static_cast<py::ssize_t>(s.width)});
+                                                  static_cast<py::ssize_t>(bytes)});
     values.push_back(tensors.back().mutable_data());
   }
   {
     py::gil_scoped_release release;
-    tops::codec_decode(payload.data(), size, shapes, values);
+    tops::codec_decode(payload.data(), size, shapes, values, codes);
   }
   return tensors;
 }
 
 void bind_codec(py::module_& m) {
   m.def("codec_encode", &codec_encode);
-  m.def("codec_decode", &codec_decode);
+  m.def("codec_decode", &codec_decode, py::arg("payload"), py::arg("specs"),
+        py::arg("codes") = false);
 }
 
 }  // namespace
