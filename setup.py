@@ -58,6 +58,6 @@ class BuildPython(build_py):
 
 setup(
     packages=find_packages(include=["ternary_ops", "ternary_ops.*"]),
-    ext_modules=[Extension("ternary_ops._core", sources=["csrc/bind.cpp"])],
+    ext_modules=[Extension("ternary_ops._core", sources=["csrc/bind/module.cpp"])],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
 )

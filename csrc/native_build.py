@@ -2,8 +2,8 @@
 """Compiles csrc/ with ninja: the Python module (setup.py), the test programs (tests/cpp/build.py).
 
 Every source is compiled with the same flags: the instruction sets are chosen by target pragmas
-inside the translation units. Only bind.cpp sees Python's and pybind11's headers, so that a new
-build environment recompiles that one file. Objects stay under build/native-<flavor>.
+inside the translation units. Only csrc/bind sees Python's and pybind11's headers, so that a new
+build environment recompiles that folder alone. Objects stay under build/native-<flavor>.
 
 Environment: CXX (or CC), CXXFLAGS, LDFLAGS; TERNARY_OPS_DEBUG=1 for -O0 -g;
 TERNARY_OPS_SANITIZE=address,undefined (or thread).
@@ -171,7 +171,7 @@ def build_module(out: Path) -> None:
     }
     python_flags = [f"-I{path}" for path in sorted(includes)]
     objects = [ninja_file.compile(source) for source in _library_sources()]
-    objects.append(ninja_file.compile(SOURCES / "bind.cpp", python_flags, tag))
+    objects += [ninja_file.compile(source, python_flags, tag) for source in _binding_sources()]
     shared = (
         ["-shared"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
     )
@@ -185,7 +185,7 @@ def build_module(out: Path) -> None:
 
 
 def build_tests(flavor: Flavor) -> list[Path]:
-    """Build every tests/cpp/*.cpp, each with its own main, against csrc/ without bind.cpp."""
+    """Build every tests/cpp/*.cpp, each with its own main, against csrc/ without csrc/bind."""
     ninja_file = NinjaFile(flavor)
     library = [ninja_file.compile(source) for source in _library_sources()]
     programs = []
@@ -197,7 +197,12 @@ def build_tests(flavor: Flavor) -> list[Path]:
 
 
 def _library_sources() -> list[Path]:
-    return [path for path in sorted(SOURCES.rglob("*.cpp")) if path.name != "bind.cpp"]
+    bindings = _binding_sources()
+    return [path for path in sorted(SOURCES.rglob("*.cpp")) if path not in bindings]
+
+
+def _binding_sources() -> list[Path]:
+    return sorted((SOURCES / "bind").glob("*.cpp"))
 
 
 def _escape(text: str) -> str:

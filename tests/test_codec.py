@@ -217,3 +217,18 @@ def test_threads_do_not_disturb_each_other():
     for t in threads:
         t.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("width", [1, 3, 4, 7, 64])
+def test_ternary_tensors_decode_into_codes_too(width: int, density: float) -> None:
+    draw = np.random.default_rng(width)
+    ternary = draw.integers(-1, 2, (37, width)).astype(np.int8)
+    ternary[draw.random((37, width)) >= density] = 0
+    int8 = draw.integers(-128, 128, (5, width)).astype(np.int8)
+    specs = [("ternary", 37, width), ("int8", 5, width), ("ternary", 37, width)]
+    payload = core().codec_encode([("ternary", ternary), ("int8", int8), ("ternary", ternary)])
+    first, middle, last = core().codec_decode(payload, specs, codes=True)
+    np.testing.assert_array_equal(first.view(np.uint8), pack_codes(ternary))
+    np.testing.assert_array_equal(middle, int8)
+    np.testing.assert_array_equal(last, first)

@@ -166,18 +166,21 @@ def test_missing_and_stray_arrays_are_refused() -> None:
 def _bad_weights() -> list[dict[str, Any]]:
     codes = np.ones((4, 1, 1, 8), np.int8)
     scale = np.ones(4, np.float32)
-    good: dict[str, Any] = {"name": "a", "kind": "ternary", "array": codes, "scale": scale}
+    good: dict[str, Any] = {"name": "a", "kind": "ternary", "values": codes, "scale": scale}
     nan = np.array([1, np.nan, 1, 1], np.float32)
     changes: list[dict[str, Any]] = [
-        {"array": codes * 2},
-        {"array": codes.astype(np.int16)},
-        {"array": codes[0]},
-        {"array": codes[:0]},
-        {"array": codes.tolist()},
-        {"kind": "int8", "array": np.full((4, 1, 1, 8), -128, np.int8)},
-        {"kind": "int8", "array": np.full((4, 1, 1, 70_000), 127, np.int8)},  # int32 would overflow
-        {"kind": "float", "array": np.ones((4, 1, 1, 8), np.float32)},  # with a scale
-        {"kind": "float", "scale": None, "array": np.full((4, 1, 1, 8), np.inf, np.float32)},
+        {"values": codes * 2},
+        {"values": codes.astype(np.int16)},
+        {"values": codes[0]},
+        {"values": codes[:0]},
+        {"values": codes.tolist()},
+        {"kind": "int8", "values": np.full((4, 1, 1, 8), -128, np.int8)},
+        {
+            "kind": "int8",
+            "values": np.full((4, 1, 1, 70_000), 127, np.int8),
+        },  # int32 would overflow
+        {"kind": "float", "values": np.ones((4, 1, 1, 8), np.float32)},  # with a scale
+        {"kind": "float", "scale": None, "values": np.full((4, 1, 1, 8), np.inf, np.float32)},
         {"scale": None},
         {"scale": scale[:3]},
         {"scale": scale.astype(np.float64)},

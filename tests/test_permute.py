@@ -30,7 +30,7 @@ def scattered(graph: Graph, seed: int, keep: float = 0.25) -> Graph:
     weights = []
     for w in graph.weights:
         array = np.where(w.array == 0, 1, w.array) * (rng.random(w.shape) < keep)
-        weights.append(replace(w, array=array.astype(w.array.dtype)))
+        weights.append(replace(w, values=array.astype(w.array.dtype)))
     return replace(graph, weights=tuple(weights))
 
 
@@ -117,7 +117,7 @@ def test_scattered_columns_of_hidden_quads_are_found() -> None:
     index = 2  # made by w1, read by w2, tied to nothing
     empty = rng.random((24, 3, 3, 5)) < 0.9
     array = np.where(np.repeat(empty, 4, axis=3), 0, 1).astype(np.int8)
-    weights[index] = replace(weights[index], array=array[..., order])
+    weights[index] = replace(weights[index], values=array[..., order])
     hidden = replace(graph, weights=tuple(weights))
     _, report = permute(hidden, sample_of(graph))
     found = {row.name: row for row in report.rows}["w2"]

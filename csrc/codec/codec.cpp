@@ -54,13 +54,18 @@ int quad_number(const int8_t* w, size_t lanes) {
 
 struct QuadTable {
   int8_t value[81][kQuad];
+  int8_t codes[81];  // the four 2-bit codes, the first one lowest
 };
 
 constexpr QuadTable kQuadTable = [] {
   QuadTable t{};
   for (int n = 0; n < 81; ++n) {
-    for (int k = 0, rest = n; k < 4; ++k, rest /= 3)
+    int codes = 0;
+    for (int k = 0, rest = n; k < 4; ++k, rest /= 3) {
       t.value[n][k] = static_cast<int8_t>(rest % 3 == 2 ? -1 : rest % 3);
+      codes |= (t.value[n][k] & 3) << (2 * k);
+    }
+    t.codes[n] = static_cast<int8_t>(codes);
   }
   return t;
 }();
@@ -74,19 +79,24 @@ void walk_byte(Coder& coder, SymbolModel& model, Value& value) {
   }
 }
 
-// One quad of `lanes` values, 4 unless it is the last of its row.
-template <CodecKind kKind, class Coder, class Value>
-bool walk_quad(Coder& coder, Models& models, BitModel& occupancy, Value* w, size_t lanes) {
+// How a ternary quad lies in memory: kCodes is one byte of four 2-bit codes.
+enum class Form { kValues, kCodes };
+
+// One quad of `lanes` values, 4 unless it is the last of its row. Read into zeros.
+template <CodecKind kKind, Form kForm, class Coder, class Value>
+inline __attribute__((always_inline)) bool walk_quad(Coder& coder, Models& models,
+                                                     BitModel& occupancy, Value* w, size_t lanes) {
   bool occupied = false;
   if constexpr (!Coder::kReads) {
     for (size_t k = 0; k < lanes; ++k) occupied |= w[k] != 0;
   }
   occupied = coder.bit(occupancy, occupied);
-  if (!occupied) {
-    if constexpr (Coder::kReads) std::memset(w, 0, lanes);
-  } else if constexpr (kKind == CodecKind::kTernary) {
+  if (!occupied) return false;
+  if constexpr (kKind == CodecKind::kTernary) {
     SymbolModel& model = models.quad[lanes - 1];
-    if constexpr (Coder::kReads) {
+    if constexpr (Coder::kReads && kForm == Form::kCodes) {
+      *w = kQuadTable.codes[coder.symbol(model, 0) + 1];
+    } else if constexpr (Coder::kReads) {
       std::memcpy(w, kQuadTable.value[coder.symbol(model, 0) + 1], lanes);
     } else {
       coder.symbol(model, quad_number(w, lanes) - 1);
@@ -94,25 +104,30 @@ bool walk_quad(Coder& coder, Models& models, BitModel& occupancy, Value* w, size
   } else {
     for (size_t k = 0; k < lanes; ++k) walk_byte(coder, models.int8, w[k]);
   }
-  return occupied;
+  return true;
 }
 
-template <CodecKind kKind, class Coder, class Value>
-void walk_row(Coder& coder, Models& models, Occupancy& occupancy, std::vector<uint8_t>& above,
-              Value* w, size_t width) {
+template <CodecKind kKind, Form kForm, class Coder, class Value>
+void walk_row(Coder& shared, Models& models, Occupancy& occupancy, uint8_t* above, Value* w,
+              size_t width) {
   unsigned before = 0;
-  const auto quad = [&](size_t q, size_t lanes) {
+  // A copy, which nothing written to w can alias: its state stays in registers.
+  Coder coder = std::move(shared);
+  constexpr size_t kBytes = kForm == Form::kCodes ? 1 : kQuad;  // of a quad
+  if constexpr (Coder::kReads) std::memset(w, 0, kBytes == 1 ? (width + 3) / kQuad : width);
+  const auto quad = [&](size_t q, size_t lanes) __attribute__((always_inline)) {
     BitModel& model = occupancy.model[before << 3 | above[q]];
-    before = walk_quad<kKind>(coder, models, model, w + q * kQuad, lanes);
+    before = walk_quad<kKind, kForm>(coder, models, model, w + q * kBytes, lanes);
     above[q] = static_cast<uint8_t>((above[q] << 1 | before) & 7);
   };
   const size_t full = width / kQuad;
   for (size_t q = 0; q < full; ++q) quad(q, kQuad);
   if (width % kQuad) quad(full, width % kQuad);
+  shared = std::move(coder);
 }
 
-// Everything one payload holds, from the first tensor to the last.
-template <class Coder>
+// Everything one payload holds, from the first tensor to the last. kForm: of ternary tensors.
+template <class Coder, Form kForm = Form::kValues>
 class Walk {
  public:
   using Value = std::conditional_t<Coder::kReads, int8_t, const int8_t>;
@@ -123,9 +138,9 @@ class Walk {
     if (shape.rows == 0 || shape.width == 0) return;
     switch (shape.kind) {
       case CodecKind::kTernary:
-        return quads<CodecKind::kTernary>(models_->ternary_occupied, shape, w);
+        return quads<CodecKind::kTernary, kForm>(models_->ternary_occupied, shape, w);
       case CodecKind::kInt8:
-        return quads<CodecKind::kInt8>(models_->int8_occupied, shape, w);
+        return quads<CodecKind::kInt8, Form::kValues>(models_->int8_occupied, shape, w);
       case CodecKind::kBytes:
         return bytes(shape, w);
     }
@@ -138,13 +153,14 @@ class Walk {
   }
 
  private:
-  template <CodecKind kKind>
+  template <CodecKind kKind, Form kLaid>
   void quads(Occupancy& occupancy, const CodecShape& shape, Value* w) {
     occupancy.loosen();
     std::vector<uint8_t> above((shape.width + kQuad - 1) / kQuad);
+    const size_t bytes = kLaid == Form::kCodes ? above.size() : shape.width;
     for (size_t r = 0; r < shape.rows; ++r) {
       begin_row();
-      walk_row<kKind>(coder_, *models_, occupancy, above, w + r * shape.width, shape.width);
+      walk_row<kKind, kLaid>(coder_, *models_, occupancy, above.data(), w + r * bytes, shape.width);
       end_row(above.size());
     }
   }
@@ -208,6 +224,21 @@ void check_ternary(size_t tensor, const int8_t* w, size_t n) {
                                           ".\n  Quantize the weights first.");
 }
 
+template <Form kForm>
+void decode(const uint8_t* payload, size_t size, const std::vector<CodecShape>& shapes,
+            const std::vector<int8_t*>& values) {
+  Walk<Reader, kForm> walk{Reader(payload, size)};
+  for (size_t i = 0; i < shapes.size(); ++i) walk.tensor(shapes[i], values[i]);
+  const uint8_t* next = walk.finish().next();
+  const uint8_t* end = payload + size;
+  const bool only_padding = std::all_of(next, end, [](uint8_t b) { return b == 0; });
+  if (next != end && !(only_padding && size == least_size(total_values(shapes)))) {
+    throw Error(ErrorKind::kFormatError, "payload: " + std::to_string(next - payload) +
+                                             " bytes are used, got " + std::to_string(size) +
+                                             ".\n  The file is damaged: fetch it again.");
+  }
+}
+
 }  // namespace
 
 CodecKind codec_kind(const std::string& name) {
@@ -242,18 +273,10 @@ void codec_check(const std::vector<CodecShape>& shapes, size_t size) {
 }
 
 void codec_decode(const uint8_t* payload, size_t size, const std::vector<CodecShape>& shapes,
-                  const std::vector<int8_t*>& values) {
+                  const std::vector<int8_t*>& values, bool codes) {
   codec_check(shapes, size);
-  Walk<Reader> walk{Reader(payload, size)};
-  for (size_t i = 0; i < shapes.size(); ++i) walk.tensor(shapes[i], values[i]);
-  const uint8_t* next = walk.finish().next();
-  const uint8_t* end = payload + size;
-  const bool only_padding = std::all_of(next, end, [](uint8_t b) { return b == 0; });
-  if (next != end && !(only_padding && size == least_size(total_values(shapes)))) {
-    throw Error(ErrorKind::kFormatError, "payload: " + std::to_string(next - payload) +
-                                             " bytes are used, got " + std::to_string(size) +
-                                             ".\n  The file is damaged: fetch it again.");
-  }
+  if (codes) return decode<Form::kCodes>(payload, size, shapes, values);
+  decode<Form::kValues>(payload, size, shapes, values);
 }
 
 }  // namespace tops

@@ -40,8 +40,9 @@ std::vector<uint8_t> codec_encode(const std::vector<CodecShape>& shapes,
 void codec_check(const std::vector<CodecShape>& shapes, size_t size);
 
 // Every byte string either decodes or throws FormatError. The values always are valid for their
-// kind.
+// kind. codes: ternary tensors become rows of ceil(width / 4) bytes of four 2-bit codes, lowest
+// first: a quarter of the memory.
 void codec_decode(const uint8_t* payload, size_t size, const std::vector<CodecShape>& shapes,
-                  const std::vector<int8_t*>& values);
+                  const std::vector<int8_t*>& values, bool codes = false);
 
 }  // namespace tops

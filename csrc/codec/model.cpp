@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/model.h"
 
+#include <cstring>
+
 namespace tops::codec {
 
 void SymbolModel::rebuild() {
@@ -12,19 +14,26 @@ void SymbolModel::rebuild() {
   }
   // Every symbol keeps one slot, so every value can be coded; the rest is shared in proportion, the
   // remainder of the division going to the most frequent symbol (the first of them).
+  //
+  // Shares are divided by multiplying: room * count < 2^29 and total <= 2^15 make it exact.
+  constexpr int kShift = 45;
+  const uint64_t one_part = (uint64_t{1} << kShift) / total + 1;
+  const uint64_t room = kSlots - static_cast<uint32_t>(size_);
   uint32_t left = kSlots;
+  int most = 0;
   for (int i = 0; i < size_; ++i) {
-    entry_[i].freq =
-        1 + static_cast<uint32_t>((kSlots - size_) * static_cast<uint64_t>(count_[i]) / total);
+    entry_[i].freq = 1 + static_cast<uint32_t>(room * count_[i] * one_part >> kShift);
     left -= entry_[i].freq;
+    if (count_[i] > count_[most]) most = i;
   }
-  entry_[std::max_element(count_.begin(), count_.end()) - count_.begin()].freq += left;
+  entry_[most].freq += left;
 
   constexpr int kToPosition = kScaleBits - kSlotBits;
   uint32_t slot = 0;
   for (int i = 0; i < size_; ++i) {
     const uint32_t slots = entry_[i].freq;
-    std::fill_n(lookup_.begin() + slot, slots, static_cast<uint8_t>(i));
+    // In whole chunks: what is too much is overwritten by the next symbol, or lies in the slack.
+    for (uint32_t at = 0; at < slots; at += kChunk) std::memset(&lookup_[slot + at], i, kChunk);
     entry_[i] = {slot << kToPosition, slots << kToPosition};
     slot += slots;
   }

@@ -63,7 +63,9 @@ class BitModel {
 // A table of up to 256 symbols, rebuilt from their counts at growing intervals.
 class SymbolModel {
  public:
-  explicit SymbolModel(int size) : size_(size), count_(size, kPrior), lookup_(kSlots) { rebuild(); }
+  explicit SymbolModel(int size) : size_(size), count_(size, kPrior), lookup_(kSlots + kChunk) {
+    rebuild();
+  }
 
   Interval interval(int symbol) const { return entry_[symbol]; }
   int find(uint32_t position) const { return lookup_[position >> (kScaleBits - kSlotBits)]; }
@@ -79,6 +81,7 @@ class SymbolModel {
  private:
   static constexpr int kSlotBits = 14;  // freq is a multiple of 4: the lookup table stays at 16 KiB
   static constexpr uint32_t kSlots = 1u << kSlotBits;
+  static constexpr uint32_t kChunk = 16;
   static constexpr uint32_t kPrior = 1;
   static constexpr uint32_t kStep = 2;
   static constexpr uint32_t kMaxTotal = 1u << 15;

@@ -79,7 +79,7 @@ class Reader {
   int symbol(SymbolModel& model, int) {
     const uint32_t position = static_cast<uint32_t>(state_) & (kScale - 1);
     const int symbol = model.find(position);
-    take(model.interval(symbol), position);
+    take_much(model.interval(symbol), position);
     model.update(symbol);
     return symbol;
   }
@@ -92,10 +92,23 @@ class Reader {
     if (state_ < kStateFloor) state_ = state_ << 32 | word();
   }
 
+  // The same where a refill is likely and cannot be foreseen: without a branch on it.
+  void take_much(Interval in, uint32_t position) {
+    if (end_ - next_ < kWordBytes) return take(in, position);
+    const uint64_t state = in.freq * (state_ >> kScaleBits) + position - in.start;
+    const uint64_t refilled = state << 32 | peek();
+    const bool low = state < kStateFloor;
+    state_ = low ? refilled : state;
+    next_ += low * kWordBytes;
+  }
+
+  uint32_t peek() const {
+    return next_[0] | next_[1] << 8 | next_[2] << 16 | static_cast<uint32_t>(next_[3]) << 24;
+  }
+
   uint32_t word() {
     if (end_ - next_ < kWordBytes) damaged("the payload ends before its last weight");
-    const uint32_t w =
-        next_[0] | next_[1] << 8 | next_[2] << 16 | static_cast<uint32_t>(next_[3]) << 24;
+    const uint32_t w = peek();
     next_ += kWordBytes;
     return w;
   }

@@ -41,16 +41,16 @@ LayerWeights::LayerWeights(const ConvWeights& w, bool linear, const Window* wind
     return;
   }
   std::call_once(once_, [&] {
-    if (!window || !rows_pay(w.shape, *window)) return pack(w.data, w.shape);
+    if (!window || !rows_pay(w.shape, *window)) return pack(w.data, w.shape, density);
     row_filter = w.shape.s;
     WeightShape by_rows;
     const std::vector<uint8_t> rows = pack_filter_rows(w.kind, w.data, w.shape, &by_rows);
-    pack(rows.data(), by_rows);
+    pack(rows.data(), by_rows, tops::density(w.kind, rows.data(), by_rows));
   });
 }
 
 const PackedView& LayerWeights::view() const {
-  std::call_once(once_, [&] { pack(plain_of(rows_).data(), shape); });
+  std::call_once(once_, [&] { pack(plain_of(rows_).data(), shape, density); });
   return view_;
 }
 
@@ -59,10 +59,9 @@ bool LayerWeights::by_rows(int64_t m) const {
   return sparse_ < 0 ? rows_beat_sparse(kind, m, density) : !sparse_;
 }
 
-void LayerWeights::pack(const void* data, const WeightShape& s) const {
+void LayerWeights::pack(const void* data, const WeightShape& s, double occupied) const {
   const bool sparse =
-      sparse_ < 0 ? rows_.data || prefer_sparse(kind, tops::density(kind, data, s), s.r, s.s)
-                  : sparse_ != 0;
+      sparse_ < 0 ? rows_.data || prefer_sparse(kind, occupied, s.r, s.s) : sparse_ != 0;
   const std::vector<uint8_t> blob = pack_weights(sparse, kind, data, s);
   packed_ = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
   std::memcpy(packed_.data(), blob.data(), blob.size());

@@ -41,7 +41,7 @@ class LayerWeights {
   std::vector<float> scale, bias;
 
  private:
-  void pack(const void* data, const WeightShape& shape) const;
+  void pack(const void* data, const WeightShape& shape, double occupied) const;
 
   int sparse_;
   Buffer rows_memory_;

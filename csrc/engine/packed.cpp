@@ -2,12 +2,12 @@
 #include "engine/packed.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <string>
 
 #include "engine/bundles.h"
 #include "engine/grid.h"
+#include "engine/quads.h"
 #include "isa/error.h"
 #include "isa/isa.h"
 
@@ -18,73 +18,6 @@ constexpr char kMagic[8] = {'T', 'O', 'P', 'S', 'P', 'A', 'C', 'K'};
 constexpr int32_t kVersion = 3;
 // Shorter filters do not pay for the smaller tiles of pixels that pairs of channels leave room for.
 constexpr int64_t kPairRows = 64;
-
-int64_t quads(const WeightShape& s) { return (s.i + 3) / 4; }
-
-[[noreturn]] void bad_code(int64_t o, int64_t tap, int64_t c) {
-  throw Error(ErrorKind::kBadWeights,
-              "codes must be 00, 01 or 11, got 10 at output " + std::to_string(o) + ", tap " +
-                  std::to_string(tap) + ", input channel " + std::to_string(c) +
-                  ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
-}
-
-// The bits of four int8 from one byte of codes.
-int32_t expand(uint8_t codes) {
-  uint32_t quad = 0;
-  for (int j = 0; j < 4; ++j) {
-    const uint32_t code = (codes >> (2 * j)) & 3u;
-    quad |= (code == 3 ? 0xffu : code) << (8 * j);
-  }
-  return static_cast<int32_t>(quad);
-}
-
-// expand of every byte, made once.
-const std::array<int32_t, 256>& expansions() {
-  static const std::array<int32_t, 256> table = [] {
-    std::array<int32_t, 256> t{};
-    for (size_t i = 0; i < t.size(); ++i) t[i] = expand(static_cast<uint8_t>(i));
-    return t;
-  }();
-  return table;
-}
-
-// Integer weights by quads, as they were given: 4 channels of one tap of one output's group.
-class Quads {
- public:
-  Quads(Weights kind, const void* w, const WeightShape& s)
-      : kind_(kind), w_(static_cast<const uint8_t*>(w)), s_(s), count_(quads(s)) {}
-  // Throws kBadWeights on the invalid code.
-  int32_t operator()(int64_t o, int64_t tap, int64_t quad) const {
-    const int64_t at = (o * s_.r * s_.s + tap) * count_ + quad;
-    if (kind_ == Weights::kInt8) {
-      int32_t v;
-      std::memcpy(&v, w_ + at * 4, 4);
-      return v;
-    }
-    const uint8_t codes = w_[at];
-    if (!codes) return 0;
-    const int invalid = codes & 0xaa & ~(codes << 1);
-    if (invalid) bad_code(o, tap, quad * 4 + __builtin_ctz(static_cast<unsigned>(invalid)) / 2);
-    return table_[codes];
-  }
-  int8_t value(int64_t o, int64_t tap, int64_t c) const {
-    return static_cast<int8_t>((*this)(o, tap, c / 4) >> (8 * (c % 4)));
-  }
-
- private:
-  Weights kind_;
-  const uint8_t* w_;
-  WeightShape s_;
-  int64_t count_;
-  const int32_t* table_ = expansions().data();
-};
-
-int32_t sum_of(int32_t quad) {
-  int32_t sum = 0;
-  if (!quad) return 0;
-  for (int j = 0; j < 4; ++j) sum += static_cast<int8_t>(quad >> (8 * j));
-  return sum;
-}
 
 float float_at(const void* w, const WeightShape& s, int64_t o, int64_t tap, int64_t c) {
   return static_cast<const float*>(w)[(o * s.r * s.s + tap) * s.i + c];
@@ -120,16 +53,19 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
   std::vector<int64_t> rows{0};
   std::vector<Entry> entries;
   std::vector<int32_t> bundles;
+  entries.reserve(static_cast<size_t>(occupied_quads(kind, w, s)));
   for (int64_t o = 0; o < s.o; ++o) {
     const int64_t first = (o / per_group) * s.i, last = first + s.i, first_cell = first / 4;
-    const bool whole = first % 4 == 0;
     const size_t begin = entries.size();
-    for (int64_t cell = first_cell; cell * 4 < last; ++cell)
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int32_t bits =
-            whole ? quad(o, tap, cell - first_cell) : quad_at(quad, s, first, o, tap, cell);
-        if (bits) entries.push_back({static_cast<int32_t>(cell * taps + tap), bits});
-      }
+    if (first % 4 == 0) {
+      quad.append_occupied(o, first_cell, &entries);
+    } else {
+      for (int64_t cell = first_cell; cell * 4 < last; ++cell)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int32_t bits = quad_at(quad, s, first, o, tap, cell);
+          if (bits) entries.push_back({static_cast<int32_t>(cell * taps + tap), bits});
+        }
+    }
     if (kind == Weights::kInt8) bundle_entries(begin, &entries, &bundles);
     rows.push_back(static_cast<int64_t>(entries.size()));
   }
@@ -146,7 +82,7 @@ void append_pairs(std::vector<uint8_t>& blob, const void* w, const WeightShape& 
   std::vector<int32_t> bundles;
   for (int64_t o = 0; o < s.o; o += 2) {
     const size_t begin = entries.size();
-    for (int64_t cell = 0; cell < quads(s); ++cell)
+    for (int64_t cell = 0; cell < s.quads(); ++cell)
       for (int64_t tap = 0; tap < taps; ++tap) {
         const int32_t a = quad(o, tap, cell), b = o + 1 < s.o ? quad(o + 1, tap, cell) : 0;
         if (a || b) entries.push_back({static_cast<int32_t>(cell * taps + tap), {a, b}});
@@ -160,7 +96,7 @@ void append_pairs(std::vector<uint8_t>& blob, const void* w, const WeightShape& 
 }
 
 int64_t dense_rows(Weights kind, const WeightShape& s) {
-  return (kind == Weights::kFloat ? s.i : quads(s)) * s.r * s.s;
+  return (kind == Weights::kFloat ? s.i : s.quads()) * s.r * s.s;
 }
 
 int64_t panel_bytes_of(Weights kind, int64_t k) {
@@ -227,17 +163,6 @@ void check_shape(const WeightShape& s, Weights weights) {
          std::to_string(most) + ").\n  Keep this layer in float32.");
   if (checked_mul(checked_mul(s.r, s.s), s.channels() + 4) > 2147483647)
     fail("the filter is too large.");
-}
-
-std::vector<int32_t> weight_sums(Weights weights, const void* w, const WeightShape& s) {
-  std::vector<int32_t> sums(static_cast<size_t>(s.o), 0);
-  if (weights == Weights::kFloat) return sums;
-  const Quads quad(weights, w, s);
-  for (int64_t o = 0; o < s.o; ++o)
-    for (int64_t tap = 0; tap < s.r * s.s; ++tap)
-      for (int64_t q = 0; q < quads(s); ++q)
-        sums[static_cast<size_t>(o)] += sum_of(quad(o, tap, q));
-  return sums;
 }
 
 std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
@@ -355,50 +280,11 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
   return v;
 }
 
-void pack_codes(const int8_t* w, int64_t rows, int64_t i, uint8_t* codes) {
-  const int64_t whole = i / 4;
-  for (int64_t row = 0; row < rows; ++row, w += i) {
-    for (int64_t q = 0; q < whole; ++q) {
-      uint32_t quad;
-      std::memcpy(&quad, w + q * 4, 4);
-      // The low bits of the four bytes meet in the highest one.
-      *codes++ = static_cast<uint8_t>((quad & 0x03030303u) * 0x01041040u >> 24);
-    }
-    if (i % 4) {
-      uint32_t last = 0;
-      for (int64_t j = 0; j < i % 4; ++j)
-        last |= (static_cast<uint32_t>(w[whole * 4 + j]) & 3u) << (2 * j);
-      *codes++ = static_cast<uint8_t>(last);
-    }
-  }
-}
-
 bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s) {
   const SparseBelow& below = kernels().sparse_below;
   if (weights == Weights::kFloat) return occupied < below.real;
   if (weights == Weights::kInt8) return occupied < below.int8;
   return occupied < (r * s > 1 ? below.ternary : below.pointwise);
-}
-
-double density(Weights weights, const void* w, const WeightShape& s) {
-  const int64_t taps = s.o * s.r * s.s;
-  int64_t kept = 0, all = 0;
-  if (weights == Weights::kFloat) {
-    all = taps * s.i;
-    for (int64_t k = 0; k < all; ++k) kept += static_cast<const float*>(w)[k] != 0.0f;
-  } else {
-    all = taps * quads(s);
-    for (int64_t k = 0; k < all; ++k) {
-      if (weights == Weights::kTernary) {
-        kept += static_cast<const uint8_t*>(w)[k] != 0;
-      } else {
-        int32_t quad;
-        std::memcpy(&quad, static_cast<const uint8_t*>(w) + k * 4, 4);
-        kept += quad != 0;
-      }
-    }
-  }
-  return all ? static_cast<double>(kept) / static_cast<double>(all) : 0.0;
 }
 
 }  // namespace tops

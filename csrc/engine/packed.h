@@ -7,14 +7,10 @@
 #include <vector>
 
 #include "engine/block_sparse.h"
+#include "engine/quads.h"
 #include "kernels/table.h"
 
 namespace tops {
-
-struct WeightShape {
-  int64_t o = 0, r = 0, s = 0, i = 0, groups = 1;  // i: input channels per group
-  int64_t channels() const { return i * groups; }
-};
 
 // 64 bytes at the head of a blob. Little-endian, as every machine this builds for.
 struct PackedHeader {
@@ -64,15 +60,6 @@ std::vector<uint8_t> pack_filter_rows(Weights weights, const void* w, WeightShap
                                       WeightShape* packed);
 
 PackedView view_packed(const uint8_t* blob, int64_t bytes);
-
-// Sum of the weights of each output (float: 0). Throws kBadWeights on the invalid code.
-std::vector<int32_t> weight_sums(Weights weights, const void* w, const WeightShape& shape);
-
-// Ternary codes of rows of i values in {-1, 0, 1}; the last byte of a row is filled with 00.
-void pack_codes(const int8_t* w, int64_t rows, int64_t i, uint8_t* codes);
-
-// Share of occupied quads (float: of nonzero weights).
-double density(Weights weights, const void* w, const WeightShape& shape);
 
 // Is skipping the empty quads faster than computing them, with the kernels in force?
 bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s);

@@ -100,8 +100,10 @@ def _values(w: Weight, x: Params | None) -> tuple[str, Array, Array]:
     if x is None and w.scale is not None:
         return "float", w.array * w.scale[:, None, None, None], np.ones_like(w.scale)
     scale = w.effective_scale(x)
+    if isinstance(w.values, codes.TernaryCodes):
+        return w.kind, w.values.codes, scale
     if w.kind == "ternary":
-        return w.kind, _native.core().pack_codes(w.array), scale
+        return w.kind, _native.core().pack_codes(w.values), scale
     if w.kind == "int8":
         return w.kind, codes.pad_int8(w.array), scale
     return w.kind, w.array, scale

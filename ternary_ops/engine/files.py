@@ -22,8 +22,8 @@ def write(path: Path, graph: Graph, sample: tuple[int, ...]) -> None:
     index = {**to_index(graph), "sample": list(sample)}
     kinds = {f"{i}.w": _STORED_AS[w.kind] for i, w in enumerate(graph.weights)}
     entries = [
-        container.WeightEntry(name, kinds.get(name, "float32"), array)
-        for name, array in to_arrays(graph).items()
+        container.WeightEntry(name, kinds.get(name, "float32"), values)
+        for name, values in to_arrays(graph).items()
     ]
     container.write(path, KIND, index, entries)
 
@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[Graph, tuple[int, ...]]:
     index: dict[str, Any] = dict(document.index)
     sample = index.pop("sample", None)
     try:
-        graph = from_index(index, {name: w.array for name, w in document.weights.items()})
+        graph = from_index(index, {name: w.stored for name, w in document.weights.items()})
         return graph, _sample(graph, sample)
     except (FormatError, UnsupportedShape) as error:
         raise FormatError(f"{path}: {error}") from None

@@ -16,6 +16,7 @@ import numpy as np
 from ternary_ops.engine import rules
 from ternary_ops.engine.ir import MAX_NODES, Array, Graph, Node, Weight
 from ternary_ops.errors import FormatError, need
+from ternary_ops.ops.codes import TernaryCodes
 
 _DO = rules.REWRITE
 
@@ -34,17 +35,17 @@ def to_index(graph: Graph) -> dict[str, Any]:
     return {"nodes": nodes, "weights": weights}
 
 
-def to_arrays(graph: Graph) -> dict[str, Array]:
+def to_arrays(graph: Graph) -> dict[str, Array | TernaryCodes]:
     """The arrays of every weight, by name."""
-    arrays = {}
+    arrays: dict[str, Array | TernaryCodes] = {}
     for i, w in enumerate(graph.weights):
-        for key, array in zip(_keys(i), (w.array, w.scale, w.bias), strict=True):
+        for key, array in zip(_keys(i), (w.values, w.scale, w.bias), strict=True):
             if array is not None:
                 arrays[key] = array
     return arrays
 
 
-def from_index(index: Any, arrays: Mapping[str, Array]) -> Graph:
+def from_index(index: Any, arrays: Mapping[str, Array | TernaryCodes]) -> Graph:
     """Undo to_index and to_arrays; raises FormatError."""
     if type(index) is not dict or set(index) != {"nodes", "weights"}:
         raise FormatError(need("a program index has nodes and weights", "other keys", _DO))
@@ -98,7 +99,7 @@ def _node(i: int, entry: Any) -> Node:
         raise FormatError(f"node {i}: {e}") from None
 
 
-def _weight(i: int, entry: Any, arrays: Mapping[str, Array]) -> Weight:
+def _weight(i: int, entry: Any, arrays: Mapping[str, Array | TernaryCodes]) -> Weight:
     name, kind, has_bias = rules.items(f"weight {i}", entry, 3)
     rules.integer(f"weight {i}: its bias flag", has_bias, 0, 1)
     values, scale, bias = _keys(i)
@@ -107,4 +108,4 @@ def _weight(i: int, entry: Any, arrays: Mapping[str, Array]) -> Weight:
     if missing:
         raise FormatError(need(f"weight {i} needs the array {missing[0]}", "none", _DO))
     kept = {key: arrays[key] for key in wanted}
-    return Weight(name, kind, kept[values], kept.get(scale), kept.get(bias))
+    return Weight(name, kind, kept[values], kept.get(scale), kept.get(bias))  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ternary_ops.engine import rules
 from ternary_ops.errors import FormatError, need
+from ternary_ops.ops.codes import TernaryCodes
 from ternary_ops.ops.functions import FUNCTIONS
 
 Array: TypeAlias = NDArray[Any]
@@ -33,6 +34,7 @@ MAX_NAME = 1024
 _WEIGHTED = ("conv2d", "linear", "layer_norm")
 _DTYPE = {"ternary": np.int8, "int8": np.int8, "float": np.float32}
 _LARGEST_CODE = {"ternary": 1, "int8": 127}
+_SURE_SIZE = (2**31 - 1) // 255  # a ternary filter of so many values cannot overflow int32
 _DO = rules.REWRITE
 
 
@@ -40,13 +42,14 @@ _DO = rules.REWRITE
 class Weight:
     """One filter bank: values [O, R, S, I] (linear [O, 1, 1, I]), scale and bias [O].
 
-    kind ternary: int8 in {-1, 0, 1}; int8: -127..127; float: float32 and no scale. Integer weights
-    may meet float input (weight-only). The arrays are read-only views of those given.
+    kind ternary: int8 in {-1, 0, 1}, or their codes; int8: -127..127; float: float32 and no scale.
+    Integer weights may meet float input (weight-only). The arrays are read-only views of those
+    given.
     """
 
     name: str
     kind: str
-    array: Array
+    values: Array | TernaryCodes
     scale: Array | None = None
     bias: Array | None = None
 
@@ -57,8 +60,7 @@ class Weight:
             raise FormatError(need(f"a name has at most {MAX_NAME} characters", "another", _DO))
         if type(self.kind) is not str or self.kind not in _DTYPE:
             raise FormatError(need(f"{where}: kind is one of {list(_DTYPE)}", self.kind, _DO))
-        _check_array(f"{where}: values", self.array, _DTYPE[self.kind], 4)
-        _check_codes(where, self.kind, self.array)
+        self._check_values(where)
         if (self.scale is None) != (self.kind == "float"):
             raise FormatError(
                 need(f"{where}: a scale goes with integers", f"kind {self.kind}", _DO)
@@ -71,24 +73,46 @@ class Weight:
                 raise FormatError(
                     need(f"{where}: {label} has {self.shape[0]} values", len(vector), _DO)
                 )
-        for label in ("array", "scale", "bias"):
-            if getattr(self, label) is not None:
+        for label in ("values", "scale", "bias"):
+            if isinstance(getattr(self, label), np.ndarray):
                 frozen = np.ascontiguousarray(getattr(self, label)).view()
                 frozen.flags.writeable = False
                 object.__setattr__(self, label, frozen)
 
+    def _check_values(self, where: str) -> None:
+        if not isinstance(self.values, TernaryCodes):
+            _check_array(f"{where}: values", self.values, _DTYPE[self.kind], 4)
+            _check_codes(where, self.kind, self.values)
+            return
+        if self.kind != "ternary":
+            raise FormatError(need(f"{where}: codes are ternary", f"kind {self.kind}", _DO))
+        _check_array(f"{where}: codes", self.values.codes, np.uint8, 4)
+        _check_sizes(f"{where}: values", self.values.shape)
+        if math.prod(self.values.shape[1:]) > _SURE_SIZE:
+            _check_codes(where, self.kind, self.array)
+
+    @property
+    def array(self) -> Array:
+        """The values, read-only; where only their codes are kept, unpacked at every call."""
+        if not isinstance(self.values, TernaryCodes):
+            return self.values
+        unpacked: Array = self.values.unpack()
+        unpacked.flags.writeable = False
+        return unpacked
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """[O, R, S, I]."""
-        o, r, s, i = self.array.shape
+        o, r, s, i = self.values.shape
         return o, r, s, i
 
     @cached_property
     def density(self) -> float:
         """Share of quads (4 consecutive input channels of one tap) that hold anything."""
-        o, r, s, i = self.shape
-        starts = np.arange(0, i, 4)
-        return float(np.mean(np.add.reduceat(self.array != 0, starts, axis=3, dtype=np.int8) > 0))
+        if isinstance(self.values, TernaryCodes):
+            return float(np.mean(self.values.codes != 0))
+        starts = np.arange(0, self.shape[3], 4)
+        return float(np.mean(np.add.reduceat(self.values != 0, starts, axis=3, dtype=np.int8) > 0))
 
     def effective_scale(self, x: Params | None) -> NDArray[np.float32]:
         """What multiplies the accumulator [O]: f32(scale * s_x); float input has no s_x."""
@@ -156,12 +180,17 @@ class Graph:
 
 def _check_array(where: str, array: Any, dtype: Any, rank: int) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != rank:
-        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else array
+        known = isinstance(array, np.ndarray)
+        got = f"{array.dtype} {list(array.shape)}" if known else type(array).__name__
         raise FormatError(need(f"{where}: {np.dtype(dtype)} of {rank} axes", got, _DO))
-    if array.size == 0 or max(array.shape) > rules.MAX_CHANNELS:
-        raise FormatError(need(f"{where}: axes of 1..{rules.MAX_CHANNELS}", list(array.shape), _DO))
+    _check_sizes(where, array.shape)
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise FormatError(need(f"{where}: finite numbers", "NaN or infinity", _DO))
+
+
+def _check_sizes(where: str, shape: tuple[int, ...]) -> None:
+    if min(shape) < 1 or max(shape) > rules.MAX_CHANNELS:
+        raise FormatError(need(f"{where}: axes of 1..{rules.MAX_CHANNELS}", list(shape), _DO))
 
 
 def _check_codes(where: str, kind: str, array: Array) -> None:

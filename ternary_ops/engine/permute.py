@@ -265,12 +265,12 @@ def _reordered(w: Weight, order: Array) -> Weight:
     o, r, s, width = w.shape
     channels = len(order)
     if width == channels:
-        return replace(w, array=w.array[..., order])
+        return replace(w, values=w.array[..., order])
     if width > channels:  # [O, 1, 1, C * H * W] of a flattened image
         split = w.array.reshape(o, channels, -1)
-        return replace(w, array=split[:, order].reshape(w.shape))
+        return replace(w, values=split[:, order].reshape(w.shape))
     local = order.reshape(-1, width) % width  # groups stay in place
-    return replace(w, array=np.take_along_axis(w.array, _per_filter(local, o), axis=3))
+    return replace(w, values=np.take_along_axis(w.array, _per_filter(local, o), axis=3))
 
 
 def _per_filter(local: Array, o: int) -> Array:
@@ -282,7 +282,7 @@ def _rewritten(w: Weight, order: Array) -> Weight:
     vectors = {
         key: value[order] for key in ("scale", "bias") if (value := getattr(w, key)) is not None
     }
-    return replace(w, array=w.array[order], **vectors)
+    return replace(w, values=w.array[order], **vectors)
 
 
 def _apply(graph: Graph, spaces: _Spaces, root: int, order: Array, weights: list[Weight]) -> None:

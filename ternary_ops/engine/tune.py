@@ -25,6 +25,7 @@ from ternary_ops.engine.index import to_arrays, to_index
 from ternary_ops.engine.ir import Graph
 from ternary_ops.errors import BadConfig, FormatError, need
 from ternary_ops.io.atomic import replace_file
+from ternary_ops.ops.codes import TernaryCodes
 from ternary_ops.table import Table
 
 _LAYERS = ("conv2d", "linear")
@@ -131,7 +132,8 @@ def _key(graph: Graph, shape: tuple[int, ...]) -> str:
     """A program's content, the machine as far as it decides the times, and the shape."""
     core = _native.core()
     digest = hashlib.sha256(json.dumps(to_index(graph), sort_keys=True).encode())
-    for name, array in sorted(to_arrays(graph).items()):
+    for name, kept in sorted(to_arrays(graph).items()):
+        array = kept.unpack() if isinstance(kept, TernaryCodes) else kept
         digest.update(f"{name} {array.shape}".encode() + array.tobytes())
     parts = (
         digest.hexdigest()[:32],

@@ -29,6 +29,7 @@ from ternary_ops.errors import FormatError, need
 from ternary_ops.io import safetensors
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.io.safetensors import DAMAGED
+from ternary_ops.ops.codes import TernaryCodes, quads
 
 FORMAT = "ternary_ops"
 VERSION = 1
@@ -55,11 +56,18 @@ class WeightEntry:
     int8     int8, the same layout
     float32  float32 of any shape; stored in half the bytes where float16 holds the same values
     raw      any shape, dtype one of RAW
+
+    What is read from a file keeps ternary values as codes.
     """
 
     name: str
     kind: str
-    array: Array
+    stored: Array | TernaryCodes
+
+    @property
+    def array(self) -> Array:
+        """The values; where they are kept as codes, unpacked at every call."""
+        return self.stored.unpack() if isinstance(self.stored, TernaryCodes) else self.stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,11 +256,15 @@ def _decode(rows: Any, payload: bytes) -> dict[str, WeightEntry]:
             raise FormatError(need(what, f"{stored!r:.80}", DAMAGED))
         listed[name] = (stored, _check_shape(name, stored, shape))
     specs = [_codec_spec(stored, shape) for stored, shape in listed.values()]
-    decoded = core().codec_decode(np.frombuffer(payload, np.uint8), specs)
+    decoded = core().codec_decode(np.frombuffer(payload, np.uint8), specs, codes=True)
     weights = {}
     for (name, (stored, shape)), values in zip(listed.items(), decoded, strict=True):
         if stored == "raw:bool" and ((values != 0) & (values != 1)).any():
             raise FormatError(need(f"{name!r} holds booleans", "a byte above 1", DAMAGED))
+        if stored == "ternary":
+            codes = values.view(np.uint8).reshape(*shape[:-1], quads(shape[-1]))
+            weights[name] = WeightEntry(name, stored, TernaryCodes(codes, shape[-1]))
+            continue
         array = values.reshape(-1).view(_dtype(stored)).reshape(shape)
         weights[name] = _entry(name, stored, array)
     return weights

@@ -9,6 +9,7 @@ tap: a quad.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -95,6 +96,27 @@ def unpack_codes(codes: NDArray[np.uint8], channels: int) -> NDArray[np.int8]:
     codes = np.asarray(codes)
     lanes = _DECODE[codes].reshape(*codes.shape[:-1], 4 * codes.shape[-1])
     return np.ascontiguousarray(lanes[..., :channels])
+
+
+@dataclass(frozen=True, eq=False)
+class TernaryCodes:
+    """Ternary values kept as codes, a quarter of the memory: uint8 [..., ceil(I/4)] of I channels.
+
+    The codes are taken to be valid.
+    """
+
+    codes: NDArray[np.uint8]
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[..., I]."""
+        return (*self.codes.shape[:-1], self.channels)
+
+    def unpack(self) -> NDArray[np.int8]:
+        """The values, int8 [..., I]."""
+        lanes = _DECODE[self.codes].reshape(*self.codes.shape[:-1], 4 * self.codes.shape[-1])
+        return np.ascontiguousarray(lanes[..., : self.channels])
 
 
 def conv_codes(t: NDArray[np.int8]) -> NDArray[np.uint8]:
