@@ -13,17 +13,17 @@
 namespace tops::bind {
 namespace {
 
-const char* error_name(ErrorKind kind) {
+const char* error_name(tops::ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::kUnsupportedShape:
+    case tops::ErrorKind::kUnsupportedShape:
       return "UnsupportedShape";
-    case ErrorKind::kUnsupportedDevice:
+    case tops::ErrorKind::kUnsupportedDevice:
       return "UnsupportedDevice";
-    case ErrorKind::kUnsupportedModel:
+    case tops::ErrorKind::kUnsupportedModel:
       return "UnsupportedModel";
-    case ErrorKind::kBadWeights:
+    case tops::ErrorKind::kBadWeights:
       return "BadWeights";
-    case ErrorKind::kFormatError:
+    case tops::ErrorKind::kFormatError:
       return "FormatError";
   }
   return "TernaryOpsError";
@@ -32,7 +32,7 @@ const char* error_name(ErrorKind kind) {
 void translate(std::exception_ptr p) {
   try {
     if (p) std::rethrow_exception(p);
-  } catch (const Error& e) {
+  } catch (const tops::Error& e) {
     py::object type = py::module_::import("ternary_ops.errors").attr(error_name(e.kind));
     PyErr_SetString(type.ptr(), e.what());
   }
@@ -44,7 +44,7 @@ bool is_float_dtype(const std::string& name) {
   bad_argument("a dtype needs to be 'u8' or 'f32', got '" + name + "'.");
 }
 
-TensorRef tensor(Address data, const std::string& dtype, float scale, int zero_point) {
+tops::TensorRef tensor(Address data, const std::string& dtype, float scale, int zero_point) {
   return {reinterpret_cast<void*>(data), is_float_dtype(dtype), scale, zero_point};
 }
 
@@ -55,8 +55,8 @@ Array<uint8_t> prepack(const std::string& kind, const std::string& weights, Addr
   std::vector<uint8_t> blob;
   {
     py::gil_scoped_release release;
-    blob = pack_weights(kind == "sparse", weights_of(weights), reinterpret_cast<const void*>(w),
-                        {o, r, s, i, groups});
+    blob = tops::pack_weights(kind == "sparse", weights_of(weights),
+                              reinterpret_cast<const void*>(w), {o, r, s, i, groups});
   }
   Array<uint8_t> out(static_cast<py::ssize_t>(blob.size()));
   std::memcpy(out.mutable_data(), blob.data(), blob.size());
@@ -64,9 +64,9 @@ Array<uint8_t> prepack(const std::string& kind, const std::string& weights, Addr
 }
 
 // Memory that NumPy frees; aligned to cache lines, which NumPy's own is not.
-Array<uint8_t> own(Buffer buffer) {
-  auto* const kept = new Buffer(std::move(buffer));
-  const py::capsule owner(kept, [](void* p) { delete static_cast<Buffer*>(p); });
+Array<uint8_t> own(tops::Buffer buffer) {
+  auto* const kept = new tops::Buffer(std::move(buffer));
+  const py::capsule owner(kept, [](void* p) { delete static_cast<tops::Buffer*>(p); });
   return Array<uint8_t>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
@@ -75,15 +75,15 @@ Array<uint8_t> own(Buffer buffer) {
 Array<uint8_t> prepack_linear(const std::string& kind, const std::string& weights, Address w,
                               int64_t n, int64_t k) {
   const void* const plain = reinterpret_cast<const void*>(w);
-  const Weights type = weights_of(weights);
-  Buffer blob;
+  const tops::Weights type = weights_of(weights);
+  tops::Buffer blob;
   {
     py::gil_scoped_release release;
     if (kind == "two_bit" || kind == "base_three")
-      blob =
-          pack_rows(kind == "two_bit" ? RowCodes::kTwoBit : RowCodes::kBaseThree, plain, n, k, 0);
+      blob = tops::pack_rows(
+          kind == "two_bit" ? tops::RowCodes::kTwoBit : tops::RowCodes::kBaseThree, plain, n, k, 0);
     else if (kind == "dense" || kind == "sparse")
-      blob = pack_linear(kind == "sparse", type, plain, n, k);
+      blob = tops::pack_linear(kind == "sparse", type, plain, n, k);
     else
       bad_argument("a packing needs to be 'dense', 'sparse', 'two_bit' or 'base_three', got '" +
                    kind + "'.");
@@ -96,13 +96,14 @@ Array<uint8_t> prepack_linear(const std::string& kind, const std::string& weight
 Array<uint8_t> pack_codes(const Array<int8_t>& w) {
   const int64_t i = w.ndim() ? w.shape(w.ndim() - 1) : 0, rows = i ? w.size() / i : 0;
   Array<uint8_t> codes(static_cast<py::ssize_t>(rows * ((i + 3) / 4)));
-  pack_codes(w.data(), rows, i, codes.mutable_data());
+  tops::pack_codes(w.data(), rows, i, codes.mutable_data());
   return codes;
 }
 
 // (O, R, S, I, groups) of a blob that prepack made; throws on any other bytes.
 py::tuple packed_shape(Address packed, int64_t packed_bytes) {
-  const WeightShape s = view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes).shape;
+  const tops::WeightShape s =
+      tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes).shape;
   return py::make_tuple(s.o, s.r, s.s, s.i, s.groups);
 }
 
@@ -110,44 +111,48 @@ void conv2d(Address x, const std::string& x_dtype, int x_zp, int64_t n, int64_t 
             int64_t w, Address packed, int64_t packed_bytes, Address scale, Address bias,
             int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h,
             int64_t dil_w, Address y, const std::string& y_dtype, float y_scale, int y_zp) {
-  const TensorRef in = tensor(x, x_dtype, 1.0f, x_zp), out = tensor(y, y_dtype, y_scale, y_zp);
+  const tops::TensorRef in = tensor(x, x_dtype, 1.0f, x_zp),
+                        out = tensor(y, y_dtype, y_scale, y_zp);
   py::gil_scoped_release release;
-  const PackedView view = view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes);
-  conv2d(in, n, c, h, w, view, reinterpret_cast<const float*>(scale),
-         reinterpret_cast<const float*>(bias), {stride_h, stride_w, pad_h, pad_w, dil_h, dil_w},
-         out);
+  const tops::PackedView view =
+      tops::view_packed(reinterpret_cast<const uint8_t*>(packed), packed_bytes);
+  tops::conv2d(in, n, c, h, w, view, reinterpret_cast<const float*>(scale),
+               reinterpret_cast<const float*>(bias),
+               {stride_h, stride_w, pad_h, pad_w, dil_h, dil_w}, out);
 }
 
 void linear(Address x, const std::string& x_dtype, float x_scale, int x_zp, int64_t m, int64_t k,
             const std::string& weights, int64_t n, Address packed, int64_t packed_bytes,
             Address scale, Address bias, Address y, const std::string& y_dtype, float y_scale,
             int y_zp) {
-  const TensorRef in = tensor(x, x_dtype, x_scale, x_zp), out = tensor(y, y_dtype, y_scale, y_zp);
-  const Weights kind = weights_of(weights);
+  const tops::TensorRef in = tensor(x, x_dtype, x_scale, x_zp),
+                        out = tensor(y, y_dtype, y_scale, y_zp);
+  const tops::Weights kind = weights_of(weights);
   py::gil_scoped_release release;
-  linear(in, m, k, kind, n, reinterpret_cast<const uint8_t*>(packed), packed_bytes,
-         reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(bias), out);
+  tops::linear(in, m, k, kind, n, reinterpret_cast<const uint8_t*>(packed), packed_bytes,
+               reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(bias), out);
 }
 
 void bind_machine(py::module_& m) {
   m.def("available_isas", [] {
     std::vector<std::string> names;
-    for (const IsaReport& r : isa_report())
+    for (const tops::IsaReport& r : tops::isa_report())
       if (r.reason.empty()) names.push_back(r.name);
     return names;
   });
   m.def("isa_report", [] {
     py::dict d;
-    for (const IsaReport& r : isa_report()) d[py::str(r.name)] = r.reason;
+    for (const tops::IsaReport& r : tops::isa_report()) d[py::str(r.name)] = r.reason;
     return d;
   });
-  m.def("isa", [] { return std::string(kernels().name); });
-  m.def("set_isa", &force_isa, py::arg("name"));
-  m.def("dot_burst", [](int64_t rounds) { return kernels().dot_burst(rounds); });
-  m.def("float_burst", [](int64_t rounds) { return kernels().float_burst(rounds); });
-  m.def("read_burst", [](const Array<uint8_t>& a) { kernels().read_burst(a.data(), a.size()); });
-  m.def("num_threads", &num_threads);
-  m.def("set_num_threads", &set_num_threads, py::arg("n"));
+  m.def("isa", [] { return std::string(tops::kernels().name); });
+  m.def("set_isa", &tops::force_isa, py::arg("name"));
+  m.def("dot_burst", [](int64_t rounds) { return tops::kernels().dot_burst(rounds); });
+  m.def("float_burst", [](int64_t rounds) { return tops::kernels().float_burst(rounds); });
+  m.def("read_burst",
+        [](const Array<uint8_t>& a) { tops::kernels().read_burst(a.data(), a.size()); });
+  m.def("num_threads", &tops::num_threads);
+  m.def("set_num_threads", &tops::set_num_threads, py::arg("n"));
 }
 
 }  // namespace
@@ -162,7 +167,6 @@ Weights weights_of(const std::string& name) {
 }  // namespace tops::bind
 
 PYBIND11_MODULE(_core, m) {
-  using namespace tops;
   using namespace tops::bind;
   m.attr("version") = TOPS_VERSION;
   py::register_exception_translator(&translate);
@@ -171,10 +175,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("prepack_linear", &prepack_linear);
   m.def("pack_codes", &pack_codes);
   m.def("prefer_sparse", [](const std::string& kind, double occupied, int64_t r, int64_t s) {
-    return prefer_sparse(weights_of(kind), occupied, r, s);
+    return tops::prefer_sparse(weights_of(kind), occupied, r, s);
   });
   m.def("linear_sparse_pays", [](const std::string& kind, double occupied) {
-    return sparse_pays(weights_of(kind), occupied);
+    return tops::sparse_pays(weights_of(kind), occupied);
   });
   m.def("packed_shape", &packed_shape);
   m.def("conv2d", &conv2d);
