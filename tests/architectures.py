@@ -272,6 +272,30 @@ class Arithmetic(nn.Module):
         return F.softmax(self.norm(x), dim=-1)
 
 
+class ByFunctions(nn.Module):
+    """Layers as functions of parameters, transposed or not; a slope a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.slopes = nn.PReLU(8)
+        self.w, self.b = nn.Parameter(0.2 * torch.randn(12, 4, 3, 3)), nn.Parameter(torch.randn(12))
+        self.up = nn.Parameter(0.2 * torch.randn(12, 6, 2, 2))
+        self.norm_w, self.norm_b = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+        self.product, self.linear = nn.Parameter(torch.randn(6, 9)), nn.Parameter(torch.randn(5, 9))
+        self.shift, self.last = nn.Parameter(torch.randn(7)), nn.Parameter(torch.randn(7, 5))
+        with torch.no_grad():
+            self.slopes.weight.copy_(torch.linspace(-0.3, 1.2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.slopes(self.stem(x))
+        x = F.relu(F.conv2d(x, self.w, self.b, stride=2, padding=1, groups=2))
+        x = F.conv_transpose2d(x, self.up, stride=2).mean((2, 3))
+        x = F.layer_norm(x, (6,), self.norm_w, self.norm_b, 1e-3)
+        x = F.linear(torch.relu(x @ self.product), self.linear)
+        return torch.addmm(self.shift, x, self.last.t())
+
+
 NETWORKS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
     # name: (how to make it, shape to compile with, another shape it must run)
     "mobilenet_v2": (mobilenet_v2, (2, 3, 17, 20), (1, 3, 24, 13)),
@@ -284,5 +308,6 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
     "super_resolution": (SuperResolution, (2, 3, 9, 8), (1, 3, 6, 11)),
     "senet": (SENet, (2, 3, 17, 20), (1, 3, 24, 13)),
     "shufflenet": (ShuffleNet, (2, 3, 17, 20), (1, 3, 24, 13)),
+    "by_functions": (ByFunctions, (2, 3, 9, 8), (3, 3, 6, 11)),
     "arithmetic": (Arithmetic, (2, 3, 9, 8), (3, 3, 6, 11)),
 }

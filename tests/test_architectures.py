@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import runtime
 from ternary_ops.engine.simulate import simulate
+from ternary_ops.errors import UnsupportedModel, UnsupportedShape
 from ternary_ops.runtime import Program
 
 
@@ -73,3 +74,31 @@ def _floats_before(program: Program) -> list[bool]:
         floats = sums and any(program.graph.values[j].y is None for j in node.inputs)
         moved.append(bool(floats) or any(moved[j] for j in node.inputs))
     return moved
+
+
+def test_a_norm_of_a_flattened_image_fixes_its_size() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LayerNorm(4 * 6 * 5)).eval()
+    program = tops.compile(model, images(2, 3, 8, 7))
+    assert error(program, model, images(3, 3, 8, 7, seed=1)) < 1e-5
+    with pytest.raises(UnsupportedShape, match="120"):
+        program(images(1, 3, 7, 7).numpy())
+    with pytest.raises(UnsupportedModel, match="LayerNorm"):
+        tops.compile(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(5)), images(1, 3, 8, 7))
+
+
+def test_functions_of_parameters_that_are_no_layers_are_refused() -> None:
+    class Odd(nn.Module):
+        def __init__(self, what: str) -> None:
+            super().__init__()
+            self.what, self.w = what, nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.what == "left":
+                return self.w @ x.t()
+            if self.what == "two":
+                return x @ x.t()
+            return torch.addmm(x, x, self.w, beta=2)
+
+    for what in ("left", "two", "scaled"):
+        with pytest.raises(UnsupportedModel, match="without"):
+            tops.compile(Odd(what), images(6, 6))

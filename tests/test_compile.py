@@ -213,7 +213,7 @@ def test_widest_range_wins() -> None:
 class _Unsupported(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.act = nn.Conv2d(3, 4, 3), nn.PReLU(4)
+        self.conv, self.act = nn.Conv2d(3, 4, 3), nn.Softshrink()
         self.block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.LogSoftmax(1))
         self.offset = nn.Parameter(torch.ones(1, 4, 1, 1))
 
@@ -229,7 +229,14 @@ def test_one_error_lists_every_unsupported_part() -> None:
     with pytest.raises(UnsupportedModel) as caught:
         tops.compile(_Unsupported(), images(1, 3, 5, 5))
     message = str(caught.value)
-    wanted = ("act (PReLU)", "block.1 (LogSoftmax)", "cat()", "interpolate()", "pad()", "add()")
+    wanted = (
+        "act (Softshrink)",
+        "block.1 (LogSoftmax)",
+        "cat()",
+        "interpolate()",
+        "pad()",
+        "add()",
+    )
     for part in (
         *wanted,
         "floor()",

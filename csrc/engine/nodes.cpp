@@ -204,9 +204,11 @@ int Engine::softmax(int x) {
 int Engine::layer_norm(int x, const std::vector<float>& weight, const std::vector<float>& bias,
                        float eps) {
   Node n = following(Op::kLayerNorm, x);
-  const auto channels = static_cast<size_t>(n.channels);
-  if (!n.is_float || weight.size() != channels || bias.size() != channels || !(eps > 0.0f))
+  const auto width = static_cast<int64_t>(weight.size());
+  const bool fits = n.channels == 0 || n.channels == width;  // 0: checked once the size is known
+  if (!n.is_float || width == 0 || !fits || bias.size() != weight.size() || !(eps > 0.0f))
     bad_graph("layer_norm needs floats, a weight and a bias a channel, and eps > 0.");
+  n.channels = width;
   auto d = std::make_shared<Detail>();
   d->params = weight;
   d->params.insert(d->params.end(), bias.begin(), bias.end());

@@ -12,6 +12,14 @@
 namespace tops {
 namespace {
 
+void need_features(int64_t wanted, int64_t given) {
+  if (given == wanted) return;
+  throw Error(ErrorKind::kUnsupportedShape,
+              "this node needs " + std::to_string(wanted) + " features, got " +
+                  std::to_string(given) +
+                  ".\n  Use the image size that the network was compiled with.");
+}
+
 // A larger padding is rare, and a halo of its size would cost every layer at that resolution; such
 // layers copy instead.
 constexpr int64_t kMostHalo = 8;
@@ -97,11 +105,10 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
     } else if (node.op == Op::kFlatten && !nodes_[static_cast<size_t>(node.a)].rank2) {
       channels = checked_mul(in.channels, checked_mul(in.h, in.w));
       oh = ow = 1;
-    } else if (node.op == Op::kLinear && in.channels != node.layer->shape.i) {
-      throw Error(ErrorKind::kUnsupportedShape,
-                  "the linear layer needs " + std::to_string(node.layer->shape.i) +
-                      " features, got " + std::to_string(in.channels) +
-                      ".\n  Use the image size that the network was compiled with.");
+    } else if (node.op == Op::kLinear) {
+      need_features(node.layer->shape.i, in.channels);
+    } else if (node.op == Op::kLayerNorm) {
+      need_features(node.channels, in.channels);
     }
     if (node.b >= 0) {
       const Grid& other = step(node.b).grid;

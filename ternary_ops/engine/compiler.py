@@ -11,6 +11,7 @@ from typing import overload
 import torch
 from torch import Tensor, fx, nn
 
+from ternary_ops.engine.functional import name_layers_
 from ternary_ops.engine.ir import Graph
 from ternary_ops.engine.islands import IslandProgram, compile_with_islands
 from ternary_ops.engine.lower import lower
@@ -80,6 +81,7 @@ def _whole(network: nn.Module, x: Tensor, permute: bool, tune: bool) -> Program:
     with torch.no_grad():
         fold_batchnorm_(network)
         traced = trace(network)
+        name_layers_(traced)
         expected = run_checked(network, traced, x)
         graph = _lower(traced, x)
     shape = infer(graph, x.shape[0], *x.shape[2:])[-1]

@@ -396,9 +396,12 @@ def _make_layer_norm(graph: Graph, node: Node, x: Value, others: Sequence[Value]
     if node.attrs["w"] >= len(graph.weights):
         raise FormatError(need(f"w < {len(graph.weights)}", node.attrs["w"], _DO))
     w = graph.weight(node)
-    if w.kind != "float" or w.shape != (x.channels, 1, 1, 1):
-        raise FormatError(need(f"float weights [{x.channels}, 1, 1, 1]", list(w.shape), _DO))
-    return _make_softmax(graph, node, x, others)
+    width = w.shape[0] if x.channels is None and w.shape[0] % x.multiple == 0 else x.channels
+    if w.kind != "float" or w.shape != (width, 1, 1, 1):
+        wanted = f"float weights [{x.channels or f'{x.multiple} n'}, 1, 1, 1]"
+        raise FormatError(need(wanted, list(w.shape), _DO))
+    known = replace(x, channels=w.shape[0], multiple=w.shape[0])
+    return _make_softmax(graph, node, known, others)
 
 
 _MAKES = {

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from ternary_ops.engine.functional import name_layers_
 from ternary_ops.engine.node_facts import run_checked, shape_of
 from ternary_ops.engine.steps import unsupported
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, need
@@ -97,6 +98,7 @@ def compile_with_islands(network: nn.Module, x: Tensor, compile_part: CompilePar
         traced = _traced(network, islands)
         if traced is None:
             continue
+        name_layers_(traced)
         run_checked(network, traced, x)
         here = {n: str(n.target) for n in traced.graph.nodes if n.target in islands}
         found = [(_owner(node), text) for node, text in unsupported(traced, set(here))]

@@ -31,10 +31,11 @@ from ternary_ops.quantize.trace import (
 )
 
 SUPPORTED = (
-    "Conv2d, ConvTranspose2d and Linear (torch.nn's, tops.nn's, packed), BatchNorm2d, ReLU, ReLU6, "
-    "Hardtanh, clamp, LeakyReLU, PReLU, SiLU, hardswish, sigmoid, GELU and the like, MaxPool2d, "
-    "AvgPool2d, AdaptiveAvgPool2d, mean over H and W, sums, differences and products of two "
-    "tensors or with numbers, squeeze-excite gates, cat, chunk and split of channels, pixel and "
+    "Conv2d, ConvTranspose2d and Linear (torch.nn's, tops.nn's, packed; also as functions of "
+    "parameters and as products x @ weight), BatchNorm2d, ReLU, ReLU6, Hardtanh, clamp, LeakyReLU, "
+    "PReLU, SiLU, hardswish, sigmoid, GELU and the like, MaxPool2d, AvgPool2d, "
+    "AdaptiveAvgPool2d, mean over H and W, sums, differences and products of two tensors "
+    "or with numbers, squeeze-excite gates, cat, chunk and split of channels, pixel and "
     "channel shuffles, nearest and bilinear interpolate, softmax, LayerNorm, flatten, Identity, "
     "Dropout, as modules, functions or tensor methods"
 )

@@ -64,7 +64,8 @@ def function(node: fx.Node) -> list[Op] | None:
     module = module_of(node)
     if type(module) is nn.PReLU:
         if module.num_parameters != 1:
-            raise Unsupported("one slope is supported, not one a channel")
+            need_rank(source(node), 4)
+            return [("prelu", {})]
         return _activation("leaky_relu", float(module.weight.detach()))
     for name, kind, functions, defaults in _FUNCTIONS:
         if not calls(node, kind, *functions):

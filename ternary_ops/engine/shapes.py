@@ -64,6 +64,9 @@ def _shape(graph: Graph, node: Node, inputs: Sequence[Shape]) -> Shape:
         o, _, _, k = graph.weight(node).shape
         _need_same("features", (k,), x[1:])
         shape = (x[0], o)
+    elif node.op == "layer_norm":
+        _need_same("channels", graph.weight(node).shape[:1], x[1:2])
+        shape = x
     elif node.op in ("max_pool2d", "avg_pool2d"):
         dilation = at.get("dilation", (1, 1))
         steps = zip(x[2:], at["kernel"], at["stride"], at["padding"], dilation, strict=True)

@@ -15,6 +15,7 @@ from ternary_ops.engine.layers import (
     read_batchnorm,
     read_layer,
     read_layer_norm,
+    read_slopes,
     read_transposed,
 )
 from ternary_ops.engine.match import SUPPORTED, match
@@ -165,6 +166,11 @@ class _Reader:
         if op == "conv_transpose2d":
             layer, shuffled = read_transposed(str(node.target), _module(module_of(node)))
             return Step("pixel_shuffle", [Step("conv2d", inputs, layer.attrs, layer)], shuffled)
+        if op == "prelu":
+            slopes = read_slopes(str(node.target), _module(module_of(node)))
+            below = Step("clamp", inputs, clamp=(None, 0.0))
+            above = Step("clamp", inputs, clamp=(0.0, None))
+            return Step("add", [above, Step("conv2d", [below], slopes.attrs, slopes)])
         if op == "clamp":
             return Step(op, inputs, clamp=attrs["clamp"])
         if op == "sub":
