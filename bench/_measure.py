@@ -21,9 +21,9 @@ import torch
 
 from ternary_ops._native import core
 
-# Long enough that the threads of the engine before stop spinning and this one's are awake, each on
-# its own core, and that caches hold what they would in a loop.
-_WARM_SECONDS = 0.005
+# Threads of the engine before spin for a while, on cores that this one needs; then its own must be
+# awake, each on its core, and caches hold what they would in a loop.
+_PAUSE_SECONDS, _WARM_SECONDS = 0.01, 0.03
 RESULTS = Path(__file__).resolve().parent / "results"
 
 Timer = Callable[[], float]
@@ -34,7 +34,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def warm(run: Callable[[], object]) -> None:
-    """Call run for a few milliseconds, untimed."""
+    """Let other threads settle, then call run for some milliseconds, untimed."""
+    time.sleep(_PAUSE_SECONDS)
     end = time.perf_counter() + _WARM_SECONDS
     while time.perf_counter() < end:
         run()
