@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument("--against", default="openvino")
     parser.add_argument("--zeros", type=float, default=0.9, help="for the sizes")
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--samples", type=int, default=8, help="images to calibrate on")
+    parser.add_argument("--samples", type=int, default=32, help="images to calibrate on")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: see networks.py")
     parser.add_argument("--name", default="growth", help="of the files in bench/results")
     parser.add_argument("--plot-only", action="store_true", help="draw the CSV again")

@@ -6,7 +6,8 @@ inside the translation units. Only csrc/bind sees Python's and pybind11's header
 build environment recompiles that folder alone. Objects stay under build/native-<flavor>.
 
 Environment: CXX (or CC), CXXFLAGS, LDFLAGS; TERNARY_OPS_DEBUG=1 for -O0 -g;
-TERNARY_OPS_SANITIZE=address,undefined (or thread).
+TERNARY_OPS_SANITIZE=address,undefined (or thread); TERNARY_OPS_EMULATE=1 to run the AVX-512 kernels
+on any machine with AVX2, slowly, through SIMDe's headers (Debian: libsimde-dev).
 """
 
 from __future__ import annotations
@@ -52,21 +53,25 @@ def compiler() -> list[str]:
 
 @dataclass(frozen=True)
 class Flavor:
-    """One way to compile: release, debug or sanitized."""
+    """One way to compile: release, debug or sanitized; emulate: for tests, AVX-512 in plain C++."""
 
     debug: bool = False
     sanitize: str = ""
+    emulate: bool = False
 
     @classmethod
     def from_environment(cls) -> Flavor:
-        """What TERNARY_OPS_DEBUG and TERNARY_OPS_SANITIZE ask for."""
-        debug = os.environ.get("TERNARY_OPS_DEBUG", "") not in ("", "0")
-        return cls(debug, os.environ.get("TERNARY_OPS_SANITIZE", ""))
+        """What TERNARY_OPS_DEBUG, TERNARY_OPS_SANITIZE and TERNARY_OPS_EMULATE ask for."""
+        debug, emulate = (
+            os.environ.get(f"TERNARY_OPS_{name}", "") not in ("", "0")
+            for name in ("DEBUG", "EMULATE")
+        )
+        return cls(debug, os.environ.get("TERNARY_OPS_SANITIZE", ""), emulate)
 
     @property
     def name(self) -> str:
         """A folder name: what differs between flavors."""
-        parts = ["debug"] if self.debug else []
+        parts = ["debug"] * self.debug + ["emulate"] * self.emulate
         parts += sorted(filter(None, self.sanitize.split(",")))
         return "-".join(parts) or "release"
 
@@ -86,6 +91,8 @@ class Flavor:
         ]
         flags += ["-Wall", "-Wextra", f"-I{SOURCES}", f'-DTOPS_VERSION="{version()}"']
         flags += ["-O0", "-g"] if self.debug else ["-O3", "-DNDEBUG"]
+        if self.emulate:
+            flags += ["-DTOPS_EMULATED", "-mavx2", "-mfma", "-mf16c"]
         if self.sanitize:
             flags += [
                 f"-fsanitize={self.sanitize}",
@@ -130,6 +137,8 @@ class NinjaFile:
     def compile(self, source: Path, extra: Sequence[str] = (), tag: str = "") -> Path:
         """Add one object file; `tag` keeps objects of different `extra` apart."""
         out = self.folder / tag / source.relative_to(ROOT).with_suffix(".o")
+        if self.flavor.emulate and "avx512" in source.stem:
+            extra = [*extra, f"-I{ROOT / 'tests' / 'cpp' / 'emulated'}", "-O1"]
         self._edge("compile", out, [source], [*self.flavor.compile_flags(), *extra])
         return out
 

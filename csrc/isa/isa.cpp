@@ -35,6 +35,9 @@ CpuFlags read_cpu() {
     f.avx2 = avx && fma && f16c && (b & (1u << 5));
     const bool f512 = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
     f.avx512_vnni = f.avx2 && f512 && dq && bw && vl && (c & (1u << 11));
+#if defined(TOPS_EMULATED)
+    f.avx512_vnni = f.os_avx512 = true;
+#endif
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a & (1u << 4));
   }
 #endif

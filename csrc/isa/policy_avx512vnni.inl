@@ -148,11 +148,17 @@ struct V {
   }
   // acc += dot(x, w), once for every call, whatever the compiler knows; and no copy of acc.
   static TOPS_INLINE void dot_again(I& acc, I x, I w) {
+#if defined(TOPS_EMULATED)
+    acc = _mm512_dpbusd_epi32(acc, x, w);
+#else
     __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
+#endif
   }
   // The compiler may not compute or load this value a second time.
   static TOPS_INLINE I in_register(I a) {
+#if !defined(TOPS_EMULATED)
     __asm__ volatile("" : "+v"(a));
+#endif
     return a;
   }
   static TOPS_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }

@@ -3,8 +3,12 @@
 
 // A region compiled for more than the baseline. Open it after every #include, so that no inline
 // function of a standard header is emitted with instructions that another machine lacks.
+// TOPS_EMULATED: tests compile everything for AVX2, and AVX-512 as plain C++ (tests/cpp/emulated).
 #define TOPS_PRAGMA(x) _Pragma(#x)
-#if defined(__clang__)
+#if defined(TOPS_EMULATED)
+#define TOPS_TARGET_BEGIN(isa)
+#define TOPS_TARGET_END
+#elif defined(__clang__)
 #define TOPS_TARGET_BEGIN(isa) \
   TOPS_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define TOPS_TARGET_END TOPS_PRAGMA(clang attribute pop)

@@ -3,6 +3,7 @@
 
 python tests/cpp/build.py                                # release build
 python tests/cpp/build.py --sanitize address,undefined   # or: thread
+python tests/cpp/build.py --emulate                      # AVX-512 on any machine with AVX2
 python tests/cpp/build.py --only test_codec -- --seed 7  # arguments after -- go to the program
 """
 
@@ -26,11 +27,14 @@ def main() -> int:
     )
     parser.add_argument("--sanitize", default="", help="address,undefined or thread")
     parser.add_argument("--debug", action="store_true", help="-O0 -g")
+    parser.add_argument("--emulate", action="store_true", help="needs SIMDe (libsimde-dev)")
     parser.add_argument("--build-only", action="store_true")
     parser.add_argument("--only", help="the stem of one program")
     parser.add_argument("arguments", nargs="*", help="passed to the programs")
     options = parser.parse_args()
-    programs = native_build.build_tests(native_build.Flavor(options.debug, options.sanitize))
+    programs = native_build.build_tests(
+        native_build.Flavor(options.debug, options.sanitize, options.emulate)
+    )
     chosen = [program for program in programs if options.only in (None, program.stem)]
     if not chosen:
         print(
