@@ -7,7 +7,8 @@
 Writes bench/results/<name>.csv and, from that file alone, <name>.svg: milliseconds against the
 share of occupied quads (0.02 to 1) at the network's own image size, and against the side of the
 image (64 to 512) at --zeros. The rival is measured in the same rounds. Where the two lines cross is
-the break-even, found by interpolation and marked; a point counts only where outputs match.
+the break-even, found by interpolation and marked; a point counts only where outputs match. Points
+that the CSV holds already are not measured again: remove it, or their rows, to do so.
 """
 
 from __future__ import annotations
@@ -64,6 +65,14 @@ def measure(axis: str, density: float, size: int, options: argparse.Namespace) -
     }
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def crossings(x: list[float], ratios: list[float]) -> list[float]:
     """Where the rival takes exactly as long, by linear interpolation between points."""
     found = []
@@ -77,8 +86,7 @@ def plot(source: Path, target: Path) -> None:
     """Draw the CSV, nothing else."""
     from ternary_ops.reporting import new_figure, save_figure
 
-    with source.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(source)
     figure, panels = new_figure(2)
     for axes, axis in zip(panels, ("density", "size"), strict=True):
         points = sorted(
@@ -129,8 +137,11 @@ def main() -> int:
         side = shape_of(options.model)[1]
         points = [("density", density, side) for density in DENSITIES]
         points += [("size", round(1 - options.zeros, 4), size) for size in SIZES]
-        rows = []
+        rows = read_rows(table)
+        known = {(row["axis"], float(row["density"]), int(row["size"])) for row in rows}
         for point in points:
+            if point in known:
+                continue
             rows.append(measure(*point, options))
             shown = ("axis", "density", "size", "match", "ms", "rival_ms", "times_ours")
             print(*(f"{name} {rows[-1][name]}" for name in shown), sep="  ", flush=True)
