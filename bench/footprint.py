@@ -88,6 +88,7 @@ def child(kind: str, file: Path, folder: Path, core: int) -> dict[str, float]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [*command, str(folder / "x.npy"), str(folder / "y.npy")],
+        cwd=folder,  # not where a package without its native module may lie
         preexec_fn=partial(os.sched_setaffinity, 0, {core}),
         **{"env": env, "capture_output": True, "text": True, "check": True},
     )
