@@ -85,7 +85,10 @@ def empty(weight: Tensor, pattern: str) -> tuple[int, int]:
     return int((scores == 0).sum()), scores.numel()
 
 
-@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+TO_TARGET = sorted(name for name, schedule in SCHEDULES.items() if schedule.last == 1.0)
+
+
+@pytest.mark.parametrize("schedule", TO_TARGET)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 37])
 def test_the_target_is_met_to_one_unit_for_any_number_of_steps(schedule: str, steps: int) -> None:
     model = quantized_net(zeros=0.77)
@@ -99,6 +102,41 @@ def test_the_target_is_met_to_one_unit_for_any_number_of_steps(schedule: str, st
         if step >= freeze:
             assert sum(c for c, _ in counts) == round(0.77 * sum(n for _, n in counts))
     assert pruner.progress == 1.0
+
+
+@pytest.mark.parametrize("schedule", TO_TARGET)
+@pytest.mark.parametrize("pattern", ["element", "1x4"])
+def test_the_target_is_met_without_training_up_to_a_thousand_steps(
+    schedule: str, pattern: str
+) -> None:
+    for steps in (*range(4, 24), 59, 100, 199, 200, 201, 397, 1000):
+        torch.manual_seed(steps)
+        model = nn.Sequential(nn.Linear(13, 7), nn.Linear(7, 3))
+        pruner = Pruner(model, schedule, steps, zeros=0.83, pattern=pattern, scope="layer")
+        for _ in range(steps):
+            pruner.step()
+        for layer in model:
+            count, units = empty(layer.weight, pattern)
+            assert count == round(0.83 * units), steps
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_dense_sparse_dense_gives_weights_back_by_degrees(make: Any) -> None:
+    with pytest.raises(BadConfig, match="nested=False"):
+        Pruner(float_net(), "dsd", 40, zeros=0.8)
+    model = float_net()
+    optimizer = make(model)
+    pruner = Pruner(
+        model, "dsd", 40, zeros=0.8, optimizer=optimizer, nested=False, freeze_at=1.0, every=1
+    )
+    shares = []
+    for step in range(40):
+        train(model, optimizer, pruner, range(step, step + 1))
+        shares.append(pruner.zeros)
+    assert max(shares) == pytest.approx(0.8, abs=0.01) and shares.index(max(shares)) in (18, 19, 20)
+    assert shares[-1] == 0.0
+    falling = shares[20:39]
+    assert falling == sorted(falling, reverse=True) and len(set(falling)) > 15
 
 
 @pytest.mark.parametrize("pattern", ["element", "1x4", "2x2", "filter"])

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from ternary_ops.errors import BadConfig
-from ternary_ops.prune import SCHEDULES, Schedule, get_schedule, one_cycle
+from ternary_ops.prune import SCHEDULES, Schedule, get_schedule, iterative, one_cycle
 
 # Fractions of the target at t = 0, 0.1, ... 1, worked out by hand from the published formula.
 TABLES = {
@@ -35,7 +35,7 @@ TABLES = {
         1,
     ],
 }
-NAMES = sorted(SCHEDULES)
+NAMES = sorted(name for name, schedule in SCHEDULES.items() if schedule.last == 1.0)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), TABLES)
@@ -97,6 +97,31 @@ def test_agp_is_cubic_from_a_fifth_on() -> None:
     assert mean == pytest.approx(0.600, abs=1e-3)  # mean share over training
 
 
+def test_iterative_jumps_by_equal_steps_from_a_fifth_on() -> None:
+    three = SCHEDULES["iterative"]
+    assert [three(t) for t in (0.0, 0.19)] == [0.0, 0.0]
+    seen = [three(0.2 + 0.8 * k / 300) for k in range(1, 301)]
+    assert sorted(set(seen)) == pytest.approx([1 / 3, 2 / 3, 1])
+    assert seen.count(seen[0]) == pytest.approx(100, abs=1)
+    mean = sum(three((k + 0.5) / 3000, initial=0.0) for k in range(3000)) / 3000
+    assert mean == pytest.approx(0.533, abs=1e-3)  # mean share over training
+    assert iterative(5)(0.2 + 0.8 * 0.39, final=0.9) == pytest.approx(0.36)
+    for steps in (0, -1, 2.0, True):
+        with pytest.raises(BadConfig, match="steps"):
+            iterative(steps)  # type: ignore[arg-type]
+
+
+def test_cosine_linear_and_there_and_back() -> None:
+    assert SCHEDULES["linear"](0.3, final=0.8) == pytest.approx(0.24)
+    assert SCHEDULES["cosine"](0.25) == pytest.approx((1 - math.sqrt(0.5)) / 2)
+    dsd = SCHEDULES["dsd"]
+    values = [dsd(k / 100, final=0.9, initial=0.1) for k in range(101)]
+    assert values[50] == pytest.approx(0.9) and values[0] == pytest.approx(0.1)
+    assert values[100] == 0.1
+    assert values[:51] == sorted(values[:51]) and values[50:] == sorted(values[50:], reverse=True)
+    assert len(set(values[51:])) == 50  # it falls by degrees, not at once
+
+
 def test_a_schedule_of_your_own_passes_through() -> None:
     mine = Schedule("square", lambda t: t * t, start=0.5)
     assert get_schedule(mine) is mine
@@ -116,4 +141,4 @@ def test_bad_steepness_is_refused(options: tuple[float, float]) -> None:
 
 def test_names_tell_options_apart() -> None:
     names = {one_cycle().name, one_cycle(14, 5).name, one_cycle(zero_start=True).name}
-    assert len(names) == 3
+    assert len(names | {iterative().name, iterative(5).name}) == 5

@@ -86,6 +86,14 @@ class Pruner:
         self.total_steps = _check_count("total_steps", total_steps)
         if min_nnz is not None and min_nnz < 0:
             raise BadConfig(need("min_nnz needs a count >= 0", min_nnz, "0 lets filters be empty."))
+        if nested and self.schedule.last != 1.0:
+            raise BadConfig(
+                need(
+                    f"schedule {self.schedule.name!r} gives pruned weights back: nested=False",
+                    "nested=True",
+                    "Pass nested=False, or a schedule that ends at its target.",
+                )
+            )
         _check_times(ternary_at, freeze_at, self.schedule.start if start is None else start, end)
         self.optimizer = optimizer
         self.nested = nested

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the share of zeros grows over training: pure functions of the progress t in [0, 1].
 
-A curve maps [0, 1] to [0, 1] and is 1 at its end; a Schedule places it between `start` and `end`
-of the training. Add a schedule with one line in SCHEDULES.
+A curve maps [0, 1] to [0, 1] and ends at 1, or at 0 if the network is to be dense again; a Schedule
+places it between `start` and `end` of the training. Add a schedule with one line in SCHEDULES.
 
 Sources: one_cycle from Hubens et al., "One-Cycle Pruning" (arXiv 2107.02086; formula of the
-authors' code); agp from Zhu & Gupta, "To prune, or not to prune" (arXiv 1710.01878).
+authors' code, as are the steps of iterative, linear, cosine and dsd); agp from Zhu & Gupta, "To
+prune, or not to prune" (arXiv 1710.01878); dsd after Han et al., "DSD: Dense-Sparse-Dense Training"
+(arXiv 1607.04381), whose phases are steps, not a curve.
 """
 
 from __future__ import annotations
@@ -19,11 +21,16 @@ from ternary_ops.errors import BadConfig, need
 
 @dataclass(frozen=True)
 class Schedule:
-    """A named curve and the progress at which it starts unless the caller says otherwise."""
+    """A named curve and the progress at which it starts unless the caller says otherwise.
+
+    last: the curve's value at its end, 1 (the target) or 0 (dense again: weights must be able to
+    come back, Pruner(nested=False)).
+    """
 
     name: str
     curve: Callable[[float], float]
     start: float = 0.0
+    last: float = 1.0
 
     def __call__(
         self,
@@ -34,10 +41,12 @@ class Schedule:
         initial: float = 0.0,
         final: float = 1.0,
     ) -> float:
-        """Share of zeros at progress t: `initial` before `start`, exactly `final` from `end` on."""
+        """Share of zeros at progress t: `initial` before `start`, exactly `final` (with last 0:
+        `initial`) from `end` on.
+        """
         begin = self.start if start is None else start
         if t >= end:
-            return final
+            return final if self.last == 1.0 else initial
         if t < begin:
             return initial
         return initial + (final - initial) * self.curve((t - begin) / (end - begin))
@@ -69,6 +78,26 @@ def one_cycle(alpha: float = 14.0, beta: float = 6.0, zero_start: bool = False) 
     return Schedule("one_cycle" + options, from_zero if zero_start else logistic)
 
 
+def iterative(steps: int = 3) -> Schedule:
+    """Equal jumps, the first one at its start: steps of 1 / steps each. BadConfig for steps < 1."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise BadConfig(need("iterative needs an integer steps >= 1", repr(steps), "Use 3."))
+    options = "" if steps == 3 else f"({steps})"
+    return Schedule(f"iterative{options}", lambda t: math.ceil(t * steps) / steps, start=0.2)
+
+
+def _linear(t: float) -> float:
+    return t
+
+
+def _cosine(t: float) -> float:
+    return (1.0 - math.cos(math.pi * t)) / 2.0
+
+
+def _there_and_back(t: float) -> float:
+    return (1.0 - math.cos(2.0 * math.pi * t)) / 2.0
+
+
 def _at_once(t: float) -> float:
     return 1.0
 
@@ -82,7 +111,11 @@ SCHEDULES: dict[str, Schedule] = {
     for schedule in (
         one_cycle(),
         Schedule("one_shot", _at_once, start=0.5),
+        iterative(),
         Schedule("agp", _cubic, start=0.2),
+        Schedule("linear", _linear),
+        Schedule("cosine", _cosine),
+        Schedule("dsd", _there_and_back, last=0.0),
     )
 }
 
