@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -119,11 +120,20 @@ def setup(doc: str | None, rounds: int) -> tuple[argparse.Namespace, dict[str, s
     return options, about
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_csv(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
     """Write rows to bench/results/<name>, with the machine in every row."""
     RESULTS.mkdir(exist_ok=True)
     about = machine()
-    full = [{**row, **about} for row in rows]
+    # A row that was read back keeps the machine that measured it.
+    full = [{**row, **about, **row} for row in rows]
     path = RESULTS / name
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:

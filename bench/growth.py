@@ -14,7 +14,6 @@ that the CSV holds already are not measured again: remove it, or their rows, to 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import sys
@@ -22,7 +21,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _measure import CLOCKS, RESULTS, interleave, machine, ratio, spread, stopwatch, write_csv
+from _measure import (
+    CLOCKS,
+    RESULTS,
+    interleave,
+    machine,
+    ratio,
+    read_rows,
+    spread,
+    stopwatch,
+    write_csv,
+)
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 SIZES = (64, 96, 128, 224, 320, 512)
@@ -63,14 +72,6 @@ def measure(axis: str, density: float, size: int, options: argparse.Namespace) -
         **{"isa": runtime.isa(), "rounds": options.rounds, "note": rival.note},
         "clock": options.clock,
     }
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def crossings(x: list[float], ratios: list[float]) -> list[float]:
@@ -138,6 +139,8 @@ def main() -> int:
         points = [("density", density, side) for density in DENSITIES]
         points += [("size", round(1 - options.zeros, 4), size) for size in SIZES]
         rows = read_rows(table)
+        if others := {row["model"] for row in rows} - {options.model}:
+            sys.exit(f"{table} holds {', '.join(others)}. Pass --name, or remove it.")
         known = {(row["axis"], float(row["density"]), int(row["size"])) for row in rows}
         for point in points:
             if point in known:

@@ -19,7 +19,6 @@ time; it is for one thread only.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import subprocess
@@ -29,7 +28,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _measure import CLOCKS, RESULTS, interleave, machine, ratio, spread, stopwatch
+from _measure import (
+    CLOCKS,
+    RESULTS,
+    interleave,
+    machine,
+    ratio,
+    read_rows,
+    spread,
+    stopwatch,
+)
 
 
 class Case(NamedTuple):
@@ -53,7 +61,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default="resnet18", help="comma-separated, see study.networks")
-    parser.add_argument("--patterns", default="1x4", help="see study.networks")
+    parser.add_argument("--patterns", default="1x4", help="see above")
     parser.add_argument("--zeros", default="0.9", help="shares, comma-separated")
     parser.add_argument("--size", default="", help="sides of the image (default: the network's)")
     parser.add_argument("--batch", default="1", help="images at once, comma-separated")
@@ -84,14 +92,6 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
             if case not in seen:
                 seen.add(case)
                 yield case
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def done(rows: list[dict[str, Any]]) -> set[tuple[str, ...]]:

@@ -7,6 +7,7 @@ import fake_quant
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import NETWORKS
 from networks import images, ready
 from torch import Tensor, nn
@@ -97,8 +98,17 @@ def test_functions_of_parameters_that_are_no_layers_are_refused() -> None:
                 return self.w @ x.t()
             if self.what == "two":
                 return x @ x.t()
+            if self.what == "sizes":
+                return F.linear(x, self.w.reshape(x.shape[1], 6))
+            if self.what == "changed":
+                return x @ self.w.mul_(2)
+            if self.what == "groups":
+                image = x[:, :, None, None]
+                return F.conv2d(image, self.w[:, :1, None, None], groups=image.size(1))
             return torch.addmm(x, x, self.w, beta=2)
 
-    for what in ("left", "two", "scaled"):
+    for what in ("left", "two", "scaled", "sizes", "groups"):
         with pytest.raises(UnsupportedModel, match="without"):
             tops.compile(Odd(what), images(6, 6))
+    with pytest.raises(UnsupportedModel):  # its weight grows at every call
+        tops.compile(Odd("changed"), images(6, 6))

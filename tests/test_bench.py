@@ -78,6 +78,9 @@ def test_8_bit_quads_and_reordered_channels(no_data: None) -> None:
     )
     x = networks.images(3, 1, 8, start=7).numpy()
     np.testing.assert_array_equal(plain.program(x), moved.program(x))
+    for wrong in ("element+permut", "1x4+", "int8+permute", "int8+"):
+        with pytest.raises(BadConfig, match="pattern"):
+            networks.by_name("digits_resnet", 0.9, wrong, samples=4)
     pairs = zip(plain.program.graph.weights, moved.program.graph.weights, strict=True)
     assert any(not np.array_equal(a.array, b.array) for a, b in pairs)
 

@@ -50,7 +50,7 @@ def _constants(traced: fx.GraphModule) -> dict[fx.Node, Tensor]:
             value: Any = traced
             for part in str(node.target).split("."):
                 value = getattr(value, part)
-        elif node.op == "call_method" and node.all_input_nodes == [_first(node)]:
+        elif _turns(node):
             value = found.get(node.args[0])
             if value is not None:
                 value = getattr(value, str(node.target))(*node.args[1:], **node.kwargs)
@@ -63,8 +63,10 @@ def _constants(traced: fx.GraphModule) -> dict[fx.Node, Tensor]:
     return found
 
 
-def _first(node: fx.Node) -> Any:
-    return node.args[0] if node.args else None
+def _turns(node: fx.Node) -> bool:
+    """A method of one tensor that leaves it as it is: t(), transpose(0, 1), reshape(...)."""
+    whole = node.args[:1] == tuple(node.all_input_nodes)
+    return node.op == "call_method" and whole and not str(node.target).endswith("_")
 
 
 def _owner(node: fx.Node, known: dict[fx.Node, Tensor]) -> str:
@@ -80,11 +82,12 @@ def _arguments(node: fx.Node, names: tuple[str, ...], defaults: dict[str, Any]) 
     return {**defaults, **given}
 
 
-def _fits(x: Any, weight: Any, bias: Any, known: dict[fx.Node, Tensor]) -> bool:
-    """Is x traced, and are weight and bias parameters (the bias perhaps none)?"""
+def _fits(node: fx.Node, x: Any, weight: Any, bias: Any, known: dict[fx.Node, Tensor]) -> bool:
+    """Is x traced, are weight and bias (perhaps none) parameters, and is all else constant?"""
     parameters = [weight] if bias is None else [weight, bias]
     traced = isinstance(x, fx.Node) and x not in known
-    return traced and all(isinstance(p, fx.Node) and p in known for p in parameters)
+    given = all(isinstance(p, fx.Node) and p in known for p in parameters)
+    return traced and given and set(node.all_input_nodes) <= {x, *parameters}
 
 
 def _fill(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -103,7 +106,7 @@ def _conv(node: fx.Node, known: dict[fx.Node, Tensor]) -> Made | None:
     options |= {"dilation": 1} if transposed else {}
     at = _arguments(node, ("input", "weight"), options)
     x, weight, bias = at.pop("input"), at.pop("weight"), at.pop("bias")
-    if not _fits(x, weight, bias, known):
+    if not _fits(node, x, weight, bias, known):
         return None
     w = known[weight]
     inner, outer = w.shape[0], w.shape[1] * at["groups"]
@@ -124,7 +127,7 @@ def _linear(node: fx.Node, known: dict[fx.Node, Tensor]) -> Made | None:
         (bias, x, weight), turned = node.args, True
     else:
         return None
-    if not _fits(x, weight, bias, known) or known[weight].ndim != 2:
+    if not _fits(node, x, weight, bias, known) or known[weight].ndim != 2:
         return None
     w = known[weight].T.contiguous() if turned else known[weight]
     b = None if bias is None else known[bias]
@@ -139,11 +142,8 @@ def _layer_norm(node: fx.Node, known: dict[fx.Node, Tensor]) -> Made | None:
     options = {"weight": None, "bias": None, "eps": 1e-5}
     at = _arguments(node, ("input", "normalized_shape"), options)
     x, shape, weight, bias = at["input"], at["normalized_shape"], at["weight"], at["bias"]
-    if set(at) != {"input", "normalized_shape", *options} or any(
-        isinstance(s, fx.Node) for s in shape
-    ):
-        return None
-    if not _fits(x, weight, bias, known):
+    extra = set(at) != {"input", "normalized_shape", *options}
+    if extra or not _fits(node, x, weight, bias, known):
         return None
     layer = nn.LayerNorm(tuple(shape), at["eps"], bias=bias is not None)
     return x, _fill(layer, known[weight], None if bias is None else known[bias])

@@ -40,6 +40,7 @@ class Pruner:
     Phases of quantized layers, in steps done out of total_steps: real-valued until `ternary_at`,
     straight-through ternary until `freeze_at`, then frozen: masks and codes stay. The zeros reach
     their target at `end`, by default and at the latest at `freeze_at`, for any total_steps >= 1.
+    With a schedule that makes the network dense again ("dsd"), none are left then.
 
     nested=True: a pruned weight is exactly 0.0 from then on, and so is its optimizer state.
     nested=False: weights may come back until the freeze. A pruned weight then has a latent value,

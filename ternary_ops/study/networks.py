@@ -40,8 +40,6 @@ SHAPES = {
     "cifar_resnet": (3, 32),
     "digits_resnet": (1, 8),
 }
-# Beside the patterns of a plan; "+permute": channels reordered by the compiler.
-PATTERNS = ("1x4", "element", "element+permute", "int8", "int8+1x4")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BATCH = 16
 
@@ -157,12 +155,13 @@ def pruned(
 ) -> Pruned:
     """Build a network, prune it to `zeros` by magnitude, set BatchNorm and ranges from `sample`.
 
-    x: what is timed and compared. scope "layer": every layer gets the same share; "global": random
-    weights of different size compete, and wide layers lose most. Raises BadConfig for a pattern
-    unknown to plan and to PATTERNS. "int8+1x4": 8-bit weights, quads emptied layer by layer.
+    pattern: one of a plan, with "+permute" for channels reordered by the compiler; "int8": dense,
+    8 bits; "int8+1x4": 8-bit weights, quads emptied layer by layer. x: what is timed and compared.
+    scope "layer": every layer gets the same share; "global": random weights of different size
+    compete, and wide layers lose most. Raises BadConfig for any other pattern.
     """
+    pattern, extra = _split(pattern)
     model = build()
-    pattern, _, extra = pattern.partition("+")
     if pattern == "int8" and extra:
         empty_units_(model, plan_of(model, extra, zeros, "layer", every_layer), extra)
     tops.quantize_(model, plan_of(model, pattern, zeros, scope, every_layer))
@@ -172,6 +171,17 @@ def pruned(
     tops.calibrate(model, torch.split(sample, _BATCH))
     program = tops.compile(model, x[:1], permute=extra == "permute")
     return Pruned(model.eval(), dense_twin(model), program, x)
+
+
+def _split(pattern: str) -> tuple[str, str]:
+    """The pattern of the plan, and what follows its "+"."""
+    name, plus, extra = pattern.partition("+")
+    if name == "int8" and extra:
+        get_pattern(extra)
+    elif plus and extra != "permute":
+        what = 'a pattern is "1x4", "element", ... with or without "+permute", "int8" or "int8+1x4"'
+        raise BadConfig(need(what, repr(pattern), "Pick one."))
+    return name, extra
 
 
 @torch.no_grad()
