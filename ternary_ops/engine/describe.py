@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def rows(graph: Graph, shapes: Sequence[Shape]) -> list[dict[str, Any]]:
                 "integer": bool(node.inputs) and graph.values[node.inputs[0]].y is not None,
                 "bits": None if w is None else _BITS[w.kind],
                 "bytes": None if w is None else stored_bytes(w),
-                "zeros": None if w is None else 1 - np.count_nonzero(w.array) / w.array.size,
+                "zeros": None if w is None else 1 - np.count_nonzero(w.array) / math.prod(w.shape),
                 "density": None if w is None else w.density,
             }
         )
@@ -59,7 +60,7 @@ def speed(
 def stored_bytes(w: Weight) -> int:
     """Bytes of a weight at its bit width, with scale and bias, before entropy coding."""
     vectors = sum(v.nbytes for v in (w.scale, w.bias) if v is not None)
-    return -(-w.array.size * _BITS[w.kind] // 8) + vectors
+    return -(-math.prod(w.shape) * _BITS[w.kind] // 8) + vectors
 
 
 def totals(graph: Graph, shapes: Sequence[Shape]) -> dict[str, Any]:

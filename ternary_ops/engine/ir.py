@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ternary_ops.engine import rules
 from ternary_ops.errors import FormatError, need
-from ternary_ops.ops.codes import TernaryCodes
+from ternary_ops.ops.codes import TernaryCodes, to_array
 from ternary_ops.ops.functions import FUNCTIONS
 
 Array: TypeAlias = NDArray[Any]
@@ -94,11 +94,9 @@ class Weight:
     @property
     def array(self) -> Array:
         """The values, read-only; where only their codes are kept, unpacked at every call."""
-        if not isinstance(self.values, TernaryCodes):
-            return self.values
-        unpacked: Array = self.values.unpack()
-        unpacked.flags.writeable = False
-        return unpacked
+        array: Array = to_array(self.values)
+        array.flags.writeable = False
+        return array
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -25,7 +25,7 @@ from ternary_ops.engine.index import to_arrays, to_index
 from ternary_ops.engine.ir import Graph
 from ternary_ops.errors import BadConfig, FormatError, need
 from ternary_ops.io.atomic import replace_file
-from ternary_ops.ops.codes import TernaryCodes
+from ternary_ops.ops.codes import to_array
 from ternary_ops.table import Table
 
 _LAYERS = ("conv2d", "linear")
@@ -133,7 +133,7 @@ def _key(graph: Graph, shape: tuple[int, ...]) -> str:
     core = _native.core()
     digest = hashlib.sha256(json.dumps(to_index(graph), sort_keys=True).encode())
     for name, kept in sorted(to_arrays(graph).items()):
-        array = kept.unpack() if isinstance(kept, TernaryCodes) else kept
+        array = to_array(kept)
         digest.update(f"{name} {array.shape}".encode() + array.tobytes())
     parts = (
         digest.hexdigest()[:32],

@@ -29,7 +29,7 @@ from ternary_ops.errors import FormatError, need
 from ternary_ops.io import safetensors
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.io.safetensors import DAMAGED
-from ternary_ops.ops.codes import TernaryCodes, quads
+from ternary_ops.ops.codes import TernaryCodes, quads, to_array
 
 FORMAT = "ternary_ops"
 VERSION = 1
@@ -67,7 +67,7 @@ class WeightEntry:
     @property
     def array(self) -> Array:
         """The values; where they are kept as codes, unpacked at every call."""
-        return self.stored.unpack() if isinstance(self.stored, TernaryCodes) else self.stored
+        return to_array(self.stored)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ tap: a quad.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,10 @@ def validate(codes: NDArray[np.uint8], channels: int) -> None:
 def unpack_codes(codes: NDArray[np.uint8], channels: int) -> NDArray[np.int8]:
     """Undo pack_codes: uint8 [..., ceil(I/4)] -> int8 [..., I]; validates first."""
     validate(codes, channels)
-    codes = np.asarray(codes)
+    return _expand(np.asarray(codes), channels)
+
+
+def _expand(codes: NDArray[np.uint8], channels: int) -> NDArray[np.int8]:
     lanes = _DECODE[codes].reshape(*codes.shape[:-1], 4 * codes.shape[-1])
     return np.ascontiguousarray(lanes[..., :channels])
 
@@ -115,8 +118,12 @@ class TernaryCodes:
 
     def unpack(self) -> NDArray[np.int8]:
         """The values, int8 [..., I]."""
-        lanes = _DECODE[self.codes].reshape(*self.codes.shape[:-1], 4 * self.codes.shape[-1])
-        return np.ascontiguousarray(lanes[..., : self.channels])
+        return _expand(self.codes, self.channels)
+
+
+def to_array(values: NDArray[Any] | TernaryCodes) -> NDArray[Any]:
+    """The values themselves: codes are unpacked, an array is returned as it is."""
+    return values.unpack() if isinstance(values, TernaryCodes) else values
 
 
 def conv_codes(t: NDArray[np.int8]) -> NDArray[np.uint8]:
