@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _cifar import load_resnet
 from _measure import interleave, machine, ratio, spread, stopwatch, write_csv
 from torch import nn
 
@@ -30,29 +31,6 @@ from ternary_ops.engine.permute import permute
 from ternary_ops.nn import TernaryLayer
 
 Case = tuple[str, nn.Module, torch.Tensor, str, Callable[[nn.Module], None]]
-
-
-def from_npz(path: Path) -> nn.Module:
-    """A CIFAR ResNet with the weights of a file."""
-    with np.load(path) as file:
-        found = {name: torch.from_numpy(file[name]) for name in file.files}
-    depth = (
-        2 * sum(name.startswith("layer") and name.endswith("conv1.weight") for name in found) + 2
-    )
-    model = models.cifar_resnet(depth)
-    for name in ("weight", "bias"):
-        found[f"fc.{name}"] = found.pop(f"linear.{name}")
-    missing = model.load_state_dict(found, strict=False)
-    if missing.unexpected_keys or any("downsample" not in key for key in missing.missing_keys):
-        raise SystemExit(f"{path} is not the state dict of a CIFAR ResNet")
-    for module in model.modules():
-        shortcut = getattr(module, "downsample", None)
-        if shortcut is not None:
-            nn.init.zeros_(shortcut[0].weight)
-            o, i = shortcut[0].weight.shape[:2]
-            for channel in range(i):
-                shortcut[0].weight.data[(o - i) // 2 + channel, channel] = 1
-    return model
 
 
 def by_magnitude(model: nn.Module) -> None:
@@ -77,7 +55,7 @@ def cases(paths: list[Path]) -> Iterator[Case]:
     image, small = torch.randn(1, 3, 224, 224), torch.randn(1, 3, 32, 32)
     for path in paths:
         for scope in ("global", "layer"):
-            yield f"{path.stem}, {scope}", from_npz(path), small, scope, by_magnitude
+            yield f"{path.stem}, {scope}", load_resnet(path), small, scope, by_magnitude
     yield "resnet18, random zeros", models.resnet18(), image, "layer", by_magnitude
     yield "resnet18, hidden blocks", models.resnet18(), image, "layer", by_hidden_blocks
 

@@ -95,7 +95,7 @@ def test_the_default_plan() -> None:
     assert made["body.3"].pattern == "element" and "2 input channels" in made["body.3"].reason
     assert made["body.3"].config == TernaryConfig(zeros=0.8, pattern="element")
     assert made["body.4"].pattern == "1x4"  # 8 channels per group
-    assert made["stem"].config == TernaryConfig(weights="int8", zeros=0.8)
+    assert made["stem"].config == TernaryConfig(weights="int8", zeros=0.0)
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
     assert not any(isinstance(m, TernaryLayer) for m in model.modules())

@@ -6,6 +6,7 @@ from ternary_ops.models.regnet import RegNet, regnet_x_400mf
 from ternary_ops.models.resnet import (
     ResNet,
     cifar_resnet,
+    cifar_resnet18,
     digits_resnet,
     resnet18,
     resnet34,
@@ -19,6 +20,7 @@ __all__ = [
     "RegNet",
     "ResNet",
     "cifar_resnet",
+    "cifar_resnet18",
     "digits_resnet",
     "efficientnet_lite0",
     "mobilenet_v2",

@@ -151,8 +151,8 @@ def resnet50(num_classes: int = 1000) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, large_stem=True)
 
 
-def cifar_resnet(depth: int = 20, num_classes: int = 10) -> ResNet:
-    """The 6n+2 layer networks of the paper's section 4.2, for 32x32 images.
+def cifar_resnet(depth: int = 20, num_classes: int = 10, width: int = 16) -> ResNet:
+    """The 6n+2 layer networks of the paper's section 4.2, for 32x32 images; width: first stage's.
 
     Raises UnsupportedModel when depth is not 6n+2 with n >= 1.
     """
@@ -161,7 +161,13 @@ def cifar_resnet(depth: int = 20, num_classes: int = 10) -> ResNet:
         raise UnsupportedModel(
             need("cifar_resnet needs a depth of 6n+2", depth, "Use 20, 32, 44, 56 or 110.")
         )
-    return ResNet(BasicBlock, (n, n, n), (16, 32, 64), num_classes)
+    return ResNet(BasicBlock, (n, n, n), (width, 2 * width, 4 * width), num_classes)
+
+
+def cifar_resnet18(width: int = 64, num_classes: int = 10) -> ResNet:
+    """ResNet-18 for 32x32 images: 3x3 stem, four stages; 2.8 M parameters with width 32."""
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    return ResNet(BasicBlock, (2, 2, 2, 2), widths, num_classes)
 
 
 def digits_resnet(width: int = 32, num_classes: int = 10) -> ResNet:

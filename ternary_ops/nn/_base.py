@@ -127,6 +127,12 @@ class TernaryLayer(nn.Module, ABC):
         self._needs("int8")
         return self.integer_weight()
 
+    @torch.no_grad()
+    def image(self) -> Tensor:
+        """What the integers stand for, scale * codes, of weight's shape and dtype."""
+        codes, scale = self.integer_weight()
+        return (codes * per_filter(scale, codes)).to(self.weight.dtype)
+
     def input_params(self) -> tuple[np.float32, int] | None:
         """Scale and zero point of the uint8 input; None while the range is unset or unused."""
         lo, hi = (float(v) for v in self.input_range.detach())
@@ -136,12 +142,8 @@ class TernaryLayer(nn.Module, ABC):
 
     def _float_weight(self) -> nn.Parameter:
         """What this layer computes with, as a float parameter of the latent weight's dtype."""
-        if self._phase == "float":
-            value = self.weight.detach() * self.mask
-        else:
-            codes, scale = self.integer_weight()
-            value = codes * per_filter(scale, codes)
-        return nn.Parameter(value.to(self.weight.dtype))
+        value = self.weight.detach() * self.mask if self._phase == "float" else self.image()
+        return nn.Parameter(value)
 
     def _float_bias(self) -> nn.Parameter | None:
         return None if self.bias is None else nn.Parameter(self.bias.detach().clone())

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from weakref import ref
 
 import numpy as np
 import torch
 from torch import nn
 
-from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, BadWeights, FormatError, UnsupportedModel, need
+from ternary_ops.prune.criteria import Criterion
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
 
@@ -29,9 +31,9 @@ class SummaryRow(NamedTuple):
 class Pruner:
     """Prune while training. Call step() after optimizer.step().
 
-    Targets (zeros, pattern, scope) come from the configs that quantize_ stored on ternary layers;
-    int8 layers are never pruned. For a plain float model they come from the arguments, and the
-    masks stay in the Pruner.
+    Targets (zeros, pattern, scope) come from the configs that quantize_ stored on ternary layers,
+    and on 8-bit layers whose config asks for zeros. For a plain float model they come from the
+    arguments, and the masks stay in the Pruner.
 
     Under scope "global", layers of equal pattern and equal zeros are ranked together and counted
     as one total; under "layer" each is counted alone. The final count is round(zeros * units),
@@ -69,6 +71,8 @@ class Pruner:
         nested: bool = True,
         min_nnz: int | None = None,
         normalize: bool = False,
+        criterion: str = "magnitude",
+        pull: float = 0.0,
         skip: str | Sequence[str] = (),
     ) -> None:
         """Plan the pruning; no weight changes before the first step().
@@ -77,7 +81,12 @@ class Pruner:
             total_steps.
         every: steps between updates of the masks (default: so that there are at most 200).
         min_nnz: units that survive in every filter (default: 1 in depthwise layers, else 0).
-        normalize: rank by magnitude relative to the layer's mean instead of plain magnitude.
+        normalize: rank by scores relative to their layer's mean instead of plain ones.
+        criterion: "magnitude", "movement", "taylor", "wanda" or "random", see prune.criteria; under
+            "magnitude" and "wanda" pruned weights that may come back count with latent values.
+        pull: lambda_q of PTQ's discrepancy-reducing decay, a reconstruction: after each optimizer
+            step, latent weights w of ternary layers move by lr * lambda * (scale * code - w), where
+            lambda grows linearly from 0 to `pull` at freeze_at. Needs the optimizer.
         skip: globs of layers to leave out.
 
         Raises BadConfig on a bad argument, UnsupportedModel when the model or the optimizer does
@@ -96,7 +105,12 @@ class Pruner:
                 )
             )
         _check_times(ternary_at, freeze_at, self.schedule.start if start is None else start, end)
+        if not pull >= 0.0 or (pull and optimizer is None):
+            got = f"pull={pull}, optimizer={'None' if optimizer is None else 'given'}"
+            raise BadConfig(need("pull needs a factor >= 0 and an optimizer", got, "Pass both."))
         self.optimizer = optimizer
+        self.criterion = Criterion(criterion, optimizer)
+        self.pull = pull
         self.nested = nested
         self.normalize = normalize
         self._start = start
@@ -111,6 +125,10 @@ class Pruner:
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
         self._check_optimizer()
+        for target in self._targets:
+            self.criterion.watch(target.name, target.owners)
+        if optimizer is not None:
+            optimizer.register_step_pre_hook(_Guard(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
         self._set_phases([layer for layer in self._layers if layer.phase != "frozen"])
 
@@ -149,6 +167,8 @@ class Pruner:
         advance = not skipped and self._step < self.total_steps
         regrow = not self.nested and self.phase != "frozen"
         self._step += advance
+        if advance and self.pull and self.phase != "frozen":
+            self._pull()
         if regrow:
             for target in self._targets:
                 target.absorb()
@@ -157,7 +177,7 @@ class Pruner:
                 self.progress, start=self._start, end=self._end_step / self.total_steps
             )
             for group in self._groups:
-                group.update(share, self.nested, self.normalize)
+                group.update(share, self.nested, self.normalize, self.criterion)
         self._apply_masks()
         if regrow and self.phase == "frozen":
             for target in self._targets:
@@ -174,6 +194,7 @@ class Pruner:
                 torch.from_numpy(np.packbits(group.pruned.cpu().numpy())) for group in self._groups
             ],
             "latent": {t.name: t.latent.clone() for t in self._targets if t.latent is not None},
+            "scores": self.criterion.state(),
         }
 
     @torch.no_grad()
@@ -191,7 +212,39 @@ class Pruner:
         for target in self._targets:
             latent = state["latent"].get(target.name)
             target.latent = None if latent is None else latent.to(target.weight).clone()
+        self.criterion.restore(state["scores"])
         self._set_phases(self._layers)
+
+    def before_step(self) -> None:
+        """What the hook on the optimizer calls: gradients are checked and, if scored, seen.
+
+        Raises BadWeights for a gradient that is not finite, before any weight has changed.
+        """
+        for target in self._targets:
+            grad = target.weight.grad
+            if grad is not None and not bool(torch.isfinite(grad.sum())):
+                raise BadWeights(
+                    need(
+                        f"training needs finite gradients, step {self._step + 1}",
+                        f"NaN or infinity in that of {target.name}",
+                        "No weight has changed. Lower the learning rate or clip gradients.",
+                    )
+                )
+            if self._step < self._end_step:
+                self.criterion.observe(target.name, target.weight)
+
+    def _pull(self) -> None:
+        """Latent weights of ternary layers move towards their ternary image."""
+        rates = {
+            id(p): float(group["lr"])
+            for group in cast(torch.optim.Optimizer, self.optimizer).param_groups
+            for p in group["params"]
+        }
+        factor = self.pull * min(1.0, self._step / self._freeze_step)
+        for target in self._targets:
+            layer = target.owners[0]
+            if is_quantized(layer) and layer.config.weights == "ternary":
+                target.weight.lerp_(layer.image(), rates[id(target.weight)] * factor)
 
     def _due(self) -> bool:
         ends = self._step in (self._end_step, self._freeze_step)
@@ -216,6 +269,8 @@ class Pruner:
             "every": self.every,
             "nested": self.nested,
             "normalize": self.normalize,
+            "criterion": self.criterion.name,
+            "pull": self.pull,
             "layers": [
                 [t.name, list(t.weight.shape), t.pattern.name, t.scope, t.zeros, t.min_nnz]
                 for t in self._targets
@@ -242,7 +297,8 @@ class Pruner:
             there = {key: state["plan"].get(key) for key in here}
             bits = [packed.numel() for packed in state["pruned"]]
             complete = bits == [-(-group.total // 8) for group in self._groups]
-            complete &= isinstance(state["step"], int) and isinstance(state["latent"], Mapping)
+            complete &= isinstance(state["step"], int)
+            complete &= all(isinstance(state[key], Mapping) for key in ("latent", "scores"))
         except (KeyError, AttributeError, TypeError) as error:
             raise FormatError(
                 need("a Pruner's state", repr(error), "Pass what Pruner.state_dict() returned.")
@@ -258,6 +314,18 @@ class Pruner:
                     "Build both with the same arguments.",
                 )
             )
+
+
+class _Guard:
+    """The hook on the optimizer; it goes idle with its Pruner."""
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = ref(pruner)
+
+    def __call__(self, *step: Any) -> None:
+        pruner = self.pruner()
+        if pruner is not None:
+            pruner.before_step()
 
 
 def _check_count(name: str, value: int | None) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
+from ternary_ops.prune.criteria import Criterion
 from ternary_ops.prune.units import (
     Pattern,
     best_units,
@@ -20,6 +21,7 @@ from ternary_ops.prune.units import (
     lowest,
     to_mask,
     unit_scores,
+    unit_sums,
 )
 
 
@@ -37,6 +39,9 @@ class QuantizedLayer(Protocol):
     mask: Tensor
     phase: str
     config: _Config
+
+    def image(self) -> Tensor:
+        """scale * codes of the weight as it is now, weight's shape and dtype."""
 
 
 def is_quantized(module: object) -> TypeGuard[QuantizedLayer]:
@@ -93,9 +98,15 @@ class Target:
         rows, cols, taps = self.pattern.grid(self.weight.shape)
         return max(1, rows * min(self.min_nnz, cols * taps))
 
-    def scores(self) -> Tensor:
-        """Magnitude of each unit, [units]; pruned units count with their latent values."""
-        return unit_scores(self.weight if self.latent is None else self.latent, self.pattern)
+    @property
+    def current(self) -> Tensor:
+        """The weight, pruned places with their latent values where they have some."""
+        return self.weight if self.latent is None else self.latent
+
+    def scores(self, criterion: Criterion) -> Tensor:
+        """Score of each unit by the criterion, [units]."""
+        groups = int(getattr(self.owners[0], "groups", 1))
+        return unit_sums(criterion.scores(self.name, self.current, groups), self.pattern)
 
     def empty_units(self) -> int:
         """Number of units whose weights are all exactly zero now."""
@@ -154,7 +165,7 @@ class Group:
         for target, pruned in zip(self.targets, torch.split(self.pruned, self.sizes), strict=True):
             target.set_mask(to_mask(~pruned, target.weight.shape, target.pattern))
 
-    def update(self, share: float, nested: bool, normalize: bool) -> None:
+    def update(self, share: float, nested: bool, normalize: bool, criterion: Criterion) -> None:
         """Prune the weakest units so that `share` of this group's target is reached, to one unit.
 
         nested: what is pruned stays pruned. normalize: rank scores relative to their layer's mean.
@@ -162,19 +173,17 @@ class Group:
         count = min(round(share * self.zeros * self.total), self.limit)
         if nested and count <= self.count:
             return
-        parts = [target.scores() for target in self.targets]
-        scores = torch.cat(
-            [part / part.mean().clamp_min(1e-30) if normalize else part for part in parts]
-        )
+        parts = [target.scores(criterion) for target in self.targets]
+        scores = torch.cat([p / p.abs().mean().clamp_min(1e-30) if normalize else p for p in parts])
         self._check(scores, parts)
         pruned = self.pruned.to(scores.device)
         if nested:
-            scores.masked_fill_(pruned, -1.0)
+            scores.masked_fill_(pruned, -torch.inf)
         first = 0
         for target, size in zip(self.targets, self.sizes, strict=True):
             rows = target.pattern.grid(target.weight.shape)[0]
             best = best_units(scores[first : first + size], rows, target.min_nnz) + first
-            scores[best] = scores[best].masked_fill(scores[best] >= 0, torch.inf)
+            scores[best] = scores[best].masked_fill(scores[best] > -torch.inf, torch.inf)
             first += size
         self.set_pruned(lowest(scores, count))
         self.share_masks()
@@ -202,7 +211,8 @@ def find_targets(
     skip: str | Sequence[str],
     min_nnz: int | None,
 ) -> list[Target]:
-    """The weights to prune: ternary layers of a quantized model, else all nn.Linear and nn.Conv2d.
+    """The weights to prune: ternary layers of a quantized model and 8-bit ones whose config has
+    zeros, else all nn.Linear and nn.Conv2d.
 
     Arguments that are None come from each layer's config; for a plain model pattern is then
     "element" and scope "global", and zeros is required. A mapping gives glob -> zeros: the last
@@ -274,7 +284,9 @@ def make_groups(targets: list[Target]) -> list[Group]:
 
 def _prunable(module: nn.Module, quantized: bool) -> bool:
     if quantized:
-        return is_quantized(module) and module.config.weights == "ternary"
+        if not is_quantized(module):
+            return False
+        return module.config.weights == "ternary" or module.config.zeros > 0
     return isinstance(module, (nn.Linear, nn.Conv2d))
 
 

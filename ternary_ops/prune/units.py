@@ -61,21 +61,25 @@ def fit_pattern(pattern: Pattern, shape: torch.Size, groups: int) -> Pattern:
     return get_pattern("element") if groups > 1 and shape[1] < pattern.cols else pattern
 
 
+def unit_sums(values: Tensor, pattern: Pattern) -> Tensor:
+    """Sum over each unit of values shaped like a weight [O, I, ...], [units]; dtype stays."""
+    values = values.reshape(values.shape[0], values.shape[1], -1)  # [O, I, T]
+    if pattern.cols == 0:
+        return values.sum((1, 2))
+    if pattern.rows == pattern.cols == 1:
+        return values.flatten()
+    shape = values.shape
+    rows, cols, taps = pattern.grid(shape)
+    short_rows, short_cols = rows * pattern.rows - shape[0], cols * pattern.cols - shape[1]
+    if short_rows or short_cols:
+        values = F.pad(values, (0, 0, 0, short_cols, 0, short_rows))
+    return values.view(rows, pattern.rows, cols, pattern.cols, taps).sum((1, 3)).flatten()
+
+
 def unit_scores(weight: Tensor, pattern: Pattern) -> Tensor:
     """Sum of |w| over each unit, [units], float32 (float64 stays); 0 means an empty unit."""
-    magnitude = weight.detach().abs().reshape(weight.shape[0], weight.shape[1], -1)  # [O, I, T]
-    if magnitude.dtype != torch.float64:
-        magnitude = magnitude.float()
-    if pattern.cols == 0:
-        return magnitude.sum((1, 2))
-    if pattern.rows == pattern.cols == 1:
-        return magnitude.flatten()
-    rows, cols, taps = pattern.grid(weight.shape)
-    short_rows = rows * pattern.rows - weight.shape[0]
-    short_cols = cols * pattern.cols - weight.shape[1]
-    if short_rows or short_cols:
-        magnitude = F.pad(magnitude, (0, 0, 0, short_cols, 0, short_rows))
-    return magnitude.view(rows, pattern.rows, cols, pattern.cols, taps).sum((1, 3)).flatten()
+    magnitude = weight.detach().abs()
+    return unit_sums(magnitude if magnitude.dtype == torch.float64 else magnitude.float(), pattern)
 
 
 def to_mask(kept: Tensor, shape: torch.Size, pattern: Pattern) -> Tensor:

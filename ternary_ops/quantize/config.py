@@ -22,7 +22,8 @@ class TernaryConfig:
 
     weights      "ternary", "int8" (one scale per output channel) or "float" (left as it is)
     ternarizer   a name known to register_ternarizer: "ptq", "twn", "absmean" or your own
-    zeros        share of units a Pruner empties, 0 <= zeros < 1; ternary weights only
+    zeros        share of units a Pruner empties, 0 <= zeros < 1; None means 0.9 for ternary
+                 weights and 0, dense, for 8-bit ones
     pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"
     scope        "global": zeros counted over all layers of equal pattern and zeros; or "layer"
     activations  "uint8": the input is quantized to its `input_range`; a float type: weight-only
@@ -30,7 +31,7 @@ class TernaryConfig:
 
     weights: str = "ternary"
     ternarizer: str = "ptq"
-    zeros: float = 0.90
+    zeros: float = None  # type: ignore[assignment]  # a number once made
     pattern: str = "1x4"
     scope: str = "global"
     activations: str = "uint8"
@@ -41,6 +42,8 @@ class TernaryConfig:
         _choice("activations", self.activations, ACTIVATIONS)
         get_pattern(self.pattern)
         get_ternarizer(self.ternarizer)
+        if self.zeros is None:
+            object.__setattr__(self, "zeros", 0.9 if self.weights == "ternary" else 0.0)
         number = isinstance(self.zeros, (int, float)) and not isinstance(self.zeros, bool)
         if not (number and 0.0 <= self.zeros < 1.0):
             raise BadConfig(

@@ -28,7 +28,7 @@ class PlanRow:
     type: str
     shape: tuple[int, ...]
     action: str
-    pattern: str  # "" unless ternary
+    pattern: str  # "" unless ternary, or 8 bits with zeros
     reason: str
     config: TernaryConfig | None  # what the layer gets; None unless ternary or int8
 
@@ -96,8 +96,8 @@ def plan(
 ) -> Plan:
     """Decide for every weighted layer of `model`; nothing is changed.
 
-    By default the first convolution, depthwise convolutions and the last linear layer become int8
-    and the rest what `config` says (default TernaryConfig()). `rules` maps globs on layer names to
+    By default the first convolution, depthwise convolutions and the last linear layer become dense
+    int8 and the rest what `config` says (default TernaryConfig()). `rules` maps globs on layer names to
     configs that override this; the last match counts. `only` and `skip` are globs: what is not in
     `only`, or is in `skip`, is left alone. A layer under several names goes by the first; globs may
     use any of them.
@@ -130,8 +130,9 @@ def plan(
             rows.append(_row(module, names, "skip", "not in only"))
         elif ruled:
             rows.append(_planned(module, names, rules[ruled[-1]], f"rule {ruled[-1]!r}"))
-        elif module in special and config.weights == "ternary":
-            rows.append(_planned(module, names, replace(config, weights="int8"), special[module]))
+        elif module in special and (config.weights == "ternary" or config.zeros > 0):
+            dense = replace(config, weights="int8", zeros=0.0)
+            rows.append(_planned(module, names, dense, special[module]))
         else:
             rows.append(_planned(module, names, config, ""))
     return Plan(tuple(rows))
@@ -139,9 +140,10 @@ def plan(
 
 def _planned(module: nn.Module, names: list[str], config: TernaryConfig, reason: str) -> PlanRow:
     """The row of a layer whose config is settled, with the pattern it can really take."""
-    if config.weights != "ternary":
-        kept = None if config.weights == "float" else config
-        return _row(module, names, config.weights, reason, kept)
+    if config.weights == "float":
+        return _row(module, names, "float", reason)
+    if config.weights == "int8" and config.zeros == 0:
+        return _row(module, names, "int8", reason, config)
     weight, groups = module.weight, getattr(module, "groups", 1)
     if not isinstance(weight, Tensor):
         raise TypeError(f"{names[0]} has no weight tensor")  # unreachable: _cannot refused it
@@ -151,7 +153,7 @@ def _planned(module: nn.Module, names: list[str], config: TernaryConfig, reason:
         config = replace(config, pattern=fitted.name)
         narrow = f"{weight.shape[1]} input channels per group: too narrow for {asked.name}"
         reason = f"{reason}; {narrow}" if reason else narrow
-    return _row(module, names, "ternary", reason, config)
+    return _row(module, names, config.weights, reason, config)
 
 
 def _row(
@@ -165,7 +167,8 @@ def _row(
         also = f"also {', '.join(names[1:])}"
         reason = f"{reason}; {also}" if reason else also
     shape = weight_shape(module)
-    pattern = config.pattern if config is not None and action == "ternary" else ""
+    prunable = config is not None and (action == "ternary" or config.zeros > 0)
+    pattern = config.pattern if config is not None and prunable else ""
     return PlanRow(names[0], type(module).__name__, shape, action, pattern, reason, config)
 
 

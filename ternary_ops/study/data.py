@@ -77,17 +77,6 @@ def load_npz(path: str | Path) -> Split:
     return Split(x, y, x_test, y_test)
 
 
-def shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image [N, C, H, W] by up to one pixel either way, zeros flowing in."""
-    n, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
-    top = torch.randint(0, 3, (n, 1), generator=generator) + torch.arange(height)
-    left = torch.randint(0, 3, (n, 1), generator=generator) + torch.arange(width)
-    # Advanced indices around a slice put the channel axis last.
-    moved = padded[torch.arange(n)[:, None, None], :, top[:, :, None], left[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
-
-
 def _split(x: Tensor, y: Tensor, test: int) -> Split:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     chosen, rest = order[:test], order[test:]

@@ -5,90 +5,126 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.study.data import Split, shift
+from ternary_ops.errors import BadWeights, need
+from ternary_ops.prune import Pruner
+from ternary_ops.quantize.distill import Distillation
+from ternary_ops.study.checkpoint import Checkpoint, Stateful
+from ternary_ops.study.data import Split
+from ternary_ops.study.views import Taught, Views
 
-# The largest share of the learning rate's cycle comes after its peak; smoothing keeps the logits of
-# a network that fits 1,300 images exactly from growing without bound.
+# The largest share of the learning rate's cycle comes after its peak.
 WARMUP = 0.2
-LABEL_SMOOTHING = 0.05
-TEMPERATURE = 4.0
-TEACHER_SHARE = 0.7
-WEIGHT_DECAY = 1e-4
-
-
-class Stepper(Protocol):
-    """What follows each optimizer step: prune.Pruner."""
-
-    def step(self) -> None:
-        """Called after optimizer.step()."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """How long and how fast to train."""
+    """How long and how fast to train.
+
+    optimizer: "adamw", or "sgd" with Nesterov momentum. clip: largest norm of the gradient.
+    """
 
     epochs: int
     rate: float
     batch: int = 64
     seed: int = 0
+    optimizer: str = "adamw"
+    weight_decay: float = 1e-4
+    warmup: float = WARMUP
+    clip: float = float("inf")
 
-    def steps(self, split: Split) -> int:
+    def steps(self, images: int) -> int:
         """Optimizer steps of the whole course."""
-        return self.epochs * self.batches(split)
+        return self.epochs * self.batches(images)
 
-    def batches(self, split: Split) -> int:
+    def batches(self, images: int) -> int:
         """Full batches of an epoch, at least one; BatchNorm cannot train on a rest of one image."""
-        return max(1, len(split.x_train) // self.batch)
+        return max(1, images // self.batch)
 
 
 def fit(
     model: nn.Module,
-    split: Split,
+    views: Views,
+    y: Tensor,
     course: Course,
     optimizer: torch.optim.Optimizer,
-    teacher: nn.Module | None = None,
-    pruner: Stepper | None = None,
+    loss: Distillation,
+    *,
+    taught: Taught | None = None,
+    pruner: Pruner | None = None,
+    checkpoint: Checkpoint | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Train in place with a one-cycle learning rate; `tick` is called after each step.
 
-    Images are shifted by up to a pixel. With a teacher, most of the loss is the distance to the
-    teacher's softened logits.
+    Images come from `views`, labels int64 [N] are y; `taught` gives the teacher's logits in place
+    of the teacher of `loss`. With a checkpoint a run that was cut off goes on where it was, with
+    the same bits. The model ends in eval mode. Raises BadWeights when the loss is not finite, before
+    a weight has changed.
     """
-    generator = torch.Generator().manual_seed(course.seed)
-    steps = course.steps(split)
+    steps, batches = course.steps(len(y)), course.batches(len(y))
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, course.rate, total_steps=max(steps, 2), pct_start=WARMUP
+        optimizer, course.rate, total_steps=max(steps, 2), pct_start=course.warmup
     )
-    if teacher is not None:
-        teacher.eval()
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "rate": rate}
+    if pruner is not None:
+        parts["pruner"] = pruner
+    done = checkpoint.load(parts) if checkpoint is not None else 0
+    for _ in range(done):
+        tick()
     model.train()
-    for _ in range(course.epochs):
-        order = torch.randperm(len(split.x_train), generator=generator)
-        for start in range(0, course.batches(split) * course.batch, course.batch):
-            chosen = order[start : start + course.batch]
-            x = split.x_train[chosen]
-            x = shift(x, generator) if x.ndim == 4 else x
-            loss = _loss(model(x), split.y_train[chosen], _logits(teacher, x))
+    for epoch in range(done // batches, course.epochs):
+        # One generator an epoch: resuming needs no state of it.
+        generator = torch.Generator().manual_seed(course.seed * 1000 + epoch)
+        order = torch.randperm(len(y), generator=generator)
+        view = views.number(epoch)
+        for batch in range(done - epoch * batches, batches):
+            chosen = order[batch * course.batch : (batch + 1) * course.batch]
+            x = views.take(view, chosen)
+            known = taught(view, chosen) if taught is not None else None
+            value = loss(model, x, y[chosen], known)
+            _check_loss(value, done)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            value.backward()  # type: ignore[no-untyped-call]
+            if course.clip < float("inf"):
+                nn.utils.clip_grad_norm_(model.parameters(), course.clip)
             optimizer.step()
             if pruner is not None:
                 pruner.step()
             rate.step()
+            done += 1
+            if checkpoint is not None:
+                checkpoint.save(done, parts, now=done == steps)
             tick()
     model.eval()
 
 
-def optimizer_for(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """AdamW over every parameter."""
-    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+def _check_loss(value: Tensor, done: int) -> None:
+    if not bool(value.isfinite()):
+        raise BadWeights(
+            need(
+                "training needs a finite loss",
+                f"{value.item()} at step {done + 1}",
+                "Lower the learning rate, clip gradients, or look for NaN in the images.",
+            )
+        )
+
+
+def optimizer_for(model: nn.Module, course: Course) -> torch.optim.Optimizer:
+    """The course's optimizer over every parameter."""
+    parameters = list(model.parameters())
+    if course.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=course.rate,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=course.weight_decay,
+        )
+    return torch.optim.AdamW(parameters, lr=course.rate, weight_decay=course.weight_decay)
 
 
 @torch.no_grad()
@@ -104,21 +140,6 @@ def accuracy(predicted: Tensor, y: Tensor) -> float:
     return 100 * (predicted == y).double().mean().item()
 
 
-def _logits(teacher: nn.Module | None, x: Tensor) -> Tensor | None:
-    if teacher is None:
-        return None
-    with torch.no_grad():
-        logits: Tensor = teacher(x)
-    return logits
-
-
-def _loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
-    labels = F.cross_entropy(logits, y, label_smoothing=LABEL_SMOOTHING)
-    if taught is None:
-        return labels
-    soft = F.kl_div(
-        F.log_softmax(logits / TEMPERATURE, 1),
-        F.softmax(taught / TEMPERATURE, 1),
-        reduction="batchmean",
-    )
-    return (1 - TEACHER_SHARE) * labels + TEACHER_SHARE * TEMPERATURE * soft
+def data_views(split: Split) -> Views:
+    """What small gray images bear: a pixel either way, no mirror, never the same twice."""
+    return Views(split.x_train)

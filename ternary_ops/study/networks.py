@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import models
 from ternary_ops.errors import BadConfig, MissingExtra, need
-from ternary_ops.prune.units import get_pattern, lowest, to_mask, unit_scores
+from ternary_ops.prune.units import get_pattern
 from ternary_ops.quantize.convert import replace_modules
 from ternary_ops.quantize.plan import Plan
 from ternary_ops.runtime import Program
@@ -130,13 +130,15 @@ def shape_of(name: str, size: int | None = None) -> tuple[int, int]:
 
 def plan_of(model: nn.Module, pattern: str, zeros: float, scope: str, every_layer: bool) -> Plan:
     """The plan of a bench: convolutions but the first and depthwise ones ternary with that share of
-    empty units ("int8...": at 8 bits), the rest, linear layers too, dense at 8 bits;
-    every_layer: all of them ternary.
+    empty units ("int8+1x4": at 8 bits), the rest, linear layers too, dense at 8 bits;
+    every_layer: all of them pruned.
     """
-    int8 = tops.TernaryConfig(weights="int8", zeros=0.0)
-    if pattern.startswith("int8"):
+    name, extra = _split(pattern)
+    int8 = tops.TernaryConfig(weights="int8")
+    if name == "int8" and not extra:
         return tops.plan(model, int8)
-    config = tops.TernaryConfig(zeros=zeros, pattern=pattern, scope=scope)
+    weights, unit = ("int8", extra) if name == "int8" else ("ternary", name)
+    config = tops.TernaryConfig(weights, zeros=zeros, pattern=unit, scope=scope)
     if every_layer:
         return tops.plan(model, config, rules={"*": config})
     linear = {n: int8 for n, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -156,20 +158,17 @@ def pruned(
     """Build a network, prune it to `zeros` by magnitude, set BatchNorm and ranges from `sample`.
 
     pattern: one of a plan, with "+permute" for channels reordered by the compiler; "int8": dense,
-    8 bits; "int8+1x4": 8-bit weights, quads emptied layer by layer. x: what is timed and compared.
+    8 bits; "int8+1x4": 8-bit weights in quads. x: what is timed and compared.
     scope "layer": every layer gets the same share; "global": random weights of different size
     compete, and wide layers lose most. Raises BadConfig for any other pattern.
     """
-    pattern, extra = _split(pattern)
     model = build()
-    if pattern == "int8" and extra:
-        empty_units_(model, plan_of(model, extra, zeros, "layer", every_layer), extra)
     tops.quantize_(model, plan_of(model, pattern, zeros, scope, every_layer))
     if pattern != "int8":
         tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()
     set_batchnorm_(model, sample)
     tops.calibrate(model, torch.split(sample, _BATCH))
-    program = tops.compile(model, x[:1], permute=extra == "permute")
+    program = tops.compile(model, x[:1], permute=pattern.endswith("+permute"))
     return Pruned(model.eval(), dense_twin(model), program, x)
 
 
@@ -182,22 +181,6 @@ def _split(pattern: str) -> tuple[str, str]:
         what = 'a pattern is "1x4", "element", ... with or without "+permute", "int8" or "int8+1x4"'
         raise BadConfig(need(what, repr(pattern), "Pick one."))
     return name, extra
-
-
-@torch.no_grad()
-def empty_units_(model: nn.Module, plan: Plan, pattern: str) -> None:
-    """Zero the lowest units of the float layers that `plan` makes ternary, as many as it asks for:
-    the Pruner leaves 8-bit layers alone.
-    """
-    unit = get_pattern(pattern)
-    for entry in plan:
-        config = entry.config
-        if config is None or config.weights != "ternary":
-            continue
-        weight = model.get_submodule(entry.name).get_parameter("weight")
-        scores = unit_scores(weight, unit)
-        gone = lowest(scores, round(config.zeros * len(scores)))
-        weight.mul_(to_mask(~gone, weight.shape, unit))
 
 
 def by_name(
