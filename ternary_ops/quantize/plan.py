@@ -97,10 +97,10 @@ def plan(
     """Decide for every weighted layer of `model`; nothing is changed.
 
     By default the first convolution, depthwise convolutions and the last linear layer become dense
-    int8 and the rest what `config` says (default TernaryConfig()). `rules` maps globs on layer names to
-    configs that override this; the last match counts. `only` and `skip` are globs: what is not in
-    `only`, or is in `skip`, is left alone. A layer under several names goes by the first; globs may
-    use any of them.
+    int8 and the rest what `config` says (default TernaryConfig()). `rules` maps globs on layer
+    names to configs that override this; the last match counts. `only` and `skip` are globs: what
+    is not in `only`, or is in `skip`, is left alone. A layer under several names goes by the first;
+    globs may use any of them.
 
     Raises BadConfig when a glob matches no weighted layer, BadWeights when a weight is not finite.
     """

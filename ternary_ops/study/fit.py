@@ -62,8 +62,8 @@ def fit(
 
     Images come from `views`, labels int64 [N] are y; `taught` gives the teacher's logits in place
     of the teacher of `loss`. With a checkpoint a run that was cut off goes on where it was, with
-    the same bits. The model ends in eval mode. Raises BadWeights when the loss is not finite, before
-    a weight has changed.
+    the same bits. The model ends in eval mode. Raises BadWeights when the loss is not finite,
+    before a weight has changed.
     """
     steps, batches = course.steps(len(y)), course.batches(len(y))
     rate = torch.optim.lr_scheduler.OneCycleLR(
