@@ -1,32 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy against bytes and milliseconds: CIFAR-10 networks, dense, pruned and ternary.
 
+    python bench/accuracy.py list
     python bench/accuracy.py train resnet20 resnet56 --threads 1
 
 Runs are named and seeded; each keeps a checkpoint and its trained weights under --folder, so that
-one that was cut off goes on with the same bits when the command is repeated.
+one that was cut off goes on with the same bits when the command is repeated. A compressed network
+ends as a program file there, and as a row of bench/results/accuracy.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from _accuracy_runs import RUNS, Run
 from _cifar import folder, keep_shortcuts_, load_cifar10, load_resnet
 from torch import nn
 
+import ternary_ops as tops
 from ternary_ops import models
+from ternary_ops.io.atomic import replace_file
+from ternary_ops.quantize import recalibrate_batchnorm_
 from ternary_ops.quantize.distill import Distillation
 from ternary_ops.study.checkpoint import Checkpoint
 from ternary_ops.study.data import Split
 from ternary_ops.study.fit import accuracy, fit, optimizer_for, predictions
-from ternary_ops.study.views import Views
+from ternary_ops.study.views import KeptLogits, Views
+
+# Views repeat after so many epochs: a teacher's logits are computed once and serve every run.
+VIEWS = 16
 
 
 def build(run: Run) -> nn.Module:
+    """The network of a run, untrained, its weights in the layout that trains fastest."""
+    torch.manual_seed(run.course.seed)
     if run.network == "resnet18":
         return models.cifar_resnet18(run.width)
     return models.cifar_resnet(int(run.network.removeprefix("resnet")), width=run.width)
@@ -40,65 +54,107 @@ def trained(name: str, runs: Path) -> nn.Module:
 
 
 def start(run: Run, runs: Path, split: Split) -> nn.Module:
+    """The network as training begins, quantized if it is to be compressed."""
     if run.start == "":
-        torch.manual_seed(run.course.seed)
-        return build(run)
-    if run.start == "original":
+        model = build(run)
+    elif run.start == "original":
         model = load_resnet(folder() / "cifar10_resnets" / f"{run.network}.npz")
         keep_shortcuts_(model, split.x_train[::100])
-        return model
-    return trained(run.start, runs)
+    else:
+        model = trained(run.start, runs)
+    if run.config is not None:
+        tops.quantize_(model, tops.plan(model, run.config, rules=run.rules))
+    return model.to(memory_format=torch.channels_last)
 
 
-def train(run: Run, runs: Path, split: Split) -> None:
+def train(run: Run, runs: Path, split: Split) -> nn.Module:
+    """Train, or go on training, or read what was trained."""
+    model = start(run, runs, split)
     done = runs / f"{run.name}.pt"
     if done.exists():
-        print(run.name, "is done")
-        return
-    model = start(run, runs, split).to(memory_format=torch.channels_last)
-    views = Views(split.x_train, reach=4, flip=True, count=16)
+        model.load_state_dict(torch.load(done, weights_only=True))
+        return model.eval()
+    views = Views(split.x_train, reach=4, flip=True, count=VIEWS)
     optimizer = optimizer_for(model, run.course)
-    checkpoint = Checkpoint(runs / f"{run.name}.checkpoint", {"run": repr(run)})
     steps = run.course.steps(len(split.y_train))
-    state = {"step": 0, "start": time.time()}
+    taught = pruner = None
+    if run.teacher:
+        taught = KeptLogits(trained(run.teacher, runs), views, runs / f"{run.teacher}-logits")
+    if run.config is not None:
+        pruner = tops.prune.Pruner(model, total_steps=steps, optimizer=optimizer, **run.pruner)
+    fit(
+        *(model, views, split.y_train, run.course, optimizer),
+        Distillation(label_smoothing=0.0 if run.teacher else 0.05),
+        taught=taught,
+        pruner=pruner,
+        checkpoint=Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name, "steps": steps}),
+        tick=watcher(run.name, steps, model, split),
+    )
+    replace_file(done, lambda target: torch.save(model.state_dict(), target))
+    return model
+
+
+def watcher(name: str, steps: int, model: nn.Module, split: Split) -> Callable[[], None]:
+    """A line after each twentieth of the run: the score on a fifth of the test images."""
+    state = {"step": 0, "start": time.monotonic()}
 
     def tick() -> None:
         state["step"] += 1
-        if state["step"] % 390 == 0:
+        if state["step"] % max(1, steps // 20) == 0:
+            training = model.training
             score = accuracy(predictions(model, split.x_test[::5]), split.y_test[::5])
-            model.train()
-            seconds = time.time() - state["start"]
-            print(f"{run.name} {state['step']}/{steps} {seconds:.0f}s {score:.2f}", flush=True)
+            model.train(training)
+            seconds = time.monotonic() - state["start"]
+            print(f"{name} {state['step']}/{steps} {seconds:.0f} s {score:.2f} %", flush=True)
 
-    fit(
-        model,
-        views,
-        split.y_train,
-        run.course,
-        optimizer,
-        Distillation(label_smoothing=0.05),
-        checkpoint=checkpoint,
-        tick=tick,
-    )
-    torch.save(model.state_dict(), done)
-    print(run.name, accuracy(predictions(model, split.x_test), split.y_test), flush=True)
+    return tick
 
 
-def main() -> None:
+def finish(run: Run, model: nn.Module, runs: Path, split: Split) -> dict[str, Any]:
+    """The row of a run; a compressed network is compiled, saved and judged from its file."""
+    views = Views(split.x_train, reach=4, flip=True, count=VIEWS)
+    batches = [views.take(0, part) for part in torch.arange(0, 50_000, 25).split(250)]
+    row: dict[str, Any] = {"run": run.name, "start": run.start, "teacher": run.teacher}
+    row["epochs"] = run.course.epochs
+    row["parameters"] = sum(p.numel() for p in build(run).parameters())
+    if run.config is None:
+        return row | {"top1": accuracy(predictions(model, split.x_test), split.y_test)}
+    recalibrate_batchnorm_(model, batches)
+    tops.calibrate(model, [split.x_train[::50]])
+    program = tops.compile(model, split.x_test[:1])
+    file = runs / f"{run.name}.safetensors"
+    program.save(file)
+    logits = tops.runtime.load(file)(split.x_test.contiguous().numpy())
+    row["top1"] = accuracy(torch.from_numpy(logits).argmax(1), split.y_test)
+    row["bytes"] = file.stat().st_size
+    row["smaller"] = round(4 * row["parameters"] / row["bytes"], 1)
+    row |= {f"config_{key}": value for key, value in asdict(run.config).items()}
+    return row
+
+
+def main() -> int:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("train",))
-    parser.add_argument("runs", nargs="*")
+    parser.add_argument("command", choices=("list", "train"))
+    parser.add_argument("runs", nargs="*", help="names, as `list` prints them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("bench/runs"))
     options = parser.parse_args()
+    if options.command == "list":
+        for run in RUNS.values():
+            print(f"{run.name:30} {run.course.epochs:3} epochs of {run.network}")
+        return 0
     torch.set_num_threads(options.threads)
     split = load_cifar10()
     options.folder.mkdir(exist_ok=True, parents=True)
     for name in options.runs:
-        train(RUNS[name], options.folder, split)
+        run = RUNS[name]
+        row = finish(run, train(run, options.folder, split), options.folder, split)
+        print(row, flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

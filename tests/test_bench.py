@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import ternary_ops as tops
-from ternary_ops import runtime
+from ternary_ops import quantize, runtime
 from ternary_ops.engine import ceiling
 from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import BadConfig
@@ -102,7 +102,7 @@ def test_the_three_forms_are_one_network(no_data: None) -> None:
 def test_batchnorm_keeps_activations_in_range(no_data: None) -> None:
     model = networks.network("digits_resnet")
     sample = 5 + 3 * torch.randn(40, 1, 8, 8)
-    networks.set_batchnorm_(model, sample)
+    quantize.recalibrate_batchnorm_(model, torch.split(sample, 16))
     seen: list[torch.Tensor] = []
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     norms[0].register_forward_hook(lambda m, x, y: seen.append(y))

@@ -4,6 +4,8 @@
 from ternary_ops.quantize.calibrate import calibrate
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import pack_, quantize_
+from ternary_ops.quantize.correct import correct_bias_, recalibrate_batchnorm_
+from ternary_ops.quantize.distill import Distillation
 from ternary_ops.quantize.fallback import FallbackReport, fallback_
 from ternary_ops.quantize.files import load, save
 from ternary_ops.quantize.fold import fold_batchnorm_
@@ -12,6 +14,7 @@ from ternary_ops.quantize.sensitivity import SensitivityReport, sensitivity
 from ternary_ops.quantize.ternarize import Ternarizer, ptq, register_ternarizer
 
 __all__ = [
+    "Distillation",
     "FallbackReport",
     "Plan",
     "PlanRow",
@@ -19,6 +22,7 @@ __all__ = [
     "TernaryConfig",
     "Ternarizer",
     "calibrate",
+    "correct_bias_",
     "fallback_",
     "fold_batchnorm_",
     "load",
@@ -26,6 +30,7 @@ __all__ = [
     "plan",
     "ptq",
     "quantize_",
+    "recalibrate_batchnorm_",
     "register_ternarizer",
     "save",
     "sensitivity",

@@ -25,6 +25,7 @@ from ternary_ops import models
 from ternary_ops.errors import BadConfig, MissingExtra, need
 from ternary_ops.prune.units import get_pattern
 from ternary_ops.quantize.convert import replace_modules
+from ternary_ops.quantize.correct import recalibrate_batchnorm_
 from ternary_ops.quantize.plan import Plan
 from ternary_ops.runtime import Program
 
@@ -166,7 +167,7 @@ def pruned(
     tops.quantize_(model, plan_of(model, pattern, zeros, scope, every_layer))
     if pattern != "int8":
         tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()
-    set_batchnorm_(model, sample)
+    recalibrate_batchnorm_(model, torch.split(sample, _BATCH))
     tops.calibrate(model, torch.split(sample, _BATCH))
     program = tops.compile(model, x[:1], permute=pattern.endswith("+permute"))
     return Pruned(model.eval(), dense_twin(model), program, x)
@@ -197,20 +198,6 @@ def by_name(
     x = images(batch, channels, side, start=samples)
     sample = images(samples, channels, side)
     return pruned(partial(network, name), x, sample, zeros, pattern, scope)
-
-
-def set_batchnorm_(model: nn.Module, sample: Tensor) -> None:
-    """Average the statistics of `sample` into every BatchNorm; the model ends in eval mode."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over batches
-    model.eval()
-    for norm in norms:
-        norm.train()
-    for batch in torch.split(sample, _BATCH):
-        model(batch)
-    model.eval()
 
 
 def dense_twin(model: nn.Module) -> nn.Module:
