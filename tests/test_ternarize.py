@@ -228,8 +228,8 @@ def test_second_derivatives_are_refused() -> None:
 
 
 def test_unknown_names_list_those_there_are() -> None:
-    with pytest.raises(BadConfig, match="'ptq', 'twn', 'absmean'.*'ttq'"):
-        TernaryConfig(ternarizer="ttq")
+    with pytest.raises(BadConfig, match="'ptq', 'twn', 'ttq', 'absmean'.*'inq'"):
+        TernaryConfig(ternarizer="inq")
     with pytest.raises(BadConfig, match="scale in"):
         ptq(scale="median")
     with pytest.raises(BadConfig, match="ste in"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,11 +18,14 @@ from ternary_ops.ops import reference
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.ternarize import (
     INT8,
+    LearnedPoles,
     StraightThrough,
     Ternarizer,
     get_ternarizer,
     lsq_scale,
+    mean_poles,
     per_filter,
+    pole_scale,
 )
 
 PHASES = ("float", "ternary", "frozen")
@@ -34,6 +38,8 @@ class TernaryLayer(nn.Module, ABC):
 
     weight        latent, torch layout [O, I, ...]
     bias          [O] or None
+    poles         float32 [2] with a ternarizer whose scales are learned ("ttq"), else None: what
+                  +1 and -1 stand for while the layer trains
     input_range   float [2], lo and hi of the uint8 input; NaN: not set, the input stays float
     mask          bool, weight's shape; False where pruned
     output_range  float32 [2]: range of what the layer and its fused epilogue produce, where no
@@ -44,11 +50,13 @@ class TernaryLayer(nn.Module, ABC):
     Phases: "float" real masked weights; "ternary" integer weights with a straight-through gradient;
     "frozen" fixed codes, whose scale goes on learning through the latent weight. With activations
     "uint8" the forward is float32 whatever the input's dtype, and equals the native kernels bit for
-    bit once the range is set and the phase is not "float".
+    bit once the range is set and the phase is not "float". Not so with poles: packed and compiled,
+    such a layer has one scale per filter, fitted to them.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    poles: nn.Parameter | None
     input_range: nn.Parameter
     mask: Tensor
     output_range: Tensor
@@ -73,6 +81,7 @@ class TernaryLayer(nn.Module, ABC):
         self.input_range = nn.Parameter(
             torch.tensor(unset, device=device), requires_grad=config.activations == "uint8"
         )
+        self.register_parameter("poles", None)
         ones = torch.ones(weight.shape, dtype=torch.bool, device=device)
         self.register_buffer("mask", ones)
         self.register_buffer("output_range", torch.tensor(unset, device=device))
@@ -80,6 +89,17 @@ class TernaryLayer(nn.Module, ABC):
         self.register_buffer("phase_code", torch.tensor(1, dtype=torch.uint8, device=device))
         # phase_code again, for Python to branch on: reading a tensor would stop torch.compile.
         self._phase = "ternary"
+        if self.ternarizer.learned:
+            self.poles = nn.Parameter(torch.ones(2, device=device))
+            if not weight.is_meta:
+                self._reset_poles()
+
+    @torch.no_grad()
+    def _reset_poles(self) -> None:
+        if self.poles is not None:
+            weight = self.weight.float()
+            codes = self.ternarizer.codes(weight, self.mask, self.config.pattern)
+            self.poles.copy_(mean_poles(weight, codes))
 
     @property
     def phase(self) -> str:
@@ -93,6 +113,8 @@ class TernaryLayer(nn.Module, ABC):
             raise BadConfig(need(f"phase is one of {names}", repr(phase), "Pick one."))
         if phase == "frozen":
             self.codes.copy_(self.integer_weight()[0])  # once frozen, these are the codes
+        if self._phase == "float" and phase == "ternary":
+            self._reset_poles()  # the weights have moved since the layer was made
         self._phase = phase
         self.phase_code.fill_(PHASES.index(phase))
 
@@ -115,7 +137,8 @@ class TernaryLayer(nn.Module, ABC):
             )
         if self._phase == "frozen":
             return self.codes.clone(), self._frozen_scale().detach()
-        return self.ternarizer(self.weight, self.mask, self.config.pattern)
+        codes, scale = self.ternarizer(self.weight, self.mask, self.config.pattern)
+        return codes, scale if self.poles is None else pole_scale(codes, self.poles.detach())
 
     def ternary(self) -> tuple[Tensor, Tensor]:
         """Codes in {-1, 0, 1} int8 and scale float32 [O]; BadConfig for an int8 layer."""
@@ -171,6 +194,8 @@ class TernaryLayer(nn.Module, ABC):
         """What enters the accumulation, and the scale that follows it (None for real weights)."""
         if self._phase == "float":
             return self.weight * self.mask, None
+        if self.poles is not None:
+            return self._with_poles(self.poles), None
         if self._phase == "frozen":
             return self.codes, self._frozen_scale()
         rules = self.ternarizer
@@ -180,7 +205,38 @@ class TernaryLayer(nn.Module, ABC):
         )
         return weight, scale
 
+    def _with_poles(self, poles: Tensor) -> Tensor:
+        codes = self.codes
+        if self._phase != "frozen":
+            codes = self.ternarizer(self.weight, self.mask, self.config.pattern)[0]
+        weight: Tensor = LearnedPoles.apply(  # type: ignore[no-untyped-call]
+            self.weight, codes, poles
+        )
+        return weight
+
+    def settle(self) -> float:
+        """Give up the poles for one scale per filter, in place, phase "frozen".
+
+        Returns |W' - W| / |W| of the weights that the layer computes with; 0.0 without poles, and
+        nothing changes.
+        """
+        if self.poles is None:
+            return 0.0
+        with torch.no_grad():
+            codes, scale = self.integer_weight()
+            before = LearnedPoles.apply(self.weight, codes, self.poles)  # type: ignore[no-untyped-call]
+            after = codes * per_filter(scale, codes)
+            self.weight.copy_(after)
+            self.register_parameter("poles", None)
+            self.config = replace(self.config, ternarizer="ptq")
+            self.codes.copy_(codes)
+            self._phase = "frozen"
+            self.phase_code.fill_(PHASES.index("frozen"))
+            return float((after - before).norm() / before.norm().clamp_min(1e-30))
+
     def _frozen_scale(self) -> Tensor:
+        if self.poles is not None:
+            return pole_scale(self.codes, self.poles)
         rule = self.ternarizer.scale if self.config.weights == "ternary" else lsq_scale
         return rule(self.weight.float(), self.mask, self.codes)
 

@@ -21,7 +21,7 @@ class TernaryConfig:
     """How a layer's weights and input are represented. Raises BadConfig on a value out of range.
 
     weights      "ternary", "int8" (one scale per output channel) or "float" (left as it is)
-    ternarizer   a name known to register_ternarizer: "ptq", "twn", "absmean" or your own
+    ternarizer   a name known to register_ternarizer: "ptq", "twn", "ttq", "absmean" or your own
     zeros        share of units a Pruner empties, 0 <= zeros < 1; None means 0.9 for ternary
                  weights and 0, dense, for 8-bit ones
     pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"

@@ -70,9 +70,12 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
 def pack_(model: nn.Module) -> nn.Module:
     """Replace trainable layers by packed ones in place, for inference; returns the model.
 
-    BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Packing
-    again changes nothing. Raises UnsupportedModel without quantized layers or, naming all of them,
-    when layers with uint8 activations have no input range; BadWeights when a weight is not finite.
+    BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Layers
+    with learned poles ("ttq") get one scale per filter; `model._tops_refit` holds the relative
+    change of each one's weights, which is logged too. Packing again changes nothing.
+
+    Raises UnsupportedModel without quantized layers or, naming all of them, when layers with uint8
+    activations have no input range; BadWeights when a weight is not finite.
     Before any of these nothing is changed.
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
@@ -96,6 +99,10 @@ def pack_(model: nn.Module) -> nn.Module:
         )
     for name, layer in layers.items():
         check_finite(layer, name)
+    refit = {name: layer.settle() for name, layer in layers.items() if layer.poles is not None}
+    model._tops_refit = refit  # type: ignore[assignment]  # a plain attribute
+    for name, change in refit.items():
+        _log.warning("%s: one scale per filter changes the weights by %.1f %%", name, 100 * change)
     try:
         fold_batchnorm_(model)
     except UnsupportedModel as error:

@@ -80,6 +80,7 @@ def _fold(name: str, layer: nn.Module, norm: nn.Module) -> None:
 
 def _scale_ternary(name: str, layer: tnn.TernaryLayer, gain: Tensor) -> None:
     """Scale the latent weight; the codes must follow by their sign alone."""
+    layer.settle()
     weight, sign = layer.weight, per_filter(gain.sign().to(torch.int8), layer.weight)
     codes = layer.integer_weight()[0] * sign
     scaled = weight.double() * per_filter(gain, weight)

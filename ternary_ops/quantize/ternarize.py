@@ -34,11 +34,16 @@ _INT8_MAX = 127
 
 @dataclass(frozen=True)
 class Ternarizer:
-    """The rules behind one name: codes, scale, and the mode of the straight-through estimator."""
+    """The rules behind one name: codes, scale, and the mode of the straight-through estimator.
+
+    learned: while it trains, the layer multiplies codes by two learned numbers, one for +1 and one
+    for -1 (TernaryLayer.poles), in place of the scale.
+    """
 
     codes: CodesRule
     scale: ScaleRule
     ste: str = "identity"
+    learned: bool = False
 
     def __call__(self, weight: Tensor, mask: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
         """Codes int8 and scale float32 [O] of latent weights; no gradient.
@@ -113,6 +118,16 @@ def _twn_codes(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
     return torch.sign(weight) * mask * (large | _largest_of_unit(magnitude, unit))
 
 
+def _ttq_codes(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
+    """|W| > 0.05 * max|W| over the layer; Trained Ternary Quantization, Zhu et al. 2016 (arXiv
+    1612.01064). Each filter, and each kept block, keeps its largest weight.
+    """
+    magnitude = weight.abs() * mask
+    large = magnitude > 0.05 * magnitude.max()
+    unit = "filter" if pattern == "element" else pattern
+    return torch.sign(weight) * mask * (large | _largest_of_unit(magnitude, unit))
+
+
 def _absmean_codes(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
     """round(W / mean|W|), clipped to -1..1; the mean is that of the filter's survivors.
 
@@ -161,6 +176,7 @@ def ptq(threshold: float = 0.5, scale: str = "lsq", ste: str = "identity") -> Te
 _REGISTRY: dict[str, Ternarizer] = {
     "ptq": ptq(),
     "twn": Ternarizer(_twn_codes, lsq_scale),
+    "ttq": Ternarizer(_ttq_codes, lsq_scale, learned=True),
     "absmean": Ternarizer(_absmean_codes, mean_scale),
 }
 
@@ -233,6 +249,51 @@ class StraightThrough(torch.autograd.Function):
             g = grad.reshape(groups, -1)
             grad = (g - unit * (g * unit).sum(1, keepdim=True)).view_as(weight)
         return grad.to(weight.dtype), None, None, None, None
+
+
+class LearnedPoles(torch.autograd.Function):
+    """+1 becomes poles[0], -1 becomes -poles[1]: the weights of Trained Ternary Quantization.
+
+    Gradients after Zhu et al. 2016 (arXiv 1612.01064; their formulas from memory, a
+    reconstruction): each pole sums the gradient of the weights it stands for, with the sign it
+    enters with; a latent weight gets its own times poles[0], 1 or poles[1] where the code is +1, 0
+    or -1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, codes: Tensor, poles: Tensor) -> Tensor:
+        """The weights, in the dtype of the poles."""
+        ctx.save_for_backward(codes, poles)
+        ctx.dtype = weight.dtype
+        return torch.where(codes > 0, poles[0], torch.where(codes < 0, -poles[1], 0.0))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """For the weight, none for the codes, and for the poles."""
+        codes, poles = ctx.saved_tensors
+        positive, negative = codes > 0, codes < 0
+        by_weight = grad * torch.where(positive, poles[0], torch.where(negative, poles[1], 1.0))
+        by_poles = torch.stack([(grad * positive).sum(), -(grad * negative).sum()])
+        return by_weight.to(ctx.dtype), None, by_poles
+
+
+def mean_poles(weight: Tensor, codes: Tensor) -> Tensor:
+    """Mean of |W| where codes are +1, and where -1, float32 [2]; 1 where there are none."""
+    sides = [codes > 0, codes < 0]
+    sums = [
+        (weight.abs() * side).sum(dtype=torch.float64) / side.sum().clamp_min(1) for side in sides
+    ]
+    present = torch.stack([side.any() for side in sides])
+    return torch.where(present, torch.stack(sums), 1.0).float()
+
+
+def pole_scale(codes: Tensor, poles: Tensor) -> Tensor:
+    """The one scale per filter, float32 [O], nearest in least squares to what the poles make."""
+    flat = codes.flatten(1)
+    ups, downs = (flat > 0).sum(1).double(), (flat < 0).sum(1).double()
+    total = ups * poles[0].double() + downs * poles[1].double()
+    return torch.where(ups + downs > 0, total / (ups + downs).clamp_min(1), 1.0).float()
 
 
 def _mean_of_survivors(magnitude: Tensor, mask: Tensor, per_filter: bool) -> Tensor:
