@@ -254,7 +254,8 @@ def test_a_bound_at_zero_stays_and_an_unset_range_gets_zero_gradients() -> None:
 
 def test_every_parameter_gets_a_gradient_in_every_phase() -> None:
     # DistributedDataParallel waits for all of them.
-    for config in (TERNARY, INT8, FLOAT_INPUT, TernaryConfig(ternarizer="absmean")):
+    others = [TernaryConfig(ternarizer=name) for name in ("absmean", "ttq")]
+    for config in (TERNARY, INT8, FLOAT_INPUT, *others):
         for phase in ("float", "ternary", "frozen"):
             layer = TernaryLinear(8, 2, config=config)
             layer.phase = phase

@@ -92,10 +92,11 @@ class TernaryLayer(nn.Module, ABC):
         if self.ternarizer.learned:
             self.poles = nn.Parameter(torch.ones(2, device=device))
             if not weight.is_meta:
-                self._reset_poles()
+                self.reset_poles()
 
     @torch.no_grad()
-    def _reset_poles(self) -> None:
+    def reset_poles(self) -> None:
+        """Set the poles, if there are any, to the mean |weight| of what each stands for now."""
         if self.poles is not None:
             weight = self.weight.float()
             codes = self.ternarizer.codes(weight, self.mask, self.config.pattern)
@@ -113,8 +114,6 @@ class TernaryLayer(nn.Module, ABC):
             raise BadConfig(need(f"phase is one of {names}", repr(phase), "Pick one."))
         if phase == "frozen":
             self.codes.copy_(self.integer_weight()[0])  # once frozen, these are the codes
-        if self._phase == "float" and phase == "ternary":
-            self._reset_poles()  # the weights have moved since the layer was made
         self._phase = phase
         self.phase_code.fill_(PHASES.index(phase))
 
@@ -193,7 +192,9 @@ class TernaryLayer(nn.Module, ABC):
     def _training_weight(self) -> tuple[Tensor, Tensor | None]:
         """What enters the accumulation, and the scale that follows it (None for real weights)."""
         if self._phase == "float":
-            return self.weight * self.mask, None
+            weight = self.weight * self.mask
+            # DistributedDataParallel waits for a gradient of every parameter.
+            return (weight if self.poles is None else weight + 0.0 * self.poles.sum()), None
         if self.poles is not None:
             return self._with_poles(self.poles), None
         if self._phase == "frozen":

@@ -165,7 +165,8 @@ class Pruner:
         Beyond total_steps the masks are applied and nothing else happens.
         """
         advance = not skipped and self._step < self.total_steps
-        regrow = not self.nested and self.phase != "frozen"
+        before = self.phase
+        regrow = not self.nested and before != "frozen"
         self._step += advance
         if advance and self.pull and self.phase != "frozen":
             self._pull()
@@ -182,6 +183,9 @@ class Pruner:
         if regrow and self.phase == "frozen":
             for target in self._targets:
                 target.latent = None
+        if before == "float" and self.phase == "ternary":
+            for layer in self._layers:
+                layer.reset_poles()
         if advance:
             self._set_phases(self._layers)
 

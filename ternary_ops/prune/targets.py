@@ -43,6 +43,9 @@ class QuantizedLayer(Protocol):
     def image(self) -> Tensor:
         """scale * codes of the weight as it is now, weight's shape and dtype."""
 
+    def reset_poles(self) -> None:
+        """Learned scales, where there are any, start from the weight as it is now."""
+
 
 def is_quantized(module: object) -> TypeGuard[QuantizedLayer]:
     """Whether quantize_ made this layer."""
