@@ -192,28 +192,28 @@ class TernaryLayer(nn.Module, ABC):
     def _training_weight(self) -> tuple[Tensor, Tensor | None]:
         """What enters the accumulation, and the scale that follows it (None for real weights)."""
         if self._phase == "float":
-            weight = self.weight * self.mask
+            real = self.weight * self.mask
             # DistributedDataParallel waits for a gradient of every parameter.
-            return (weight if self.poles is None else weight + 0.0 * self.poles.sum()), None
+            return (real if self.poles is None else real + 0.0 * self.poles.sum()), None
         if self.poles is not None:
             return self._with_poles(self.poles), None
         if self._phase == "frozen":
             return self.codes, self._frozen_scale()
         rules = self.ternarizer
         codes, scale = rules(self.weight, self.mask, self.config.pattern)
-        weight: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+        made: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
             self.weight, self.mask, codes, scale, rules.ste
         )
-        return weight, scale
+        return made, scale
 
     def _with_poles(self, poles: Tensor) -> Tensor:
         codes = self.codes
         if self._phase != "frozen":
             codes = self.ternarizer(self.weight, self.mask, self.config.pattern)[0]
-        weight: Tensor = LearnedPoles.apply(  # type: ignore[no-untyped-call]
+        made: Tensor = LearnedPoles.apply(  # type: ignore[no-untyped-call]
             self.weight, codes, poles
         )
-        return weight
+        return made
 
     def settle(self) -> float:
         """Give up the poles for one scale per filter, in place, phase "frozen".

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a float network to trainable quantized layers, their ranges, and packed layers."""
 
+from ternary_ops.quantize.allocate import Budget
 from ternary_ops.quantize.calibrate import calibrate
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import pack_, quantize_
@@ -14,6 +15,7 @@ from ternary_ops.quantize.sensitivity import SensitivityReport, sensitivity
 from ternary_ops.quantize.ternarize import Ternarizer, ptq, register_ternarizer
 
 __all__ = [
+    "Budget",
     "Distillation",
     "FallbackReport",
     "Plan",

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ternary_ops.errors import BadConfig, BadWeights, need
 from ternary_ops.prune.units import fit_pattern, get_pattern
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.table import Table
+
+if TYPE_CHECKING:
+    from ternary_ops.quantize.allocate import Budget
 
 _COLUMNS = ("name", "type", "shape", "action", "pattern", "reason")
 
@@ -93,6 +96,10 @@ def plan(
     rules: Mapping[str, TernaryConfig] | None = None,
     only: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
+    *,
+    auto: bool = False,
+    budget: Budget | None = None,
+    batches: Iterable[Any] | None = None,
 ) -> Plan:
     """Decide for every weighted layer of `model`; nothing is changed.
 
@@ -102,22 +109,37 @@ def plan(
     is not in `only`, or is in `skip`, is left alone. A layer under several names goes by the first;
     globs may use any of them.
 
-    Raises BadConfig when a glob matches no weighted layer, BadWeights when a weight is not finite.
+    auto: choose weights (ternary or 8 bits) and zeros of every layer that `config` alone would
+    make ternary, so that the compiled network keeps to `budget` (allocate.Budget: ms or bytes) and
+    its output changes least. `batches`, as for calibrate, are what it is measured on, one sample of
+    them for the time. It takes about a dozen compilations, and one pass over the batches for every
+    layer and candidate; 32 to 64 samples are plenty.
+
+    Raises BadConfig when a glob matches no weighted layer, when a rule has no effect because skip
+    or only leave out all its layers, when auto lacks budget or batches (or they lack auto), or when
+    the budget is too small; BadWeights when a weight is not finite.
     """
+    if auto != (budget is not None) or auto != (batches is not None):
+        got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
+        do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
+        raise BadConfig(need("auto, budget and batches go together", got, do))
     config = TernaryConfig() if config is None else config
     rules = dict(rules or {})
     chosen, left_out = _globs(only), _globs(skip)
     layers = _weighted_layers(model)
     _check_globs([*rules, *(chosen or ()), *(left_out or ())], layers)
+    _check_conflicts(rules, chosen, left_out, layers)
     special = _special_layers(model)
     tied = _tied_weights(layers)
-    rows = []
+    rows: list[PlanRow] = []
+    fixed: set[str] = set()  # ruled or already quantized
     for module, names in layers.items():
         reason = _cannot(module, names[0]) or tied.get(module)
         if reason:
             rows.append(_row(module, names, "skip", reason))
             continue
         if isinstance(module, tnn.TernaryLayer):
+            fixed.add(names[0])
             rows.append(
                 _row(module, names, module.config.weights, "already quantized", module.config)
             )
@@ -129,13 +151,23 @@ def plan(
         elif chosen is not None and not any(_matches(names, g) for g in chosen):
             rows.append(_row(module, names, "skip", "not in only"))
         elif ruled:
+            fixed.add(names[0])
             rows.append(_planned(module, names, rules[ruled[-1]], f"rule {ruled[-1]!r}"))
         elif module in special and (config.weights == "ternary" or config.zeros > 0):
             dense = replace(config, weights="int8", zeros=0.0)
             rows.append(_planned(module, names, dense, special[module]))
         else:
             rows.append(_planned(module, names, config, ""))
-    return Plan(tuple(rows))
+    made = Plan(tuple(rows))
+    if budget is None or batches is None:
+        return made
+    from ternary_ops.quantize.allocate import allocate  # it compiles, and so imports this module
+
+    free = [row.name for row in rows if row.action == "ternary" and row.name not in fixed]
+    if not free:
+        do = "Pass a ternary config, or fewer rules."
+        raise BadConfig(need("auto needs a layer that is ternary by `config`", "none", do))
+    return allocate(model, made, free, batches, budget)
 
 
 def _planned(module: nn.Module, names: list[str], config: TernaryConfig, reason: str) -> PlanRow:
@@ -272,6 +304,30 @@ def _globs(given: str | Sequence[str] | None) -> list[str] | None:
 
 def _matches(names: list[str], glob: str) -> bool:
     return any(fnmatchcase(name, glob) for name in names)
+
+
+def _check_conflicts(
+    rules: Mapping[str, TernaryConfig],
+    chosen: list[str] | None,
+    left_out: list[str] | None,
+    layers: dict[nn.Module, list[str]],
+) -> None:
+    """A rule all of whose layers stay out contradicts skip or only: refuse to pick a winner."""
+
+    def stays(names: list[str]) -> bool:
+        skipped = any(_matches(names, glob) for glob in left_out or ())
+        return skipped or (chosen is not None and not any(_matches(names, g) for g in chosen))
+
+    for glob in rules:
+        ruled = [names for names in layers.values() if _matches(names, glob)]
+        if all(stays(names) for names in ruled):
+            raise BadConfig(
+                need(
+                    f"rule {glob!r} must apply to a layer",
+                    f"all of {', '.join(n[0] for n in ruled)} in skip or not in only",
+                    "Remove the rule, or let a layer of it in.",
+                )
+            )
 
 
 def _check_globs(globs: list[str], layers: dict[nn.Module, list[str]]) -> None:
