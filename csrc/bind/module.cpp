@@ -133,6 +133,24 @@ void linear(Address x, const std::string& x_dtype, float x_scale, int x_zp, int6
                reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(bias), out);
 }
 
+const float* floats(Address p) { return reinterpret_cast<const float*>(p); }
+
+void fake_quantize(Address x, int64_t n, float scale, int zero_point, int threads, Address y) {
+  py::gil_scoped_release release;
+  tops::fake_quantize(floats(x), n, scale, zero_point, threads, reinterpret_cast<float*>(y));
+}
+
+py::tuple fake_quantize_grad(Address x, Address grad, int64_t n, float scale, int zero_point,
+                             int threads, Address dx) {
+  tops::FakeSums s;
+  {
+    py::gil_scoped_release release;
+    s = tops::fake_quantize_grad(floats(x), floats(grad), n, scale, zero_point, threads,
+                                 reinterpret_cast<float*>(dx));
+  }
+  return py::make_tuple(s.rounding, s.below, s.above);
+}
+
 void bind_machine(py::module_& m) {
   m.def("available_isas", [] {
     std::vector<std::string> names;
@@ -183,6 +201,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("packed_shape", &packed_shape);
   m.def("conv2d", &conv2d);
   m.def("linear", &linear);
+  m.def("fake_quantize", &fake_quantize);
+  m.def("fake_quantize_grad", &fake_quantize_grad);
   bind_engine(m);
   bind_codec(m);
 }

@@ -31,4 +31,14 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
 // [N, K].
 Buffer pack_linear(bool sparse, Weights weights, const void* plain, int64_t n, int64_t k);
 
+// x and y [n] float32: y = clamp(rint(x / scale), -zero_point, 255 - zero_point), in parts for at
+// most `threads` threads.
+void fake_quantize(const float* x, int64_t n, float scale, int32_t zero_point, int threads,
+                   float* y);
+
+// The gradient dx [n] of its input from that of its output, [n], both divided by scale; returns
+// what the bounds of the range get. The same on any number of threads.
+FakeSums fake_quantize_grad(const float* x, const float* grad, int64_t n, float scale,
+                            int32_t zero_point, int threads, float* dx);
+
 }  // namespace tops

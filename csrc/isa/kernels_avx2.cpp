@@ -18,6 +18,7 @@ namespace avx2_impl {
 #include "kernels/depthwise.inl"
 #include "kernels/linear.inl"
 #include "kernels/ceiling.inl"
+#include "kernels/fake_quant.inl"
 #include "kernels/elementwise.inl"
 // clang-format on
 }  // namespace avx2_impl

@@ -23,6 +23,7 @@ namespace avx512vnni_impl {
 #include "kernels/depthwise.inl"
 #include "kernels/linear.inl"
 #include "kernels/ceiling.inl"
+#include "kernels/fake_quant.inl"
 #include "kernels/elementwise.inl"
 // clang-format on
 }  // namespace avx512vnni_impl

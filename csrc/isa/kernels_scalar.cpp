@@ -14,6 +14,7 @@ namespace scalar_impl {
 #include "kernels/depthwise.inl"
 #include "kernels/linear.inl"
 #include "kernels/ceiling.inl"
+#include "kernels/fake_quant.inl"
 #include "kernels/elementwise.inl"
 // clang-format on
 }  // namespace scalar_impl

@@ -163,6 +163,23 @@ struct Cells {
   uint8_t* channel[4];
 };
 
+// The uint8 range that training pretends: q = rint(x * inv), of which lo .. hi is kept.
+struct FakeRange {
+  float scale, inv;  // inv = 1 / scale
+  float lo, hi;      // -zero_point, 255 - zero_point
+};
+
+// Of gradients / scale: times the rounding error where x is kept, and where x is clipped.
+struct FakeSums {
+  double rounding, below, above;
+};
+
+// The same as they grow, an element in the lane of its index, so that any vectors add alike.
+struct FakeLanes {
+  static constexpr int64_t kCount = 16;
+  float rounding[kCount], below[kCount], above[kCount];
+};
+
 // Shares of occupied quads below which the sparse loop is the faster one: where the two met when
 // measured on every stage of a ResNet. More than 1: it always is.
 struct SparseBelow {
@@ -214,6 +231,11 @@ struct KernelTable {
                      float* const y[4]);
   // y[i] = x[i * stride], whole cells; may read one cell past the last one.
   void (*gather)(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y);
+  // y = q, clipped; NaN stays NaN.
+  void (*fake_quantize)(const float* x, int64_t n, const FakeRange& r, float* y);
+  // dx = grad / scale where x is kept, else 0; adds to sums.
+  void (*fake_quantize_grad)(const float* x, const float* grad, int64_t n, const FakeRange& r,
+                             float* dx, FakeSums& sums);
   // Ceilings for benchmarks: dot products from registers (returns byte products made), and a plain
   // read.
   int64_t (*dot_burst)(int64_t rounds);
