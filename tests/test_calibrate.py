@@ -280,6 +280,35 @@ def seen(*parts: Tensor) -> Histogram:
     return histogram
 
 
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_ranges_set_in_the_middle_of_training_stay_finite(
+    monkeypatch: pytest.MonkeyPatch, waited_for: bool
+) -> None:
+    # With momentum and weight decay, an unset range would leave NaN in the optimizer.
+    torch.manual_seed(2)
+    model, x = Residual(), torch.randn(8, 3, 8, 8)
+    quantize_(model, plan(model, TernaryConfig(zeros=0.5)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-2)
+    pruner = tops.prune.Pruner(model, total_steps=8, optimizer=optimizer) if waited_for else None
+    # Only DistributedDataParallel asks for gradients of unset ranges; then the Pruner drops them.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: waited_for)
+    for step in range(8):
+        if step == 4:
+            calibrate(model, [x])
+            before = ranges(model)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        if pruner is not None:
+            pruner.step()
+    after = ranges(model)
+    for name, (lo_hi, _) in before.items():
+        if lo_hi is not None:
+            assert after[name][0] is not None and after[name][0] != lo_hi, name
+            assert np.allclose(after[name][0], lo_hi, rtol=0.2, atol=0.2), name
+    assert sum(lo_hi is not None for lo_hi, _ in before.values()) >= 5
+
+
 def test_percentiles_of_a_normal_distribution() -> None:
     x = torch.randn(200_000) * 3 + 0.5
     lo, hi = seen(*x.split(7000)).range("percentile", 99.0)

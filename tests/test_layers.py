@@ -242,18 +242,19 @@ def test_learning_a_range_lowers_the_error() -> None:
     assert bounds[0] < -2.0 and bounds[1] < 8.0
 
 
-def test_a_bound_at_zero_stays_and_an_unset_range_gets_zero_gradients() -> None:
+def test_a_bound_at_zero_stays_and_an_unset_range_gets_no_gradient() -> None:
     x = torch.rand(3, 8)
-    for bounds, free in (((0.0, 0.7), [False, True]), ((float("nan"),) * 2, [False, False])):
+    for bounds, free in (((0.0, 0.7), [False, True]), ((float("nan"),) * 2, None)):
         layer = TernaryLinear(8, 2, config=TERNARY)
         set_range(layer, *bounds)
         layer(x).sum().backward()
-        assert layer.input_range.grad is not None
-        assert (layer.input_range.grad != 0).tolist() == free
+        grad = layer.input_range.grad
+        assert (None if grad is None else (grad != 0).tolist()) == free
 
 
-def test_every_parameter_gets_a_gradient_in_every_phase() -> None:
+def test_every_parameter_gets_a_gradient_in_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     # DistributedDataParallel waits for all of them.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     others = [TernaryConfig(ternarizer=name) for name in ("absmean", "ttq")]
     for config in (TERNARY, INT8, FLOAT_INPUT, *others):
         for phase in ("float", "ternary", "frozen"):

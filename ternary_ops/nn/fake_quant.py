@@ -44,9 +44,10 @@ def quantize(x: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
     """
     eager = not torch.compiler.is_compiling() and x.device.type == bounds.device.type == "cpu"
     if eager and not bool(bounds.detach().isfinite().all()):
-        # No graph to keep whole: leave x alone. The bounds are a parameter like others, and
-        # DistributedDataParallel waits for a gradient of each.
-        return x, 1.0 + 0.0 * torch.nan_to_num(bounds).sum()
+        # No graph to keep whole: leave x alone. Without a gradient, weight decay and momentum
+        # leave NaN out of the optimizer's state; but DistributedDataParallel waits for one.
+        waited_for = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return x, 1.0 + 0.0 * torch.nan_to_num(bounds).sum() if waited_for else bounds.new_ones(())
     scale, zero_point, known = affine_params(bounds)
     native = eager and x.dtype == torch.float32 and type(x) in (Tensor, nn.Parameter)
     q: Tensor = (_QuantizeNative if native else _Quantize).apply(  # type: ignore[no-untyped-call]

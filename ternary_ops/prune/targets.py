@@ -39,6 +39,7 @@ class QuantizedLayer(Protocol):
     mask: Tensor
     phase: str
     config: _Config
+    input_range: nn.Parameter
 
     def image(self) -> Tensor:
         """scale * codes of the weight as it is now, weight's shape and dtype."""
