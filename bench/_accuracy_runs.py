@@ -16,8 +16,8 @@ class Run:
 
     network: "resnet20", "resnet56" or "resnet18", for 32x32 images. start: "" from scratch,
     "original" from the weights of the data pack, else the run whose network is compressed.
-    teacher: the run whose logits teach. config: None for a dense float network. rules and pruner:
-    further arguments of tops.plan and Pruner.
+    teacher: the run whose logits teach. config: None for a dense float network, which ends as a
+    dense int8 file. rules and pruner: further arguments of tops.plan and Pruner.
     """
 
     name: str
@@ -30,27 +30,70 @@ class Run:
     rules: dict[str, tops.TernaryConfig] = field(default_factory=dict)
     pruner: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def parent(self) -> str:
+        """The dense run of the same architecture that accuracy is compared with."""
+        return "resnet18h" if self.network == "resnet18" else self.network
+
+
+# The most accurate of the dense networks teaches all others, compressed and narrow alike.
+TEACHER = "resnet18h"
+
 
 def _sgd(epochs: int, rate: float, decay: float, **options: Any) -> Course:
     return Course(epochs, rate, 128, optimizer="sgd", weight_decay=decay, **options)
 
 
 def _ternary(name: str, zeros: float, pattern: str, epochs: int, **options: Any) -> Run:
-    """A compressed ResNet-20 or -56, taught by the dense ResNet-56."""
-    network = name.partition("-")[0]
-    config = tops.TernaryConfig(zeros=zeros, pattern=pattern)
-    given: dict[str, Any] = {"teacher": "resnet56", "config": config} | options
-    rate = given.pop("rate", 0.05)
-    return Run(name, network, network, _sgd(epochs, rate, given.pop("decay", 1e-4)), **given)
+    """A compressed copy of the dense network that the name begins with."""
+    start = name.partition("-")[0]
+    config = tops.TernaryConfig(
+        weights=options.pop("weights", "ternary"),
+        ternarizer=options.pop("ternarizer", "ptq"),
+        zeros=zeros,
+        pattern=pattern,
+    )
+    given: dict[str, Any] = {"teacher": TEACHER, "config": config} | options
+    course = _sgd(epochs, given.pop("rate", 0.05), given.pop("decay", 1e-4))
+    network, width = ("resnet18", 32) if start == "resnet18h" else (start, 16)
+    return Run(name, network, start, course, width, **given)
+
+
+def _narrow(network: str, width: int, epochs: int = 30) -> Run:
+    """A dense network with fewer channels, from scratch, with the same teacher."""
+    name = f"{network}-width{width}"
+    return Run(name, network, "", _sgd(epochs, 0.2, 5e-4), width, teacher=TEACHER)
+
+
+def _try(name: str, **options: Any) -> Run:
+    return _ternary(name, 0.66, "1x4", 4, teacher="resnet56", **options)
 
 
 _LIST = [
     Run("resnet20", "resnet20", "original", _sgd(8, 0.05, 2e-4)),
     Run("resnet56", "resnet56", "original", _sgd(6, 0.05, 2e-4)),
     Run("resnet18h", "resnet18", "", _sgd(20, 0.2, 5e-4), width=32),
-    # How to train: short runs to choose from.
-    _ternary("resnet20-try", 0.66, "1x4", 4),
-    _ternary("resnet20-try-early", 0.66, "1x4", 4, pruner={"ternary_at": 0.2, "end": 0.4}),
-    _ternary("resnet20-try-rate", 0.66, "1x4", 4, rate=0.15),
+    # Short runs from which the recipe of the long ones was chosen.
+    _try("resnet20-try"),
+    _try("resnet20-try-early", pruner={"ternary_at": 0.1, "end": 0.5}),
+    _try("resnet20-try-rate", rate=0.15),
+    _try("resnet20-try-regrow", pruner={"nested": False}),
+    _try("resnet20-try-late", pruner={"ternary_at": 0.7}),
+    _try("resnet20-try-direct", pruner={"ternary_at": 0.0}),
+    _ternary("resnet56-quads75", 0.75, "1x4", 12),
+    _ternary("resnet56-quads90", 0.90, "1x4", 12),
+    _ternary("resnet56-element", 0.905, "element", 12),
+    _ternary("resnet18h-quads95", 0.95, "1x4", 12),
+    _ternary("resnet20-quads61", 0.61, "1x4", 12),
+    _narrow("resnet20", 8),
+    _narrow("resnet56", 6),
+    _narrow("resnet18", 10),
+    _ternary("resnet20-quads66", 0.66, "1x4", 12),
+    _ternary("resnet20-quads90", 0.90, "1x4", 12),
+    _ternary("resnet20-element", 0.90, "element", 12),
+    _ternary("resnet20-int8quads", 0.75, "1x4", 12, weights="int8"),
+    _ternary("resnet20-twn", 0.66, "1x4", 12, ternarizer="twn"),
+    _ternary("resnet20-ttq", 0.66, "1x4", 12, ternarizer="ttq"),
+    _ternary("resnet20-absmean", 0.66, "1x4", 12, ternarizer="absmean"),
 ]
 RUNS = {run.name: run for run in _LIST}

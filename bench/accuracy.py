@@ -3,29 +3,35 @@
 
     python bench/accuracy.py list
     python bench/accuracy.py train resnet20 resnet56 --threads 1
+    python bench/accuracy.py evaluate bench/results/networks/*.safetensors
+    python bench/accuracy.py time --threads 1
+    python bench/accuracy.py plot
 
-Runs are named and seeded; each keeps a checkpoint and its trained weights under --folder, so that
-one that was cut off goes on with the same bits when the command is repeated. A compressed network
-ends as a program file there, and as a row of bench/results/accuracy.csv.
+train: runs are named and seeded; each keeps a checkpoint and its trained weights under --folder, so
+that one that was cut off goes on with the same bits when the command is repeated. It ends as a
+program file in bench/results/networks (a dense network in 8 bits) and as a row of accuracy.csv.
+evaluate: accuracy of program files from the files alone. time: milliseconds an image of every file,
+interleaved with torch's own int8 of the dense networks. plot: accuracy.svg from accuracy.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from _accuracy_runs import RUNS, Run
 from _cifar import folder, keep_shortcuts_, load_cifar10, load_resnet
+from _measure import RESULTS, read_rows, write_csv
 from torch import nn
 
 import ternary_ops as tops
-from ternary_ops import models
+from ternary_ops import models, reporting
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.quantize import recalibrate_batchnorm_
 from ternary_ops.quantize.distill import Distillation
@@ -36,6 +42,8 @@ from ternary_ops.study.views import KeptLogits, Views
 
 # Views repeat after so many epochs: a teacher's logits are computed once and serve every run.
 VIEWS = 16
+NETWORKS = RESULTS / "networks"
+TABLE = "accuracy.csv"
 
 
 def build(run: Run) -> nn.Module:
@@ -87,6 +95,7 @@ def train(run: Run, runs: Path, split: Split) -> nn.Module:
         Distillation(label_smoothing=0.0 if run.teacher else 0.05),
         taught=taught,
         pruner=pruner,
+        calibration=split.x_train[::50],
         checkpoint=Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name, "steps": steps}),
         tick=watcher(run.name, steps, model, split),
     )
@@ -110,26 +119,49 @@ def watcher(name: str, steps: int, model: nn.Module, split: Split) -> Callable[[
     return tick
 
 
-def finish(run: Run, model: nn.Module, runs: Path, split: Split) -> dict[str, Any]:
-    """The row of a run; a compressed network is compiled, saved and judged from its file."""
-    views = Views(split.x_train, reach=4, flip=True, count=VIEWS)
-    batches = [views.take(0, part) for part in torch.arange(0, 50_000, 25).split(250)]
-    row: dict[str, Any] = {"run": run.name, "start": run.start, "teacher": run.teacher}
-    row["epochs"] = run.course.epochs
-    row["parameters"] = sum(p.numel() for p in build(run).parameters())
+def finish(run: Run, model: nn.Module, split: Split) -> dict[str, Any]:
+    """The row of a trained run: its network is compiled, saved, and judged from the file."""
+    row: dict[str, Any] = {"run": run.name, "network": run.network, "width": run.width}
+    row |= {"parent": run.parent, "teacher": run.teacher, "epochs": run.course.epochs}
+    parameters = sum(p.numel() for p in build(run).parameters())
+    config = run.config or tops.TernaryConfig("int8")
+    names = ("weights", "ternarizer", "pattern", "zeros")
+    row |= {name: getattr(config, name) for name in names}
     if run.config is None:
-        return row | {"top1": accuracy(predictions(model, split.x_test), split.y_test)}
-    recalibrate_batchnorm_(model, batches)
-    tops.calibrate(model, [split.x_train[::50]])
+        row["top1_float"] = accuracy(predictions(model, split.x_test), split.y_test)
+        model = copy.deepcopy(model)
+        tops.quantize_(model, tops.plan(model, config))
+        tops.calibrate(model, [split.x_train[::50]])
+    else:
+        # What training saw, but with float sums: the last 10 % had quantized activations.
+        views = Views(split.x_train, reach=4, flip=True, count=VIEWS)
+        batches = [views.take(0, part) for part in torch.arange(0, 50_000, 25).split(250)]
+        recalibrate_batchnorm_(model, batches)
+        row["top1_float"] = accuracy(predictions(model, split.x_test), split.y_test)
     program = tops.compile(model, split.x_test[:1])
-    file = runs / f"{run.name}.safetensors"
+    NETWORKS.mkdir(exist_ok=True, parents=True)
+    file = NETWORKS / f"{run.name}.safetensors"
     program.save(file)
-    logits = tops.runtime.load(file)(split.x_test.contiguous().numpy())
-    row["top1"] = accuracy(torch.from_numpy(logits).argmax(1), split.y_test)
-    row["bytes"] = file.stat().st_size
-    row["smaller"] = round(4 * row["parameters"] / row["bytes"], 1)
-    row |= {f"config_{key}": value for key, value in asdict(run.config).items()}
+    row["top1"] = evaluate(file, split)
+    report = reporting.of_program(program, split.x_test[:1].numpy(), file.stat().st_size)
+    row |= {"parameters": parameters, "fp32_bytes": 4 * parameters, "bytes": report.file}
+    row["bound_bytes"] = round(report.total("bound"))
+    row["smaller"] = round(4 * parameters / report.file, 1)
+    row["empty_quads"] = round(report.zeros("quads"), 2)
+    row["zero_weights"] = round(report.zeros("weights"), 2)
     return row
+
+
+def evaluate(file: Path, split: Split) -> float:
+    """Percent of the test images that the program of a file classifies right."""
+    logits = tops.runtime.load(file)(split.x_test.contiguous().numpy())
+    return round(accuracy(torch.from_numpy(logits).argmax(1), split.y_test), 2)
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Add a row to the table, or replace the run's former one."""
+    rows = [old for old in read_rows(RESULTS / TABLE) if old["run"] != row["run"]]
+    write_csv(TABLE, sorted([*rows, row], key=lambda r: list(RUNS).index(r["run"])))
 
 
 def main() -> int:
@@ -137,22 +169,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("list", "train"))
-    parser.add_argument("runs", nargs="*", help="names, as `list` prints them")
+    parser.add_argument("command", choices=("list", "train", "evaluate", "time", "plot"))
+    parser.add_argument("names", nargs="*", help="runs, as `list` prints them, or program files")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=40, help="of `time`")
     parser.add_argument("--folder", type=Path, default=Path("bench/runs"))
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.command == "list":
         for run in RUNS.values():
             print(f"{run.name:30} {run.course.epochs:3} epochs of {run.network}")
-        return 0
-    torch.set_num_threads(options.threads)
-    split = load_cifar10()
-    options.folder.mkdir(exist_ok=True, parents=True)
-    for name in options.runs:
-        run = RUNS[name]
-        row = finish(run, train(run, options.folder, split), options.folder, split)
-        print(row, flush=True)
+    elif options.command == "train":
+        split = load_cifar10()
+        options.folder.mkdir(exist_ok=True, parents=True)
+        for name in options.names:
+            row = finish(RUNS[name], train(RUNS[name], options.folder, split), split)
+            keep(row)
+            print(row, flush=True)
+    elif options.command == "evaluate":
+        split = load_cifar10()
+        for file in map(Path, options.names):
+            print(f"{file.stem:30} {file.stat().st_size:9,} bytes {evaluate(file, split):.2f} %")
+    elif options.command == "time":
+        from _accuracy_report import measure
+
+        measure(options.folder, options.threads, options.rounds)
+    else:
+        from _accuracy_report import draw
+
+        draw()
     return 0
 
 

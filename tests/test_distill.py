@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, UnsupportedShape
 from ternary_ops.models import digits_resnet
 from ternary_ops.prune import Pruner
-from ternary_ops.quantize import TernaryConfig, quantize_
+from ternary_ops.quantize import TernaryConfig, calibrate, quantize_
 from ternary_ops.quantize.distill import Distillation
 from ternary_ops.study.checkpoint import Checkpoint
 from ternary_ops.study.fit import Course, fit, optimizer_for
@@ -136,6 +136,7 @@ def run(course: Course, file: Path | None, stop: int | None = None, about: str =
     fit(
         *(model, Views(x, count=2), y, course, optimizer, loss),
         pruner=pruner,
+        calibration=x,
         checkpoint=checkpoint,
         tick=tick,
     )
@@ -143,7 +144,7 @@ def run(course: Course, file: Path | None, stop: int | None = None, about: str =
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("stop", [3, 10, 19])
+@pytest.mark.parametrize("stop", [3, 10, 17, 18, 19])
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(
     tmp_path: Path, optimizer: str, stop: int
 ) -> None:
@@ -158,6 +159,25 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
             torch.testing.assert_close(
                 model.state_dict()[key], value, rtol=0, atol=0, equal_nan=True
             )
+
+
+def test_ranges_are_set_at_the_freeze_and_learned_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def watched(model: nn.Module, batches: list[Tensor]) -> None:
+        calibrate(model, batches)
+        seen.append({n: p.detach().clone() for n, p in ranges(model)})
+
+    def ranges(model: nn.Module) -> list[tuple[str, Tensor]]:
+        return [(n, p) for n, p in model.named_parameters() if n.endswith("input_range")]
+
+    monkeypatch.setattr("ternary_ops.study.fit.calibrate", watched)
+    model = run(Course(4, 0.02, batch=8, optimizer="sgd", weight_decay=1e-2), None)
+    assert len(seen) == 1
+    for name, learned in ranges(model):
+        assert bool(learned.isfinite().all()) and not torch.equal(learned, seen[0][name]), name
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:

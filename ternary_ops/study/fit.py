@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import BadWeights, need
 from ternary_ops.prune import Pruner
+from ternary_ops.quantize import calibrate
 from ternary_ops.quantize.distill import Distillation
 from ternary_ops.study.checkpoint import Checkpoint, Stateful
 from ternary_ops.study.data import Split
@@ -55,15 +56,17 @@ def fit(
     *,
     taught: Taught | None = None,
     pruner: Pruner | None = None,
+    calibration: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Train in place with a one-cycle learning rate; `tick` is called after each step.
 
     Images come from `views`, labels int64 [N] are y; `taught` gives the teacher's logits in place
-    of the teacher of `loss`. With a checkpoint a run that was cut off goes on where it was, with
-    the same bits. The model ends in eval mode. Raises BadWeights when the loss is not finite,
-    before a weight has changed.
+    of the teacher of `loss`. When the pruner freezes the codes, activation ranges are set from
+    `calibration` (images like those of `views`) and learned from then on. With a checkpoint a run
+    that was cut off goes on where it was, with the same bits. The model ends in eval mode. Raises
+    BadWeights when the loss is not finite, before a weight has changed.
     """
     steps, batches = course.steps(len(y)), course.batches(len(y))
     rate = torch.optim.lr_scheduler.OneCycleLR(
@@ -93,7 +96,10 @@ def fit(
                 nn.utils.clip_grad_norm_(model.parameters(), course.clip)
             optimizer.step()
             if pruner is not None:
+                before = pruner.phase
                 pruner.step()
+                if calibration is not None and before != pruner.phase == "frozen":
+                    calibrate(model, [calibration])
             rate.step()
             done += 1
             if checkpoint is not None:
