@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What compression did to a network: bytes, zeros, multiply-adds, time and agreement.
 
-Sizes come in four forms that must not be confused, each over the same tensors (the weights and
+Sizes come in forms that must not be confused, each over the same tensors (the weights and
 biases of every convolution and linear layer, BatchNorm folded in; scales count where they exist):
 
 fp32    4 bytes a weight and a bias
 packed  2 bits a ternary weight, 8 bits an int8 weight, 4 bytes a scale, a bias, a float weight
+gzip,xz the packed form as one stream through a general compressor
 file    the file as it lies on disk, headers included
 bound   the least that an entropy coder of this pattern can reach for the weights (`io.sizes`)
 """
@@ -29,7 +30,7 @@ from ternary_ops.engine.ir import Weight
 from ternary_ops.engine.shapes import infer, macs
 from ternary_ops.errors import MissingExtra, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.io.atomic import replace_file
-from ternary_ops.io.sizes import lowest_bound
+from ternary_ops.io.sizes import general_compressors, lowest_bound
 from ternary_ops.table import Table, write_csv
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Report:
     sample: tuple[int, ...]
     file: int
     ms: float
+    compressors: dict[str, int]
     against: Comparison | None = None
 
     def total(self, field: str, kind: str | None = None) -> float:
@@ -117,20 +119,20 @@ class Report:
 
     def size_table(self) -> Table:
         """Bytes by kind of weight; the file only as a whole."""
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for kind in ("ternary", "int8", "float"):
             count = int(self.total("weights", kind))
             if count:
-                rows.append((f"{kind} layers", f"{count:,}", *self._bytes(kind), ""))
-        rows.append(
-            ("all layers", f"{int(self.total('weights')):,}", *self._bytes(None), f"{self.file:,}")
-        )
+                rows.append((f"{kind} layers", f"{count:,}", *self._bytes(kind), "", "", ""))
+        streams = [f"{size:,}" for size in self.compressors.values()]
+        whole = (f"{int(self.total('weights')):,}", *self._bytes(None))
+        rows.append(("all layers", *whole, f"{self.file:,}", *streams))
         fp32, packed = self.total("fp32"), self.total("packed")
         notes = (
             f"fp32 / packed = {fp32 / packed:.1f}, fp32 / file = {fp32 / self.file:.1f} (all)",
-            "packed, file and bound count scales and biases; the file its headers too",
+            "all but fp32 count scales and biases; the file its headers too",
         )
-        columns = ("bytes of", "weights", "fp32", "packed", "bound", "file")
+        columns = ("bytes of", "weights", "fp32", "packed", "bound", "file", *self.compressors)
         return Table(columns, rows, notes=notes)
 
     def speed_table(self) -> Table:
@@ -156,6 +158,7 @@ class Report:
             "sample": list(self.sample),
             "file_bytes": self.file,
             "totals": totals,
+            "compressors": self.compressors,
             "zero_quads_percent": self.zeros("quads"),
             "zero_weights_percent": self.zeros("weights"),
             "ms": self.ms,
@@ -219,7 +222,12 @@ def of_program(
         against = _compare(ours(), theirs(), times[1])
     else:
         times = _times(ours)
-    return Report(tuple(_layers(program, x)), x.shape, file, times[0], against)
+    banks = program.graph.weights
+    compressors = general_compressors(
+        ((w.kind, w.array) for w in banks),
+        (v for w in banks for v in (w.scale, w.bias) if v is not None),
+    )
+    return Report(tuple(_layers(program, x)), x.shape, file, times[0], compressors, against)
 
 
 def new_figure(columns: int) -> tuple[Any, Sequence[Any]]:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from torch import nn
 
 import ternary_ops as tops
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
-from ternary_ops.io.sizes import entropy_bound
+from ternary_ops.io.sizes import entropy_bound, general_compressors
+from ternary_ops.ops.codes import pack_codes
 from ternary_ops.table import Table
 
 
@@ -75,7 +78,8 @@ def test_against_notices_a_difference(model: nn.Module) -> None:
 def test_forms_of_output(model: nn.Module, tmp_path: Path) -> None:
     found = tops.report(model, torch.randn(1, 3, 9, 9))
     text = str(found)
-    for word in ("empty quads", "fp32", "packed", "bound", "file", "multiply-adds", "50.00 %"):
+    words = ("empty quads", "fp32", "packed", "bound", "file", "gzip", "xz", "multiply-adds")
+    for word in (*words, "50.00 %"):
         assert word in text
     found.to_csv(tmp_path / "r.csv")
     rows = list(csv.DictReader((tmp_path / "r.csv").open()))
@@ -84,6 +88,21 @@ def test_forms_of_output(model: nn.Module, tmp_path: Path) -> None:
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(json.dumps(found.to_dict()))["file_bytes"] == found.file
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.csv", "r.png"]
+
+
+def test_general_compressors_get_the_packed_form_and_undo_to_it(model: nn.Module) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.choice([-1, 0, 1], (64, 50)).astype(np.int8)  # the last quad is padded
+    eight = rng.integers(-127, 128, (7, 30)).astype(np.int8)
+    scale = rng.random(64).astype(np.float32)
+    sizes = general_compressors([("ternary", codes), ("int8", eight)], [scale])
+    stream = pack_codes(codes).tobytes() + eight.tobytes() + scale.tobytes()
+    assert sizes == {
+        "gzip": len(gzip.compress(stream, 9, mtime=0)),
+        "xz": len(lzma.compress(stream, preset=9)),
+    }
+    found = tops.report(model, torch.randn(1, 3, 9, 9))
+    assert 0 < found.compressors["gzip"] < 2 * found.total("packed")
 
 
 def test_bad_input(model: nn.Module) -> None:

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of a file beside float32, plain 2-bit codes and the entropy bound. NumPy only."""
+"""Bytes of a file beside float32, plain 2-bit codes and the entropy bound. Without torch."""
 
 from __future__ import annotations
 
+import gzip
+import lzma
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary_ops import _native
 from ternary_ops.errors import UnsupportedShape, need
 from ternary_ops.io.container import Document
 
@@ -75,6 +79,27 @@ def lowest_bound(kind: str, values: NDArray[Any]) -> float:
         return 8.0 * values.nbytes
     patterns = PATTERNS if kind == "ternary" else ("element",)
     return min(entropy_bound(values, pattern) for pattern in patterns)
+
+
+def general_compressors(
+    weights: Iterable[tuple[str, NDArray[Any]]], vectors: Iterable[NDArray[Any]]
+) -> dict[str, int]:
+    """Bytes that gzip (level 9) and xz (preset 9) make of plain storage, all of it as one stream.
+
+    weights: kind and values [..., I]: ternary ones become 2-bit codes, others stay. vectors: what
+    goes with them, as it is.
+    """
+    parts = [
+        _native.core().pack_codes(np.ascontiguousarray(values, np.int8)).tobytes()
+        if kind == "ternary"
+        else values.tobytes()
+        for kind, values in weights
+    ]
+    stream = b"".join([*parts, *(v.tobytes() for v in vectors)])
+    return {
+        "gzip": len(gzip.compress(stream, 9, mtime=0)),
+        "xz": len(lzma.compress(stream, preset=9)),
+    }
 
 
 def _bits(values: NDArray[Any]) -> float:
