@@ -138,7 +138,7 @@ def finish(run: Run, model: nn.Module, split: Split) -> dict[str, Any]:
         batches = [views.take(0, part) for part in torch.arange(0, 50_000, 25).split(250)]
         recalibrate_batchnorm_(model, batches)
         row["top1_float"] = accuracy(predictions(model, split.x_test), split.y_test)
-    program = tops.compile(model, split.x_test[:1])
+    program = tops.compile(model, split.x_test[:1]).rounded()
     NETWORKS.mkdir(exist_ok=True, parents=True)
     file = NETWORKS / f"{run.name}.safetensors"
     program.save(file)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from programs import PROGRAMS, example
 
 from ternary_ops import runtime
 from ternary_ops.engine.index import to_arrays, to_index
+from ternary_ops.engine.ir import Graph, Node, Weight
+from ternary_ops.engine.rounding import round_vectors
+from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import FormatError
 from ternary_ops.io import container
 from ternary_ops.ops.codes import TernaryCodes
@@ -170,3 +174,50 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["image.safetensors"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_rounded_scales_and_biases_have_8_digits(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    graph = PROGRAMS[name]()
+    weights = (
+        dataclasses.replace(w, scale=_uneven(w.scale, rng), bias=_uneven(w.bias, rng))
+        for w in graph.weights
+    )
+    program, _ = _saved(tmp_path, name)
+    program = Program(dataclasses.replace(graph, weights=tuple(weights)), program.sample)
+    short = program.rounded()
+    for before, after in zip(program.graph.weights, short.graph.weights, strict=True):
+        assert np.array_equal(before.array, after.array) and before.kind == after.kind
+        for a, b in ((before.scale, after.scale), (before.bias, after.bias)):
+            if a is None or b is None or before.kind == "float":
+                assert (a is None and b is None) or np.array_equal(a, b)
+                continue
+            assert not np.any(b.view(np.uint32) << 16)
+            assert np.all(np.abs(b.astype(np.float64) - a) <= np.abs(a) * 2.0**-8)
+    program.save(tmp_path / "long.safetensors")
+    short.save(tmp_path / "short.safetensors")
+    sizes = [(tmp_path / f"{which}.safetensors").stat().st_size for which in ("short", "long")]
+    assert sizes[0] < sizes[1]
+    x = example(program.graph, 2, 17, 19)
+    assert np.array_equal(runtime.load(tmp_path / "short.safetensors")(x), short(x))
+    # Float layers sum in another order than the reference.
+    np.testing.assert_allclose(simulate(short.graph, x)[-1], short(x), rtol=1e-5, atol=1e-6)
+
+
+def test_rounding_is_to_nearest_and_ends_where_it_began() -> None:
+    largest = np.finfo(np.float32).max
+    scale = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1.2345678, 0.0, largest, 1e-45], np.float32)
+    weight = Weight("w", "int8", np.ones((6, 1, 1, 4), np.int8), scale, scale)
+    nodes = (Node("input", (), {"c": 4}), Node("conv2d", (0,), {"w": 0}))
+    once = round_vectors(Graph(nodes, (weight,)))
+    found = once.weights[0].scale
+    assert found is not None
+    assert found.tolist() == [1.0, 1 + 2**-6, -1.234375, 0.0, largest, scale[5]]
+    assert np.array_equal(round_vectors(once).weights[0].scale, found)
+
+
+def _uneven(values: np.ndarray[Any, Any] | None, rng: np.random.Generator) -> Any:
+    if values is None:
+        return None
+    return (values * rng.uniform(0.5, 1.5, values.shape)).astype(np.float32)

@@ -109,7 +109,7 @@ def compress(job: Job, output: Path, progress: Progress) -> Outcome:
         model, plan = _ternary(job, dense, progress)
     example = split.x_test[:1]
     with progress.stage("compile, save, reload", 1) as tick:
-        program = tops.compile(model, example)
+        program = tops.compile(model, example).rounded()
         logits = _save_checked(program, output, split.x_test.numpy())
         tick()
     speeds, rival, note = _speeds(dense, program, split, progress)
