@@ -78,6 +78,7 @@ _LIST = [
     _try("resnet20-try-early", pruner={"ternary_at": 0.1, "end": 0.5}),
     _try("resnet20-try-rate", rate=0.15),
     _try("resnet20-try-regrow", pruner={"nested": False}),
+    _try("resnet20-try-normalize", pruner={"normalize": True}),
     _try("resnet20-try-late", pruner={"ternary_at": 0.7}),
     _try("resnet20-try-direct", pruner={"ternary_at": 0.0}),
     _ternary("resnet56-quads75", 0.75, "1x4", 12),
