@@ -70,6 +70,8 @@ def start(run: Run, runs: Path, split: Split) -> nn.Module:
         keep_shortcuts_(model, split.x_train[::100])
     else:
         model = trained(run.start, runs)
+    if run.reorder:
+        tops.quantize.reorder_channels_(model, split.x_test[:2])
     if run.config is not None:
         tops.quantize_(model, tops.plan(model, run.config, rules=run.rules))
     return model.to(memory_format=torch.channels_last)

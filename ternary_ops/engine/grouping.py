@@ -46,6 +46,55 @@ def best_order(mask: Mask, weights: _Floats, labels: Sequence[int]) -> Order:
     return min((same, found), key=lambda order: cost(mask[:, order], weights))
 
 
+def strongest_fours(likeness: _Floats, labels: Sequence[int]) -> Order:
+    """An order of C columns with a large sum of likeness [C, C], symmetric, within the fours.
+
+    Never below that of the present order. Columns with different labels never change places. From a
+    greedy start the best exchanges of two columns are made until none helps.
+    """
+    labels_ = np.asarray(labels)
+    likeness = likeness - np.diag(np.diagonal(likeness))
+    same = np.arange(len(labels_), dtype=np.intp)
+
+    def arrange(columns: Order) -> Order:
+        free, order = np.ones(len(columns), bool), []
+        mine = likeness[np.ix_(columns, columns)]
+        while free.any():
+            pick = int(np.argmax(np.where(free, mine.sum(1), -np.inf)))
+            four: list[int] = []
+            for _ in range(min(QUAD, int(free.sum()))):
+                four.append(pick)
+                free[pick] = False
+                pick = int(np.argmax(np.where(free, mine[four].sum(0), -np.inf)))
+            order += four
+        return columns[order]
+
+    found = _swap_alike(likeness, labels_, _within(labels_, arrange))
+    return max((same, found), key=lambda order: _within_fours(likeness, order))
+
+
+def _within_fours(likeness: _Floats, order: Order) -> float:
+    fours = np.arange(len(order)) // QUAD
+    return float(likeness[np.ix_(order, order)][fours[:, None] == fours[None, :]].sum())
+
+
+def _swap_alike(likeness: _Floats, labels: NDArray[Any], order: Order) -> Order:
+    order = order.copy()
+    fours = np.arange(len(order)) // QUAD
+    member = np.eye(int(fours[-1]) + 1)[fours]
+    least = 1e-9 * max(float(np.abs(likeness).max()), 1e-300)
+    for _ in range(_SWEEPS):
+        alike = likeness[np.ix_(order, order)]
+        to_four = (alike @ member)[:, fours]  # [p, q]: of the column at p with q's four
+        now = np.diagonal(to_four)
+        gain = to_four + to_four.T - now[:, None] - now[None, :] - 2 * alike
+        movable = (labels[order][:, None] == labels[order]) & (fours[:, None] != fours)
+        gain = np.triu(np.where(movable & (gain > least), gain, 0.0))
+        if not len(_take(gain, fours, order)):
+            break
+    return order
+
+
 def _whole(weights: _Floats) -> _Floats:
     """The weights in the type that adds them fastest without rounding."""
     small: _Floats = weights / np.gcd.reduce(weights.astype(np.int64))
@@ -121,16 +170,19 @@ def _exchange(mask: Mask, weights: _Floats, labels: NDArray[Any], order: Order) 
     return order
 
 
-def _take(gain: _Floats, fours: Order, order: Order, values: _Floats) -> Order:
-    """Apply the best exchanges no two of which share a four; returns every place of those fours."""
+def _take(gain: _Floats, fours: Order, *arrays: NDArray[Any]) -> Order:
+    """In every array [places, ...] make the best exchanges no two of which share a four.
+
+    Returns every place of those fours.
+    """
     helps = np.flatnonzero(gain > 0)
     candidates = helps[np.argsort(-gain.flat[helps], kind="stable")]
     busy = np.zeros(int(fours[-1]) + 1, bool)
     for at in candidates:
-        p, q = divmod(int(at), len(order))
+        p, q = divmod(int(at), len(fours))
         if not (busy[fours[p]] or busy[fours[q]]):
-            order[[p, q]] = order[[q, p]]
-            values[[p, q]] = values[[q, p]]
+            for array in arrays:
+                array[[p, q]] = array[[q, p]]
             busy[[fours[p], fours[q]]] = True
     return np.flatnonzero(busy[fours])
 

@@ -97,14 +97,14 @@ def permute(graph: Graph, sample: Sequence[int]) -> tuple[Graph, PermuteReport]:
     """
     shapes = infer(graph, sample[0], *sample[2:])
     pixels = [int(np.prod(shape[2:])) for shape in shapes]
-    spaces = _Spaces(graph)
+    spaces = Spaces(graph)
     weights = list(graph.weights)
     readers = _readers(graph)
     for root, labels in spaces.free().items():
         seen = [i for i in readers if spaces.root(graph.nodes[i].inputs[0]) == root]
         order = _search([(weights[graph.nodes[i].attrs["w"]], pixels[i]) for i in seen], labels)
         if order is not None:
-            _apply(graph, spaces, root, order, weights)
+            apply_order(graph, spaces, root, order, weights)
     made = replace(graph, weights=tuple(weights))
     return made, _report(graph, made, readers, pixels)
 
@@ -146,7 +146,7 @@ def _groups(node: Node) -> int:
 
 
 @dataclass
-class _Spaces:
+class Spaces:
     """Which values share an order of channels, and what that order may be.
 
     labels: per root, [C]; only channels of one label may change places.
@@ -171,8 +171,8 @@ class _Spaces:
                     self._tie(i, x)
             else:
                 for x in (i, *node.inputs):
-                    self._pin(x)
-        self._pin(len(self.graph.nodes) - 1)
+                    self.pin(x)
+        self.pin(len(self.graph.nodes) - 1)
 
     def root(self, i: int) -> int:
         """The value that stands for all that share i's order."""
@@ -202,7 +202,7 @@ class _Spaces:
             self._restrict(x, inner // width if width % grouping.QUAD == 0 else inner)
         value = self.graph.values[x]
         if value.y is None or (value.channels or 0) not in (0, value.multiple):
-            self._pin(x)
+            self.pin(x)
         twin = by_weight.setdefault(node.attrs["w"], i)
         if twin != i:  # one filter bank, read in one order and written in one
             self._tie(x, self.graph.nodes[twin].inputs[0])
@@ -213,13 +213,14 @@ class _Spaces:
         if a == b:
             return
         if len(self.labels[a]) != len(self.labels[b]):  # a flattened image beside a row
-            self._pin(a)
-            self._pin(b)
+            self.pin(a)
+            self.pin(b)
             return
         self.parents[b] = a
         self._restrict(a, self.labels[b])
 
-    def _pin(self, i: int) -> None:
+    def pin(self, i: int) -> None:
+        """Value i keeps its order."""
         self._restrict(i, np.arange(len(self.labels[self.root(i)])))
 
     def _restrict(self, i: int, labels: Array) -> None:
@@ -232,7 +233,7 @@ def _search(layers: Sequence[tuple[Weight, int]], labels: Array) -> Array | None
     """The order of channels that these layers (and their pixels) like best; None: as it is."""
     blocks, row_weights = [], []
     for w, count in layers:
-        mask = _mask(w, len(labels))
+        mask = by_channel(w.array != 0, len(labels))
         if mask is not None:
             blocks.append(mask)
             row_weights.append(np.full(len(mask), float(count)))
@@ -247,17 +248,20 @@ def _search(layers: Sequence[tuple[Weight, int]], labels: Array) -> Array | None
     return order if after < before else None
 
 
-def _mask(w: Weight, channels: int) -> Any:
-    """Nonzero weights as [rows, channels]; grouped filters stand in their group's columns."""
-    o, r, s, width = w.shape
+def by_channel(array: Array, channels: int) -> Any:
+    """[O, R, S, I] as [rows, channels]; grouped filters stand in their group's columns.
+
+    None where a row holds no channel of its own to exchange, or a flattened image.
+    """
+    width = array.shape[3]
     if width > channels or channels % width or width == 1:
         return None
     groups = channels // width
-    filled = (w.array != 0).reshape(groups, -1, width)
-    mask = np.zeros((groups, filled.shape[1], groups, width), bool)
+    parts = array.reshape(groups, -1, width)
+    rows = np.zeros((groups, parts.shape[1], groups, width), array.dtype)
     at = np.arange(groups)
-    mask[at, :, at] = filled
-    return mask.reshape(-1, channels)
+    rows[at, :, at] = parts
+    return rows.reshape(-1, channels)
 
 
 def _reordered(w: Weight, order: Array) -> Weight:
@@ -285,7 +289,9 @@ def _rewritten(w: Weight, order: Array) -> Weight:
     return replace(w, values=w.array[order], **vectors)
 
 
-def _apply(graph: Graph, spaces: _Spaces, root: int, order: Array, weights: list[Weight]) -> None:
+def apply_order(
+    graph: Graph, spaces: Spaces, root: int, order: Array, weights: list[Weight]
+) -> None:
     """Reorder every filter bank that reads or makes a value of the space `root`, once each."""
     read, made = set(), set()
     for i, node in enumerate(graph.nodes):

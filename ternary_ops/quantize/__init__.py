@@ -11,6 +11,7 @@ from ternary_ops.quantize.fallback import FallbackReport, fallback_
 from ternary_ops.quantize.files import load, save
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.plan import Plan, PlanRow, plan
+from ternary_ops.quantize.reorder import ReorderRow, reorder_channels_
 from ternary_ops.quantize.sensitivity import SensitivityReport, sensitivity
 from ternary_ops.quantize.ternarize import Ternarizer, ptq, register_ternarizer
 
@@ -20,6 +21,7 @@ __all__ = [
     "FallbackReport",
     "Plan",
     "PlanRow",
+    "ReorderRow",
     "SensitivityReport",
     "TernaryConfig",
     "Ternarizer",
@@ -34,6 +36,7 @@ __all__ = [
     "quantize_",
     "recalibrate_batchnorm_",
     "register_ternarizer",
+    "reorder_channels_",
     "save",
     "sensitivity",
 ]
