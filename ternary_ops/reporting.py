@@ -59,6 +59,13 @@ class Layer:
     packed: int
     bound: float
 
+    @property
+    def pruned(self) -> bool:
+        """Ternary, or 8-bit with zeros that training put there: a tenth of the quads at least."""
+        return self.kind == "ternary" or (
+            self.kind == "int8" and 10 * self.empty_quads > self.quads
+        )
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -85,9 +92,10 @@ class Report:
         return float(sum(getattr(row, field) for row in self.layers if kind in (None, row.kind)))
 
     def zeros(self, unit: str) -> float:
-        """Percent of empty quads, or of zero weights ("weights"), in the ternary layers."""
+        """Percent of empty quads, or of zero weights ("weights"), in the pruned layers."""
         fields = {"quads": ("empty_quads", "quads"), "weights": ("zeros", "weights")}
-        part, whole = (self.total(field, "ternary") for field in fields[unit])
+        rows = [row for row in self.layers if row.pruned]
+        part, whole = (sum(getattr(row, name) for row in rows) for name in fields[unit])
         return 100 * part / whole if whole else 0.0
 
     def __str__(self) -> str:
@@ -138,8 +146,8 @@ class Report:
     def speed_table(self) -> Table:
         """Zeros, multiply-adds, time and agreement."""
         rows = [
-            ("empty quads of the ternary layers", f"{self.zeros('quads'):.2f} %"),
-            ("zero weights of the ternary layers", f"{self.zeros('weights'):.2f} %"),
+            ("empty quads of the pruned layers", f"{self.zeros('quads'):.2f} %"),
+            ("zero weights of the pruned layers", f"{self.zeros('weights'):.2f} %"),
             (f"multiply-adds of {list(self.sample)}", f"{int(self.total('macs')):,}"),
             ("ms, this program", f"{self.ms:.3f}"),
         ]

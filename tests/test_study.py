@@ -11,9 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ternary_ops import runtime
+from ternary_ops import quantize, runtime
 from ternary_ops.cli import main
-from ternary_ops.errors import FormatError, TernaryOpsError, UnsupportedModel, UnsupportedShape
+from ternary_ops.errors import (
+    BadConfig,
+    FormatError,
+    TernaryOpsError,
+    UnsupportedModel,
+    UnsupportedShape,
+)
 from ternary_ops.models import digits_resnet
 from ternary_ops.study import data, isolated, own
 from ternary_ops.study.fit import Course
@@ -90,9 +96,40 @@ def test_own_network(files: Path, weights: str | None, capsys: pytest.CaptureFix
     assert program(np.zeros((2, 1, 8, 8), np.float32)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("recipe", quantize.RECIPES)
+def test_recipes_do_what_they_say(
+    files: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["compress", "--model", "net.py:build", "--data", "data.npz", "--recipe", recipe]
+    assert main([*argv, "--epochs", "1", "--json", "-o", f"{recipe}.safetensors"]) == 0
+    layers = json.loads(capsys.readouterr().out)["report"]["layers"]
+    config = quantize.get_recipe(recipe).config
+    *_, last = layers
+    assert last["kind"] == ("ternary" if recipe == "smallest" else "int8")
+    pruned = [row for row in layers[1:] if recipe == "smallest" or row is not last]
+    assert {row["kind"] for row in pruned} == {config.weights}
+    empty, quads = (sum(row[key] for row in pruned) for key in ("empty_quads", "quads"))
+    assert abs(empty - config.zeros * quads) <= 1
+
+
+def test_a_recipe_is_a_plan_and_rules_come_first() -> None:
+    model = digits_resnet(8)
+    rules = {"fc": quantize.TernaryConfig("float"), "*.conv2": quantize.TernaryConfig(zeros=0.3)}
+    made = quantize.get_recipe("smallest").plan(model, rules=rules)
+    assert made["fc"].action == "float" and made["layer1.0.conv2"].config.zeros == 0.3
+    assert quantize.get_recipe("smallest").plan(model)["fc"].action == "ternary"
+    other = quantize.get_recipe("smallest").with_zeros(0.7, "element").plan(model)
+    assert {(row.config.zeros, row.pattern) for row in other if row.action == "ternary"} == {
+        (0.7, "element")
+    }
+    with pytest.raises(BadConfig, match="fastest, smallest, safe"):
+        quantize.get_recipe("best")
+
+
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
+        (["--recipe", "best"], "BadConfig"),
         (["--model", "net.py:build"], "BadConfig"),
         (["--data", "data.npz"], "BadConfig"),
         (["--weights", "net.pt"], "BadConfig"),

@@ -35,8 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="FILE", help="its state dict (.pt or .safetensors); else it is trained"
     )
-    parser.add_argument("--zeros", type=float, default=0.9, help="share of zeros (default 0.9)")
-    parser.add_argument("--pattern", default="1x4", help='"1x4" (default), "element", ...')
+    parser.add_argument(
+        "--recipe",
+        default="fastest",
+        metavar="NAME",
+        help="fastest (default): ternary, 90 %% empty quads; smallest: the classifier as well; "
+        "safe: 8-bit weights, 75 %% empty quads",
+    )
+    parser.add_argument("--zeros", type=float, help="share of zeros, instead of the recipe's")
+    parser.add_argument("--pattern", help='"1x4", "element", ..., instead of the recipe\'s')
     parser.add_argument("--epochs", type=int, default=40, help="of ternary training (default 40)")
     parser.add_argument("--seed", type=int, default=0, help="of both trainings (default 0)")
     parser.add_argument("-o", "--output", metavar="FILE", help="program file to write")
@@ -82,7 +89,7 @@ def _output(arguments: argparse.Namespace) -> Path:
 
 
 def _job(arguments: argparse.Namespace) -> Job:
-    import ternary_ops as tops
+    from ternary_ops.quantize.recipes import get_recipe
     from ternary_ops.study import own
     from ternary_ops.study.compressing import Job
     from ternary_ops.study.data import load_npz
@@ -103,7 +110,7 @@ def _job(arguments: argparse.Namespace) -> Job:
         job = Job(arguments.model, build, load_npz(arguments.data), weights)
     return dataclasses.replace(
         job,
-        config=tops.TernaryConfig(zeros=arguments.zeros, pattern=arguments.pattern),
+        recipe=get_recipe(arguments.recipe).with_zeros(arguments.zeros, arguments.pattern),
         dense=dataclasses.replace(job.dense, seed=arguments.seed),
         ternary=dataclasses.replace(job.ternary, epochs=arguments.epochs, seed=arguments.seed),
     )

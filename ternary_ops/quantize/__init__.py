@@ -11,16 +11,19 @@ from ternary_ops.quantize.fallback import FallbackReport, fallback_
 from ternary_ops.quantize.files import load, save
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.plan import Plan, PlanRow, plan
+from ternary_ops.quantize.recipes import RECIPES, Recipe, get_recipe
 from ternary_ops.quantize.reorder import ReorderRow, reorder_channels_
 from ternary_ops.quantize.sensitivity import SensitivityReport, sensitivity
 from ternary_ops.quantize.ternarize import Ternarizer, ptq, register_ternarizer
 
 __all__ = [
+    "RECIPES",
     "Budget",
     "Distillation",
     "FallbackReport",
     "Plan",
     "PlanRow",
+    "Recipe",
     "ReorderRow",
     "SensitivityReport",
     "TernaryConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "correct_bias_",
     "fallback_",
     "fold_batchnorm_",
+    "get_recipe",
     "load",
     "pack_",
     "plan",

@@ -22,6 +22,7 @@ from ternary_ops.errors import TernaryOpsError, UnsupportedModel, need
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.progress import Progress
 from ternary_ops.quantize.distill import Distillation
+from ternary_ops.quantize.recipes import Recipe, get_recipe
 from ternary_ops.study.data import Split
 from ternary_ops.study.fit import (
     Course,
@@ -53,7 +54,7 @@ class Job:
     build: Callable[[], nn.Module]
     split: Split
     weights: Mapping[str, Tensor] | None = None
-    config: tops.TernaryConfig = field(default_factory=lambda: tops.TernaryConfig(zeros=0.9))
+    recipe: Recipe = field(default_factory=lambda: get_recipe("fastest"))
     dense: Course = Course(epochs=15, rate=3e-3)
     ternary: Course = Course(epochs=40, rate=3e-3)
     threads: int | None = None
@@ -140,36 +141,38 @@ def _dense(job: Job, progress: Progress) -> nn.Module:
     if job.weights is not None:
         model.load_state_dict(job.weights)
         return model.eval()
-    _train(model, job.split, job.dense, Distillation(label_smoothing=LABEL_SMOOTHING), progress)
+    loss = Distillation(label_smoothing=LABEL_SMOOTHING)
+    _train(model, job, job.dense, loss, progress)
     return model
 
 
 def _train(
-    model: nn.Module, split: Split, course: Course, loss: Distillation, progress: Progress
+    model: nn.Module, job: Job, course: Course, loss: Distillation, progress: Progress
 ) -> None:
-    optimizer = optimizer_for(model, course)
+    split, optimizer = job.split, optimizer_for(model, course)
     steps, pruner, name = course.steps(len(split.y_train)), None, "train, dense float32"
     if loss.teacher is not None:
         name = "train, prune, ternarize"
-        pruner = tops.prune.Pruner(model, "one_cycle", total_steps=steps, optimizer=optimizer)
+        pruner = tops.prune.Pruner(
+            model, total_steps=steps, optimizer=optimizer, **job.recipe.pruner
+        )
     with progress.stage(name, steps) as tick:
         fit(
             *(model, data_views(split), split.y_train, course, optimizer, loss),
             pruner=pruner,
+            calibration=split.x_train[:CALIBRATION],
             tick=tick,
         )
 
 
 def _ternary(job: Job, dense: nn.Module, progress: Progress) -> tuple[nn.Module, Any]:
     """A quantized copy of `dense`, trained through the pruner's phases with it as teacher."""
-    model, split, course = copy.deepcopy(dense), job.split, job.ternary
+    model, course = copy.deepcopy(dense), job.ternary
     torch.manual_seed(course.seed)
-    plan = tops.plan(model, job.config)
+    plan = job.recipe.plan(model)
     tops.quantize_(model, plan)
-    samples = [split.x_train[:CALIBRATION]]
-    _train(model, split, course, Distillation(dense, TEMPERATURE, SHARE, LABEL_SMOOTHING), progress)
-    # Ranges fit the network as it is now; the float activations of training need none.
-    tops.calibrate(model, samples, method="mse")
+    loss = Distillation(dense, TEMPERATURE, SHARE, LABEL_SMOOTHING)
+    _train(model, job, course, loss, progress)
     return model, plan
 
 

@@ -25,10 +25,10 @@ def table(outcome: Outcome) -> Table:
             f"{outcome.accuracy:.2f} %",
         ),
         ("parameters", f"{outcome.parameters:,}", f"{outcome.parameters:,}", _kept(outcome)),
-        ("empty quads, ternary layers", none, none, f"{report.zeros('quads'):.2f} %"),
-        ("zero weights, ternary layers", none, none, f"{report.zeros('weights'):.2f} %"),
+        ("empty quads, pruned layers", none, none, f"{report.zeros('quads'):.2f} %"),
+        ("zero weights, pruned layers", none, none, f"{report.zeros('weights'):.2f} %"),
         ("bytes, fp32", f"{outcome.fp32_bytes:,}", none, none),
-        ("bytes, dense 2-bit", none, none, f"{int(report.total('packed')):,}"),
+        ("bytes, 2 or 8 bits a weight", none, none, f"{int(report.total('packed')):,}"),
         ("bytes, this file", none, none, f"{report.file:,}"),
         ("bytes, entropy bound", none, none, f"{report.total('bound'):,.0f}"),
     ]
@@ -37,7 +37,7 @@ def table(outcome: Outcome) -> Table:
         cells = (f"{speed.ms[e]:.4f}" if e in speed.ms else none for e in ENGINES)
         rows.append((label, *cells))
     notes = [
-        f"fp32 / 2-bit = {outcome.fp32_bytes / report.total('packed'):.1f}, "
+        f"fp32 / packed = {outcome.fp32_bytes / report.total('packed'):.1f}, "
         f"fp32 / file = {outcome.fp32_bytes / report.file:.1f}; every tensor and header counted",
         "the file, run in a process without torch, gives the bits of this process and of NumPy",
         f"same class as the trained network in PyTorch: {outcome.agreement:.2f} % of test images",
@@ -75,7 +75,7 @@ def chart(outcome: Outcome, path: str | Path) -> None:
         v / 1000
         for v in (outcome.fp32_bytes, report.total("packed"), report.file, report.total("bound"))
     ]
-    bars(sizes, ("fp32", "2-bit", "file", "bound"), kilobytes, "kB, every tensor", log=True)
+    bars(sizes, ("fp32", "packed", "file", "bound"), kilobytes, "kB, every tensor", log=True)
     scores = {"fp32": outcome.accuracy_dense, "ternary": outcome.accuracy}
     if outcome.accuracy_int8 is not None:
         scores = {"fp32": scores["fp32"], "int8": outcome.accuracy_int8, **scores}

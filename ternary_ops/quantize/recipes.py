@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three starting points: what to compress to, and how to get there, chosen by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from ternary_ops.errors import BadConfig, need
+from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.quantize.plan import Plan, plan
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Configs and the Pruner's options for one aim.
+
+        recipe = quantize.get_recipe("smallest")
+        tops.quantize_(model, recipe.plan(model))
+        pruner = tops.prune.Pruner(model, total_steps=n, optimizer=optimizer, **recipe.pruner)
+
+    config      of the layers that are compressed
+    classifier  of the last linear layer; None: 8 bits, dense, as plan has it
+    pruner      options of Pruner
+    why         what it is for, in a sentence
+    """
+
+    name: str
+    config: TernaryConfig
+    why: str
+    classifier: TernaryConfig | None = None
+    pruner: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def plan(self, model: nn.Module, **options: Any) -> Plan:
+        """tops.plan with this recipe's configs; options are those of tops.plan, rules go first."""
+        made = plan(model, self.config, **options)
+        last = [row.name for row in made if row.reason.startswith("last linear layer")]
+        if self.classifier is None or not last:
+            return made
+        rules = {last[0]: self.classifier} | dict(options.pop("rules", None) or {})
+        return plan(model, self.config, rules=rules, **options)
+
+    def with_zeros(self, zeros: float | None, pattern: str | None) -> Recipe:
+        """The same with another share of zeros or another pattern, where one is given."""
+        changes = {"zeros": zeros, "pattern": pattern}
+        given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+        classifier = self.classifier and replace(self.classifier, **given)
+        return replace(self, config=replace(self.config, **given), classifier=classifier)
+
+
+_QUADS = TernaryConfig(zeros=0.9)
+_EIGHT_BITS = TernaryConfig("int8", zeros=0.75)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("fastest", _QUADS, "ternary weights, nine quads in ten empty"),
+        Recipe("smallest", _QUADS, "the same, the classifier as well", classifier=_QUADS),
+        Recipe(
+            "safe", TernaryConfig("int8", zeros=0.75), "8-bit weights, three quads in four empty"
+        ),
+    )
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name; BadConfig lists those there are."""
+    if name not in RECIPES:
+        names = ", ".join(RECIPES)
+        raise BadConfig(need(f"a recipe is one of {names}", repr(name), "Pick one."))
+    return RECIPES[name]
