@@ -17,8 +17,9 @@ class Run:
     network: "resnet20", "resnet56" or "resnet18", for 32x32 images. start: "" from scratch,
     "original" from the weights of the data pack, else the run whose network is compressed.
     teacher: the run whose logits teach. config: None for a dense float network, which ends as a
-    dense int8 file. reorder: channels are put into quads by size first. rules and pruner: further
-    arguments of tops.plan and Pruner.
+    dense int8 file. reorder: channels are put into quads by size first. budget: bytes for which
+    tops.plan chooses zeros layer by layer. rules and pruner: further arguments of tops.plan and
+    Pruner.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Run:
     teacher: str = ""
     config: tops.TernaryConfig | None = None
     reorder: bool = False
+    budget: int = 0
     rules: dict[str, tops.TernaryConfig] = field(default_factory=dict)
     pruner: dict[str, Any] = field(default_factory=dict)
 
@@ -82,6 +84,7 @@ _LIST = [
     _try("resnet20-try-regrow", pruner={"nested": False}),
     _try("resnet20-try-normalize", pruner={"normalize": True}),
     _try("resnet20-try-reorder", reorder=True),
+    _try("resnet20-try-auto", budget=32_400),
     _try("resnet20-try-late", pruner={"ternary_at": 0.7}),
     _try("resnet20-try-direct", pruner={"ternary_at": 0.0}),
     _ternary("resnet56-quads75", 0.75, "1x4", 12),

@@ -73,7 +73,11 @@ def start(run: Run, runs: Path, split: Split) -> nn.Module:
     if run.reorder:
         tops.quantize.reorder_channels_(model, split.x_test[:2])
     if run.config is not None:
-        tops.quantize_(model, tops.plan(model, run.config, rules=run.rules))
+        auto: dict[str, Any] = {}
+        if run.budget:
+            budget = tops.quantize.Budget(bytes=run.budget)
+            auto = {"auto": True, "budget": budget, "batches": [split.x_train[:64]]}
+        tops.quantize_(model, tops.plan(model, run.config, rules=run.rules, **auto))
     return model.to(memory_format=torch.channels_last)
 
 
