@@ -177,11 +177,15 @@ class TernaryLayer(nn.Module, ABC):
         result = result_dtype(x)
         with _full_precision(x.device.type):
             weight, scale = self._training_weight()
-            x = x.to(work)
+            x = real = x.to(work)
             if integer_input:
                 x, x_scale = fake_quant.quantize(x, self.input_range)
                 scale = x_scale if scale is None else scale * x_scale
             exact = self._exact_dtype() if integer_input else work
+            if x is real and self.training and self._phase != "frozen" and scale is not None:
+                # Sums of real inputs are rounded anyway, and weights to scale are fewer than sums.
+                weight = weight * (scale if scale.ndim == 0 else per_filter(scale, weight))
+                scale, exact = None, work
             y = self._accumulate(x.to(exact), weight.to(exact)).to(work)
             if scale is not None:
                 y = y * self._per_output(scale)
