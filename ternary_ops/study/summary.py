@@ -39,6 +39,7 @@ def table(outcome: Outcome) -> Table:
     notes = [
         f"fp32 / packed = {outcome.fp32_bytes / report.total('packed'):.1f}, "
         f"fp32 / file = {outcome.fp32_bytes / report.file:.1f}; every tensor and header counted",
+        "entropy bound: of single values, and 4 bytes a scale and bias, which the file shortens",
         "the file, run in a process without torch, gives the bits of this process and of NumPy",
         f"same class as the trained network in PyTorch: {outcome.agreement:.2f} % of test images",
         f"torch int8: {_int8_note(outcome)}",
