@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ternary_ops as tops
@@ -59,6 +59,7 @@ def _ternary(name: str, zeros: float, pattern: str, epochs: int, **options: Any)
     )
     given: dict[str, Any] = {"teacher": TEACHER, "config": config} | options
     course = _sgd(epochs, given.pop("rate", 0.05), given.pop("decay", 1e-4))
+    course = replace(course, optimizer=given.pop("optimizer", course.optimizer))
     network, width = ("resnet18", 32) if start == "resnet18h" else (start, 16)
     return Run(name, network, start, course, width, **given)
 
@@ -81,6 +82,7 @@ _LIST = [
     _try("resnet20-try"),
     _try("resnet20-try-early", pruner={"ternary_at": 0.1, "end": 0.5}),
     _try("resnet20-try-rate", rate=0.15),
+    _try("resnet20-try-adam", optimizer="adamw", rate=2e-3),
     _try("resnet20-try-regrow", pruner={"nested": False}),
     _try("resnet20-try-normalize", pruner={"normalize": True}),
     _try("resnet20-try-reorder", reorder=True),
