@@ -92,12 +92,12 @@ _LIST = [
     # Files of 1/49, 1/30 and 1/110 of float32 or less, and nine quads in ten empty.
     _ternary("resnet56-quads74", 0.738, "1x4", 12),
     _ternary("resnet56-quads90", 0.90, "1x4", 12),
-    _ternary("resnet56-element89", 0.886, "element", 8),
+    _ternary("resnet56-element89", 0.886, "element", 6),
     _ternary("resnet18h-quads95", 0.95, "1x4", 10),
     _ternary("resnet20-quads53", 0.53, "1x4", 12),
     # Dense rivals that take as long as some of the compressed networks.
     _narrow("resnet20", 8),
-    _narrow("resnet56", 6),
+    _narrow("resnet56", 6, 20),
     _narrow("resnet18", 10),
     # Patterns and ternarizers under one budget.
     _ternary("resnet20-quads66", 0.66, "1x4", 6),
@@ -106,6 +106,5 @@ _LIST = [
     _ternary("resnet20-int8quads75", 0.75, "1x4", 6, weights="int8"),
     _ternary("resnet20-twn66", 0.66, "1x4", 6, ternarizer="twn"),
     _ternary("resnet20-ttq66", 0.66, "1x4", 6, ternarizer="ttq"),
-    _ternary("resnet20-absmean66", 0.66, "1x4", 6, ternarizer="absmean"),
 ]
 RUNS = {run.name: run for run in _LIST}

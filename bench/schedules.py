@@ -37,18 +37,16 @@ from ternary_ops.study.views import Views
 TABLE = "schedules.csv"
 SCHEDULES = ("one_cycle", "one_shot", "iterative", "agp")
 KEY = ("network", "pattern", "schedule", "zeros", "epochs", "seed")
-# Network -> patterns, shares of zeros, epochs, learning rate, optimizer.
+# Network -> patterns with shares of zeros, epochs, learning rate, optimizer.
 GRIDS: dict[str, dict[str, Any]] = {
     "fashion": {
-        "patterns": ("element", "1x4"),
-        "zeros": (0.8, 0.9, 0.95),
+        "targets": (("element", 0.8), ("element", 0.9), ("element", 0.95), ("1x4", 0.95)),
         "epochs": (1, 3),
         "course": {"rate": 2e-3, "batch": 128},
     },
     "resnet20": {
-        "patterns": ("1x4",),
-        "zeros": (0.95,),
-        "epochs": (2,),
+        "targets": (("1x4", 0.95),),
+        "epochs": (1,),
         "course": {"rate": 0.05, "batch": 128, "optimizer": "sgd"},
     },
 }
@@ -103,10 +101,10 @@ def train(case: dict[str, Any], split: Split, options: argparse.Namespace) -> di
 
 def cases(network: str, seeds: int) -> list[dict[str, Any]]:
     grid = GRIDS[network]
-    axes = (range(seeds), grid["epochs"], grid["patterns"], grid["zeros"], SCHEDULES)
+    axes = (range(seeds), grid["epochs"], grid["targets"], SCHEDULES)
     return [
         dict(zip(KEY, (network, pattern, schedule, zeros, epochs, seed), strict=True))
-        for seed, epochs, pattern, zeros, schedule in itertools.product(*axes)
+        for seed, epochs, (pattern, zeros), schedule in itertools.product(*axes)
     ]
 
 
