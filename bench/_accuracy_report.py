@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from _accuracy_runs import RUNS
 from _cifar import load_cifar10
-from _measure import RESULTS, interleave, ratio, read_rows, spread, stopwatch, write_csv
+from _measure import NETWORKS, RESULTS, interleave, ratio, read_rows, spread, stopwatch, write_csv
 
 import ternary_ops as tops
 from ternary_ops.study.timing import int8_rival, torch_call
-
-NETWORKS = RESULTS / "networks"
 
 
 def measure(runs: Path, threads: int, rounds: int) -> None:

@@ -40,7 +40,7 @@ class Run:
         return "resnet18h" if self.network == "resnet18" else self.network
 
 
-# The most accurate of the dense networks teaches all others, compressed and narrow alike.
+# The largest of the dense networks teaches all others, compressed and narrow alike.
 TEACHER = "resnet18h"
 
 

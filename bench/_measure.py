@@ -26,6 +26,7 @@ from ternary_ops._native import core
 # awake, each on its core, and caches hold what they would in a loop.
 _PAUSE_SECONDS, _WARM_SECONDS = 0.01, 0.03
 RESULTS = Path(__file__).resolve().parent / "results"
+NETWORKS = RESULTS / "networks"  # program files that bench/accuracy.py trained
 
 Timer = Callable[[], float]
 

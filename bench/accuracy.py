@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from _accuracy_runs import RUNS, Run
 from _cifar import folder, keep_shortcuts_, load_cifar10, load_resnet
-from _measure import RESULTS, read_rows, write_csv
+from _measure import NETWORKS, RESULTS, read_rows, write_csv
 from torch import nn
 
 import ternary_ops as tops
@@ -42,7 +42,6 @@ from ternary_ops.study.views import KeptLogits, Views
 
 # Views repeat after so many epochs: a teacher's logits are computed once and serve every run.
 VIEWS = 16
-NETWORKS = RESULTS / "networks"
 TABLE = "accuracy.csv"
 
 

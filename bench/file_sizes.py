@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import RESULTS, write_csv
+from _measure import NETWORKS, write_csv
 from torch import nn
 
 import ternary_ops as tops
@@ -54,7 +54,7 @@ def programs(zeros: float, folder: Path) -> Iterator[tuple[str, Path]]:
         model = random_resnet18(pattern, zeros)
         tops.compile(model, torch.randn(1, 3, 64, 64)).save(file)
         yield f"resnet18, {pattern}, {zeros:.0%}, random", file
-    for file in sorted((RESULTS / "networks").glob("*.safetensors")):
+    for file in sorted(NETWORKS.glob("*.safetensors")):
         yield file.stem, file
 
 

@@ -126,9 +126,9 @@ class Program:
     def rounded(self) -> Program:
         """A copy whose scales and biases have 8 significant bits, for a smaller file.
 
-        Integer layers only. A value changes by at most one part in 512, less than quantized
-        activations do; in a small network's file these vectors take a fifth, and a third of that
-        is left. Evaluate the copy: its outputs are no longer those of the trained network.
+        Integer layers only. A value changes by at most one part in 256, the step of quantized
+        activations; in a small network's file these vectors take a fifth, and less than half of
+        that is left. Evaluate the copy: its outputs are no longer those of the trained network.
         """
         return Program(round_vectors(self.graph), self.sample)
 

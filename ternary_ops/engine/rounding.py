@@ -9,7 +9,7 @@ import numpy as np
 
 from ternary_ops.engine.ir import Array, Graph
 
-# Those of bfloat16: a relative error of at most 2**-9, beside activations of 8 bits.
+# Those of bfloat16: a relative error of at most 2**-8, beside activations of 8 bits.
 _BITS = 8
 
 

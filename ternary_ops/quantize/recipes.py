@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three starting points: what to compress to, and how to get there, chosen by measurement."""
+"""Three starting points: what to compress to, and how to get there."""
 
 from __future__ import annotations
 
