@@ -59,7 +59,11 @@ def _ternary(name: str, zeros: float, pattern: str, epochs: int, **options: Any)
     )
     given: dict[str, Any] = {"teacher": TEACHER, "config": config} | options
     course = _sgd(epochs, given.pop("rate", 0.05), given.pop("decay", 1e-4))
-    course = replace(course, optimizer=given.pop("optimizer", course.optimizer))
+    course = replace(
+        course,
+        optimizer=given.pop("optimizer", course.optimizer),
+        batch=given.pop("batch", course.batch),
+    )
     network, width = ("resnet18", 32) if start == "resnet18h" else (start, 16)
     return Run(name, network, start, course, width, **given)
 
@@ -82,6 +86,7 @@ _LIST = [
     _try("resnet20-try"),
     _try("resnet20-try-early", pruner={"ternary_at": 0.1, "end": 0.5}),
     _try("resnet20-try-rate", rate=0.15),
+    _try("resnet20-try-batch", batch=64, pruner={"ternary_at": 0.1, "end": 0.5}),
     _try("resnet20-try-adam", optimizer="adamw", rate=2e-3),
     _try("resnet20-try-regrow", pruner={"nested": False}),
     _try("resnet20-try-normalize", pruner={"normalize": True}),

@@ -41,7 +41,7 @@ from ternary_ops.study.fit import accuracy, fit, optimizer_for, predictions
 from ternary_ops.study.views import KeptLogits, Views
 
 # Views repeat after so many epochs: a teacher's logits are computed once and serve every run.
-VIEWS = 16
+VIEWS = 12
 TABLE = "accuracy.csv"
 
 
