@@ -60,9 +60,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("fastest", _QUADS, "ternary weights, nine quads in ten empty"),
         Recipe("smallest", _QUADS, "the same, the classifier as well", classifier=_QUADS),
-        Recipe(
-            "safe", TernaryConfig("int8", zeros=0.75), "8-bit weights, three quads in four empty"
-        ),
+        Recipe("safe", _EIGHT_BITS, "8-bit weights, three quads in four empty"),
     )
 }
 
