@@ -107,11 +107,10 @@ _LIST = [
     _ternary("resnet56-int8quads85", 0.85, "1x4", 4, weights="int8"),
     _narrow("resnet56", 9, 16),
     _narrow("resnet18", 18, 20),
-    # Patterns and ternarizers under one budget.
-    _ternary("resnet20-quads66", 0.66, "1x4", 4),
-    _ternary("resnet20-quads90", 0.90, "1x4", 4),
-    _ternary("resnet20-element90", 0.90, "element", 4),
-    _ternary("resnet20-twn66", 0.66, "1x4", 4, ternarizer="twn"),
-    _ternary("resnet20-ttq66", 0.66, "1x4", 4, ternarizer="ttq"),
+    # Patterns and ternarizers under one budget, beside resnet20-try.
+    _ternary("resnet20-quads90", 0.90, "1x4", 4, teacher="resnet56"),
+    _ternary("resnet20-element90", 0.90, "element", 4, teacher="resnet56"),
+    _ternary("resnet20-twn66", 0.66, "1x4", 4, teacher="resnet56", ternarizer="twn"),
+    _ternary("resnet20-ttq66", 0.66, "1x4", 4, teacher="resnet56", ternarizer="ttq"),
 ]
 RUNS = {run.name: run for run in _LIST}
