@@ -163,19 +163,20 @@ def draw(groups: dict[tuple[str, ...], dict[str, dict[str, float]]]) -> None:
         1, len(panels), figsize=(3.2 * len(panels), 3.2), squeeze=False, layout="constrained"
     )
     for axis, (network, pattern, epochs) in zip(axes[0], panels, strict=True):
-        for name in SCHEDULES:
-            points = [
-                (100 * float(g[2]), list(groups[g][name].values()))
-                for g in groups
-                if (g[0], g[1], g[3]) == (network, pattern, epochs) and groups[g][name]
-            ]
-            x = [p[0] for p in sorted(points)]
-            y = [mean(p[1]) for p in sorted(points)]
-            error = [stdev(p[1]) if len(p[1]) > 1 else 0 for p in sorted(points)]
-            axis.errorbar(x, y, error, marker="o", capsize=3, label=name)
-        axis.set(
-            title=f"{network}, {pattern}, {epochs} epochs", xlabel="zeros, %", ylabel="top-1, %"
+        shares = sorted(
+            {float(g[2]) for g in groups if (g[0], g[1], g[3]) == (network, pattern, epochs)}
         )
+        for number, name in enumerate(SCHEDULES):
+            scores = [list(groups[network, pattern, str(z), epochs][name].values()) for z in shares]
+            # Side by side: deviations would hide each other.
+            x = [place + (number - 1.5) * 0.08 for place in range(len(shares))]
+            y = [mean(part) for part in scores]
+            error = [stdev(part) if len(part) > 1 else 0.0 for part in scores]
+            axis.errorbar(x, y, error, marker="o", capsize=3, label=name)
+        axis.set_xticks(range(len(shares)), [f"{100 * z:g}" for z in shares])
+        axis.set_xlim(-0.5, len(shares) - 0.5)
+        title = f"{network}, {pattern}, {epochs} epochs"
+        axis.set(title=title, xlabel="zeros, %", ylabel="top-1, %")
     axes[0][0].legend()
     figure.savefig(RESULTS / "schedules.svg")
 
