@@ -166,7 +166,8 @@ def evaluate(file: Path, split: Split) -> float:
 def keep(row: dict[str, Any]) -> None:
     """Add a row to the table, or replace the run's former one."""
     rows = [old for old in read_rows(RESULTS / TABLE) if old["run"] != row["run"]]
-    write_csv(TABLE, sorted([*rows, row], key=lambda r: list(RUNS).index(r["run"])))
+    order = {name: number for number, name in enumerate(RUNS)}
+    write_csv(TABLE, sorted([*rows, row], key=lambda r: order.get(r["run"], len(order))))
 
 
 def main() -> int:
