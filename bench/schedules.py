@@ -163,18 +163,21 @@ def draw(groups: dict[tuple[str, ...], dict[str, dict[str, float]]]) -> None:
         1, len(panels), figsize=(3.2 * len(panels), 3.2), squeeze=False, layout="constrained"
     )
     for axis, (network, pattern, epochs) in zip(axes[0], panels, strict=True):
-        shares = sorted(
-            {float(g[2]) for g in groups if (g[0], g[1], g[3]) == (network, pattern, epochs)}
-        )
+        shown = [g for g in groups if (g[0], g[1], g[3]) == (network, pattern, epochs)]
+        shown.sort(key=lambda g: float(g[2]))
         for number, name in enumerate(SCHEDULES):
-            scores = [list(groups[network, pattern, str(z), epochs][name].values()) for z in shares]
             # Side by side: deviations would hide each other.
-            x = [place + (number - 1.5) * 0.08 for place in range(len(shares))]
-            y = [mean(part) for part in scores]
-            error = [stdev(part) if len(part) > 1 else 0.0 for part in scores]
+            points = [
+                (place + (number - 1.5) * 0.08, list(groups[g][name].values()))
+                for place, g in enumerate(shown)
+                if groups[g][name]
+            ]
+            x = [place for place, _ in points]
+            y = [mean(scores) for _, scores in points]
+            error = [stdev(scores) if len(scores) > 1 else 0.0 for _, scores in points]
             axis.errorbar(x, y, error, marker="o", capsize=3, label=name)
-        axis.set_xticks(range(len(shares)), [f"{100 * z:g}" for z in shares])
-        axis.set_xlim(-0.5, len(shares) - 0.5)
+        axis.set_xticks(range(len(shown)), [f"{100 * float(g[2]):g}" for g in shown])
+        axis.set_xlim(-0.5, len(shown) - 0.5)
         title = f"{network}, {pattern}, {epochs} epochs"
         axis.set(title=title, xlabel="zeros, %", ylabel="top-1, %")
     axes[0][0].legend()
