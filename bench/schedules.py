@@ -47,7 +47,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "resnet20": {
         "targets": (("1x4", 0.95),),
         "epochs": (1,),
-        "course": {"rate": 0.05, "batch": 128, "optimizer": "sgd"},
+        "course": {"rate": 0.05, "batch": 128, "optimizer": "sgd", "bfloat16": True},
     },
 }
 

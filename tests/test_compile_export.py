@@ -133,6 +133,25 @@ def test_autocast(phase: str) -> None:
     assert all(g.isfinite().all() and g.dtype == torch.float32 for g in grads.values())
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_autocast_trains_in_its_own_precision_until_codes_and_ranges_are_fixed(phase: str) -> None:
+    layer = network(calibrated=False).conv2.train()
+    layer.phase = phase
+    x = torch.randn(2, 8, 9, 9)
+    codes, scale = layer.integer_weight()
+    full = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained, judged = layer(x), layer.eval()(x)
+    assert torch.equal(judged, full.to(torch.bfloat16))
+    if phase == "frozen":
+        assert torch.equal(trained, judged)
+        return
+    real = layer.weight * layer.mask if phase == "float" else codes * scale.view(-1, 1, 1, 1)
+    half = nn.functional.conv2d(x.bfloat16(), real.bfloat16(), stride=2)
+    torch.testing.assert_close(trained, half, rtol=2**-7, atol=2**-7)
+    assert not torch.equal(trained, judged)
+
+
 def test_training_under_a_gradient_scaler_lowers_the_loss() -> None:
     model = network()
     y = torch.randint(5, (32,))

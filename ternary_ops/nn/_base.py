@@ -51,7 +51,8 @@ class TernaryLayer(nn.Module, ABC):
     "frozen" fixed codes, whose scale goes on learning through the latent weight. With activations
     "uint8" the forward is float32 whatever the input's dtype, and equals the native kernels bit for
     bit once the range is set and the phase is not "float". Not so with poles: packed and compiled,
-    such a layer has one scale per filter, fitted to them.
+    such a layer has one scale per filter, fitted to them. Under autocast, training of real inputs
+    multiplies in autocast's dtype, as the torch twin does, until the phase is "frozen".
     """
 
     weight: nn.Parameter
@@ -175,6 +176,7 @@ class TernaryLayer(nn.Module, ABC):
         integer_input = self.config.activations == "uint8"
         work = torch.float64 if x.dtype == torch.float64 and not integer_input else torch.float32
         result = result_dtype(x)
+        training = result if _autocasts(x.device.type) else work
         with _full_precision(x.device.type):
             weight, scale = self._training_weight()
             x = real = x.to(work)
@@ -182,11 +184,15 @@ class TernaryLayer(nn.Module, ABC):
                 x, x_scale = fake_quant.quantize(x, self.input_range)
                 scale = x_scale if scale is None else scale * x_scale
             exact = self._exact_dtype() if integer_input else work
-            if x is real and self.training and self._phase != "frozen" and scale is not None:
+            if x is real and self.training and self._phase != "frozen":
                 # Sums of real inputs are rounded anyway, and weights to scale are fewer than sums.
-                weight = weight * (scale if scale.ndim == 0 else per_filter(scale, weight))
-                scale, exact = None, work
-            y = self._accumulate(x.to(exact), weight.to(exact)).to(work)
+                if scale is not None:
+                    weight = weight * (scale if scale.ndim == 0 else per_filter(scale, weight))
+                    scale = None
+                exact = training
+            y = self._accumulate(x.to(exact), weight.to(exact))
+            if scale is not None or self.bias is not None:
+                y = y.to(work)
             if scale is not None:
                 y = y * self._per_output(scale)
             if self.bias is not None:

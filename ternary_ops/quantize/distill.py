@@ -85,7 +85,11 @@ class Distillation:
         return loss + self.feature_share * torch.stack(pairs).mean()
 
     def logits_loss(self, logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
-        """The first two terms, from logits [N, classes] of the student and of the teacher."""
+        """The first two terms, from logits [N, classes] of the student and of the teacher.
+
+        Logits of half precision, as under autocast, are compared in float32.
+        """
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         if taught is None:
             return labels

@@ -26,6 +26,8 @@ class Course:
     """How long and how fast to train.
 
     optimizer: "adamw", or "sgd" with Nesterov momentum. clip: largest norm of the gradient.
+    bfloat16: convolutions and matrix products of the forward and backward pass read bfloat16;
+    weights, gradients of weights and the optimizer stay float32.
     """
 
     epochs: int
@@ -36,6 +38,7 @@ class Course:
     weight_decay: float = 1e-4
     warmup: float = WARMUP
     clip: float = float("inf")
+    bfloat16: bool = False
 
     def steps(self, images: int) -> int:
         """Optimizer steps of the whole course."""
@@ -88,7 +91,8 @@ def fit(
             chosen = order[batch * course.batch : (batch + 1) * course.batch]
             x = views.take(view, chosen)
             known = taught(view, chosen) if taught is not None else None
-            value = loss(model, x, y[chosen], known)
+            with torch.autocast("cpu", torch.bfloat16, enabled=course.bfloat16):
+                value = loss(model, x, y[chosen], known)
             _check_loss(value, done)
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
