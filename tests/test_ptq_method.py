@@ -23,7 +23,8 @@ from ternary_ops.nn import TernaryLayer
 from ternary_ops.quantize import Distillation
 from ternary_ops.quantize.ternarize import cosine
 from ternary_ops.study.data import Split, digits
-from ternary_ops.study.fit import Course, accuracy, data_views, fit, optimizer_for, predictions
+from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
+from ternary_ops.study.views import Views
 
 SEEDS, EPOCHS, ZEROS = (0, 1, 2), 6, 0.88
 
@@ -53,7 +54,7 @@ def dense(split: Split) -> nn.Module:
     torch.manual_seed(0)
     model, course = digits_resnet(8), Course(10, 5e-3)
     optimizer = optimizer_for(model, course)
-    fit(model, data_views(split), split.y_train, course, optimizer, Distillation())
+    fit(model, Views(split.x_train), split.y_train, course, optimizer, Distillation())
     return model
 
 
@@ -83,7 +84,7 @@ def run(split: Split, dense: nn.Module) -> Run:
 
         loss = Distillation(dense, 4.0, 0.37)
         fit(
-            *(model, data_views(split), split.y_train, course, optimizer, loss),
+            *(model, Views(split.x_train), split.y_train, course, optimizer, loss),
             pruner=pruner,
             tick=tick,
         )

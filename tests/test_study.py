@@ -203,8 +203,8 @@ def test_npz_is_split_once_or_as_given(tmp_path: Path) -> None:
     y = np.arange(50) % 7
     np.savez(tmp_path / "a.npz", x=x, y=y)
     first, second = data.load_npz(tmp_path / "a.npz"), data.load_npz(tmp_path / "a.npz")
-    assert torch.equal(first.x_test, second.x_test) and len(first.x_test) == 10
-    both = torch.cat([first.x_train, first.x_test]).flatten(1).sort(0).values
+    assert torch.equal(first.x_test[:], second.x_test[:]) and len(first.x_test) == 10
+    both = torch.cat([first.x_train[:], first.x_test[:]]).flatten(1).sort(0).values
     assert torch.equal(both, torch.from_numpy(x / np.float32(255)).flatten(1).sort(0).values)
     assert first.classes == 7
     np.savez(tmp_path / "b.npz", x=x, y=y, x_test=x[:3], y_test=y[:3])

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ternary_ops import runtime
 
     program = runtime.load(arguments.file)
-    mean, std = _numbers("--mean", arguments.mean), _numbers("--std", arguments.std)
+    mean, std = numbers("--mean", arguments.mean), numbers("--std", arguments.std)
     if not std.all():
         raise BadConfig(need("--std is not zero", arguments.std, "Leave it out for 1."))
     channels, rank = program.channels, program.rank
@@ -126,7 +126,8 @@ def _read_image(
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], np.float32)
 
 
-def _numbers(option: str, text: str) -> NDArray[np.float32]:
+def numbers(option: str, text: str) -> NDArray[np.float32]:
+    """The numbers of "0.5,0.5,0.5"; BadConfig, naming the option, for anything else."""
     try:
         values = np.array([float(part) for part in text.split(",")], np.float32)
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,24 +19,24 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import reporting
 from ternary_ops.engine.simulate import simulate
-from ternary_ops.errors import TernaryOpsError, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, TernaryOpsError, UnsupportedModel, need
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.progress import Progress
 from ternary_ops.quantize.distill import Distillation
 from ternary_ops.quantize.recipes import Recipe, get_recipe
+from ternary_ops.study.checkpoint import Checkpoint
 from ternary_ops.study.data import Split
-from ternary_ops.study.fit import (
-    Course,
-    accuracy,
-    data_views,
-    fit,
-    optimizer_for,
-    predictions,
-)
+from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
+from ternary_ops.study.images import Source
 from ternary_ops.study.isolated import run_without_torch
+from ternary_ops.study.ranks import ALONE, Ranks
 from ternary_ops.study.timing import int8_rival, per_image, torch_threads
+from ternary_ops.study.views import Views
 
 CALIBRATION = 256
+# Images on which the saved program is held to the NumPy reference, which is slow.
+CHECKED = 500
+_CHECKPOINT_SECONDS = 60.0
 # Smoothing keeps the logits of a network that fits 1,300 images exactly from growing without bound.
 LABEL_SMOOTHING, TEMPERATURE, SHARE = 0.05, 4.0, 0.37
 # Images at once: one, the latency that a user feels, and enough to hide the cost of each call.
@@ -47,7 +48,9 @@ class Job:
     """What to compress and how.
 
     weights: the state dict of a trained network; without one the network is trained first.
-    threads: of torch while training; None leaves the choice to torch.
+    threads: of torch while training; None leaves the choice to torch. reach, flip: pixels by which
+    images are moved while training, and whether they are mirrored by chance. checkpoints: a folder
+    for them, deleted when the job is done. resume: go on from those of a job that was cut off.
     """
 
     name: str
@@ -58,6 +61,10 @@ class Job:
     dense: Course = Course(epochs=15, rate=3e-3)
     ternary: Course = Course(epochs=40, rate=3e-3)
     threads: int | None = None
+    reach: int = 1
+    flip: bool = False
+    checkpoints: Path | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class Outcome:
     speeds: tuple[Speed, ...]
     int8_note: str
     plan: str
+    notes: tuple[str, ...] = ()
 
     @property
     def drop(self) -> float:
@@ -97,22 +105,31 @@ class Outcome:
         return self.accuracy_dense - self.accuracy
 
 
-def compress(job: Job, output: Path, progress: Progress) -> Outcome:
+def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -> Outcome | None:
     """Train, compress, save to `output`, reload without torch, compare and measure.
 
     The file appears in one step, and only if a process without torch, this one and the NumPy
-    reference get the same bits from it; otherwise raises TernaryOpsError. Raises UnsupportedModel
-    for a network that does not classify the data or cannot be compiled.
+    reference get the same bits from it; otherwise raises TernaryOpsError. Of several processes the
+    first does all but the training; the others get None. Raises UnsupportedModel for a network that
+    does not classify the data or cannot be compiled, before it is trained; BadConfig or FormatError
+    for checkpoints that are in the way or of another job.
     """
     split = job.split
+    for course in (job.dense, job.ternary):
+        ranks.check(course.batch)
+    _check_checkpoints(job)
     with torch_threads(job.threads or torch.get_num_threads()):
-        dense = _dense(job, progress)
-        model, plan = _ternary(job, dense, progress)
+        dense = _dense(job, progress, ranks)
+        model, plan = _ternary(job, dense, progress, ranks)
+    if not ranks.first:
+        return None
     example = split.x_test[:1]
     with progress.stage("compile, save, reload", 1) as tick:
         program = tops.compile(model, example).rounded()
-        logits = _save_checked(program, output, split.x_test.numpy())
+        logits = _save_checked(program, output, split.x_test)
         tick()
+    if job.checkpoints is not None:
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
     speeds, rival, note = _speeds(dense, program, split, progress)
     predicted = torch.from_numpy(logits).argmax(1)
     return Outcome(
@@ -131,56 +148,90 @@ def compress(job: Job, output: Path, progress: Progress) -> Outcome:
         speeds=speeds,
         int8_note=note,
         plan=str(plan),
+        notes=split.notes,
     )
 
 
-def _dense(job: Job, progress: Progress) -> nn.Module:
+def _check_checkpoints(job: Job) -> None:
+    if job.checkpoints is None or job.resume or not job.checkpoints.exists():
+        return
+    do = "Pass --resume to go on, or delete it to begin anew."
+    raise BadConfig(need("no job was cut off before this one", f"{job.checkpoints}", do))
+
+
+def _dense(job: Job, progress: Progress, ranks: Ranks) -> nn.Module:
     torch.manual_seed(job.dense.seed)
     model = job.build()
     _must_classify(model, job.split)
+    _must_compile(model, job)
     if job.weights is not None:
         model.load_state_dict(job.weights)
         return model.eval()
     loss = Distillation(label_smoothing=LABEL_SMOOTHING)
-    _train(model, job, job.dense, loss, progress)
+    _train(model, job, job.dense, loss, progress, ranks)
     return model
 
 
 def _train(
-    model: nn.Module, job: Job, course: Course, loss: Distillation, progress: Progress
+    model: nn.Module,
+    job: Job,
+    course: Course,
+    loss: Distillation,
+    progress: Progress,
+    ranks: Ranks,
 ) -> None:
     split, optimizer = job.split, optimizer_for(model, course)
     steps, pruner, name = course.steps(len(split.y_train)), None, "train, dense float32"
+    part = "dense"
     if loss.teacher is not None:
-        name = "train, prune, ternarize"
+        name, part = "train, prune, ternarize", "ternary"
         pruner = tops.prune.Pruner(
             model, total_steps=steps, optimizer=optimizer, **job.recipe.pruner
         )
+    views = Views(split.x_train, job.reach, job.flip)
     with progress.stage(name, steps) as tick:
         fit(
-            *(model, data_views(split), split.y_train, course, optimizer, loss),
+            *(model, views, split.y_train, course, optimizer, loss),
             pruner=pruner,
             calibration=split.x_train[:CALIBRATION],
+            checkpoint=_checkpoint(job, part, course, model),
+            ranks=ranks,
             tick=tick,
         )
 
 
-def _ternary(job: Job, dense: nn.Module, progress: Progress) -> tuple[nn.Module, Any]:
+def _checkpoint(job: Job, part: str, course: Course, model: nn.Module) -> Checkpoint | None:
+    """Where a training is kept, and what must be the same when it goes on."""
+    if job.checkpoints is None:
+        return None
+    about = {
+        "model": job.name,
+        "tensors": sum(v.numel() for v in model.state_dict().values()),
+        "images": list(job.split.x_train.shape),
+        "course": str(course),
+        "recipe": str(job.recipe) if part == "ternary" else "",
+        "views": f"{job.reach}, {job.flip}",
+    }
+    return Checkpoint(job.checkpoints / f"{part}.pt", about, seconds=_CHECKPOINT_SECONDS)
+
+
+def _ternary(job: Job, dense: nn.Module, progress: Progress, ranks: Ranks) -> tuple[nn.Module, Any]:
     """A quantized copy of `dense`, trained through the pruner's phases with it as teacher."""
     model, course = copy.deepcopy(dense), job.ternary
     torch.manual_seed(course.seed)
     plan = job.recipe.plan(model)
     tops.quantize_(model, plan)
     loss = Distillation(dense, TEMPERATURE, SHARE, LABEL_SMOOTHING)
-    _train(model, job, course, loss, progress)
+    _train(model, job, course, loss, progress, ranks)
     return model, plan
 
 
-def _save_checked(program: tops.Program, output: Path, x: NDArray[np.float32]) -> NDArray[Any]:
+def _save_checked(program: tops.Program, output: Path, images: Source) -> NDArray[Any]:
     """Save, and keep the file only if a process without torch, this one and NumPy give one result.
 
-    Returns that result for x.
+    They are compared on the first CHECKED images. Returns the program's outputs for all.
     """
+    x = images[:CHECKED].numpy()
     results = [program(x), simulate(program.graph, x)[-1]]
 
     def write(target: Path) -> None:
@@ -191,7 +242,8 @@ def _save_checked(program: tops.Program, output: Path, x: NDArray[np.float32]) -
                 raise TernaryOpsError(f"the program gives other outputs than {who}")
 
     replace_file(output, write)
-    return results[0]
+    starts = range(0, len(images), CHECKED)
+    return np.concatenate([program(images[at : at + CHECKED].numpy()) for at in starts])
 
 
 def _must_classify(model: nn.Module, split: Split) -> None:
@@ -206,6 +258,14 @@ def _must_classify(model: nn.Module, split: Split) -> None:
         got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         what = f"the network gives [N, {split.classes}] or more logits"
         raise UnsupportedModel(need(what, got, do))
+
+
+def _must_compile(model: nn.Module, job: Job) -> None:
+    """Hours of training must not end in the news that the network cannot be pruned or run."""
+    trial = copy.deepcopy(model).eval()
+    tops.compile(trial, job.split.x_test[:1])
+    tops.quantize_(trial, job.recipe.plan(trial))
+    tops.prune.Pruner(trial, total_steps=1, **job.recipe.pruner)
 
 
 def _speeds(

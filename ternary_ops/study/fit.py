@@ -14,7 +14,8 @@ from ternary_ops.prune import Pruner
 from ternary_ops.quantize import calibrate
 from ternary_ops.quantize.distill import Distillation
 from ternary_ops.study.checkpoint import Checkpoint, Stateful
-from ternary_ops.study.data import Split
+from ternary_ops.study.images import Source
+from ternary_ops.study.ranks import ALONE, Ranks
 from ternary_ops.study.views import Taught, Views
 
 # The largest share of the learning rate's cycle comes after its peak.
@@ -61,6 +62,7 @@ def fit(
     pruner: Pruner | None = None,
     calibration: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Train in place with a one-cycle learning rate; `tick` is called after each step.
@@ -68,7 +70,8 @@ def fit(
     Images come from `views`, labels int64 [N] are y; `taught` gives the teacher's logits in place
     of the teacher of `loss`. When the pruner freezes the codes, activation ranges are set from
     `calibration` (images like those of `views`) and learned from then on. With a checkpoint a run
-    that was cut off goes on where it was, with the same bits. The model ends in eval mode. Raises
+    that was cut off goes on where it was, with the same bits. Every process of `ranks` takes its
+    share of each batch, and the first one writes checkpoints. The model ends in eval mode. Raises
     BadWeights when the loss is not finite, before a weight has changed.
     """
     steps, batches = course.steps(len(y)), course.batches(len(y))
@@ -82,17 +85,18 @@ def fit(
     for _ in range(done):
         tick()
     model.train()
+    run = ranks.wrapped(model)
     for epoch in range(done // batches, course.epochs):
         # One generator an epoch: resuming needs no state of it.
         generator = torch.Generator().manual_seed(course.seed * 1000 + epoch)
         order = torch.randperm(len(y), generator=generator)
         view = views.number(epoch)
         for batch in range(done - epoch * batches, batches):
-            chosen = order[batch * course.batch : (batch + 1) * course.batch]
+            chosen = ranks.share(order[batch * course.batch : (batch + 1) * course.batch])
             x = views.take(view, chosen)
             known = taught(view, chosen) if taught is not None else None
             with torch.autocast("cpu", torch.bfloat16, enabled=course.bfloat16):
-                value = loss(model, x, y[chosen], known)
+                value = loss(run, x, y[chosen], known)
             _check_loss(value, done)
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
@@ -106,7 +110,7 @@ def fit(
                     calibrate(model, [calibration])
             rate.step()
             done += 1
-            if checkpoint is not None:
+            if checkpoint is not None and ranks.first:
                 checkpoint.save(done, parts, now=done == steps)
             tick()
     model.eval()
@@ -138,7 +142,7 @@ def optimizer_for(model: nn.Module, course: Course) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, x: Tensor) -> Tensor:
+def predictions(model: nn.Module, x: Source) -> Tensor:
     """Class numbers int64 [N] in eval mode."""
     model.eval()
     parts = [model(x[start : start + 256]).argmax(1) for start in range(0, len(x), 256)]
@@ -148,8 +152,3 @@ def predictions(model: nn.Module, x: Tensor) -> Tensor:
 def accuracy(predicted: Tensor, y: Tensor) -> float:
     """Percent that agree."""
     return 100 * (predicted == y).double().mean().item()
-
-
-def data_views(split: Split) -> Views:
-    """What small gray images bear: a pixel either way, no mirror, never the same twice."""
-    return Views(split.x_train)

@@ -43,6 +43,7 @@ def table(outcome: Outcome) -> Table:
         "the file, run in a process without torch, gives the bits of this process and of NumPy",
         f"same class as the trained network in PyTorch: {outcome.agreement:.2f} % of test images",
         f"torch int8: {_int8_note(outcome)}",
+        *outcome.notes,
     ]
     columns = (outcome.name, "torch fp32", "torch int8", "ternary-ops")
     return Table(columns, rows, notes=notes)
@@ -64,6 +65,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "fp32_bytes": outcome.fp32_bytes,
         "ms_per_image": [speed.__dict__ for speed in outcome.speeds],
         "int8": _int8_note(outcome),
+        "notes": list(outcome.notes),
         "report": outcome.report.to_dict(),
     }
 

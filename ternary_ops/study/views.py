@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import FormatError, need
 from ternary_ops.io.atomic import replace_file
+from ternary_ops.study.images import Source
 
 _BATCH = 250
 
@@ -26,7 +27,7 @@ class Views:
     `count`: views repeat after so many epochs (0: never), so that a teacher's logits can be kept.
     """
 
-    x: Tensor
+    x: Source
     reach: int = 1
     flip: bool = False
     count: int = 0

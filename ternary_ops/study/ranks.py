@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training on several processes, as torchrun starts them; one process is the plain case."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ternary_ops.errors import BadConfig, need
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks, saves and measures."""
+        return self.rank == 0
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are the mean over all processes."""
+        return DistributedDataParallel(model) if self.world > 1 else model
+
+    def share(self, chosen: Tensor) -> Tensor:
+        """This process' part of a batch; all parts are of one size."""
+        return chosen[self.rank :: self.world]
+
+    def check(self, batch: int) -> None:
+        """Raise BadConfig for a batch that cannot be shared out evenly."""
+        if batch % self.world:
+            do = f"Pass --batch {max(1, batch // self.world) * self.world}."
+            raise BadConfig(need(f"--batch divides by the {self.world} processes", batch, do))
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """The processes that torchrun started, joined over gloo; outside torchrun, this one alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or not dist.is_available():
+        yield ALONE
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield Ranks(dist.get_rank(), world)
+    finally:
+        # A wrapped model left in a cycle would outlive its process group and abort at exit.
+        gc.collect()
+        dist.destroy_process_group()
