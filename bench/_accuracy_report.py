@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import ternary_ops as tops
 from ternary_ops.study.timing import int8_rival, torch_call
 
 
-def measure(runs: Path, threads: int, rounds: int) -> None:
+def measure(threads: int, rounds: int) -> None:
     """One image through every file and through torch's int8 of its dense network, in turns."""
     from accuracy import trained
 
@@ -26,7 +25,7 @@ def measure(runs: Path, threads: int, rounds: int) -> None:
     x = split.x_test[:1].contiguous()
     timers, rows = {}, []
     for parent in {run.parent for run in RUNS.values()}:
-        rival, note = int8_rival(trained(parent, runs), split.x_train[:256])
+        rival, note = int8_rival(trained(parent), split.x_train[:256])
         if rival is None:
             raise SystemExit(f"torch int8 of {parent}: {note}")
         timers[f"torch int8 {parent}"] = stopwatch(torch_call(rival, x))

@@ -27,6 +27,7 @@ from ternary_ops._native import core
 _PAUSE_SECONDS, _WARM_SECONDS = 0.01, 0.03
 RESULTS = Path(__file__).resolve().parent / "results"
 NETWORKS = RESULTS / "networks"  # program files that bench/accuracy.py trained
+PARENTS = RESULTS / "parents"  # dense networks that it starts from, float16
 
 Timer = Callable[[], float]
 

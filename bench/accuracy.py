@@ -10,6 +10,8 @@
 train: runs are named and seeded; each keeps a checkpoint and its trained weights under --folder, so
 that one that was cut off goes on with the same bits when the command is repeated. It ends as a
 program file in bench/results/networks (a dense network in 8 bits) and as a row of accuracy.csv.
+The dense networks that others start from are in bench/results/parents, weights in float16: any
+other run can be repeated without them.
 evaluate: accuracy of program files from the files alone. time: milliseconds an image of every file,
 interleaved with torch's own int8 of the dense networks. plot: accuracy.svg from accuracy.csv.
 """
@@ -27,8 +29,9 @@ from typing import Any
 import torch
 from _accuracy_runs import RUNS, Run
 from _cifar import folder, keep_shortcuts_, load_cifar10, load_resnet
-from _measure import NETWORKS, RESULTS, read_rows, write_csv
-from torch import nn
+from _measure import NETWORKS, PARENTS, RESULTS, read_rows, write_csv
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import models, reporting
@@ -43,6 +46,8 @@ from ternary_ops.study.views import KeptLogits, Views
 # Views repeat after so many epochs: a teacher's logits are computed once and serve every run.
 VIEWS = 12
 TABLE = "accuracy.csv"
+# Dense networks that some run starts from or learns from.
+_PARENT_NAMES = {name for run in RUNS.values() for name in (run.start, run.teacher)} & set(RUNS)
 
 
 def build(run: Run) -> nn.Module:
@@ -53,14 +58,24 @@ def build(run: Run) -> nn.Module:
     return models.cifar_resnet(int(run.network.removeprefix("resnet")), width=run.width)
 
 
-def trained(name: str, runs: Path) -> nn.Module:
-    """The network of a finished dense run."""
+def parent_file(name: str) -> Path:
+    """Where the weights of a dense network that others start from are kept."""
+    return PARENTS / f"{name}.safetensors"
+
+
+def trained(name: str) -> nn.Module:
+    """The network of a finished dense run, from its weights in float16."""
     model = build(RUNS[name])
-    model.load_state_dict(torch.load(runs / f"{name}.pt", weights_only=True))
+    model.load_state_dict(load_file(parent_file(name)))
     return model.eval().to(memory_format=torch.channels_last)
 
 
-def start(run: Run, runs: Path, split: Split) -> nn.Module:
+def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with floats of 16 bits."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def start(run: Run, split: Split) -> nn.Module:
     """The network as training begins, quantized if it is to be compressed."""
     if run.start == "":
         model = build(run)
@@ -68,7 +83,7 @@ def start(run: Run, runs: Path, split: Split) -> nn.Module:
         model = load_resnet(folder() / "cifar10_resnets" / f"{run.network}.npz")
         keep_shortcuts_(model, split.x_train[::100])
     else:
-        model = trained(run.start, runs)
+        model = trained(run.start)
     if run.reorder:
         tops.quantize.reorder_channels_(model, split.x_test[:2])
     if run.config is not None:
@@ -82,7 +97,9 @@ def start(run: Run, runs: Path, split: Split) -> nn.Module:
 
 def train(run: Run, runs: Path, split: Split) -> nn.Module:
     """Train, or go on training, or read what was trained."""
-    model = start(run, runs, split)
+    if run.name in _PARENT_NAMES and parent_file(run.name).exists():
+        return trained(run.name)
+    model = start(run, split)
     done = runs / f"{run.name}.pt"
     if done.exists():
         model.load_state_dict(torch.load(done, weights_only=True))
@@ -92,7 +109,7 @@ def train(run: Run, runs: Path, split: Split) -> nn.Module:
     steps = run.course.steps(len(split.y_train))
     taught = pruner = None
     if run.teacher:
-        taught = KeptLogits(trained(run.teacher, runs), views, runs / f"{run.teacher}-logits")
+        taught = KeptLogits(trained(run.teacher), views, runs / f"{run.teacher}-logits")
     if run.config is not None:
         pruner = tops.prune.Pruner(model, total_steps=steps, optimizer=optimizer, **run.pruner)
     fit(
@@ -104,6 +121,11 @@ def train(run: Run, runs: Path, split: Split) -> nn.Module:
         checkpoint=Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name, "steps": steps}),
         tick=watcher(run.name, steps, model, split),
     )
+    if run.name in _PARENT_NAMES:
+        PARENTS.mkdir(exist_ok=True, parents=True)
+        state = halved({k: v.contiguous() for k, v in model.state_dict().items()})
+        replace_file(parent_file(run.name), lambda target: save_file(state, target))
+        return trained(run.name)
     replace_file(done, lambda target: torch.save(model.state_dict(), target))
     return model
 
@@ -133,7 +155,7 @@ def finish(run: Run, model: nn.Module, split: Split) -> dict[str, Any]:
     names = ("weights", "ternarizer", "pattern", "zeros")
     row |= {name: getattr(config, name) for name in names}
     if run.config is None:
-        row["top1_float"] = accuracy(predictions(model, split.x_test), split.y_test)
+        row["top1_float"] = round(accuracy(predictions(model, split.x_test), split.y_test), 2)
         model = copy.deepcopy(model)
         tops.quantize_(model, tops.plan(model, config))
         tops.calibrate(model, [split.x_train[::50]])
@@ -142,7 +164,7 @@ def finish(run: Run, model: nn.Module, split: Split) -> dict[str, Any]:
         views = Views(split.x_train, reach=4, flip=True, count=VIEWS)
         batches = [views.take(0, part) for part in torch.arange(0, 50_000, 25).split(250)]
         recalibrate_batchnorm_(model, batches)
-        row["top1_float"] = accuracy(predictions(model, split.x_test), split.y_test)
+        row["top1_float"] = round(accuracy(predictions(model, split.x_test), split.y_test), 2)
     program = tops.compile(model, split.x_test[:1]).rounded()
     NETWORKS.mkdir(exist_ok=True, parents=True)
     file = NETWORKS / f"{run.name}.safetensors"
@@ -199,7 +221,7 @@ def main() -> int:
     elif options.command == "time":
         from _accuracy_report import measure
 
-        measure(options.folder, options.threads, options.rounds)
+        measure(options.threads, options.rounds)
     else:
         from _accuracy_report import draw
 

@@ -2,7 +2,7 @@
 """How zeros should grow: schedules under one fixed budget of steps, several seeds, paired test.
 
     python bench/schedules.py run fashion --seeds 10
-    python bench/schedules.py run resnet20 --seeds 5 --runs bench/runs
+    python bench/schedules.py run resnet20 --seeds 5
     python bench/schedules.py report
 
 fashion: a small network on Fashion-MNIST, from scratch, as in "One-Cycle Pruning" (Hubens et al.):
@@ -62,7 +62,7 @@ def load(network: str, options: argparse.Namespace) -> Split:
     return load_cifar10()
 
 
-def start(network: str, seed: int, options: argparse.Namespace) -> nn.Module:
+def start(network: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     if network == "fashion":
         from _fashion import small_net
@@ -70,12 +70,12 @@ def start(network: str, seed: int, options: argparse.Namespace) -> nn.Module:
         return small_net()
     from accuracy import trained
 
-    return trained(network, options.runs)
+    return trained(network)
 
 
-def train(case: dict[str, Any], split: Split, options: argparse.Namespace) -> dict[str, Any]:
+def train(case: dict[str, Any], split: Split) -> dict[str, Any]:
     """One row."""
-    model = start(case["network"], case["seed"], options)
+    model = start(case["network"], case["seed"])
     given = GRIDS[case["network"]]["course"]
     course = Course(case["epochs"], seed=case["seed"], **given)
     optimizer = optimizer_for(model, course)
@@ -120,7 +120,7 @@ def run(network: str, options: argparse.Namespace) -> None:
     print(len(todo), "runs")
     split = load(network, options) if todo else None
     for case in todo:
-        rows.append(train(case, split, options))
+        rows.append(train(case, split))
         write_csv(TABLE, rows)
         print(rows[-1], flush=True)
 
@@ -192,7 +192,6 @@ def main() -> int:
     parser.add_argument("network", nargs="?", choices=tuple(GRIDS), default="fashion")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("bench/runs"))
     from _fashion import INSTALLED
 
     parser.add_argument("--fashion", type=Path, default=INSTALLED)
