@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 from ternary_ops._version import __version__
 
 if TYPE_CHECKING:
-    from ternary_ops import engine, errors, io, models, nn, ops, prune, quantize, runtime
+    from ternary_ops import (
+        engine,
+        errors,
+        interchange,
+        io,
+        models,
+        nn,
+        ops,
+        prune,
+        quantize,
+        runtime,
+    )
     from ternary_ops.engine import compile  # noqa: A004
     from ternary_ops.quantize import TernaryConfig, fallback_, load, pack_, quantize_, save
     from ternary_ops.quantize.calibrate import calibrate
@@ -32,6 +43,7 @@ __all__ = [
     "engine",
     "errors",
     "fallback_",
+    "interchange",
     "io",
     "load",
     "models",
@@ -49,7 +61,7 @@ __all__ = [
 ]
 
 _MODULES = frozenset(
-    {"engine", "errors", "io", "models", "nn", "ops", "prune", "quantize", "runtime"}
+    {"engine", "errors", "interchange", "io", "models", "nn", "ops", "prune", "quantize", "runtime"}
 )
 _HOME = {
     "Program": "runtime",

@@ -21,7 +21,7 @@ from ternary_ops.cli import main
 from ternary_ops.models import digits_resnet
 from ternary_ops.ops import reference
 
-COMMANDS = ("info", "verify", "compress", "run", "report", "bench")
+COMMANDS = ("info", "verify", "compress", "run", "report", "export", "bench")
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ from typing import NoReturn
 
 from ternary_ops._version import __version__
 from ternary_ops.cli import bench as bench
-from ternary_ops.cli import compress, info, report, run, verify
+from ternary_ops.cli import compress, export, info, report, run, verify
 from ternary_ops.errors import TernaryOpsError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
-_COMMANDS = (info, verify, compress, run, report, bench)
+_COMMANDS = (info, verify, compress, run, report, export, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

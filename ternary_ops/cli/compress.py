@@ -5,11 +5,12 @@ Without arguments: the demo. A small ResNet learns scikit-learn's handwritten di
 to 90 % empty quads of ternary weights, saved, reloaded in a process without torch, compared and
 measured; the file and a chart appear in the working directory.
 
-Your own classifier: --model is FILE.py:FUNCTION, a function that returns the torch.nn.Module, or a
-name from a library: torchvision:resnet18, timm:resnet18. --data is an archive FILE.npz with x [N,
-C, H, W] and y [N] (and x_test, y_test, if you have them), a folder of images (CLASS/*.png, or
-train/CLASS/*.png and test/CLASS/*.png), or FILE.py:FUNCTION, which returns those arrays. Give
---weights to start from your trained network; without them it is trained first.
+Your own classifier: --model is FILE.py:FUNCTION, a function that returns the torch.nn.Module, a
+name from a library (torchvision:resnet18, timm:resnet18), or a float network FILE.onnx. --data is
+an archive FILE.npz with x [N, C, H, W] and y [N] (and x_test, y_test, if you have them), a folder
+of images (CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png), or FILE.py:FUNCTION, which
+returns those arrays. Give --weights to start from your trained network; without them it is trained
+first.
 
 A run that was cut off has left OUTPUT.checkpoint; --resume goes on with the same bits. Under
 torchrun (torchrun --nproc-per-node 2 -m ternary_ops compress ...) all processes train together.
@@ -46,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The user's own files, how images are read, the recipe, and the training."""
     own = parser.add_argument_group("your own network")
     own.add_argument(
-        "--model", metavar="MODEL", help="FILE.py:FUNCTION, torchvision:NAME or timm:NAME"
+        "--model",
+        metavar="MODEL",
+        help="FILE.py:FUNCTION, FILE.onnx, torchvision:NAME or timm:NAME",
     )
     own.add_argument("--data", metavar="DATA", help="FILE.npz, a folder or FILE.py:FUNCTION")
     own.add_argument(
@@ -128,6 +131,7 @@ def _output(arguments: argparse.Namespace) -> Path:
     if arguments.shift < 0:
         raise BadConfig(need("--shift is not negative", arguments.shift, "Leave it out for 1."))
     stem = "digits" if arguments.model is None else arguments.model.rpartition(":")[2]
+    stem = Path(stem).name.removesuffix(".onnx")
     output = Path(arguments.output or f"{stem}-ternary.safetensors")
     if not output.parent.is_dir():
         raise BadConfig(need("-o lies in a folder", f"{output.parent}, which is none", "Make it."))
@@ -218,6 +222,8 @@ def _network(
             do = "Pass --weights FILE."
             got = arguments.model
             raise BadConfig(need("--trained goes with torchvision: or timm:", got, do))
+        if arguments.model.endswith(".onnx"):
+            return own.load_onnx_builder(arguments.model, weights)
         build = own.load_builder(arguments.model)
     if arguments.weights and weights is not None:
         own.check_fit(build, weights, arguments.weights)

@@ -121,7 +121,7 @@ def _runner(
         layer = module_of(node)
         if isinstance(layer, tnn.TernaryLayer) and layer in layers:
             end = fused_chain(node).end
-            if not (_owned(end) or _only_output(end)):
+            if not (read_as_uint8(end) or _only_output(end)):
                 name = f"the output of {layers[layer]}"
                 watched[end] = outputs.setdefault(layer, Histogram(name))
     return _Watching(graph_module, watched).run
@@ -142,15 +142,15 @@ class _Watching(fx.Interpreter):
         return value
 
 
-def _owned(node: fx.Node) -> bool:
+def read_as_uint8(node: fx.Node) -> bool:
     """True when a layer reads this value as its uint8 input."""
-    return any(_reads_uint8(u) or (_keeps_range(u) and _owned(u)) for u in node.users)
+    return any(_reads_uint8(u) or (keeps_range(u) and read_as_uint8(u)) for u in node.users)
 
 
 def _only_output(node: fx.Node) -> bool:
     """True when nothing but the network's output reads this value: it stays float."""
     users = node.users
-    return all(u.op == "output" or (_keeps_range(u) and _only_output(u)) for u in users)
+    return all(u.op == "output" or (keeps_range(u) and _only_output(u)) for u in users)
 
 
 def _reads_uint8(node: fx.Node) -> bool:
@@ -158,7 +158,7 @@ def _reads_uint8(node: fx.Node) -> bool:
     return isinstance(layer, tnn.TernaryLayer) and layer.config.activations == "uint8"
 
 
-def _keeps_range(node: fx.Node) -> bool:
+def keeps_range(node: fx.Node) -> bool:
     """Nodes whose output has the range of their input."""
     moves = (torch.flatten, "flatten", "view", "reshape")
     module = module_of(node)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, need
+from ternary_ops.nn import TernaryLayer
 
 _MODEL_DO = "Write --model path/to/file.py:function, a function that returns a torch.nn.Module."
 _DATA_DO = "Write --data path/to/file.py:function; it returns x, y or x, y, x_test, y_test."
@@ -31,6 +33,23 @@ def load_builder(text: str) -> Callable[[], nn.Module]:
         raise UnsupportedModel(need(what, type(model).__name__, _MODEL_DO))
     checked: Callable[[], nn.Module] = build
     return checked
+
+
+def load_onnx_builder(
+    path: str, weights: Mapping[str, Tensor] | None
+) -> tuple[Callable[[], nn.Module], Mapping[str, Tensor]]:
+    """What makes the network of an .onnx file, and its weights, for which `weights` may stand in.
+
+    Raises BadConfig for a network that is quantized already, else as `interchange.load_onnx`.
+    """
+    from ternary_ops.interchange import load_onnx
+
+    model = load_onnx(path)
+    if any(isinstance(m, TernaryLayer) for m in model.modules()):
+        do = "Pass the float network that it was made from."
+        raise BadConfig(need(f"{path} is a float network", "an 8-bit one", do))
+    state = model.state_dict() if weights is None else weights
+    return lambda: copy.deepcopy(model), state
 
 
 def load_function(text: str, option: str, do: str) -> Callable[[], Any]:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An ONNX graph while it is written: nodes, constants, and the steps that every form shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops.engine.ir import Params
+from ternary_ops.interchange.library import onnx_library
+
+FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7  # onnx.TensorProto
+# ReduceSum with axes as an input, LayerNormalization, Pad, Clip of integers; ONNX Runtime 1.14 on.
+OPSET = 17
+
+
+class Sheet:
+    """Collects nodes and constants; every method returns the name of the value it made."""
+
+    def __init__(self) -> None:
+        self.onnx = onnx_library()
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self._known: dict[Any, str] = {}
+        self._count = 0
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """One node with one output."""
+        self._count += 1
+        name = f"{op}_{self._count}"
+        self.nodes.append(
+            self.onnx.helper.make_node(op, list(inputs), [name], name=name, **attributes)
+        )
+        return name
+
+    def constant(self, values: Any, dtype: Any, hint: str = "c") -> str:
+        """A constant tensor; equal ones are kept once."""
+        array: NDArray[Any] = np.ascontiguousarray(values, dtype)
+        shape = np.shape(values)
+        key = (array.dtype.str, shape, array.tobytes())
+        if key not in self._known:
+            name = f"{hint}_{len(self.constants)}"
+            made = self.onnx.numpy_helper.from_array(array.reshape(shape), name)
+            self.constants.append(made)
+            self._known[key] = name
+        return self._known[key]
+
+    def number(self, value: float, dtype: Any = np.float32) -> str:
+        """A constant of no axes."""
+        return self.constant(np.asarray(value, dtype), dtype)
+
+    def channels(self, values: NDArray[np.float32], rank: int) -> str:
+        """A vector over the channels of an image or row."""
+        return self.constant(values.reshape(-1, *[1] * (rank - 2)), np.float32)
+
+    def real(self, value: str, y: Params | None) -> str:
+        """What codes stand for: f32(q - zp) * s; a float value as it is."""
+        if y is None:
+            return value
+        return self.add("DequantizeLinear", value, self.number(y[0]), self.number(y[1], np.uint8))
+
+    def centered(self, value: str, zp: int) -> str:
+        """q - zp as float32, an exact integer."""
+        wide = self.add("Cast", value, to=FLOAT)
+        return wide if zp == 0 else self.add("Sub", wide, self.number(zp))
+
+    def clamped(self, value: str, lo: float | None, hi: float | None) -> str:
+        """min(max(x, lo), hi) of floats."""
+        if lo == 0.0 and hi is None:
+            return self.add("Relu", value)
+        if lo is not None:
+            value = self.add("Max", value, self.number(lo))
+        return value if hi is None else self.add("Min", value, self.number(hi))
+
+    def codes(self, value: str, y: Params) -> str:
+        """The last line of the integer semantics: clamp(rint(x * f32(1 / s)) + zp, 0, 255)."""
+        inverse = np.float32(1) / np.float32(y[0])
+        steps = self.add("Round", self.add("Mul", value, self.number(float(inverse))))
+        steps = self.add("Add", steps, self.number(y[1])) if y[1] else steps
+        kept = self.add("Clip", steps, self.number(0), self.number(255))
+        return self.add("Cast", kept, to=UINT8)
+
+    def ends(self, values: Sequence[int]) -> str:
+        """A list of sizes, axes or limits."""
+        return self.constant(np.asarray(values), np.int64)
