@@ -24,6 +24,7 @@ EXTRAS = {
     "sr": ("torch", "PIL"),
     "climate": ("torch", "xarray", "dask", "netCDF4"),
     "gpu": ("torch", "triton"),
+    "onnx": ("onnx",),
     "bench": ("openvino", "onnxruntime", "onnx"),
 }
 # What each does is said where it is read; this list only shows which are set.
