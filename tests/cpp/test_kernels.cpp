@@ -145,7 +145,12 @@ struct Layer {
                                   (c.kind == Weights::kTernary ? 1 : 4))),
         scale(static_cast<size_t>(c.o) * 4, 4),
         bias(static_cast<size_t>(c.o) * 4, 4) {
-    for (size_t k = 0; k < x.size(); ++k) x.data()[k] = static_cast<uint8_t>(g.in(0, 255));
+    // Now and then the largest sums that a layer can have, of one sign or the other: where partial
+    // sums are kept in 16 bits, they must still fit.
+    const bool extreme = g.in(0, 7) == 0, down = g.in(0, 1);
+    const int most = c.kind == Weights::kTernary ? (down ? -1 : 1) : (down ? -128 : 127);
+    for (size_t k = 0; k < x.size(); ++k)
+      x.data()[k] = extreme ? 255 : static_cast<uint8_t>(g.in(0, 255));
     std::memset(plain.data(), 0, plain.size());
     const int64_t quads = (c.i + 3) / 4;
     for (int64_t row = 0; row < c.o * c.r * c.s; ++row)
@@ -155,6 +160,7 @@ struct Layer {
         int v = c.kind == Weights::kTernary ? static_cast<int>(g.in(-1, 1))
                                             : static_cast<int>(g.in(-128, 127));
         if (empty) v = 0;
+        if (extreme) v = most;
         w.push_back(v);
         if (c.kind == Weights::kTernary) {
           uint8_t& byte = plain.data()[row * quads + k / 4];

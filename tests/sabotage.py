@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One-line faults in the native code, each of which the tests must notice.
+
+python tests/sabotage.py                 # all of them, about half an hour
+python tests/sabotage.py halo overflow   # some
+python tests/sabotage.py --list
+
+Each fault is put into a copy of the checkout, which is built again; then the native tests run and,
+if they notice nothing, the Python tests of PYTEST. A fault that nothing notices is a hole in the
+tests: the command ends with 1 and names it. tests/test_sabotage.py sees to it that every fault
+still applies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTEST = (
+    "test_ops.py",
+    "test_runtime.py",
+    "test_fake_quantize.py",
+    "test_codec.py",
+    "test_pools.py",
+)
+
+
+class Fault(NamedTuple):
+    """`old`, which the file holds exactly once, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+
+FAULTS = {
+    "clamp of the high code": Fault(
+        "kernels/epilogue.inl", "e.qlo > 0 || e.qhi < 255", "e.qlo > 0"
+    ),
+    "fourth channel of a residual": Fault(
+        "kernels/epilogue.inl", "residual(V::shr<24>(r))", "residual(V::shr<16>(r))"
+    ),
+    "cap before the conversion": Fault(
+        "kernels/epilogue.inl", "    if (capped)\n", "    if (capped && clamped)\n"
+    ),
+    "halo": Fault(
+        "kernels/conv.inl",
+        "    if (bits != V::kAll) q = V::select(bits, q, outside);\n",
+        "    if (bits == 0) q = V::select(bits, q, outside);\n",
+    ),
+    "second chain of sums": Fault(
+        "kernels/conv.inl",
+        "for (int c = 1; c < kChains; ++c) sums[0][v] = V::add(",
+        "for (int c = 2; c < kChains; ++c) sums[0][v] = V::add(",
+    ),
+    "zero point of the input": Fault(
+        "engine/conv.cpp", "start_[i] = -x_zero_point * packed.sums[o];", "start_[i] = 0;"
+    ),
+    "scale of the last channel": Fault(
+        "engine/conv.cpp", "    scale_[i] = scale[o];", "    scale_[i] = scale[o - (o == s.o - 1)];"
+    ),
+    "overflow of narrow sums": Fault(
+        "isa/policy_avx2.inl", "kNarrowSteps = 64;", "kNarrowSteps = 68;"
+    ),
+    "overflow of bundles": Fault("engine/bundles.cpp", "kMost = 128;", "kMost = 140;"),
+    "rounding of halves": Fault(
+        "isa/policy_scalar.inl", "__builtin_lrintf(a)", "__builtin_floorf(a + 0.5f)"
+    ),
+    "last bytes of a row": Fault(
+        "kernels/linear.inl",
+        "b < last; b += kRowBlock,",
+        "b + kRowBlock < last; b += kRowBlock,",
+    ),
+    "depthwise mask": Fault(
+        "kernels/depthwise.inl",
+        "        if (bits != V::kAll) q = V::select(bits, q, finish.outside);\n",
+        "",
+    ),
+    "last column of a max pool": Fault(
+        "kernels/elementwise.inl",
+        "    for (int64_t j = 1; j < taps; ++j) {",
+        "    for (int64_t j = 1; j + 1 < taps; ++j) {",
+    ),
+    "second channel of quantized cells": Fault(
+        "kernels/elementwise.inl",
+        "y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(cells), low), zp)), s);",
+        "y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(cells), low), low)), s);",
+    ),
+    "gradient where clipped": Fault(
+        "kernels/fake_quant.inl",
+        "const float inside = q < r.lo || q > r.hi ? 0.0f : g;",
+        "const float inside = q < r.lo ? 0.0f : g;",
+    ),
+    "task left out": Fault(
+        "engine/threads.cpp",
+        "for (int64_t i = next_.fetch_add(1); i < tasks_; i = next_.fetch_add(1))",
+        "for (int64_t i = next_.fetch_add(1); i < tasks_ - (use_ > 2); i = next_.fetch_add(1))",
+    ),
+    "damaged end of a block": Fault(
+        "codec/rans.h", "if (state_ != kStateFloor) damaged", "if (state_ < kStateFloor) damaged"
+    ),
+}
+
+
+def applied(text: str, fault: Fault) -> str:
+    """The text with the fault; ValueError unless `old` stands in it exactly once."""
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.file} holds {text.count(fault.old)} times: {fault.old!r}")
+    return text.replace(fault.old, fault.new)
+
+
+def copy_checkout(target: Path) -> None:
+    """Tracked and new files, as git sees them."""
+    names = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(names, cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, found.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def noticed_by(folder: Path) -> str | None:
+    """Which tests fail in the copy: "native", a line of pytest, or None."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    native = [sys.executable, "tests/cpp/build.py", "--", "--seed", "1"]
+    done = subprocess.run(native, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if "FAILED" in line]
+        return f"native: {lines[0] if lines else done.stderr[-200:]}"
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(build, cwd=folder, capture_output=True, check=True)
+    tests = [str(Path("tests", name)) for name in PYTEST]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(
+        pytest, cwd=folder, capture_output=True, text=True, check=False, env=environment
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    return None if done.returncode == 0 else f"pytest: {lines[0] if lines else done.returncode}"
+
+
+def main() -> int:
+    """A line for each fault; 1 when one goes unnoticed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="first words of faults; all without any")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    chosen = {
+        name: fault
+        for name, fault in FAULTS.items()
+        if not options.names or any(name.startswith(n) for n in options.names)
+    }
+    if options.list or not chosen:
+        print(*FAULTS, sep="\n")
+        return 0 if options.list else 2
+    unnoticed = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        copy_checkout(folder)
+        if (found := noticed_by(folder)) is not None:
+            print(f"the tests fail without any fault: {found}")
+            return 2
+        for name, fault in chosen.items():
+            start, path = time.monotonic(), folder / "csrc" / fault.file
+            sound = path.read_text()
+            path.write_text(applied(sound, fault))
+            found = noticed_by(folder)
+            path.write_text(sound)
+            unnoticed += [name] if found is None else []
+            seconds = time.monotonic() - start
+            print(f"{name:34} {seconds:4.0f} s  {found or 'NOT NOTICED'}", flush=True)
+    print(f"{len(chosen) - len(unnoticed)} of {len(chosen)} noticed", *unnoticed)
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
