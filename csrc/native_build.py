@@ -53,11 +53,15 @@ def compiler() -> list[str]:
 
 @dataclass(frozen=True)
 class Flavor:
-    """One way to compile: release, debug or sanitized; emulate: for tests, AVX-512 in plain C++."""
+    """One way to compile: release, debug or sanitized; emulate: for tests, AVX-512 in plain C++.
+
+    target: for tests, the machine of a cross compiler, as in aarch64-linux-gnu-g++.
+    """
 
     debug: bool = False
     sanitize: str = ""
     emulate: bool = False
+    target: str = ""
 
     @classmethod
     def from_environment(cls) -> Flavor:
@@ -72,7 +76,7 @@ class Flavor:
     def name(self) -> str:
         """A folder name: what differs between flavors."""
         parts = ["debug"] * self.debug + ["emulate"] * self.emulate
-        parts += sorted(filter(None, self.sanitize.split(",")))
+        parts += sorted(filter(None, [*self.sanitize.split(","), self.target]))
         return "-".join(parts) or "release"
 
     def compile_flags(self) -> list[str]:
@@ -122,7 +126,8 @@ class NinjaFile:
     def __post_init__(self) -> None:
         """Write the rules."""
         self.folder = ROOT / "build" / f"native-{self.flavor.name}"
-        cxx = shlex.join(compiler())
+        target = self.flavor.target
+        cxx = shlex.join([f"{target}-g++"] if target else compiler())
         self.lines += [
             "rule compile",
             f"  command = {_escape(cxx)} -MMD -MF $out.d $flags -c $in -o $out",

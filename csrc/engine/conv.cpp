@@ -98,11 +98,13 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   scale_.assign(padded, 0.0f);
   bias_.assign(padded, 0.0f);
   start_.assign(padded, 0);
+  signed_start_.assign(padded, 0);
   for (int64_t o = 0; o < s.o; ++o) {
     const size_t i = static_cast<size_t>(o);
     scale_[i] = scale[o];
     if (bias) bias_[i] = bias[o];
     start_[i] = -x_zero_point * packed.sums[o];
+    signed_start_[i] = start_[i] + 128 * packed.sums[o];
   }
   if (packed.sparse) {
     std::vector<int32_t> table(static_cast<size_t>(packed.cells * taps));
@@ -140,7 +142,6 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.outputs = s.o;
   a.epilogue = make_epilogue(q, residual);
   a.epilogue.capped = may_pass_cap(packed, scale_, bias_, residual, q);
-  a.epilogue.start = start_.data();
   a.epilogue.scale = scale_.data();
   a.epilogue.bias = bias_.data();
   a.float_out = q.y_scale == 0.0f;
@@ -169,6 +170,7 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   a.x = domain_.prepare(x, scratch, fill_);
   a.y = y;
   a.residual = residual;
+  a.epilogue.start = (kernels().signed_input ? signed_start_ : start_).data();
   const bool wide =
       wide_possible_ && prefers_wide(kernels(), a.outputs, out_.n * out_.h * out_.w, a.pixels);
   if (a.blocks.channels)

@@ -57,7 +57,7 @@ class ConvPlan {
   std::vector<int32_t> block_offsets_;
   std::vector<PairEntry> pairs_;
   TapGroups taps_;
-  std::vector<int32_t> start_;
+  std::vector<int32_t> start_, signed_start_;  // the latter where inputs are read less 128
   std::vector<float> scale_, bias_;
   std::vector<Segment> segments_;
   std::vector<uint8_t> valid_;

@@ -61,7 +61,7 @@ void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, co
     const int64_t begin = t * step, end = std::min(w.n, begin + step);
     kernel.linear(args, begin, end);
     for (int64_t i = 0; i < m; ++i) {
-      const RowFinish f{w.sums + begin, (is_signed ? 128 : 0) - x.zero_point,
+      const RowFinish f{w.sums + begin, (is_signed || kernel.signed_input ? 128 : 0) - x.zero_point,
                         x_sum[i],       scale + begin,
                         x.scale,        bias ? bias + begin : nullptr};
       kernel.finish_row(f, end - begin, y + i * w.n + begin);

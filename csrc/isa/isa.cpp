@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 #include "isa/error.h"
@@ -15,6 +17,7 @@ namespace {
 
 struct CpuFlags {
   bool avx2 = false, avx_vnni = false, avx512_vnni = false;  // by CPUID
+  bool neon_dot = false;                                     // by the kernel's word (AT_HWCAP)
   bool os_avx = false, os_avx512 = false;  // enabled by the operating system (XGETBV)
 };
 
@@ -40,6 +43,11 @@ CpuFlags read_cpu() {
 #endif
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a & (1u << 4));
   }
+#elif defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
+  f.neon_dot = getauxval(AT_HWCAP) & kDotProducts;
+#elif defined(__aarch64__)
+  f.neon_dot = true;  // every 64-bit Apple processor that runs a supported system
 #endif
   return f;
 }
@@ -48,7 +56,10 @@ const KernelTable* table_of(const std::string& name) {
   if (name == "scalar") return &scalar_kernels();
 #if defined(__x86_64__)
   if (name == "avx2") return &avx2_kernels();
+  if (name == "avxvnni") return &avxvnni_kernels();
   if (name == "avx512vnni") return &avx512vnni_kernels();
+#elif defined(__aarch64__)
+  if (name == "neon_dot") return &neon_dot_kernels();
 #endif
   return nullptr;
 }
@@ -56,18 +67,22 @@ const KernelTable* table_of(const std::string& name) {
 std::vector<IsaReport> make_report() {
   const CpuFlags cpu = read_cpu();
   auto x86 = [&](bool has, bool os, const char* missing) -> std::string {
-#if !defined(__x86_64__)
-    return "not an x86-64 machine";
-#endif
+#if defined(__x86_64__)
     if (!has) return std::string("the CPU lacks ") + missing;
     return os ? "" : "the operating system has not enabled its registers (XGETBV)";
+#else
+    return (void)has, (void)os, (void)missing, "not an x86-64 machine";
+#endif
   };
-  std::string vnni256 = x86(cpu.avx_vnni, cpu.os_avx, "AVX-VNNI");
-  if (vnni256.empty()) vnni256 = "this build has no kernels for it";
+#if defined(__aarch64__)
+  const char* const arm = cpu.neon_dot ? "" : "the CPU lacks dot products (ARMv8.2 DotProd)";
+#else
+  const char* const arm = "not a 64-bit ARM machine";
+#endif
   return {{"scalar", ""},
-          {"neon_dot", "this build has no kernels for it"},
+          {"neon_dot", arm},
           {"avx2", x86(cpu.avx2, cpu.os_avx, "AVX2, FMA and F16C")},
-          {"avxvnni", vnni256},
+          {"avxvnni", x86(cpu.avx_vnni, cpu.os_avx, "AVX-VNNI")},
           {"avx512vnni", x86(cpu.avx512_vnni, cpu.os_avx512, "AVX-512 F, DQ, BW, VL and VNNI")}};
 }
 

@@ -9,17 +9,9 @@ TOPS_TARGET_BEGIN("avx2,fma,f16c")
 namespace tops {
 namespace avx2_impl {
 #define TOPS_ISA_NAME "avx2"
-// clang-format off: each file uses the ones before it
+// clang-format off: the kernels use the policy
 #include "isa/policy_avx2.inl"
-#include "kernels/epilogue.inl"
-#include "kernels/conv.inl"
-#include "kernels/conv_wide.inl"
-#include "kernels/block_sparse.inl"
-#include "kernels/depthwise.inl"
-#include "kernels/linear.inl"
-#include "kernels/ceiling.inl"
-#include "kernels/fake_quant.inl"
-#include "kernels/elementwise.inl"
+#include "kernels/all.inl"
 // clang-format on
 }  // namespace avx2_impl
 }  // namespace tops

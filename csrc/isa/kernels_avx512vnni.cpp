@@ -14,17 +14,9 @@ TOPS_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma")
 namespace tops {
 namespace avx512vnni_impl {
 #define TOPS_ISA_NAME "avx512vnni"
-// clang-format off: each file uses the ones before it
+// clang-format off: the kernels use the policy
 #include "isa/policy_avx512vnni.inl"
-#include "kernels/epilogue.inl"
-#include "kernels/conv.inl"
-#include "kernels/conv_wide.inl"
-#include "kernels/block_sparse.inl"
-#include "kernels/depthwise.inl"
-#include "kernels/linear.inl"
-#include "kernels/ceiling.inl"
-#include "kernels/fake_quant.inl"
-#include "kernels/elementwise.inl"
+#include "kernels/all.inl"
 // clang-format on
 }  // namespace avx512vnni_impl
 }  // namespace tops

@@ -5,17 +5,9 @@
 namespace tops {
 namespace scalar_impl {
 #define TOPS_ISA_NAME "scalar"
-// clang-format off: each file uses the ones before it
+// clang-format off: the kernels use the policy
 #include "isa/policy_scalar.inl"
-#include "kernels/epilogue.inl"
-#include "kernels/conv.inl"
-#include "kernels/conv_wide.inl"
-#include "kernels/block_sparse.inl"
-#include "kernels/depthwise.inl"
-#include "kernels/linear.inl"
-#include "kernels/ceiling.inl"
-#include "kernels/fake_quant.inl"
-#include "kernels/elementwise.inl"
+#include "kernels/all.inl"
 // clang-format on
 }  // namespace scalar_impl
 }  // namespace tops

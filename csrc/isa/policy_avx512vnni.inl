@@ -13,6 +13,7 @@ struct V {
   static constexpr int kChains = 4;  // a sum waits five cycles for the one before it
   static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4, 2.0};
   static constexpr double kWideSpeed = 1.0;
+  static constexpr bool kSignedInput = false;
   static constexpr int kWidePixels =
       14;  // two vectors of channels for each leave room for weights and input
   using I = __m512i;

@@ -12,6 +12,7 @@ struct V {
   static constexpr int kChains = 4;
   static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4, 2.0};
   static constexpr double kWideSpeed = 1.0;
+  static constexpr bool kSignedInput = false;
   static constexpr int kWidePixels = 4;
   struct I {
     int32_t v[4];

@@ -143,29 +143,11 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
   for (; i < n; ++i) __builtin_memcpy(y + i * 4, x + i * stride * 4, 4);
 }
 
-static const KernelTable kTable = {TOPS_ISA_NAME,
-                                   V::kSparseBelow,
-                                   V::kLanes,
-                                   V::kSparseVectors,
-                                   conv_dense,
-                                   conv_wide,
-                                   wide_scratch,
-                                   V::kWideSpeed,
-                                   conv_sparse,
-                                   conv_blocks,
-                                   conv_depthwise,
-                                   linear,
-                                   finish_row,
-                                   quantize_row,
-                                   max_rows,
-                                   max_columns,
-                                   lookup,
-                                   add,
-                                   quantize,
-                                   dequantize,
-                                   gather,
-                                   fake_quantize,
-                                   fake_quantize_grad,
-                                   dot_burst,
-                                   float_burst,
-                                   read_burst};
+static const KernelTable kTable = {
+    TOPS_ISA_NAME,   V::kSparseBelow, V::kLanes,     V::kSparseVectors,
+    V::kSignedInput, conv_dense,      conv_wide,     wide_scratch,
+    V::kWideSpeed,   conv_sparse,     conv_blocks,   conv_depthwise,
+    linear,          finish_row,      quantize_row,  max_rows,
+    max_columns,     lookup,          add,           quantize,
+    dequantize,      gather,          fake_quantize, fake_quantize_grad,
+    dot_burst,       float_burst,     read_burst};

@@ -193,6 +193,9 @@ struct KernelTable {
   SparseBelow sparse_below;
   int64_t lanes;
   int64_t sparse_vectors;  // the largest tile of the sparse kernel
+  // Dot products of bytes read their inputs less 128: sums lack 128 times the sum of the weights,
+  // which whoever starts or ends them has to add.
+  bool signed_input;
   // Blocks of kBlock output channels [begin, end) of all pixels [first, last); first is a multiple
   // of lanes. scratch: dense_scratch(k) bytes for integer weights.
   void (*conv_dense)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
@@ -246,7 +249,10 @@ struct KernelTable {
 const KernelTable& scalar_kernels();
 #if defined(__x86_64__)
 const KernelTable& avx2_kernels();
+const KernelTable& avxvnni_kernels();
 const KernelTable& avx512vnni_kernels();
+#elif defined(__aarch64__)
+const KernelTable& neon_dot_kernels();
 #endif
 
 }  // namespace tops

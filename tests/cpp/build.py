@@ -4,6 +4,9 @@
 python tests/cpp/build.py                                # release build
 python tests/cpp/build.py --sanitize address,undefined   # or: thread
 python tests/cpp/build.py --emulate                      # AVX-512 on any machine with AVX2
+python tests/cpp/build.py --target aarch64-linux-gnu --under \\
+    "qemu-aarch64 -L /usr/aarch64-linux-gnu"             # 64-bit ARM
+python tests/cpp/build.py --under "qemu-x86_64 -cpu Nehalem"   # without AVX
 python tests/cpp/build.py --only test_codec -- --seed 7  # arguments after -- go to the program
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,12 +32,14 @@ def main() -> int:
     parser.add_argument("--sanitize", default="", help="address,undefined or thread")
     parser.add_argument("--debug", action="store_true", help="-O0 -g")
     parser.add_argument("--emulate", action="store_true", help="needs SIMDe (libsimde-dev)")
+    parser.add_argument("--target", default="", help="of a cross compiler: aarch64-linux-gnu")
+    parser.add_argument("--under", default="", help="a command that runs the programs: qemu-...")
     parser.add_argument("--build-only", action="store_true")
     parser.add_argument("--only", help="the stem of one program")
     parser.add_argument("arguments", nargs="*", help="passed to the programs")
     options = parser.parse_args()
     programs = native_build.build_tests(
-        native_build.Flavor(options.debug, options.sanitize, options.emulate)
+        native_build.Flavor(options.debug, options.sanitize, options.emulate, options.target)
     )
     chosen = [program for program in programs if options.only in (None, program.stem)]
     if not chosen:
@@ -48,10 +54,11 @@ def main() -> int:
     # A test forks on purpose and starts threads in the child, which ThreadSanitizer would end.
     sanitizers = {"UBSAN_OPTIONS": "print_stacktrace=1", "TSAN_OPTIONS": "die_after_fork=0"}
     environment = {**sanitizers, **os.environ}
+    under = shlex.split(options.under)
     failed = [
         p.stem
         for p in chosen
-        if subprocess.call([str(p), *options.arguments], env=environment) != 0
+        if subprocess.call([*under, str(p), *options.arguments], env=environment) != 0
     ]
     print(f"native tests: {len(chosen) - len(failed)} passed, {len(failed)} failed", *failed)
     return 1 if failed else 0

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every kernel, over the policy V that was defined before.
+// clang-format off: each file uses the ones before it
+#include "kernels/epilogue.inl"
+#include "kernels/conv.inl"
+#include "kernels/conv_wide.inl"
+#include "kernels/block_sparse.inl"
+#include "kernels/depthwise.inl"
+#include "kernels/linear.inl"
+#include "kernels/ceiling.inl"
+#include "kernels/fake_quant.inl"
+#include "kernels/elementwise.inl"
+// clang-format on
