@@ -262,11 +262,13 @@ def test_linear_refuses_packed_weights_of_another_layer(rows: int) -> None:
     good = OPS.prepack(codes, "dense", 9)
     want = OPS.linear(x, codes, scale, **U8)
     assert torch.equal(OPS.linear(x, codes, scale, **U8, packed=good), want)
+    rows_alone = OPS.prepack(codes, "dense", 9, 1, True)  # weight-only, and good for both
+    assert torch.equal(OPS.linear(x, codes, scale, **U8, packed=rows_alone), want)
     wrong = {
         "other outputs": OPS.prepack(torch.cat([codes, codes]), "dense", 9),
         "other inputs": OPS.prepack(codes[:, :2].contiguous(), "dense", 8),
         "int8": OPS.prepack(torch.ones(5, 12, dtype=torch.int8), "dense", 9),
-        "for floats": OPS.prepack(codes, "dense", 9, 1, True),
+        "for floats": OPS.prepack(codes, "sparse", 9, 1, True),
         "truncated": good[:-8],
         "header only": good[:64],
         "empty": good[:0],

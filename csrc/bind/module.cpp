@@ -70,8 +70,8 @@ Array<uint8_t> own(tops::Buffer buffer) {
   return Array<uint8_t>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
-// Weights [N, K] of a linear layer. kind: "dense", "sparse", or, of ternary ones, "two_bit" or
-// "base_three", between which "dense" chooses.
+// Weights [N, K] of a linear layer. kind: "dense", "sparse", or rows alone: "int8", or, of ternary
+// ones, "two_bit" or "base_three", between which "dense" chooses.
 Array<uint8_t> prepack_linear(const std::string& kind, const std::string& weights, Address w,
                               int64_t n, int64_t k) {
   const void* const plain = reinterpret_cast<const void*>(w);
@@ -79,14 +79,17 @@ Array<uint8_t> prepack_linear(const std::string& kind, const std::string& weight
   tops::Buffer blob;
   {
     py::gil_scoped_release release;
-    if (kind == "two_bit" || kind == "base_three")
-      blob = tops::pack_rows(
-          kind == "two_bit" ? tops::RowCodes::kTwoBit : tops::RowCodes::kBaseThree, plain, n, k, 0);
+    if (kind == "two_bit" || kind == "base_three" || kind == "int8")
+      blob = tops::pack_rows(kind == "two_bit"      ? tops::RowCodes::kTwoBit
+                             : kind == "base_three" ? tops::RowCodes::kBaseThree
+                                                    : tops::RowCodes::kInt8,
+                             plain, n, k, 0);
     else if (kind == "dense" || kind == "sparse")
       blob = tops::pack_linear(kind == "sparse", type, plain, n, k);
     else
-      bad_argument("a packing needs to be 'dense', 'sparse', 'two_bit' or 'base_three', got '" +
-                   kind + "'.");
+      bad_argument(
+          "a packing needs to be 'dense', 'sparse', 'int8', 'two_bit' or 'base_three', got '" +
+          kind + "'.");
   }
   return own(std::move(blob));
 }
@@ -192,6 +195,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("prepack", &prepack);
   m.def("prepack_linear", &prepack_linear);
   m.def("pack_codes", &pack_codes);
+  m.def("rows_fit",
+        [](const std::string& kind, int64_t k) { return tops::rows_fit(weights_of(kind), k); });
   m.def("prefer_sparse", [](const std::string& kind, double occupied, int64_t r, int64_t s) {
     return tops::prefer_sparse(weights_of(kind), occupied, r, s);
   });

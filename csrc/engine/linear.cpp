@@ -70,6 +70,28 @@ void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, co
   });
 }
 
+void multiply_float_rows(const RowsView& w, const float* x, int64_t m, const float* scale,
+                         const float* bias, float* y) {
+  const KernelTable& kernel = kernels();
+  const int64_t width = w.width();
+  // Padded to whole blocks of weights, and off the powers of two that share a set of the cache.
+  const int64_t stride = width + kRowBlock / 4;
+  Buffer rows(m * stride * 4);
+  float* const padded = reinterpret_cast<float*>(rows.data());
+  parallel_for(m, m * width / 16, [&](int64_t i, int) {
+    std::memcpy(padded + i * stride, x + i * w.k, static_cast<size_t>(w.k) * 4);
+    std::memset(padded + i * stride + w.k, 0, static_cast<size_t>(stride - w.k) * 4);
+  });
+  const FloatRowsArgs args{padded,  stride, m,    w.data, w.row_bytes, width,
+                           w.codes, scale,  bias, y,      w.n};
+  const int64_t least = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, w.row_bytes));
+  const int64_t threads = num_threads();
+  const int64_t step = threads > 1 ? std::max(least, divide_up(w.n, 4 * threads)) : w.n;
+  parallel_for(step ? divide_up(w.n, step) : 0, w.n * divide_up(w.k, 16) * m, [&](int64_t t, int) {
+    kernel.linear_float(args, t * step, std::min(w.n, (t + 1) * step));
+  });
+}
+
 namespace {
 
 // One of the two codes on made-up weights of a layer's size.

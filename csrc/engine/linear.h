@@ -23,6 +23,11 @@ struct RowsInput {
 void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, const float* bias,
                    float* y, const std::function<void(int64_t, int64_t)>& finish);
 
+// The same of floats that are not quantized (weight-only): y[i * n + o] = (sum over k of w[o][k] *
+// x[i][k]) * scale[o] + bias[o], in float32. Rows of base three are not read.
+void multiply_float_rows(const RowsView& w, const float* x, int64_t m, const float* scale,
+                         const float* bias, float* y);
+
 // Two-bit codes or base three for a layer of this size? Measured once a process for each kernel
 // set, thread count and power of two of bytes: base three reads a fifth less and decodes for
 // longer, so it pays where reading is slow. Layers that stay in a core's own caches are two-bit

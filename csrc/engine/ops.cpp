@@ -158,6 +158,14 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
     return;
   }
   const RowsView rows = view_rows(blob, bytes);
+  if (x.is_float && weights == Weights::kFloat) {
+    check_layer({rows.n, 1, 1, rows.k, 1}, Weights::kFloat);
+    if (rows.codes == RowCodes::kBaseThree || !y.is_float)
+      throw Error(ErrorKind::kBadWeights,
+                  "weight-only needs two-bit or int8 rows and float output.\n  Pack with float_x.");
+    return multiply_float_rows(rows, static_cast<const float*>(x.data), m, scale, bias,
+                               static_cast<float*>(y.data));
+  }
   check_layer({rows.n, 1, 1, rows.k, 1}, rows.weights());
   // With the sparse form behind them: which of the two is faster depends on m.
   if (!rows.tail_bytes) return linear_rows(rows, x, m, scale, bias, y);

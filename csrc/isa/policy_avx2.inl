@@ -14,6 +14,7 @@ struct V {
   static constexpr int kChains = 1;
   static constexpr SparseBelow kSparseBelow = {0.72, 0.8, 2.0, 2.0, 0.7};
   static constexpr double kWideSpeed = 0.5;  // its sums cannot wait in 16 bits
+  static constexpr int kFloatRows = 2;       // times four sums each
   static constexpr bool kSignedInput = false;
   static constexpr int kWidePixels =
       4;  // two vectors of channels for each leave room for weights and input

@@ -13,6 +13,7 @@ struct V {
   static constexpr int kChains = 4;  // a sum waits five cycles for the one before it
   static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4, 2.0};
   static constexpr double kWideSpeed = 1.0;
+  static constexpr int kFloatRows = 4;  // times four sums each
   static constexpr bool kSignedInput = false;
   static constexpr int kWidePixels =
       14;  // two vectors of channels for each leave room for weights and input
@@ -163,6 +164,14 @@ struct V {
     return a;
   }
   static TOPS_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
+  static TOPS_INLINE float sumf(F a) { return _mm512_reduce_add_ps(a); }
+  // kLanes bytes, one a lane.
+  static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) { return _mm512_cvtepu8_epi32(lane_at(p)); }
+  static TOPS_INLINE I int8_to_lanes(const uint8_t* p) { return _mm512_cvtepi8_epi32(lane_at(p)); }
+  // -1, 0 or +1 for the lowest two bits of each lane, a ternary weight plus one.
+  static TOPS_INLINE F ternary_of(I codes) {
+    return _mm512_permutexvar_ps(codes, _mm512_set4_ps(0, 1, 0, -1));
+  }
   // table[b] for every byte b: 16 look-ups by the low half of b, then a choice by each bit of the
   // high half.
   static TOPS_INLINE I sixteen(const uint8_t* table, int k, I low) {

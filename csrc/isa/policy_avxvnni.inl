@@ -13,6 +13,7 @@ struct V {
   static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4, 2.0};
   static constexpr double kWideSpeed = 1.0;
   static constexpr int kWidePixels = 5;
+  static constexpr int kFloatRows = 2;  // times four sums each
   static constexpr bool kSignedInput = false;
 #include "isa/policy_ymm.inl"
 

@@ -14,6 +14,7 @@ struct V {
   static constexpr int kChains = 4;  // a sum waits four cycles for the one before it
   static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4, 2.0};
   static constexpr double kWideSpeed = 1.0;
+  static constexpr int kFloatRows = 4;  // times four sums each
   static constexpr bool kSignedInput = true;
   static constexpr int kWidePixels = 10;
   using I = int32x4_t;
@@ -180,6 +181,21 @@ struct V {
   // acc += dot(x, w), once for every call, whatever the compiler knows.
   static TOPS_INLINE void dot_again(I& acc, I x, I w) { acc = dot_signed(acc, x, in_register(w)); }
   static TOPS_INLINE int32_t sum(I a) { return vaddvq_s32(a); }
+  static TOPS_INLINE float sumf(F a) { return vaddvq_f32(a); }
+  // kLanes bytes, one a lane.
+  static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    const uint16x8_t wide = vmovl_u8(vcreate_u8(four));
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
+  }
+  static TOPS_INLINE I int8_to_lanes(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four))));
+  }
+  // -1, 0 or +1 for the lowest two bits of each lane, a ternary weight plus one.
+  static TOPS_INLINE F ternary_of(I codes) { return to_f(sub(and_(codes, set1(3)), set1(1))); }
   // table[b] for every byte b, 64 entries at a time: an index outside of a part leaves what is
   // there.
   static TOPS_INLINE I lookup(I x, const uint8_t* table) {

@@ -12,6 +12,7 @@ struct V {
   static constexpr int kChains = 4;
   static constexpr SparseBelow kSparseBelow = {0.4, 0.55, 0.4, 0.4, 2.0};
   static constexpr double kWideSpeed = 1.0;
+  static constexpr int kFloatRows = 2;  // times four sums each
   static constexpr bool kSignedInput = false;
   static constexpr int kWidePixels = 4;
   struct I {
@@ -257,6 +258,15 @@ struct V {
   static TOPS_INLINE int32_t sum(I a) {
     return wrap_add(wrap_add(a.v[0], a.v[1]), wrap_add(a.v[2], a.v[3]));
   }
+  static TOPS_INLINE float sumf(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+  // kLanes bytes, one a lane.
+  static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+  static TOPS_INLINE I int8_to_lanes(const uint8_t* p) {
+    I r;
+    TOPS_LANES(static_cast<int8_t>(p[i]));
+  }
+  // -1, 0 or +1 for the lowest two bits of each lane, a ternary weight plus one.
+  static TOPS_INLINE F ternary_of(I codes) { return to_f(sub(and_(codes, set1(3)), set1(1))); }
   // table[b] for every byte b.
   static TOPS_INLINE I lookup(I a, const uint8_t* table) {
     I r;

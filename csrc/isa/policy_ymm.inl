@@ -158,3 +158,19 @@ static TOPS_INLINE I lookup(I x, const uint8_t* table) {
                                  sixty_four(table, 12, low, bit4, bit5), bit6);
   return _mm256_blendv_epi8(a, b, x);
 }
+// kLanes bytes, one a lane.
+static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+static TOPS_INLINE I int8_to_lanes(const uint8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+// -1, 0 or +1 for the lowest two bits of each lane, a ternary weight plus one.
+static TOPS_INLINE F ternary_of(I codes) {
+  return _mm256_permutevar8x32_ps(_mm256_setr_ps(-1, 0, 1, 0, -1, 0, 1, 0), codes);
+}
+static TOPS_INLINE float sumf(F a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}

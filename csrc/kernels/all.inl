@@ -7,6 +7,7 @@
 #include "kernels/block_sparse.inl"
 #include "kernels/depthwise.inl"
 #include "kernels/linear.inl"
+#include "kernels/linear_float.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/fake_quant.inl"
 #include "kernels/elementwise.inl"

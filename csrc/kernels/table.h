@@ -147,6 +147,20 @@ struct LinearArgs {
   int64_t y_stride;
 };
 
+// y[i][n] = (sum over k of w[n][k] * x[i][k]) * scale[n] + bias[n] in float32, weights two-bit or
+// int8.
+struct FloatRowsArgs {
+  const float* x;  // [m][x_stride], 0 from the row's length to width
+  int64_t x_stride, m;
+  const uint8_t* rows;
+  int64_t row_bytes, width;  // bytes and weights of a row, padding included
+  RowCodes codes;
+  const float* scale;
+  const float* bias;  // or null
+  float* y;           // [m][y_stride]
+  int64_t y_stride;
+};
+
 // The sums of LinearArgs of one input row to float32.
 struct RowFinish {
   const int32_t* sums;  // of the weights of each row
@@ -215,6 +229,8 @@ struct KernelTable {
   void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // Weight rows [begin, end) times all input rows.
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
+  // The same of float rows.
+  void (*linear_float)(const FloatRowsArgs&, int64_t begin, int64_t end);
   // y holds n sums, then (sum + shift * sums - x_sum) * scale + bias in float32.
   void (*finish_row)(const RowFinish&, int64_t n, float* y);
   // n floats to as many u8 values, in their order.

@@ -58,14 +58,22 @@ def validate(codes: torch.Tensor, channels: int) -> None:
 def pack(codes: torch.Tensor, kind: str, channels: int, groups: int, float_x: bool) -> torch.Tensor:
     """Packed weights of codes or floats [O, R, S, ...] or [N, ...]; `channels` of one group.
 
-    The kernels multiply floats by floats: with `float_x` the codes become float32 first.
+    With `float_x` a dense linear layer keeps its integers, which the kernel turns into floats as it
+    reads them; elsewhere floats are multiplied by floats, and codes become float32 here.
     """
     validate(codes, channels)
+    core = _native.core()
+    if float_x and codes.dim() == 2 and kind == "dense" and codes.dtype != torch.float32:
+        form = "two_bit" if codes.dtype == torch.uint8 else "int8"
+        codes = codes.contiguous()
+        if core.rows_fit(WEIGHTS[codes.dtype], channels):
+            address = codes.data_ptr()
+            rows = core.prepack_linear(form, WEIGHTS[codes.dtype], address, len(codes), channels)
+            return torch.from_numpy(rows)
     if float_x:
         codes = decode(codes, channels).float()
     codes = codes.contiguous()
     wtype = WEIGHTS[codes.dtype]
-    core = _native.core()
     if codes.dim() == 2:
         rows = core.prepack_linear(kind, wtype, codes.data_ptr(), codes.shape[0], channels)
         return torch.from_numpy(rows)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers of integer weights and float inputs: the weights are read as they are stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import ternary_ops as tops
+from ternary_ops import runtime
+from ternary_ops.ops import codes as layout
+from ternary_ops.ops import reference
+
+SIZES = [
+    (1, 1),
+    (3, 4),
+    (5, 63),
+    (7, 64),
+    (9, 255),
+    (4, 256),
+    (6, 257),
+    (2, 1024),
+    (33, 1029),
+    (16, 4100),
+]
+
+
+def weights(kind: str, n: int, k: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if kind == "ternary":
+        return rng.integers(-1, 2, (n, k)).astype(np.int8)
+    return rng.integers(-127, 128, (n, k)).astype(np.int8)
+
+
+def stored(w: np.ndarray) -> torch.Tensor:
+    if np.abs(w).max(initial=0) <= 1 and w.size > 2:
+        return torch.from_numpy(layout.pack_codes(w))
+    padded = np.zeros((len(w), 4 * layout.quads(w.shape[1])), np.int8)
+    padded[:, : w.shape[1]] = w
+    return torch.from_numpy(padded)
+
+
+@pytest.mark.parametrize("kind", ["ternary", "int8"])
+@pytest.mark.parametrize(("n", "k"), SIZES)
+@pytest.mark.parametrize("m", [1, 3, 9])
+def test_every_instruction_set_is_within_the_bound(kind: str, n: int, k: int, m: int) -> None:
+    rng = np.random.default_rng(m + n + k)
+    w = weights(kind, n, k, n * k + m)
+    x = (rng.standard_normal((m, k)) * 10.0 ** rng.integers(-3, 4)).astype(np.float32)
+    scale, bias = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
+    codes = stored(w)
+    packed = tops.ops.prepack(codes, "dense", k, 1, True)
+    exact = reference.linear(x, w, scale, bias)
+    # k roundings of partial sums at most, each half a unit in the last place of what was added.
+    bound = (k + 4) * 2.0**-24 * (np.abs(x) @ np.abs(w).T.astype(np.float64) * np.abs(scale))
+    bound += 2.0**-23 * (np.abs(bias) + np.abs(exact))
+    for isa in runtime.available_isas():
+        with runtime.force_isa(isa):
+            for threads in (1, 2, 3):
+                with runtime.num_threads(threads):
+                    y = tops.ops.linear(
+                        *(torch.from_numpy(x), codes),
+                        *(torch.from_numpy(scale), torch.from_numpy(bias)),
+                        packed=packed,
+                    ).numpy()
+                assert (np.abs(y - exact) <= bound).all(), isa
+            alone = [
+                tops.ops.linear(
+                    torch.from_numpy(x[i : i + 1]),
+                    *(codes, torch.from_numpy(scale), torch.from_numpy(bias)),
+                ).numpy()
+                for i in range(m)
+            ]
+            np.testing.assert_array_equal(np.concatenate(alone), y)
+
+
+def test_not_a_number_and_infinity_stay_where_they_are() -> None:
+    w = weights("ternary", 6, 300, 1)
+    x = torch.randn(2, 300)
+    x[0, 5], x[1, 7] = float("nan"), float("inf")
+    y = tops.ops.linear(x, stored(w), torch.ones(6)).numpy()
+    assert np.isnan(y[0]).all()  # as in a dense product: 0 * NaN is NaN
+    with np.errstate(invalid="ignore"):
+        want = x.numpy() @ w.T.astype(np.float32)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(want))
+
+
+def test_weights_keep_their_two_bits_in_memory() -> None:
+    codes = stored(weights("ternary", 512, 4096, 2))
+    packed = tops.ops.prepack(codes, "dense", 4096, 1, True)
+    assert packed.numel() < 1.02 * codes.numel() + 4 * 512 + 256
+    sparse = tops.ops.prepack(codes, "sparse", 4096, 1, True)
+    x = torch.randn(2, 4096)
+    a, b = (tops.ops.linear(x, codes, torch.ones(512), packed=p) for p in (packed, sparse))
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_summed_in_float32(dtype: torch.dtype) -> None:
+    w, x = weights("int8", 5, 700, 3), torch.randn(4, 700).to(dtype)
+    y = tops.ops.linear(x, stored(w), torch.ones(5))
+    assert y.dtype == dtype
+    whole = tops.ops.linear(x.float(), stored(w), torch.ones(5))
+    assert torch.equal(y, whole.to(dtype))
+
+
+def test_rows_of_base_three_are_refused() -> None:
+    from ternary_ops._native import core
+    from ternary_ops.errors import BadWeights
+
+    codes = stored(weights("ternary", 8, 400, 4))
+    packed = torch.from_numpy(
+        core().prepack_linear("base_three", "ternary", codes.data_ptr(), 8, 400)
+    )
+    with pytest.raises(BadWeights, match="float_x"):
+        tops.ops.linear(torch.randn(1, 400), codes, torch.ones(8), packed=packed)
