@@ -19,7 +19,8 @@ class Run:
     teacher: the run whose logits teach. config: None for a dense float network, which ends as a
     dense int8 file. reorder: channels are put into quads by size first. budget: bytes for which
     tops.plan chooses zeros layer by layer. rules and pruner: further arguments of tops.plan and
-    Pruner.
+    Pruner. goes_on: the compressed run of the same plan, but for zeros, whose trained weights are
+    trained on, ternary from the first step.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Run:
     budget: int = 0
     rules: dict[str, tops.TernaryConfig] = field(default_factory=dict)
     pruner: dict[str, Any] = field(default_factory=dict)
+    goes_on: str = ""
 
     @property
     def parent(self) -> str:
@@ -78,6 +80,12 @@ def _ternary(name: str, zeros: float, pattern: str, epochs: int, **options: Any)
     return Run(name, network, start, course, width, **given)
 
 
+def _longer(name: str, of: str, zeros: float, pattern: str, epochs: int) -> Run:
+    """Trained on from run `of` with a smaller rate, to a few more zeros."""
+    pruner = {"ternary_at": 0.0}
+    return _ternary(name, zeros, pattern, epochs, rate=0.02, goes_on=of, pruner=pruner)
+
+
 def _narrow(network: str, width: int, epochs: int) -> Run:
     """A dense network with fewer channels, from scratch, with the same teacher."""
     name = f"{network}-width{width}"
@@ -107,6 +115,9 @@ _LIST = [
     # Files of 1/49, 1/30 and 1/110 of float32 or less, and nine quads in ten empty.
     _ternary("resnet56-quads74", 0.738, "1x4", 12),
     _ternary("resnet20-quads53", 0.53, "1x4", 20),
+    # Trained on for a few epochs, until the file is small enough.
+    _longer("resnet56-quads75", "resnet56-quads74", 0.746, "1x4", 4),
+    _longer("resnet20-quads54", "resnet20-quads53", 0.54, "1x4", 4),
     _ternary("resnet56-quads90", 0.90, "1x4", 8, stages=(0.8, 0.87, 0.91391)),
     _ternary("resnet18h-quads95", 0.95, "1x4", 8, stages=(0.78, 0.85, 0.92, 0.96674)),
     _ternary("resnet56-element89", 0.886, "element", 4),

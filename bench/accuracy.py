@@ -75,7 +75,7 @@ def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def start(run: Run, split: Split) -> nn.Module:
+def start(run: Run, runs: Path, split: Split) -> nn.Module:
     """The network as training begins, quantized if it is to be compressed."""
     if run.start == "":
         model = build(run)
@@ -92,14 +92,26 @@ def start(run: Run, split: Split) -> nn.Module:
             budget = tops.quantize.Budget(bytes=run.budget)
             auto = {"auto": True, "budget": budget, "batches": [split.x_train[:64]]}
         tops.quantize_(model, tops.plan(model, run.config, rules=run.rules, **auto))
+    if run.goes_on:
+        model.load_state_dict(torch.load(runs / f"{run.goes_on}.pt", weights_only=True))
+        thaw_(model)
     return model.to(memory_format=torch.channels_last)
+
+
+def thaw_(model: nn.Module) -> None:
+    """Codes may change again; ranges of activations are unset until they are frozen."""
+    for layer in model.modules():
+        if isinstance(layer, tops.nn.TernaryLayer):
+            layer.phase = "ternary"
+            layer.input_range.data.fill_(float("nan"))
+            layer.output_range.fill_(float("nan"))
 
 
 def train(run: Run, runs: Path, split: Split) -> nn.Module:
     """Train, or go on training, or read what was trained."""
     if run.name in _PARENT_NAMES and parent_file(run.name).exists():
         return trained(run.name)
-    model = start(run, split)
+    model = start(run, runs, split)
     done = runs / f"{run.name}.pt"
     if done.exists():
         model.load_state_dict(torch.load(done, weights_only=True))
