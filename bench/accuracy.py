@@ -10,8 +10,8 @@
 train: runs are named and seeded; each keeps a checkpoint and its trained weights under --folder, so
 that one that was cut off goes on with the same bits when the command is repeated. It ends as a
 program file in bench/results/networks (a dense network in 8 bits) and as a row of accuracy.csv.
-The dense networks that others start from are in bench/results/parents, weights in float16: any
-other run can be repeated without them.
+What others start from or go on from is in bench/results/parents, weights in float16, so that any
+other run can be repeated alone.
 evaluate: accuracy of program files from the files alone. time: milliseconds an image of every file,
 interleaved with torch's own int8 of the dense networks. plot: accuracy.svg from accuracy.csv.
 """
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _accuracy_runs import RUNS, Run
 from _cifar import folder, keep_shortcuts_, load_cifar10, load_resnet
@@ -93,9 +94,18 @@ def start(run: Run, runs: Path, split: Split) -> nn.Module:
             auto = {"auto": True, "budget": budget, "batches": [split.x_train[:64]]}
         tops.quantize_(model, tops.plan(model, run.config, rules=run.rules, **auto))
     if run.goes_on:
-        model.load_state_dict(torch.load(runs / f"{run.goes_on}.pt", weights_only=True))
+        model.load_state_dict(state_of(run.goes_on, runs))
         thaw_(model)
     return model.to(memory_format=torch.channels_last)
+
+
+def state_of(name: str, runs: Path) -> dict[str, Tensor]:
+    """The trained weights of a compressed run: its own, else those kept in float16."""
+    if (runs / f"{name}.pt").exists():
+        own: dict[str, Tensor] = torch.load(runs / f"{name}.pt", weights_only=True)
+        return own
+    with np.load(PARENTS / f"{name}.npz") as kept:
+        return {key: torch.from_numpy(kept[key]) for key in kept.files}
 
 
 def thaw_(model: nn.Module) -> None:
