@@ -128,6 +128,12 @@ _LIST = [
     _narrow("resnet20", 12, 24),
     _narrow("resnet56", 10, 16),
     _narrow("resnet18", 20, 20),
+    # What costs accuracy at nine empty quads in ten: ternary weights, zeros that come late, zeros
+    # where time is, which one ranking of all quads spares? Beside resnet20-quads90.
+    _ternary("resnet20-quads90-early", 0.90, "1x4", 4, pruner={"end": 0.5}),
+    _ternary("resnet20-quads90-first", 0.90, "1x4", 4, pruner={"end": 0.4, "ternary_at": 0.6}),
+    _ternary("resnet20-quads90-stages", 0.90, "1x4", 4, stages=(0.8, 0.87, 0.9143)),
+    _ternary("resnet20-int8quads90", 0.90, "1x4", 4, weights="int8"),
     # Patterns and ternarizers under one budget, beside resnet20-try.
     _ternary("resnet20-quads90", 0.90, "1x4", 4),
     _ternary("resnet20-element90", 0.90, "element", 4),
