@@ -45,7 +45,7 @@ def unsqueeze(loader: Loader, node: Any, at: Attributes) -> Made:
         raise Refused("Unsqueeze of a size or a constant", "of a computed value")
     axes = at.get("axes") or loader.constant(node, 1)
     array: NDArray[Any] = np.expand_dims(
-        loader.constants[node.input[0]], tuple(int(a) for a in axes or ())
+        loader.constants[node.input[0]], tuple(int(a) for a in (axes if axes is not None else ()))
     )
     return array
 
