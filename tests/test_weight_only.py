@@ -9,6 +9,7 @@ import torch
 
 import ternary_ops as tops
 from ternary_ops import runtime
+from ternary_ops.engine.simulate import simulate
 from ternary_ops.ops import codes as layout
 from ternary_ops.ops import reference
 
@@ -115,3 +116,52 @@ def test_rows_of_base_three_are_refused() -> None:
     )
     with pytest.raises(BadWeights, match="float_x"):
         tops.ops.linear(torch.randn(1, 400), codes, torch.ones(8), packed=packed)
+
+
+def weight_only(model: torch.nn.Module, config: tops.TernaryConfig) -> torch.nn.Module:
+    tops.quantize_(model, tops.plan(model, rules={"*": config}))
+    return model.eval()
+
+
+class Head(torch.nn.Module):
+    """A linear layer whose output meets a function, a residual and the next layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(70, 90)
+        self.second = torch.nn.Linear(90, 90)
+        self.last = torch.nn.Linear(90, 11)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [N, 11] of x [N, 70]."""
+        y = torch.relu(self.first(x))
+        return self.last(torch.relu(y + self.second(y)))
+
+
+@pytest.mark.parametrize("kind", ["ternary", "int8"])
+def test_programs_read_the_rows_as_they_are(kind: str) -> None:
+    torch.manual_seed(3)
+    config = tops.TernaryConfig(kind, activations="float32")
+    model = weight_only(Head(), config)
+    assert all(isinstance(m, tops.nn.TernaryLinear) for m in list(model.modules())[1:])
+    x = torch.randn(37, 70)
+    program = tops.compile(model, x[:1])
+    exact = simulate(program.graph, x.numpy())[-1]
+    for isa in runtime.available_isas():
+        with runtime.force_isa(isa), runtime.num_threads(2):
+            y = program(x.numpy())
+        np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+        with runtime.force_isa(isa), runtime.num_threads(1):
+            alone = np.concatenate([program(x[i : i + 1].numpy()) for i in range(37)])
+        np.testing.assert_array_equal(y, alone)
+
+
+def test_a_program_reports_two_bits_a_weight() -> None:
+    config = tops.TernaryConfig(activations="float32")
+    model = weight_only(torch.nn.Sequential(torch.nn.Linear(2048, 2048)), config)
+    program = tops.compile(model, torch.randn(1, 2048))
+    x = np.random.default_rng(0).standard_normal((1, 2048)).astype(np.float32)
+    program(x)
+    rows = program.profile(x)
+    linear = next(row for row in rows if row["op"] == "linear")
+    assert (linear["kind"], linear["bits"], linear["integer"]) == ("ternary", 2, False)

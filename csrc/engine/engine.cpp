@@ -113,7 +113,7 @@ int Engine::dequantize(int x) {
   return push(std::move(n));
 }
 
-// Layers multiply like with like.
+// Layers multiply like with like; linear ones also floats with integer weights.
 static void check_kinds(const Node& x, Weights kind) {
   if (x.is_float != (kind == Weights::kFloat))
     bad_graph(
@@ -135,7 +135,8 @@ int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& wind
   if (residual >= 0 && value(residual, "conv2d residual").channels != w.shape.o)
     bad_graph("the residual of conv2d needs " + std::to_string(w.shape.o) + " channels.");
   check_kinds(in, w.kind);
-  n.layer = std::make_shared<LayerWeights>(w, false, in.is_float ? nullptr : &window);
+  n.layer = std::make_shared<LayerWeights>(w, LayerWeights::Layer::kConv,
+                                           in.is_float ? nullptr : &window);
   n.channels = w.shape.o;
   n.window = window;
   set_output_kind(n, q);
@@ -158,8 +159,10 @@ int Engine::linear(int x, int residual, const ConvWeights& w, const Requantize& 
               std::to_string(in.channels) + ".");
   if (residual >= 0 && value(residual, "linear residual").channels != w.shape.o)
     bad_graph("the residual of linear needs " + std::to_string(w.shape.o) + " features.");
-  check_kinds(in, w.kind);
-  n.layer = std::make_shared<LayerWeights>(w, true, nullptr);
+  const bool weight_only = in.is_float && w.kind != Weights::kFloat;
+  if (!weight_only) check_kinds(in, w.kind);
+  n.layer = std::make_shared<LayerWeights>(
+      w, weight_only ? LayerWeights::Layer::kWeightOnly : LayerWeights::Layer::kLinear, nullptr);
   n.channels = w.shape.o;
   set_output_kind(n, q);
   return push(std::move(n));

@@ -27,16 +27,19 @@ void check_finite(const ConvWeights& w) {
 
 }  // namespace
 
-LayerWeights::LayerWeights(const ConvWeights& w, bool linear, const Window* window)
-    : shape(w.shape), kind(w.kind), sparse_(w.sparse) {
+LayerWeights::LayerWeights(const ConvWeights& w, Layer layer, const Window* window)
+    : shape(w.shape), kind(w.kind), layer_(layer), sparse_(w.sparse) {
   check_shape(w.shape, w.kind);
   check_finite(w);
   density = tops::density(w.kind, w.data, w.shape);
   scale.assign(w.scale, w.scale + w.shape.o);
   bias.assign(static_cast<size_t>(w.shape.o), 0.0f);
   if (w.bias) bias.assign(w.bias, w.bias + w.shape.o);
-  if (linear && rows_fit(w.kind, w.shape.i)) {
-    rows_memory_ = pack_faster_rows(w.kind, w.data, w.shape.o, w.shape.i);
+  const bool weight_only = layer == Layer::kWeightOnly;
+  if (weight_only || (layer == Layer::kLinear && rows_fit(w.kind, w.shape.i))) {
+    const RowCodes codes = w.kind == Weights::kInt8 ? RowCodes::kInt8 : RowCodes::kTwoBit;
+    rows_memory_ = weight_only ? pack_rows(codes, w.data, w.shape.o, w.shape.i, 0)
+                               : pack_faster_rows(w.kind, w.data, w.shape.o, w.shape.i);
     rows_ = view_rows(rows_memory_.data(), rows_memory_.size());
     return;
   }
@@ -56,6 +59,7 @@ const PackedView& LayerWeights::view() const {
 
 bool LayerWeights::by_rows(int64_t m) const {
   if (!rows_.data) return false;
+  if (layer_ == Layer::kWeightOnly) return true;
   return sparse_ < 0 ? rows_beat_sparse(kind, m, density) : !sparse_;
 }
 

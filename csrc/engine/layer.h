@@ -24,10 +24,13 @@ struct ConvWeights {
 // The same as the kernels read them.
 class LayerWeights {
  public:
-  // linear: kept as rows (engine/row_weights.h), and the packed form is made when sparse() asks for
-  // it. window: of a convolution of u8, which may pack filter rows; else null. Throws kBadWeights,
+  enum class Layer { kConv, kLinear, kWeightOnly };
+
+  // kLinear: kept as rows (engine/row_weights.h), and the packed form is made when view() asks for
+  // it. kWeightOnly: a linear layer whose integer rows meet floats, whatever their number. window:
+  // of a convolution of u8, which may pack filter rows; else null. Throws kBadWeights,
   // kUnsupportedShape.
-  LayerWeights(const ConvWeights& w, bool linear, const Window* window);
+  LayerWeights(const ConvWeights& w, Layer layer, const Window* window);
   const PackedView& view() const;
   // Does a linear layer of so many input rows read rows? Else it is a convolution of as many
   // pixels.
@@ -43,6 +46,7 @@ class LayerWeights {
  private:
   void pack(const void* data, const WeightShape& shape, double occupied) const;
 
+  Layer layer_;
   int sparse_;
   Buffer rows_memory_;
   RowsView rows_;

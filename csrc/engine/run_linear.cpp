@@ -50,9 +50,7 @@ void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
   float* const y = reinterpret_cast<float*>(direct ? to : floats.data());
   const Residual residual = residual_of(nodes_, node.b);
   const Epilogue e = make_epilogue(node.requantize, residual);
-  const int32_t zero_point = nodes_[static_cast<size_t>(node.a)].zero_point;
-  const RowsInput rows{x, false, in.n, in.cells * 4, 1.0f, zero_point};
-  multiply_rows(l.rows(), rows, l.scale.data(), l.bias.data(), y, [&](int64_t begin, int64_t end) {
+  const auto finish = [&](int64_t begin, int64_t end) {
     for (int64_t i = 0; i < in.n; ++i) {
       float* const row = y + i * l.shape.o;
       if (residual.present) {
@@ -64,7 +62,16 @@ void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
       else
         store_codes(g, e, row, i, begin, end, to);
     }
-  });
+  };
+  if (in.is_float) {
+    multiply_float_rows(l.rows(), reinterpret_cast<const float*>(x), in.n, l.scale.data(),
+                        l.bias.data(), y);
+    finish(0, l.shape.o);
+  } else {
+    const int32_t zero_point = nodes_[static_cast<size_t>(node.a)].zero_point;
+    const RowsInput rows{x, false, in.n, in.cells * 4, 1.0f, zero_point};
+    multiply_rows(l.rows(), rows, l.scale.data(), l.bias.data(), y, finish);
+  }
   if (g.is_float) {
     if (!direct) grid_from_nchw(g, y, 0, to);
     return;

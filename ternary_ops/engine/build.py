@@ -54,7 +54,7 @@ def _add(engine: Any, graph: Graph, node: Node, sparse: int) -> int:
 def _add_layer(engine: Any, graph: Graph, node: Node, sparse: int) -> Any:
     at, w = node.attrs, graph.weight(node)
     x, residual = node.inputs[0], node.inputs[1] if len(node.inputs) == 2 else -1
-    wtype, values, scale = _values(w, graph.values[x].y)
+    wtype, values, scale = _values(w, graph.values[x].y, node.op == "linear")
     o, r, s, i = w.shape
     ends = *_bounds(node), *_output(at["y"]), sparse
     if node.op == "linear":
@@ -93,11 +93,12 @@ _OWN = {
 }
 
 
-def _values(w: Weight, x: Params | None) -> tuple[str, Array, Array]:
-    """Kind, values and scale as the kernels read them. Integer weights that meet float input become
-    floats: with no integers to multiply, only the file gains from the codes.
+def _values(w: Weight, x: Params | None, linear: bool) -> tuple[str, Array, Array]:
+    """Kind, values and scale as the kernels read them. Integer weights of a convolution that meet
+    float input become floats: with no integers to multiply, only the file gains from the codes.
+    Linear layers read them as they are, since fewer bytes are what makes these fast.
     """
-    if x is None and w.scale is not None:
+    if x is None and w.scale is not None and not linear:
         return "float", w.array * w.scale[:, None, None, None], np.ones_like(w.scale)
     scale = w.effective_scale(x)
     if isinstance(w.values, codes.TernaryCodes):

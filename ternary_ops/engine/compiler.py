@@ -53,8 +53,9 @@ def compile(  # noqa: A001
 
     Works on a copy in eval mode and folds BatchNorm there. Layers with uint8 activations run in
     integers, from their own codes whatever the phase; torch.nn's layers, block-sparse and
-    weight-only ones run in float32, without what is zero in their weights. example_input, float
-    [N, C, H, W] or [N, K], fixes the channels; N, H and W stay free.
+    weight-only ones run in float32, convolutions without what is zero in their weights and linear
+    layers from the codes as they are stored. example_input, float [N, C, H, W] or [N, K], fixes
+    the channels; N, H and W stay free.
 
     islands: where a module has no program form, run it in PyTorch between programs and return an
     IslandProgram, which names such modules and cannot be saved.
