@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     A symbolic link stays one, and its target is replaced. Raises what `write` raises, and OSError.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(f".{target.stem}.{os.urandom(4).hex()}{target.suffix}")
     # Made here, so that the name is ours alone and the mode is what the umask says.
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
