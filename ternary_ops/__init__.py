@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         prune,
         quantize,
         runtime,
+        sr,
     )
     from ternary_ops.engine import compile  # noqa: A004
     from ternary_ops.quantize import TernaryConfig, fallback_, load, pack_, quantize_, save
@@ -58,10 +59,12 @@ __all__ = [
     "runtime",
     "save",
     "sensitivity",
+    "sr",
 ]
 
 _MODULES = frozenset(
-    {"engine", "errors", "interchange", "io", "models", "nn", "ops", "prune", "quantize", "runtime"}
+    {"engine", "errors", "interchange", "io", "models", "nn", "ops"}
+    | {"prune", "quantize", "runtime", "sr"}
 )
 _HOME = {
     "Program": "runtime",
@@ -94,7 +97,7 @@ def __getattr__(name: str) -> Any:
             need(
                 f"ternary_ops.{name} needs PyTorch",
                 "none installed",
-                "pip install 'ternary-ops[train]'",
+                f"pip install 'ternary-ops[{'sr' if name == 'sr' else 'train'}]'",
             )
         ) from error
     value = module if name in _MODULES else getattr(module, name)

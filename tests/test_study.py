@@ -21,6 +21,7 @@ from ternary_ops.errors import (
     UnsupportedShape,
 )
 from ternary_ops.models import digits_resnet
+from ternary_ops.models.weights import load_weights
 from ternary_ops.study import data, isolated, own
 from ternary_ops.study.fit import Course
 
@@ -169,7 +170,7 @@ def test_pickles_with_code_are_refused(tmp_path: Path) -> None:
 
     torch.save({"a": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(FormatError):
-        own.load_weights(tmp_path / "evil.pt")
+        load_weights(tmp_path / "evil.pt")
     np.savez(tmp_path / "evil.npz", x=np.array([Evil()], dtype=object), y=np.zeros(1))
     with pytest.raises(FormatError):
         data.load_npz(tmp_path / "evil.npz")

@@ -209,9 +209,10 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _network(
     arguments: argparse.Namespace, split: Split
 ) -> tuple[Callable[[], nn.Module], Mapping[str, Tensor] | None]:
+    from ternary_ops.models.weights import load_weights
     from ternary_ops.study import own, zoo
 
-    weights = own.load_weights(arguments.weights) if arguments.weights else None
+    weights = load_weights(arguments.weights) if arguments.weights else None
     if zoo.is_zoo(arguments.model):
         given = weights, arguments.trained and weights is None
         build = zoo.zoo_builder(arguments.model, split.classes, split.x_train.shape[1], *given)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user's own files hold: a network, images and labels, weights."""
+"""What the user's own files hold: a network, images and labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -95,29 +94,6 @@ def _called(function: Callable[[], Any], text: str, do: str) -> Any:
     except Exception as error:  # the user's own code runs here: whatever it raises is the reason
         got = f"{type(error).__name__}: {error}"
         raise UnsupportedModel(need(f"{text} runs without arguments", got, do)) from error
-
-
-def load_weights(path: str | Path) -> Mapping[str, Tensor]:
-    """A state dict from .safetensors, or from torch.save read with weights_only=True.
-
-    Raises FormatError for anything else.
-    """
-    do = "Save model.state_dict() with torch.save or safetensors."
-    try:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # what a damaged archive raises depends on where it is damaged
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FormatError(need(f"{path} holds a state dict", reason, do)) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise FormatError(need(f"{path} holds a state dict", type(state).__name__, do))
-    return state
 
 
 def check_fit(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], path: str) -> None:

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Super-resolution: published efficient networks, loaded from their own checkpoints."""
+
+from ternary_ops.sr.efdn import EFDN
+from ternary_ops.sr.files import load
+from ternary_ops.sr.fmen import FMEN, FMEN_FULL
+from ternary_ops.sr.fold import fold
+from ternary_ops.sr.imdn import IMDN
+from ternary_ops.sr.network import SRNetwork
+from ternary_ops.sr.rfdn import RFDN, RLFN
+
+__all__ = ["EFDN", "FMEN", "FMEN_FULL", "IMDN", "RFDN", "RLFN", "SRNetwork", "fold", "load"]
