@@ -142,11 +142,14 @@ class Program:
 
     def info(self) -> dict[str, Any]:
         """Totals for the sample shape: what `describe.totals` says, and "peak_bytes" of memory."""
-        n, h, w = (self.sample[0], *self.sample[2:], 1, 1)[:3]
-        return {
-            **describe.totals(self.graph, self._shapes_of(self.sample)),
-            "peak_bytes": int(self._engine.peak_bytes(n, h, w)),
-        }
+        totals = describe.totals(self.graph, self._shapes_of(self.sample))
+        return {**totals, "peak_bytes": self.peak_bytes(self.sample)}
+
+    def peak_bytes(self, shape: Shape) -> int:
+        """Memory that values take while an input of this shape runs; raises UnsupportedShape."""
+        self._shapes_of(shape)
+        n, h, w = (shape[0], *shape[2:], 1, 1)[:3]
+        return int(self._engine.peak_bytes(n, h, w))
 
     @property
     def channels(self) -> int:

@@ -140,7 +140,7 @@ def test_folders_that_are_refused(folder: Path, change: Any, said: str) -> None:
 def test_more_pixels_than_memory_are_refused_before_any_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "_free_memory", lambda: 1e4)
+    monkeypatch.setattr(images, "free_memory", lambda: 1e4)
     with pytest.raises(BadConfig, match="GB free"):
         data.load_folder(folder / "photos")
 

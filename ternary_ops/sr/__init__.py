@@ -8,5 +8,19 @@ from ternary_ops.sr.fold import fold
 from ternary_ops.sr.imdn import IMDN
 from ternary_ops.sr.network import SRNetwork
 from ternary_ops.sr.rfdn import RFDN, RLFN
+from ternary_ops.sr.tiles import Upscaler
+from ternary_ops.sr.upscale import upscale
 
-__all__ = ["EFDN", "FMEN", "FMEN_FULL", "IMDN", "RFDN", "RLFN", "SRNetwork", "fold", "load"]
+__all__ = [
+    "EFDN",
+    "FMEN",
+    "FMEN_FULL",
+    "IMDN",
+    "RFDN",
+    "RLFN",
+    "SRNetwork",
+    "Upscaler",
+    "fold",
+    "load",
+    "upscale",
+]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,56 @@ from ternary_ops.sr.network import conv
 
 # The stride-2 convolution and the pool of 7 need so many pixels: (15 - 3) // 2 + 1 = 7.
 ESA_SMALLEST = 15
+# A pooled cell lies so many pixels from the next: stride 2 times stride 3.
+ESA_STEP = 6
+
+
+def esa_cells(pixels: int) -> int:
+    """Cells of the pooled map along an axis of so many pixels."""
+    return ((pixels - 3) // 2 + 1 - 7) // 3 + 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a crop lies in its image, in pixels; top and left are multiples of ESA_STEP."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+    def cells(self, v: Tensor) -> Tensor:
+        """The pooled map of the crop without cells that the whole image does not have."""
+        rows, columns = esa_cells(self.height), esa_cells(self.width)
+        return v[..., : rows - self.top // ESA_STEP, : columns - self.left // ESA_STEP]
+
+    def stretched(self, v: Tensor, size: tuple[int, int]) -> Tensor:
+        """v, stretched as in the whole image, over a crop of this size."""
+        for axis, total, first, count in (
+            (-2, self.height, self.top, size[0]),
+            (-1, self.width, self.left, size[1]),
+        ):
+            v = _stretched(v, axis, total, first, count)
+        return v
+
+
+def _stretched(v: Tensor, axis: int, total: int, first: int, count: int) -> Tensor:
+    """Bilinear interpolation along one axis, align_corners=False, by positions in the whole image;
+    cells beyond the crop's are taken for its last.
+    """
+    cells = esa_cells(total)
+    pixels = torch.arange(first, first + count, device=v.device, dtype=torch.float64)
+    source = ((pixels + 0.5) * (cells / total) - 0.5).clamp_min(0.0)
+    low = source.long()
+    share = (source - low).to(v.dtype)
+    shape = [-1 if d == v.ndim + axis else 1 for d in range(v.ndim)]
+    own = [
+        v.index_select(
+            axis, (i.clamp_max(cells - 1) - first // ESA_STEP).clamp(0, v.shape[axis] - 1)
+        )
+        for i in (low, low + 1)
+    ]
+    return torch.lerp(own[0], own[1], share.view(shape))
 
 
 class ESA(nn.Module):
@@ -21,7 +73,10 @@ class ESA(nn.Module):
 
     The pooled map is stretched over the whole image (bilinear, align_corners=False), by a factor
     that depends on its size: a part of an image has another mask than the same place in the whole.
+    `place` says where x lies in the whole; None: it is the whole.
     """
+
+    place: Place | None = None
 
     def __init__(self, channels: int, inner: int, full: bool) -> None:
         super().__init__()
@@ -37,10 +92,15 @@ class ESA(nn.Module):
         """x times its mask."""
         c1 = self.conv1(x)
         v = F.max_pool2d(self.conv2(c1), 7, 3)
+        if self.place is not None:
+            v = self.place.cells(v)
         if self.conv_max is not None:
             v = F.relu(self.conv_max(v))
         v = self.conv3(v)
         if self.conv3_ is not None:
             v = self.conv3_(F.relu(v))
-        up = F.interpolate(v, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        if self.place is None:
+            up = F.interpolate(v, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        else:
+            up = self.place.stretched(v, (x.shape[-2], x.shape[-1]))
         return x * torch.sigmoid(self.conv4(up + self.conv_f(c1)))

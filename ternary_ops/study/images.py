@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, need
+from ternary_ops.memory import free_memory
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
@@ -147,7 +148,7 @@ class _Reader:
                 do = "Remove it, or pass the size of the images."
                 raise FormatError(need(f"{example} is an image", _reason(error), do)) from error
         wanted = count * self.size[0] * self.size[1] * len(self.mode)
-        free = _free_memory()
+        free = free_memory()
         if wanted > _SHARE * free:
             got = f"{wanted / 1e9:.1f} GB of pixels and {free / 1e9:.1f} GB free"
             raise BadConfig(need("the images fit half the memory", got, "Pass a smaller --size."))
@@ -210,13 +211,3 @@ def _files(path: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def _free_memory() -> float:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    except OSError:
-        pass
-    return float("inf")

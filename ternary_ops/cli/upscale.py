@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make images larger with a super-resolution network.
+
+INPUT: image files, folders or patterns; the last name is the output, a file or a folder. --weights
+is a checkpoint of EFDN, FMEN, RFDN, RLFN or IMDN (.pth, .npz, .safetensors); what it is, and its
+scale, is read from it. Bit depth, transparency, color profile and EXIF stay. Images that are there
+already are kept; a file that cannot be read is named at the end, and the rest is made. Needs
+pip install 'ternary-ops[sr]'.
+
+example: ternary-ops upscale photos/ large/ --weights EFDN_gv.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ternary_ops.errors import BadConfig, MissingExtra, need
+
+if TYPE_CHECKING:
+    from ternary_ops.sr.batch import Outcome
+
+_STEPS = 100  # of the progress bar, an image
+_FAILED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to read, where to write, and how."""
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, folders or patterns")
+    parser.add_argument("output", metavar="OUT", help="a file, or a folder that mirrors folders")
+    parser.add_argument("--weights", metavar="FILE", required=True, help="a checkpoint")
+    parser.add_argument("--scale", type=int, metavar="S", help="refuse weights of another scale")
+    parser.add_argument("--tile", type=int, metavar="N", help="pixels; default: what memory allows")
+    parser.add_argument(
+        "--alpha", default="model", metavar="MODE", help="model (default), bicubic or drop"
+    )
+    parser.add_argument("--format", metavar="SUFFIX", help="png, jpg, webp, tif; default: as given")
+    parser.add_argument("--recursive", action="store_true", help="folders within folders too")
+    parser.add_argument("--overwrite", action="store_true", help="make anew what is there already")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one a core")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no list")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make every image; 0, or 1 where some failed."""
+    try:
+        from ternary_ops import runtime, sr
+        from ternary_ops.sr import batch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        do = "pip install 'ternary-ops[sr]'"
+        raise MissingExtra(need("upscale needs PyTorch", "none installed", do)) from error
+    from ternary_ops.progress import progress_bars
+
+    suffix = None if arguments.format is None else "." + arguments.format.lower().lstrip(".")
+    works = batch.plan(arguments.inputs, Path(arguments.output), arguments.recursive, suffix)
+    network = sr.load(arguments.weights)
+    if arguments.scale not in (None, network.scale):
+        got = f"{arguments.scale}; {arguments.weights} makes {network.scale}"
+        raise BadConfig(need("--scale is that of the weights", got, "Pass other weights."))
+    options = batch.Options(arguments.tile, arguments.alpha, arguments.overwrite)
+    outcomes = []
+    quiet = arguments.quiet or arguments.json
+    threads = arguments.threads
+    with (
+        nullcontext() if threads is None else runtime.num_threads(threads),
+        progress_bars(quiet) as progress,
+        progress.stage("upscale", _STEPS * len(works)) as advance,
+    ):
+        for outcome in batch.run(works, sr.Upscaler(network), options, _counter(advance)):
+            outcomes.append(outcome)
+    _show(outcomes, arguments)
+    return _FAILED if any(o.state == "failed" for o in outcomes) else 0
+
+
+def _counter(advance: Callable[[], None]) -> Callable[[float], None]:
+    """From how many images are done to steps of the bar."""
+    shown = 0
+
+    def tick(done: float) -> None:
+        nonlocal shown
+        wanted = math.floor(_STEPS * done + 1e-6)
+        for _ in range(wanted - shown):
+            advance()
+        shown = max(shown, wanted)
+
+    return tick
+
+
+def _show(outcomes: list[Outcome], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        rows = [
+            {"source": str(o.work.source), "target": str(o.work.target), "state": o.state}
+            | ({"reason": o.reason} if o.reason else {})
+            for o in outcomes
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    count = Counter(o.state for o in outcomes)
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            print(f"failed: {outcome.work.source}: {outcome.reason}")
+        elif outcome.state == "kept" and not arguments.quiet:
+            print(f"kept: {outcome.work.target} was there (--overwrite makes it anew)")
+    if not arguments.quiet:
+        print(", ".join(f"{count[s]} {s}" for s in ("made", "kept", "failed") if count[s]))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network over an image in tiles that together are what the whole image would give.
+
+A tile is computed with a margin as wide as the network sees, and only its core is kept. Networks
+of convolutions alone then give the whole image's numbers. Networks with ESA see everything: their
+attention map is placed by where the tile lies in the whole image (`attention.Place`), tiles begin
+at a multiple of its step, and the margin is so wide that the rest is rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ternary_ops.engine import compile as compile_network
+from ternary_ops.memory import free_memory
+from ternary_ops.sr.attention import ESA, ESA_STEP, Place
+from ternary_ops.sr.network import SRNetwork
+
+Pixels = NDArray[np.float32]  # [3, H, W]
+
+# Measured on EFDN and RLFN: from here on tiles differ from the whole image by rounding alone.
+ESA_MARGIN = 96
+_SHARE = 0.5  # of free memory that one call takes by itself
+# Maps of `channels` floats that PyTorch holds at once in a network with ESA, seen: 18 to 22.
+_EAGER_MAPS = 24
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Along one axis: pixels [low, high) are computed, of which [first, last) are kept."""
+
+    low: int
+    high: int
+    first: int
+    last: int
+
+
+class Upscaler:
+    """A network that takes images of any size, from one pixel on, in the memory there is."""
+
+    def __init__(self, network: SRNetwork) -> None:
+        """network: as `sr.load` gives it; it is compiled here."""
+        self.network = network.eval()
+        self.scale = network.scale
+        self._attentions = [m for m in network.modules() if isinstance(m, ESA)]
+        self.margin = ESA_MARGIN if network.radius is None else network.radius
+        self._step = ESA_STEP if self._attentions else 1
+        side = network.smallest + 1
+        self.program = compile_network(network, torch.zeros(1, 3, side, side))
+
+    def __call__(
+        self, x: Pixels, tile: int | None = None, tick: Callable[[float], None] = lambda done: None
+    ) -> Pixels:
+        """x float32 [3, H, W], white is 1 -> [3, scale*H, scale*W].
+
+        tile: side of the tiles in pixels of x; None: the whole image at once where memory allows,
+        else tiles as large as it allows. tick is called with the share of pixels done.
+        """
+        height, width = x.shape[1:]
+        x = _extended(x, self.network.smallest)
+        s = self.scale
+        y = np.empty((3, s * x.shape[1], s * x.shape[2]), np.float32)
+        sides = (tile, tile) if tile else self._sides(x.shape[1], x.shape[2])
+        done = 0
+        for rows, columns in self._tiles(x.shape[1], x.shape[2], sides):
+            part = x[:, rows.low : rows.high, columns.low : columns.high]
+            made = self._run(part, Place(x.shape[1], x.shape[2], rows.low, columns.low))
+            to = np.s_[:, s * rows.first : s * rows.last, s * columns.first : s * columns.last]
+            y[to] = made[
+                :,
+                s * (rows.first - rows.low) : s * (rows.last - rows.low),
+                s * (columns.first - columns.low) : s * (columns.last - columns.low),
+            ]
+            done += (rows.last - rows.first) * (columns.last - columns.first)
+            tick(done / (x.shape[1] * x.shape[2]))
+        return y[:, : s * height, : s * width]
+
+    def peak_bytes(self, height: int, width: int, whole: bool = True) -> int:
+        """Memory beside input and output for a part of this size; whole: it is all there is."""
+        if whole or not self._attentions:
+            return self.program.peak_bytes((1, 3, height, width))
+        channels = self._attentions[0].conv1.in_channels
+        return 4 * _EAGER_MAPS * channels * height * width
+
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        """The largest tiles that fit into memory, the longer axis cut first."""
+        budget = _SHARE * free_memory()
+        if self.peak_bytes(height, width) <= budget:
+            return height, width
+        sides = [height, width]
+        least = max(self.margin, self._step)
+        while max(sides) > least:
+            longer = int(sides[1] > sides[0])
+            sides[longer] = max(least, -(-sides[longer] // 2))
+            rows, columns = (side + 2 * self.margin + self._step for side in sides)
+            if self.peak_bytes(min(rows, height), min(columns, width), whole=False) <= budget:
+                break
+        return sides[0], sides[1]
+
+    def _tiles(
+        self, height: int, width: int, sides: tuple[int, int]
+    ) -> Iterator[tuple[Tile, Tile]]:
+        for rows in cut(height, sides[0], self.margin, self._step):
+            for columns in cut(width, sides[1], self.margin, self._step):
+                yield rows, columns
+
+    def _run(self, x: Pixels, place: Place) -> Pixels:
+        white = self.network.input_range
+        batch = np.ascontiguousarray(x[None] * np.float32(white))
+        if not self._attentions or x.shape[1:] == (place.height, place.width):
+            y = self.program(batch)
+        else:
+            y = self._in_place(batch, place)
+        made: Pixels = y[0] / np.float32(white)
+        return made
+
+    def _in_place(self, batch: Pixels, place: Place) -> Pixels:
+        for attention in self._attentions:
+            attention.place = place
+        try:
+            with torch.inference_mode():
+                made: Pixels = self.network(torch.from_numpy(batch)).numpy()
+        finally:
+            for attention in self._attentions:
+                attention.place = None
+        return made
+
+
+def cut(pixels: int, side: int, margin: int, step: int = 1) -> list[Tile]:
+    """Tiles of one axis, as even as can be, at most `side` pixels but for rounding to `step`; each
+    is computed with `margin` pixels to both sides, where the image has them, from a multiple of
+    `step` on.
+    """
+    count = -(-pixels // min(side, pixels))
+    even = -(-pixels // count)
+    even = -(-even // step) * step
+    return [
+        Tile(
+            max(0, first - margin) // step * step,
+            min(pixels, first + even + margin),
+            first,
+            min(pixels, first + even),
+        )
+        for first in range(0, pixels, even)
+    ]
+
+
+def _extended(x: Pixels, least: int) -> Pixels:
+    """x, mirrored beyond its right and lower border until it is large enough."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        if size < least:
+            period = max(1, 2 * size - 2)
+            at = np.arange(least) % period
+            x = np.take(x, np.where(at < size, at, period - at), axis)
+    return x
