@@ -14,12 +14,18 @@ from _cifar import load_cifar10
 from _measure import NETWORKS, RESULTS, interleave, ratio, read_rows, spread, stopwatch, write_csv
 
 import ternary_ops as tops
+from ternary_ops._native import core
 from ternary_ops.study.timing import int8_rival, torch_call
 
 
-def measure(threads: int, rounds: int) -> None:
-    """One image through every file and through torch's int8 of its dense network, in turns."""
+def measure(threads: int, rounds: int, isa: str) -> None:
+    """One image through every file and through torch's int8 of its dense network, in turns.
+
+    isa: forced on our programs; torch takes what the machine has. "": the same for ours.
+    """
     from accuracy import trained
+
+    core().set_isa(isa)
 
     split = load_cifar10()
     x = split.x_test[:1].contiguous()
@@ -47,7 +53,7 @@ def measure(threads: int, rounds: int) -> None:
         row["faster_than_parent"] = round(ratio(times[parent], times[name]), 2)
         rows.append(row | {"torch": torch.__version__})
         print(*(f"{key} {value}" for key, value in rows[-1].items()))
-    write_csv(f"accuracy_ms_{threads}.csv", rows)
+    write_csv(f"accuracy_ms_{threads}{'_' * bool(isa)}{isa}.csv", rows)
 
 
 def draw() -> None:

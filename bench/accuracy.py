@@ -4,7 +4,7 @@
     python bench/accuracy.py list
     python bench/accuracy.py train resnet20 resnet56 --threads 1
     python bench/accuracy.py evaluate bench/results/networks/*.safetensors
-    python bench/accuracy.py time --threads 1
+    python bench/accuracy.py time --threads 1 [--isa avx2]
     python bench/accuracy.py plot
 
 train: runs are named and seeded; each keeps a checkpoint and its trained weights under --folder, so
@@ -223,6 +223,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="runs, as `list` prints them, or program files")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40, help="of `time`")
+    parser.add_argument("--isa", default="", help="of `time`: force an instruction set on ours")
     parser.add_argument("--folder", type=Path, default=Path("bench/runs"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -243,7 +244,7 @@ def main() -> int:
     elif options.command == "time":
         from _accuracy_report import measure
 
-        measure(options.threads, options.rounds)
+        measure(options.threads, options.rounds, options.isa)
     else:
         from _accuracy_report import draw
 
