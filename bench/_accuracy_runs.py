@@ -58,10 +58,10 @@ def _ternary(name: str, zeros: float, pattern: str, epochs: int, **options: Any)
     """A compressed copy of the dense network that the name begins with.
 
     stages: zeros stage by stage, in place of one ranking of all quads, which would take them from
-    the last stage and the time from none: a quad of the first costs 16 times as much. eights: how
-    many of the first stages keep 8-bit weights.
+    the last stage and the time from none: a quad of the first costs 16 times as much. eights: names
+    of layers, within stages, that keep 8-bit weights.
     """
-    eights = options.pop("eights", 0)
+    eights = options.pop("eights", ())
     start = name.partition("-")[0]
     config = tops.TernaryConfig(
         weights=options.pop("weights", "ternary"),
@@ -71,9 +71,9 @@ def _ternary(name: str, zeros: float, pattern: str, epochs: int, **options: Any)
     )
     given: dict[str, Any] = {"teacher": TEACHER, "config": config} | options
     shares = given.pop("stages", ())
-    given["rules"] = {
-        f"layer{n}.*": replace(config, zeros=z, weights="int8" if n <= eights else config.weights)
-        for n, z in enumerate(shares, 1)
+    rules = {f"layer{n}.*": replace(config, zeros=z) for n, z in enumerate(shares, 1)}
+    given["rules"] = rules | {
+        name: replace(rules[f"{name.partition('.')[0]}.*"], weights="int8") for name in eights
     }
     course = _sgd(epochs, given.pop("rate", 0.05), given.pop("decay", 1e-4), bfloat16=True)
     course = replace(
@@ -113,6 +113,9 @@ def _try(name: str, zeros: float = 0.66, pattern: str = "1x4", **options: Any) -
 # Zeros of the stages for 90 % and 95 % of all quads.
 _R56 = (0.8, 0.87, 0.91391)
 _R18 = (0.78, 0.85, 0.92, 0.96674)
+_EIGHT = ("layer1.*", "layer2.*")
+# What is zero already stays zero, and nothing else becomes it.
+_SAME_MASKS = {"ternary_at": 0.0, "schedule": "one_shot", "start": 0.0, "end": 0.02}
 _LIST = [
     Run("resnet20", "resnet20", "original", _sgd(8, 0.05, 2e-4)),
     Run("resnet56", "resnet56", "original", _sgd(6, 0.05, 2e-4)),
@@ -139,7 +142,11 @@ _LIST = [
     _ternary("resnet18h-quads95", 0.95, "1x4", 8, stages=_R18),
     # Trained on for long, with 8-bit quads where ternary ones cost most.
     _again("resnet56-int8quads90", "resnet56-quads90", 0.90, 20, weights="int8", stages=_R56),
-    _again("resnet18h-mixed95", "resnet18h-quads95", 0.95, 20, stages=_R18, eights=2),
+    _again("resnet18h-mixed95", "resnet18h-quads95", 0.95, 20, stages=_R18, eights=_EIGHT),
+    _again(
+        *("resnet18h-mixed95-on", "resnet18h-mixed95", 0.95, 10),
+        **{"stages": _R18, "eights": (*_EIGHT, "layer3.0.*"), "pruner": _SAME_MASKS},
+    ),
     _ternary("resnet56-element89", 0.886, "element", 4),
     # Dense networks with fewer channels that take as long as compressed ones, or longer.
     # AVX2: ResNet-20 with 10 channels as resnet20-quads54, ResNet-56 with 10 longer than

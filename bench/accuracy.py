@@ -99,6 +99,13 @@ def start(run: Run, runs: Path, split: Split) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
+def keep_state(name: str, state: dict[str, Tensor]) -> None:
+    """Keep the trained weights of a compressed run that others go on from, in float16."""
+    PARENTS.mkdir(exist_ok=True, parents=True)
+    arrays = {key: value.numpy() for key, value in halved(state).items()}
+    replace_file(PARENTS / f"{name}.npz", lambda target: np.savez_compressed(target, **arrays))
+
+
 def state_of(name: str, runs: Path) -> dict[str, Tensor]:
     """The trained weights of a compressed run: its own, else those kept in float16."""
     if (runs / f"{name}.pt").exists():
@@ -149,6 +156,8 @@ def train(run: Run, runs: Path, split: Split) -> nn.Module:
         replace_file(parent_file(run.name), lambda target: save_file(state, target))
         return trained(run.name)
     replace_file(done, lambda target: torch.save(model.state_dict(), target))
+    if any(run.name == other.goes_on for other in RUNS.values()):
+        keep_state(run.name, model.state_dict())
     return model
 
 
@@ -176,6 +185,8 @@ def finish(run: Run, model: nn.Module, split: Split) -> dict[str, Any]:
     config = run.config or tops.TernaryConfig("int8")
     names = ("weights", "ternarizer", "pattern", "zeros")
     row |= {name: getattr(config, name) for name in names}
+    kinds = {config.weights, *(rule.weights for rule in run.rules.values())}
+    row["weights"] = "+".join(sorted(kinds, reverse=True))
     if run.config is None:
         row["top1_float"] = round(accuracy(predictions(model, split.x_test), split.y_test), 2)
         model = copy.deepcopy(model)
