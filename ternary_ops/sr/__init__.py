@@ -3,9 +3,10 @@
 
 from ternary_ops.sr.efdn import EFDN
 from ternary_ops.sr.files import load
-from ternary_ops.sr.fmen import FMEN, FMEN_FULL
+from ternary_ops.sr.fmen import FMEN, FMEN_FULL, balance_
 from ternary_ops.sr.fold import fold
 from ternary_ops.sr.imdn import IMDN
+from ternary_ops.sr.losses import EdgeLoss
 from ternary_ops.sr.network import SRNetwork
 from ternary_ops.sr.rfdn import RFDN, RLFN
 from ternary_ops.sr.tiles import Upscaler
@@ -13,6 +14,7 @@ from ternary_ops.sr.upscale import upscale
 
 __all__ = [
     "EFDN",
+    "EdgeLoss",
     "FMEN",
     "FMEN_FULL",
     "IMDN",
@@ -20,6 +22,7 @@ __all__ = [
     "RLFN",
     "SRNetwork",
     "Upscaler",
+    "balance_",
     "fold",
     "load",
     "upscale",

@@ -8,6 +8,7 @@ table, not the authors' configuration.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -162,3 +163,52 @@ class FMEN(SRNetwork):
             h = hfab(erb(h))
         y: Tensor = self.tail(self.lr_conv(h) + x0)
         return y
+
+
+@torch.no_grad()
+def balance_(network: FMEN, images: Tensor, most: float = 512.0) -> None:
+    """Keep the maps of attention branches within float16, in place; what comes out keeps its bits.
+
+    The published FMEN-S has values up to 2e7 there, where float16 ends at 65,504. Leaky ReLU keeps
+    positive factors, so every convolution of a branch can be divided by a power of two that the
+    next one takes back.
+
+    network: folded. images: float [N, 3, H, W] in 0..255; their largest value on each map becomes
+    at most `most`. Raises BadConfig for a network with training branches.
+    """
+    for block in (network.warmup[1], *network.HFABs):
+        if block.bn1 is not None:
+            do = "Call sr.fold first."
+            raise BadConfig(need("balance_ takes a folded network", "training branches", do))
+    seen: dict[nn.Module, float] = {}
+    chains = [_branch(block) for block in (network.warmup[1], *network.HFABs)]
+    hooks = [
+        layer.register_forward_hook(
+            lambda module, args, y: seen.update({module: float(y.abs().max())})
+        )
+        for chain in chains
+        for layer in chain
+    ]
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for chain in chains:
+        before = 1.0
+        for layer in chain[:-1]:
+            factor = 2.0 ** max(0, math.ceil(math.log2(max(seen[layer], 1e-30) / most)))
+            layer.weight.mul_(before / factor)
+            cast(Tensor, layer.bias).div_(factor)
+            before = factor
+        chain[-1].weight.mul_(before)
+
+
+def _branch(block: HFAB) -> list[nn.Conv2d]:
+    """Convolutions of a folded attention branch, first to last."""
+    inner = [
+        conv3x3.rep_conv
+        for erb in block.convs
+        for conv3x3 in (cast(Conv3x3, erb.conv1), cast(Conv3x3, erb.conv2))
+    ]
+    return [block.squeeze, *inner, block.excitate]
