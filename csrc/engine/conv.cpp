@@ -14,6 +14,10 @@
 namespace tops {
 namespace {
 
+// Of input that is read again for every block of channels: what a second-level cache of 512 KB
+// holds beside weights and outputs.
+constexpr int64_t kCachedInput = 384 * 1024;
+
 uint8_t code_of(float bound, float inv, int32_t zero_point) {
   const float v = bound * inv;
   if (!(v < 1e6f)) return 255;  // no bound: +inf
@@ -201,10 +205,11 @@ void ConvPlan::run_wide(const ConvArgs& a) const {
   const KernelTable& kernel = kernels();
   const int64_t wide = 2 * kernel.lanes, blocks = divide_up(a.outputs, wide);
   const int64_t wanted = num_threads() > 1 ? 2 * num_threads() : 1;
-  const int64_t chunks = std::min(divide_up(wanted, blocks), a.segment_count);
+  const int64_t cached = divide_up(a.pixels, cached_pixels());
+  const int64_t chunks = std::min(std::max(divide_up(wanted, blocks), cached), a.segment_count);
   const int64_t scratch = kernel.wide_scratch(a.k);
   parallel_for(blocks * chunks, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
-    const int64_t b = i / chunks, c = i % chunks;
+    const int64_t b = i % blocks, c = i / blocks;
     kernel.conv_wide(a, b, b + 1, a.segment_count * c / chunks, a.segment_count * (c + 1) / chunks,
                      panel_scratch(scratch));
   });
@@ -217,14 +222,23 @@ void ConvPlan::run_dense(const ConvArgs& a) const {
   const int64_t step = 3 * kernel.lanes;
   const int64_t parts =
       std::max<int64_t>(1, std::min(divide_up(wanted, blocks), a.pixels / (4 * step)));
-  const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;
+  const int64_t most = std::min(divide_up(a.pixels, parts), cached_pixels());
+  const int64_t chunk = divide_up(most, step) * step;
   const int64_t chunks = divide_up(a.pixels, chunk);
   const int64_t scratch = a.weights == Weights::kFloat ? 0 : dense_scratch(a.k);
+  // All channels of a chunk, then the next: its input stays in the cache.
   parallel_for(blocks * chunks, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
-    const int64_t b = i / chunks, first = (i % chunks) * chunk;
+    const int64_t b = i % blocks, first = (i / blocks) * chunk;
     kernel.conv_dense(a, b, b + 1, first, std::min(first + chunk, a.pixels),
                       panel_scratch(scratch));
   });
+}
+
+int64_t ConvPlan::cached_pixels() const {
+  const WeightShape& s = packed_.shape;
+  const int64_t pixel = std::max<int64_t>(1, packed_.cells / std::max<int64_t>(1, s.groups)) * 4;
+  const int64_t rows = kCachedInput / pixel - (s.r - 1) * domain_.pitch();
+  return std::max({rows, kCachedInput / (pixel * s.r), int64_t{256}});
 }
 
 void ConvPlan::run_sparse(const ConvArgs& a) const {

@@ -40,6 +40,8 @@ class ConvPlan {
   void run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch) const;
 
  private:
+  // How many pixels of output, at once, read no more input than a core's own cache holds.
+  int64_t cached_pixels() const;
   void run_dense(const ConvArgs& args) const;
   void run_wide(const ConvArgs& args) const;
   void run_sparse(const ConvArgs& args) const;

@@ -10,11 +10,6 @@
 namespace tops {
 namespace {
 
-float sigmoid(float x) {
-  const float small = std::exp(-std::fabs(x));  // never overflows
-  return (x >= 0.0f ? 1.0f : small) / (1.0f + small);
-}
-
 float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
 
 float hardsigmoid(float x) { return std::min(std::max(x + 3.0f, 0.0f), 6.0f) / 6.0f; }
@@ -28,22 +23,22 @@ void map_row(const float* x, float* y, int64_t n, const F& f) {
   for (int64_t i = 0; i < n; ++i) y[i] = f(x[i]);
 }
 
-void map_floats(const Detail& d, const float* x, float* y, int64_t n) {
+void map_floats(const KernelTable& kernel, const Detail& d, const float* x, float* y, int64_t n) {
   const float a = d.params.empty() ? 0.0f : d.params[0];
   const float b = d.params.size() < 2 ? 0.0f : d.params[1];
   switch (d.function) {
     case Function::kAffine:
       return map_row(x, y, n, [=](float v) { return v * a + b; });
     case Function::kLeakyRelu:
-      return map_row(x, y, n, [=](float v) { return v >= 0.0f ? v : v * a; });
+      return kernel.map_floats(FloatMap::kLeakyRelu, a, x, n, y);
     case Function::kHardswish:
       return map_row(x, y, n, [](float v) { return v * hardsigmoid(v); });
     case Function::kHardsigmoid:
       return map_row(x, y, n, hardsigmoid);
     case Function::kSilu:
-      return map_row(x, y, n, [](float v) { return v * sigmoid(v); });
+      return kernel.map_floats(FloatMap::kSilu, a, x, n, y);
     case Function::kSigmoid:
-      return map_row(x, y, n, sigmoid);
+      return kernel.map_floats(FloatMap::kSigmoid, a, x, n, y);
     case Function::kTanh:
       return map_row(x, y, n, [](float v) { return std::tanh(v); });
     case Function::kGelu:
@@ -80,7 +75,7 @@ void Plan::run_activation(const Node& node, const Step& s, uint8_t* arena) const
         for (int64_t j = 0; j < 4 && y.channel[j]; ++j) {
           float* const to = reinterpret_cast<float*>(y.channel[j]);
           if (in.is_float)
-            map_floats(d, reinterpret_cast<const float*>(x.channel[j]), to, out.w);
+            map_floats(kernel, d, reinterpret_cast<const float*>(x.channel[j]), to, out.w);
           else
             for (int64_t p = 0; p < out.w; ++p) to[p] = d.table[x.channel[0][p * 4 + j]];
         }

@@ -60,6 +60,7 @@ struct V {
   }
   static TOPS_INLINE F addf(F a, F b) { return vaddq_f32(a, b); }
   static TOPS_INLINE F mulf(F a, F b) { return vmulq_f32(a, b); }
+  static TOPS_INLINE F divf(F a, F b) { return vdivq_f32(a, b); }
   // As maxps and minps: the second operand where either is NaN.
   static TOPS_INLINE F maxf(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static TOPS_INLINE F minf(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }

@@ -95,6 +95,10 @@ struct V {
     F r;
     TOPS_LANES(a.v[i] * b.v[i]);
   }
+  static TOPS_INLINE F divf(F a, F b) {
+    F r;
+    TOPS_LANES(a.v[i] / b.v[i]);
+  }
   // As maxps and minps: the second operand where either is NaN.
   static TOPS_INLINE F maxf(F a, F b) {
     F r;

@@ -35,6 +35,7 @@ static TOPS_INLINE F to_f(I a) { return _mm256_cvtepi32_ps(a); }
 static TOPS_INLINE I round(F a) { return _mm256_cvtps_epi32(a); }
 static TOPS_INLINE F addf(F a, F b) { return _mm256_add_ps(a, b); }
 static TOPS_INLINE F mulf(F a, F b) { return _mm256_mul_ps(a, b); }
+static TOPS_INLINE F divf(F a, F b) { return _mm256_div_ps(a, b); }
 static TOPS_INLINE F maxf(F a, F b) { return _mm256_max_ps(a, b); }
 static TOPS_INLINE F minf(F a, F b) { return _mm256_min_ps(a, b); }
 static TOPS_INLINE I max_u8(I a, I b) { return _mm256_max_epu8(a, b); }

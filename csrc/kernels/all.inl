@@ -10,5 +10,6 @@
 #include "kernels/linear_float.inl"
 #include "kernels/ceiling.inl"
 #include "kernels/fake_quant.inl"
+#include "kernels/functions.inl"
 #include "kernels/elementwise.inl"
 // clang-format on

@@ -202,6 +202,9 @@ struct SparseBelow {
   double pairs_from;  // share of quads from which 8-bit channels go in pairs
 };
 
+// What has kernels of its own; kLeakyRelu: a is the slope.
+enum class FloatMap { kLeakyRelu, kSigmoid, kSilu };
+
 struct KernelTable {
   const char* name;
   SparseBelow sparse_below;
@@ -242,6 +245,8 @@ struct KernelTable {
                       bool is_float, uint8_t* y, int64_t n);
   // y[i] = table[x[i]] for n cells; in place is fine.
   void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
+  // y[i] = the function of x[i]; in place is fine.
+  void (*map_floats)(FloatMap map, float a, const float* x, int64_t n, float* y);
   void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);
   // One row of pixels: four float channels (null: absent) to u8 cells, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of floats that have kernels: accuracy everywhere, on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ternary_ops as tops
+from ternary_ops import runtime
+
+
+def exact(name: str, x: np.ndarray) -> np.ndarray:
+    wide = x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        sigmoid = np.where(wide >= 0, 1, np.exp(np.minimum(wide, 0))) / (1 + np.exp(-np.abs(wide)))
+    return {
+        "sigmoid": sigmoid,
+        "silu": wide * sigmoid,
+        "leaky": np.where(wide >= 0, wide, wide * np.float64(np.float32(0.1))),
+    }[name]
+
+
+MODULES = {"sigmoid": nn.Sigmoid(), "silu": nn.SiLU(), "leaky": nn.LeakyReLU(0.1)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("width", [1, 7, 16, 37])
+def test_within_a_few_units_in_the_last_place(name: str, width: int) -> None:
+    # Pass-through in front: a function of the input alone would be another node's work.
+    first = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(first.weight)
+    program = tops.compile(nn.Sequential(first, MODULES[name]).eval(), torch.zeros(1, 1, 2, width))
+    rng = np.random.default_rng(0)
+    values = np.concatenate(
+        [
+            rng.standard_normal(40 * width) * 10.0 ** rng.integers(-6, 3, 40 * width),
+            np.linspace(-85, 85, 20 * width),
+            np.tile([0.0, -0.0, 1e-30, -1e-30], width),
+        ]
+    ).astype(np.float32)
+    x = values.reshape(1, 1, -1, width)
+    wanted = exact(name, x)
+    for isa in runtime.available_isas():
+        with runtime.force_isa(isa):
+            found = program(x)
+        off = np.abs(found - wanted)
+        assert (off <= 4e-7 * np.abs(wanted) + 1e-33).all(), (isa, float(off.max()))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_not_finite(name: str) -> None:
+    first = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(first.weight)
+    program = tops.compile(nn.Sequential(first, MODULES[name]).eval(), torch.zeros(1, 1, 1, 3))
+    x = np.array([[[[np.nan, np.inf, -3e38]]]], np.float32)
+    for isa in runtime.available_isas():
+        with runtime.force_isa(isa):
+            found = program(x)[0, 0, 0]
+        assert np.isnan(found[0])
+        assert found[1] == (1.0 if name == "sigmoid" else np.inf)
+        assert {"sigmoid": 0 <= found[2] < 1e-36, "silu": abs(found[2]) < 30}.get(
+            name, found[2] == np.float32(-3e38) * np.float32(0.1)
+        )
