@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import models, reporting
+from ternary_ops.checkpoint import Checkpoint
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.quantize import recalibrate_batchnorm_
 from ternary_ops.quantize.distill import Distillation
-from ternary_ops.study.checkpoint import Checkpoint
 from ternary_ops.study.data import Split
 from ternary_ops.study.fit import accuracy, fit, optimizer_for, predictions
 from ternary_ops.study.views import KeptLogits, Views

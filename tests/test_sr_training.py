@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses for super-resolution, and weights within the range of float16."""
+"""Super-resolution: losses, training on patches, and weights within the range of float16."""
 
 from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import ternary_ops as tops
 from ternary_ops import sr
-from ternary_ops.errors import BadConfig, UnsupportedShape
+from ternary_ops.checkpoint import Checkpoint
+from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape
 
 _HERE = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TERNARY_OPS_DATA", _HERE.parent / "shared" / "data"))
@@ -129,3 +132,131 @@ def test_the_published_network_fits_float16() -> None:
         assert torch.equal(network(x), wanted)
         found = network.half()(x.half()).float()
     assert float((found - wanted).square().mean().sqrt()) < 0.2  # grey levels
+
+
+def scenes(count: int, size: int = 40) -> list[np.ndarray]:
+    """Smooth images with edges, uint8 [size, size + 5, 3]."""
+    rng = np.random.default_rng(1)
+    rows, columns = np.mgrid[0:size, 0 : size + 5] / size
+    made = []
+    for _ in range(count):
+        a, b, c = rng.random((3, 3))
+        wave = np.sin(6 * (a * rows[..., None] + b * columns[..., None]) + 6 * c)
+        made.append(np.where(wave > 0.2, 200 + 50 * wave, 90 + 60 * wave).astype(np.uint8))
+    return made
+
+
+def small_network() -> sr.FMEN:
+    torch.manual_seed(0)
+    return sr.FMEN(2, 8, 5, 4, 1, [0, 0])
+
+
+COURSE = sr.SRCourse(steps=8, rate=2e-3, batch=2, patch=10)
+
+
+def test_patches_are_what_the_large_image_shows() -> None:
+    patches = sr.Patches(scenes(3), 2, 12)
+    small, large = patches.batch(5, 20, 0)
+    assert small.shape == (20, 3, 12, 12) and large.shape == (20, 3, 24, 24)
+    assert 0 <= float(large.min()) and 0.5 < float(large.max()) <= 1
+    pooled = torch.nn.functional.avg_pool2d(large, 2)
+    off = (pooled - small).abs()
+    assert float(off.mean()) < 0.02  # the same place, turned alike
+    again = patches.batch(5, 20, 0)
+    assert torch.equal(again[0], small) and torch.equal(again[1], large)
+    assert not torch.equal(patches.batch(6, 20, 0)[0], small)
+    assert not torch.equal(patches.batch(5, 20, 1)[0], small)
+    with pytest.raises(UnsupportedShape, match="at least 48"):
+        sr.Patches([np.zeros((47, 60, 3), np.uint8)], 4, 12)
+    with pytest.raises(UnsupportedShape, match="uint8 RGB"):
+        sr.Patches([np.zeros((60, 60), np.uint8)], 4, 12)
+    with pytest.raises(BadConfig, match="images"):
+        sr.Patches([], 4, 12)
+
+
+def _loss(network: sr.SRNetwork, patches: sr.Patches) -> float:
+    small, large = patches.batch(999, 16, 3)
+    with torch.no_grad():
+        return float((network(small * 255) / 255 - large).abs().mean())
+
+
+def test_training_helps_with_a_teacher_edges_and_an_average() -> None:
+    patches = sr.Patches(scenes(4), 2, 10)
+    plain = small_network()
+    before = _loss(plain.eval(), patches)
+    sr.train(plain, patches, replace(COURSE, steps=60))
+    assert not plain.training and _loss(plain, patches) < 0.5 * before
+    taught = small_network()
+    course = replace(COURSE, steps=60, edges=0.1, share=0.5, average=0.9)
+    sr.train(taught, patches, course, teacher=plain)
+    assert _loss(taught, patches) < 0.5 * before
+    other = small_network()
+    sr.train(other, patches, replace(course, average=0.0), teacher=plain)
+    assert not torch.equal(other.head.weight, taught.head.weight)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(average: float, tmp_path: Path) -> None:
+    patches, course = sr.Patches(scenes(2), 2, 10), replace(COURSE, average=average)
+    whole = small_network()
+    sr.train(whole, patches, course)
+
+    def stop() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    cut, left = small_network(), 4
+    about = {"run": "test"}
+    with pytest.raises(KeyboardInterrupt):
+        sr.train(cut, patches, course, checkpoint=Checkpoint(tmp_path / "c", about, 0), tick=stop)
+    steps: list[None] = []
+    again = small_network()
+    kept = Checkpoint(tmp_path / "c", about, 0)
+    sr.train(again, patches, course, checkpoint=kept, tick=lambda: steps.append(None))
+    assert len(steps) == course.steps
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_quantized_networks_train_to_a_program(tmp_path: Path) -> None:
+    patches = sr.Patches(scenes(3), 2, 10)
+    teacher = small_network()
+    sr.train(teacher, patches, replace(COURSE, steps=60))
+    network = copy.deepcopy(teacher)
+    config = tops.TernaryConfig("int8", zeros=0.5, pattern="1x4")
+    tops.quantize_(network, tops.plan(network, config, skip=["head", "tail.*"]))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    pruner = tops.prune.Pruner(network, total_steps=30, optimizer=optimizer)
+    course = replace(COURSE, steps=30, rate=1e-3)
+    calibration = patches.batch(0, 8, 7)[0]
+    sr.train(
+        *(network, patches, course),
+        **{"teacher": teacher, "pruner": pruner, "optimizer": optimizer},
+        calibration=calibration,
+    )
+    assert pruner.zeros == pytest.approx(0.5, abs=0.01)
+    assert _loss(network, patches) < 2.5 * _loss(teacher, patches)
+    program = tops.compile(network, torch.rand(1, 3, 12, 12) * 255)
+    program.save(tmp_path / "net.safetensors")
+    x = patches.batch(1, 2, 7)[0] * 255
+    with torch.no_grad():
+        off = np.abs(program(x.numpy()) - network(x).numpy())
+    assert off.mean() < 2.0  # grey levels
+
+
+def test_training_that_cannot_be_is_refused() -> None:
+    patches = sr.Patches(scenes(2), 2, 10)
+    with pytest.raises(BadConfig, match="one scale"):
+        sr.train(small_network(), patches, COURSE, teacher=sr.FMEN(3, 8, 5, 4, 1, [0, 0]))
+    network = small_network()
+    tops.quantize_(network, tops.plan(network, tops.TernaryConfig("int8", zeros=0.5)))
+    pruner = tops.prune.Pruner(network, total_steps=8)
+    with pytest.raises(BadConfig, match="average"):
+        sr.train(network, patches, replace(COURSE, average=0.9), pruner=pruner)
+    broken = small_network()
+    with torch.no_grad():
+        broken.head.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(BadWeights, match="finite loss"):
+        sr.train(broken, patches, COURSE)

@@ -10,6 +10,7 @@ from ternary_ops.sr.losses import EdgeLoss
 from ternary_ops.sr.network import SRNetwork
 from ternary_ops.sr.rfdn import RFDN, RLFN
 from ternary_ops.sr.tiles import Upscaler
+from ternary_ops.sr.training import Patches, SRCourse, train
 from ternary_ops.sr.upscale import upscale
 
 __all__ = [
@@ -18,12 +19,15 @@ __all__ = [
     "FMEN",
     "FMEN_FULL",
     "IMDN",
+    "Patches",
     "RFDN",
     "RLFN",
+    "SRCourse",
     "SRNetwork",
     "Upscaler",
     "balance_",
     "fold",
     "load",
+    "train",
     "upscale",
 ]

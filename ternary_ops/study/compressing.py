@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import reporting
+from ternary_ops.checkpoint import Checkpoint
 from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import BadConfig, TernaryOpsError, UnsupportedModel, need
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.progress import Progress
 from ternary_ops.quantize.distill import Distillation
 from ternary_ops.quantize.recipes import Recipe, get_recipe
-from ternary_ops.study.checkpoint import Checkpoint
 from ternary_ops.study.data import Split
 from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
 from ternary_ops.study.images import Source

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ternary_ops.checkpoint import Checkpoint, Stateful
 from ternary_ops.errors import BadWeights, need
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import calibrate
 from ternary_ops.quantize.distill import Distillation
-from ternary_ops.study.checkpoint import Checkpoint, Stateful
 from ternary_ops.study.images import Source
 from ternary_ops.study.ranks import ALONE, Ranks
 from ternary_ops.study.views import Taught, Views

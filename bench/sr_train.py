@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Super-resolution networks in 8-bit and ternary quads, fine-tuned from published float ones.
+
+    python bench/sr_train.py list
+    python bench/sr_train.py train fmen-s-x4-int8quads75 --threads 1
+    python bench/sr_train.py evaluate fmen-s-x4-int8quads75
+
+Trains on the 200 training images of BSDS500, resumable (--folder). A run ends as a program in
+bench/results/sr and as a row of bench/results/sr_quality.csv: PSNR and SSIM on luma of Set5, Set14
+and BSD100, from the program file alone, beside those of the float network it comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _cifar import folder
+from _measure import RESULTS, read_rows, write_csv
+from numpy.typing import NDArray
+
+import ternary_ops as tops
+from ternary_ops import runtime, sr
+from ternary_ops.checkpoint import Checkpoint
+from ternary_ops.sr.training import validate
+
+TABLE = "sr_quality.csv"
+FILES = RESULTS / "sr"
+SETS = ("Set5", "Set14", "BSD100")
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Run:
+    """weights: published file it starts from, and which teaches. config: of all but head and tail,
+    which are dense 8-bit.
+    """
+
+    name: str
+    weights: str
+    config: tops.TernaryConfig
+    course: sr.SRCourse
+
+
+def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
+    return tops.TernaryConfig(weights, zeros=zeros, pattern="1x4")
+
+
+_COURSE = sr.SRCourse(steps=3000, rate=5e-4, batch=16, patch=32, share=0.5, bfloat16=True)
+_LIST = [
+    Run("fmen-s-x4-int8quads75", "FMEN-S_x4.npz", _quads("int8", 0.75), _COURSE),
+    Run("fmen-s-x4-int8quads85", "FMEN-S_x4.npz", _quads("int8", 0.85), _COURSE),
+    Run("fmen-s-x4-quads50", "FMEN-S_x4.npz", _quads("ternary", 0.5), _COURSE),
+    Run("efdn-x4-int8quads75", "EFDN_x4.npz", _quads("int8", 0.75), _COURSE),
+]
+RUNS = {run.name: run for run in _LIST}
+
+
+def training_images() -> list[Image]:
+    """The 200 photos."""
+    from PIL import Image as pillow
+
+    with zipfile.ZipFile(folder() / "sr_images" / "BSDS500_train.zip") as pack:
+        names = sorted(name for name in pack.namelist() if name.endswith(".jpg"))
+        opened = (pillow.open(io.BytesIO(pack.read(name))) for name in names)
+        return [np.array(image.convert("RGB")) for image in opened]
+
+
+def pairs(name: str, scale: int) -> Iterator[tuple[Image, Image]]:
+    """Small and large images of a test set, uint8 RGB."""
+    from PIL import Image as pillow
+
+    with zipfile.ZipFile(folder() / "sr_images" / f"{name}.zip") as pack:
+
+        def read(entry: str) -> Image:
+            return np.array(pillow.open(io.BytesIO(pack.read(entry))).convert("RGB"))
+
+        for entry in sorted(n for n in pack.namelist() if n.startswith("HR/") and n[3:]):
+            small = read(entry.replace("HR/", f"LRx{scale}/"))
+            height, width = (scale * side for side in small.shape[:2])
+            yield small, read(entry)[:height, :width]
+
+
+def start(run: Run) -> tuple[sr.SRNetwork, sr.SRNetwork]:
+    """The network to train, quantized, and the float one."""
+    dense = sr.load(folder() / "sr_weights" / run.weights)
+    network = sr.load(folder() / "sr_weights" / run.weights)
+    last = "tail.0"
+    rules = {last: tops.TernaryConfig("int8", zeros=0.0)}
+    tops.quantize_(network, tops.plan(network, run.config, rules=rules))
+    return network, dense
+
+
+def train(run: Run, runs: Path) -> sr.SRNetwork:
+    """Train, or go on, or read what was trained."""
+    network, dense = start(run)
+    patches = sr.Patches(training_images(), network.scale, run.course.patch)
+    optimizer = torch.optim.Adam(network.parameters(), run.course.rate, (0.9, 0.99))
+    pruner = tops.prune.Pruner(network, total_steps=run.course.steps, optimizer=optimizer)
+    sr.train(
+        *(network, patches, run.course),
+        **{"teacher": dense, "pruner": pruner, "optimizer": optimizer},
+        calibration=patches.batch(0, 32, 1)[0],
+        checkpoint=Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name}),
+        tick=watcher(run),
+    )
+    return network
+
+
+def watcher(run: Run) -> Callable[[], None]:
+    """A line after each fiftieth of the run."""
+    state = {"step": 0, "start": time.monotonic()}
+
+    def tick() -> None:
+        state["step"] += 1
+        if state["step"] % max(1, run.course.steps // 50) == 0:
+            seconds = time.monotonic() - state["start"]
+            print(f"{run.name} {state['step']}/{run.course.steps} {seconds:.0f} s", flush=True)
+
+    return tick
+
+
+def by_program(program: runtime.Program, white: float) -> Callable[[Image], Image]:
+    """A program of a network whose white is `white`, from image to image."""
+
+    def run(image: Image) -> Image:
+        x = np.moveaxis(image, 2, 0)[None].astype(np.float32) * np.float32(white / 255)
+        y = program(x)[0] * np.float32(255 / white)
+        return np.moveaxis(np.clip(np.rint(y), 0, 255), 0, 2).astype(np.uint8)
+
+    return run
+
+
+def finish(run: Run, network: sr.SRNetwork) -> dict[str, Any]:
+    """The row of a trained run, judged from its file."""
+    white, scale = network.input_range, network.scale
+    sample = torch.zeros(1, 3, 180, 320)
+    dense = by_program(tops.compile(start(run)[1], sample), white)
+    program = tops.compile(network, sample).rounded()
+    FILES.mkdir(exist_ok=True, parents=True)
+    file = FILES / f"{run.name}.safetensors"
+    program.save(file)
+    ours = by_program(runtime.load(file), white)
+    row: dict[str, Any] = {"run": run.name, "scale": scale, "weights": run.config.weights}
+    row |= {"zeros": run.config.zeros, "steps": run.course.steps, "bytes": file.stat().st_size}
+    for name in SETS:
+        images = list(pairs(name, scale))
+        psnr, ssim = validate(ours, images, scale)
+        float_psnr, float_ssim = validate(dense, images, scale)
+        row |= {f"{name}_psnr": round(psnr, 3), f"{name}_ssim": round(ssim, 4)}
+        row |= {
+            f"{name}_float_psnr": round(float_psnr, 3),
+            f"{name}_loss": round(float_psnr - psnr, 3),
+        }
+        row[f"{name}_float_ssim"] = round(float_ssim, 4)
+    return row
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("list", "train", "evaluate"))
+    parser.add_argument("names", nargs="*", help="runs, as `list` prints them")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("bench/runs"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for run in RUNS.values() if options.command == "list" else map(RUNS.__getitem__, options.names):
+        if options.command == "list":
+            print(f"{run.name:30} {run.course.steps} steps from {run.weights}")
+        elif options.command == "train":
+            row = finish(run, train(run, options.folder))
+            rows = [old for old in read_rows(RESULTS / TABLE) if old["run"] != run.name]
+            write_csv(TABLE, [*rows, row])
+            print(row, flush=True)
+        else:
+            program = runtime.load(FILES / f"{run.name}.safetensors")
+            dense = sr.load(folder() / "sr_weights" / run.weights)
+            for name in SETS:
+                images = list(pairs(name, dense.scale))
+                psnr, ssim = validate(by_program(program, dense.input_range), images, dense.scale)
+                print(f"{run.name:30} {name:7} {psnr:.3f} dB {ssim:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
