@@ -179,6 +179,15 @@ def test_one_file(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[s
     assert main([*given, str(tmp_path / "b.png"), *rest]) == 0
     made = read(tmp_path / "b.png")
     assert made.pixels.shape == (18, 14, 4) and made.icc == ICC
+    assert main([*given, str(tmp_path / "d.tif"), *rest, "--compare"]) == 0
+    beside = read(tmp_path / "d.compare.png").pixels
+    assert beside.shape == (18, 28, 4)
+    np.testing.assert_array_equal(beside[:, 14:], read(tmp_path / "d.tif").pixels)
+    assert not np.array_equal(beside[:, :14], beside[:, 14:])
+    assert main([*given, str(tmp_path / "e.jpg"), *rest, "--compare", "--alpha", "drop"]) == 0
+    assert read(tmp_path / "e.compare.png").pixels.shape == (18, 28, 3)
+    for name in ("d.tif", "d.compare.png", "e.jpg", "e.compare.png"):
+        (tmp_path / name).unlink()
     pattern = [str(tmp_path / "?.png"), str(tmp_path / "more"), "--format", "webp"]
     assert main(["upscale", *pattern, *rest]) == 0
     assert sorted(p.name for p in (tmp_path / "more").iterdir()) == ["a.webp", "b.webp"]

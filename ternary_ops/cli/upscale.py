@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", metavar="SUFFIX", help="png, jpg, webp, tif; default: as given")
     parser.add_argument("--recursive", action="store_true", help="folders within folders too")
     parser.add_argument("--overwrite", action="store_true", help="make anew what is there already")
+    parser.add_argument(
+        "--compare", action="store_true", help="also NAME.compare.png: bicubic, made"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: one a core")
     parser.add_argument("--quiet", action="store_true", help="no progress, no list")
 
@@ -65,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.scale not in (None, network.scale):
         got = f"{arguments.scale}; {arguments.weights} makes {network.scale}"
         raise BadConfig(need("--scale is that of the weights", got, "Pass other weights."))
-    options = batch.Options(arguments.tile, arguments.alpha, arguments.overwrite)
+    options = batch.Options(
+        *(arguments.tile, arguments.alpha, arguments.overwrite, arguments.compare)
+    )
     outcomes = []
     quiet = arguments.quiet or arguments.json
     threads = arguments.threads

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ternary_ops.errors import BadConfig, TernaryOpsError, need
 from ternary_ops.sr.pictures import SUFFIXES, Picture, read, write
 from ternary_ops.sr.tiles import Upscaler
-from ternary_ops.sr.upscale import check_options, upscale
+from ternary_ops.sr.upscale import bicubic, check_options, upscale
 
 Tick = Callable[[float], None]
 
@@ -36,11 +40,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Options:
-    """How images are made: see `sr.upscale`; overwrite: targets that are there are made anew."""
+    """How images are made: see `sr.upscale`; overwrite: targets that are there are made anew.
+
+    compare: beside each target, NAME.compare.png: the image interpolated, and as it was made.
+    """
 
     tile: int | None = None
     alpha: str = "model"
     overwrite: bool = False
+    compare: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what `sr.upscale` would refuse for every image."""
@@ -100,7 +108,7 @@ def run(works: Iterable[Work], model: Upscaler, options: Options, tick: Tick) ->
         last: Future[Outcome] | None = None
         for number, work in enumerate(works):
             fetch(number + 1)
-            made: Picture | Outcome = Outcome(work, "kept")
+            made: Made | Outcome = Outcome(work, "kept")
             if number in ahead:
                 share = _shifted(tick, number)
                 made = _made(work, ahead.pop(number), model, options, share)
@@ -117,24 +125,43 @@ def _shifted(tick: Tick, done: int) -> Tick:
     return lambda share: tick(done + share)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What is to be written: the image and, if asked, the comparison."""
+
+    picture: Picture
+    compared: Picture | None = None
+
+
 def _made(
     work: Work, ahead: Future[Picture], model: Upscaler, options: Options, tick: Tick
-) -> Picture | Outcome:
+) -> Made | Outcome:
     try:
-        picture = ahead.result()
-        pixels = upscale(picture.pixels, model, options.tile, options.alpha, tick)
+        given = ahead.result()
+        pixels = upscale(given.pixels, model, options.tile, options.alpha, tick)
+        compared = _beside(given, pixels, model.scale) if options.compare else None
     except (TernaryOpsError, OSError, MemoryError) as error:
         return Outcome(work, "failed", _reason(error))
-    dpi = picture.dpi and (picture.dpi[0] * model.scale, picture.dpi[1] * model.scale)
-    return replace(picture, pixels=pixels, dpi=dpi)
+    dpi = given.dpi and (given.dpi[0] * model.scale, given.dpi[1] * model.scale)
+    return Made(replace(given, pixels=pixels, dpi=dpi), compared)
 
 
-def _stored(work: Work, made: Picture | Outcome) -> Outcome:
+def _beside(given: Picture, pixels: NDArray[Any], scale: int) -> Picture:
+    """Interpolated on the left, made on the right."""
+    left = bicubic(given.pixels, scale)
+    if left.ndim == 3 and left.shape != pixels.shape:  # alpha was dropped
+        left = left[..., : pixels.shape[2]]
+    return Picture(np.concatenate([left, pixels], axis=1), given.icc)
+
+
+def _stored(work: Work, made: Made | Outcome) -> Outcome:
     if isinstance(made, Outcome):
         return made
     try:
         work.target.parent.mkdir(parents=True, exist_ok=True)
-        write(work.target, made)
+        write(work.target, made.picture)
+        if made.compared is not None:
+            write(work.target.with_suffix(".compare.png"), made.compared)
     except (TernaryOpsError, OSError, MemoryError) as error:
         return Outcome(work, "failed", _reason(error))
     return Outcome(work, "made")

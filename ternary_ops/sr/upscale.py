@@ -107,8 +107,14 @@ def _through(model: Upscaler, planes: Pixels, tile: int | None, tick: Tick) -> P
     return made if len(planes) == 3 else made.mean(0, keepdims=True)
 
 
+def bicubic(image: Image, scale: int) -> Image:
+    """The image `scale` times as high and wide by interpolation: what a network has to beat."""
+    planes = _planes(image)
+    return _as_given(np.concatenate([_interpolated(p[None], scale) for p in planes]), image)
+
+
 def _interpolated(mask: Pixels, scale: int) -> Pixels:
-    """Bicubic, within the range of the mask: one value everywhere stays that value."""
+    """Bicubic, within the range of the plane: one value everywhere stays that value."""
     try:
         from PIL import Image as pillow
     except ImportError as error:
