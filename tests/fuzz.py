@@ -4,12 +4,14 @@
 python tests/fuzz.py --count 1000000 --workers 2     # about 25 minutes on two cores
 python tests/fuzz.py --case 123456                   # one case again
 python tests/fuzz.py --count 5000 --keep tests/data/fuzz
+python tests/fuzz.py --count 30000 --reasons tests/data/refused.zip
 
 Case n is a program file that n alone decides: a random program of tests/programs.py, damaged in one
 to four places, either in its bytes (which checksums must catch) or in its index, its payload or its
 metadata with the checksum made right again (which every later check must catch). Cases run in child
 processes; one that kills its process, or takes more than --seconds, is found by its number, and
-kept with --keep as a file that tests/test_fuzz.py reads from then on.
+kept with --keep as a file that tests/test_fuzz.py reads from then on. --reasons keeps the smallest
+file for every reason that files are refused for, which must stay refused.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import io
 import json
 import math
 import mmap
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +176,35 @@ def survive(data: bytes, file: Path) -> str:
     return "ran"
 
 
+def reason_of(data: bytes, file: Path) -> str | None:
+    """Why a file is refused, without what is particular to it; None where it is not."""
+    file.write_bytes(data)
+    try:
+        runtime.load(file)
+    except FormatError as error:
+        first = str(error).partition("\n")[0].partition(", got ")[0].replace(str(file), "FILE")
+        first = re.sub(r"(node \d+: )\w+\.", r"\1", first)  # attributes of any operator
+        return re.sub(r"'[^']*'|\"[^\"]*\"|\[.*\]|[-+]?\d[\d.e+-]*", "#", first)
+    return None
+
+
+def keep_reasons(begin: int, end: int, target: Path) -> int:
+    """Write a zip with the smallest file for each reason; how many there are."""
+    valid, found = seeds(), dict[str, bytes]()
+    with tempfile.TemporaryDirectory() as folder:
+        for case in range(begin, end):
+            data = damaged(case, valid)
+            reason = reason_of(data, Path(folder, "a.safetensors"))
+            if reason is not None and len(data) < len(found.get(reason, data + b"x")):
+                found[reason] = data
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as pack:
+        for number, (reason, data) in enumerate(sorted(found.items())):
+            pack.writestr(zipfile.ZipInfo(f"{number:03}.safetensors"), data)
+            pack.writestr(zipfile.ZipInfo(f"{number:03}.txt"), reason + "\n")
+    return len(found)
+
+
 def run_cases(begin: int, end: int, place: Path) -> dict[str, Any]:
     """In a child: run the cases and note each number before it begins."""
     valid, file, failures = seeds(), place.with_suffix(".safetensors"), []
@@ -225,6 +258,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="at most, for a case")
     parser.add_argument("--case", type=int, help="run one, in this process")
     parser.add_argument("--keep", type=Path, help="a folder for files that failed")
+    parser.add_argument("--reasons", type=Path, help="a zip for a file of each reason")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--range", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -234,6 +268,10 @@ def main() -> int:
     if options.case is not None:
         with tempfile.TemporaryDirectory() as folder:
             print(survive(damaged(options.case, seeds()), Path(folder, "a.safetensors")))
+        return 0
+    if options.reasons:
+        count = keep_reasons(options.first, options.first + options.count, options.reasons)
+        print(f"{count} reasons in {options.reasons}")
         return 0
     start, total, failures = time.monotonic(), Counter[str](), []
     last = options.first + options.count

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import fuzz
 import pytest
 
-CORPUS = sorted((Path(__file__).parent / "data" / "fuzz").glob("*.safetensors"))
+_DATA = Path(__file__).parent / "data"
+CORPUS = sorted((_DATA / "fuzz").glob("*.safetensors"))
+REASONS = _DATA / "refused.zip"
 
 
 def test_files_load_and_run_or_are_refused(tmp_path: Path) -> None:
@@ -25,9 +28,25 @@ def test_a_case_is_the_same_file_every_time() -> None:
     ]
 
 
-@pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)
-def test_kept_files(file: Path, tmp_path: Path) -> None:
-    fuzz.survive(file.read_bytes(), tmp_path / "a.safetensors")
+def test_kept_files(tmp_path: Path) -> None:
+    for file in CORPUS:
+        fuzz.survive(file.read_bytes(), tmp_path / "a.safetensors")
+
+
+def test_what_was_refused_stays_refused(tmp_path: Path) -> None:
+    """One file for each reason that tests/fuzz.py has met."""
+    with zipfile.ZipFile(REASONS) as pack:
+        names = [name for name in pack.namelist() if name.endswith(".safetensors")]
+        assert len(names) > 50
+        for name in names:
+            said = pack.read(name.replace("safetensors", "txt")).decode()
+            assert fuzz.survive(pack.read(name), tmp_path / "a.safetensors") == "refused", said
+
+
+def test_reasons_are_kept(tmp_path: Path) -> None:
+    count = fuzz.keep_reasons(0, 200, tmp_path / "reasons.zip")
+    with zipfile.ZipFile(tmp_path / "reasons.zip") as pack:
+        assert len(pack.namelist()) == 2 * count > 10
 
 
 def test_what_kills_a_process_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
