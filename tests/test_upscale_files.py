@@ -175,7 +175,7 @@ def test_folders(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[st
 def test_one_file(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a.png", Picture(noise(9, 7, 4), ICC))
     given = ["upscale", str(tmp_path / "a.png")]
-    rest = ["--weights", str(weights), "--tile", "5"]
+    rest = ["--weights", str(weights), "--tile", "5", "--threads", "2"]
     assert main([*given, str(tmp_path / "b.png"), *rest]) == 0
     made = read(tmp_path / "b.png")
     assert made.pixels.shape == (18, 14, 4) and made.icc == ICC

@@ -16,8 +16,8 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make every image; 0, or 1 where some failed."""
     try:
-        from ternary_ops import runtime, sr
+        from ternary_ops import sr
         from ternary_ops.sr import batch
     except ModuleNotFoundError as error:
         if error.name != "torch":
@@ -73,9 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     outcomes = []
     quiet = arguments.quiet or arguments.json
-    threads = arguments.threads
     with (
-        nullcontext() if threads is None else runtime.num_threads(threads),
+        _threads(arguments.threads),
         progress_bars(quiet) as progress,
         progress.stage("upscale", _STEPS * len(works)) as advance,
     ):
@@ -83,6 +82,25 @@ def run(arguments: argparse.Namespace) -> int:
             outcomes.append(outcome)
     _show(outcomes, arguments)
     return _FAILED if any(o.state == "failed" for o in outcomes) else 0
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """In programs, and in PyTorch, where tiles of networks with ESA run; None: as it is."""
+    if count is None:
+        yield
+        return
+    import torch
+
+    from ternary_ops import runtime
+
+    before = torch.get_num_threads()
+    with runtime.num_threads(count):
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _counter(advance: Callable[[], None]) -> Callable[[float], None]:

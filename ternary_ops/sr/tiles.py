@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -41,7 +42,10 @@ class Tile:
 
 
 class Upscaler:
-    """A network that takes images of any size, from one pixel on, in the memory there is."""
+    """A network that takes images of any size, from one pixel on, in the memory there is.
+
+    Several threads may share it.
+    """
 
     def __init__(self, network: SRNetwork) -> None:
         """network: as `sr.load` gives it; it is compiled here."""
@@ -50,6 +54,7 @@ class Upscaler:
         self._attentions = [m for m in network.modules() if isinstance(m, ESA)]
         self.margin = ESA_MARGIN if network.radius is None else network.radius
         self._step = ESA_STEP if self._attentions else 1
+        self._placing = Lock()
         side = network.smallest + 1
         self.program = compile_network(network, torch.zeros(1, 3, side, side))
 
@@ -120,14 +125,14 @@ class Upscaler:
         return made
 
     def _in_place(self, batch: Pixels, place: Place) -> Pixels:
-        for attention in self._attentions:
-            attention.place = place
-        try:
-            with torch.inference_mode():
-                made: Pixels = self.network(torch.from_numpy(batch)).numpy()
-        finally:
+        with self._placing, torch.inference_mode():
             for attention in self._attentions:
-                attention.place = None
+                attention.place = place
+            try:
+                made: Pixels = self.network(torch.from_numpy(batch)).numpy()
+            finally:
+                for attention in self._attentions:
+                    attention.place = None
         return made
 
 
