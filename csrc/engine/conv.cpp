@@ -75,6 +75,7 @@ uint8_t* panel_scratch(int64_t bytes) {
 
 Epilogue make_epilogue(const Requantize& q, const Residual& r) {
   Epilogue e{};
+  e.slope = q.slope;
   e.lo = q.lo;
   e.hi = q.hi;
   if (q.y_scale != 0.0f) {

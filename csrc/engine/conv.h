@@ -15,6 +15,7 @@ namespace tops {
 struct Requantize {
   float lo, hi, y_scale;
   int32_t y_zero_point;
+  float slope = 1.0f;  // of what is negative after the clamp; float output only
 };
 
 struct Residual {

@@ -21,13 +21,18 @@ static TOPS_INLINE void put(const Sink& s, uint8_t* p, V::I v, V::I halo) {
     V::store_n(p, v, s.n);
 }
 
+static TOPS_INLINE V::F leaky(V::F x, V::F slope) {
+  const V::F zero = V::set1f(0.0f);
+  return V::addf(V::maxf(zero, x), V::mulf(slope, V::minf(zero, x)));
+}
+
 // The epilogue's constants as vectors. Made once a tile: stores through uint8_t* may alias the
 // arguments, so the compiler would otherwise load and broadcast them again for every vector.
 struct Finisher {
-  V::F inv, cap, lo, hi, res_scale;
+  V::F inv, cap, lo, hi, slope, res_scale;
   V::I zero_point16, qlo, qhi, outside, res_zero_point, low;
   const float* bias;
-  bool float_out, float_residual, capped, clamped;
+  bool float_out, float_residual, capped, clamped, sloped;
 
   TOPS_INLINE Finisher(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
       : inv(V::set1f(e.inv)),
@@ -35,6 +40,7 @@ struct Finisher {
                                        // saturates to the right code
         lo(V::set1f(e.lo)),
         hi(V::set1f(e.hi)),
+        slope(V::set1f(e.slope)),
         res_scale(V::set1f(e.res_scale)),
         zero_point16(V::set1(static_cast<int32_t>(static_cast<uint32_t>(e.zero_point) * 0x10001u))),
         qlo(V::set1(static_cast<int32_t>(e.qlo * 0x01010101u))),
@@ -46,7 +52,8 @@ struct Finisher {
         float_out(float_output),
         float_residual(float_res),
         capped(e.capped),
-        clamped(e.qlo > 0 || e.qhi < 255) {}
+        clamped(e.qlo > 0 || e.qhi < 255),
+        sloped(e.slope != 1.0f) {}
 
   TOPS_INLINE V::F residual(V::I code) const {
     return V::mulf(V::to_f(V::sub(code, res_zero_point)), res_scale);
@@ -86,8 +93,11 @@ struct Finisher {
       }
     }
     if (float_out) {
-      for (int j = 0; j < 4 && j < planes; ++j)
-        put(s, s.y + j * s.y_plane, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
+      for (int j = 0; j < 4 && j < planes; ++j) {
+        V::F v = V::minf(hi, V::maxf(lo, y[j]));
+        if (sloped) v = leaky(v, slope);
+        put(s, s.y + j * s.y_plane, V::as_i(v), outside);
+      }
       return;
     }
     put(s, s.y, to_cells(y), outside);

@@ -37,8 +37,7 @@ template <FloatMap kMap>
 static TOPS_INLINE V::F mapped(V::F x, V::F a) {
   if (kMap == FloatMap::kSigmoid) return sigmoid(x);
   if (kMap == FloatMap::kSilu) return V::mulf(x, sigmoid(x));
-  const V::F zero = V::set1f(0.0f);
-  return V::addf(V::maxf(zero, x), V::mulf(a, V::minf(zero, x)));
+  return leaky(x, a);
 }
 
 template <FloatMap kMap>
