@@ -142,6 +142,10 @@ _LIST = [
     _ternary("resnet18h-quads95", 0.95, "1x4", 8, stages=_R18),
     # Trained on for long, with 8-bit quads where ternary ones cost most.
     _again("resnet56-int8quads90", "resnet56-quads90", 0.90, 20, weights="int8", stages=_R56),
+    _again(
+        *("resnet56-quads90-on", "resnet56-int8quads90", 0.90, 12),
+        **{"stages": _R56, "pruner": _SAME_MASKS},
+    ),
     _again("resnet18h-mixed95", "resnet18h-quads95", 0.95, 20, stages=_R18, eights=_EIGHT),
     _again(
         *("resnet18h-mixed95-on", "resnet18h-mixed95", 0.95, 10),
