@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image, ImageCms
 
 from ternary_ops import sr
 from ternary_ops.cli import main
-from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape
+from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedShape
 from ternary_ops.sr import batch, pictures
 from ternary_ops.sr.pictures import Picture, read, write
 
@@ -260,11 +262,15 @@ def _quiet(done: float) -> None:
     pass
 
 
+def test_pytorch_that_is_missing_is_named(weights: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None\nfrom ternary_ops.cli import main\n"
+    code += f"sys.exit(main(['upscale', 'a.png', 'b.png', '--weights', {str(weights)!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "MissingExtra" in done.stderr and "ternary-ops[sr]" in done.stderr
+
+
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    from ternary_ops.errors import MissingExtra
-
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(MissingExtra, match=r"tifffile.*\n.*ternary-ops\[sr\]"):
         pictures._library("tifffile")

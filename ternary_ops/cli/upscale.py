@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ternary_ops.errors import BadConfig, MissingExtra, need
+from ternary_ops.errors import BadConfig, need
 
 if TYPE_CHECKING:
     from ternary_ops.sr.batch import Outcome
@@ -52,15 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make every image; 0, or 1 where some failed."""
-    try:
-        from ternary_ops import sr
-        from ternary_ops.sr import batch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        do = "pip install 'ternary-ops[sr]'"
-        raise MissingExtra(need("upscale needs PyTorch", "none installed", do)) from error
+    from ternary_ops import sr  # says what to install where PyTorch is missing
     from ternary_ops.progress import progress_bars
+    from ternary_ops.sr import batch
 
     suffix = None if arguments.format is None else "." + arguments.format.lower().lstrip(".")
     works = batch.plan(arguments.inputs, Path(arguments.output), arguments.recursive, suffix)
