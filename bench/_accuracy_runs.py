@@ -152,13 +152,13 @@ _LIST = [
         **{"stages": _R18, "eights": (*_EIGHT, "layer3.0.*"), "pruner": _SAME_MASKS},
     ),
     _ternary("resnet56-element89", 0.886, "element", 4),
-    # Dense networks with fewer channels that take as long as compressed ones, or longer.
-    # AVX2: ResNet-20 with 10 channels as resnet20-quads54, ResNet-56 with 10 longer than
-    # resnet56-quads75, ResNet-18 with 12 longer than the half-width one at 95 %.
-    # AVX-512: ResNet-56 with 10 as at 90 %, ResNet-18 with 20 as at 95 %.
+    # Dense networks with fewer channels, to compare with compressed ones that take as long.
+    # ResNet-56 with 10: as with 90 % empty quads on AVX-512, longer than at 75 % on AVX2.
     _narrow("resnet20", 10, 24),
+    _narrow("resnet20", 12, 24),
     _narrow("resnet56", 10, 20),
     _narrow("resnet18", 12, 20),
+    _narrow("resnet18", 16, 20),
     _narrow("resnet18", 20, 20),
     # What costs accuracy at nine empty quads in ten: ternary weights, zeros that come late, zeros
     # where time is, which one ranking of all quads spares, a low rate, masks that are final?
