@@ -28,7 +28,7 @@ def load_weights(path: str | Path) -> Mapping[str, Tensor]:
     except FileNotFoundError:
         raise
     except Exception as error:  # what a damaged archive raises depends on where it is damaged
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise FormatError(need(f"{path} holds a state dict", reason, do)) from error
     while isinstance(state, Mapping) and not _flat(state):
         inner = next((state[name] for name in _WRAPPERS if name in state), None)
