@@ -90,25 +90,28 @@ def pairs(name: str, scale: int) -> Iterator[tuple[Image, Image]]:
             yield small, read(entry)[:height, :width]
 
 
-def start(run: Run) -> tuple[sr.SRNetwork, sr.SRNetwork]:
-    """The network to train, quantized, and the float one."""
-    dense = sr.load(folder() / "sr_weights" / run.weights)
-    network = sr.load(folder() / "sr_weights" / run.weights)
-    last = "tail.0"
-    rules = {last: tops.TernaryConfig("int8", zeros=0.0)}
+def dense(run: Run) -> sr.SRNetwork:
+    """The published float network."""
+    return sr.load(folder() / "sr_weights" / run.weights)
+
+
+def start(run: Run) -> sr.SRNetwork:
+    """The network to train, quantized."""
+    network = dense(run)
+    rules = {"tail.0": tops.TernaryConfig("int8", zeros=0.0)}
     tops.quantize_(network, tops.plan(network, run.config, rules=rules))
-    return network, dense
+    return network
 
 
 def train(run: Run, runs: Path) -> sr.SRNetwork:
     """Train, or go on, or read what was trained."""
-    network, dense = start(run)
+    network = start(run)
     patches = sr.Patches(training_images(), network.scale, run.course.patch)
     optimizer = torch.optim.Adam(network.parameters(), run.course.rate, (0.9, 0.99))
     pruner = tops.prune.Pruner(network, total_steps=run.course.steps, optimizer=optimizer)
     sr.train(
         *(network, patches, run.course),
-        **{"teacher": dense, "pruner": pruner, "optimizer": optimizer},
+        **{"teacher": dense(run), "pruner": pruner, "optimizer": optimizer},
         calibration=patches.batch(0, 32, 1)[0],
         checkpoint=Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name}),
         tick=watcher(run),
@@ -144,7 +147,7 @@ def finish(run: Run, network: sr.SRNetwork) -> dict[str, Any]:
     """The row of a trained run, judged from its file."""
     white, scale = network.input_range, network.scale
     sample = torch.zeros(1, 3, 180, 320)
-    dense = by_program(tops.compile(start(run)[1], sample), white)
+    published = by_program(tops.compile(dense(run), sample), white)
     program = tops.compile(network, sample).rounded()
     FILES.mkdir(exist_ok=True, parents=True)
     file = FILES / f"{run.name}.safetensors"
@@ -155,7 +158,7 @@ def finish(run: Run, network: sr.SRNetwork) -> dict[str, Any]:
     for name in SETS:
         images = list(pairs(name, scale))
         psnr, ssim = validate(ours, images, scale)
-        float_psnr, float_ssim = validate(dense, images, scale)
+        float_psnr, float_ssim = validate(published, images, scale)
         row |= {f"{name}_psnr": round(psnr, 3), f"{name}_ssim": round(ssim, 4)}
         row |= {
             f"{name}_float_psnr": round(float_psnr, 3),
@@ -186,10 +189,11 @@ def main() -> int:
             print(row, flush=True)
         else:
             program = runtime.load(FILES / f"{run.name}.safetensors")
-            dense = sr.load(folder() / "sr_weights" / run.weights)
+            network = dense(run)
             for name in SETS:
-                images = list(pairs(name, dense.scale))
-                psnr, ssim = validate(by_program(program, dense.input_range), images, dense.scale)
+                images = list(pairs(name, network.scale))
+                ours = by_program(program, network.input_range)
+                psnr, ssim = validate(ours, images, network.scale)
                 print(f"{run.name:30} {name:7} {psnr:.3f} dB {ssim:.4f}")
     return 0
 

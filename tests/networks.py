@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ternary_ops as tops
+from ternary_ops.runtime import Program
 
 
 def ready(
@@ -172,6 +174,15 @@ class Aliased(nn.Module):
         x = self.conv(x)
         skip = self.skip(x)
         return self.next(self.act(x)) + skip
+
+
+def error(program: Program, model: nn.Module, x: Tensor) -> float:
+    """Relative to how much the output varies."""
+    with torch.no_grad():
+        expected = model(x.clone()).numpy()
+    got = program(x.numpy())
+    assert got.shape == expected.shape
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected - expected.mean()))
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

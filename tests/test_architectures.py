@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import NETWORKS
-from networks import images, ready
+from networks import error, images, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops
@@ -17,15 +17,6 @@ from ternary_ops import runtime
 from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
 from ternary_ops.runtime import Program
-
-
-def error(program: Program, model: nn.Module, x: Tensor) -> float:
-    """Relative to how much the output varies."""
-    with torch.no_grad():
-        expected = model(x.clone()).numpy()
-    got = program(x.numpy())
-    assert got.shape == expected.shape
-    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected - expected.mean()))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

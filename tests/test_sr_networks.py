@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from packs import DATA, needs_weights
 from torch import Tensor, nn
 
 import ternary_ops as tops
@@ -20,10 +20,7 @@ from ternary_ops.sr.fmen import HFAB
 from ternary_ops.sr.metrics import quality
 from ternary_ops.sr.reparam import EDBB, RRRB
 
-_HERE = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("TERNARY_OPS_DATA", _HERE.parent / "shared" / "data"))
 WEIGHTS, REFERENCE = DATA / "sr_weights", DATA / "sr_reference"
-needs_data = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no published weights at hand")
 
 # File, family, scale, parameters, mean PSNR(Y) on Set5.
 PUBLISHED = [
@@ -63,7 +60,7 @@ def rounded(y: Any) -> Any:
     return np.clip(np.round(y), 0, 255).astype(np.uint8)
 
 
-@needs_data
+@needs_weights
 @pytest.mark.parametrize(("file", "family", "scale", "count", "psnr"), PUBLISHED)
 def test_published_weights(file: str, family: str, scale: int, count: int, psnr: float) -> None:
     network = sr.load(WEIGHTS / file)
@@ -79,7 +76,7 @@ def test_published_weights(file: str, family: str, scale: int, count: int, psnr:
         assert np.mean([q.ssim for q in found]) == pytest.approx(SSIM[file], abs=0.0005)
 
 
-@needs_data
+@needs_weights
 @pytest.mark.parametrize(
     ("file", "reference"),
     [("EFDN_x4.npz", "EFDN_x4_set5"), ("FMEN-S_x4.npz", "FMEN-S_x4_set5")],
@@ -96,7 +93,7 @@ def test_outputs_of_the_published_code(file: str, reference: str) -> None:
                 np.testing.assert_allclose(y, kept["butterfly_sr_f32_0to255"], atol=2.5e-3)
 
 
-@needs_data
+@needs_weights
 def test_a_wrong_input_range_costs_20_db() -> None:
     network = sr.load(WEIGHTS / "EFDN_x4.npz")
     low, truth = (
@@ -108,7 +105,7 @@ def test_a_wrong_input_range_costs_20_db() -> None:
     assert right == pytest.approx(28.552, abs=0.005) and wrong < right - 20
 
 
-@needs_data
+@needs_weights
 def test_every_map_of_the_published_code() -> None:
     network = sr.load(WEIGHTS / "EFDN_x4.npz")
     seen: dict[str, Tensor] = {}
@@ -135,7 +132,7 @@ def _load(module: nn.Module, kept: Any, prefix: str) -> None:
     module.eval()
 
 
-@needs_data
+@needs_weights
 def test_blocks_of_the_published_code() -> None:
     with np.load(REFERENCE / "EDBB_reparam.npz") as file:
         kept = dict(file)

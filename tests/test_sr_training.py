@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packs import DATA, needs_weights
 
 import ternary_ops as tops
 from ternary_ops import sr
 from ternary_ops.checkpoint import Checkpoint
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape
-
-_HERE = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("TERNARY_OPS_DATA", _HERE.parent / "shared" / "data"))
 
 
 def by_hand(a: np.ndarray, b: np.ndarray, patch: int, kernel: list[list[int]]) -> float:
@@ -114,9 +111,8 @@ def test_balanced_networks_keep_their_bits() -> None:
         sr.balance_(sr.FMEN(2, 6, 5, 4, 2, [2, 0, 1], train=True), x)
 
 
+@needs_weights
 def test_the_published_network_fits_float16() -> None:
-    if not (DATA / "sr_weights").is_dir():
-        pytest.skip("no published weights at hand")
     from PIL import Image
 
     network = sr.load(DATA / "sr_weights" / "FMEN-S_x4.npz")

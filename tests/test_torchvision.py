@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import images, ready
+from networks import error, images, ready
 from torch import nn
 
 import ternary_ops as tops
@@ -18,15 +18,6 @@ from ternary_ops import runtime
 models: Any = pytest.importorskip("torchvision.models")
 NAMES = ("resnet18", "resnet50", "mobilenet_v2", "vgg16_bn")
 SHAPE = (2, 3, 64, 64)
-
-
-def error(program: Any, model: nn.Module, x: torch.Tensor) -> float:
-    """Relative to how much the output varies."""
-    with torch.no_grad():
-        expected = model(x.clone()).numpy()
-    got = program(x.numpy())
-    assert got.shape == expected.shape
-    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected - expected.mean()))
 
 
 @pytest.mark.parametrize("name", NAMES)

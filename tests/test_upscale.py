@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from packs import DATA, needs_weights
 from torch import Tensor
 
 from ternary_ops import sr
@@ -18,9 +18,6 @@ from ternary_ops.errors import BadConfig, UnsupportedShape
 from ternary_ops.sr import tiles
 from ternary_ops.sr.attention import ESA, Place
 from ternary_ops.sr.tiles import cut
-
-_HERE = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("TERNARY_OPS_DATA", _HERE.parent / "shared" / "data"))
 
 
 class Smooth(sr.SRNetwork):
@@ -78,10 +75,9 @@ def test_tiles_are_the_whole_image(name: str, tile: int) -> None:
     assert len(calls) > 1 and calls == sorted(calls) and calls[-1] == 1.0
 
 
+@needs_weights
 @pytest.mark.parametrize("name", ["EFDN_x4.npz", "FMEN-S_x4.npz", "rlfn_ntire_x4.pth"])
 def test_tiles_of_published_networks(name: str) -> None:
-    if not (DATA / "sr_weights").is_dir():
-        pytest.skip("no published weights at hand")
     from PIL import Image
 
     pixels = np.asarray(Image.open(DATA / "set5" / "HR" / "woman.png").convert("RGB"))

@@ -91,7 +91,8 @@ def _from_pillow(image: Any, path: Path) -> Picture:
 
 def _deep_png(path: Path) -> NDArray[Any] | None:
     """A PNG of 16 bits, which Pillow reads as 8; None for others."""
-    head = path.read_bytes()[:26]
+    with path.open("rb") as file:
+        head = file.read(26)
     if not head.startswith(_PNG) or len(head) < 26 or head[24] != 16:
         return None
     pixels: NDArray[Any] = _library("imagecodecs").png_decode(path.read_bytes())
