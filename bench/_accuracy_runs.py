@@ -113,6 +113,8 @@ def _try(name: str, zeros: float = 0.66, pattern: str = "1x4", **options: Any) -
 # Zeros of the stages for 90 % and 95 % of all quads.
 _R56 = (0.8, 0.87, 0.91391)
 _R18 = (0.78, 0.85, 0.92, 0.96674)
+# Zeros of the stages for 80 %.
+_R20 = (0.65, 0.75, 0.823)
 _EIGHT = ("layer1.*", "layer2.*")
 # What is zero already stays zero, and nothing else becomes it.
 _SAME_MASKS = {"ternary_at": 0.0, "schedule": "one_shot", "start": 0.0, "end": 0.02}
@@ -146,6 +148,7 @@ _LIST = [
         *("resnet56-quads90-on", "resnet56-int8quads90", 0.90, 12),
         **{"stages": _R56, "pruner": _SAME_MASKS},
     ),
+    _again("resnet20-int8quads80", "resnet20-quads53", 0.80, 20, weights="int8", stages=_R20),
     _again("resnet18h-mixed95", "resnet18h-quads95", 0.95, 20, stages=_R18, eights=_EIGHT),
     _again(
         *("resnet18h-mixed95-on", "resnet18h-mixed95", 0.95, 10),

@@ -97,13 +97,46 @@ def test_weights_keep_their_two_bits_in_memory() -> None:
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_are_summed_in_float32(dtype: torch.dtype) -> None:
-    w, x = weights("int8", 5, 700, 3), torch.randn(4, 700).to(dtype)
+def test_float16_is_summed_in_float32() -> None:
+    w, x = weights("int8", 5, 700, 3), torch.randn(4, 700).half()
     y = tops.ops.linear(x, stored(w), torch.ones(5))
-    assert y.dtype == dtype
+    assert y.dtype == torch.float16
     whole = tops.ops.linear(x.float(), stored(w), torch.ones(5))
-    assert torch.equal(y, whole.to(dtype))
+    assert torch.equal(y, whole.half())
+
+
+@pytest.mark.parametrize("kind", ["ternary", "int8"])
+@pytest.mark.parametrize(("n", "k"), SIZES)
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_bfloat16_is_summed_in_float32(kind: str, n: int, k: int, form: str) -> None:
+    rng = np.random.default_rng(n + k)
+    w, m = weights(kind, n, k, n * k), 9
+    x = torch.from_numpy(rng.standard_normal((m, k))).bfloat16()
+    scale = torch.from_numpy(rng.standard_normal(n).astype(np.float32))
+    codes, wide = stored(w), x.float().numpy()
+    packed = tops.ops.prepack(codes, form, k, 1, True)
+    exact = reference.linear(wide, w, scale.numpy())
+    bound = (k + 4) * 2.0**-24 * (np.abs(wide) @ np.abs(w).T.astype(np.float64))
+    # Rounded once more, to the eight bits of the result.
+    bound = bound * np.abs(scale.numpy()) + np.abs(exact) * 2.0**-8
+    for isa in runtime.available_isas():
+        for threads in (1, 3):
+            with runtime.force_isa(isa), runtime.num_threads(threads):
+                y = tops.ops.linear(x, codes, scale, packed=packed)
+                alone = [tops.ops.linear(row[None], codes, scale, packed=packed) for row in x]
+            assert y.dtype == torch.bfloat16
+            assert (np.abs(y.float().numpy() - exact) <= bound).all(), isa
+            assert torch.equal(torch.cat(alone), y), isa
+
+
+def test_bfloat16_keeps_nan_and_infinity() -> None:
+    w, x = weights("ternary", 6, 300, 1), torch.randn(5, 300).bfloat16()
+    x[0, 5], x[1, 7], x[4, 299] = float("nan"), float("inf"), float("-inf")
+    y = tops.ops.linear(x, stored(w), torch.ones(6)).float().numpy()
+    with np.errstate(invalid="ignore"):
+        want = x.float().numpy() @ w.T.astype(np.float32)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(want))
+    np.testing.assert_array_equal(np.isinf(y), np.isinf(want))
 
 
 def test_rows_of_base_three_are_refused() -> None:

@@ -128,8 +128,10 @@ void linear(Address x, const std::string& x_dtype, float x_scale, int x_zp, int6
             const std::string& weights, int64_t n, Address packed, int64_t packed_bytes,
             Address scale, Address bias, Address y, const std::string& y_dtype, float y_scale,
             int y_zp) {
-  const tops::TensorRef in = tensor(x, x_dtype, x_scale, x_zp),
-                        out = tensor(y, y_dtype, y_scale, y_zp);
+  const bool bfloat16 = x_dtype == "bf16";
+  tops::TensorRef in = tensor(x, bfloat16 ? "f32" : x_dtype, x_scale, x_zp),
+                  out = tensor(y, y_dtype, y_scale, y_zp);
+  in.bfloat16 = bfloat16;
   const tops::Weights kind = weights_of(weights);
   py::gil_scoped_release release;
   tops::linear(in, m, k, kind, n, reinterpret_cast<const uint8_t*>(packed), packed_bytes,

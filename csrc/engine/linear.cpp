@@ -8,6 +8,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "engine/scalar_math.h"
 #include "engine/threads.h"
 #include "isa/isa.h"
 
@@ -70,26 +71,30 @@ void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, co
   });
 }
 
-void multiply_float_rows(const RowsView& w, const float* x, int64_t m, const float* scale,
-                         const float* bias, float* y) {
-  const KernelTable& kernel = kernels();
-  const int64_t width = w.width();
+void multiply_float_rows(const RowsView& w, const void* x, bool bfloat16, int64_t m,
+                         const float* scale, const float* bias, float* y) {
+  const FloatRowsKernel halves = bfloat16 ? bfloat16_rows() : nullptr;
+  const FloatRowsKernel kernel = halves ? halves : kernels().linear_float;
+  const int64_t width = w.width(), given = bfloat16 ? 2 : 4, size = halves ? 2 : 4;
   // Padded to whole blocks of weights, and off the powers of two that share a set of the cache.
-  const int64_t stride = width + kRowBlock / 4;
-  Buffer rows(m * stride * 4);
-  float* const padded = reinterpret_cast<float*>(rows.data());
+  const int64_t stride = width + kRowBlock / size;
+  Buffer rows(m * stride * size);
   parallel_for(m, m * width / 16, [&](int64_t i, int) {
-    std::memcpy(padded + i * stride, x + i * w.k, static_cast<size_t>(w.k) * 4);
-    std::memset(padded + i * stride + w.k, 0, static_cast<size_t>(stride - w.k) * 4);
+    const uint8_t* const from = static_cast<const uint8_t*>(x) + i * w.k * given;
+    uint8_t* const to = rows.data() + i * stride * size;
+    if (given == size)
+      std::memcpy(to, from, static_cast<size_t>(w.k * size));
+    else
+      widen_bfloat16(from, w.k, to);
+    std::memset(to + w.k * size, 0, static_cast<size_t>((stride - w.k) * size));
   });
-  const FloatRowsArgs args{padded,  stride, m,    w.data, w.row_bytes, width,
-                           w.codes, scale,  bias, y,      w.n};
+  const FloatRowsArgs args{rows.data(), stride, m,    w.data, w.row_bytes, width,
+                           w.codes,     scale,  bias, y,      w.n};
   const int64_t least = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, w.row_bytes));
   const int64_t threads = num_threads();
   const int64_t step = threads > 1 ? std::max(least, divide_up(w.n, 4 * threads)) : w.n;
-  parallel_for(step ? divide_up(w.n, step) : 0, w.n * divide_up(w.k, 16) * m, [&](int64_t t, int) {
-    kernel.linear_float(args, t * step, std::min(w.n, (t + 1) * step));
-  });
+  parallel_for(step ? divide_up(w.n, step) : 0, w.n * divide_up(w.k, 16) * m,
+               [&](int64_t t, int) { kernel(args, t * step, std::min(w.n, (t + 1) * step)); });
 }
 
 namespace {

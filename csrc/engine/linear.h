@@ -23,10 +23,12 @@ struct RowsInput {
 void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, const float* bias,
                    float* y, const std::function<void(int64_t, int64_t)>& finish);
 
-// The same of floats that are not quantized (weight-only): y[i * n + o] = (sum over k of w[o][k] *
-// x[i][k]) * scale[o] + bias[o], in float32. Rows of base three are not read.
-void multiply_float_rows(const RowsView& w, const float* x, int64_t m, const float* scale,
-                         const float* bias, float* y);
+// The same of floats that are not quantized (weight-only), float32 or bfloat16 without gaps: y[i *
+// n
+// + o] = (sum over k of w[o][k] * x[i][k]) * scale[o] + bias[o], in float32. Rows of base three are
+// not read.
+void multiply_float_rows(const RowsView& w, const void* x, bool bfloat16, int64_t m,
+                         const float* scale, const float* bias, float* y);
 
 // Two-bit codes or base three for a layer of this size? Measured once a process for each kernel
 // set, thread count and power of two of bytes: base three reads a fifth less and decodes for

@@ -154,8 +154,10 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
   if (!is_rows(blob, bytes)) {
     const PackedView view = view_packed(blob, bytes);
     check_layer(view.shape, view.weights);
-    linear_pixels(x, m, view, scale, bias, y);
-    return;
+    if (!x.bfloat16) return linear_pixels(x, m, view, scale, bias, y);
+    Buffer wide(m * k * 4);
+    widen_bfloat16(x.data, m * k, wide.data());
+    return linear_pixels({wide.data(), true, x.scale, 0}, m, view, scale, bias, y);
   }
   const RowsView rows = view_rows(blob, bytes);
   if (x.is_float && weights == Weights::kFloat) {
@@ -163,7 +165,7 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
     if (rows.codes == RowCodes::kBaseThree || !y.is_float)
       throw Error(ErrorKind::kBadWeights,
                   "weight-only needs two-bit or int8 rows and float output.\n  Pack with float_x.");
-    return multiply_float_rows(rows, static_cast<const float*>(x.data), m, scale, bias,
+    return multiply_float_rows(rows, x.data, x.bfloat16, m, scale, bias,
                                static_cast<float*>(y.data));
   }
   check_layer({rows.n, 1, 1, rows.k, 1}, rows.weights());

@@ -10,9 +10,10 @@ namespace tops {
 
 struct TensorRef {
   void* data;
-  bool is_float;  // else u8
+  bool is_float;  // float32, else u8
   float scale;    // of the values of u8; of a float x of linear: that it is quantized with, or 1
   int32_t zero_point;
+  bool bfloat16 = false;  // in place of float32: x of linear, weight-only
 };
 
 // x [N, C, H, W], packed weights, scale and bias (or null) [O], y [N, O, Ho, Wo].
@@ -20,7 +21,8 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
             const PackedView& packed, const float* scale, const float* bias, const Window& window,
             const TensorRef& y);
 
-// x [M, K], y [M, N]. x is u8, or float32 that is quantized here; or float32 with weights kFloat.
+// x [M, K], y [M, N]. x is u8, or float32 that is quantized here; or float32 or bfloat16 with
+// weights kFloat.
 // packed: of pack_linear. Throws kBadWeights where it is of another layer.
 void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n,
             const uint8_t* packed, int64_t packed_bytes, const float* scale, const float* bias,

@@ -64,8 +64,7 @@ void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
     }
   };
   if (in.is_float) {
-    multiply_float_rows(l.rows(), reinterpret_cast<const float*>(x), in.n, l.scale.data(),
-                        l.bias.data(), y);
+    multiply_float_rows(l.rows(), x, false, in.n, l.scale.data(), l.bias.data(), y);
     finish(0, l.shape.o);
   } else {
     const int32_t zero_point = nodes_[static_cast<size_t>(node.a)].zero_point;

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/table.h"
 
@@ -36,6 +37,16 @@ inline float affine(float acc, float scale, float bias) {
 
 inline float dequantized(uint8_t q, float scale, int32_t zero_point) {
   return static_cast<float>(static_cast<int32_t>(q) - zero_point) * scale;
+}
+
+// n bfloat16 values are the upper halves of as many float32.
+inline void widen_bfloat16(const void* from, int64_t n, uint8_t* to) {
+  for (int64_t k = 0; k < n; ++k) {
+    uint16_t half;
+    std::memcpy(&half, static_cast<const uint8_t*>(from) + 2 * k, 2);
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    std::memcpy(to + 4 * k, &bits, 4);
+  }
 }
 
 }  // namespace tops

@@ -16,8 +16,8 @@ namespace tops {
 namespace {
 
 struct CpuFlags {
-  bool avx2 = false, avx_vnni = false, avx512_vnni = false;  // by CPUID
-  bool neon_dot = false;                                     // by the kernel's word (AT_HWCAP)
+  bool avx2 = false, avx_vnni = false, avx512_vnni = false, avx512_bf16 = false;  // by CPUID
+  bool neon_dot = false;                   // by the kernel's word (AT_HWCAP)
   bool os_avx = false, os_avx512 = false;  // enabled by the operating system (XGETBV)
 };
 
@@ -41,7 +41,10 @@ CpuFlags read_cpu() {
 #if defined(TOPS_EMULATED)
     f.avx512_vnni = f.os_avx512 = true;
 #endif
-    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a & (1u << 4));
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+      f.avx_vnni = f.avx2 && (a & (1u << 4));
+      f.avx512_bf16 = f.avx512_vnni && (a & (1u << 5));
+    }
   }
 #elif defined(__aarch64__) && defined(__linux__)
   constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
@@ -122,6 +125,14 @@ const std::vector<IsaReport>& isa_report() {
 }
 
 const KernelTable& kernels() { return forced ? *forced : best(); }
+
+FloatRowsKernel bfloat16_rows() {
+#if defined(__x86_64__) && !defined(TOPS_EMULATED)
+  static const bool has = read_cpu().avx512_bf16;
+  if (has && &kernels() == &avx512vnni_kernels()) return linear_bfloat16;
+#endif
+  return nullptr;
+}
 
 KernelScope::KernelScope(const KernelTable& table) : before_(forced) { forced = &table; }
 KernelScope::~KernelScope() { forced = before_; }

@@ -20,6 +20,11 @@ const std::vector<IsaReport>& isa_report();
 // kUnsupportedDevice where TERNARY_OPS_ISA names one that cannot be used.
 const KernelTable& kernels();
 
+// KernelTable::linear_float of bfloat16 rows that belongs to those kernels; null where they or the
+// CPU have none.
+using FloatRowsKernel = void (*)(const FloatRowsArgs&, int64_t begin, int64_t end);
+FloatRowsKernel bfloat16_rows();
+
 // Forces a set on the calling thread; the empty name clears. Throws kUnsupportedDevice.
 void force_isa(const std::string& name);
 

@@ -151,7 +151,7 @@ struct LinearArgs {
 // y[i][n] = (sum over k of w[n][k] * x[i][k]) * scale[n] + bias[n] in float32, weights two-bit or
 // int8.
 struct FloatRowsArgs {
-  const float* x;  // [m][x_stride], 0 from the row's length to width
+  const void* x;  // float32 or bfloat16 [m][x_stride], 0 from the row's length to width
   int64_t x_stride, m;
   const uint8_t* rows;
   int64_t row_bytes, width;  // bytes and weights of a row, padding included
@@ -273,6 +273,8 @@ const KernelTable& scalar_kernels();
 const KernelTable& avx2_kernels();
 const KernelTable& avxvnni_kernels();
 const KernelTable& avx512vnni_kernels();
+// KernelTable::linear_float of bfloat16 rows, for AVX512_BF16.
+void linear_bfloat16(const FloatRowsArgs&, int64_t begin, int64_t end);
 #elif defined(__aarch64__)
 const KernelTable& neon_dot_kernels();
 #endif

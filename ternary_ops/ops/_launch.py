@@ -13,6 +13,8 @@ from ternary_ops.ops._check import refuse
 from ternary_ops.ops._decode import decode
 
 CELL = {torch.uint8: "u8", torch.float32: "f32"}
+# What linear takes where its input stays float.
+FLOAT_ROWS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 WEIGHTS = {torch.uint8: "ternary", torch.int8: "int8", torch.float32: "float"}
 
 
@@ -22,12 +24,13 @@ def operands(
     x_scale: float | None,
     shape: Sequence[int],
     dtype: torch.dtype,
+    cells: dict[torch.dtype, str] = CELL,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Contiguous x (float32 for any float), the effective scale, and an unwritten y.
+    """Contiguous x (float32 unless its type is one of `cells`), the effective scale, an unwritten y.
 
     The caller keeps all three alive while the core runs, and converts y to `dtype` at the end.
     """
-    if x.dtype not in CELL:
+    if x.dtype not in cells:
         x = x.float()
     # PyTorch rounds x_scale to float32 before the product, as docs/architecture.md asks.
     scale = scale if x_scale is None else scale * x_scale

@@ -18,7 +18,7 @@ from ternary_ops import _native
 from ternary_ops.ops import _check
 from ternary_ops.ops._autograd import differentiate_codes
 from ternary_ops.ops._decode import decode
-from ternary_ops.ops._launch import CELL, WEIGHTS, operands, pack, packed_span
+from ternary_ops.ops._launch import CELL, FLOAT_ROWS, WEIGHTS, operands, pack, packed_span
 from ternary_ops.ops._registry import define
 
 _SCHEMA = (
@@ -55,15 +55,16 @@ def _cpu(
         x, codes = x.new_zeros(*x.shape[:-1], 1), codes.new_zeros(codes.shape[0], 4)
         codes = codes[:, : _check.stored_channels("linear", codes, 1)].contiguous()
     k = x.shape[-1]
-    x, scale, y = operands(x, scale, None, shape, dtype)  # the kernel takes x_scale itself
-    float_x = x.dtype == torch.float32 and x_scale is None  # floats multiply floats
+    float_x = x.dtype != torch.uint8 and x_scale is None  # floats multiply floats
+    cells = FLOAT_ROWS if float_x else CELL
+    x, scale, y = operands(x, scale, None, shape, dtype, cells)  # the kernel takes x_scale itself
     if packed is None:
         packed = pack(codes, "dense", k, 1, float_x)
     bias = None if bias is None else bias.contiguous()
     if y.numel():
         _native.core().linear(
             x.data_ptr(),
-            CELL[x.dtype],
+            cells[x.dtype],
             1.0 if x_scale is None else x_scale,
             x_zero_point or 0,
             x.numel() // k,
