@@ -26,7 +26,7 @@ def operands(
     dtype: torch.dtype,
     cells: dict[torch.dtype, str] = CELL,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Contiguous x (float32 unless its type is one of `cells`), the effective scale, an unwritten y.
+    """Contiguous x (float32 if its type is none of `cells`), the effective scale, unwritten y.
 
     The caller keeps all three alive while the core runs, and converts y to `dtype` at the end.
     """
