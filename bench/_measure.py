@@ -99,8 +99,11 @@ def machine() -> dict[str, str]:
     }
 
 
-def setup(doc: str | None, rounds: int) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Parse the options every kernel bench has, apply them here and in torch, print the setting."""
+def setup(
+    doc: str | None, rounds: int, more: Callable[[argparse.ArgumentParser], None] = lambda _: None
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse the options every kernel bench has, and what `more` adds; apply them here and in torch,
+    print the setting."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -108,6 +111,7 @@ def setup(doc: str | None, rounds: int) -> tuple[argparse.Namespace, dict[str, s
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--isa", default="", help="force an instruction set")
     parser.add_argument("--csv", help="file name under bench/results")
+    more(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     core().set_num_threads(options.threads)

@@ -13,20 +13,17 @@ and BSD100, from the program file alone, beside those of the float network it co
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from _cifar import folder
 from _measure import RESULTS, read_rows, write_csv
-from numpy.typing import NDArray
+from _sr import FILES, SETS, by_arrays, pairs, training_images
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
@@ -34,9 +31,6 @@ from ternary_ops.checkpoint import Checkpoint
 from ternary_ops.sr.training import validate
 
 TABLE = "sr_quality.csv"
-FILES = RESULTS / "sr"
-SETS = ("Set5", "Set14", "BSD100")
-Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -63,31 +57,6 @@ _LIST = [
     Run("efdn-x4-int8quads75", "EFDN_x4.npz", _quads("int8", 0.75), _COURSE),
 ]
 RUNS = {run.name: run for run in _LIST}
-
-
-def training_images() -> list[Image]:
-    """The 200 photos."""
-    from PIL import Image as pillow
-
-    with zipfile.ZipFile(folder() / "sr_images" / "BSDS500_train.zip") as pack:
-        names = sorted(name for name in pack.namelist() if name.endswith(".jpg"))
-        opened = (pillow.open(io.BytesIO(pack.read(name))) for name in names)
-        return [np.array(image.convert("RGB")) for image in opened]
-
-
-def pairs(name: str, scale: int) -> Iterator[tuple[Image, Image]]:
-    """Small and large images of a test set, uint8 RGB."""
-    from PIL import Image as pillow
-
-    with zipfile.ZipFile(folder() / "sr_images" / f"{name}.zip") as pack:
-
-        def read(entry: str) -> Image:
-            return np.array(pillow.open(io.BytesIO(pack.read(entry))).convert("RGB"))
-
-        for entry in sorted(n for n in pack.namelist() if n.startswith("HR/") and n[3:]):
-            small = read(entry.replace("HR/", f"LRx{scale}/"))
-            height, width = (scale * side for side in small.shape[:2])
-            yield small, read(entry)[:height, :width]
 
 
 def dense(run: Run) -> sr.SRNetwork:
@@ -132,27 +101,16 @@ def watcher(run: Run) -> Callable[[], None]:
     return tick
 
 
-def by_program(program: runtime.Program, white: float) -> Callable[[Image], Image]:
-    """A program of a network whose white is `white`, from image to image."""
-
-    def run(image: Image) -> Image:
-        x = np.moveaxis(image, 2, 0)[None].astype(np.float32) * np.float32(white / 255)
-        y = program(x)[0] * np.float32(255 / white)
-        return np.moveaxis(np.clip(np.rint(y), 0, 255), 0, 2).astype(np.uint8)
-
-    return run
-
-
 def finish(run: Run, network: sr.SRNetwork) -> dict[str, Any]:
     """The row of a trained run, judged from its file."""
     white, scale = network.input_range, network.scale
     sample = torch.zeros(1, 3, 180, 320)
-    published = by_program(tops.compile(dense(run), sample), white)
+    published = by_arrays(tops.compile(dense(run), sample), white)
     program = tops.compile(network, sample).rounded()
     FILES.mkdir(exist_ok=True, parents=True)
     file = FILES / f"{run.name}.safetensors"
     program.save(file)
-    ours = by_program(runtime.load(file), white)
+    ours = by_arrays(runtime.load(file), white)
     row: dict[str, Any] = {"run": run.name, "scale": scale, "weights": run.config.weights}
     row |= {"zeros": run.config.zeros, "steps": run.course.steps, "bytes": file.stat().st_size}
     for name in SETS:
@@ -192,7 +150,7 @@ def main() -> int:
             network = dense(run)
             for name in SETS:
                 images = list(pairs(name, network.scale))
-                ours = by_program(program, network.input_range)
+                ours = by_arrays(program, network.input_range)
                 psnr, ssim = validate(ours, images, network.scale)
                 print(f"{run.name:30} {name:7} {psnr:.3f} dB {ssim:.4f}")
     return 0

@@ -64,7 +64,7 @@ def save_int8(name: str, model: nn.Module, x: Tensor, samples: Tensor, folder: P
     Raises what `engines` raises.
     """
     if name == "openvino":
-        file, graphs = folder / "openvino.xml", _openvino_graphs(model, x, samples)
+        file, graphs = folder / "openvino.xml", openvino_graphs(model, x, samples)
         _imported("openvino").save_model(graphs["int8"], file, compress_to_fp16=False)
     elif name == "onnxruntime":
         file = _onnx_files(model, x, samples, folder)["int8"]
@@ -111,22 +111,29 @@ def _openvino(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> lis
     openvino, nncf = (_imported(name) for name in ("openvino", "nncf"))
     note = f"openvino {openvino.__version__.partition('-')[0]}"
     notes = {"fp32": note, "int8": f"{note}, nncf {nncf.__version__}"}
+    graphs = openvino_graphs(model, x, samples)
+    return [
+        Engine(f"openvino {name}", openvino_run(graph, threads), notes[name])
+        for name, graph in graphs.items()
+    ]
+
+
+def openvino_run(graph: Any, threads: int) -> Callable[[Array], Array]:
+    """What runs a graph of `openvino_graphs`; graph.reshape sets the shapes it takes."""
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     # Left alone, it computes in bfloat16 where the processor can: slower, and not float32.
     options["INFERENCE_PRECISION_HINT"] = "f32"
-    found = []
-    for name, graph in _openvino_graphs(model, x, samples).items():
-        request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+    core = _imported("openvino").Core()
+    request = core.compile_model(graph, "CPU", options).create_infer_request()
 
-        def run(array: Array, request: Any = request) -> Array:
-            y: Array = request.infer([array], share_inputs=True, share_outputs=True)[0]
-            return y
+    def run(array: Array) -> Array:
+        y: Array = request.infer([array], share_inputs=True, share_outputs=True)[0]
+        return y
 
-        found.append(Engine(f"openvino {name}", run, notes[name]))
-    return found
+    return run
 
 
-def _openvino_graphs(model: nn.Module, x: Tensor, samples: Tensor) -> dict[str, Any]:
+def openvino_graphs(model: nn.Module, x: Tensor, samples: Tensor) -> dict[str, Any]:
     """fp32 and int8 for inputs of x's shape; quantized on one image at a time."""
     openvino, nncf = (_imported(name) for name in ("openvino", "nncf"))
     logging.getLogger("nncf").setLevel(logging.ERROR)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Super-resolution networks against torch and OpenVINO, float32 and 8-bit, in one run.
+
+    python bench/sr.py [--networks EFDN_x4,FMEN-S_x4] [--threads 1] [--rounds 15] [--csv sr_1.csv]
+
+One row an engine, for one photo of --width x --height. `eager` is torch in the faster of its two
+layouts. `int8` is quantized after training by each engine itself on the same images; rows with the
+name of a run are programs that bench/sr_train.py trained. psnr: mean over Set5, luma; loss: what is
+missing to the float network. error: largest difference from eager's output, as a share of its
+largest value; `match`: float engines 1e-5 at most, 8-bit ones a loss of --loss dB at most. No ratio
+without a match of ours; OpenVINO's int8, whose loss stands beside it, is compared with whatever it
+loses. peak_mb: memory of our program beside input and output. of_ceiling: products a second, those
+of empty quads included, by what the processor makes from registers in the same type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from _cifar import folder
+from _measure import interleave, ratio, setup, spread, stopwatch, write_csv
+from _sr import FILES, Array, by_arrays, pairs, training_images
+
+import ternary_ops as tops
+from ternary_ops import runtime, sr
+from ternary_ops.engine import ceiling
+from ternary_ops.engine.shapes import infer, macs
+from ternary_ops.sr.training import validate
+from ternary_ops.study import rivals
+
+CALIBRATION = 16  # patches of training images that 8-bit ranges come from
+EXACT = 1e-5
+Run = Callable[[Array], Array]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of this bench alone."""
+    parser.add_argument("--networks", default="EFDN_x4,FMEN-S_x4", help="files of the data pack")
+    parser.add_argument("--width", type=int, default=320)
+    parser.add_argument("--height", type=int, default=180)
+    parser.add_argument("--loss", type=float, default=0.25, help="dB an 8-bit network may lose")
+
+
+def calibration(shape: torch.Size, white: float) -> torch.Tensor:
+    """Corners [16, 3, H, W] of training images as high and wide as x; photos on end are laid."""
+    found = []
+    for image in training_images()[:: 200 // CALIBRATION][:CALIBRATION]:
+        laid = image if image.shape[1] > image.shape[0] else image.transpose(1, 0, 2)
+        missing = [max(0, side - had) for side, had in zip(shape[2:], laid.shape, strict=False)]
+        filled = np.pad(laid, ((0, missing[0]), (0, missing[1]), (0, 0)), "reflect")
+        found.append(np.moveaxis(filled[: shape[2], : shape[3]], 2, 0))
+    return torch.from_numpy(np.stack(found).astype(np.float32)) * (white / 255)
+
+
+def eager(network: sr.SRNetwork, layout: torch.memory_format) -> Run:
+    """Torch in one of its layouts."""
+    held = copy.deepcopy(network).to(memory_format=layout)
+
+    def run(x: Array) -> Array:
+        with torch.inference_mode():
+            y: Array = held(torch.from_numpy(x).to(memory_format=layout)).numpy()
+        return y
+
+    return run
+
+
+def int8(network: sr.SRNetwork, samples: torch.Tensor) -> runtime.Program:
+    """Our program of dense 8-bit layers, quantized after training."""
+    quantized = copy.deepcopy(network)
+    tops.quantize_(quantized, tops.plan(quantized, tops.TernaryConfig("int8")))
+    tops.calibrate(quantized, [samples])
+    return tops.compile(quantized, samples[:1])
+
+
+def engines(
+    name: str, network: sr.SRNetwork, x: torch.Tensor, threads: int
+) -> tuple[dict[str, Run], dict[str, Run]]:
+    """Every engine for x, and for images of any size."""
+    samples = calibration(x.shape, network.input_range)
+    with torch.inference_mode():
+        eagers = {
+            "eager NCHW": eager(network, torch.contiguous_format),
+            "eager NHWC": eager(network, torch.channels_last),
+        }
+    ours: dict[str, Run] = {"float32": tops.compile(network, x), "int8": int8(network, samples)}
+    for file in sorted(FILES.glob(f"{name.replace('_', '-').lower()}-*.safetensors")):
+        ours[file.stem] = runtime.load(file)
+    fixed, any_size = {**eagers, **ours}, {"eager NCHW": eagers["eager NCHW"], **ours}
+    for kind, graph in rivals.openvino_graphs(network, x, samples).items():
+        fixed[f"openvino {kind}"] = rivals.openvino_run(graph, threads)
+        free = graph.clone()
+        free.reshape([1, 3, -1, -1])
+        any_size[f"openvino {kind}"] = rivals.openvino_run(free, threads)
+    return fixed, any_size
+
+
+def quality(run: Run, network: sr.SRNetwork) -> float:
+    """PSNR over Set5."""
+    images = list(pairs("Set5", network.scale))
+    return validate(by_arrays(run, network.input_range), images, network.scale)[0]
+
+
+def measure(name: str, options: Any) -> list[dict[str, object]]:
+    """The rows of one network."""
+    network = sr.load(folder() / "sr_weights" / f"{name}.npz")
+    white = network.input_range
+    shape = torch.Size((1, 3, options.height, options.width))
+    x = calibration(shape, white)[:1]
+    array = x.numpy()
+    fixed, any_size = engines(name, network, x, options.threads)
+    wanted = fixed["eager NCHW"](array)
+    float_psnr = quality(any_size["eager NCHW"], network)
+    times = interleave(
+        {key: stopwatch(partial(run, array)) for key, run in fixed.items()}, options.rounds
+    )
+    best = min(("eager NCHW", "eager NHWC"), key=lambda key: spread(times[key])[0])
+    peak = ceiling.measure()
+    program = fixed["float32"]
+    count = sum(macs(program.graph, infer(program.graph, 1, options.height, options.width)))
+    rows, matches = [], {}
+    for key, run in fixed.items():
+        is_float = key.startswith("eager") or key.endswith(("float32", "fp32"))
+        error = float(np.abs(run(array) - wanted).max() / np.abs(wanted).max())
+        psnr = float_psnr if key.startswith("eager") else quality(any_size[key], network)
+        matches[key] = error <= EXACT if is_float else float_psnr - psnr <= options.loss
+        ms, low, high = spread(times[key])
+        row: dict[str, object] = {"network": name, "width": options.width, "height": options.height}
+        row |= {"threads": options.threads, "engine": key, "match": matches[key]}
+        row |= {"ms": round(ms, 2), "ms_p20": round(low, 2), "ms_p80": round(high, 2)}
+        row |= {
+            "psnr": round(psnr, 3),
+            "loss": round(float_psnr - psnr, 3),
+            "error": f"{error:.1e}",
+        }
+        rate = peak.float_gmac_s if is_float else peak.int8_gmac_s
+        row["of_ceiling"] = round(count / ms / 1e6 / rate / options.threads, 2)
+        held = isinstance(run, runtime.Program)
+        row["peak_mb"] = round(run.peak_bytes(array.shape) / 1e6, 1) if held else ""
+        rows.append(row)
+    for row in rows:
+        for column, rival in (
+            ("eager", best),
+            ("fp32", "openvino fp32"),
+            ("int8", "openvino int8"),
+        ):
+            proven = matches[str(row["engine"])] and (column == "int8" or matches[rival])
+            faster = round(ratio(times[rival], times[str(row["engine"])]), 2)
+            row[f"faster_than_{column}"] = faster if proven else ""
+    return rows
+
+
+def main() -> int:
+    """Print the table; write it where asked."""
+    options, about = setup(__doc__, rounds=15, more=add_options)
+    rows: list[dict[str, object]] = []
+    for name in options.networks.split(","):
+        for row in measure(name, options):
+            rows.append(row | about)
+            print(*(f"{key} {value}" for key, value in row.items()), flush=True)
+    if options.csv:
+        print("written:", write_csv(options.csv, rows))
+    return 0 if all(row["match"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
