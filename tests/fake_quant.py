@@ -149,6 +149,8 @@ def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
         out = out + torch.from_numpy(w.bias.copy()).reshape(broadcast)
     for other in operands[1:]:
         out = out + _real(*other)
+    if w.slope is not None:
+        out = F.prelu(out, torch.from_numpy(w.slope.copy()))
     return _finish(out, at["clamp"], at["y"])
 
 

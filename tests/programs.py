@@ -38,6 +38,7 @@ class Builder:
         s: int = 1,
         bias: bool = True,
         zeros: float = 0.5,
+        slopes: int = 0,
     ) -> int:
         """Filters that keep the variance of a unit input; a share `zeros` of the quads is empty."""
         shape = (o, r, s, i)
@@ -54,9 +55,9 @@ class Builder:
         if kind == "float":
             array = array * scale[:, None, None, None]
         offset = self.rng.normal(size=o).astype(np.float32) if bias else None
-        self.weights.append(
-            Weight(f"w{len(self.weights)}", kind, array, None if kind == "float" else scale, offset)
-        )
+        slope = self.rng.uniform(-0.5, 1.5, slopes).astype(np.float32) if slopes else None
+        own = None if kind == "float" else scale
+        self.weights.append(Weight(f"w{len(self.weights)}", kind, array, own, offset, slope))
         return len(self.weights) - 1
 
     def graph(self) -> Graph:
@@ -75,6 +76,7 @@ def image_program(seed: int = 0) -> Graph:
     y = b("conv2d", x, w=wide, padding=(1, 1), clamp=(0.0, 2.5), y=b.params(0, 2.5))
     grouped = b.weight("ternary", 18, 9, 3, 3, bias=False)
     y = b("conv2d", y, x, w=grouped, padding=(2, 2), dilation=(2, 2), groups=2, y=b.params())
+    y = b("conv2d", y, w=b.weight("ternary", 18, 18, slopes=18), y=b.params())
     z = b("clamp", y, clamp=(-1.0, None), y=b.params(-1))
     y = b("add", y, z, clamp=(-2.0, 4.0), y=b.params(-2, 4))
     y = b(
@@ -86,7 +88,7 @@ def image_program(seed: int = 0) -> Graph:
         include_pad=False,
         y=b.params(),
     )
-    depthwise = b.weight("int8", 18, 1, 3, 1)
+    depthwise = b.weight("int8", 18, 1, 3, 1, slopes=1)
     y = b("conv2d", y, w=depthwise, stride=(1, 2), padding=(1, 0), groups=18, y=b.params())
     y = b("adaptive_avg_pool2d", y, size=(2, 3), y=b.params(-2, 2))
     y = b("flatten", y)
@@ -103,7 +105,8 @@ def mixed_program(seed: int = 0) -> Graph:
     x = b("conv2d", 0, w=b.weight("float", 12, 5, 3, 3), padding=(1, 1), clamp=(0.0, None))
     q = b("quantize", x, y=b.params(0))
     q = b("conv2d", q, w=b.weight("ternary", 12, 12, 3, 3), padding=(1, 1))
-    y = b("conv2d", x, q, w=b.weight("ternary", 12, 12, 1, 1), clamp=(None, 3.0))
+    y = b("conv2d", x, q, w=b.weight("ternary", 12, 12, 1, 1, slopes=12))
+    y = b("conv2d", y, w=b.weight("float", 12, 12, slopes=12, zeros=0.8))
     y = b("add", y, x, clamp=(-3.0, None))
     y = b("max_pool2d", y, kernel=(2, 2), dilation=(2, 1), padding=(1, 0), stride=(1, 1))
     y = b("avg_pool2d", y, kernel=(2, 2), divisor=3)

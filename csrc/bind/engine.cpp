@@ -12,11 +12,13 @@
 namespace tops::bind {
 namespace {
 
+using MaybeVector = std::optional<Array<float>>;
+
 // Checks that the arrays have the sizes that the shape says; their memory is read only during the
 // call.
 ConvWeights layer_weights(const std::string& kind, const py::array& w, const WeightShape& shape,
-                          const Array<float>& scale, const std::optional<Array<float>>& bias,
-                          int sparse) {
+                          const Array<float>& scale, const MaybeVector& bias,
+                          const MaybeVector& slope, int sparse) {
   const Weights weights = weights_of(kind);
   check_shape(shape, weights);
   const int64_t taps = shape.o * shape.r * shape.s, quads = (shape.i + 3) / 4;
@@ -27,9 +29,16 @@ ConvWeights layer_weights(const std::string& kind, const py::array& w, const Wei
   if (w.dtype().char_() != want || w.size() != size || !(w.flags() & py::array::c_style))
     bad_argument(kind + " weights need " + std::to_string(size) + " contiguous elements of type '" +
                  want + "', got " + std::to_string(w.size()) + " of '" + w.dtype().char_() + "'.");
-  if (scale.size() != shape.o || (bias && bias->size() != shape.o))
-    bad_argument("scale and bias need " + std::to_string(shape.o) + " values each.");
-  return {weights, w.data(), shape, scale.data(), bias ? bias->data() : nullptr, sparse};
+  if (scale.size() != shape.o || (bias && bias->size() != shape.o) ||
+      (slope && slope->size() != shape.o))
+    bad_argument("scale, bias and slope need " + std::to_string(shape.o) + " values each.");
+  return {weights,
+          w.data(),
+          shape,
+          scale.data(),
+          bias ? bias->data() : nullptr,
+          slope ? slope->data() : nullptr,
+          sparse};
 }
 
 Array<float> input_array(const Engine& e, const py::array& x, int64_t dims[4]) {
@@ -123,7 +132,6 @@ Window window(const Pair& stride, const Pair& padding, const Pair& dilation) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  using MaybeBias = std::optional<Array<float>>;
   py::class_<Engine>(m, "Engine")
       .def(py::init<>())
       .def("input", &Engine::input, py::arg("channels"), py::arg("rank"))
@@ -132,18 +140,20 @@ void bind_engine(py::module_& m) {
       .def("conv2d",
            [](Engine& e, int x, int residual, const std::string& kind, const py::array& w,
               int64_t o, int64_t r, int64_t s, int64_t i, const Array<float>& scale,
-              const MaybeBias& bias, const Pair& stride, const Pair& padding, const Pair& dilation,
-              int64_t groups, float lo, float hi, float y_scale, int y_zp, int sparse) {
-             return e.conv2d(x, residual,
-                             layer_weights(kind, w, {o, r, s, i, groups}, scale, bias, sparse),
-                             window(stride, padding, dilation), {lo, hi, y_scale, y_zp});
+              const MaybeVector& bias, const MaybeVector& slope, const Pair& stride,
+              const Pair& padding, const Pair& dilation, int64_t groups, float lo, float hi,
+              float y_scale, int y_zp, int sparse) {
+             return e.conv2d(
+                 x, residual,
+                 layer_weights(kind, w, {o, r, s, i, groups}, scale, bias, slope, sparse),
+                 window(stride, padding, dilation), {lo, hi, y_scale, y_zp});
            })
       .def("linear",
            [](Engine& e, int x, int residual, const std::string& kind, const py::array& w,
-              int64_t n, int64_t k, const Array<float>& scale, const MaybeBias& bias, float lo,
+              int64_t n, int64_t k, const Array<float>& scale, const MaybeVector& bias, float lo,
               float hi, float y_scale, int y_zp, int sparse) {
              return e.linear(x, residual,
-                             layer_weights(kind, w, {n, 1, 1, k, 1}, scale, bias, sparse),
+                             layer_weights(kind, w, {n, 1, 1, k, 1}, scale, bias, {}, sparse),
                              {lo, hi, y_scale, y_zp});
            })
       .def("max_pool2d",

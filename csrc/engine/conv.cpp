@@ -75,7 +75,6 @@ uint8_t* panel_scratch(int64_t bytes) {
 
 Epilogue make_epilogue(const Requantize& q, const Residual& r) {
   Epilogue e{};
-  e.slope = q.slope;
   e.lo = q.lo;
   e.hi = q.hi;
   if (q.y_scale != 0.0f) {
@@ -92,7 +91,8 @@ Epilogue make_epilogue(const Requantize& q, const Residual& r) {
 
 ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bias,
                    int32_t x_zero_point, const Grid& in, const Grid& out, const Window& w,
-                   const Residual& residual, const Requantize& q, int64_t row_filter)
+                   const Residual& residual, const Requantize& q, const float* slope,
+                   int64_t row_filter)
     : domain_(row_filter ? Domain::rows(in, packed.shape.r, row_filter, w, out.h, out.w)
                          : Domain(in, packed.shape.r, packed.shape.s, w, out.h, out.w)),
       out_(out),
@@ -146,9 +146,14 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.entries = entries_.data();
   a.outputs = s.o;
   a.epilogue = make_epilogue(q, residual);
-  a.epilogue.capped = may_pass_cap(packed, scale_, bias_, residual, q);
+  a.epilogue.capped = slope || may_pass_cap(packed, scale_, bias_, residual, q);
   a.epilogue.scale = scale_.data();
   a.epilogue.bias = bias_.data();
+  if (slope) {
+    slope_.assign(slope, slope + s.o);
+    slope_.resize(padded, 0.0f);
+    a.epilogue.slope = slope_.data();
+  }
   a.float_out = q.y_scale == 0.0f;
   a.plane = out.plane * 4;
   a.residual_float = residual.is_float;

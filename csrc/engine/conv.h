@@ -15,7 +15,6 @@ namespace tops {
 struct Requantize {
   float lo, hi, y_scale;
   int32_t y_zero_point;
-  float slope = 1.0f;  // of what is negative after the clamp; float output only
 };
 
 struct Residual {
@@ -33,10 +32,11 @@ Epilogue make_epilogue(const Requantize& q, const Residual& r);
 // from several threads at once.
 class ConvPlan {
  public:
-  // row_filter: 0, or the width of the filter whose rows pack_rows has packed.
+  // slope: [O] of a PReLU at the end, or null. row_filter: 0, or the width of the filter whose rows
+  // pack_rows has packed.
   ConvPlan(const PackedView& packed, const float* scale, const float* bias, int32_t x_zero_point,
            const Grid& in, const Grid& out, const Window& w, const Residual& residual,
-           const Requantize& q, int64_t row_filter = 0);
+           const Requantize& q, const float* slope = nullptr, int64_t row_filter = 0);
   int64_t scratch_bytes() const { return domain_.scratch_bytes(); }
   void run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch) const;
 
@@ -61,7 +61,7 @@ class ConvPlan {
   std::vector<PairEntry> pairs_;
   TapGroups taps_;
   std::vector<int32_t> start_, signed_start_;  // the latter where inputs are read less 128
-  std::vector<float> scale_, bias_;
+  std::vector<float> scale_, bias_, slope_;
   std::vector<Segment> segments_;
   std::vector<uint8_t> valid_;
 };

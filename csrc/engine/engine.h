@@ -186,13 +186,10 @@ class Plan {
     Grid grid;
     int64_t at = 0, scratch_at = 0, scratch = 0;
     std::unique_ptr<ConvPlan> conv;
-    float slope = 1.0f;  // of a convolution: of the leaky ReLU behind it
-    // done: what it computes is part of the convolution before it.
-    bool by_rows = false, external = false, done = false;
+    bool by_rows = false, external = false;
   };
   void infer_shapes(int64_t n, int64_t h, int64_t w);
   void choose_halos();
-  void fuse_slopes();
   void prepare_steps();
   void place(bool keep_all, int output);
   void run_node(size_t id, const float* x, uint8_t* arena) const;

@@ -20,9 +20,11 @@ bool rows_pay(const WeightShape& s, const Window& w) {
 
 void check_finite(const ConvWeights& w) {
   for (int64_t o = 0; o < w.shape.o; ++o)
-    if (!std::isfinite(w.scale[o]) || (w.bias && !std::isfinite(w.bias[o])))
-      throw Error(ErrorKind::kBadWeights, "scale and bias must be finite, output channel " +
-                                              std::to_string(o) + " is not.");
+    for (const float* vector : {w.scale, w.bias, w.slope})
+      if (vector && !std::isfinite(vector[o]))
+        throw Error(ErrorKind::kBadWeights,
+                    "scale, bias and slope must be finite, output channel " + std::to_string(o) +
+                        " is not.");
 }
 
 }  // namespace
@@ -35,6 +37,7 @@ LayerWeights::LayerWeights(const ConvWeights& w, Layer layer, const Window* wind
   scale.assign(w.scale, w.scale + w.shape.o);
   bias.assign(static_cast<size_t>(w.shape.o), 0.0f);
   if (w.bias) bias.assign(w.bias, w.bias + w.shape.o);
+  if (w.slope) slope.assign(w.slope, w.slope + w.shape.o);
   const bool weight_only = layer == Layer::kWeightOnly;
   if (weight_only || (layer == Layer::kLinear && rows_fit(w.kind, w.shape.i))) {
     const RowCodes codes = w.kind == Weights::kInt8 ? RowCodes::kInt8 : RowCodes::kTwoBit;

@@ -17,8 +17,8 @@ struct ConvWeights {
   const void* data;
   WeightShape shape;
   const float* scale;
-  const float* bias;  // or null
-  int sparse;         // -1: by density
+  const float *bias, *slope;  // or null
+  int sparse;                 // -1: by density
 };
 
 // The same as the kernels read them.
@@ -40,8 +40,8 @@ class LayerWeights {
   WeightShape shape;
   Weights kind;
   double density;
-  int64_t row_filter = 0;  // as ConvPlan's
-  std::vector<float> scale, bias;
+  int64_t row_filter = 0;                 // as ConvPlan's
+  std::vector<float> scale, bias, slope;  // slope: empty where there is none
 
  private:
   void pack(const void* data, const WeightShape& shape, double occupied) const;

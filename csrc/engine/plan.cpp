@@ -78,7 +78,6 @@ Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int
   steps_.resize(nodes.size());
   infer_shapes(n, h, w);
   choose_halos();
-  if (!keep_all) fuse_slopes();
   prepare_steps();
   place(keep_all, output);
 }
@@ -143,23 +142,6 @@ void Plan::choose_halos() {
   }
 }
 
-// A leaky ReLU of floats that nothing but it reads belongs to the convolution that makes them: it
-// works in place anyway, and a pass over memory is saved.
-void Plan::fuse_slopes() {
-  std::vector<int> readers(nodes_.size(), 0);
-  for (const Node& node : nodes_)
-    for (const int input : inputs_of(node)) ++readers[static_cast<size_t>(input)];
-  for (size_t id = 1; id < nodes_.size(); ++id) {
-    const Node& node = nodes_[id];
-    if (node.op != Op::kActivation || node.detail->function != Function::kLeakyRelu) continue;
-    const size_t a = static_cast<size_t>(node.a);
-    const Node& from = nodes_[a];
-    if (from.op != Op::kConv || !from.is_float || !node.is_float || readers[a] != 1) continue;
-    steps_[a].slope = node.detail->params[0];
-    steps_[id].done = true;
-  }
-}
-
 void Plan::prepare_steps() {
   steps_[0].external = true;
   for (size_t id = 1; id < nodes_.size(); ++id) {
@@ -173,11 +155,10 @@ void Plan::prepare_steps() {
       s.by_rows = true;
     } else if (node.op == Op::kConv || node.op == Op::kLinear) {
       const LayerWeights& l = *node.layer;
-      Requantize q = node.requantize;
-      q.slope = s.slope;
-      s.conv = std::make_unique<ConvPlan>(
-          l.view(), l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, s.grid,
-          node.window, residual_of(nodes_, node.b), q, l.row_filter);
+      s.conv = std::make_unique<ConvPlan>(l.view(), l.scale.data(), l.bias.data(),
+                                          in.is_float ? 0 : from.zero_point, in, s.grid,
+                                          node.window, residual_of(nodes_, node.b), node.requantize,
+                                          l.slope.empty() ? nullptr : l.slope.data(), l.row_filter);
       s.scratch = s.conv->scratch_bytes();
     }
   }

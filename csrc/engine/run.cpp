@@ -19,7 +19,6 @@ const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 void Plan::run_node(size_t id, const float* x, uint8_t* arena) const {
   const Node& node = nodes_[id];
   const Step& s = steps_[id];
-  if (s.done) return;
   switch (node.op) {
     case Op::kInput:
       if (!s.external) grid_from_nchw(s.grid, x, 0, arena + s.at);

@@ -103,6 +103,7 @@ static TOPS_INLINE void finish_direct(const ConvArgs& a, const Finisher& finish,
                  V::addf(V::mulf(to_float<W>(acc[2 * NV + v]), s2), b2),
                  V::addf(V::mulf(to_float<W>(acc[3 * NV + v]), s3), b3)};
     if (r) finish.add_residual(f, V::load(r + at * 4));
+    if (finish.slope) finish.bend(f, o);
     V::I q = finish.to_cells(f);
     const uint32_t bits = V::bits_at(valid, p + at);
     if (bits != V::kAll) q = V::select(bits, q, outside);

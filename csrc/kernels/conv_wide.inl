@@ -80,7 +80,8 @@ static TOPS_INLINE void finish_pixels(const ConvArgs& a, const Finisher& f, cons
   const int64_t planes = min64(V::kLanes / 4, (a.outputs - o + 3) / 4);
   const bool whole = n == 4 && planes == V::kLanes / 4;
   const V::F scale = V::as_f(V::load(a.epilogue.scale + o)),
-             bias = V::as_f(V::load(a.epilogue.bias + o));
+             bias = V::as_f(V::load(a.epilogue.bias + o)),
+             slope = f.slope ? V::as_f(V::load(f.slope + o)) : scale;
   alignas(64) uint8_t staged[V::kLanes * 4];
   V::I residual = V::set1(0);
   if (a.residual) {
@@ -97,6 +98,7 @@ static TOPS_INLINE void finish_pixels(const ConvArgs& a, const Finisher& f, cons
   for (int j = 0; j < 4; ++j) {
     V::F y = V::addf(V::mulf(V::to_f(acc[2 * (j < n ? j : 0)]), scale), bias);
     if (a.residual) y = V::addf(y, f.residual(V::pixel_of(residual, j)));
+    if (f.slope) y = sloped(y, slope);
     q[j] = V::round(V::minf(f.cap, V::mulf(y, f.inv)));
   }
   const V::I cells = f.codes(V::pack_pixels(q[0], q[1], q[2], q[3], f.zero_point16));

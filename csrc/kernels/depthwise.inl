@@ -26,13 +26,17 @@ static TOPS_INLINE PixelSums depthwise_sums(const ConvArgs& a, int64_t cell, con
 }
 
 // One vector of cells: the same steps as finish_direct, channels in the lanes.
-static TOPS_INLINE V::I depthwise_cells(const Finisher& f, const PixelSums& s, V::F scale,
-                                        V::F bias, const uint8_t* residual) {
+static TOPS_INLINE V::I depthwise_cells(const Finisher& f, const PixelSums& s, int64_t cell,
+                                        const Epilogue& e, const uint8_t* residual) {
+  const V::F scale = V::as_f(V::load_four(e.scale + 4 * cell)),
+             bias = V::as_f(V::load_four(e.bias + 4 * cell)),
+             slope = f.slope ? V::as_f(V::load_four(f.slope + 4 * cell)) : scale;
   V::I q[4];
   const V::I r = residual ? V::load(residual) : V::set1(0);
   for (int j = 0; j < 4; ++j) {
     V::F y = V::addf(V::mulf(V::to_f(s.v[j]), scale), bias);
     if (residual) y = V::addf(y, f.residual(V::pixel_of(r, j)));
+    if (f.slope) y = sloped(y, slope);
     y = V::mulf(y, f.inv);
     q[j] = V::round(f.capped ? V::minf(f.cap, y) : y);
   }
@@ -46,8 +50,6 @@ static void conv_depthwise(const ConvArgs& a, int64_t begin, int64_t end, int64_
   constexpr int64_t kTile = V::kSparseVectors * V::kLanes;
   const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
   for (int64_t cell = begin; cell < end; ++cell) {
-    const V::F scale = V::as_f(V::load_four(a.epilogue.scale + 4 * cell)),
-               bias = V::as_f(V::load_four(a.epilogue.bias + 4 * cell));
     uint8_t* const y = a.y + cell * a.plane;
     const uint8_t* const r = a.residual ? a.residual + cell * a.plane : nullptr;
     Staging staging;
@@ -59,10 +61,10 @@ static void conv_depthwise(const ConvArgs& a, int64_t begin, int64_t end, int64_
         const PixelSums s = depthwise_sums(a, cell, a.x + p * 4);
         if (!a.valid) {
           V::store(staging.y + i * 4,
-                   depthwise_cells(finish, s, scale, bias, r ? staging.r + i * 4 : nullptr));
+                   depthwise_cells(finish, s, cell, a.epilogue, r ? staging.r + i * 4 : nullptr));
           continue;
         }
-        V::I q = depthwise_cells(finish, s, scale, bias, r ? r + at : nullptr);
+        V::I q = depthwise_cells(finish, s, cell, a.epilogue, r ? r + at : nullptr);
         const uint32_t bits = V::bits_at(a.valid, p);
         if (bits != V::kAll) q = V::select(bits, q, finish.outside);
         V::store_n(y + at, q, min64(V::kLanes, a.pixels - p));

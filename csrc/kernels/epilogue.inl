@@ -21,7 +21,8 @@ static TOPS_INLINE void put(const Sink& s, uint8_t* p, V::I v, V::I halo) {
     V::store_n(p, v, s.n);
 }
 
-static TOPS_INLINE V::F leaky(V::F x, V::F slope) {
+// A PReLU.
+static TOPS_INLINE V::F sloped(V::F x, V::F slope) {
   const V::F zero = V::set1f(0.0f);
   return V::addf(V::maxf(zero, x), V::mulf(slope, V::minf(zero, x)));
 }
@@ -29,10 +30,10 @@ static TOPS_INLINE V::F leaky(V::F x, V::F slope) {
 // The epilogue's constants as vectors. Made once a tile: stores through uint8_t* may alias the
 // arguments, so the compiler would otherwise load and broadcast them again for every vector.
 struct Finisher {
-  V::F inv, cap, lo, hi, slope, res_scale;
+  V::F inv, cap, lo, hi, res_scale;
   V::I zero_point16, qlo, qhi, outside, res_zero_point, low;
-  const float* bias;
-  bool float_out, float_residual, capped, clamped, sloped;
+  const float *bias, *slope;
+  bool float_out, float_residual, capped, clamped;
 
   TOPS_INLINE Finisher(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
       : inv(V::set1f(e.inv)),
@@ -40,7 +41,6 @@ struct Finisher {
                                        // saturates to the right code
         lo(V::set1f(e.lo)),
         hi(V::set1f(e.hi)),
-        slope(V::set1f(e.slope)),
         res_scale(V::set1f(e.res_scale)),
         zero_point16(V::set1(static_cast<int32_t>(static_cast<uint32_t>(e.zero_point) * 0x10001u))),
         qlo(V::set1(static_cast<int32_t>(e.qlo * 0x01010101u))),
@@ -49,11 +49,11 @@ struct Finisher {
         res_zero_point(V::set1(e.res_zero_point)),
         low(V::set1(0xff)),
         bias(e.bias),
+        slope(e.slope),
         float_out(float_output),
         float_residual(float_res),
         capped(e.capped),
-        clamped(e.qlo > 0 || e.qhi < 255),
-        sloped(e.slope != 1.0f) {}
+        clamped(e.qlo > 0 || e.qhi < 255) {}
 
   TOPS_INLINE V::F residual(V::I code) const {
     return V::mulf(V::to_f(V::sub(code, res_zero_point)), res_scale);
@@ -70,6 +70,11 @@ struct Finisher {
     y[1] = V::addf(y[1], residual(V::and_(V::shr<8>(r), low)));
     y[2] = V::addf(y[2], residual(V::and_(V::shr<16>(r), low)));
     y[3] = V::addf(y[3], residual(V::shr<24>(r)));
+  }
+
+  // o: the first of the four channels.
+  TOPS_INLINE void bend(V::F y[4], int64_t o) const {
+    for (int j = 0; j < 4; ++j) y[j] = sloped(y[j], V::set1f(slope[o + j]));
   }
 
   TOPS_INLINE V::I to_cells(V::F y[4]) const {
@@ -92,12 +97,10 @@ struct Finisher {
         add_residual(y, V::load(s.r));
       }
     }
+    if (slope) bend(y, o);
     if (float_out) {
-      for (int j = 0; j < 4 && j < planes; ++j) {
-        V::F v = V::minf(hi, V::maxf(lo, y[j]));
-        if (sloped) v = leaky(v, slope);
-        put(s, s.y + j * s.y_plane, V::as_i(v), outside);
-      }
+      for (int j = 0; j < 4 && j < planes; ++j)
+        put(s, s.y + j * s.y_plane, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
       return;
     }
     put(s, s.y, to_cells(y), outside);

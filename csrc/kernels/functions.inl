@@ -37,7 +37,7 @@ template <FloatMap kMap>
 static TOPS_INLINE V::F mapped(V::F x, V::F a) {
   if (kMap == FloatMap::kSigmoid) return sigmoid(x);
   if (kMap == FloatMap::kSilu) return V::mulf(x, sigmoid(x));
-  return leaky(x, a);
+  return sloped(x, a);
 }
 
 template <FloatMap kMap>

@@ -69,7 +69,7 @@ struct Epilogue {
   const float* scale;    // [O]
   const float* bias;     // [O]
   float lo, hi;          // activation, float output
-  float slope;           // float output: what is negative then is multiplied by it; 1: nothing is
+  const float* slope;    // [O] of what is negative then, in place of bounds; or null
   float inv;             // 1 / output scale
   int32_t zero_point;    // of the output
   bool capped;           // may a scaled sum pass 2**30, where the conversion to int32 ends?

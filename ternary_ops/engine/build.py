@@ -60,7 +60,9 @@ def _add_layer(engine: Any, graph: Graph, node: Node, sparse: int) -> Any:
     if node.op == "linear":
         return engine.linear(x, residual, wtype, values, o, i, scale, w.bias, *ends)
     window = at["stride"], at["padding"], at["dilation"], at["groups"]
-    return engine.conv2d(x, residual, wtype, values, o, r, s, i, scale, w.bias, *window, *ends)
+    slope = None if w.slope is None else np.broadcast_to(w.slope, o)
+    vectors = scale, w.bias, slope
+    return engine.conv2d(x, residual, wtype, values, o, r, s, i, *vectors, *window, *ends)
 
 
 def _add_activation(engine: Any, graph: Graph, node: Node) -> Any:

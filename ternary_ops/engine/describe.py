@@ -58,8 +58,8 @@ def speed(
 
 
 def stored_bytes(w: Weight) -> int:
-    """Bytes of a weight at its bit width, with scale and bias, before entropy coding."""
-    vectors = sum(v.nbytes for v in (w.scale, w.bias) if v is not None)
+    """Bytes of a weight at its bit width, with its vectors, before entropy coding."""
+    vectors = sum(v.nbytes for v in (w.scale, w.bias, w.slope) if v is not None)
     return -(-math.prod(w.shape) * _BITS[w.kind] // 8) + vectors
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A graph as JSON and named arrays, the content of a program file.
 
-{"nodes": [[op, inputs, attributes], ...], "weights": [[name, kind, has bias], ...]}; inputs are
-left out when they are the node before, attributes when they are the defaults. The arrays of weight
-i are "i.w" (values [O, R, S, I]), "i.s" (scale, absent for kind float) and "i.b" (bias).
+{"nodes": [[op, inputs, attributes], ...], "weights": [[name, kind, vectors], ...]}; inputs are left
+out when they are the node before, attributes when they are the defaults. The arrays of weight i are
+"i.w" (values [O, R, S, I]), "i.s" (scale, absent for kind float), "i.b" (bias) where `vectors` has
+bit 1 and "i.a" (slope) where it has bit 2.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def to_index(graph: Graph) -> dict[str, Any]:
         if said := rules.without_defaults(node.op, node.attrs):
             entry.append({name: _plain(value) for name, value in said.items()})
         nodes.append(entry)
-    weights = [[w.name, w.kind, int(w.bias is not None)] for w in graph.weights]
+    weights = [
+        [w.name, w.kind, (w.bias is not None) + 2 * (w.slope is not None)] for w in graph.weights
+    ]
     return {"nodes": nodes, "weights": weights}
 
 
@@ -39,7 +42,7 @@ def to_arrays(graph: Graph) -> dict[str, Array | TernaryCodes]:
     """The arrays of every weight, by name."""
     arrays: dict[str, Array | TernaryCodes] = {}
     for i, w in enumerate(graph.weights):
-        for key, array in zip(_keys(i), (w.values, w.scale, w.bias), strict=True):
+        for key, array in zip(_keys(i), (w.values, w.scale, w.bias, w.slope), strict=True):
             if array is not None:
                 arrays[key] = array
     return arrays
@@ -70,8 +73,8 @@ def _node_before(i: int) -> list[int]:
     return [i - 1] if i else []
 
 
-def _keys(i: int) -> tuple[str, str, str]:
-    return f"{i}.w", f"{i}.s", f"{i}.b"
+def _keys(i: int) -> tuple[str, str, str, str]:
+    return f"{i}.w", f"{i}.s", f"{i}.b", f"{i}.a"
 
 
 def _plain(value: Any) -> Any:
@@ -100,12 +103,14 @@ def _node(i: int, entry: Any) -> Node:
 
 
 def _weight(i: int, entry: Any, arrays: Mapping[str, Array | TernaryCodes]) -> Weight:
-    name, kind, has_bias = rules.items(f"weight {i}", entry, 3)
-    rules.integer(f"weight {i}: its bias flag", has_bias, 0, 1)
-    values, scale, bias = _keys(i)
-    wanted = [values] + [scale] * (kind != "float") + [bias] * has_bias
+    name, kind, vectors = rules.items(f"weight {i}", entry, 3)
+    rules.integer(f"weight {i}: its vectors", vectors, 0, 3)
+    values, scale, bias, slope = _keys(i)
+    wanted = [values] + [scale] * (kind != "float") + [bias] * (vectors & 1)
+    wanted += [slope] * (vectors >> 1)
     missing = [key for key in wanted if key not in arrays]
     if missing:
         raise FormatError(need(f"weight {i} needs the array {missing[0]}", "none", _DO))
     kept = {key: arrays[key] for key in wanted}
-    return Weight(name, kind, kept[values], kept.get(scale), kept.get(bias))  # type: ignore[arg-type]
+    given: Any = [kept[values], *(kept.get(key) for key in (scale, bias, slope))]
+    return Weight(name, kind, *given)

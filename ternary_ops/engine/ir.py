@@ -32,6 +32,7 @@ Params: TypeAlias = tuple[float, int]
 MAX_NODES = 2**16
 MAX_NAME = 1024
 _WEIGHTED = ("conv2d", "linear", "layer_norm")
+_VECTORS = ("scale", "bias", "slope")
 _DTYPE = {"ternary": np.int8, "int8": np.int8, "float": np.float32}
 _LARGEST_CODE = {"ternary": 1, "int8": 127}
 _SURE_SIZE = (2**31 - 1) // 255  # a ternary filter of so many values cannot overflow int32
@@ -42,6 +43,7 @@ _DO = rules.REWRITE
 class Weight:
     """One filter bank: values [O, R, S, I] (linear [O, 1, 1, I]), scale and bias [O].
 
+    slope: [O] or [1], of a convolution: negative sums are multiplied by it at the end (PReLU).
     kind ternary: int8 in {-1, 0, 1}, or their codes; int8: -127..127; float: float32 and no scale.
     Integer weights may meet float input (weight-only). The arrays are read-only views of those
     given.
@@ -52,6 +54,7 @@ class Weight:
     values: Array | TernaryCodes
     scale: Array | None = None
     bias: Array | None = None
+    slope: Array | None = None
 
     def __post_init__(self) -> None:
         """Check everything; raises FormatError."""
@@ -65,15 +68,16 @@ class Weight:
             raise FormatError(
                 need(f"{where}: a scale goes with integers", f"kind {self.kind}", _DO)
             )
-        for label, vector in (("scale", self.scale), ("bias", self.bias)):
+        for label in _VECTORS:
+            vector = getattr(self, label)
             if vector is None:
                 continue
             _check_array(f"{where}: {label}", vector, np.float32, 1)
-            if len(vector) != self.shape[0]:
+            if len(vector) != self.shape[0] and not (label == "slope" and len(vector) == 1):
                 raise FormatError(
                     need(f"{where}: {label} has {self.shape[0]} values", len(vector), _DO)
                 )
-        for label in ("values", "scale", "bias"):
+        for label in ("values", *_VECTORS):
             if isinstance(getattr(self, label), np.ndarray):
                 frozen = np.ascontiguousarray(getattr(self, label)).view()
                 frozen.flags.writeable = False
@@ -271,6 +275,8 @@ def _make_layer(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> 
     o, r, s, width = w.shape
     _need_rank(node, x, 4 if conv else 2)
     groups = node.attrs["groups"] if conv else 1
+    if w.slope is not None and (not conv or node.attrs["clamp"] != (None, None)):
+        raise FormatError(need("slopes belong to convolutions without bounds", node.op, _DO))
     if not conv and (r, s) != (1, 1):
         raise FormatError(need("linear weights are [O, 1, 1, I]", list(w.shape), _DO))
     if max(r, s) > rules.MAX_EXTENT or o % groups:
@@ -395,7 +401,7 @@ def _make_layer_norm(graph: Graph, node: Node, x: Value, others: Sequence[Value]
         raise FormatError(need(f"w < {len(graph.weights)}", node.attrs["w"], _DO))
     w = graph.weight(node)
     width = w.shape[0] if x.channels is None and w.shape[0] % x.multiple == 0 else x.channels
-    if w.kind != "float" or w.shape != (width, 1, 1, 1):
+    if w.kind != "float" or w.shape != (width, 1, 1, 1) or w.slope is not None:
         wanted = f"float weights [{x.channels or f'{x.multiple} n'}, 1, 1, 1]"
         raise FormatError(need(wanted, list(w.shape), _DO))
     known = replace(x, channels=w.shape[0], multiple=w.shape[0])

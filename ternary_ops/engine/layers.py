@@ -81,15 +81,16 @@ def read_batchnorm(name: str, module: nn.Module) -> Layer:
     bias = -mean * scale
     if module.bias is not None:
         bias = bias + _floats(name, cast(Tensor, module.bias))
-    return _channelwise(name, scale.astype(np.float32), bias.astype(np.float32))
+    return channelwise(name, scale.astype(np.float32), bias.astype(np.float32))
 
 
-def read_slopes(name: str, module: nn.Module) -> Layer:
-    """The slopes of a PReLU with one a channel, as read_batchnorm makes a layer of a scale."""
-    return _channelwise(name, _floats(name, cast(Tensor, module.weight)), None)
+def read_slopes(name: str, module: nn.Module) -> NDArray[np.float32]:
+    """The slopes [C] of a PReLU with one a channel."""
+    return _floats(name, cast(Tensor, module.weight))
 
 
-def _channelwise(name: str, scale: NDArray[np.float32], bias: NDArray[np.float32] | None) -> Layer:
+def channelwise(name: str, scale: NDArray[np.float32], bias: NDArray[np.float32] | None) -> Layer:
+    """y = x * scale + bias, scale and bias [C], as a depthwise convolution."""
     ones = np.ones((len(scale), 1, 1, 1), np.int8)
     weight = Weight(name, "ternary", ones, scale, bias)
     return Layer("conv2d", weight, {"groups": len(scale)}, follows=True)

@@ -12,6 +12,7 @@ touch. quantize and dequantize nodes appear where a reader needs the other form.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,8 @@ class _Emitter:
         integer = (layer.integer and self._fits(x)) or follows
         apart = integer and not all(map(self._fits, residual))
         y = self._output(step) if integer and not apart else None
-        attrs = {**step.attrs, "w": self._weight(layer.weight)}
+        weight = layer.weight if step.slope is None else replace(layer.weight, slope=step.slope)
+        attrs = {**step.attrs, "w": self._weight(weight)}
         if apart:  # a float residual: end in floats and add there
             node = self._node(step.op, [self._as_uint8(x)], attrs)
             inputs = [node, *(self.as_float(r) for r in residual)]

@@ -284,7 +284,9 @@ def _per_filter(local: Array, o: int) -> Array:
 def _rewritten(w: Weight, order: Array) -> Weight:
     """Filters in a new order of the value they make."""
     vectors = {
-        key: value[order] for key in ("scale", "bias") if (value := getattr(w, key)) is not None
+        key: value[order]
+        for key in ("scale", "bias", "slope")
+        if (value := getattr(w, key)) is not None and len(value) == len(order)
     }
     return replace(w, values=w.array[order], **vectors)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scales and biases with fewer digits: in a small network's file they weigh a fifth."""
+"""Scales, biases and slopes with fewer digits: in a small network's file they weigh a fifth."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from ternary_ops.engine.ir import Array, Graph
+from ternary_ops.engine.ir import Array, Graph, Weight
 
 # Those of bfloat16: a relative error of at most 2**-8, beside activations of 8 bits.
 _BITS = 8
 
 
 def round_vectors(graph: Graph) -> Graph:
-    """A graph with the scales and biases of integer weights rounded to 8 significant bits."""
-    weights = tuple(
-        w if w.kind == "float" else replace(w, scale=_rounded(w.scale), bias=_rounded(w.bias))
-        for w in graph.weights
-    )
-    return replace(graph, weights=weights)
+    """A graph whose integer weights have scales, biases and slopes of 8 significant bits."""
+    return replace(graph, weights=tuple(map(_short, graph.weights)))
+
+
+def _short(w: Weight) -> Weight:
+    if w.kind == "float":
+        return w
+    return replace(w, scale=_rounded(w.scale), bias=_rounded(w.bias), slope=_rounded(w.slope))
 
 
 def _rounded(values: Array | None) -> Array | None:

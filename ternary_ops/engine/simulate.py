@@ -55,7 +55,7 @@ def _layer(graph: Graph, node: Node, operands: Sequence[Operand]) -> Array:
         rows = filters[:, :, 0, 0]
         acc = reference.linear_acc(x[0], x[2], rows) if quantized else reference.linear(x, rows)
     scale = w.effective_scale((x[1], x[2]) if quantized else None)
-    return reference.epilogue(acc, scale, w.bias, residual, **_activation(node))
+    return reference.epilogue(acc, scale, w.bias, residual, slope=w.slope, **_activation(node))
 
 
 def _pick(x: Operand) -> Array:

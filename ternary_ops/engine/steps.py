@@ -7,11 +7,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import fx, nn
 
+from ternary_ops.engine.ir import Array
 from ternary_ops.engine.layers import (
     Layer,
     Range,
+    channelwise,
     read_batchnorm,
     read_layer,
     read_layer_norm,
@@ -24,6 +27,7 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.trace import Chain, clamp_bounds, fused_chain, is_layer, module_of
 
 Bounds = tuple[float | None, float | None]
+_MOVES = ("flatten", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 _CLAMPS = ("conv2d", "linear", "add", "mul", "clamp")
 
 
@@ -31,8 +35,8 @@ _CLAMPS = ("conv2d", "linear", "add", "mul", "clamp")
 class Step:
     """One op, the steps it reads and those that read it.
 
-    wanted: range that the layers reading this value ask for. flexible: an op that has no range of
-    its own would read it as uint8.
+    slope: of a layer, [O] or [1]: a PReLU behind it. wanted: range that the layers reading this
+    value ask for. flexible: an op that has no range of its own would read it as uint8.
     """
 
     op: str
@@ -40,6 +44,7 @@ class Step:
     attrs: dict[str, Any] = field(default_factory=dict)
     layer: Layer | None = None
     clamp: Bounds = (None, None)
+    slope: Array | None = None
     users: list[Step] = field(default_factory=list)
     wanted: Range | None = None
     flexible: bool = False
@@ -146,6 +151,17 @@ class _Reader:
             step.inputs.append(self._value(chain.residual))
         for clamp in chain.clamps:
             step.clamp = merge(step.clamp, clamp_bounds(clamp) or (None, None))
+        return step if chain.slope is None else self._sloped(chain.slope, step)
+
+    def _sloped(self, node: fx.Node, step: Step) -> Step:
+        """A PReLU or leaky ReLU behind a layer, or behind a BatchNorm that would not fold."""
+        ((op, attrs),) = match(node)
+        if step.layer is None or step.layer.follows:
+            return self._op(node, op, attrs, [step])
+        if op == "prelu":
+            step.slope = read_slopes(str(node.target), _module(module_of(node)))
+        else:
+            step.slope = np.array(attrs["params"], np.float32)
         return step
 
     def _ops(self, node: fx.Node, ops: Sequence[Op]) -> Step:
@@ -167,7 +183,8 @@ class _Reader:
             layer, shuffled = read_transposed(str(node.target), _module(module_of(node)))
             return Step("pixel_shuffle", [Step("conv2d", inputs, layer.attrs, layer)], shuffled)
         if op == "prelu":
-            slopes = read_slopes(str(node.target), _module(module_of(node)))
+            name = str(node.target)
+            slopes = channelwise(name, read_slopes(name, _module(module_of(node))), None)
             below = Step("clamp", inputs, clamp=(None, 0.0))
             above = Step("clamp", inputs, clamp=(0.0, None))
             return Step("add", [above, Step("conv2d", [below], slopes.attrs, slopes)])
@@ -228,17 +245,28 @@ def _reachable(output: Step) -> list[Step]:
 
 
 def _fuse_clamps(steps: Sequence[Step]) -> list[Step]:
-    """Let a step that can clamp do so itself where a clamp alone reads it."""
+    """Let a step that can clamp do so itself where a clamp alone reads it, behind what only moves
+    values or not.
+    """
     kept: list[Step] = []
     for step in steps:
-        before = step.inputs[0] if step.inputs else step
-        if step.op == "clamp" and before.op in _CLAMPS and len(before.users) == 1:
-            before.clamp, before.users = merge(before.clamp, step.clamp), step.users
-            for user in step.users:
-                user.inputs = [before if s is step else s for s in user.inputs]
-        else:
+        maker = _clampable(step.inputs[0]) if step.op == "clamp" else None
+        if maker is None:
             kept.append(step)
+            continue
+        before = step.inputs[0]
+        maker.clamp, before.users = merge(maker.clamp, step.clamp), step.users
+        for user in step.users:
+            user.inputs = [before if s is step else s for s in user.inputs]
     return kept
+
+
+def _clampable(step: Step) -> Step | None:
+    """The step whose values this one passes on, if it can clamp and nothing else reads them."""
+    while step.op in _MOVES and len(step.users) == 1:
+        step = step.inputs[0]
+    fits = step.op in _CLAMPS and len(step.users) == 1 and step.slope is None
+    return step if fits else None
 
 
 def _module(module: nn.Module | None) -> nn.Module:

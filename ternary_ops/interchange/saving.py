@@ -161,6 +161,10 @@ class _Writer:
                 out = sheet.add("Add", out, sheet.channels(weight.bias, rank))
         if len(x) == 2:
             out = sheet.add("Add", out, sheet.real(x[1], ys[1]))
+        if weight.slope is not None and len(weight.slope) == 1:
+            out = sheet.add("LeakyRelu", out, alpha=float(weight.slope[0]))
+        elif weight.slope is not None:
+            out = sheet.add("PRelu", out, sheet.channels(weight.slope, rank))
         return self._finish(out, node)
 
     def _qdq(self, values: Array, dtype: Any, scale: Any) -> str:

@@ -85,11 +85,13 @@ def epilogue(
     lo: float | None = None,
     hi: float | None = None,
     y: Params | None = None,
+    slope: Array | None = None,
 ) -> Array:
     """Turn an accumulator [N, O, ...] into float32 or, with `y`, uint8: one float32 step at a time.
 
     scale, bias: float32 [O] (scale: the effective one; None for weights that carry their own);
-    residual: an operand of acc's shape; lo, hi: the activation's bounds.
+    residual: an operand of acc's shape; lo, hi: the activation's bounds; slope: float32 [O] or [1],
+    max(0, v) + slope * min(0, v) of the sum v, in place of bounds.
     """
     per_channel = (1, -1, *[1] * (acc.ndim - 2))
     out = acc.astype(np.float32)
@@ -100,6 +102,9 @@ def epilogue(
             out = out + np.asarray(bias, np.float32).reshape(per_channel)
         if residual is not None:
             out = out + _value(residual)
+        if slope is not None:
+            zero, factor = np.float32(0), np.asarray(slope, np.float32).reshape(per_channel)
+            out = np.maximum(out, zero) + factor * np.minimum(out, zero)
     return _finish(out, lo, hi, y)
 
 

@@ -2,9 +2,9 @@
 """One way to see a network as a graph, and the one rule of what fuses into a layer.
 
 `trace` runs torch.fx with every weighted or stateful layer as a leaf. `fused_chain` says which
-nodes become the epilogue of a layer (BatchNorm, residual add, clamp-like activation). Calibration
-stores the range of a chain's last value, folding needs its BatchNorm, and lowering emits the chain
-as one operator: all three must agree, so the rule stands here once.
+nodes become the epilogue of a layer (BatchNorm, residual add, clamp-like activation, PReLU).
+Calibration stores the range of a chain's last value, folding needs its BatchNorm, and lowering
+emits the chain as one operator: all three must agree, so the rule stands here once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _CLAMP: tuple[Any, ...] = (torch.clamp, torch.clamp_, torch.clip, "clamp", "clamp_", "clip")
 _HARDTANH: tuple[Any, ...] = (F.hardtanh, F.hardtanh_)
+_LEAKY: tuple[Any, ...] = (F.leaky_relu, F.leaky_relu_)
 _PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -192,6 +193,16 @@ def _bounds(
     return found[0], found[1]
 
 
+def is_slope(node: fx.Node) -> bool:
+    """True for a PReLU or a leaky ReLU."""
+    call = node.op == "call_function" and node.target in _LEAKY
+    return call or isinstance(module_of(node), (nn.PReLU, nn.LeakyReLU))
+
+
+def _is_convolution(node: fx.Node) -> bool:
+    return hasattr(module_of(node), "kernel_size")
+
+
 @dataclass
 class Chain:
     """A layer and what fuses behind it, in this order; `end` is the node of the chain's value."""
@@ -202,6 +213,7 @@ class Chain:
     add: fx.Node | None = None
     residual: fx.Node | None = None  # the add's other operand
     clamps: list[fx.Node] = field(default_factory=list)
+    slope: fx.Node | None = None  # a PReLU or leaky ReLU, in place of clamps
 
 
 def fused_chain(layer: fx.Node) -> Chain:
@@ -212,12 +224,15 @@ def fused_chain(layer: fx.Node) -> Chain:
     chain = Chain(layer, layer)
     while len(chain.end.users) == 1:
         (user,) = chain.end.users
-        if is_batchnorm(user) and not (chain.batchnorm or chain.add or chain.clamps):
+        last = bool(chain.clamps) or chain.slope is not None
+        if is_batchnorm(user) and not (chain.batchnorm or chain.add or last):
             chain.batchnorm = user
-        elif is_add(user) and not (chain.add or chain.clamps) and _owns_sum(chain.end, user):
+        elif is_add(user) and not (chain.add or last) and _owns_sum(chain.end, user):
             chain.add = user
             (chain.residual,) = (a for a in user.all_input_nodes if a is not chain.end)
-        elif clamp_bounds(user) is not None:
+        elif is_slope(user) and _is_convolution(layer) and not (chain.add or last):
+            chain.slope = user
+        elif clamp_bounds(user) is not None and chain.slope is None:
             chain.clamps.append(user)
         elif not is_pass(user):
             break
