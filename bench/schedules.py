@@ -45,7 +45,7 @@ GRIDS: dict[str, dict[str, Any]] = {
         "course": {"rate": 2e-3, "batch": 128},
     },
     "resnet20": {
-        "targets": (("1x4", 0.95),),
+        "targets": (("1x4", 0.8), ("1x4", 0.9), ("1x4", 0.95)),
         "epochs": (1,),
         "course": {"rate": 0.05, "batch": 128, "optimizer": "sgd", "bfloat16": True},
     },
