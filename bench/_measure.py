@@ -116,11 +116,15 @@ def setup(
     torch.set_num_threads(options.threads)
     core().set_num_threads(options.threads)
     core().set_isa(options.isa)
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    if limit:  # the other engine does not obey
+        torch.backends.quantized.engine = "onednn"
     about = {
         "isa": core().isa(),
         "ternary_ops": core().version,
         "torch": torch.__version__,
         "torch_engine": torch.backends.quantized.engine,
+        "onednn_max_cpu_isa": limit,
     }
     print(*(f"{key}: {value}" for key, value in {**machine(), **about}.items()), sep="\n")
     return options, about

@@ -4,9 +4,11 @@
     python bench/layers.py [--threads 1] [--rounds 41] [--isa NAME] [--csv layers.csv]
 
 Each layer runs u8 -> u8 inside a program (its neighbors' layout, no conversion counted) at several
-densities of quads. The ceiling is vpdpbusd from registers in the same round; torch int8 is its
-quantized convolution with the same weights, u8 -> u8. `match` says that our output equals the NumPy
-reference bit for bit and torch's within one code; without it no speed is printed.
+densities of quads. The ceiling is dot products from registers in the same round; torch int8 is its
+quantized convolution with the same weights, u8 -> u8. The environment holds that to an instruction
+set: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2, or SSE41 and default. `match` says that our
+output equals the NumPy reference bit for bit and torch's within one code; without it no speed is
+printed.
 """
 
 from __future__ import annotations
