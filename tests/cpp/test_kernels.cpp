@@ -138,6 +138,7 @@ Case draw(Rng& g) {
 
 struct Layer {
   Guarded x, plain, scale, bias;
+  std::vector<float> slope;  // of each output channel, where a test gives them
   std::vector<int> w;
   Layer(const Case& c, Rng& g)
       : x(static_cast<size_t>(c.n * c.groups * c.i * c.h * c.w)),
@@ -180,8 +181,9 @@ bool matches(const Case& c, const Layer& l, const Guarded& y, int64_t oh, int64_
   for (int64_t n = 0; n < c.n; ++n)
     for (int64_t o = 0; o < c.o; ++o)
       for (int64_t p = 0; p < oh * ow; ++p) {
-        const float e = expected(c, l.x.data(), l.w, l.scale.as<float>(), l.bias.as<float>(), n, o,
-                                 p / ow, p % ow);
+        float e = expected(c, l.x.data(), l.w, l.scale.as<float>(), l.bias.as<float>(), n, o,
+                           p / ow, p % ow);
+        if (!l.slope.empty() && e < 0) e = l.slope[static_cast<size_t>(o)] * e;
         const int64_t at = (n * c.o + o) * oh * ow + p;
         if (c.float_out ? y.as<float>()[at] != e : y.data()[at] != code(e, c)) return false;
       }
@@ -286,9 +288,12 @@ void test_grid_bounds(Rng& g) {
   if (by_rows) rows = pack_filter_rows(c.kind, l.plain.data(), shape, &shape);
   const std::vector<uint8_t> blob =
       pack_weights(g.in(0, 1), c.kind, by_rows ? rows.data() : l.plain.data(), shape);
+  if (g.in(0, 1))
+    for (int64_t o = 0; o < c.o; ++o) l.slope.push_back(g.real(-0.5f, 1.5f));
   const ConvPlan plan(view_packed(blob.data(), static_cast<int64_t>(blob.size())),
                       l.scale.as<float>(), l.bias.as<float>(), c.zp, in, out, c.window, {},
-                      {-kInf, kInf, c.y_scale, c.yzp}, by_rows ? c.s : 0);
+                      {-kInf, kInf, c.y_scale, c.yzp}, l.slope.empty() ? nullptr : l.slope.data(),
+                      by_rows ? c.s : 0);
   for (const IsaReport& isa : isa_report()) {
     if (!isa.reason.empty()) continue;
     force_isa(isa.name);
