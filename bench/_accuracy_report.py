@@ -26,11 +26,14 @@ def measure(threads: int, rounds: int, isa: str) -> None:
     from accuracy import trained
 
     core().set_isa(isa)
-
+    parents = sorted({run.parent for run in RUNS.values()})
+    missing = [name for name in parents if not (NETWORKS / f"{name}.safetensors").exists()]
+    if missing:
+        raise SystemExit(f"first: python bench/accuracy.py train {' '.join(missing)}")
     split = load_cifar10()
     x = split.x_test[:1].contiguous()
     timers, rows = {}, []
-    for parent in {run.parent for run in RUNS.values()}:
+    for parent in parents:
         rival, note = int8_rival(trained(parent), split.x_train[:256])
         if rival is None:
             raise SystemExit(f"torch int8 of {parent}: {note}")
