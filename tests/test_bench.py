@@ -37,6 +37,7 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -246,3 +247,15 @@ def test_break_even_is_where_the_lines_cross(
     growth.plot(table, tmp_path / "g.svg")
     drawn = (tmp_path / "g.svg").read_text()
     assert "break-even 0." in drawn and "no break-even" in drawn
+
+
+def test_layer_benches_build_what_they_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, blocks = (script(name, monkeypatch) for name in ("layers", "block_sparse"))
+    rng = np.random.default_rng(0)
+    layer = layers.Layer("small", 8, 8, 6, 3)
+    x = rng.normal(size=(1, 8, 6, 6)).astype(np.float32)
+    scale = np.full(8, 0.01, np.float32)
+    ours = layers.Ours(layer, layers.ternary_weights(layer, 0.5, rng), scale, x)
+    assert ours.values()[1].shape == (1, 8, 6, 6)
+    weight = torch.randn(8, 8, 3, 3)
+    assert blocks.Ours(torch.from_numpy(x), weight, (2, 2)).match
