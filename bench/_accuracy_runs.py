@@ -159,6 +159,10 @@ _LIST = [
         *("resnet56-element89-on", 0.89, "element", 7),
         **{"rate": 0.1, "goes_on": "resnet56-element89", "pruner": _SAME_MASKS},
     ),
+    _ternary(
+        *("resnet56-element89-last", 0.89, "element", 5),
+        **{"rate": 0.02, "goes_on": "resnet56-element89-on", "pruner": _SAME_MASKS},
+    ),
     # Dense networks with fewer channels, to compare with compressed ones that take as long.
     # ResNet-56 with 10: as with 90 % empty quads on AVX-512, longer than at 75 % on AVX2.
     _narrow("resnet20", 10, 24),
