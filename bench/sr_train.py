@@ -51,6 +51,8 @@ def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
 
 _COURSE = sr.SRCourse(steps=3000, rate=5e-4, batch=16, patch=32, share=0.5, bfloat16=True)
 _LIST = [
+    Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _COURSE),
+    Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _COURSE),
     Run("fmen-s-x4-int8quads75", "FMEN-S_x4.npz", _quads("int8", 0.75), _COURSE),
     Run("fmen-s-x4-int8quads85", "FMEN-S_x4.npz", _quads("int8", 0.85), _COURSE),
     Run("fmen-s-x4-quads50", "FMEN-S_x4.npz", _quads("ternary", 0.5), _COURSE),
@@ -77,11 +79,17 @@ def train(run: Run, runs: Path) -> sr.SRNetwork:
     network = start(run)
     patches = sr.Patches(training_images(), network.scale, run.course.patch)
     optimizer = torch.optim.Adam(network.parameters(), run.course.rate, (0.9, 0.99))
-    pruner = tops.prune.Pruner(network, total_steps=run.course.steps, optimizer=optimizer)
+    sample = patches.batch(0, 32, 1)[0]
+    pruner = None
+    if run.config.zeros:
+        steps = run.course.steps
+        pruner = tops.prune.Pruner(network, total_steps=steps, optimizer=optimizer)
+    else:  # all is 8-bit from the first step on, ranges are learned
+        tops.calibrate(network, [sample * network.input_range])
     sr.train(
         *(network, patches, run.course),
         **{"teacher": dense(run), "pruner": pruner, "optimizer": optimizer},
-        calibration=patches.batch(0, 32, 1)[0],
+        calibration=sample,
         checkpoint=Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name}),
         tick=watcher(run),
     )
