@@ -64,3 +64,43 @@ def test_what_is_not_finite(name: str) -> None:
         assert {"sigmoid": 0 <= found[2] < 1e-36, "silu": abs(found[2]) < 30}.get(
             name, found[2] == np.float32(-3e38) * np.float32(0.1)
         )
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+def test_a_slope_behind_a_convolution_has_the_bits_of_a_pass_of_its_own(zeros: float) -> None:
+    """The last slope against one taken afterwards, of the values without it."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 9), (9, 16), (16, 5)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.LeakyReLU(0.1)]
+    with torch.no_grad():
+        for layer in layers[::2]:
+            layer.weight[:, torch.rand(layer.weight.shape[1]) < zeros] = 0.0
+    sample = torch.zeros(1, 3, 8, 8)
+    program = tops.compile(nn.Sequential(*layers).eval(), sample)
+    before = tops.compile(nn.Sequential(*layers[:-1]).eval(), sample)
+    x = torch.randn(2, 3, 13, 21).numpy()
+    for isa in runtime.available_isas():
+        with runtime.force_isa(isa):
+            np.testing.assert_array_equal(program(x), program.trace(x)[-1])
+            y = before(x)
+            bent = np.where(y < 0, y * np.float32(0.1), y)
+            np.testing.assert_array_equal(program(x), bent)
+
+
+def test_a_map_that_others_read_keeps_its_negative_values() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return torch.nn.functional.leaky_relu(y, 0.1) + y
+
+    model = Both().eval()
+    x = torch.randn(1, 2, 5, 6)
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    program = tops.compile(model, x)
+    np.testing.assert_allclose(program(x.numpy()), wanted, rtol=1e-5, atol=1e-6)
