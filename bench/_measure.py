@@ -152,3 +152,10 @@ def write_csv(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         writer.writerows(full)
     os.replace(temporary, path)
     return path
+
+
+def conclude(rows: Sequence[Mapping[str, object]], name: str | None) -> int:
+    """Write the rows where asked; the exit status, 0 where all match."""
+    if name:
+        print("written:", write_csv(name, rows))
+    return 0 if all(row["match"] for row in rows) else 1

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from _linear_rivals import rivals
-from _measure import interleave, ratio, setup, spread, stopwatch, write_csv
+from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 
 import ternary_ops as tops
 from ternary_ops._native import core
@@ -118,9 +118,7 @@ def main() -> int:
             rows.append({**row, **about})
             shown = ", ".join(f"{name} {value}" for name, value in row.items() if "us" not in name)
             print(f"{shown}: {row['op_us']} us, program {row['program_us']} us", flush=True)
-    if options.csv:
-        print("written:", write_csv(options.csv, rows))
-    return 0 if all(row["match"] for row in rows) else 1
+    return conclude(rows, options.csv)
 
 
 if __name__ == "__main__":

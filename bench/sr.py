@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from _cifar import folder
-from _measure import interleave, ratio, setup, spread, stopwatch, write_csv
+from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 from _sr import FILES, Array, by_arrays, pairs, training_images
 
 import ternary_ops as tops
@@ -164,9 +164,7 @@ def main() -> int:
         for row in measure(name, options):
             rows.append(row | about)
             print(*(f"{key} {value}" for key, value in row.items()), flush=True)
-    if options.csv:
-        print("written:", write_csv(options.csv, rows))
-    return 0 if all(row["match"] for row in rows) else 1
+    return conclude(rows, options.csv)
 
 
 if __name__ == "__main__":

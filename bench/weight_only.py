@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 import torch
-from _measure import interleave, ratio, setup, spread, stopwatch, write_csv
+from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 
 import ternary_ops as tops
 from ternary_ops._native import core
@@ -93,9 +93,7 @@ def main() -> int:
                 rows.append(measure(kind, n, k, m, options.rounds, options.threads) | about)
                 shown = {key: value for key, value in rows[-1].items() if key not in about}
                 print(*(f"{key} {value}," for key, value in shown.items()), flush=True)
-    if options.csv:
-        print("written:", write_csv(options.csv, rows))
-    return 0 if all(row["match"] for row in rows) else 1
+    return conclude(rows, options.csv)
 
 
 if __name__ == "__main__":
