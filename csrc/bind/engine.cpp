@@ -57,7 +57,7 @@ py::array value_array(const Node& node, const Grid& g, const uint8_t* data) {
   std::vector<py::ssize_t> shape = {g.n, g.channels};
   if (!node.rank2) shape.insert(shape.end(), {g.h, g.w});
   py::array out = node.is_float ? py::array(Array<float>(shape)) : py::array(Array<uint8_t>(shape));
-  grid_to_nchw(g, data, out.mutable_data());
+  grid_to_nchw(g, {0, g.h}, data, out.mutable_data());
   return out;
 }
 
@@ -90,7 +90,7 @@ py::list run_all(Engine& e, const py::array& x) {
   ArenaLease lease(e.plan(d[0], d[2], d[3], true));
   {
     py::gil_scoped_release release;
-    lease.plan->run(in.data(), lease.arena);
+    lease.plan->run(in.data(), nullptr, lease.arena);
   }
   py::list out;
   for (size_t i = 0; i < e.nodes().size(); ++i)
@@ -106,7 +106,7 @@ py::list profile(Engine& e, const py::array& x, int repeats) {
   std::vector<std::vector<NodeProfile>> runs(static_cast<size_t>(std::max(1, repeats)));
   {
     py::gil_scoped_release release;
-    for (auto& r : runs) lease.plan->run(in.data(), lease.arena, &r);
+    for (auto& r : runs) lease.plan->run(in.data(), nullptr, lease.arena, &r);
   }
   py::list out;
   for (size_t i = 0; i < e.nodes().size(); ++i) {
@@ -197,7 +197,8 @@ void bind_engine(py::module_& m) {
       .def("run", &run)
       .def("run_all", &run_all)
       .def("profile", &profile, py::arg("x"), py::arg("repeats") = 20)
-      .def("peak_bytes", &Engine::peak_bytes);
+      .def("peak_bytes", &Engine::peak_bytes)
+      .def("band", [](Engine& e, int64_t h, int64_t w) { return e.plan(1, h, w)->band(); });
 }
 
 }  // namespace tops::bind

@@ -31,8 +31,9 @@ int64_t Engine::piece(int64_t n, int64_t h, int64_t w) {
   for (const Node& node : nodes_)
     if (node.op == Op::kLinear) shared += node.layer->shape.o * divide_up(node.layer->shape.i, 4);
   if (shared > kSharedQuads) return n;
-  return std::clamp(kPieceBytes / std::max<int64_t>(1, plan(1, h, w)->arena_bytes()), int64_t{1},
-                    n);
+  const std::shared_ptr<const Plan> one = plan(1, h, w);
+  if (one->band()) return 1;
+  return std::clamp(kPieceBytes / std::max<int64_t>(1, one->arena_bytes()), int64_t{1}, n);
 }
 
 int64_t Engine::peak_bytes(int64_t n, int64_t h, int64_t w) {
@@ -52,9 +53,7 @@ void Engine::run(const float* x, int64_t n, int64_t h, int64_t w, float* y) {
   auto run_piece = [&](int64_t i, int) {
     const KernelScope scope(kernel);
     Lease lease(i + 1 < pieces ? *whole : *last);
-    lease.plan.run(x + i * images * from, lease.arena);
-    grid_to_nchw(lease.plan.grid(output_), lease.plan.value(output_, lease.arena),
-                 y + i * images * to);
+    lease.plan.run(x + i * images * from, y + i * images * to, lease.arena);
   };
   if (pieces == 1)
     run_piece(0, 0);

@@ -156,6 +156,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   }
   a.float_out = q.y_scale == 0.0f;
   a.plane = out.plane * 4;
+  a.residual_plane = residual.plane ? residual.plane * 4 : a.plane;
   a.residual_float = residual.is_float;
   a.halo = halo_;
   // The output cells of flat indices are consecutive too: whole vectors go straight to the output.
@@ -195,7 +196,7 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
     run_dense(a);
   if (out_.is_float || wide || !a.valid) {
     parallel_for(out_.cells, out_.cells * out_.n * out_.h / 8,
-                 [&](int64_t c, int) { fill_halo(out_, y, halo_, c, c + 1); });
+                 [&](int64_t c, int) { fill_halo(out_, {0, out_.h}, y, halo_, c, c + 1); });
     return;
   }
   const int64_t end =
@@ -203,7 +204,7 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   for (int64_t c = 0; c < out_.cells; ++c) {
     uint8_t* const plane = y + c * out_.plane * 4;
     fill_cells(plane, halo_, a.origin);
-    fill_cells(plane + end * 4, halo_, out_.plane - end);
+    fill_cells(plane + end * 4, halo_, out_.n * out_.image + out_.halo - end);
   }
 }
 

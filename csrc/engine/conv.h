@@ -21,6 +21,7 @@ struct Residual {
   bool present = false, is_float = false;
   float scale = 1.0f;
   int32_t zero_point = 0;
+  int64_t plane = 0;  // of its grid; 0: as the output's
 };
 
 // Scratch of one thread for expanded weights; grows, never shrinks, ends with the thread.

@@ -48,7 +48,7 @@ Domain::Domain(const Grid& in, const Window& w, int64_t out_h, int64_t out_w)
 
 Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w)
     : Domain(in, w, out_h, out_w) {
-  split_ = w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.halo || w.pad_w > in.halo ||
+  split_ = w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.margin || w.pad_w > in.halo ||
            out_w > in.pitch;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h * w.stride_w), -1);
   if (split_) {
@@ -57,8 +57,8 @@ Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t ou
     phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, rows_), pitch_), 16) | 1) * 16;
   } else {
     pitch_ = in.pitch;
-    rows_ = in.h + 2 * in.halo;
-    base_ = (in.halo - w.pad_h) * in.pitch + in.halo - w.pad_w;
+    rows_ = in.h + 2 * in.margin;
+    base_ = (in.margin - w.pad_h) * in.pitch + in.halo - w.pad_w;
     plane_ = in.plane;
   }
   for (int64_t i = 0; i < r; ++i)

@@ -12,84 +12,12 @@
 #include <tuple>
 #include <vector>
 
+#include "engine/bands.h"
 #include "engine/conv.h"
 #include "engine/layer.h"
+#include "engine/node.h"
 
 namespace tops {
-
-enum class Op {
-  kInput,
-  kQuantize,
-  kDequantize,
-  kConv,
-  kLinear,
-  kMaxPool,
-  kAvgPool,
-  kAdaptiveAvgPool,
-  kAdd,
-  kClamp,
-  kFlatten,
-  kActivation,
-  kMul,
-  kConcat,
-  kSlice,
-  kPixelShuffle,
-  kPixelUnshuffle,
-  kChannelShuffle,
-  kResize,
-  kSoftmax,
-  kLayerNorm
-};
-
-const char* op_name(Op op);
-
-enum class Function {
-  kAffine,
-  kLeakyRelu,
-  kHardswish,
-  kHardsigmoid,
-  kSilu,
-  kSigmoid,
-  kTanh,
-  kGelu,
-  kGeluTanh,
-  kElu,
-  kSoftplus,
-  kMish,
-  kExp
-};
-
-// What only some nodes need.
-struct Detail {
-  std::vector<int> parts;  // concat: every input
-  Function function = Function::kAffine;
-  std::vector<float> params;   // of the function; layer_norm: weight, then bias
-  std::vector<float> table;    // function of a u8 value: what each code becomes, as floats
-  std::vector<uint8_t> codes;  // and as codes of the output
-  int64_t factor_h = 1, factor_w = 1, crop_h = 0, crop_w = 0;
-  int64_t begin = 0, groups = 1;  // slice, channel_shuffle
-  int64_t out_h = 0, out_w = 0;   // resize; 0: by zoom, or as large as the second input
-  float zoom_h = 0, zoom_w = 0, eps = 0;
-  bool bilinear = false, align = false;
-};
-
-struct Node {
-  Op op = Op::kInput;
-  int a = -1, b = -1;    // inputs
-  int64_t channels = 0;  // of the output; flatten: 0 (depends on the image)
-  bool is_float = false, rank2 = false;
-  float scale = 1.0f;  // of the output, u8
-  int32_t zero_point = 0;
-  Requantize requantize{};
-  std::shared_ptr<LayerWeights> layer;
-  Window window;
-  int64_t kernel_h = 1, kernel_w = 1, divisor = 0, out_h = 0, out_w = 0;
-  bool ceil = false, include_pad = true;
-  std::shared_ptr<const Detail> detail;
-};
-
-// Every value that a node reads.
-std::vector<int> inputs_of(const Node& node);
 
 struct NodeProfile {
   std::string op;
@@ -97,9 +25,6 @@ struct NodeProfile {
   int64_t macs = 0;
   double density = 1.0;
 };
-
-// The value that node `id` adds to its result; none where id is negative.
-Residual residual_of(const std::vector<Node>& nodes, int id);
 
 class Plan;
 
@@ -165,18 +90,23 @@ class Engine {
   std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans_;  // most recent first
 };
 
-// Everything that depends on the shape: grids, memory, offset tables. Immutable; each run brings
-// its own arena.
+// Everything that depends on the shape: grids, memory, offset tables, and what is done in which
+// order. Immutable; each run brings its own arena.
 class Plan {
  public:
   Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all);
   int64_t arena_bytes() const { return arena_bytes_; }
+  // Rows of the output at a time; 0: every value as a whole.
+  int64_t band() const { return band_; }
   const Grid& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
+  // Of a plan that keeps all.
   const uint8_t* value(int id, const Buffer& arena) const {
-    return arena.data() + steps_[static_cast<size_t>(id)].at;
+    return arena.data() + memories_[steps_[static_cast<size_t>(id)].memory];
   }
-  // x: the network's input, NCHW float32. profile: null, or one entry a node.
-  void run(const float* x, Buffer& arena, std::vector<NodeProfile>* profile = nullptr) const;
+  // x: the network's input, NCHW float32. y: the output likewise, or null. profile: null, or one
+  // entry a node.
+  void run(const float* x, float* y, Buffer& arena,
+           std::vector<NodeProfile>* profile = nullptr) const;
   int64_t macs(int id) const;
   Buffer take_arena() const;
   void give_arena(Buffer arena) const;
@@ -184,34 +114,54 @@ class Plan {
  private:
   struct Step {
     Grid grid;
-    int64_t at = 0, scratch_at = 0, scratch = 0;
-    std::unique_ptr<ConvPlan> conv;
+    size_t memory = 0, scratch = 0;                     // of memories_
+    std::map<int64_t, std::unique_ptr<ConvPlan>> conv;  // by rows of output
     bool by_rows = false, external = false;
+  };
+  // One run: where everything is now.
+  struct Frame {
+    const float* x;
+    uint8_t* arena;
+    std::vector<int64_t> first;  // bands: padded row of its values that a memory begins with
+  };
+  struct Work {
+    const Node& node;
+    const Step& step;
+    Rows rows;
+    uint8_t* y;
   };
   void infer_shapes(int64_t n, int64_t h, int64_t w);
   void choose_halos();
-  void prepare_steps();
-  void place(bool keep_all, int output);
-  void run_node(size_t id, const float* x, uint8_t* arena) const;
-  void run_quantize(const Node& node, const Step& step, const float* x, uint8_t* arena) const;
-  void run_dequantize(const Node& node, const Step& step, uint8_t* arena) const;
+  void place_whole(bool keep_all);
+  bool place_bands();
+  const ConvPlan& add_conv(size_t id, int64_t rows);
+  // The first cell of a value, where all its rows would lie if they were there.
+  uint8_t* data(const Frame& f, int id) const;
+  void move_down(const Task& task, Frame& f) const;
+  void run_task(const Task& task, const Frame& f) const;
+  void run_conv(const Work& w, const Frame& f) const;
+  void run_quantize(const Work& w, const Frame& f) const;
+  void run_dequantize(const Work& w, const Frame& f) const;
   void quantize_rows(const Node& node, const Grid& g, const float* x, uint8_t* y) const;
-  void run_linear(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_max_pool(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_avg_pool(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_add(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_flatten(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_linear(const Work& w, const Frame& f) const;
+  void run_max_pool(const Work& w, const Frame& f) const;
+  void run_avg_pool(const Work& w, const Frame& f) const;
+  void run_add(const Work& w, const Frame& f) const;
+  void run_flatten(const Work& w, const Frame& f) const;
   bool infer_move(const Node& node, Grid& g) const;
-  void run_move(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_concat(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_resize(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_activation(const Node& node, const Step& step, uint8_t* arena) const;
-  void run_over_channels(const Node& node, const Step& step, uint8_t* arena) const;
+  void run_move(const Work& w, const Frame& f) const;
+  void run_concat(const Work& w, const Frame& f) const;
+  void run_resize(const Work& w, const Frame& f) const;
+  void run_activation(const Work& w, const Frame& f) const;
+  void run_over_channels(const Work& w, const Frame& f) const;
   const Step& step(int id) const { return steps_[static_cast<size_t>(id)]; }
 
   const std::vector<Node>& nodes_;
+  int output_;
   std::vector<Step> steps_;
-  int64_t arena_bytes_ = 0;
+  std::vector<Task> tasks_;
+  std::vector<int64_t> memories_;  // where each begins
+  int64_t arena_bytes_ = 0, band_ = 0;
   mutable std::mutex mutex_;
   mutable std::vector<Buffer> arenas_;
 };

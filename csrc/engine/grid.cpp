@@ -27,14 +27,29 @@ Grid Grid::make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w
   g.n = n;
   g.h = h;
   g.w = w;
-  g.halo = halo;
+  g.halo = g.margin = halo;
   g.pitch = w + halo;
   g.image = checked_mul(h + 2 * halo, g.pitch);
-  g.plane = checked_mul(n, g.image) + halo;
-  if (h * w > 1 || halo > 0 || (is_float && n > 16)) {
-    const int64_t lines = (g.plane + 15) / 16;
-    g.plane = (lines | 1) * 16;
-  }
+  g.set_plane(checked_mul(n, g.image) + halo);
+  return g;
+}
+
+void Grid::set_plane(int64_t used) {
+  plane = used;
+  if (h * w > 1 || halo > 0 || (is_float && n > 16)) plane = (divide_up(used, 16) | 1) * 16;
+}
+
+void Grid::keep(int64_t rows, int64_t margin_rows) {
+  margin = margin_rows;
+  image = checked_mul(h + 2 * margin, pitch);
+  set_plane(checked_mul(rows, pitch) + halo);
+}
+
+Grid Grid::strip(int64_t rows) const {
+  Grid g = *this;
+  g.h = rows;
+  g.margin = 0;
+  g.image = rows * pitch;
   return g;
 }
 
@@ -48,18 +63,31 @@ void fill_cells(uint8_t* p, uint32_t value, int64_t n) {
   for (int64_t i = 0; i < n; ++i) std::memcpy(p + i * 4, &value, 4);
 }
 
-void fill_halo(const Grid& g, uint8_t* data, uint32_t value, int64_t begin, int64_t end) {
-  if (g.h * g.w == 1 && g.halo == 0) return;  // no cell but pixels
+void fill_halo(const Grid& g, Rows rows, uint8_t* data, uint32_t value, int64_t begin,
+               int64_t end) {
+  if (g.halo == 0 && g.margin == 0) return;
   for (int64_t c = begin; c < end; ++c) {
     uint8_t* const plane = data + c * g.plane * 4;
-    int64_t at = 0;  // everything from here to the next pixel run is halo
-    for (int64_t i = 0; i < g.n; ++i)
-      for (int64_t y = 0; y < g.h; ++y) {
+    for (int64_t i = 0; i < g.n; ++i) {
+      // Everything from here to the next pixel run is halo.
+      int64_t at = rows.begin == 0 ? i * g.image : g.cell(i, rows.begin, -g.halo);
+      for (int64_t y = rows.begin; y < rows.end; ++y) {
         const int64_t row = g.cell(i, y, 0);
         fill_cells(plane + at * 4, value, row - at);
         at = row + g.w;
       }
-    fill_cells(plane + at * 4, value, g.plane - at);
+      const int64_t end_of = rows.end == g.h ? (i + 1) * g.image : g.cell(i, rows.end, -g.halo);
+      fill_cells(plane + at * 4, value, end_of + g.halo - at);
+    }
+  }
+}
+
+void fill_margins(const Grid& g, Rows rows, uint8_t* data, uint32_t value) {
+  for (int64_t c = 0; c < g.cells; ++c) {
+    uint8_t* const plane = data + c * g.plane * 4;
+    if (rows.begin == 0) fill_cells(plane, value, g.margin * g.pitch);
+    if (rows.end == g.h)
+      fill_cells(plane + g.cell(0, g.h, -g.halo) * 4, value, g.margin * g.pitch + g.halo);
   }
 }
 
@@ -86,13 +114,13 @@ void transpose(const Grid& g, const void* from, void* to) {
 
 }  // namespace
 
-void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* data) {
+void grid_from_nchw(const Grid& g, Rows rows, const void* x, uint32_t halo_value, uint8_t* data) {
   if (is_matrix(g)) return transpose<true>(g, x, data);
   const int64_t image = g.h * g.w;
   parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
     uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i)
-      for (int64_t y = 0; y < g.h; ++y) {
+      for (int64_t y = rows.begin; y < rows.end; ++y) {
         uint8_t* const out = plane + g.cell(i, y, 0) * 4;
         if (g.is_float) {
           std::memcpy(out, static_cast<const float*>(x) + (i * g.channels + c) * image + y * g.w,
@@ -110,11 +138,11 @@ void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* 
           for (int64_t k = 0; k < g.w; ++k) out[k * 4 + j] = in[k];
         }
       }
-    fill_halo(g, data, halo_value, c, c + 1);
+    fill_halo(g, rows, data, halo_value, c, c + 1);
   });
 }
 
-void grid_to_nchw(const Grid& g, const uint8_t* data, void* y) {
+void grid_to_nchw(const Grid& g, Rows rows, const uint8_t* data, void* y) {
   if (g.plane == 1) {  // one row of numbers
     std::memcpy(y, data, static_cast<size_t>(g.channels) * (g.is_float ? 4 : 1));
     return;
@@ -124,7 +152,7 @@ void grid_to_nchw(const Grid& g, const uint8_t* data, void* y) {
   parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
     const uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i)
-      for (int64_t row = 0; row < g.h; ++row) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
         const uint8_t* const in = plane + g.cell(i, row, 0) * 4;
         if (g.is_float) {
           std::memcpy(static_cast<float*>(y) + (i * g.channels + c) * image + row * g.w, in,

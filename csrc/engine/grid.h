@@ -15,19 +15,33 @@ int64_t checked_mul(int64_t a, int64_t b);
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// An activation tensor in memory: [cells][n][h + 2 halo][pitch] 4-byte cells, pitch = w + halo. The
-// right halo of a row is the left halo of the next one, so a padded row costs one halo, not two.
-// Planes are an odd number of cache lines apart: with a power of two, the planes of one pixel would
-// share a few sets of the first-level cache.
+// An activation tensor in memory: [cells][n][h + 2 margin][pitch] 4-byte cells, pitch = w + halo.
+// The right halo of a row is the left halo of the next one, so a padded row costs one halo, not
+// two. margin: padding rows above and below, as many as halo unless keep() or strip() says
+// otherwise. Planes are an odd number of cache lines apart: with a power of two, the planes of one
+// pixel would share a few sets of the first-level cache.
 struct Grid {
-  int64_t channels = 0, cells = 0, n = 0, h = 0, w = 0, halo = 0, pitch = 0, image = 0, plane = 0;
+  int64_t channels = 0, cells = 0, n = 0, h = 0, w = 0, halo = 0, margin = 0;
+  int64_t pitch = 0, image = 0, plane = 0;
   bool is_float = false;
 
   static Grid make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w, int64_t halo);
   int64_t bytes() const { return checked_mul(checked_mul(cells, plane), 4) + kSlackBytes; }
   int64_t cell(int64_t i, int64_t y, int64_t x) const {
-    return i * image + (y + halo) * pitch + x + halo;
+    return i * image + (y + margin) * pitch + x + halo;
   }
+  // Memory for only so many rows of one image, which pass through it.
+  void keep(int64_t rows, int64_t margin_rows);
+  // So many of the rows of one image, as an image without padding above and below.
+  Grid strip(int64_t rows) const;
+
+ private:
+  void set_plane(int64_t used);
+};
+
+// Rows [begin, end) of an image.
+struct Rows {
+  int64_t begin, end;
 };
 
 // 64-byte aligned memory. Throws std::bad_alloc.
@@ -54,11 +68,14 @@ inline uint32_t u8_cell(int32_t zero_point) {
 // n cells of one value.
 void fill_cells(uint8_t* p, uint32_t value, int64_t n);
 
-// Writes value to every cell of the grid's planes [begin, end) that is no pixel.
-void fill_halo(const Grid& g, uint8_t* data, uint32_t value, int64_t begin, int64_t end);
+// Writes value to every cell beside these rows, and above the first and below the last row of an
+// image, in planes [begin, end).
+void fill_halo(const Grid& g, Rows rows, uint8_t* data, uint32_t value, int64_t begin, int64_t end);
+// The same of the padding rows alone.
+void fill_margins(const Grid& g, Rows rows, uint8_t* data, uint32_t value);
 
 // NCHW rows to and from cells. u8: element size 1; float: 4.
-void grid_from_nchw(const Grid& g, const void* x, uint32_t halo_value, uint8_t* data);
-void grid_to_nchw(const Grid& g, const uint8_t* data, void* y);
+void grid_from_nchw(const Grid& g, Rows rows, const void* x, uint32_t halo_value, uint8_t* data);
+void grid_to_nchw(const Grid& g, Rows rows, const uint8_t* data, void* y);
 
 }  // namespace tops

@@ -104,9 +104,9 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
   const ConvPlan plan(packed, scale, bias, x.is_float ? 0 : x.zero_point, in, out, window, {},
                       requantize_of(y));
   const CallMemory memory({in.bytes(), out.bytes(), plan.scratch_bytes()});
-  grid_from_nchw(in, x.data, x.is_float ? 0u : u8_cell(x.zero_point), memory.part(0));
+  grid_from_nchw(in, {0, h}, x.data, x.is_float ? 0u : u8_cell(x.zero_point), memory.part(0));
   plan.run(memory.part(0), memory.part(1), nullptr, memory.part(2));
-  grid_to_nchw(out, memory.part(1), y.data);
+  grid_to_nchw(out, {0, oh}, memory.part(1), y.data);
 }
 
 namespace {

@@ -2,11 +2,12 @@
 // Shapes, halos and memory of one network at one input size.
 #include <algorithm>
 #include <chrono>
-#include <limits>
+#include <cstring>
 #include <numeric>
 #include <string>
 
 #include "engine/engine.h"
+#include "engine/threads.h"
 #include "isa/error.h"
 
 namespace tops {
@@ -23,6 +24,12 @@ void need_features(int64_t wanted, int64_t given) {
 // A larger padding is rare, and a halo of its size would cost every layer at that resolution; such
 // layers copy instead.
 constexpr int64_t kMostHalo = 8;
+
+// A network goes through the image in bands where one of its values takes more than this: a core's
+// second-level cache holds it beside the values it is made from.
+constexpr int64_t kLargestWhole = 256 * 1024;
+// What a band makes of its largest value.
+constexpr int64_t kBandBytes = 256 * 1024;
 
 }  // namespace
 
@@ -74,12 +81,15 @@ int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) 
 
 Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
            bool keep_all)
-    : nodes_(nodes) {
+    : nodes_(nodes), output_(output) {
   steps_.resize(nodes.size());
   infer_shapes(n, h, w);
   choose_halos();
-  prepare_steps();
-  place(keep_all, output);
+  steps_[0].external = !keep_all && output != 0;
+  for (const Node& node : nodes_)
+    for (const int input : inputs_of(node))
+      if (input == 0 && node.op != Op::kQuantize) steps_[0].external = false;
+  if (keep_all || !place_bands()) place_whole(keep_all);
 }
 
 void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
@@ -142,51 +152,57 @@ void Plan::choose_halos() {
   }
 }
 
-void Plan::prepare_steps() {
-  steps_[0].external = true;
-  for (size_t id = 1; id < nodes_.size(); ++id) {
-    const Node& node = nodes_[id];
-    Step& s = steps_[id];
-    const Node& from = nodes_[static_cast<size_t>(node.a)];
-    for (const int input : inputs_of(node))
-      if (input == 0 && node.op != Op::kQuantize) steps_[0].external = false;
-    const Grid& in = step(node.a).grid;
-    if (node.op == Op::kLinear && node.layer->by_rows(in.n)) {
-      s.by_rows = true;
-    } else if (node.op == Op::kConv || node.op == Op::kLinear) {
-      const LayerWeights& l = *node.layer;
-      s.conv = std::make_unique<ConvPlan>(l.view(), l.scale.data(), l.bias.data(),
-                                          in.is_float ? 0 : from.zero_point, in, s.grid,
-                                          node.window, residual_of(nodes_, node.b), node.requantize,
-                                          l.slope.empty() ? nullptr : l.slope.data(), l.row_filter);
-      s.scratch = s.conv->scratch_bytes();
-    }
+const ConvPlan& Plan::add_conv(size_t id, int64_t rows) {
+  const Node& node = nodes_[id];
+  std::unique_ptr<ConvPlan>& made = steps_[id].conv[rows];
+  if (made) return *made;
+  const Node& from = nodes_[static_cast<size_t>(node.a)];
+  const LayerWeights& l = *node.layer;
+  Grid in = step(node.a).grid, out = step(static_cast<int>(id)).grid;
+  Window window = node.window;
+  Residual residual = residual_of(nodes_, node.b);
+  if (node.b >= 0) residual.plane = step(node.b).grid.plane;
+  if (band_) {  // the padding is there, as rows like others
+    const Rows read = rows_read(node, in, out, {0, rows});
+    in = in.strip(read.end - read.begin);
+    out = out.strip(rows);
+    window.pad_h = 0;
   }
+  made = std::make_unique<ConvPlan>(
+      l.view(), l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, out, window,
+      residual, node.requantize, l.slope.empty() ? nullptr : l.slope.data(), l.row_filter);
+  return *made;
 }
 
 // A value's memory is free again after its last reader. First fit, by time and by size: which of
 // the two leaves fewer holes depends on the network.
-void Plan::place(bool keep_all, int output) {
-  std::vector<size_t> last(nodes_.size()), block_of(nodes_.size());
+void Plan::place_whole(bool keep_all) {
+  std::vector<size_t> last(nodes_.size());
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    last[id] = keep_all || static_cast<int>(id) == output ? nodes_.size() : id;
+    last[id] = keep_all || static_cast<int>(id) == output_ ? nodes_.size() : id;
     for (const int input : inputs_of(nodes_[id]))
       last[static_cast<size_t>(input)] = std::max(last[static_cast<size_t>(input)], id);
   }
   std::vector<Block> blocks;
   for (size_t id = 0; id < nodes_.size(); ++id) {
+    const Node& node = nodes_[id];
     Step& s = steps_[id];
-    if (s.external && !keep_all) continue;
-    s.external = false;
-    const size_t a = static_cast<size_t>(nodes_[id].a);
-    if (works_in_place(nodes_[id]) && last[a] == id && s.grid.is_float == steps_[a].grid.is_float) {
-      block_of[id] = block_of[a];
-      blocks[block_of[id]].until = last[id];
+    tasks_.push_back({static_cast<int>(id), {0, s.grid.h}, 0, 0});
+    if (s.external) continue;
+    const size_t a = static_cast<size_t>(node.a);
+    if (works_in_place(node) && last[a] == id && s.grid.is_float == steps_[a].grid.is_float) {
+      s.memory = steps_[a].memory;
+      blocks[s.memory].until = last[id];
       continue;
     }
-    block_of[id] = blocks.size();
+    s.memory = blocks.size();
     blocks.push_back({round_up(s.grid.bytes()), id, last[id], 0});
-    if (s.scratch) blocks.push_back({round_up(s.scratch), id, id, 0});
+    s.by_rows = node.op == Op::kLinear && node.layer->by_rows(step(node.a).grid.n);
+    if (s.by_rows || (node.op != Op::kConv && node.op != Op::kLinear)) continue;
+    if (const int64_t scratch = add_conv(id, s.grid.h).scratch_bytes()) {
+      s.scratch = blocks.size();
+      blocks.push_back({round_up(scratch), id, id, 0});
+    }
   }
   std::vector<size_t> order(blocks.size());
   std::iota(order.begin(), order.end(), size_t{0});
@@ -199,25 +215,109 @@ void Plan::place(bool keep_all, int output) {
     arena_bytes_ = other;
     blocks = by_size;
   }
-  for (size_t id = 0; id < nodes_.size(); ++id) {
-    if (steps_[id].external) continue;
-    steps_[id].at = blocks[block_of[id]].at;
-    if (steps_[id].scratch) steps_[id].scratch_at = blocks[block_of[id] + 1].at;
-  }
+  for (const Block& block : blocks) memories_.push_back(block.at);
 }
 
-void Plan::run(const float* x, Buffer& arena, std::vector<NodeProfile>* profile) const {
-  for (size_t id = 0; id < nodes_.size(); ++id) {
-    if (!profile) {
-      run_node(id, x, arena.data());
-      continue;
+// All memories for the whole run, since all are in use at once. False where bands cannot be had or
+// are not needed.
+bool Plan::place_bands() {
+  std::vector<BandValue> values;
+  std::vector<size_t> readers(nodes_.size(), 0);
+  size_t memories = 0;
+  for (const Node& node : nodes_)
+    for (const int input : inputs_of(node)) ++readers[static_cast<size_t>(input)];
+  std::map<std::pair<int64_t, int64_t>, int64_t> margins;
+  for (const Node& node : nodes_)
+    if (node.op == Op::kConv) {
+      const Grid& in = step(node.a).grid;
+      int64_t& margin = margins[{in.h, in.w}];
+      margin = std::max(margin, node.window.pad_h);
     }
-    const auto begin = std::chrono::steady_clock::now();
-    run_node(id, x, arena.data());
-    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+  int64_t largest = 0, widest = 0;
+  const int64_t out_h = step(output_).grid.h;
+  for (size_t id = 0; id < nodes_.size(); ++id) {
     const Node& node = nodes_[id];
-    profile->push_back({op_name(node.op), took.count(), macs(static_cast<int>(id)),
-                        node.layer ? node.layer->density : 1.0});
+    BandValue v{step(static_cast<int>(id)).grid, memories, !steps_[id].external};
+    const int64_t row = v.grid.cells * v.grid.pitch * 4;
+    largest = std::max(largest, row * v.grid.h);
+    widest = std::max(widest, divide_up(row * v.grid.h, out_h));
+    v.grid.margin = margins[{v.grid.h, v.grid.w}];
+    const size_t a = static_cast<size_t>(node.a);
+    if (works_in_place(node) && readers[a] == 1 && v.grid.is_float == values[a].grid.is_float)
+      v.memory = values[a].memory;
+    else
+      ++memories;
+    values.push_back(v);
+  }
+  const int64_t in_h = step(0).grid.h, factor = std::max<int64_t>(1, divide_up(out_h, in_h));
+  const int64_t band = std::max<int64_t>(1, kBandBytes / (widest * factor)) * factor;
+  if (largest <= kLargestWhole || band >= out_h || !has_bands(nodes_, values)) return false;
+  band_ = band;
+  Bands bands = make_bands(nodes_, values, memories, output_, band);
+  memories_.assign(memories, 0);
+  std::vector<int64_t> bytes(memories, 0);
+  for (size_t id = 0; id < nodes_.size(); ++id) {
+    const BandValue& v = values[id];
+    Step& s = steps_[id];
+    s.memory = v.memory;
+    s.grid = v.grid;
+    s.grid.keep(bands.rows[v.memory], v.grid.margin);
+    bytes[v.memory] = v.stored ? round_up(s.grid.bytes()) : 0;
+  }
+  for (size_t m = 0; m < memories; ++m) {
+    memories_[m] = arena_bytes_;
+    arena_bytes_ += bytes[m];
+  }
+  int64_t scratch = 0;
+  for (const Task& task : bands.tasks) {
+    const size_t id = static_cast<size_t>(task.id);
+    if (nodes_[id].op == Op::kConv)
+      scratch = std::max(scratch, add_conv(id, task.rows.end - task.rows.begin).scratch_bytes());
+  }
+  for (Step& s : steps_) s.scratch = memories;
+  memories_.push_back(arena_bytes_);
+  arena_bytes_ += round_up(scratch);
+  tasks_ = std::move(bands.tasks);
+  return true;
+}
+
+uint8_t* Plan::data(const Frame& f, int id) const {
+  const Step& s = step(id);
+  // Not within the memory where rows have been let go; no row of those is touched.
+  const int64_t gone = f.first.empty() ? 0 : f.first[s.memory] * s.grid.pitch * 4;
+  return f.arena + (memories_[s.memory] - gone);
+}
+
+void Plan::move_down(const Task& task, Frame& f) const {
+  const Step& s = step(task.id);
+  const Grid& g = s.grid;
+  uint8_t* const memory = f.arena + memories_[s.memory];
+  parallel_for(g.cells, g.cells * task.keep * g.pitch / 16, [&](int64_t c, int) {
+    uint8_t* const plane = memory + c * g.plane * 4;
+    std::memmove(plane, plane + task.drop * g.pitch * 4,
+                 static_cast<size_t>(task.keep * g.pitch + g.halo) * 4);
+  });
+  f.first[s.memory] += task.drop;
+}
+
+void Plan::run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>* profile) const {
+  Frame f{x, arena.data(), {}};
+  if (band_) f.first.assign(memories_.size(), 0);
+  if (profile)
+    for (size_t id = 0; id < nodes_.size(); ++id)
+      profile->push_back({op_name(nodes_[id].op), 0.0, macs(static_cast<int>(id)),
+                          nodes_[id].layer ? nodes_[id].layer->density : 1.0});
+  for (const Task& task : tasks_) {
+    std::chrono::steady_clock::time_point begin;
+    if (profile) begin = std::chrono::steady_clock::now();
+    if (task.drop) move_down(task, f);
+    run_task(task, f);
+    if (profile) {
+      const std::chrono::duration<double, std::milli> took =
+          std::chrono::steady_clock::now() - begin;
+      (*profile)[static_cast<size_t>(task.id)].ms += took.count();
+    }
+    if (y && task.id == output_) grid_to_nchw(step(output_).grid, task.rows, data(f, output_), y);
   }
 }
 

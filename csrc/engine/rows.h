@@ -24,21 +24,24 @@ inline Cells cells_at(const Grid& g, uint8_t* data, int64_t quad, int64_t cell) 
 
 inline int64_t quads_of(const Grid& g) { return (g.channels + 3) / 4; }
 
-// Cost of touching every pixel once, for parallel_for.
-inline int64_t vectors_of(const Grid& g) { return g.cells * g.plane / 16; }
+// Cost of touching every pixel of some rows once, for parallel_for.
+inline int64_t vectors_of(const Grid& g, Rows rows) {
+  return g.cells * g.n * (rows.end - rows.begin) * g.pitch / 16;
+}
 
-// Calls body(quad, n, y) for every row of every four channels.
+// Calls body(quad, n, y) for these rows of every four channels.
 template <class Body>
-void for_rows(const Grid& g, const Body& body) {
-  parallel_for(quads_of(g), vectors_of(g), [&](int64_t quad, int) {
+void for_rows(const Grid& g, Rows rows, const Body& body) {
+  parallel_for(quads_of(g), vectors_of(g, rows), [&](int64_t quad, int) {
     for (int64_t n = 0; n < g.n; ++n)
-      for (int64_t y = 0; y < g.h; ++y) body(quad, n, y);
+      for (int64_t y = rows.begin; y < rows.end; ++y) body(quad, n, y);
   });
 }
 
-inline void fill_all_halos(const Grid& g, uint8_t* data, uint32_t value) {
-  parallel_for(g.cells, g.cells * g.n * (2 * g.halo * g.pitch + g.h) / 8,
-               [&](int64_t c, int) { fill_halo(g, data, value, c, c + 1); });
+inline void fill_all_halos(const Grid& g, Rows rows, uint8_t* data, uint32_t value) {
+  const int64_t count = rows.end - rows.begin;
+  parallel_for(g.cells, g.cells * g.n * (2 * g.margin * g.pitch + count) / 8,
+               [&](int64_t c, int) { fill_halo(g, rows, data, value, c, c + 1); });
 }
 
 }  // namespace tops

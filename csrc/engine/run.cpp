@@ -16,134 +16,157 @@ const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 
 }  // namespace
 
-void Plan::run_node(size_t id, const float* x, uint8_t* arena) const {
-  const Node& node = nodes_[id];
-  const Step& s = steps_[id];
+void Plan::run_task(const Task& task, const Frame& f) const {
+  const Node& node = nodes_[static_cast<size_t>(task.id)];
+  const Step& s = step(task.id);
+  const Work w{node, s, task.rows, data(f, task.id)};
   switch (node.op) {
     case Op::kInput:
-      if (!s.external) grid_from_nchw(s.grid, x, 0, arena + s.at);
+      if (!s.external) grid_from_nchw(s.grid, w.rows, f.x, 0, w.y);
       break;
     case Op::kQuantize:
-      run_quantize(node, s, x, arena);
+      run_quantize(w, f);
       break;
     case Op::kDequantize:
-      run_dequantize(node, s, arena);
+      run_dequantize(w, f);
       break;
     case Op::kConv:
     case Op::kLinear:
       if (s.by_rows)
-        run_linear(node, s, arena);
+        run_linear(w, f);
       else
-        s.conv->run(arena + step(node.a).at, arena + s.at,
-                    node.b < 0 ? nullptr : arena + step(node.b).at, arena + s.scratch_at);
+        run_conv(w, f);
       break;
     case Op::kMaxPool:
-      run_max_pool(node, s, arena);
+      run_max_pool(w, f);
       break;
     case Op::kAvgPool:
     case Op::kAdaptiveAvgPool:
-      run_avg_pool(node, s, arena);
+      run_avg_pool(w, f);
       break;
     case Op::kAdd:
     case Op::kMul:
     case Op::kClamp:
-      run_add(node, s, arena);
+      run_add(w, f);
       break;
     case Op::kFlatten:
-      run_flatten(node, s, arena);
+      run_flatten(w, f);
       break;
     case Op::kActivation:
-      run_activation(node, s, arena);
+      run_activation(w, f);
       break;
     case Op::kConcat:
-      run_concat(node, s, arena);
+      run_concat(w, f);
       break;
     case Op::kSlice:
     case Op::kPixelShuffle:
     case Op::kPixelUnshuffle:
     case Op::kChannelShuffle:
-      run_move(node, s, arena);
+      run_move(w, f);
       break;
     case Op::kResize:
-      run_resize(node, s, arena);
+      run_resize(w, f);
       break;
     case Op::kSoftmax:
     case Op::kLayerNorm:
-      run_over_channels(node, s, arena);
+      run_over_channels(w, f);
       break;
   }
 }
 
-void Plan::run_quantize(const Node& node, const Step& s, const float* x, uint8_t* arena) const {
+void Plan::run_conv(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
+  const ConvPlan& conv = *w.step.conv.at(w.rows.end - w.rows.begin);
+  const uint8_t* x = data(f, node.a);
+  const uint8_t* residual = node.b < 0 ? nullptr : data(f, node.b);
+  uint8_t* y = w.y;
+  const Grid& out = w.step.grid;
+  if (band_) {
+    const Grid& in = step(node.a).grid;
+    x += (rows_read(node, in, out, w.rows).begin + in.margin) * in.pitch * 4;
+    y += (w.rows.begin + out.margin) * out.pitch * 4;
+    if (residual) residual += (w.rows.begin + out.margin) * out.pitch * 4;
+  }
+  conv.run(x, y, residual, f.arena + memories_[w.step.scratch]);
+  if (band_) fill_margins(out, w.rows, w.y, halo_value(node));
+}
+
+void Plan::run_quantize(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
   const Step& from = step(node.a);
-  const Grid& g = s.grid;
+  const Grid& g = w.step.grid;
   const KernelTable& kernel = kernels();
   const float inv = 1.0f / node.scale;
-  uint8_t* const y = arena + s.at;
-  if (from.external && g.h * g.w == 1 && g.cells && !g.halo) return quantize_rows(node, g, x, y);
-  for_rows(g, [&](int64_t quad, int64_t n, int64_t row) {
+  const uint8_t* const x = from.external ? nullptr : data(f, node.a);
+  if (from.external && g.h * g.w == 1 && g.cells && !g.halo)
+    return quantize_rows(node, g, f.x, w.y);
+  for_rows(g, w.rows, [&](int64_t quad, int64_t n, int64_t row) {
     const float* in[4] = {nullptr, nullptr, nullptr, nullptr};
     for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j) {
       const int64_t c = quad * 4 + j;
-      in[j] = from.external
-                  ? x + ((n * g.channels + c) * g.h + row) * g.w
-                  : reinterpret_cast<const float*>(
-                        arena + from.at + (c * from.grid.plane + from.grid.cell(n, row, 0)) * 4);
+      in[j] = from.external ? f.x + ((n * g.channels + c) * g.h + row) * g.w
+                            : reinterpret_cast<const float*>(
+                                  x + (c * from.grid.plane + from.grid.cell(n, row, 0)) * 4);
     }
-    kernel.quantize(in, g.w, inv, node.zero_point, y + (quad * g.plane + g.cell(n, row, 0)) * 4);
+    kernel.quantize(in, g.w, inv, node.zero_point, w.y + (quad * g.plane + g.cell(n, row, 0)) * 4);
   });
-  fill_all_halos(g, y, halo_value(node));
+  fill_all_halos(g, w.rows, w.y, halo_value(node));
 }
 
-void Plan::run_dequantize(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
-  const Node& source = nodes_[static_cast<size_t>(node.a)];
+void Plan::run_dequantize(const Work& w, const Frame& f) const {
+  const Grid &in = step(w.node.a).grid, &g = w.step.grid;
+  const Node& source = nodes_[static_cast<size_t>(w.node.a)];
+  const uint8_t* const x = data(f, w.node.a);
   const KernelTable& kernel = kernels();
-  for_rows(s.grid, [&](int64_t quad, int64_t n, int64_t row) {
-    const Cells out = cells_at(s.grid, arena + s.at, quad, s.grid.cell(n, row, 0));
+  for_rows(g, w.rows, [&](int64_t quad, int64_t n, int64_t row) {
+    const Cells out = cells_at(g, w.y, quad, g.cell(n, row, 0));
     float* y[4];
     for (int j = 0; j < 4; ++j) y[j] = reinterpret_cast<float*>(out.channel[j]);
-    kernel.dequantize(arena + from.at + (quad * from.grid.plane + from.grid.cell(n, row, 0)) * 4,
-                      s.grid.w, source.scale, source.zero_point, y);
+    kernel.dequantize(x + (quad * in.plane + in.cell(n, row, 0)) * 4, g.w, source.scale,
+                      source.zero_point, y);
   });
-  fill_all_halos(s.grid, arena + s.at, 0);
+  fill_all_halos(g, w.rows, w.y, 0);
 }
 
-void Plan::run_max_pool(const Node& node, const Step& s, uint8_t* arena) const {
+void Plan::run_max_pool(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
   const Grid& in = step(node.a).grid;
-  const Grid& out = s.grid;
-  const Window& w = node.window;
+  const Grid& out = w.step.grid;
+  const Window& win = node.window;
+  const Rows rows = w.rows;
   const float lowest = -__builtin_inff();
   uint32_t fill = 0;  // the smallest code; for float, minus infinity
   if (node.is_float) std::memcpy(&fill, &lowest, 4);
-  const uint8_t* const x = arena + step(node.a).at;
-  uint8_t* const y = arena + s.at;
+  const uint8_t* const x = data(f, node.a);
   const KernelTable& kernel = kernels();
   const int64_t pitch =
-      std::max(w.pad_w + in.w, (out.w - 1) * w.stride_w + (node.kernel_w - 1) * w.dil_w + 1);
-  parallel_for(out.cells, vectors_of(in) * (node.kernel_h + 1), [&](int64_t c, int) {
-    std::vector<const uint8_t*> rows(static_cast<size_t>(node.kernel_h));
-    Buffer columns(pitch * out.h * 4 + kSlackBytes * w.stride_w);
-    fill_cells(columns.data(), fill, pitch * out.h);
+      std::max(win.pad_w + in.w, (out.w - 1) * win.stride_w + (node.kernel_w - 1) * win.dil_w + 1);
+  const int64_t count_out = rows.end - rows.begin;
+  const int64_t work = vectors_of(out, rows) * win.stride_h * win.stride_w;
+  parallel_for(out.cells, work * (node.kernel_h + 1), [&](int64_t c, int) {
+    std::vector<const uint8_t*> lines(static_cast<size_t>(node.kernel_h));
+    Buffer columns(pitch * count_out * 4 + kSlackBytes * win.stride_w);
+    fill_cells(columns.data(), fill, pitch * count_out);
     for (int64_t n = 0; n < out.n; ++n) {
-      for (int64_t oy = 0; oy < out.h; ++oy) {
+      for (int64_t oy = rows.begin; oy < rows.end; ++oy) {
         size_t count = 0;
         for (int64_t i = 0; i < node.kernel_h; ++i) {
-          const int64_t iy = oy * w.stride_h - w.pad_h + i * w.dil_h;
-          if (iy >= 0 && iy < in.h) rows[count++] = x + (c * in.plane + in.cell(n, iy, 0)) * 4;
+          const int64_t iy = oy * win.stride_h - win.pad_h + i * win.dil_h;
+          if (iy >= 0 && iy < in.h) lines[count++] = x + (c * in.plane + in.cell(n, iy, 0)) * 4;
         }
-        uint8_t* const row = columns.data() + (oy * pitch + w.pad_w) * 4;
+        uint8_t* const row = columns.data() + ((oy - rows.begin) * pitch + win.pad_w) * 4;
         if (count)
-          kernel.max_rows(rows.data(), static_cast<int64_t>(count), in.w, node.is_float, row);
+          kernel.max_rows(lines.data(), static_cast<int64_t>(count), in.w, node.is_float, row);
         else
           fill_cells(row, fill, in.w);
       }
-      for (int64_t oy = 0; oy < out.h; ++oy)
-        kernel.max_columns(columns.data() + oy * pitch * 4, node.kernel_w, w.stride_w, w.dil_w,
-                           node.is_float, y + (c * out.plane + out.cell(n, oy, 0)) * 4, out.w);
+      for (int64_t oy = rows.begin; oy < rows.end; ++oy)
+        kernel.max_columns(columns.data() + (oy - rows.begin) * pitch * 4, node.kernel_w,
+                           win.stride_w, win.dil_w, node.is_float,
+                           w.y + (c * out.plane + out.cell(n, oy, 0)) * 4, out.w);
     }
   });
-  fill_all_halos(out, y, halo_value(node));
+  fill_all_halos(out, rows, w.y, halo_value(node));
 }
 
 namespace {
@@ -174,25 +197,27 @@ PoolWindow window_at(const Node& node, const Grid& in, int64_t oy, int64_t ox) {
 
 }  // namespace
 
-void Plan::run_avg_pool(const Node& node, const Step& s, uint8_t* arena) const {
+void Plan::run_avg_pool(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
   const Grid& in = step(node.a).grid;
-  const Grid& out = s.grid;
+  const Grid& out = w.step.grid;
   const Node& source = nodes_[static_cast<size_t>(node.a)];
   const Epilogue e = make_epilogue(node.requantize, {});
-  uint8_t* const x = arena + step(node.a).at;
-  uint8_t* const y = arena + s.at;
-  parallel_for(quads_of(out), 16 * vectors_of(in), [&](int64_t quad, int) {
+  uint8_t* const x = data(f, node.a);
+  uint8_t* const y = w.y;
+  const int64_t work = divide_up(in.h, out.h) * divide_up(in.w, out.w) * vectors_of(out, w.rows);
+  parallel_for(quads_of(out), 16 * work, [&](int64_t quad, int) {
     for (int64_t n = 0; n < out.n; ++n)
-      for (int64_t oy = 0; oy < out.h; ++oy)
+      for (int64_t oy = w.rows.begin; oy < w.rows.end; ++oy)
         for (int64_t ox = 0; ox < out.w; ++ox) {
-          const PoolWindow w = window_at(node, in, oy, ox);
-          const int64_t pixels = (w.y1 - w.y0) * (w.x1 - w.x0);
+          const PoolWindow win = window_at(node, in, oy, ox);
+          const int64_t pixels = (win.y1 - win.y0) * (win.x1 - win.x0);
           const Cells to = cells_at(out, y, quad, out.cell(n, oy, ox));
           int64_t sum[4] = {0, 0, 0, 0};
           float fsum[4] = {0, 0, 0, 0};
-          for (int64_t iy = w.y0; iy < w.y1; ++iy) {
+          for (int64_t iy = win.y0; iy < win.y1; ++iy) {
             const Cells row = cells_at(in, x, quad, in.cell(n, iy, 0));
-            for (int64_t ix = w.x0; ix < w.x1; ++ix)
+            for (int64_t ix = win.x0; ix < win.x1; ++ix)
               for (int j = 0; j < 4; ++j) {
                 if (!in.is_float) {
                   sum[j] += row.channel[0][ix * 4 + j];
@@ -203,8 +228,8 @@ void Plan::run_avg_pool(const Node& node, const Step& s, uint8_t* arena) const {
                 }
               }
           }
-          const float scale = in.is_float ? 1.0f / static_cast<float>(w.count)
-                                          : source.scale / static_cast<float>(w.count);
+          const float scale = in.is_float ? 1.0f / static_cast<float>(win.count)
+                                          : source.scale / static_cast<float>(win.count);
           for (int j = 0; j < 4; ++j) {
             const float acc =
                 in.is_float ? fsum[j] : static_cast<float>(sum[j] - source.zero_point * pixels);
@@ -218,14 +243,16 @@ void Plan::run_avg_pool(const Node& node, const Step& s, uint8_t* arena) const {
           }
         }
   });
-  fill_all_halos(out, y, halo_value(node));
+  fill_all_halos(out, w.rows, y, halo_value(node));
 }
 
-void Plan::run_add(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& a = step(node.a);
+void Plan::run_add(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
+  const Grid& a = step(node.a).grid;
   const Node& from = nodes_[static_cast<size_t>(node.a)];
   const bool two = node.b >= 0;
-  const Step& b = two ? step(node.b) : a;
+  const Grid& b = two ? step(node.b).grid : a;
+  const Grid& g = w.step.grid;
   const Node& other = nodes_[static_cast<size_t>(two ? node.b : node.a)];
   AddArgs args{};
   args.a_float = from.is_float;
@@ -238,24 +265,24 @@ void Plan::run_add(const Node& node, const Step& s, uint8_t* arena) const {
       make_epilogue(node.requantize, {two, other.is_float, other.scale, other.zero_point});
   args.epilogue.bias = kNoBias;
   args.multiply = node.op == Op::kMul;
-  args.b_spread = two && b.grid.h * b.grid.w == 1 && s.grid.h * s.grid.w > 1;
+  args.b_spread = two && b.h * b.w == 1 && g.h * g.w > 1;
+  uint8_t *const first = data(f, node.a), *const second = two ? data(f, node.b) : nullptr;
   const KernelTable& kernel = kernels();
-  for_rows(s.grid, [&](int64_t quad, int64_t n, int64_t y) {
-    const int64_t b_cell = b.grid.cell(n, args.b_spread ? 0 : y, 0);
-    kernel.add(args, cells_at(a.grid, arena + a.at, quad, a.grid.cell(n, y, 0)),
-               two ? cells_at(b.grid, arena + b.at, quad, b_cell) : Cells{},
-               cells_at(s.grid, arena + s.at, quad, s.grid.cell(n, y, 0)), s.grid.w);
+  for_rows(g, w.rows, [&](int64_t quad, int64_t n, int64_t y) {
+    const int64_t b_cell = b.cell(n, args.b_spread ? 0 : y, 0);
+    kernel.add(args, cells_at(a, first, quad, a.cell(n, y, 0)),
+               two ? cells_at(b, second, quad, b_cell) : Cells{},
+               cells_at(g, w.y, quad, g.cell(n, y, 0)), g.w);
   });
-  fill_all_halos(s.grid, arena + s.at, halo_value(node));
+  fill_all_halos(g, w.rows, w.y, halo_value(node));
 }
 
-void Plan::run_flatten(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
-  const Grid& in = from.grid;
-  const Grid& out = s.grid;
+void Plan::run_flatten(const Work& w, const Frame& f) const {
+  const Grid& in = step(w.node.a).grid;
+  const Grid& out = w.step.grid;
   const int64_t image = in.h * in.w;
-  const uint8_t* const x = arena + from.at;
-  uint8_t* const y = arena + s.at;
+  const uint8_t* const x = data(f, w.node.a);
+  uint8_t* const y = w.y;
   if (!in.is_float)  // the last quad may have channels that nothing below writes
     for (int64_t n = 0; n < out.n; ++n)
       std::memset(y + ((out.cells - 1) * out.plane + n) * 4, 0, 4);

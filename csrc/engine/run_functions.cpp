@@ -58,16 +58,16 @@ void map_floats(const KernelTable& kernel, const Detail& d, const float* x, floa
 
 }  // namespace
 
-void Plan::run_activation(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
-  const Grid &in = from.grid, &out = s.grid;
-  const Detail& d = *node.detail;
+void Plan::run_activation(const Work& w, const Frame& f) const {
+  const Grid &in = step(w.node.a).grid, &out = w.step.grid;
+  const Detail& d = *w.node.detail;
+  uint8_t* const from = data(f, w.node.a);
   const KernelTable& kernel = kernels();
-  parallel_for(quads_of(out), 16 * vectors_of(out), [&](int64_t quad, int) {
+  parallel_for(quads_of(out), 16 * vectors_of(out, w.rows), [&](int64_t quad, int) {
     for (int64_t n = 0; n < out.n; ++n)
-      for (int64_t row = 0; row < out.h; ++row) {
-        const Cells x = cells_at(in, arena + from.at, quad, in.cell(n, row, 0));
-        const Cells y = cells_at(out, arena + s.at, quad, out.cell(n, row, 0));
+      for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
+        const Cells x = cells_at(in, from, quad, in.cell(n, row, 0));
+        const Cells y = cells_at(out, w.y, quad, out.cell(n, row, 0));
         if (!out.is_float) {
           kernel.lookup(x.channel[0], out.w, d.codes.data(), y.channel[0]);
           continue;
@@ -81,18 +81,18 @@ void Plan::run_activation(const Node& node, const Step& s, uint8_t* arena) const
         }
       }
   });
-  fill_all_halos(out, arena + s.at, halo_value(node));
+  fill_all_halos(out, w.rows, w.y, halo_value(w.node));
 }
 
-void Plan::run_over_channels(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
-  const Grid &in = from.grid, &out = s.grid;
-  const int64_t count = out.channels;
-  parallel_for(out.n * out.h, 16 * vectors_of(out), [&](int64_t line, int) {
-    const float* const x =
-        reinterpret_cast<const float*>(arena + from.at) + in.cell(line / out.h, line % out.h, 0);
-    float* const y =
-        reinterpret_cast<float*>(arena + s.at) + out.cell(line / out.h, line % out.h, 0);
+void Plan::run_over_channels(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
+  const Grid &in = step(node.a).grid, &out = w.step.grid;
+  const int64_t count = out.channels, lines = w.rows.end - w.rows.begin;
+  const uint8_t* const from = data(f, node.a);
+  parallel_for(out.n * lines, 16 * vectors_of(out, w.rows), [&](int64_t line, int) {
+    const int64_t image = line / lines, row = w.rows.begin + line % lines;
+    const float* const x = reinterpret_cast<const float*>(from) + in.cell(image, row, 0);
+    float* const y = reinterpret_cast<float*>(w.y) + out.cell(image, row, 0);
     for (int64_t p = 0; p < out.w; ++p) {
       if (node.op == Op::kSoftmax) {
         float most = x[p], sum = 0.0f;
@@ -119,7 +119,7 @@ void Plan::run_over_channels(const Node& node, const Step& s, uint8_t* arena) co
       }
     }
   });
-  fill_all_halos(out, arena + s.at, 0);
+  fill_all_halos(out, w.rows, w.y, 0);
 }
 
 }  // namespace tops

@@ -31,16 +31,16 @@ void store_codes(const Grid& g, const Epilogue& e, const float* y, int64_t i, in
 
 }  // namespace
 
-void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
+void Plan::run_linear(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
   const LayerWeights& l = *node.layer;
-  const Grid& in = from.grid;
-  const Grid& g = s.grid;
-  uint8_t* const to = arena + s.at;
+  const Grid& in = step(node.a).grid;
+  const Grid& g = w.step.grid;
+  uint8_t* const to = w.y;
   // One float row ends up as it is computed.
   const bool direct = g.is_float && g.plane == 1;
   Buffer gathered(in.n > 1 ? in.n * in.cells * 4 : 0), floats(direct ? 0 : in.n * l.shape.o * 4);
-  const uint8_t* x = arena + from.at;
+  const uint8_t* x = data(f, node.a);
   if (in.n > 1) {  // a single row lies there already
     for (int64_t q = 0; q < in.cells; ++q)
       for (int64_t i = 0; i < in.n; ++i)
@@ -55,7 +55,7 @@ void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
       float* const row = y + i * l.shape.o;
       if (residual.present) {
         const Step& r = step(node.b);
-        add_residual(r.grid, residual, arena + r.at, i, begin, end, row);
+        add_residual(r.grid, residual, data(f, node.b), i, begin, end, row);
       }
       if (g.is_float)
         for (int64_t o = begin; o < end; ++o) row[o] = activate(row[o], e);
@@ -72,7 +72,7 @@ void Plan::run_linear(const Node& node, const Step& s, uint8_t* arena) const {
     multiply_rows(l.rows(), rows, l.scale.data(), l.bias.data(), y, finish);
   }
   if (g.is_float) {
-    if (!direct) grid_from_nchw(g, y, 0, to);
+    if (!direct) grid_from_nchw(g, w.rows, y, 0, to);
     return;
   }
   for (int64_t o = l.shape.o; o % 4; ++o)

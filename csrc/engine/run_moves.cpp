@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/rows.h"
+#include "engine/sampling.h"
 #include "engine/scalar_math.h"
 #include "isa/error.h"
 #include "isa/isa.h"
@@ -28,13 +29,13 @@ struct Columns {
 
 // whole: channels keep their places in the quads, so u8 cells move as they are.
 template <class Source>
-void move_rows(const Grid& in, const Grid& out, const uint8_t* x, uint8_t* y, bool whole,
+void move_rows(const Grid& in, const Grid& out, Rows rows, const uint8_t* x, uint8_t* y, bool whole,
                const Columns& columns, const Source& source) {
   const bool cells = out.is_float || whole;
   const int64_t step = out.is_float ? 1 : 4;
-  parallel_for(out.cells, 4 * vectors_of(out), [&](int64_t c, int) {
+  parallel_for(out.cells, 4 * vectors_of(out, rows), [&](int64_t c, int) {
     for (int64_t n = 0; n < out.n; ++n)
-      for (int64_t row = 0; row < out.h; ++row) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
         uint8_t* const to = y + (c * out.plane + out.cell(n, row, 0)) * 4;
         for (int64_t j = 0; j < (cells ? 1 : 4); ++j) {
           const bool absent = c * step + j >= out.channels;
@@ -52,34 +53,6 @@ void move_rows(const Grid& in, const Grid& out, const uint8_t* x, uint8_t* y, bo
         }
       }
   });
-}
-
-// One axis of a resize, as PyTorch computes it in float32: input pixels per output pixel.
-float sampling_ratio(int64_t size, int64_t out, bool align, float zoom) {
-  if (align) return out > 1 ? static_cast<float>(size - 1) / static_cast<float>(out - 1) : 0.0f;
-  if (zoom > 0.0f) return static_cast<float>(1.0 / static_cast<double>(zoom));
-  return static_cast<float>(size) / static_cast<float>(out);
-}
-
-int64_t nearest(int64_t i, int64_t size, float ratio) {
-  return std::min(static_cast<int64_t>(std::floor(static_cast<float>(i) * ratio)), size - 1);
-}
-
-struct Sample {
-  int64_t first, second;
-  float first_share, second_share;
-};
-
-std::vector<Sample> samples(int64_t size, int64_t out, float ratio, bool align) {
-  std::vector<Sample> made;
-  for (int64_t i = 0; i < out; ++i) {
-    float at = static_cast<float>(i) * ratio;
-    if (!align) at = std::max((static_cast<float>(i) + 0.5f) * ratio - 0.5f, 0.0f);
-    const int64_t first = std::min(static_cast<int64_t>(at), size - 1);
-    const float share = std::min(std::max(at - static_cast<float>(first), 0.0f), 1.0f);
-    made.push_back({first, std::min(first + 1, size - 1), 1.0f - share, share});
-  }
-  return made;
 }
 
 }  // namespace
@@ -135,12 +108,12 @@ bool Plan::infer_move(const Node& node, Grid& g) const {
   return true;
 }
 
-void Plan::run_move(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
-  const Grid &in = from.grid, &out = s.grid;
+void Plan::run_move(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
+  const Grid &in = step(node.a).grid, &out = w.step.grid;
   const Detail& d = *node.detail;
-  const uint8_t* const x = arena + from.at;
-  uint8_t* const y = arena + s.at;
+  const uint8_t* const x = data(f, node.a);
+  uint8_t* const y = w.y;
   Columns columns(out.w);
   const int64_t fh = d.factor_h, fw = d.factor_w, each = in.channels / d.groups;
   for (int64_t p = 0; p < out.w; ++p) {
@@ -153,41 +126,41 @@ void Plan::run_move(const Node& node, const Step& s, uint8_t* arena) const {
     }
   }
   if (node.op == Op::kPixelShuffle)
-    move_rows(in, out, x, y, false, columns,
+    move_rows(in, out, w.rows, x, y, false, columns,
               [&](int64_t c, int64_t row) { return Row{(c * fh + row % fh) * fw, row / fh, 0}; });
   else if (node.op == Op::kPixelUnshuffle)
-    move_rows(in, out, x, y, false, columns, [&](int64_t c, int64_t row) {
+    move_rows(in, out, w.rows, x, y, false, columns, [&](int64_t c, int64_t row) {
       return Row{c / (fh * fw), row * fh + c / fw % fh, c % fw};
     });
   else if (node.op == Op::kChannelShuffle)
-    move_rows(in, out, x, y, false, columns, [&](int64_t c, int64_t row) {
+    move_rows(in, out, w.rows, x, y, false, columns, [&](int64_t c, int64_t row) {
       return Row{c % d.groups * each + c / d.groups, row, 0};
     });
   else
-    move_rows(in, out, x, y, d.begin % 4 == 0, columns,
+    move_rows(in, out, w.rows, x, y, d.begin % 4 == 0, columns,
               [&](int64_t c, int64_t row) { return Row{d.begin + c, row, 0}; });
-  fill_all_halos(out, y, halo_value(node));
+  fill_all_halos(out, w.rows, y, halo_value(node));
 }
 
-void Plan::run_concat(const Node& node, const Step& s, uint8_t* arena) const {
-  const Grid& out = s.grid;
-  uint8_t* const y = arena + s.at;
+void Plan::run_concat(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
+  const Grid& out = w.step.grid;
+  uint8_t* const y = w.y;
   const Epilogue e = make_epilogue(node.requantize, {});
   const KernelTable& kernel = kernels();
   int64_t offset = 0;
   for (const int id : node.detail->parts) {
-    const Step& part = step(id);
     const Node& source = nodes_[static_cast<size_t>(id)];
-    const Grid& in = part.grid;
-    uint8_t* const x = arena + part.at;
+    const Grid& in = step(id).grid;
+    const uint8_t* const x = data(f, id);
     uint8_t codes[256];  // what each code of the part is in the range of the whole
     for (int q = 0; q < 256; ++q)
       codes[q] = to_code(dequantized(static_cast<uint8_t>(q), source.scale, source.zero_point), e);
     const bool same =
         node.is_float || (source.scale == node.scale && source.zero_point == node.zero_point);
-    parallel_for(in.cells, vectors_of(in), [&](int64_t c, int) {
+    parallel_for(in.cells, vectors_of(in, w.rows), [&](int64_t c, int) {
       for (int64_t n = 0; n < in.n; ++n)
-        for (int64_t row = 0; row < in.h; ++row) {
+        for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
           const uint8_t* const from = x + (c * in.plane + in.cell(n, row, 0)) * 4;
           const int64_t to = node.is_float ? offset + c : offset / 4 + c;
           uint8_t* const cell = y + (to * out.plane + out.cell(n, row, 0)) * 4;
@@ -206,28 +179,28 @@ void Plan::run_concat(const Node& node, const Step& s, uint8_t* arena) const {
     });
     offset += in.channels;
   }
-  fill_all_halos(out, y, halo_value(node));
+  fill_all_halos(out, w.rows, y, halo_value(node));
 }
 
-void Plan::run_resize(const Node& node, const Step& s, uint8_t* arena) const {
-  const Step& from = step(node.a);
-  const Grid &in = from.grid, &out = s.grid;
+void Plan::run_resize(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
+  const Grid &in = step(node.a).grid, &out = w.step.grid;
   const Detail& d = *node.detail;
-  const uint8_t* const x = arena + from.at;
-  uint8_t* const y = arena + s.at;
+  const uint8_t* const x = data(f, node.a);
+  uint8_t* const y = w.y;
   const float tall = sampling_ratio(in.h, out.h, d.align, d.zoom_h);
   const float wide = sampling_ratio(in.w, out.w, d.align, d.zoom_w);
   if (!d.bilinear) {
     Columns columns(out.w);
     for (int64_t p = 0; p < out.w; ++p)
       columns.column[static_cast<size_t>(p)] = nearest(p, in.w, wide);
-    move_rows(in, out, x, y, true, columns,
+    move_rows(in, out, w.rows, x, y, true, columns,
               [&](int64_t c, int64_t row) { return Row{c, nearest(row, in.h, tall), 0}; });
-    fill_all_halos(out, y, halo_value(node));
+    fill_all_halos(out, w.rows, y, halo_value(node));
     return;
   }
-  const std::vector<Sample> rows = samples(in.h, out.h, tall, d.align);
-  const std::vector<Sample> columns = samples(in.w, out.w, wide, d.align);
+  std::vector<Sample> columns;
+  for (int64_t p = 0; p < out.w; ++p) columns.push_back(sample(p, in.w, wide, d.align));
   const int32_t zp = node.zero_point;
   // A pixel of one channel as a number: codes count from their zero point.
   const auto number = [&](const uint8_t* p) {
@@ -236,10 +209,10 @@ void Plan::run_resize(const Node& node, const Step& s, uint8_t* arena) const {
     std::memcpy(&v, p, 4);
     return v;
   };
-  parallel_for(out.cells, 16 * vectors_of(out), [&](int64_t c, int) {
+  parallel_for(out.cells, 16 * vectors_of(out, w.rows), [&](int64_t c, int) {
     for (int64_t n = 0; n < out.n; ++n)
-      for (int64_t row = 0; row < out.h; ++row) {
-        const Sample& v = rows[static_cast<size_t>(row)];
+      for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
+        const Sample v = sample(row, in.h, tall, d.align);
         const uint8_t* const above = x + (c * in.plane + in.cell(n, v.first, 0)) * 4;
         const uint8_t* const below = x + (c * in.plane + in.cell(n, v.second, 0)) * 4;
         uint8_t* const to = y + (c * out.plane + out.cell(n, row, 0)) * 4;
@@ -261,7 +234,7 @@ void Plan::run_resize(const Node& node, const Step& s, uint8_t* arena) const {
         }
       }
   });
-  fill_all_halos(out, y, halo_value(node));
+  fill_all_halos(out, w.rows, y, halo_value(node));
 }
 
 }  // namespace tops

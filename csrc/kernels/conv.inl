@@ -94,7 +94,8 @@ static TOPS_INLINE void finish_direct(const ConvArgs& a, const Finisher& finish,
   const uint8_t* const valid = a.valid;
   const int64_t plane = (o / 4) * a.plane, cells = a.pixels - p;
   uint8_t* const y = a.y + plane + (a.origin + p) * 4;
-  const uint8_t* const r = a.residual ? a.residual + plane + (a.origin + p) * 4 : nullptr;
+  const uint8_t* const r =
+      a.residual ? a.residual + (o / 4) * a.residual_plane + (a.origin + p) * 4 : nullptr;
   for (int v = 0; v < NV; ++v) {
     const int64_t at = v * V::kLanes;
     if (at >= cells) break;
@@ -124,20 +125,20 @@ static TOPS_INLINE void finish_tile(const ConvArgs& a, const Finisher& finish, c
   const int64_t planes = min64(4, a.outputs - o);
   const int64_t out_plane = a.float_out ? o : o / 4, res_plane = a.residual_float ? o : o / 4;
   uint8_t* const y = a.y + out_plane * a.plane;
-  const uint8_t* const r = a.residual ? a.residual + res_plane * a.plane : nullptr;
+  const uint8_t* const r = a.residual ? a.residual + res_plane * a.residual_plane : nullptr;
   const float* const scale = a.epilogue.scale + o;
   Staging staging;
   constexpr int64_t kBytes = NV * V::kLanes * 4;
   if (!a.valid && r)
     for (int64_t j = 0; j < (a.residual_float ? planes : 1); ++j)
-      move_segments<false>(a, const_cast<uint8_t*>(r) + j * a.plane, staging.r + j * kBytes, p,
-                           NV * V::kLanes);
+      move_segments<false>(a, const_cast<uint8_t*>(r) + j * a.residual_plane,
+                           staging.r + j * kBytes, p, NV * V::kLanes);
   for (int v = 0; v < NV; ++v) {
     const int64_t at = p + v * V::kLanes;
     Sink s;
     if (a.valid) {
       const int64_t cell = (a.origin + at) * 4;
-      s = {y + cell,     a.plane, r ? r + cell : nullptr, a.plane, V::bits_at(a.valid, at),
+      s = {y + cell,     a.plane, r ? r + cell : nullptr, a.residual_plane, V::bits_at(a.valid, at),
            a.pixels - at};
       if (s.n <= 0) break;
     } else {

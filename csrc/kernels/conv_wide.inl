@@ -85,13 +85,13 @@ static TOPS_INLINE void finish_pixels(const ConvArgs& a, const Finisher& f, cons
   alignas(64) uint8_t staged[V::kLanes * 4];
   V::I residual = V::set1(0);
   if (a.residual) {
-    const uint8_t* const r = a.residual + (o / 4) * a.plane + cell * 4;
+    const uint8_t* const r = a.residual + (o / 4) * a.residual_plane + cell * 4;
     if (!whole) {
       V::store(staged, residual);
       for (int64_t l = 0; l < planes; ++l)
-        __builtin_memcpy(staged + l * 16, r + l * a.plane, static_cast<size_t>(n) * 4);
+        __builtin_memcpy(staged + l * 16, r + l * a.residual_plane, static_cast<size_t>(n) * 4);
     }
-    residual = whole ? V::load_lanes(r, a.plane) : V::load(staged);
+    residual = whole ? V::load_lanes(r, a.residual_plane) : V::load(staged);
   }
   V::I q[4];
 #pragma GCC unroll 4

@@ -51,7 +51,7 @@ static void conv_depthwise(const ConvArgs& a, int64_t begin, int64_t end, int64_
   const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
   for (int64_t cell = begin; cell < end; ++cell) {
     uint8_t* const y = a.y + cell * a.plane;
-    const uint8_t* const r = a.residual ? a.residual + cell * a.plane : nullptr;
+    const uint8_t* const r = a.residual ? a.residual + cell * a.residual_plane : nullptr;
     Staging staging;
     for (int64_t tile = first; tile < last; tile += kTile) {
       const int64_t n = min64(kTile, last - tile);

@@ -113,7 +113,8 @@ struct ConvArgs {
   bool float_out;
   uint8_t* y;               // output cell 0
   int64_t plane;            // bytes between two output cell planes
-  const uint8_t* residual;  // same geometry as y, or null
+  const uint8_t* residual;  // its cells lie as those of y, or null
+  int64_t residual_plane;   // bytes between two of its cell planes
   bool residual_float;
   const uint8_t* valid;     // direct: one bit per flat index, set for output pixels; else null
   int64_t origin;           // direct: output cell of flat index 0

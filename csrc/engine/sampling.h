@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a resized image reads its source, as PyTorch computes it in float32.
+#pragma once
+
+#include <cstdint>
+
+namespace tops {
+
+// Input pixels per output pixel along one axis. zoom: 0 where the sizes decide.
+float sampling_ratio(int64_t size, int64_t out, bool align, float zoom);
+
+int64_t nearest(int64_t i, int64_t size, float ratio);
+
+struct Sample {
+  int64_t first, second;
+  float first_share, second_share;
+};
+
+// What output i of a bilinear resize blends.
+Sample sample(int64_t i, int64_t size, float ratio, bool align);
+
+}  // namespace tops
