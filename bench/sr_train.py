@@ -57,6 +57,8 @@ _LIST = [
     Run("fmen-s-x4-int8quads85", "FMEN-S_x4.npz", _quads("int8", 0.85), _COURSE),
     Run("fmen-s-x4-quads50", "FMEN-S_x4.npz", _quads("ternary", 0.5), _COURSE),
     Run("efdn-x4-int8quads75", "EFDN_x4.npz", _quads("int8", 0.75), _COURSE),
+    Run("efdn-x4-int8quads85", "EFDN_x4.npz", _quads("int8", 0.85), _COURSE),
+    Run("efdn-x2-int8quads75", "EFDN_x2.npz", _quads("int8", 0.75), _COURSE),
 ]
 RUNS = {run.name: run for run in _LIST}
 

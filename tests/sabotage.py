@@ -30,6 +30,7 @@ PYTEST = (
     "test_fake_quantize.py",
     "test_codec.py",
     "test_pools.py",
+    "test_worst_case.py",
 )
 
 

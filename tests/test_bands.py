@@ -96,7 +96,7 @@ def test_memory_does_not_grow_with_the_height(kind: str) -> None:
     low, high, wide = (
         program.peak_bytes((1, 3, h, w)) for h, w in ((300, 200), (3000, 200), (300, 400))
     )
-    assert high <= low * 1.05
+    assert high <= low * 1.2
     assert low < wide < low * 2.5
 
 
@@ -119,3 +119,21 @@ def test_time_is_told_of_every_node_once() -> None:
     rows = build(graph).profile(example(graph, 1, 150, 151), 2)
     assert len(rows) == len(graph.nodes)
     assert all(row["ms"] > 0 for row in rows[1:])
+
+
+@pytest.mark.parametrize("factor", [(1, 1), (2, 5), (4, 3)])
+def test_an_output_that_a_strided_layer_would_pad(factor: tuple[int, int]) -> None:
+    """The caller's array has no padding where other images of the size have."""
+    b = Builder(3, c=8)
+    x = b("conv2d", 0, w=b.weight("float", 10, 8))
+    v = b("conv2d", x, w=b.weight("float", 6, 10, 3, 3), padding=(1, 1), stride=(2, 2))
+    v = b("resize", v, x, mode="bilinear")
+    v = b("conv2d", v, w=b.weight("float", 10, 6))
+    v = b("mul", v, x)
+    v = b("conv2d", v, x, w=b.weight("float", 10, 10))
+    if factor != (1, 1):
+        v = b("conv2d", v, w=b.weight("float", 3 * factor[0] * factor[1], 10))
+        b("pixel_shuffle", v, factor=factor, crop=(0, factor[1] - 1))
+    graph = b.graph()
+    for h, w in ((231, 97), (190, 200)):
+        assert check(graph, example(graph, 1, h, w))

@@ -116,11 +116,14 @@ class Plan {
     Grid grid;
     size_t memory = 0, scratch = 0;                     // of memories_
     std::map<int64_t, std::unique_ptr<ConvPlan>> conv;  // by rows of output
-    bool by_rows = false, external = false;
+    bool by_rows = false;
+    // The caller's own memory: an input that only quantize reads, or an output.
+    bool external = false;
   };
   // One run: where everything is now.
   struct Frame {
     const float* x;
+    float* y;
     uint8_t* arena;
     std::vector<int64_t> first;  // bands: padded row of its values that a memory begins with
   };
@@ -132,6 +135,7 @@ class Plan {
   };
   void infer_shapes(int64_t n, int64_t h, int64_t w);
   void choose_halos();
+  bool is_read(int id) const;
   void place_whole(bool keep_all);
   bool place_bands();
   const ConvPlan& add_conv(size_t id, int64_t rows);

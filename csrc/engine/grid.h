@@ -32,6 +32,8 @@ struct Grid {
   }
   // Memory for only so many rows of one image, which pass through it.
   void keep(int64_t rows, int64_t margin_rows);
+  // As the caller of a network sees it: one plane behind the other. Only without padding.
+  void close_up() { plane = h * w; }
   // So many of the rows of one image, as an image without padding above and below.
   Grid strip(int64_t rows) const;
 

@@ -29,7 +29,7 @@ constexpr int64_t kMostHalo = 8;
 // second-level cache holds it beside the values it is made from.
 constexpr int64_t kLargestWhole = 256 * 1024;
 // What a band makes of its largest value.
-constexpr int64_t kBandBytes = 256 * 1024;
+constexpr int64_t kBandBytes = 512 * 1024;
 
 }  // namespace
 
@@ -89,7 +89,19 @@ Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int
   for (const Node& node : nodes_)
     for (const int input : inputs_of(node))
       if (input == 0 && node.op != Op::kQuantize) steps_[0].external = false;
+  Step& last = steps_[static_cast<size_t>(output)];
+  const Grid& out = last.grid;
+  last.external = !keep_all && output != 0 && out.is_float && out.n == 1 && out.h * out.w > 1 &&
+                  !out.halo && !is_read(output);
+  if (last.external) last.grid.close_up();
   if (keep_all || !place_bands()) place_whole(keep_all);
+}
+
+bool Plan::is_read(int id) const {
+  for (const Node& node : nodes_)
+    for (const int input : inputs_of(node))
+      if (input == id) return true;
+  return false;
 }
 
 void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
@@ -188,15 +200,15 @@ void Plan::place_whole(bool keep_all) {
     const Node& node = nodes_[id];
     Step& s = steps_[id];
     tasks_.push_back({static_cast<int>(id), {0, s.grid.h}, 0, 0});
-    if (s.external) continue;
     const size_t a = static_cast<size_t>(node.a);
-    if (works_in_place(node) && last[a] == id && s.grid.is_float == steps_[a].grid.is_float) {
+    if (!s.external && works_in_place(node) && last[a] == id &&
+        s.grid.is_float == steps_[a].grid.is_float) {
       s.memory = steps_[a].memory;
       blocks[s.memory].until = last[id];
       continue;
     }
     s.memory = blocks.size();
-    blocks.push_back({round_up(s.grid.bytes()), id, last[id], 0});
+    blocks.push_back({s.external ? 0 : round_up(s.grid.bytes()), id, last[id], 0});
     s.by_rows = node.op == Op::kLinear && node.layer->by_rows(step(node.a).grid.n);
     if (s.by_rows || (node.op != Op::kConv && node.op != Op::kLinear)) continue;
     if (const int64_t scratch = add_conv(id, s.grid.h).scratch_bytes()) {
@@ -241,9 +253,10 @@ bool Plan::place_bands() {
     const int64_t row = v.grid.cells * v.grid.pitch * 4;
     largest = std::max(largest, row * v.grid.h);
     widest = std::max(widest, divide_up(row * v.grid.h, out_h));
-    v.grid.margin = margins[{v.grid.h, v.grid.w}];
+    if (v.stored) v.grid.margin = margins[{v.grid.h, v.grid.w}];
     const size_t a = static_cast<size_t>(node.a);
-    if (works_in_place(node) && readers[a] == 1 && v.grid.is_float == values[a].grid.is_float)
+    if (v.stored && works_in_place(node) && readers[a] == 1 &&
+        v.grid.is_float == values[a].grid.is_float)
       v.memory = values[a].memory;
     else
       ++memories;
@@ -261,7 +274,7 @@ bool Plan::place_bands() {
     Step& s = steps_[id];
     s.memory = v.memory;
     s.grid = v.grid;
-    s.grid.keep(bands.rows[v.memory], v.grid.margin);
+    if (v.stored) s.grid.keep(bands.rows[v.memory], v.grid.margin);
     bytes[v.memory] = v.stored ? round_up(s.grid.bytes()) : 0;
   }
   for (size_t m = 0; m < memories; ++m) {
@@ -283,6 +296,7 @@ bool Plan::place_bands() {
 
 uint8_t* Plan::data(const Frame& f, int id) const {
   const Step& s = step(id);
+  if (s.external) return reinterpret_cast<uint8_t*>(f.y);
   // Not within the memory where rows have been let go; no row of those is touched.
   const int64_t gone = f.first.empty() ? 0 : f.first[s.memory] * s.grid.pitch * 4;
   return f.arena + (memories_[s.memory] - gone);
@@ -301,7 +315,9 @@ void Plan::move_down(const Task& task, Frame& f) const {
 }
 
 void Plan::run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>* profile) const {
-  Frame f{x, arena.data(), {}};
+  const Step& last = step(output_);
+  Buffer unwanted(!y && last.external ? last.grid.cells * last.grid.plane * 4 : 0);
+  Frame f{x, y ? y : reinterpret_cast<float*>(unwanted.data()), arena.data(), {}};
   if (band_) f.first.assign(memories_.size(), 0);
   if (profile)
     for (size_t id = 0; id < nodes_.size(); ++id)
@@ -317,7 +333,8 @@ void Plan::run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>
           std::chrono::steady_clock::now() - begin;
       (*profile)[static_cast<size_t>(task.id)].ms += took.count();
     }
-    if (y && task.id == output_) grid_to_nchw(step(output_).grid, task.rows, data(f, output_), y);
+    if (y && task.id == output_ && !last.external)
+      grid_to_nchw(last.grid, task.rows, data(f, output_), y);
   }
 }
 

@@ -85,7 +85,7 @@ void Plan::run_conv(const Work& w, const Frame& f) const {
     const Grid& in = step(node.a).grid;
     x += (rows_read(node, in, out, w.rows).begin + in.margin) * in.pitch * 4;
     y += (w.rows.begin + out.margin) * out.pitch * 4;
-    if (residual) residual += (w.rows.begin + out.margin) * out.pitch * 4;
+    if (residual) residual += (w.rows.begin + step(node.b).grid.margin) * out.pitch * 4;
   }
   conv.run(x, y, residual, f.arena + memories_[w.step.scratch]);
   if (band_) fill_margins(out, w.rows, w.y, halo_value(node));

@@ -18,10 +18,31 @@ struct Row {
   int64_t channel, line, column;
 };
 
+// Where the pixels of a resized row lie in the source.
+class Columns {
+ public:
+  Columns(int64_t width, int64_t out, float ratio, bool align) {
+    for (int64_t p = 0; p < out; ++p) {
+      const Sample s = sample(p, width, ratio, align);
+      first_.push_back(static_cast<int32_t>(s.first));
+      second_.push_back(static_cast<int32_t>(s.second));
+      first_share_.push_back(s.first_share);
+      second_share_.push_back(s.second_share);
+    }
+  }
+  Stretch stretch() const {
+    return {first_.data(), second_.data(), first_share_.data(), second_share_.data()};
+  }
+
+ private:
+  std::vector<int32_t> first_, second_;
+  std::vector<float> first_share_, second_share_;
+};
+
 // Output pixel p of a row reads column row.column + column[p] of channel row.channel + extra[p].
-struct Columns {
+struct Moved {
   std::vector<int64_t> column, extra;
-  explicit Columns(int64_t width)
+  explicit Moved(int64_t width)
       : column(static_cast<size_t>(width)), extra(static_cast<size_t>(width)) {
     for (int64_t p = 0; p < width; ++p) column[static_cast<size_t>(p)] = p;
   }
@@ -30,7 +51,7 @@ struct Columns {
 // whole: channels keep their places in the quads, so u8 cells move as they are.
 template <class Source>
 void move_rows(const Grid& in, const Grid& out, Rows rows, const uint8_t* x, uint8_t* y, bool whole,
-               const Columns& columns, const Source& source) {
+               const Moved& columns, const Source& source) {
   const bool cells = out.is_float || whole;
   const int64_t step = out.is_float ? 1 : 4;
   parallel_for(out.cells, 4 * vectors_of(out, rows), [&](int64_t c, int) {
@@ -51,6 +72,26 @@ void move_rows(const Grid& in, const Grid& out, Rows rows, const uint8_t* x, uin
               to[p * 4 + j] = absent ? 0 : x[(channel / 4 * in.plane + cell) * 4 + channel % 4];
           }
         }
+      }
+  });
+}
+
+void shuffle_floats(const Grid& in, const Grid& out, Rows rows, const uint8_t* x, uint8_t* y,
+                    const Detail& d) {
+  const int64_t fh = d.factor_h, fw = d.factor_w, whole = out.w / fw;
+  const KernelTable& kernel = kernels();
+  parallel_for(out.cells, 2 * vectors_of(out, rows), [&](int64_t c, int) {
+    std::vector<const float*> from(static_cast<size_t>(fw));
+    for (int64_t n = 0; n < out.n; ++n)
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const int64_t first = (c * fh + row % fh) * fw, cell = in.cell(n, row / fh, 0);
+        for (int64_t k = 0; k < fw; ++k)
+          from[static_cast<size_t>(k)] =
+              reinterpret_cast<const float*>(x + ((first + k) * in.plane + cell) * 4);
+        float* const to = reinterpret_cast<float*>(y + (c * out.plane + out.cell(n, row, 0)) * 4);
+        kernel.interleave(from.data(), fw, whole, to);
+        for (int64_t p = whole * fw; p < out.w; ++p)
+          to[p] = from[static_cast<size_t>(p % fw)][p / fw];
       }
   });
 }
@@ -114,7 +155,7 @@ void Plan::run_move(const Work& w, const Frame& f) const {
   const Detail& d = *node.detail;
   const uint8_t* const x = data(f, node.a);
   uint8_t* const y = w.y;
-  Columns columns(out.w);
+  Moved columns(out.w);
   const int64_t fh = d.factor_h, fw = d.factor_w, each = in.channels / d.groups;
   for (int64_t p = 0; p < out.w; ++p) {
     const auto i = static_cast<size_t>(p);
@@ -125,7 +166,9 @@ void Plan::run_move(const Work& w, const Frame& f) const {
       columns.column[i] = p * fw;
     }
   }
-  if (node.op == Op::kPixelShuffle)
+  if (node.op == Op::kPixelShuffle && out.is_float)
+    shuffle_floats(in, out, w.rows, x, y, d);
+  else if (node.op == Op::kPixelShuffle)
     move_rows(in, out, w.rows, x, y, false, columns,
               [&](int64_t c, int64_t row) { return Row{(c * fh + row % fh) * fw, row / fh, 0}; });
   else if (node.op == Op::kPixelUnshuffle)
@@ -191,7 +234,7 @@ void Plan::run_resize(const Work& w, const Frame& f) const {
   const float tall = sampling_ratio(in.h, out.h, d.align, d.zoom_h);
   const float wide = sampling_ratio(in.w, out.w, d.align, d.zoom_w);
   if (!d.bilinear) {
-    Columns columns(out.w);
+    Moved columns(out.w);
     for (int64_t p = 0; p < out.w; ++p)
       columns.column[static_cast<size_t>(p)] = nearest(p, in.w, wide);
     move_rows(in, out, w.rows, x, y, true, columns,
@@ -199,40 +242,36 @@ void Plan::run_resize(const Work& w, const Frame& f) const {
     fill_all_halos(out, w.rows, y, halo_value(node));
     return;
   }
-  std::vector<Sample> columns;
-  for (int64_t p = 0; p < out.w; ++p) columns.push_back(sample(p, in.w, wide, d.align));
-  const int32_t zp = node.zero_point;
-  // A pixel of one channel as a number: codes count from their zero point.
-  const auto number = [&](const uint8_t* p) {
-    if (!in.is_float) return static_cast<float>(*p - zp);
-    float v;
-    std::memcpy(&v, p, 4);
-    return v;
-  };
-  parallel_for(out.cells, 16 * vectors_of(out, w.rows), [&](int64_t c, int) {
-    for (int64_t n = 0; n < out.n; ++n)
+  const Columns columns(in.w, out.w, wide, d.align);
+  const KernelTable& kernel = kernels();
+  const int64_t width = out.w * (in.is_float ? 1 : 4);
+  parallel_for(out.cells, 4 * vectors_of(out, w.rows), [&](int64_t c, int) {
+    Buffer memory(3 * width * 4);
+    float* const blended = reinterpret_cast<float*>(memory.data()) + 2 * width;
+    for (int64_t n = 0; n < out.n; ++n) {
+      // Of the last two source rows, which most output rows share with the next.
+      int64_t held[2] = {-1, -1};
+      const auto stretched = [&](int64_t line) -> const float* {
+        float* const row = reinterpret_cast<float*>(memory.data()) + line % 2 * width;
+        if (held[line % 2] == line) return row;
+        held[line % 2] = line;
+        const uint8_t* const from = x + (c * in.plane + in.cell(n, line, 0)) * 4;
+        if (in.is_float)
+          kernel.stretch_floats(columns.stretch(), reinterpret_cast<const float*>(from), out.w,
+                                row);
+        else
+          kernel.stretch_cells(columns.stretch(), from, node.zero_point, out.w, row);
+        return row;
+      };
       for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
         const Sample v = sample(row, in.h, tall, d.align);
-        const uint8_t* const above = x + (c * in.plane + in.cell(n, v.first, 0)) * 4;
-        const uint8_t* const below = x + (c * in.plane + in.cell(n, v.second, 0)) * 4;
+        const float *const above = stretched(v.first), *const below = stretched(v.second);
         uint8_t* const to = y + (c * out.plane + out.cell(n, row, 0)) * 4;
-        for (int64_t p = 0; p < out.w; ++p) {
-          const Sample& h = columns[static_cast<size_t>(p)];
-          const int64_t left = h.first * 4, right = h.second * 4;
-          for (int64_t j = 0; j < (in.is_float ? 1 : 4); ++j) {
-            const float high = h.first_share * number(above + left + j) +
-                               h.second_share * number(above + right + j);
-            const float low = h.first_share * number(below + left + j) +
-                              h.second_share * number(below + right + j);
-            const float blend = v.first_share * high + v.second_share * low;
-            if (in.is_float)
-              std::memcpy(to + p * 4, &blend, 4);
-            else
-              to[p * 4 + j] =
-                  static_cast<uint8_t>(std::min(255L, std::max(0L, std::lrintf(blend) + zp)));
-          }
-        }
+        kernel.blend_rows(above, below, v.first_share, v.second_share, width,
+                          in.is_float ? reinterpret_cast<float*>(to) : blended);
+        if (!in.is_float) kernel.quantize_row(blended, width, 1.0f, node.zero_point, to);
       }
+    }
   });
   fill_all_halos(out, w.rows, y, halo_value(node));
 }

@@ -11,5 +11,6 @@
 #include "kernels/ceiling.inl"
 #include "kernels/fake_quant.inl"
 #include "kernels/functions.inl"
+#include "kernels/resize.inl"
 #include "kernels/elementwise.inl"
 // clang-format on

@@ -204,6 +204,12 @@ struct SparseBelow {
   double pairs_from;  // share of quads from which 8-bit channels go in pairs
 };
 
+// Output i of a resized row: the blend of two pixels of the source.
+struct Stretch {
+  const int32_t *first, *second;
+  const float *first_share, *second_share;
+};
+
 // What has kernels of its own; kLeakyRelu: a is the slope.
 enum class FloatMap { kLeakyRelu, kSigmoid, kSilu };
 
@@ -249,6 +255,15 @@ struct KernelTable {
   void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
   // y[i] = the function of x[i]; in place is fine.
   void (*map_floats)(FloatMap map, float a, const float* x, int64_t n, float* y);
+  // One row of a resize to n pixels: of one float channel, or of cells as numbers that count from
+  // the zero point, four a pixel.
+  void (*stretch_floats)(const Stretch&, const float* x, int64_t n, float* y);
+  void (*stretch_cells)(const Stretch&, const uint8_t* x, int32_t zero_point, int64_t n, float* y);
+  // y = a_share * a + b_share * b.
+  void (*blend_rows)(const float* a, const float* b, float a_share, float b_share, int64_t n,
+                     float* y);
+  // y[i * rows + k] = x[k][i] for i < n.
+  void (*interleave)(const float* const* x, int64_t rows, int64_t n, float* y);
   void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);
   // One row of pixels: four float channels (null: absent) to u8 cells, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of other sizes: a bilinear resize one axis after the other (a row stretched to the new
+// width, two such blended), and the rows of a pixel shuffle.
+
+static void stretch_floats(const Stretch& s, const float* x, int64_t n, float* __restrict y) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i)
+    y[i] = s.first_share[i] * x[s.first[i]] + s.second_share[i] * x[s.second[i]];
+}
+
+static void stretch_cells(const Stretch& s, const uint8_t* x, int32_t zero_point, int64_t n,
+                          float* y) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint8_t *const a = x + 4 * static_cast<int64_t>(s.first[i]), *const b =
+                                                                           x +
+                                                                           4 * static_cast<int64_t>(
+                                                                                   s.second[i]);
+    for (int j = 0; j < 4; ++j)
+      y[4 * i + j] = s.first_share[i] * static_cast<float>(a[j] - zero_point) +
+                     s.second_share[i] * static_cast<float>(b[j] - zero_point);
+  }
+}
+
+static void blend_rows(const float* a, const float* b, float a_share, float b_share, int64_t n,
+                       float* y) {
+  const V::F left = V::set1f(a_share), right = V::set1f(b_share);
+  for (int64_t i = 0; i < n; i += V::kLanes) {
+    const int64_t m = n - i < V::kLanes ? n - i : V::kLanes;
+    const V::F from_a = V::mulf(left, V::as_f(V::load_n(a + i, m)));
+    const V::F from_b = V::mulf(right, V::as_f(V::load_n(b + i, m)));
+    V::store_n(y + i, V::as_i(V::addf(from_a, from_b)), m);
+  }
+}
+
+template <int kRows>
+static TOPS_INLINE void interleave_rows(const float* const* x, int64_t n, float* __restrict y) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int k = 0; k < kRows; ++k) y[i * kRows + k] = x[k][i];
+}
+
+static void interleave(const float* const* x, int64_t rows, int64_t n, float* y) {
+  if (rows == 2) return interleave_rows<2>(x, n, y);
+  if (rows == 3) return interleave_rows<3>(x, n, y);
+  if (rows == 4) return interleave_rows<4>(x, n, y);
+  for (int64_t k = 0; k < rows; ++k)
+    for (int64_t i = 0; i < n; ++i) y[i * rows + k] = x[k][i];
+}
