@@ -70,7 +70,7 @@ class Ours:
         last = np.ascontiguousarray(weight.permute(0, 2, 3, 1).numpy())
         self.engine, self.x = core().Engine(), x.numpy()
         self.node = self.engine.conv2d(
-            self.engine.input(i, 4), -1, "float", last, o, r, s, i,
+            self.engine.input(i, 4), -1, -1, "float", last, o, r, s, i,
             np.ones(o, np.float32), None, None,
             (1, 1), (1, 1), (1, 1), 1, -np.inf, np.inf, 0.0, 0, -1,
         )  # fmt: skip

@@ -82,7 +82,7 @@ class Ours:
         o, i, k, _ = weights.shape
         pair = (layer.padding, layer.padding)
         y = self.engine.conv2d(
-            q, -1, "ternary", codes.conv_codes(weights), o, k, k, i, scale, None, None,
+            q, -1, -1, "ternary", codes.conv_codes(weights), o, k, k, i, scale, None, None,
             (layer.stride, layer.stride), pair, (1, 1), 1, -np.inf, np.inf, Y_SCALE, Y_ZERO, -1,
         )  # fmt: skip
         self.engine.output(self.engine.dequantize(y))

@@ -298,9 +298,8 @@ def _random_conv(
     spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if o == channels and not any(span % 2 for span in spans) and draw.random() < 0.5:
         padding = tuple(span // 2 for span in spans)
-        residual = b(
-            "conv2d", x, x, w=w, dilation=dilation, padding=padding, groups=groups, **attrs
-        )
-        return residual, o
+        gate, others = [(False, [x]), (True, [x]), (True, [x, x])][draw.integers(3)]
+        window = {"dilation": dilation, "padding": padding, "groups": groups, "gate": gate}
+        return b("conv2d", x, *others, w=w, **window, **attrs), o
     window = {"stride": _two(draw, 1, 3), "padding": _two(draw, 0, 4), "dilation": dilation}
     return b("conv2d", x, w=w, groups=groups, **window, **attrs), o

@@ -17,6 +17,7 @@ from architectures import NETWORKS
 from networks import images, ready
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from sr_networks import SMALL
 from torch import Tensor, nn
 
 import ternary_ops as tops
@@ -57,6 +58,7 @@ def test_exact_form_gives_the_programs_results(name: str, tmp_path: Path) -> Non
     # Float sums are added in another order; where they are quantized again, a code may be the next.
     nodes = program.graph.nodes
     mixed = any(n.op == "quantize" and nodes[n.inputs[0]].op != "input" for n in nodes)
+    mixed |= any(n.attrs.get("mode") == "bilinear" or n.attrs.get("gate") for n in nodes)
     most = np.abs(ours).max()
     np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=(0.03 if mixed else 1e-5) * most)
 
@@ -338,3 +340,23 @@ def test_compress_takes_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
     assert main([*command, "--batch", "12"]) == 0
     assert Path("m-ternary.safetensors").exists()
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("name", ["EFDN", "FMEN"])
+def test_super_resolution_networks_of_any_size(name: str, quantize: bool, tmp_path: Path) -> None:
+    """Gates, and maps stretched to the size of others, whatever it is."""
+    torch.manual_seed(0)
+    network = SMALL[name]().eval()
+    x = images(1, 3, 40, 33)
+    if quantize:
+        tops.quantize_(network, tops.plan(network, tops.TernaryConfig("int8")))
+        tops.calibrate(network, [x])
+    program = tops.compile(network, x)
+    assert any(node.attrs.get("gate") for node in program.graph.nodes)
+    save_onnx(program, tmp_path / "net.onnx")
+    for shape in ((1, 3, 40, 33), (2, 3, 29, 50)):
+        other = images(*shape).numpy()
+        ours, theirs = program(other), run(tmp_path / "net.onnx", other)
+        close = 1e-5 if not quantize else 0.02
+        assert np.abs(theirs - ours).max() <= close * np.abs(ours).max()

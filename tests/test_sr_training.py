@@ -256,3 +256,18 @@ def test_training_that_cannot_be_is_refused() -> None:
         broken.head.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(BadWeights, match="finite loss"):
         sr.train(broken, patches, COURSE)
+
+
+def test_a_network_of_the_unit_range_makes_the_same_image() -> None:
+    network = sr.fold(sr.FMEN(2, 6, 5, 4, 2, [2, 0, 1], train=True).eval())
+    x = torch.rand(2, 3, 11, 12) * 255
+    with torch.inference_mode():
+        wanted = network(x)
+    sr.to_unit_range_(network)
+    assert network.input_range == 255 / 256
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x / 256) * 256, wanted, rtol=1e-6, atol=1e-6)
+    with pytest.raises(BadConfig, match="rescaled before"):
+        sr.to_unit_range_(network)
+    with pytest.raises(BadConfig, match="Call sr.fold first"):
+        sr.to_unit_range_(sr.FMEN(2, 6, 5, 4, 2, [2, 0, 1], train=True))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from packs import DATA, needs_weights
+from sr_networks import SMALL
 from torch import Tensor
 
 from ternary_ops import sr
@@ -48,14 +49,6 @@ def picture(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
     rows, columns = np.linspace(0, h // 6 + 1, h), np.linspace(0, w // 6 + 1, w)
     smooth = coarse[rows.astype(int)][:, columns.astype(int)]
     return np.rint(smooth * 255).astype(np.uint8)
-
-
-SMALL = {
-    "FMEN": lambda: sr.FMEN(2, 6, 5, 4, 2, [1, 0, 1]),
-    "IMDN": lambda: sr.IMDN(3, 8, 2),
-    "EFDN": lambda: sr.EFDN(2, 8),
-    "RLFN": lambda: sr.RLFN(2, 10, 12, 2, 4),
-}
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -138,13 +138,13 @@ void bind_engine(py::module_& m) {
       .def("quantize", &Engine::quantize, py::arg("x"), py::arg("scale"), py::arg("zero_point"))
       .def("dequantize", &Engine::dequantize, py::arg("x"))
       .def("conv2d",
-           [](Engine& e, int x, int residual, const std::string& kind, const py::array& w,
+           [](Engine& e, int x, int residual, int gate, const std::string& kind, const py::array& w,
               int64_t o, int64_t r, int64_t s, int64_t i, const Array<float>& scale,
               const MaybeVector& bias, const MaybeVector& slope, const Pair& stride,
               const Pair& padding, const Pair& dilation, int64_t groups, float lo, float hi,
               float y_scale, int y_zp, int sparse) {
              return e.conv2d(
-                 x, residual,
+                 x, residual, gate,
                  layer_weights(kind, w, {o, r, s, i, groups}, scale, bias, slope, sparse),
                  window(stride, padding, dilation), {lo, hi, y_scale, y_zp});
            })

@@ -74,11 +74,13 @@ class Flow {
       if (need_[id] == kNone) continue;
       const int64_t rows_end = static_cast<int64_t>(std::floor(need_[id]));
       nothing = nothing && rows_end <= 0;
-      each_input(id, [&](size_t input) {
+      each_input(id, [&](size_t input, bool beside) {
         const Grid &in = values_[input].grid, &out = values_[id].grid;
-        double wanted = std::max(
-            smooth_end(nodes_[id], in, out, need_[id]),
-            static_cast<double>(rows_read(nodes_[id], in, out, {rows_end - 1, rows_end}).end));
+        double wanted = need_[id];
+        if (!beside)
+          wanted = std::max(
+              smooth_end(nodes_[id], in, out, need_[id]),
+              static_cast<double>(rows_read(nodes_[id], in, out, {rows_end - 1, rows_end}).end));
         // A row of padding alone comes with the first row.
         if (rows_end > 0) wanted = std::max(wanted, 1.0);
         need_[input] = std::max(need_[input], wanted);
@@ -107,11 +109,12 @@ class Flow {
       own = std::min(own, top(id));
       const Grid& out = values_[id].grid;
       if (done_[id] >= out.h) continue;
-      each_input(id, [&](size_t input) {
+      each_input(id, [&](size_t input, bool beside) {
         const BandValue& v = values_[input];
         if (v.memory == values_[id].memory) return;  // works in place
         const Rows next{done_[id], done_[id] + 1};
-        const int64_t first = rows_read(nodes_[id], v.grid, out, next).begin + v.grid.margin;
+        const int64_t first =
+            (beside ? next : rows_read(nodes_[id], v.grid, out, next)).begin + v.grid.margin;
         int64_t& low = low_[v.memory];
         low = std::min(low, std::max<int64_t>(first, 0));
       });
@@ -125,12 +128,14 @@ class Flow {
     return end + (end < g.h ? 1 : 2) * g.margin;
   }
 
+  // beside: a residual or gate, of which a convolution reads the rows that it makes.
   template <class Body>
   void each_input(size_t id, const Body& body) const {
     const Node& node = nodes_[id];
-    for (const int input : inputs_of(node))
-      if (node.op != Op::kResize || input == node.a)  // of the other only the size matters
-        body(static_cast<size_t>(input));
+    const std::vector<int> inputs = inputs_of(node);
+    for (size_t i = 0; i < inputs.size(); ++i)
+      if (node.op != Op::kResize || i == 0)  // of the other only the size matters
+        body(static_cast<size_t>(inputs[i]), node.op == Op::kConv && i > 0);
   }
 
   const std::vector<Node>& nodes_;

@@ -28,8 +28,10 @@ uint8_t code_of(float bound, float inv, int32_t zero_point) {
 // Could any output, as a multiple of the output scale, reach 2**30? Not with a real network's
 // scales.
 bool may_pass_cap(const PackedView& packed, const std::vector<float>& scale,
-                  const std::vector<float>& bias, const Residual& residual, const Requantize& q) {
-  if (q.y_scale == 0.0f || packed.weights == Weights::kFloat || residual.is_float) return true;
+                  const std::vector<float>& bias, const Operand& residual, const Operand& gate,
+                  const Requantize& q) {
+  if (q.y_scale == 0.0f || packed.weights == Weights::kFloat || residual.is_float || gate.present)
+    return true;
   const WeightShape& s = packed.shape;
   const double most = 255.0 * static_cast<double>(s.r * s.s * s.i) *
                       (packed.weights == Weights::kTernary ? 1 : 128);
@@ -73,7 +75,7 @@ uint8_t* panel_scratch(int64_t bytes) {
   return buffer.data();
 }
 
-Epilogue make_epilogue(const Requantize& q, const Residual& r) {
+Epilogue make_epilogue(const Requantize& q, const Operand& residual, const Operand& gate) {
   Epilogue e{};
   e.lo = q.lo;
   e.hi = q.hi;
@@ -84,15 +86,18 @@ Epilogue make_epilogue(const Requantize& q, const Residual& r) {
     e.qhi = code_of(q.hi, e.inv, q.y_zero_point);
     e.capped = true;
   }
-  e.res_scale = r.scale;
-  e.res_zero_point = r.zero_point;
+  e.res_scale = residual.scale;
+  e.res_zero_point = residual.zero_point;
+  e.gate_float = gate.is_float;
+  e.gate_scale = gate.scale;
+  e.gate_zero_point = gate.zero_point;
   return e;
 }
 
 ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bias,
                    int32_t x_zero_point, const Grid& in, const Grid& out, const Window& w,
-                   const Residual& residual, const Requantize& q, const float* slope,
-                   int64_t row_filter)
+                   const Operand& residual, const Requantize& q, const float* slope,
+                   int64_t row_filter, const Operand& gate)
     : domain_(row_filter ? Domain::rows(in, packed.shape.r, row_filter, w, out.h, out.w)
                          : Domain(in, packed.shape.r, packed.shape.s, w, out.h, out.w)),
       out_(out),
@@ -119,7 +124,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     if (packed.blocks.channels) args_.blocks = packed.blocks.place(table, block_offsets_);
     if (packed.entries) entries_ = placed(packed.entries, packed.entry_count(), table);
     pairs_ = placed(packed.pairs, packed.pair_count(), table);
-    if (is_depthwise(packed) && q.y_scale != 0.0f && !residual.is_float)
+    if (is_depthwise(packed) && q.y_scale != 0.0f && !residual.is_float && !gate.present)
       taps_ = make_tap_groups(packed, table);
   } else {
     for (int64_t c = 0; c < (taps ? packed.k / taps : 0); ++c)
@@ -145,8 +150,8 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.tap_groups = taps_.groups.data();
   a.entries = entries_.data();
   a.outputs = s.o;
-  a.epilogue = make_epilogue(q, residual);
-  a.epilogue.capped = slope || may_pass_cap(packed, scale_, bias_, residual, q);
+  a.epilogue = make_epilogue(q, residual, gate);
+  a.epilogue.capped = slope || may_pass_cap(packed, scale_, bias_, residual, gate, q);
   a.epilogue.scale = scale_.data();
   a.epilogue.bias = bias_.data();
   if (slope) {
@@ -158,6 +163,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.plane = out.plane * 4;
   a.residual_plane = residual.plane ? residual.plane * 4 : a.plane;
   a.residual_float = residual.is_float;
+  a.gate_plane = gate.plane ? gate.plane * 4 : a.plane;
   a.halo = halo_;
   // The output cells of flat indices are consecutive too: whole vectors go straight to the output.
   if (out.pitch == domain_.pitch() &&
@@ -167,7 +173,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     a.origin = out.cell(0, 0, 0);
   }
   wide_possible_ = !packed.sparse && packed.weights != Weights::kFloat && !a.float_out &&
-                   !residual.is_float && s.groups == 1;
+                   !residual.is_float && !gate.present && s.groups == 1;
   if (!a.valid || wide_possible_) {
     segments_ = domain_.segments(out);
     a.segments = segments_.data();
@@ -175,12 +181,14 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   }
 }
 
-void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch) const {
+void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch,
+                   const uint8_t* gate) const {
   if (args_.pixels == 0 || args_.outputs == 0) return;
   ConvArgs a = args_;
   a.x = domain_.prepare(x, scratch, fill_);
   a.y = y;
   a.residual = residual;
+  a.gate = gate;
   a.epilogue.start = (kernels().signed_input ? signed_start_ : start_).data();
   const bool wide =
       wide_possible_ && prefers_wide(kernels(), a.outputs, out_.n * out_.h * out_.w, a.pixels);

@@ -17,7 +17,8 @@ struct Requantize {
   int32_t y_zero_point;
 };
 
-struct Residual {
+// A value that an output is made with: added to it, or multiplied with its sigmoid.
+struct Operand {
   bool present = false, is_float = false;
   float scale = 1.0f;
   int32_t zero_point = 0;
@@ -27,7 +28,7 @@ struct Residual {
 // Scratch of one thread for expanded weights; grows, never shrinks, ends with the thread.
 uint8_t* panel_scratch(int64_t bytes);
 
-Epilogue make_epilogue(const Requantize& q, const Residual& r);
+Epilogue make_epilogue(const Requantize& q, const Operand& residual, const Operand& gate = {});
 
 // One convolution for one input shape, ready to run. Holds no memory of the tensors; safe to run
 // from several threads at once.
@@ -36,10 +37,12 @@ class ConvPlan {
   // slope: [O] of a PReLU at the end, or null. row_filter: 0, or the width of the filter whose rows
   // pack_rows has packed.
   ConvPlan(const PackedView& packed, const float* scale, const float* bias, int32_t x_zero_point,
-           const Grid& in, const Grid& out, const Window& w, const Residual& residual,
-           const Requantize& q, const float* slope = nullptr, int64_t row_filter = 0);
+           const Grid& in, const Grid& out, const Window& w, const Operand& residual,
+           const Requantize& q, const float* slope = nullptr, int64_t row_filter = 0,
+           const Operand& gate = {});
   int64_t scratch_bytes() const { return domain_.scratch_bytes(); }
-  void run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch) const;
+  void run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch,
+           const uint8_t* gate = nullptr) const;
 
  private:
   // How many pixels of output, at once, read no more input than a core's own cache holds.

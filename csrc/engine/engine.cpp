@@ -121,7 +121,7 @@ static void check_kinds(const Node& x, Weights kind) {
         "dequantize.");
 }
 
-int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& window,
+int Engine::conv2d(int x, int residual, int gate, const ConvWeights& w, const Window& window,
                    const Requantize& q) {
   const Node& in = value(x, "conv2d");
   Node n;
@@ -132,8 +132,10 @@ int Engine::conv2d(int x, int residual, const ConvWeights& w, const Window& wind
   if (in.channels != w.shape.channels())
     bad_graph("conv2d needs " + std::to_string(w.shape.channels()) + " channels, got " +
               std::to_string(in.channels) + ".");
-  if (residual >= 0 && value(residual, "conv2d residual").channels != w.shape.o)
-    bad_graph("the residual of conv2d needs " + std::to_string(w.shape.o) + " channels.");
+  for (const int other : {residual, gate})
+    if (other >= 0 && value(other, "conv2d").channels != w.shape.o)
+      bad_graph("residual and gate of conv2d need " + std::to_string(w.shape.o) + " channels.");
+  n.gate = gate;
   check_kinds(in, w.kind);
   n.layer = std::make_shared<LayerWeights>(w, LayerWeights::Layer::kConv,
                                            in.is_float ? nullptr : &window);

@@ -35,7 +35,8 @@ class Engine {
   int input(int64_t channels, int rank);
   int quantize(int x, float scale, int zero_point);
   int dequantize(int x);
-  int conv2d(int x, int residual, const ConvWeights& w, const Window& window, const Requantize& q);
+  int conv2d(int x, int residual, int gate, const ConvWeights& w, const Window& window,
+             const Requantize& q);
   int linear(int x, int residual, const ConvWeights& w, const Requantize& q);
   int max_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil);
   int avg_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil, bool include_pad,

@@ -70,6 +70,7 @@ struct Detail {
 struct Node {
   Op op = Op::kInput;
   int a = -1, b = -1;    // inputs
+  int gate = -1;         // of a convolution: y = sigmoid(y) * gate, then b is added
   int64_t channels = 0;  // of the output; flatten: 0 (depends on the image)
   bool is_float = false, rank2 = false;
   float scale = 1.0f;  // of the output, u8
@@ -85,7 +86,7 @@ struct Node {
 // Every value that a node reads.
 std::vector<int> inputs_of(const Node& node);
 
-// The value that node `id` adds to its result; none where id is negative.
-Residual residual_of(const std::vector<Node>& nodes, int id);
+// The value `id` as something that a node reads beside its input; none where id is negative.
+Operand operand_of(const std::vector<Node>& nodes, int id);
 
 }  // namespace tops

@@ -49,7 +49,7 @@ Function function_of(const std::string& name, size_t params) {
 std::vector<int> inputs_of(const Node& node) {
   if (node.op == Op::kConcat) return node.detail->parts;
   std::vector<int> inputs;
-  for (const int id : {node.a, node.b})
+  for (const int id : {node.a, node.b, node.gate})
     if (id >= 0) inputs.push_back(id);
   return inputs;
 }

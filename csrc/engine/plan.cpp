@@ -33,7 +33,7 @@ constexpr int64_t kBandBytes = 512 * 1024;
 
 }  // namespace
 
-Residual residual_of(const std::vector<Node>& nodes, int id) {
+Operand operand_of(const std::vector<Node>& nodes, int id) {
   if (id < 0) return {};
   const Node& n = nodes[static_cast<size_t>(id)];
   return {true, n.is_float, n.scale, n.zero_point};
@@ -132,8 +132,9 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
     } else if (node.op == Op::kLayerNorm) {
       need_features(node.channels, in.channels);
     }
-    if (node.b >= 0) {
-      const Grid& other = step(node.b).grid;
+    for (const int id_of : {node.b, node.gate}) {
+      if (id_of < 0) continue;
+      const Grid& other = step(id_of).grid;
       const bool spread = node.op == Op::kMul && other.h == 1 && other.w == 1;
       if (!spread && (other.h != oh || other.w != ow))
         throw Error(ErrorKind::kUnsupportedShape,
@@ -172,8 +173,11 @@ const ConvPlan& Plan::add_conv(size_t id, int64_t rows) {
   const LayerWeights& l = *node.layer;
   Grid in = step(node.a).grid, out = step(static_cast<int>(id)).grid;
   Window window = node.window;
-  Residual residual = residual_of(nodes_, node.b);
-  if (node.b >= 0) residual.plane = step(node.b).grid.plane;
+  const auto operand = [&](int other) {
+    Operand read = operand_of(nodes_, other);
+    if (read.present) read.plane = step(other).grid.plane;
+    return read;
+  };
   if (band_) {  // the padding is there, as rows like others
     const Rows read = rows_read(node, in, out, {0, rows});
     in = in.strip(read.end - read.begin);
@@ -182,7 +186,8 @@ const ConvPlan& Plan::add_conv(size_t id, int64_t rows) {
   }
   made = std::make_unique<ConvPlan>(
       l.view(), l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, out, window,
-      residual, node.requantize, l.slope.empty() ? nullptr : l.slope.data(), l.row_filter);
+      operand(node.b), node.requantize, l.slope.empty() ? nullptr : l.slope.data(), l.row_filter,
+      operand(node.gate));
   return *made;
 }
 

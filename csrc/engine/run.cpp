@@ -79,6 +79,7 @@ void Plan::run_conv(const Work& w, const Frame& f) const {
   const ConvPlan& conv = *w.step.conv.at(w.rows.end - w.rows.begin);
   const uint8_t* x = data(f, node.a);
   const uint8_t* residual = node.b < 0 ? nullptr : data(f, node.b);
+  const uint8_t* gate = node.gate < 0 ? nullptr : data(f, node.gate);
   uint8_t* y = w.y;
   const Grid& out = w.step.grid;
   if (band_) {
@@ -86,8 +87,9 @@ void Plan::run_conv(const Work& w, const Frame& f) const {
     x += (rows_read(node, in, out, w.rows).begin + in.margin) * in.pitch * 4;
     y += (w.rows.begin + out.margin) * out.pitch * 4;
     if (residual) residual += (w.rows.begin + step(node.b).grid.margin) * out.pitch * 4;
+    if (gate) gate += (w.rows.begin + step(node.gate).grid.margin) * out.pitch * 4;
   }
-  conv.run(x, y, residual, f.arena + memories_[w.step.scratch]);
+  conv.run(x, y, residual, f.arena + memories_[w.step.scratch], gate);
   if (band_) fill_margins(out, w.rows, w.y, halo_value(node));
 }
 

@@ -12,7 +12,7 @@ namespace tops {
 namespace {
 
 // Adds outputs [begin, end) of row i of the residual.
-void add_residual(const Grid& g, const Residual& residual, const uint8_t* r, int64_t i,
+void add_residual(const Grid& g, const Operand& residual, const uint8_t* r, int64_t i,
                   int64_t begin, int64_t end, float* y) {
   for (int64_t o = begin; o < end; ++o) {
     float v;
@@ -48,7 +48,7 @@ void Plan::run_linear(const Work& w, const Frame& f) const {
     x = gathered.data();
   }
   float* const y = reinterpret_cast<float*>(direct ? to : floats.data());
-  const Residual residual = residual_of(nodes_, node.b);
+  const Operand residual = operand_of(nodes_, node.b);
   const Epilogue e = make_epilogue(node.requantize, residual);
   const auto finish = [&](int64_t begin, int64_t end) {
     for (int64_t i = 0; i < in.n; ++i) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel, over the policy V that was defined before.
 // clang-format off: each file uses the ones before it
+#include "kernels/sigmoid.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"

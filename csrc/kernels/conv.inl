@@ -50,6 +50,7 @@ static TOPS_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 struct Staging {
   alignas(64) uint8_t y[4 * V::kSparseVectors * V::kLanes * 4];
   alignas(64) uint8_t r[4 * V::kSparseVectors * V::kLanes * 4];
+  alignas(64) uint8_t g[4 * V::kSparseVectors * V::kLanes * 4];
 };
 
 static int64_t first_segment(const ConvArgs& a, int64_t p) {
@@ -120,12 +121,14 @@ static TOPS_INLINE void finish_direct(const ConvArgs& a, const Finisher& finish,
 template <Weights W, int NV>
 static TOPS_INLINE void finish_tile(const ConvArgs& a, const Finisher& finish, const V::I* acc,
                                     int64_t o, int64_t p) {
-  if (a.valid && !a.float_out && !a.residual_float)
+  if (a.valid && !a.float_out && !a.residual_float && !a.gate)
     return finish_direct<W, NV>(a, finish, acc, o, p);
   const int64_t planes = min64(4, a.outputs - o);
   const int64_t out_plane = a.float_out ? o : o / 4, res_plane = a.residual_float ? o : o / 4;
   uint8_t* const y = a.y + out_plane * a.plane;
   const uint8_t* const r = a.residual ? a.residual + res_plane * a.residual_plane : nullptr;
+  const bool float_gate = a.epilogue.gate_float;
+  const uint8_t* const g = a.gate ? a.gate + (float_gate ? o : o / 4) * a.gate_plane : nullptr;
   const float* const scale = a.epilogue.scale + o;
   Staging staging;
   constexpr int64_t kBytes = NV * V::kLanes * 4;
@@ -133,21 +136,32 @@ static TOPS_INLINE void finish_tile(const ConvArgs& a, const Finisher& finish, c
     for (int64_t j = 0; j < (a.residual_float ? planes : 1); ++j)
       move_segments<false>(a, const_cast<uint8_t*>(r) + j * a.residual_plane,
                            staging.r + j * kBytes, p, NV * V::kLanes);
+  if (!a.valid && g)
+    for (int64_t j = 0; j < (float_gate ? planes : 1); ++j)
+      move_segments<false>(a, const_cast<uint8_t*>(g) + j * a.gate_plane, staging.g + j * kBytes, p,
+                           NV * V::kLanes);
   for (int v = 0; v < NV; ++v) {
     const int64_t at = p + v * V::kLanes;
     Sink s;
     if (a.valid) {
       const int64_t cell = (a.origin + at) * 4;
-      s = {y + cell,     a.plane, r ? r + cell : nullptr, a.residual_plane, V::bits_at(a.valid, at),
-           a.pixels - at};
+      s.y = y + cell;
+      s.y_plane = a.plane;
+      s.r = r ? r + cell : nullptr;
+      s.r_plane = a.residual_plane;
+      s.g = g ? g + cell : nullptr;
+      s.g_plane = a.gate_plane;
+      s.bits = V::bits_at(a.valid, at);
+      s.n = a.pixels - at;
       if (s.n <= 0) break;
     } else {
-      s = {staging.y + v * V::kLanes * 4,
-           kBytes,
-           r ? staging.r + v * V::kLanes * 4 : nullptr,
-           kBytes,
-           V::kAll,
-           V::kLanes};
+      const int64_t cell = v * V::kLanes * 4;
+      s.y = staging.y + cell;
+      s.r = r ? staging.r + cell : nullptr;
+      s.g = g ? staging.g + cell : nullptr;
+      s.y_plane = s.r_plane = s.g_plane = kBytes;
+      s.bits = V::kAll;
+      s.n = V::kLanes;
     }
     V::F f[4];
     for (int j = 0; j < 4; ++j) f[j] = V::mulf(to_float<W>(acc[j * NV + v]), V::set1f(scale[j]));

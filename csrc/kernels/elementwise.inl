@@ -94,7 +94,7 @@ static void add(const AddArgs& a, const Cells& x, const Cells& b, const Cells& y
     int64_t planes = 0;
     while (planes < 4 && y.channel[planes]) ++planes;
     const int64_t stride = planes > 1 ? y.channel[1] - y.channel[0] : 0;
-    finish(s, 0, planes, {y.channel[0] + i * 4, stride, nullptr, 0, V::kAll, m});
+    finish(s, 0, planes, {y.channel[0] + i * 4, stride, nullptr, 0, nullptr, 0, V::kAll, m});
   }
 }
 

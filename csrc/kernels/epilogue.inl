@@ -9,6 +9,8 @@ struct Sink {
   int64_t y_plane;
   const uint8_t* r;  // residual, or null
   int64_t r_plane;
+  const uint8_t* g;  // gate, or null
+  int64_t g_plane;
   uint32_t bits;  // which pixels are inside the image
   int64_t n;      // how many cells may be written
 };
@@ -30,10 +32,10 @@ static TOPS_INLINE V::F sloped(V::F x, V::F slope) {
 // The epilogue's constants as vectors. Made once a tile: stores through uint8_t* may alias the
 // arguments, so the compiler would otherwise load and broadcast them again for every vector.
 struct Finisher {
-  V::F inv, cap, lo, hi, res_scale;
-  V::I zero_point16, qlo, qhi, outside, res_zero_point, low;
+  V::F inv, cap, lo, hi, res_scale, gate_scale;
+  V::I zero_point16, qlo, qhi, outside, res_zero_point, gate_zero_point, low;
   const float *bias, *slope;
-  bool float_out, float_residual, capped, clamped;
+  bool float_out, float_residual, float_gate, capped, clamped;
 
   TOPS_INLINE Finisher(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
       : inv(V::set1f(e.inv)),
@@ -42,21 +44,43 @@ struct Finisher {
         lo(V::set1f(e.lo)),
         hi(V::set1f(e.hi)),
         res_scale(V::set1f(e.res_scale)),
+        gate_scale(V::set1f(e.gate_scale)),
         zero_point16(V::set1(static_cast<int32_t>(static_cast<uint32_t>(e.zero_point) * 0x10001u))),
         qlo(V::set1(static_cast<int32_t>(e.qlo * 0x01010101u))),
         qhi(V::set1(static_cast<int32_t>(e.qhi * 0x01010101u))),
         outside(V::set1(static_cast<int32_t>(halo))),
         res_zero_point(V::set1(e.res_zero_point)),
+        gate_zero_point(V::set1(e.gate_zero_point)),
         low(V::set1(0xff)),
         bias(e.bias),
         slope(e.slope),
         float_out(float_output),
         float_residual(float_res),
+        float_gate(e.gate_float),
         capped(e.capped),
         clamped(e.qlo > 0 || e.qhi < 255) {}
 
   TOPS_INLINE V::F residual(V::I code) const {
     return V::mulf(V::to_f(V::sub(code, res_zero_point)), res_scale);
+  }
+
+  TOPS_INLINE V::F gate(V::I code) const {
+    return V::mulf(V::to_f(V::sub(code, gate_zero_point)), gate_scale);
+  }
+
+  // The gate's values, each times the sigmoid of a sum.
+  TOPS_INLINE void open_gate(V::F y[4], int64_t planes, const Sink& s) const {
+    for (int j = 0; j < 4; ++j) y[j] = sigmoid(y[j]);
+    if (float_gate) {
+      for (int j = 0; j < 4 && j < planes; ++j)
+        y[j] = V::mulf(y[j], V::as_f(V::load(s.g + j * s.g_plane)));
+      return;
+    }
+    const V::I g = V::load(s.g);
+    y[0] = V::mulf(y[0], gate(V::and_(g, low)));
+    y[1] = V::mulf(y[1], gate(V::and_(V::shr<8>(g), low)));
+    y[2] = V::mulf(y[2], gate(V::and_(V::shr<16>(g), low)));
+    y[3] = V::mulf(y[3], gate(V::shr<24>(g)));
   }
 
   // Rounding is monotone: clamping the codes is clamping the activation.
@@ -89,6 +113,7 @@ struct Finisher {
   // exist.
   TOPS_INLINE void operator()(V::F y[4], int64_t o, int64_t planes, const Sink& s) const {
     for (int j = 0; j < 4; ++j) y[j] = V::addf(y[j], V::set1f(bias[o + j]));
+    if (s.g) open_gate(y, planes, s);
     if (s.r) {
       if (float_residual) {
         for (int j = 0; j < 4 && j < planes; ++j)

@@ -76,6 +76,10 @@ struct Epilogue {
   uint8_t qlo, qhi;      // the bounds as codes: rounding is monotone, so clamping codes is the same
   float res_scale;
   int32_t res_zero_point;
+  // What the sigmoid of the sum is multiplied with, before the residual is added.
+  bool gate_float;
+  float gate_scale;
+  int32_t gate_zero_point;
 };
 
 // A run of output pixels that is contiguous both in the flat domain and in the output grid.
@@ -116,6 +120,8 @@ struct ConvArgs {
   const uint8_t* residual;  // its cells lie as those of y, or null
   int64_t residual_plane;   // bytes between two of its cell planes
   bool residual_float;
+  const uint8_t* gate;  // likewise
+  int64_t gate_plane;
   const uint8_t* valid;     // direct: one bit per flat index, set for output pixels; else null
   int64_t origin;           // direct: output cell of flat index 0
   const Segment* segments;  // not direct

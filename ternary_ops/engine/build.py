@@ -53,7 +53,9 @@ def _add(engine: Any, graph: Graph, node: Node, sparse: int) -> int:
 
 def _add_layer(engine: Any, graph: Graph, node: Node, sparse: int) -> Any:
     at, w = node.attrs, graph.weight(node)
-    x, residual = node.inputs[0], node.inputs[1] if len(node.inputs) == 2 else -1
+    x, *others = node.inputs
+    gate = others.pop(0) if at.get("gate") else -1
+    residual = others[0] if others else -1
     wtype, values, scale = _values(w, graph.values[x].y, node.op == "linear")
     o, r, s, i = w.shape
     ends = *_bounds(node), *_output(at["y"]), sparse
@@ -62,7 +64,7 @@ def _add_layer(engine: Any, graph: Graph, node: Node, sparse: int) -> Any:
     window = at["stride"], at["padding"], at["dilation"], at["groups"]
     slope = None if w.slope is None else np.broadcast_to(w.slope, o)
     vectors = scale, w.bias, slope
-    return engine.conv2d(x, residual, wtype, values, o, r, s, i, *vectors, *window, *ends)
+    return engine.conv2d(x, residual, gate, wtype, values, o, r, s, i, *vectors, *window, *ends)
 
 
 def _add_activation(engine: Any, graph: Graph, node: Node) -> Any:

@@ -277,6 +277,10 @@ def _make_layer(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> 
     groups = node.attrs["groups"] if conv else 1
     if w.slope is not None and (not conv or node.attrs["clamp"] != (None, None)):
         raise FormatError(need("slopes belong to convolutions without bounds", node.op, _DO))
+    gated = conv and node.attrs["gate"]
+    if len(others) > 1 + gated or (gated and (not others or w.slope is not None)):
+        wanted = "a gate, which slopes exclude, and at most one residual"
+        raise FormatError(need(wanted, f"{len(others)} values", _DO))
     if not conv and (r, s) != (1, 1):
         raise FormatError(need("linear weights are [O, 1, 1, I]", list(w.shape), _DO))
     if max(r, s) > rules.MAX_EXTENT or o % groups:
@@ -290,7 +294,7 @@ def _make_layer(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> 
     made = Value(x.rank, o, o, _out_y(node, x))
     for other in others:
         if (other.rank, other.channels, other.y is None) != (x.rank, o, x.y is None):
-            raise FormatError(need("a residual of the output's channels", "another", _DO))
+            raise FormatError(need("a residual or gate of the output's channels", "another", _DO))
     return made
 
 

@@ -173,23 +173,35 @@ class _Emitter:
         return _affine(step.wanted)
 
     def _emit_layer(self, step: Step, layer: Layer) -> None:
-        x, *residual = step.inputs
+        x, *others = step.inputs
         if layer.integer and layer.input_range is None:
             self.unset.add(layer.weight.name)
         follows = layer.follows and self._is_uint8(x)
         integer = (layer.integer and self._fits(x)) or follows
-        apart = integer and not all(map(self._fits, residual))
+        apart = integer and not all(map(self._fits, others))
         y = self._output(step) if integer and not apart else None
         weight = layer.weight if step.slope is None else replace(layer.weight, slope=step.slope)
         attrs = {**step.attrs, "w": self._weight(weight)}
-        if apart:  # a float residual: end in floats and add there
-            node = self._node(step.op, [self._as_uint8(x)], attrs)
-            inputs = [node, *(self.as_float(r) for r in residual)]
-            self._made[step] = self._node("add", inputs, {"clamp": step.clamp}), None
+        if apart:
+            self._made[step] = self._end_in_floats(step, attrs), None
             return
         inputs = [self._read(value, integer) for value in step.inputs]
         node = self._node(step.op, inputs, {**attrs, "clamp": step.clamp, "y": y})
         self._made[step] = node, y
+
+    def _end_in_floats(self, step: Step, attrs: dict[str, Any]) -> int:
+        """An integer layer whose gate or residual is a float: its sums end in floats too."""
+        x, *others = step.inputs
+        node = self._node(
+            step.op, [self._as_uint8(x)], {**attrs, "gate": False} if attrs.get("gate") else attrs
+        )
+        last = [(None, None)] * (len(others) - 1) + [step.clamp]
+        ops = ["mul", "add"] if attrs.get("gate") else ["add"]
+        if attrs.get("gate"):
+            node = self._node("activation", [node], {"fn": "sigmoid"})
+        for op, other, clamp in zip(ops, others, last, strict=False):
+            node = self._node(op, [node, self.as_float(other)], {"clamp": clamp})
+        return node
 
     def _output(self, step: Step) -> Params | None:
         """Scale and zero point that an integer step writes; None where only floats are read."""
@@ -200,7 +212,7 @@ class _Emitter:
         if step.op in ("avg_pool2d", "adaptive_avg_pool2d"):
             return self._params_of(step.inputs[0])  # an average stays in the range
         layer = step.layer
-        if layer is not None and not layer.follows:
+        if layer is not None and not layer.follows and not step.attrs.get("gate"):
             if layer.output_range is None:
                 self.unset.add(layer.weight.name)
                 return None
@@ -218,7 +230,9 @@ class _Emitter:
         if step.op == "mul":
             corners = [a * b for a in ranges[0] for b in ranges[1]]
             return _clamped((min(corners), max(corners)), step.clamp)
-        if step.layer is not None:
+        if step.attrs.get("gate"):  # a share between 0 and 1 of the gate
+            ranges[:2] = [(min(ranges[1][0], 0.0), max(ranges[1][1], 0.0))]
+        elif step.layer is not None:
             ranges[0] = step.layer.image_of(ranges[0])
         lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
         return _clamped((lo, hi), step.clamp)

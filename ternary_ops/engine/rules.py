@@ -195,13 +195,14 @@ OPS: dict[str, OpSpec] = {
     "quantize": OpSpec((1, 1), {"y": (_needed_affine, REQUIRED)}),
     "dequantize": OpSpec((1, 1), {}),
     "conv2d": OpSpec(
-        (1, 2),
+        (1, 3),
         {
             "w": _WEIGHT,
             "stride": (_pair(1), _ONES),
             "padding": (_pair(0), _ZEROS),
             "dilation": (_pair(1), _ONES),
             "groups": (_count(MAX_CHANNELS), 1),
+            "gate": (_flag, False),
             "clamp": _CLAMP,
             "y": _Y,
         },

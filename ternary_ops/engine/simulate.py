@@ -40,8 +40,10 @@ def _operand(array: Array, y: Params | None) -> Operand:
 
 
 def _layer(graph: Graph, node: Node, operands: Sequence[Operand]) -> Array:
-    x, residual = operands[0], operands[1] if len(operands) == 2 else None
     w, at = graph.weight(node), node.attrs
+    x, *others = operands
+    gate = others.pop(0) if at.get("gate") else None
+    residual = others[0] if others else None
     filters = codes.channels_first(w.array)
     quantized = isinstance(x, tuple)
     if node.op == "conv2d":
@@ -55,7 +57,8 @@ def _layer(graph: Graph, node: Node, operands: Sequence[Operand]) -> Array:
         rows = filters[:, :, 0, 0]
         acc = reference.linear_acc(x[0], x[2], rows) if quantized else reference.linear(x, rows)
     scale = w.effective_scale((x[1], x[2]) if quantized else None)
-    return reference.epilogue(acc, scale, w.bias, residual, slope=w.slope, **_activation(node))
+    ends = {"slope": w.slope, "gate": gate, **_activation(node)}
+    return reference.epilogue(acc, scale, w.bias, residual, **ends)
 
 
 def _pick(x: Operand) -> Array:

@@ -36,7 +36,8 @@ class Step:
     """One op, the steps it reads and those that read it.
 
     slope: of a layer, [O] or [1]: a PReLU behind it. wanted: range that the layers reading this
-    value ask for. flexible: an op that has no range of its own would read it as uint8.
+    value ask for. flexible: an op that has no range of its own would read it as uint8. shape: of
+    what a traced node made, None for steps between.
     """
 
     op: str
@@ -48,6 +49,7 @@ class Step:
     users: list[Step] = field(default_factory=list)
     wanted: Range | None = None
     flexible: bool = False
+    shape: tuple[int, ...] | None = None
 
 
 def read_steps(traced: fx.GraphModule) -> list[Step]:
@@ -66,7 +68,7 @@ def read_steps(traced: fx.GraphModule) -> list[Step]:
                 f"Supported: {SUPPORTED}.",
             )
         )
-    return _fuse_clamps(_reachable(reader.values[reader.output]))
+    return _fuse_gates(_fuse_clamps(_reachable(reader.values[reader.output])))
 
 
 def unsupported(
@@ -130,6 +132,8 @@ class _Reader:
                     self.values[node] = self._chain(self._ends[node])
                 elif node not in self._inner:
                     self.values[node] = self._ops(node, ops)
+                if node in self.values:
+                    self.values[node].shape = shape_of(node)
             except Consequence:
                 pass
             except Unsupported as reason:
@@ -259,6 +263,55 @@ def _fuse_clamps(steps: Sequence[Step]) -> list[Step]:
         for user in step.users:
             user.inputs = [before if s is step else s for s in user.inputs]
     return kept
+
+
+def _fuse_gates(steps: Sequence[Step]) -> list[Step]:
+    """Make x * sigmoid(conv(...)), and what is added to it, one step: the convolution's."""
+    gone: set[Step] = set()
+    for step in steps:
+        convolution = _gate_of(step)
+        if convolution is None:
+            continue
+        (x,) = (s for s in step.inputs if s is not convolution.users[0])
+        gone |= {convolution, convolution.users[0]}
+        step.op, step.layer, step.shape = "conv2d", convolution.layer, None
+        step.attrs = {**convolution.attrs, "gate": True}
+        step.inputs = [convolution.inputs[0], x]
+        convolution.inputs[0].users = [
+            step if s is convolution else s for s in convolution.inputs[0].users
+        ]
+        _fuse_residual(step, x.shape, gone)
+    return [step for step in steps if step not in gone]
+
+
+def _gate_of(step: Step) -> Step | None:
+    """The convolution whose sigmoid a product of two maps of one size has as a factor."""
+    for factor in step.inputs if step.op == "mul" and len(step.inputs) == 2 else []:
+        if factor.op != "activation" or factor.attrs["fn"] != "sigmoid" or len(factor.users) > 1:
+            continue
+        maker = factor.inputs[0]
+        alone = maker.op == "conv2d" and len(maker.users) == 1 and len(maker.inputs) == 1
+        plain = alone and maker.slope is None and maker.clamp == (None, None)
+        shapes = {s.shape for s in step.inputs}
+        if plain and len(shapes) == 1 and None not in shapes:
+            return maker
+    return None
+
+
+def _fuse_residual(step: Step, shape: tuple[int, ...] | None, gone: set[Step]) -> None:
+    """Let a gated convolution add what an `add` that alone reads it adds."""
+    if len(step.users) != 1 or step.clamp != (None, None):
+        return
+    (add,) = step.users
+    others = [s for s in add.inputs if s is not step]
+    if add.op != "add" or len(others) != 1 or others[0].shape != shape:
+        return
+    # The sum keeps its place, behind all that it reads.
+    add.op, add.layer, add.attrs = "conv2d", step.layer, step.attrs
+    add.inputs = [*step.inputs, others[0]]
+    for source_step in step.inputs:
+        source_step.users = [add if s is step else s for s in source_step.users]
+    gone.add(step)
 
 
 def _clampable(step: Step) -> Step | None:

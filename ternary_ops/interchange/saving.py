@@ -159,8 +159,11 @@ class _Writer:
                 out = sheet.add("Mul", out, sheet.channels(weight.effective_scale(y), rank))
             if weight.bias is not None:
                 out = sheet.add("Add", out, sheet.channels(weight.bias, rank))
-        if len(x) == 2:
-            out = sheet.add("Add", out, sheet.real(x[1], ys[1]))
+        others = [sheet.real(name, own) for name, own in zip(x[1:], ys[1:], strict=True)]
+        if node.attrs.get("gate"):
+            out = sheet.add("Mul", sheet.add("Sigmoid", out), others.pop(0))
+        if others:
+            out = sheet.add("Add", out, others[0])
         if weight.slope is not None and len(weight.slope) == 1:
             out = sheet.add("LeakyRelu", out, alpha=float(weight.slope[0]))
         elif weight.slope is not None:
@@ -343,13 +346,18 @@ class _Writer:
         return sheet.add("Gather", x[0], sheet.ends(list(order)), axis=1)
 
     def _resize(self, node: Node, x: list[str], ys: list[Params | None]) -> str:
-        """Nearest neighbours by a whole factor move codes; anything else rounds in its own way."""
-        at = node.attrs
+        """Nearest neighbours by a whole factor move codes; other factors round in their own way."""
+        at, y = node.attrs, ys[0]
         zoom = at["zoom"]
+        if at["mode"] == "bilinear" and zoom is None:
+            size = self.sheet.ends(at["size"]) if len(x) == 1 else self.sheet.part_of_shape(x[1], 2)
+            steps = x[0] if y is None else self.sheet.centered(x[0], y[1])
+            out = self.sheet.stretched(steps, size, at["align"])
+            return out if y is None else self.sheet.codes(out, (1.0, y[1]))
         whole = zoom is not None and all(float(z).is_integer() and z >= 1 for z in zoom)
         if at["mode"] != "nearest" or not whole:
             got = f"{at['mode']}, {zoom or at['size'] or 'the size of another value'}"
-            raise Refused("nearest neighbours by a whole factor", got)
+            raise Refused("a bilinear resize to a size, or nearest by a whole factor", got)
         scales = self.sheet.constant(np.asarray([1, 1, *zoom]), np.float32)
         return self.sheet.add(
             *("Resize", x[0], "", scales),

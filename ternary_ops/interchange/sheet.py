@@ -83,6 +83,19 @@ class Sheet:
         kept = self.add("Clip", steps, self.number(0), self.number(255))
         return self.add("Cast", kept, to=UINT8)
 
+    def part_of_shape(self, value: str, first: int) -> str:
+        """Two sizes of an image: from 0 batch and channels, from 2 height and width."""
+        limits = self.ends([first]), self.ends([first + 2]), self.ends([0])
+        return self.add("Slice", self.add("Shape", value), *limits)
+
+    def stretched(self, value: str, size: str, align: bool) -> str:
+        """A bilinear resize of floats to a height and width."""
+        sizes = self.add("Concat", self.part_of_shape(value, 0), size, axis=0)
+        corners = "align_corners" if align else "half_pixel"
+        return self.add(
+            "Resize", value, "", "", sizes, mode="linear", coordinate_transformation_mode=corners
+        )
+
     def ends(self, values: Sequence[int]) -> str:
         """A list of sizes, axes or limits."""
         return self.constant(np.asarray(values), np.int64)

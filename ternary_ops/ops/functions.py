@@ -32,6 +32,33 @@ def _sigmoid(x: Doubles) -> Doubles:
     return out
 
 
+def sigmoid32(x: Doubles) -> NDArray[np.float32]:
+    """The sigmoid step by step as the kernels compute it in float32 (csrc/kernels/sigmoid.inl), for
+    what is rounded to codes afterwards.
+    """
+    x = np.asarray(x, np.float32)
+    small = _exp32(np.maximum(-np.abs(x), np.float32(-86)))
+    above = np.where(np.signbit(x), np.float32(0), np.float32(1))
+    out: NDArray[np.float32] = np.maximum(above, small) / (np.float32(1) + small)
+    return out
+
+
+def _exp32(x: Doubles) -> NDArray[np.float32]:
+    steps = np.rint(x * np.float32(1.44269504))
+    rest = _fused(steps, np.float32(-0.693359375), x)
+    rest = _fused(steps, np.float32(2.12194440e-4), rest)
+    power = np.full_like(rest, np.float32(1 / 5040))
+    for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        power = _fused(power, rest, np.float32(term))
+    return np.ldexp(power, np.nan_to_num(steps).astype(np.int32))
+
+
+def _fused(a: Doubles, b: Any, c: Any) -> NDArray[np.float32]:
+    """a * b + c rounded once: the product of two float32 is exact in float64."""
+    product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
+    return (product + np.asarray(c, np.float64)).astype(np.float32)
+
+
 def _softplus(x: Doubles, beta: float, threshold: float) -> Doubles:
     scaled = beta * x
     return np.where(scaled > threshold, x, np.logaddexp(0, scaled) / beta)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_ops.errors import BadWeights, UnsupportedShape, need
+from ternary_ops.ops.functions import sigmoid32
 
 Array: TypeAlias = NDArray[Any]
 Pair: TypeAlias = int | tuple[int, int]
@@ -86,12 +87,14 @@ def epilogue(
     hi: float | None = None,
     y: Params | None = None,
     slope: Array | None = None,
+    gate: Array | Quantized | None = None,
 ) -> Array:
     """Turn an accumulator [N, O, ...] into float32 or, with `y`, uint8: one float32 step at a time.
 
     scale, bias: float32 [O] (scale: the effective one; None for weights that carry their own);
     residual: an operand of acc's shape; lo, hi: the activation's bounds; slope: float32 [O] or [1],
-    max(0, v) + slope * min(0, v) of the sum v, in place of bounds.
+    max(0, v) + slope * min(0, v) of the sum v, in place of bounds; gate: an operand that is
+    multiplied with the sigmoid of the sum, before the residual is added.
     """
     per_channel = (1, -1, *[1] * (acc.ndim - 2))
     out = acc.astype(np.float32)
@@ -100,6 +103,8 @@ def epilogue(
             out = out * np.asarray(scale, np.float32).reshape(per_channel)
         if bias is not None:
             out = out + np.asarray(bias, np.float32).reshape(per_channel)
+        if gate is not None:
+            out = sigmoid32(out) * _value(gate)
         if residual is not None:
             out = out + _value(residual)
         if slope is not None:

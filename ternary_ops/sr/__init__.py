@@ -3,7 +3,7 @@
 
 from ternary_ops.sr.efdn import EFDN
 from ternary_ops.sr.files import load
-from ternary_ops.sr.fmen import FMEN, FMEN_FULL, balance_
+from ternary_ops.sr.fmen import FMEN, FMEN_FULL, balance_, to_unit_range_
 from ternary_ops.sr.fold import fold
 from ternary_ops.sr.imdn import IMDN
 from ternary_ops.sr.losses import EdgeLoss
@@ -26,6 +26,7 @@ __all__ = [
     "SRNetwork",
     "Upscaler",
     "balance_",
+    "to_unit_range_",
     "fold",
     "load",
     "train",

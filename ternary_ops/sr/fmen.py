@@ -176,12 +176,8 @@ def balance_(network: FMEN, images: Tensor, most: float = 512.0) -> None:
     network: folded. images: float [N, 3, H, W] in 0..255; their largest value on each map becomes
     at most `most`. Raises BadConfig for a network with training branches.
     """
-    for block in (network.warmup[1], *network.HFABs):
-        if block.bn1 is not None:
-            do = "Call sr.fold first."
-            raise BadConfig(need("balance_ takes a folded network", "training branches", do))
     seen: dict[nn.Module, float] = {}
-    chains = [_branch(block) for block in (network.warmup[1], *network.HFABs)]
+    chains = [_branch(block) for block in _blocks(network)]
     hooks = [
         layer.register_forward_hook(
             lambda module, args, y: seen.update({module: float(y.abs().max())})
@@ -202,6 +198,37 @@ def balance_(network: FMEN, images: Tensor, most: float = 512.0) -> None:
             cast(Tensor, layer.bias).div_(factor)
             before = factor
         chain[-1].weight.mul_(before)
+
+
+@torch.no_grad()
+def to_unit_range_(network: FMEN) -> None:
+    """Let a folded network take images of 0..255/256 in place of 0..255, in place.
+
+    All it computes is divided by 256, and so what comes out: the same bits but for the exponent.
+    Only the masks stay, whose last convolutions take the factor back. Weights and maps then are of
+    the size that the learning rates of other networks are made for. Raises BadConfig for a network
+    with training branches or another range.
+    """
+    if network.input_range != 255.0:
+        do = "It was rescaled before."
+        raise BadConfig(need("to_unit_range_ takes a range of 255", network.input_range, do))
+    last = {_branch(block)[-1] for block in _blocks(network)}
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer not in last:
+            cast(Tensor, layer.bias).div_(256)
+        elif isinstance(layer, nn.Conv2d):
+            layer.weight.mul_(256)
+    network.input_range = 255 / 256
+
+
+def _blocks(network: FMEN) -> tuple[HFAB, ...]:
+    """The attention blocks of a folded network."""
+    blocks = (network.warmup[1], *network.HFABs)
+    for block in blocks:
+        if block.bn1 is not None:
+            got, do = "training branches", "Call sr.fold first."
+            raise BadConfig(need("a folded network is wanted", got, do))
+    return blocks
 
 
 def _branch(block: HFAB) -> list[nn.Conv2d]:

@@ -22,7 +22,7 @@ class SRNetwork(nn.Module):
     """
 
     family: ClassVar[str]
-    input_range: ClassVar[float]
+    input_range: float
     smallest: ClassVar[int] = 1
     scale: int
 
