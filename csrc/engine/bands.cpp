@@ -158,16 +158,16 @@ std::vector<Task> pass(Flow flow, const std::vector<BandValue>& values, int64_t 
     flow.reset();
   }
   std::vector<Task> tasks;
-  std::vector<int64_t> first(room.size(), 0);
+  std::vector<int64_t> first(room.size(), 0), tops(room.size(), 0);
   for (; !flow.finished(); end += band) {
     flow.ask(end);
     for (size_t id = 0; id < values.size(); ++id) {
       const size_t m = values[id].memory;
-      const int64_t had = flow.top(id);
+      const int64_t had = tops[m];  // of all values that lie in it
       Task task{static_cast<int>(id), flow.advance(id), 0, 0};
       if (task.rows.begin == task.rows.end) continue;
       if (values[id].stored) {
-        const int64_t top = flow.top(id);
+        const int64_t top = tops[m] = std::max(had, flow.top(id));
         if (rows) (*rows)[m] = std::max((*rows)[m], top - flow.low(m));
         if (top - first[m] > room[m]) {
           task.drop = flow.low(m) - first[m];

@@ -102,7 +102,7 @@ class Plan {
   const Grid& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
   // Of a plan that keeps all.
   const uint8_t* value(int id, const Buffer& arena) const {
-    return arena.data() + memories_[steps_[static_cast<size_t>(id)].memory];
+    return arena.data() + memories_[steps_[static_cast<size_t>(id)].memory].at;
   }
   // x: the network's input, NCHW float32. y: the output likewise, or null. profile: null, or one
   // entry a node.
@@ -113,6 +113,11 @@ class Plan {
   void give_arena(Buffer arena) const;
 
  private:
+  struct Home {
+    int concat = -1;     // in whose memory a value lies
+    int64_t offset = 0;  // in cells, where it begins there
+    bool holds = false;  // is it such a concat itself?
+  };
   struct Step {
     Grid grid;
     size_t memory = 0, scratch = 0;                     // of memories_
@@ -129,6 +134,7 @@ class Plan {
     std::vector<int64_t> first;  // bands: padded row of its values that a memory begins with
   };
   struct Work {
+    int id;
     const Node& node;
     const Step& step;
     Rows rows;
@@ -137,8 +143,12 @@ class Plan {
   void infer_shapes(int64_t n, int64_t h, int64_t w);
   void choose_halos();
   bool is_read(int id) const;
+  void find_homes();
+  void keep_short_homes(int64_t band);
+  bool may_replace(size_t id) const;
   void place_whole(bool keep_all);
   bool place_bands();
+  std::vector<BandValue> band_values(size_t& memories) const;
   const ConvPlan& add_conv(size_t id, int64_t rows);
   // The first cell of a value, where all its rows would lie if they were there.
   uint8_t* data(const Frame& f, int id) const;
@@ -164,8 +174,12 @@ class Plan {
   const std::vector<Node>& nodes_;
   int output_;
   std::vector<Step> steps_;
+  std::vector<Home> homes_;
   std::vector<Task> tasks_;
-  std::vector<int64_t> memories_;  // where each begins
+  struct Memory {
+    int64_t at = 0, cells = 0;
+  };
+  std::vector<Memory> memories_;
   int64_t arena_bytes_ = 0, band_ = 0;
   mutable std::mutex mutex_;
   mutable std::vector<Buffer> arenas_;

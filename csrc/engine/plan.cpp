@@ -25,12 +25,6 @@ void need_features(int64_t wanted, int64_t given) {
 // layers copy instead.
 constexpr int64_t kMostHalo = 8;
 
-// A network goes through the image in bands where one of its values takes more than this: a core's
-// second-level cache holds it beside the values it is made from.
-constexpr int64_t kLargestWhole = 256 * 1024;
-// What a band makes of its largest value.
-constexpr int64_t kBandBytes = 512 * 1024;
-
 }  // namespace
 
 Operand operand_of(const std::vector<Node>& nodes, int id) {
@@ -83,6 +77,7 @@ Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int
            bool keep_all)
     : nodes_(nodes), output_(output) {
   steps_.resize(nodes.size());
+  homes_.resize(nodes.size());
   infer_shapes(n, h, w);
   choose_halos();
   steps_[0].external = !keep_all && output != 0;
@@ -94,7 +89,46 @@ Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int
   last.external = !keep_all && output != 0 && out.is_float && out.n == 1 && out.h * out.w > 1 &&
                   !out.halo && !is_read(output);
   if (last.external) last.grid.close_up();
+  if (!keep_all) find_homes();
   if (keep_all || !place_bands()) place_whole(keep_all);
+}
+
+// A part of a concat can be made where it is wanted, if it is nothing else's part, is padded alike,
+// and its cells are the whole's.
+void Plan::find_homes() {
+  std::map<int, int> parts;  // of how many concats
+  for (const Node& node : nodes_)
+    if (node.op == Op::kConcat)
+      for (const int part : node.detail->parts) ++parts[part];
+  for (size_t id = 0; id < nodes_.size(); ++id) {
+    const Node& node = nodes_[id];
+    if (node.op != Op::kConcat || node.rank2 || steps_[id].external) continue;
+    int64_t offset = 0;
+    for (const int part : node.detail->parts) {
+      const Grid& g = step(part).grid;
+      Home& home = homes_[static_cast<size_t>(part)];
+      const Node& made = nodes_[static_cast<size_t>(part)];
+      const bool alike = node.is_float || (made.scale == node.scale &&
+                                           made.zero_point == node.zero_point && offset % 4 == 0);
+      if (alike && parts[part] == 1 && part != 0 && part != output_ && !home.holds &&
+          g.halo == steps_[id].grid.halo) {
+        home.concat = static_cast<int>(id);
+        home.offset = node.is_float ? offset : offset / 4;
+        homes_[id].holds = true;
+      }
+      offset += g.channels;
+    }
+  }
+}
+
+// May a value take the place of its first operand, if nothing else reads that?
+bool Plan::may_replace(size_t id) const {
+  const Node& node = nodes_[id];
+  const Step& s = steps_[id];
+  if (!works_in_place(node) || s.external || homes_[id].concat >= 0) return false;
+  const Step& a = step(node.a);
+  const Home& home = homes_[static_cast<size_t>(node.a)];
+  return home.concat < 0 && !home.holds && a.grid.is_float == s.grid.is_float && !a.external;
 }
 
 bool Plan::is_read(int id) const {
@@ -201,19 +235,27 @@ void Plan::place_whole(bool keep_all) {
       last[static_cast<size_t>(input)] = std::max(last[static_cast<size_t>(input)], id);
   }
   std::vector<Block> blocks;
+  std::map<size_t, size_t> homes;  // block of each concat that others lie in
   for (size_t id = 0; id < nodes_.size(); ++id) {
     const Node& node = nodes_[id];
     Step& s = steps_[id];
     tasks_.push_back({static_cast<int>(id), {0, s.grid.h}, 0, 0});
     const size_t a = static_cast<size_t>(node.a);
-    if (!s.external && works_in_place(node) && last[a] == id &&
-        s.grid.is_float == steps_[a].grid.is_float) {
+    if (may_replace(id) && last[a] == id) {
       s.memory = steps_[a].memory;
       blocks[s.memory].until = last[id];
       continue;
     }
-    s.memory = blocks.size();
-    blocks.push_back({s.external ? 0 : round_up(s.grid.bytes()), id, last[id], 0});
+    const int home = homes_[id].concat;
+    const size_t owner = home < 0 ? id : static_cast<size_t>(home);
+    const auto made = homes.find(owner);
+    s.memory = made == homes.end() ? blocks.size() : made->second;
+    if (made == homes.end()) {
+      const int64_t bytes = round_up(steps_[owner].grid.bytes());
+      blocks.push_back({s.external ? 0 : bytes, id, last[id], 0});
+      if (home >= 0) homes[owner] = s.memory;
+    }
+    blocks[s.memory].until = std::max(blocks[s.memory].until, last[id]);
     s.by_rows = node.op == Op::kLinear && node.layer->by_rows(step(node.a).grid.n);
     if (s.by_rows || (node.op != Op::kConv && node.op != Op::kLinear)) continue;
     if (const int64_t scratch = add_conv(id, s.grid.h).scratch_bytes()) {
@@ -232,91 +274,7 @@ void Plan::place_whole(bool keep_all) {
     arena_bytes_ = other;
     blocks = by_size;
   }
-  for (const Block& block : blocks) memories_.push_back(block.at);
-}
-
-// All memories for the whole run, since all are in use at once. False where bands cannot be had or
-// are not needed.
-bool Plan::place_bands() {
-  std::vector<BandValue> values;
-  std::vector<size_t> readers(nodes_.size(), 0);
-  size_t memories = 0;
-  for (const Node& node : nodes_)
-    for (const int input : inputs_of(node)) ++readers[static_cast<size_t>(input)];
-  std::map<std::pair<int64_t, int64_t>, int64_t> margins;
-  for (const Node& node : nodes_)
-    if (node.op == Op::kConv) {
-      const Grid& in = step(node.a).grid;
-      int64_t& margin = margins[{in.h, in.w}];
-      margin = std::max(margin, node.window.pad_h);
-    }
-  int64_t largest = 0, widest = 0;
-  const int64_t out_h = step(output_).grid.h;
-  for (size_t id = 0; id < nodes_.size(); ++id) {
-    const Node& node = nodes_[id];
-    BandValue v{step(static_cast<int>(id)).grid, memories, !steps_[id].external};
-    const int64_t row = v.grid.cells * v.grid.pitch * 4;
-    largest = std::max(largest, row * v.grid.h);
-    widest = std::max(widest, divide_up(row * v.grid.h, out_h));
-    if (v.stored) v.grid.margin = margins[{v.grid.h, v.grid.w}];
-    const size_t a = static_cast<size_t>(node.a);
-    if (v.stored && works_in_place(node) && readers[a] == 1 &&
-        v.grid.is_float == values[a].grid.is_float)
-      v.memory = values[a].memory;
-    else
-      ++memories;
-    values.push_back(v);
-  }
-  const int64_t in_h = step(0).grid.h, factor = std::max<int64_t>(1, divide_up(out_h, in_h));
-  const int64_t band = std::max<int64_t>(1, kBandBytes / (widest * factor)) * factor;
-  if (largest <= kLargestWhole || band >= out_h || !has_bands(nodes_, values)) return false;
-  band_ = band;
-  Bands bands = make_bands(nodes_, values, memories, output_, band);
-  memories_.assign(memories, 0);
-  std::vector<int64_t> bytes(memories, 0);
-  for (size_t id = 0; id < nodes_.size(); ++id) {
-    const BandValue& v = values[id];
-    Step& s = steps_[id];
-    s.memory = v.memory;
-    s.grid = v.grid;
-    if (v.stored) s.grid.keep(bands.rows[v.memory], v.grid.margin);
-    bytes[v.memory] = v.stored ? round_up(s.grid.bytes()) : 0;
-  }
-  for (size_t m = 0; m < memories; ++m) {
-    memories_[m] = arena_bytes_;
-    arena_bytes_ += bytes[m];
-  }
-  int64_t scratch = 0;
-  for (const Task& task : bands.tasks) {
-    const size_t id = static_cast<size_t>(task.id);
-    if (nodes_[id].op == Op::kConv)
-      scratch = std::max(scratch, add_conv(id, task.rows.end - task.rows.begin).scratch_bytes());
-  }
-  for (Step& s : steps_) s.scratch = memories;
-  memories_.push_back(arena_bytes_);
-  arena_bytes_ += round_up(scratch);
-  tasks_ = std::move(bands.tasks);
-  return true;
-}
-
-uint8_t* Plan::data(const Frame& f, int id) const {
-  const Step& s = step(id);
-  if (s.external) return reinterpret_cast<uint8_t*>(f.y);
-  // Not within the memory where rows have been let go; no row of those is touched.
-  const int64_t gone = f.first.empty() ? 0 : f.first[s.memory] * s.grid.pitch * 4;
-  return f.arena + (memories_[s.memory] - gone);
-}
-
-void Plan::move_down(const Task& task, Frame& f) const {
-  const Step& s = step(task.id);
-  const Grid& g = s.grid;
-  uint8_t* const memory = f.arena + memories_[s.memory];
-  parallel_for(g.cells, g.cells * task.keep * g.pitch / 16, [&](int64_t c, int) {
-    uint8_t* const plane = memory + c * g.plane * 4;
-    std::memmove(plane, plane + task.drop * g.pitch * 4,
-                 static_cast<size_t>(task.keep * g.pitch + g.halo) * 4);
-  });
-  f.first[s.memory] += task.drop;
+  for (const Block& block : blocks) memories_.push_back({block.at, 0});
 }
 
 void Plan::run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>* profile) const {

@@ -19,7 +19,7 @@ const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 void Plan::run_task(const Task& task, const Frame& f) const {
   const Node& node = nodes_[static_cast<size_t>(task.id)];
   const Step& s = step(task.id);
-  const Work w{node, s, task.rows, data(f, task.id)};
+  const Work w{task.id, node, s, task.rows, data(f, task.id)};
   switch (node.op) {
     case Op::kInput:
       if (!s.external) grid_from_nchw(s.grid, w.rows, f.x, 0, w.y);
@@ -89,7 +89,7 @@ void Plan::run_conv(const Work& w, const Frame& f) const {
     if (residual) residual += (w.rows.begin + step(node.b).grid.margin) * out.pitch * 4;
     if (gate) gate += (w.rows.begin + step(node.gate).grid.margin) * out.pitch * 4;
   }
-  conv.run(x, y, residual, f.arena + memories_[w.step.scratch], gate);
+  conv.run(x, y, residual, f.arena + memories_[w.step.scratch].at, gate);
   if (band_) fill_margins(out, w.rows, w.y, halo_value(node));
 }
 

@@ -195,6 +195,10 @@ void Plan::run_concat(const Work& w, const Frame& f) const {
   for (const int id : node.detail->parts) {
     const Node& source = nodes_[static_cast<size_t>(id)];
     const Grid& in = step(id).grid;
+    if (homes_[static_cast<size_t>(id)].concat == w.id) {  // lies there
+      offset += in.channels;
+      continue;
+    }
     const uint8_t* const x = data(f, id);
     uint8_t codes[256];  // what each code of the part is in the range of the whole
     for (int q = 0; q < 256; ++q)

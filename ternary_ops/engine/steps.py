@@ -122,7 +122,7 @@ class _Reader:
             if self.values:
                 self.problems.append((node, f"{node.target}: a second input"))
                 return
-            self.values[node] = Step("input", [])
+            self.values[node] = Step("input", [], shape=shape_of(node))
         elif node.op == "output":
             self._read_output(node)
         elif node.op != "get_attr" and shape_of(node) is not None:
