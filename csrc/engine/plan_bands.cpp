@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <numeric>
 
 #include "engine/engine.h"
 #include "engine/threads.h"
@@ -15,6 +16,11 @@ namespace {
 constexpr int64_t kLargestWhole = 256 * 1024;
 // What a band makes of its largest value.
 constexpr int64_t kBandBytes = 512 * 1024;
+
+// Rows of the input that a band had better have: a filter of three rows reads each of them again
+// for the next band, by then from a slower cache. Where they fit into so much memory.
+constexpr int64_t kGoodRows = 4;
+constexpr int64_t kGoodBytes = 48 * 1024 * 1024;
 
 int64_t row_bytes(const Grid& g) { return g.cells * g.pitch * 4; }
 
@@ -66,11 +72,23 @@ bool Plan::place_bands() {
     widest = std::max(widest, divide_up(row_bytes(s.grid) * s.grid.h, out_h));
   }
   const int64_t factor = std::max<int64_t>(1, divide_up(out_h, in_h));
-  const int64_t band = std::max<int64_t>(1, kBandBytes / (widest * factor)) * factor;
+  int64_t rows = std::max<int64_t>(1, kBandBytes / (widest * factor));
   size_t memories = 0;
   std::vector<BandValue> values = band_values(memories);
-  if (largest <= kLargestWhole || band >= out_h || !has_bands(nodes_, values)) return false;
-  band_ = band;
+  if (largest <= kLargestWhole || rows * factor >= out_h || !has_bands(nodes_, values))
+    return false;
+  const auto bytes_of = [&](int64_t some) {
+    const Bands made = make_bands(nodes_, values, memories, output_, some * factor);
+    std::vector<int64_t> bytes(memories, 0);
+    for (const BandValue& v : values)
+      if (v.stored)
+        bytes[v.memory] = std::max(bytes[v.memory], made.rows[v.memory] * row_bytes(v.grid));
+    return std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
+  };
+  const int64_t least = rows < kGoodRows ? bytes_of(rows) : 0;
+  for (int64_t more = kGoodRows; more > rows; --more)
+    if (bytes_of(more) <= std::max(kGoodBytes, least * 6 / 5)) rows = more;
+  const int64_t band = band_ = rows * factor;
   keep_short_homes(band);
   values = band_values(memories);
   Bands bands = make_bands(nodes_, values, memories, output_, band);
