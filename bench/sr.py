@@ -20,7 +20,7 @@ import copy
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,13 @@ from ternary_ops.study import rivals
 CALIBRATION = 16  # patches of training images that 8-bit ranges come from
 EXACT = 1e-5
 Run = Callable[[Array], Array]
+
+
+class Engine(NamedTuple):
+    """What runs, and the value that it takes and makes for white."""
+
+    run: Run
+    white: float
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,35 +83,37 @@ def int8(network: sr.SRNetwork, samples: torch.Tensor) -> runtime.Program:
     quantized = copy.deepcopy(network)
     tops.quantize_(quantized, tops.plan(quantized, tops.TernaryConfig("int8")))
     tops.calibrate(quantized, [samples])
-    return tops.compile(quantized, samples[:1])
+    return sr.to_program(quantized)
 
 
 def engines(
     name: str, network: sr.SRNetwork, x: torch.Tensor, threads: int
-) -> tuple[dict[str, Run], dict[str, Run]]:
-    """Every engine for x, and for images of any size."""
-    samples = calibration(x.shape, network.input_range)
+) -> tuple[dict[str, Engine], dict[str, Engine]]:
+    """Every engine for x, and for images of any size; ours as `sr.to_program` makes them."""
+    white = network.input_range
+    samples = calibration(x.shape, white)
     with torch.inference_mode():
         eagers = {
-            "eager NCHW": eager(network, torch.contiguous_format),
-            "eager NHWC": eager(network, torch.channels_last),
+            "eager NCHW": Engine(eager(network, torch.contiguous_format), white),
+            "eager NHWC": Engine(eager(network, torch.channels_last), white),
         }
-    ours: dict[str, Run] = {"float32": tops.compile(network, x), "int8": int8(network, samples)}
+    programs = {"float32": sr.to_program(network), "int8": int8(network, samples)}
     for file in sorted(FILES.glob(f"{name.replace('_', '-').lower()}-*.safetensors")):
-        ours[file.stem] = runtime.load(file)
+        programs[file.stem] = runtime.load(file)
+    ours = {key: Engine(program, 1.0) for key, program in programs.items()}
     fixed, any_size = {**eagers, **ours}, {"eager NCHW": eagers["eager NCHW"], **ours}
     for kind, graph in rivals.openvino_graphs(network, x, samples).items():
-        fixed[f"openvino {kind}"] = rivals.openvino_run(graph, threads)
+        fixed[f"openvino {kind}"] = Engine(rivals.openvino_run(graph, threads), white)
         free = graph.clone()
         free.reshape([1, 3, -1, -1])
-        any_size[f"openvino {kind}"] = rivals.openvino_run(free, threads)
+        any_size[f"openvino {kind}"] = Engine(rivals.openvino_run(free, threads), white)
     return fixed, any_size
 
 
-def quality(run: Run, network: sr.SRNetwork) -> float:
+def quality(engine: Engine, scale: int) -> float:
     """PSNR over Set5."""
-    images = list(pairs("Set5", network.scale))
-    return validate(by_arrays(run, network.input_range), images, network.scale)[0]
+    images = list(pairs("Set5", scale))
+    return validate(by_arrays(engine.run, engine.white), images, scale)[0]
 
 
 def measure(name: str, options: Any) -> list[dict[str, object]]:
@@ -113,22 +122,22 @@ def measure(name: str, options: Any) -> list[dict[str, object]]:
     white = network.input_range
     shape = torch.Size((1, 3, options.height, options.width))
     x = calibration(shape, white)[:1]
-    array = x.numpy()
     fixed, any_size = engines(name, network, x, options.threads)
-    wanted = fixed["eager NCHW"](array)
-    float_psnr = quality(any_size["eager NCHW"], network)
-    times = interleave(
-        {key: stopwatch(partial(run, array)) for key, run in fixed.items()}, options.rounds
-    )
+    inputs = {key: x.numpy() * np.float32(e.white / white) for key, e in fixed.items()}
+    wanted = fixed["eager NCHW"].run(inputs["eager NCHW"]) / white
+    float_psnr = quality(any_size["eager NCHW"], network.scale)
+    timed = {key: stopwatch(partial(e.run, inputs[key])) for key, e in fixed.items()}
+    times = interleave(timed, options.rounds)
     best = min(("eager NCHW", "eager NHWC"), key=lambda key: spread(times[key])[0])
     peak = ceiling.measure()
-    program = fixed["float32"]
-    count = sum(macs(program.graph, infer(program.graph, 1, options.height, options.width)))
+    graph = sr.to_program(network).graph
+    count = sum(macs(graph, infer(graph, 1, options.height, options.width)))
     rows, matches = [], {}
-    for key, run in fixed.items():
+    for key, (run, own_white) in fixed.items():
         is_float = key.startswith("eager") or key.endswith(("float32", "fp32"))
-        error = float(np.abs(run(array) - wanted).max() / np.abs(wanted).max())
-        psnr = float_psnr if key.startswith("eager") else quality(any_size[key], network)
+        made = run(inputs[key]) / own_white
+        error = float(np.abs(made - wanted).max() / np.abs(wanted).max())
+        psnr = float_psnr if key.startswith("eager") else quality(any_size[key], network.scale)
         matches[key] = error <= EXACT if is_float else float_psnr - psnr <= options.loss
         ms, low, high = spread(times[key])
         row: dict[str, object] = {"network": name, "width": options.width, "height": options.height}
@@ -142,7 +151,7 @@ def measure(name: str, options: Any) -> list[dict[str, object]]:
         rate = peak.float_gmac_s if is_float else peak.int8_gmac_s
         row["of_ceiling"] = round(count / ms / 1e6 / rate / options.threads, 2)
         held = isinstance(run, runtime.Program)
-        row["peak_mb"] = round(run.peak_bytes(array.shape) / 1e6, 1) if held else ""
+        row["peak_mb"] = round(run.peak_bytes(tuple(x.shape)) / 1e6, 1) if held else ""
         rows.append(row)
     for row in rows:
         for column, rival in (

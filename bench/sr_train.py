@@ -4,6 +4,7 @@
     python bench/sr_train.py list
     python bench/sr_train.py train fmen-s-x4-int8quads75 --threads 1
     python bench/sr_train.py evaluate fmen-s-x4-int8quads75
+    python bench/sr_train.py bundle             # what the package ships, from bench/results/sr
 
 Trains on the 200 training images of BSDS500, resumable (--folder). A run ends as a program in
 bench/results/sr and as a row of bench/results/sr_quality.csv: PSNR and SSIM on luma of Set5, Set14
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from ternary_ops.checkpoint import Checkpoint
 from ternary_ops.sr.training import validate
 
 TABLE = "sr_quality.csv"
+BUNDLED = "int8"  # the kind of the package's own models
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
 
 
 _LONG = sr.SRCourse(steps=6000, rate=1e-3, batch=16, patch=32, share=0.5, bfloat16=True)
-_SHORT = dataclasses.replace(_LONG, steps=2000, rate=3e-4)
+_SHORT = dataclasses.replace(_LONG, steps=1000, rate=3e-4)
 _LIST = [
     Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT),
     Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT),
+    Run("efdn-x2-int8", "EFDN_x2.npz", tops.TernaryConfig("int8"), _SHORT),
     Run("fmen-s-x4-int8quads75", "FMEN-S_x4.npz", _quads("int8", 0.75), _LONG),
     Run("fmen-s-x4-int8quads85", "FMEN-S_x4.npz", _quads("int8", 0.85), _LONG),
     Run("fmen-s-x4-quads50", "FMEN-S_x4.npz", _quads("ternary", 0.5), _LONG),
@@ -123,14 +127,13 @@ def watcher(run: Run) -> Callable[[], None]:
 
 def finish(run: Run, network: sr.SRNetwork) -> dict[str, Any]:
     """The row of a trained run, judged from its file."""
-    white, scale = network.input_range, network.scale
-    sample = torch.zeros(1, 3, 180, 320)
-    published = by_arrays(tops.compile(dense(run), sample), white)
-    program = tops.compile(network, sample).rounded()
+    scale = network.scale
+    published = by_arrays(sr.to_program(dense(run)), 1.0)
+    program = sr.to_program(network).rounded()
     FILES.mkdir(exist_ok=True, parents=True)
     file = FILES / f"{run.name}.safetensors"
     program.save(file)
-    ours = by_arrays(runtime.load(file), white)
+    ours = by_arrays(runtime.load(file), 1.0)
     row: dict[str, Any] = {"run": run.name, "scale": scale, "weights": run.config.weights}
     row |= {"zeros": run.config.zeros, "steps": run.course.steps, "bytes": file.stat().st_size}
     for name in SETS:
@@ -151,12 +154,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("list", "train", "evaluate"))
+    parser.add_argument("command", choices=("list", "train", "evaluate", "bundle"))
     parser.add_argument("names", nargs="*", help="runs, as `list` prints them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("bench/runs"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.command == "bundle":
+        for name in sr.MODELS.values():
+            file = FILES / f"{name}-{BUNDLED}.safetensors"
+            shutil.copy(file, Path(sr.__file__).parent / "models" / f"{name}.safetensors")
+        return 0
     for run in RUNS.values() if options.command == "list" else map(RUNS.__getitem__, options.names):
         if options.command == "list":
             print(f"{run.name:30} {run.course.steps} steps from {run.weights}")
@@ -170,7 +178,7 @@ def main() -> int:
             network = dense(run)
             for name in SETS:
                 images = list(pairs(name, network.scale))
-                ours = by_arrays(program, network.input_range)
+                ours = by_arrays(program, 1.0)
                 psnr, ssim = validate(ours, images, network.scale)
                 print(f"{run.name:30} {name:7} {psnr:.3f} dB {ssim:.4f}")
     return 0

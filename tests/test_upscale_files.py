@@ -262,15 +262,18 @@ def _quiet(done: float) -> None:
     pass
 
 
-def test_pytorch_that_is_missing_is_named(weights: Path) -> None:
+def test_pytorch_that_is_missing_is_named(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
     code = "import sys; sys.modules['torch'] = None\nfrom ternary_ops.cli import main\n"
     code += f"sys.exit(main(['upscale', 'a.png', 'b.png', '--weights', {str(weights)!r}]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 2
     assert "MissingExtra" in done.stderr and "ternary-ops[sr]" in done.stderr
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(MissingExtra, match=r"tifffile.*\n.*ternary-ops\[sr\]"):
+    with pytest.raises(MissingExtra, match=r"tifffile.*\n.*ternary-ops\[upscale\]"):
         pictures._library("tifffile")

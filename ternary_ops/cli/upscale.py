@@ -2,12 +2,13 @@
 """Make images larger with a super-resolution network.
 
 INPUT: image files, folders or patterns; the last name is the output, a file or a folder. --weights
-is a checkpoint of EFDN, FMEN, RFDN, RLFN or IMDN (.pth, .npz, .safetensors); what it is, and its
-scale, is read from it. Bit depth, transparency, color profile and EXIF stay. Images that are there
-already are kept; a file that cannot be read is named at the end, and the rest is made. Needs
-pip install 'ternary-ops[sr]'.
+is a checkpoint of EFDN, FMEN, RFDN, RLFN or IMDN (.pth, .npz, .safetensors), or a program of one;
+what it is, and its scale, is read from it. Without it, and without --model, one of the package's
+own networks of --scale is taken. Bit depth, transparency, color profile and EXIF stay. Images that
+are there already are kept; a file that cannot be read is named at the end, and the rest is made.
+Needs pip install 'ternary-ops[upscale]', checkpoints 'ternary-ops[sr]'.
 
-example: ternary-ops upscale photos/ large/ --weights EFDN_gv.pth
+example: ternary-ops upscale photo.jpg large.png --scale 2
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,14 +30,17 @@ if TYPE_CHECKING:
 
 _STEPS = 100  # of the progress bar, an image
 _FAILED = 1
+_SCALE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to read, where to write, and how."""
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, folders or patterns")
     parser.add_argument("output", metavar="OUT", help="a file, or a folder that mirrors folders")
-    parser.add_argument("--weights", metavar="FILE", required=True, help="a checkpoint")
-    parser.add_argument("--scale", type=int, metavar="S", help="refuse weights of another scale")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--weights", metavar="FILE", help="a checkpoint or program")
+    source.add_argument("--model", metavar="NAME", help="one of the package's own, by name")
+    parser.add_argument("--scale", type=int, metavar="S", help="default: 4, or that of the weights")
     parser.add_argument("--tile", type=int, metavar="N", help="pixels; default: what memory allows")
     parser.add_argument(
         "--alpha", default="model", metavar="MODE", help="model (default), bicubic or drop"
@@ -52,15 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make every image; 0, or 1 where some failed."""
-    from ternary_ops import sr  # says what to install where PyTorch is missing
+    from ternary_ops import sr
     from ternary_ops.progress import progress_bars
     from ternary_ops.sr import batch
 
     suffix = None if arguments.format is None else "." + arguments.format.lower().lstrip(".")
     works = batch.plan(arguments.inputs, Path(arguments.output), arguments.recursive, suffix)
-    network = sr.load(arguments.weights)
-    if arguments.scale not in (None, network.scale):
-        got = f"{arguments.scale}; {arguments.weights} makes {network.scale}"
+    named = arguments.weights or arguments.model
+    model = sr.Upscaler(sr.open_model(named or arguments.scale or _SCALE))
+    if arguments.scale not in (None, model.scale):
+        got = f"{arguments.scale}; {named} makes {model.scale}"
         raise BadConfig(need("--scale is that of the weights", got, "Pass other weights."))
     options = batch.Options(
         *(arguments.tile, arguments.alpha, arguments.overwrite, arguments.compare)
@@ -72,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress_bars(quiet) as progress,
         progress.stage("upscale", _STEPS * len(works)) as advance,
     ):
-        for outcome in batch.run(works, sr.Upscaler(network), options, _counter(advance)):
+        for outcome in batch.run(works, model, options, _counter(advance)):
             outcomes.append(outcome)
     _show(outcomes, arguments)
     return _FAILED if any(o.state == "failed" for o in outcomes) else 0
@@ -84,17 +90,18 @@ def _threads(count: int | None) -> Iterator[None]:
     if count is None:
         yield
         return
-    import torch
-
     from ternary_ops import runtime
 
-    before = torch.get_num_threads()
+    torch = sys.modules.get("torch")  # a program runs without it
+    before = torch.get_num_threads() if torch else 0
     with runtime.num_threads(count):
-        torch.set_num_threads(count)
+        if torch:
+            torch.set_num_threads(count)
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            if torch:
+                torch.set_num_threads(before)
 
 
 def _counter(advance: Callable[[], None]) -> Callable[[float], None]:

@@ -77,6 +77,7 @@ class ESA(nn.Module):
     """
 
     place: Place | None = None
+    step = ESA_STEP
 
     def __init__(self, channels: int, inner: int, full: bool) -> None:
         super().__init__()

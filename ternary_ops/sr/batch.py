@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_ops.errors import BadConfig, TernaryOpsError, need
+from ternary_ops.sr.images import bicubic, check_options, upscale
 from ternary_ops.sr.pictures import SUFFIXES, Picture, read, write
 from ternary_ops.sr.tiles import Upscaler
-from ternary_ops.sr.upscale import bicubic, check_options, upscale
 
 Tick = Callable[[float], None]
 

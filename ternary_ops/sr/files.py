@@ -13,7 +13,7 @@ from ternary_ops.errors import FormatError, need
 from ternary_ops.models.weights import load_weights
 from ternary_ops.sr.families import build
 from ternary_ops.sr.fmen import HFAB
-from ternary_ops.sr.fold import fold
+from ternary_ops.sr.folding import fold
 from ternary_ops.sr.network import SRNetwork
 from ternary_ops.sr.reparam import Reparametrized
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedShape, need
 from ternary_ops.io.atomic import replace_file
-from ternary_ops.sr.upscale import white_of
+from ternary_ops.sr.images import white_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _TIFF = (".tif", ".tiff")
@@ -228,5 +228,5 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = {"PIL.Image": "Pillow", "PIL.ImageOps": "Pillow"}.get(name, name)
-        do = "pip install 'ternary-ops[sr]'"
+        do = "pip install 'ternary-ops[upscale]'"
         raise MissingExtra(need(f"image files need {package}", "none installed", do)) from error

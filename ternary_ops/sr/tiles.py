@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ternary_ops.engine import compile as compile_network
 from ternary_ops.memory import free_memory
-from ternary_ops.sr.attention import ESA, ESA_STEP, Place
-from ternary_ops.sr.network import SRNetwork
+from ternary_ops.runtime import Program
+from ternary_ops.sr.programs import facts
+
+if TYPE_CHECKING:
+    from ternary_ops.sr.network import SRNetwork
 
 Pixels = NDArray[np.float32]  # [3, H, W]
 
@@ -47,16 +49,30 @@ class Upscaler:
     Several threads may share it.
     """
 
-    def __init__(self, network: SRNetwork) -> None:
-        """network: as `sr.load` gives it; it is compiled here."""
-        self.network = network.eval()
-        self.scale = network.scale
-        self._attentions = [m for m in network.modules() if isinstance(m, ESA)]
-        self.margin = ESA_MARGIN if network.radius is None else network.radius
-        self._step = ESA_STEP if self._attentions else 1
+    def __init__(self, model: SRNetwork | Program) -> None:
+        """model: as `sr.load` or `sr.open_model` gives it; a network is compiled here. A program
+        that sees the whole image takes it as a whole, by bands of rows, whatever `tile` says.
+        """
+        self.network: SRNetwork | None = None
+        self._attentions: list[Any] = []
+        if isinstance(model, Program):
+            self.program = model
+        else:
+            self._open(model)
+        known = facts(self.program)
+        self.scale, self.smallest = known.scale, known.smallest
+        self._whole = known.radius is None and not self._attentions
+        self.margin = ESA_MARGIN if known.radius is None else known.radius
+        self._step = self._attentions[0].step if self._attentions else 1
         self._placing = Lock()
-        side = network.smallest + 1
-        self.program = compile_network(network, torch.zeros(1, 3, side, side))
+
+    def _open(self, network: SRNetwork) -> None:
+        from ternary_ops.sr.attention import ESA
+        from ternary_ops.sr.convert import to_program
+
+        self.network = network.eval()
+        self.program = to_program(network)
+        self._attentions = [m for m in network.modules() if isinstance(m, ESA)]
 
     def __call__(
         self, x: Pixels, tile: int | None = None, tick: Callable[[float], None] = lambda done: None
@@ -67,14 +83,16 @@ class Upscaler:
         else tiles as large as it allows. tick is called with the share of pixels done.
         """
         height, width = x.shape[1:]
-        x = _extended(x, self.network.smallest)
+        x = _extended(x, self.smallest)
         s = self.scale
         y = np.empty((3, s * x.shape[1], s * x.shape[2]), np.float32)
         sides = (tile, tile) if tile else self._sides(x.shape[1], x.shape[2])
+        if self._whole:
+            sides = x.shape[1], x.shape[2]
         done = 0
         for rows, columns in self._tiles(x.shape[1], x.shape[2], sides):
             part = x[:, rows.low : rows.high, columns.low : columns.high]
-            made = self._run(part, Place(x.shape[1], x.shape[2], rows.low, columns.low))
+            made = self._run(part, (x.shape[1], x.shape[2], rows.low, columns.low))
             to = np.s_[:, s * rows.first : s * rows.last, s * columns.first : s * columns.last]
             y[to] = made[
                 :,
@@ -89,7 +107,7 @@ class Upscaler:
         """Memory beside input and output for a part of this size; whole: it is all there is."""
         if whole or not self._attentions:
             return self.program.peak_bytes((1, 3, height, width))
-        channels = self._attentions[0].conv1.in_channels
+        channels: int = self._attentions[0].conv1.in_channels
         return 4 * _EAGER_MAPS * channels * height * width
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
@@ -114,22 +132,28 @@ class Upscaler:
             for columns in cut(width, sides[1], self.margin, self._step):
                 yield rows, columns
 
-    def _run(self, x: Pixels, place: Place) -> Pixels:
-        white = self.network.input_range
-        batch = np.ascontiguousarray(x[None] * np.float32(white))
-        if not self._attentions or x.shape[1:] == (place.height, place.width):
-            y = self.program(batch)
-        else:
-            y = self._in_place(batch, place)
-        made: Pixels = y[0] / np.float32(white)
+    def _run(self, x: Pixels, place: tuple[int, int, int, int]) -> Pixels:
+        batch = np.ascontiguousarray(x[None])
+        network = self.network
+        if network is None or not self._attentions or x.shape[1:] == place[:2]:
+            whole: Pixels = self.program(batch)[0]
+            return whole
+        white = np.float32(network.input_range)
+        made: Pixels = self._in_place(network, batch * white, place)[0] / white
         return made
 
-    def _in_place(self, batch: Pixels, place: Place) -> Pixels:
+    def _in_place(
+        self, network: SRNetwork, batch: Pixels, place: tuple[int, int, int, int]
+    ) -> Pixels:
+        import torch
+
+        from ternary_ops.sr.attention import Place
+
         with self._placing, torch.inference_mode():
             for attention in self._attentions:
-                attention.place = place
+                attention.place = Place(*place)
             try:
-                made: Pixels = self.network(torch.from_numpy(batch)).numpy()
+                made: Pixels = network(torch.from_numpy(batch)).numpy()
             finally:
                 for attention in self._attentions:
                     attention.place = None

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ternary_ops.errors import BadConfig, MissingExtra, UnsupportedShape, need
-from ternary_ops.sr.files import load
-from ternary_ops.sr.network import SRNetwork
+from ternary_ops.runtime import Program
+from ternary_ops.sr.programs import open_model
 from ternary_ops.sr.tiles import Pixels, Upscaler
+
+if TYPE_CHECKING:
+    from ternary_ops.sr.network import SRNetwork
 
 Image = NDArray[Any]
 Tick = Callable[[float], None]
@@ -22,7 +25,7 @@ ALPHA = ("model", "bicubic", "drop")
 
 def upscale(
     image: Image,
-    model: Upscaler | SRNetwork | str | os.PathLike[str],
+    model: Upscaler | SRNetwork | Program | str | os.PathLike[str] | int = 4,
     tile: int | None = None,
     alpha: str = "model",
     tick: Tick = lambda done: None,
@@ -33,20 +36,22 @@ def upscale(
     and alpha. Integers are rounded, floats are not clipped. The result does not depend on the tile,
     up to single steps of integers where a value lies between two.
 
-    model: a checkpoint's path or what `sr.load` gives; for many images, an `Upscaler` of it, which
-    compiles the network once. tile, tick: see `Upscaler`.
+    model: a scale or name of the package's own models, a file (`open_model`), or what that gives;
+    for many images, an `Upscaler` of it, which compiles a network once. tile, tick: see `Upscaler`.
 
     alpha: "model": it goes through the network as a gray image; "bicubic": it is interpolated;
     "drop": it is left out. One value everywhere stays. Colors of pixels that cannot be seen are
     replaced by those of the nearest that can, so that none of them bleeds into an edge.
 
     Raises UnsupportedShape for another kind of array, BadConfig for an unknown `alpha`,
-    MissingExtra where a library lacks, and what `sr.load` raises.
+    MissingExtra where a library lacks, and what `open_model` raises.
     """
     check_options(tile, alpha)
     planes = _planes(image)
     if not isinstance(model, Upscaler):
-        model = Upscaler(model if isinstance(model, SRNetwork) else load(model))
+        if isinstance(model, str | int | os.PathLike):
+            model = open_model(model)
+        model = Upscaler(model)
     count = 1 if len(planes) < 3 else 3
     colors, mask = planes[:count], planes[count:]
     if alpha == "drop":
@@ -118,7 +123,7 @@ def _interpolated(mask: Pixels, scale: int) -> Pixels:
     try:
         from PIL import Image as pillow
     except ImportError as error:
-        do = "pip install 'ternary-ops[sr]'"
+        do = "pip install 'ternary-ops[upscale]'"
         raise MissingExtra(need("interpolation needs Pillow", "none installed", do)) from error
     height, width = mask.shape[1:]
     size, kernel = (width * scale, height * scale), pillow.Resampling.BICUBIC
@@ -134,7 +139,7 @@ def _uncovered(colors: Pixels, mask: Pixels) -> Pixels:
     try:
         from scipy.ndimage import distance_transform_edt
     except ImportError as error:
-        do = "pip install 'ternary-ops[sr]'"
+        do = "pip install 'ternary-ops[upscale]'"
         raise MissingExtra(need("alpha needs SciPy", "none installed", do)) from error
     rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
     near: Pixels = colors[:, rows, columns]
