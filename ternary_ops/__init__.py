@@ -97,7 +97,7 @@ def __getattr__(name: str) -> Any:
             need(
                 f"ternary_ops.{name} needs PyTorch",
                 "none installed",
-                f"pip install 'ternary-ops[{'sr' if name == 'sr' else 'train'}]'",
+                "pip install 'ternary-ops[train]'",
             )
         ) from error
     value = module if name in _MODULES else getattr(module, name)

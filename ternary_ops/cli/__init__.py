@@ -2,7 +2,8 @@
 """The command line, `ternary-ops` = `python -m ternary_ops`.
 
 Every command takes --json, shows an example in --help, and ends with 0 (done), 1 (failed) or 2
-(wrong use or bad input, one line on stderr). Only `compress` and `upscale` need torch.
+(wrong use or bad input, one line on stderr). Only `compress`, and `upscale` with a checkpoint,
+need torch.
 """
 
 from __future__ import annotations
