@@ -15,6 +15,9 @@ int64_t checked_mul(int64_t a, int64_t b);
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// To whole cache lines.
+inline int64_t round_up(int64_t bytes) { return divide_up(bytes, 64) * 64; }
+
 // An activation tensor in memory: [cells][n][h + 2 margin][pitch] 4-byte cells, pitch = w + halo.
 // The right halo of a row is the left halo of the next one, so a padded row costs one halo, not
 // two. margin: padding rows above and below, as many as halo unless keep() or strip() says

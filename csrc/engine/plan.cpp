@@ -48,8 +48,6 @@ struct Block {
   int64_t at;
 };
 
-int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 // Gives each block, in this order, the lowest place that no block of the same time holds; returns
 // the bytes of all.
 int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) {

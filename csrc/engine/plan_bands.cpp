@@ -24,8 +24,6 @@ constexpr int64_t kGoodBytes = 48 * 1024 * 1024;
 
 int64_t row_bytes(const Grid& g) { return g.cells * g.pitch * 4; }
 
-int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 }  // namespace
 
 // Each value with the padding rows that any reader of its size wants, in the memory it will lie in.
