@@ -53,8 +53,10 @@ def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
     return tops.TernaryConfig(weights, zeros=zeros, pattern="1x4")
 
 
-_LONG = sr.SRCourse(steps=6000, rate=1e-3, batch=16, patch=32, share=0.5, bfloat16=True)
-_SHORT = dataclasses.replace(_LONG, steps=1000, rate=3e-4)
+_LONG = sr.SRCourse(
+    steps=5000, rate=1e-3, batch=16, patch=32, share=0.5, stages=0.02, bfloat16=True
+)
+_SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4)
 _LIST = [
     Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT),
     Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT),
@@ -90,9 +92,19 @@ def start(run: Run) -> sr.SRNetwork:
     return network
 
 
+def reconstruct(network: sr.SRNetwork, **options: Any) -> None:
+    """Prune it in place, from 48 patches of the training images, to its plan's zeros if any."""
+    patches = sr.Patches(training_images(), network.scale, 48)
+    batches = [patches.batch(i, 8, 1)[0] * network.input_range for i in range(6)]
+    tops.prune.reconstruct_(network, batches, **options)
+
+
 def train(run: Run, runs: Path) -> sr.SRNetwork:
     """Train, or go on, or read what was trained."""
     network = start(run)
+    checkpoint = Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name})
+    if run.config.zeros and not checkpoint.file.exists():
+        reconstruct(network)
     patches = sr.Patches(training_images(), network.scale, run.course.patch)
     optimizer = torch.optim.Adam(network.parameters(), run.course.rate, (0.9, 0.99))
     sample = patches.batch(0, 32, 1)[0]
@@ -100,13 +112,11 @@ def train(run: Run, runs: Path) -> sr.SRNetwork:
     tops.calibrate(network, [sample * network.input_range])
     pruner = None
     if run.config.zeros:
-        pruner = tops.prune.Pruner(
-            network, total_steps=run.course.steps, optimizer=optimizer, end=0.6
-        )
+        pruner = tops.prune.Pruner(network, total_steps=run.course.steps, optimizer=optimizer)
     sr.train(
         *(network, patches, run.course),
         **{"teacher": dense(run), "pruner": pruner, "optimizer": optimizer},
-        checkpoint=Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name}),
+        checkpoint=checkpoint,
         tick=watcher(run),
     )
     return network

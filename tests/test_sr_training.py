@@ -142,8 +142,8 @@ def scenes(count: int, size: int = 40) -> list[np.ndarray]:
     return made
 
 
-def small_network() -> sr.FMEN:
-    torch.manual_seed(0)
+def small_network(seed: int = 0) -> sr.FMEN:
+    torch.manual_seed(seed)
     return sr.FMEN(2, 8, 5, 4, 1, [0, 0])
 
 
@@ -189,6 +189,38 @@ def test_training_helps_with_a_teacher_edges_and_an_average() -> None:
     other = small_network()
     sr.train(other, patches, replace(course, average=0.0), teacher=plain)
     assert not torch.equal(other.head.weight, taught.head.weight)
+
+
+def test_a_teacher_leads_the_blocks() -> None:
+    """Blocks come nearer to the teacher's, and nothing is left hooked to either network."""
+    patches = sr.Patches(scenes(3), 2, 10)
+    teacher = small_network(seed=1)
+    sr.train(teacher, patches, replace(COURSE, steps=40))
+    small = patches.batch(0, 16, 9)[0] * 255
+
+    def apart(network: sr.FMEN) -> float:
+        made: list[torch.Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda m, x, y: made.append(y.detach()))
+            for n in (network, teacher)
+            for block in n.HFABs
+        ]
+        network(small), teacher(small)
+        for hook in hooks:
+            hook.remove()
+        half = len(made) // 2
+        return sum(
+            float((a - b).square().sum() / b.square().sum())
+            for a, b in zip(made[:half], made[half:], strict=True)
+        )
+
+    led, alone = small_network(), small_network()
+    course = replace(COURSE, steps=60, share=0.0)
+    sr.train(alone, patches, course, teacher=teacher)
+    sr.train(led, patches, replace(course, stages=1.0), teacher=teacher)
+    assert apart(led) < 0.5 * apart(alone)
+    hooks = [m._forward_hooks for n in (led, teacher) for m in n.modules()]
+    assert not any(hooks)
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
@@ -246,6 +278,9 @@ def test_training_that_cannot_be_is_refused() -> None:
     patches = sr.Patches(scenes(2), 2, 10)
     with pytest.raises(BadConfig, match="one scale"):
         sr.train(small_network(), patches, COURSE, teacher=sr.FMEN(3, 8, 5, 4, 1, [0, 0]))
+    for teacher in (None, sr.IMDN(2, 8, 2), sr.FMEN(2, 6, 5, 4, 1, [0, 0])):
+        with pytest.raises(BadConfig, match="of the network's shape"):
+            sr.train(small_network(), patches, replace(COURSE, stages=0.1), teacher=teacher)
     network = small_network()
     tops.quantize_(network, tops.plan(network, tops.TernaryConfig("int8", zeros=0.5)))
     pruner = tops.prune.Pruner(network, total_steps=8)

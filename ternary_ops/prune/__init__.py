@@ -2,6 +2,7 @@
 """Pruning while training: schedules, units of a pattern, and the Pruner that applies them."""
 
 from ternary_ops.prune.pruner import Pruner, SummaryRow
+from ternary_ops.prune.reconstruct import reconstruct_
 from ternary_ops.prune.schedules import SCHEDULES, Schedule, get_schedule, iterative, one_cycle
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "get_schedule",
     "iterative",
     "one_cycle",
+    "reconstruct_",
 ]

@@ -169,20 +169,29 @@ class Group:
         for target, pruned in zip(self.targets, torch.split(self.pruned, self.sizes), strict=True):
             target.set_mask(to_mask(~pruned, target.weight.shape, target.pattern))
 
+    def wanted(self, share: float = 1.0) -> int:
+        """Units to prune when `share` of the target is due."""
+        return min(round(share * self.zeros * self.total), self.limit)
+
     def update(self, share: float, nested: bool, normalize: bool, criterion: Criterion) -> None:
         """Prune the weakest units so that `share` of this group's target is reached, to one unit.
 
         nested: what is pruned stays pruned. normalize: rank scores relative to their layer's mean.
         """
-        count = min(round(share * self.zeros * self.total), self.limit)
+        count = self.wanted(share)
         if nested and count <= self.count:
             return
         parts = [target.scores(criterion) for target in self.targets]
-        scores = torch.cat([p / p.abs().mean().clamp_min(1e-30) if normalize else p for p in parts])
-        self._check(scores, parts)
-        pruned = self.pruned.to(scores.device)
+        self._check(parts)
+        if normalize:
+            parts = [part / part.abs().mean().clamp_min(1e-30) for part in parts]
+        self.prune(parts, count, nested)
+
+    def prune(self, parts: list[Tensor], count: int, nested: bool = False) -> None:
+        """Prune the `count` units of the lowest scores; parts: those of each target, [units]."""
+        scores = torch.cat(parts)
         if nested:
-            scores.masked_fill_(pruned, -torch.inf)
+            scores.masked_fill_(self.pruned.to(scores.device), -torch.inf)
         first = 0
         for target, size in zip(self.targets, self.sizes, strict=True):
             rows = target.pattern.grid(target.weight.shape)[0]
@@ -192,12 +201,12 @@ class Group:
         self.set_pruned(lowest(scores, count))
         self.share_masks()
 
-    def _check(self, scores: Tensor, parts: list[Tensor]) -> None:
-        if bool(torch.isfinite(scores).all()):
-            return
+    def _check(self, parts: list[Tensor]) -> None:
         bad = [
             t.name for t, part in zip(self.targets, parts, strict=True) if not part.isfinite().all()
         ]
+        if not bad:
+            return
         raise BadWeights(
             need(
                 "pruning needs finite weights",

@@ -67,6 +67,7 @@ class EFDN(SRNetwork):
     """
 
     family = "EFDN"
+    trunk = "cells"
     input_range = 1.0
     smallest = ESA_SMALLEST
 

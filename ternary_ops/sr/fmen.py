@@ -124,6 +124,7 @@ class FMEN(SRNetwork):
     """
 
     family = "FMEN"
+    trunk = "HFABs"
     input_range = 255.0
 
     def __init__(

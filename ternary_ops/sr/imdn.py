@@ -44,6 +44,7 @@ class IMDN(SRNetwork):
     """x [N, 3, H, W] in 0..1 -> [N, 3, scale*H, scale*W], not clamped; any size."""
 
     family = "IMDN"
+    trunk = "blocks"
     input_range = 1.0
 
     def __init__(self, scale: int = 4, channels: int = 64, blocks: int = 8) -> None:

@@ -18,12 +18,14 @@ class SRNetwork(nn.Module):
     scale        factor of height and width
     input_range  what white is: 1.0 or 255.0; checkpoints do not say it, the family does
     smallest     least height and width of x; `upscale` extends smaller images
+    trunk        name of its list of blocks, whose outputs a teacher of equal shape can lead
     radius       input pixels that an output pixel can see to each side; None: the whole image
     """
 
     family: ClassVar[str]
     input_range: float
     smallest: ClassVar[int] = 1
+    trunk: ClassVar[str]
     scale: int
 
     def __init__(self, scale: int) -> None:

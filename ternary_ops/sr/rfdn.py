@@ -48,6 +48,7 @@ class RFDN(SRNetwork):
     """
 
     family = "RFDN"
+    trunk = "B"
     input_range = 255.0
     smallest = ESA_SMALLEST
 
@@ -99,6 +100,7 @@ class RLFN(SRNetwork):
     """
 
     family = "RLFN"
+    trunk = "block"
     input_range = 255.0
     smallest = ESA_SMALLEST
 

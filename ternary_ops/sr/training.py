@@ -8,7 +8,9 @@ flips and quarter turns, Adam with betas 0.9 and 0.99, L1. EFDN's own schedule i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -32,7 +34,9 @@ class SRCourse:
     """How long and how fast to train.
 
     patch: side in pixels of the small image. edges: weight of `EdgeLoss`, 0 for none. share: of the
-    teacher's image in the L1 loss, where there is one. average: decay of the exponential average of
+    teacher's image in the L1 loss, where there is one. stages: weight of what the outputs of the
+    trunk's blocks differ from those of a teacher of the same shape, in squares relative to the
+    teacher's. average: decay of the exponential average of
     the weights, which is what training ends with; 0 for none. clip: largest norm of the gradient.
     bfloat16: as in study.fit.Course.
     """
@@ -44,6 +48,7 @@ class SRCourse:
     seed: int = 0
     edges: float = 0.0
     share: float = 0.5
+    stages: float = 0.0
     average: float = 0.0
     warmup: float = 0.05
     clip: float = float("inf")
@@ -124,9 +129,10 @@ def train(
 ) -> None:
     """Train in place; the network ends in eval mode.
 
-    loss = L1(made, wanted) + edges * EdgeLoss, where L1 weighs the teacher's image with `share`.
-    teacher: of the same scale, in eval mode. pruner, with its optimizer: for a quantized network;
-    when it freezes the codes, activation ranges are set from `calibration` [N, 3, H, W] in 0..1.
+    loss = L1(made, wanted) + edges * EdgeLoss + stages * difference (SRCourse), where L1 weighs the
+    teacher's image with `share`. teacher: of the same scale, in eval mode. pruner, with its
+    optimizer: for a quantized network; when it freezes the codes, activation ranges are set from
+    `calibration` [N, 3, H, W] in 0..1.
     With a checkpoint a run that was cut off goes on with the same bits. Raises BadConfig for a
     teacher of another scale or an average beside a pruner, BadWeights when the loss is not finite.
     """
@@ -146,31 +152,64 @@ def train(
         average = AveragedModel(network, multi_avg_fn=decayed, use_buffers=True)
         parts["average"] = average
     edges = EdgeLoss() if course.edges else None
-    done = checkpoint.load(parts) if checkpoint is not None else 0
-    for _ in range(done):
-        tick()
-    network.train()
-    while done < course.steps:
-        small, large = patches.batch(done, course.batch, course.seed)
-        with torch.autocast("cpu", torch.bfloat16, enabled=course.bfloat16):
-            value = _loss(network, teacher, edges, course, small, large)
-        _step(network, optimizer, value, course, done)
-        if pruner is not None:
-            before = pruner.phase
-            pruner.step()
-            if calibration is not None and before != pruner.phase == "frozen":
-                calibrate(network, [calibration * network.input_range])
-                network.train()
-        if average is not None:
-            average.update_parameters(network)
-        rate.step()
-        done += 1
-        if checkpoint is not None:
-            checkpoint.save(done, parts, now=done == course.steps)
-        tick()
+    with ExitStack() as stack:
+        stages = None
+        if course.stages and teacher is not None:
+            stages = stack.enter_context(closing(_Stages(network, teacher)))
+        done = checkpoint.load(parts) if checkpoint is not None else 0
+        for _ in range(done):
+            tick()
+        network.train()
+        while done < course.steps:
+            small, large = patches.batch(done, course.batch, course.seed)
+            with torch.autocast("cpu", torch.bfloat16, enabled=course.bfloat16):
+                value = _loss(network, teacher, edges, course, small, large)
+                if stages is not None:
+                    value = value + course.stages * stages.difference()
+            _step(network, optimizer, value, course, done)
+            if pruner is not None:
+                before = pruner.phase
+                pruner.step()
+                if calibration is not None and before != pruner.phase == "frozen":
+                    calibrate(network, [calibration * network.input_range])
+                    network.train()
+            if average is not None:
+                average.update_parameters(network)
+            rate.step()
+            done += 1
+            if checkpoint is not None:
+                checkpoint.save(done, parts, now=done == course.steps)
+            tick()
     if average is not None:
         network.load_state_dict(average.module.state_dict())
     network.eval()
+
+
+class _Stages:
+    """Outputs of the blocks of two networks' trunks, as the last images left them."""
+
+    def __init__(self, network: SRNetwork, teacher: SRNetwork) -> None:
+        self._seen: list[dict[int, Tensor]] = [{}, {}]
+        self._handles = []
+        for seen, source in zip(self._seen, (network, teacher), strict=True):
+            for index, block in enumerate(cast(nn.ModuleList, getattr(source, source.trunk))):
+                keep = partial(_keep, seen, index)
+                self._handles.append(block.register_forward_hook(keep))
+
+    def difference(self) -> Tensor:
+        """Mean over the blocks of |made - taught|^2 / |taught|^2."""
+        pairs = [(self._seen[0][i].float(), taught.float()) for i, taught in self._seen[1].items()]
+        parts = [(a - b).square().sum() / b.square().sum().clamp_min(1e-30) for a, b in pairs]
+        return torch.stack(parts).mean()
+
+    def close(self) -> None:
+        """Stop looking."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _keep(seen: dict[int, Tensor], index: int, block: nn.Module, given: Any, made: Tensor) -> None:
+    seen[index] = made
 
 
 def _check(
@@ -179,9 +218,23 @@ def _check(
     if teacher is not None and teacher.scale != network.scale:
         got, do = f"{teacher.scale} and {network.scale}", "Pass another."
         raise BadConfig(need("teacher and network have one scale", got, do))
+    if course.stages and (teacher is None or not _alike(network, teacher)):
+        got = "none" if teacher is None else f"{teacher.family} for {network.family}"
+        do = "Pass one, or set stages=0."
+        raise BadConfig(need("stages needs a teacher of the network's shape", got, do))
     if pruner is not None and course.average:
         do = "Set average=0: codes of averaged weights are not those that were trained."
         raise BadConfig(need("a pruned network trains without an average", course.average, do))
+
+
+def _alike(network: SRNetwork, teacher: SRNetwork) -> bool:
+    if type(network) is not type(teacher):
+        return False
+    shapes = [
+        [p.shape for name, p in sorted(n.named_parameters()) if name.endswith("weight")]
+        for n in (network, teacher)
+    ]
+    return shapes[0] == shapes[1]
 
 
 def _loss(
