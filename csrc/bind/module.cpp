@@ -156,6 +156,15 @@ py::tuple fake_quantize_grad(Address x, Address grad, int64_t n, float scale, in
   return py::make_tuple(s.rounding, s.below, s.above);
 }
 
+void sr_gate(Address x, Address gate, Address low, Address residual, Address y, int64_t planes,
+             int64_t h, int64_t w, int64_t low_h, int64_t low_w, int64_t image_h, int64_t image_w,
+             int64_t top, int64_t left, float offset) {
+  py::gil_scoped_release release;
+  tops::sr_gate({floats(x), floats(gate), floats(low), floats(residual),
+                 reinterpret_cast<float*>(y), planes, h, w, low_h, low_w, image_h, image_w, top,
+                 left, offset});
+}
+
 void bind_machine(py::module_& m) {
   m.def("available_isas", [] {
     std::vector<std::string> names;
@@ -208,6 +217,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("packed_shape", &packed_shape);
   m.def("conv2d", &conv2d);
   m.def("linear", &linear);
+  m.def("sr_gate", &sr_gate);
   m.def("fake_quantize", &fake_quantize);
   m.def("fake_quantize_grad", &fake_quantize_grad);
   bind_engine(m);

@@ -43,4 +43,16 @@ void fake_quantize(const float* x, int64_t n, float scale, int32_t zero_point, i
 FakeSums fake_quantize_grad(const float* x, const float* grad, int64_t n, float scale,
                             int32_t zero_point, int threads, float* dx);
 
+// y = x * (sigmoid(gate + low) - offset) + residual, all [planes, h, w] but low [planes, low_h,
+// low_w]: bilinear over an image of image_h x image_w, of which x shows what begins at (top, left).
+// low and residual may be null.
+struct GateCall {
+  const float *x, *gate, *low, *residual;
+  float* y;
+  int64_t planes, h, w;
+  int64_t low_h, low_w, image_h, image_w, top, left;
+  float offset;
+};
+void sr_gate(const GateCall& g);
+
 }  // namespace tops

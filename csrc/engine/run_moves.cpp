@@ -18,27 +18,6 @@ struct Row {
   int64_t channel, line, column;
 };
 
-// Where the pixels of a resized row lie in the source.
-class Columns {
- public:
-  Columns(int64_t width, int64_t out, float ratio, bool align) {
-    for (int64_t p = 0; p < out; ++p) {
-      const Sample s = sample(p, width, ratio, align);
-      first_.push_back(static_cast<int32_t>(s.first));
-      second_.push_back(static_cast<int32_t>(s.second));
-      first_share_.push_back(s.first_share);
-      second_share_.push_back(s.second_share);
-    }
-  }
-  Stretch stretch() const {
-    return {first_.data(), second_.data(), first_share_.data(), second_share_.data()};
-  }
-
- private:
-  std::vector<int32_t> first_, second_;
-  std::vector<float> first_share_, second_share_;
-};
-
 // Output pixel p of a row reads column row.column + column[p] of channel row.channel + extra[p].
 struct Moved {
   std::vector<int64_t> column, extra;
@@ -246,7 +225,7 @@ void Plan::run_resize(const Work& w, const Frame& f) const {
     fill_all_halos(out, w.rows, y, halo_value(node));
     return;
   }
-  const Columns columns(in.w, out.w, wide, d.align);
+  const Columns columns(in.w, 0, out.w, wide, d.align);
   const KernelTable& kernel = kernels();
   const int64_t width = out.w * (in.is_float ? 1 : 4);
   parallel_for(out.cells, 4 * vectors_of(out, w.rows), [&](int64_t c, int) {

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
+
+#include "kernels/table.h"
 
 namespace tops {
 
@@ -18,5 +21,18 @@ struct Sample {
 
 // What output i of a bilinear resize blends.
 Sample sample(int64_t i, int64_t size, float ratio, bool align);
+
+// What outputs begin ... begin + count - 1 of a resized row blend.
+class Columns {
+ public:
+  Columns(int64_t size, int64_t begin, int64_t count, float ratio, bool align);
+  Stretch stretch() const {
+    return {first_.data(), second_.data(), first_share_.data(), second_share_.data()};
+  }
+
+ private:
+  std::vector<int32_t> first_, second_;
+  std::vector<float> first_share_, second_share_;
+};
 
 }  // namespace tops

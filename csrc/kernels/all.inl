@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel, over the policy V that was defined before.
 // clang-format off: each file uses the ones before it
+#include "kernels/spans.inl"
 #include "kernels/sigmoid.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
@@ -13,5 +14,6 @@
 #include "kernels/fake_quant.inl"
 #include "kernels/functions.inl"
 #include "kernels/resize.inl"
+#include "kernels/gate.inl"
 #include "kernels/elementwise.inl"
 // clang-format on

@@ -16,7 +16,7 @@ static void max_rows(const uint8_t* const* rows, int64_t count, int64_t n, bool 
       const V::I v = V::load(rows[i] + x * 4);
       m = is_float ? larger<true>(m, v) : larger<false>(m, v);
     }
-    V::store_n(y + x * 4, m, min64(n - x, V::kLanes));
+    store_some(y + x * 4, m, min64(n - x, V::kLanes));
   }
 }
 
@@ -38,7 +38,7 @@ static void max_columns(const uint8_t* x, int64_t taps, int64_t stride, int64_t 
       const V::I v = load_strided(from + j * dilation * 4, stride);
       m = is_float ? larger<true>(m, v) : larger<false>(m, v);
     }
-    V::store_n(y + i * 4, m, min64(n - i, V::kLanes));
+    store_some(y + i * 4, m, min64(n - i, V::kLanes));
   }
 }
 
@@ -56,10 +56,10 @@ static TOPS_INLINE void load_channels(const Cells& c, bool is_float, float scale
                                       int32_t zero_point, int64_t i, int64_t n, V::F y[4]) {
   if (is_float) {
     for (int j = 0; j < 4; ++j)
-      y[j] = c.channel[j] ? V::as_f(V::load_n(c.channel[j] + i * 4, n)) : V::set1f(0.0f);
+      y[j] = c.channel[j] ? V::as_f(load_some(c.channel[j] + i * 4, n)) : V::set1f(0.0f);
     return;
   }
-  split_codes(V::load_n(c.channel[0] + i * 4, n), scale, zero_point, y);
+  split_codes(load_some(c.channel[0] + i * 4, n), scale, zero_point, y);
 }
 
 // The same for every lane: the one cell of c.
@@ -113,10 +113,10 @@ static void quantize(const float* const x[4], int64_t n, float inv, int32_t zero
     const int64_t m = n - i < V::kLanes ? n - i : V::kLanes;
     V::I q[4];
     for (int j = 0; j < 4; ++j) {
-      const V::F v = x[j] ? V::as_f(V::load_n(x[j] + i, m)) : V::set1f(0.0f);
+      const V::F v = x[j] ? V::as_f(load_some(x[j] + i, m)) : V::set1f(0.0f);
       q[j] = V::round(V::minf(cap, V::mulf(v, scale)));
     }
-    V::store_n(cells + i * 4, V::pack(q[0], q[1], q[2], q[3], zp), m);
+    store_some(cells + i * 4, V::pack(q[0], q[1], q[2], q[3], zp), m);
   }
 }
 
@@ -128,7 +128,7 @@ static void dequantize(const uint8_t* cells, int64_t n, float scale, int32_t zer
     V::F v[4];
     load_channels(c, false, scale, zero_point, i, m, v);
     for (int j = 0; j < 4; ++j)
-      if (y[j]) V::store_n(y[j] + i, V::as_i(v[j]), m);
+      if (y[j]) store_some(y[j] + i, V::as_i(v[j]), m);
   }
 }
 
@@ -166,6 +166,7 @@ static const KernelTable kTable = {TOPS_ISA_NAME,
                                    stretch_floats,
                                    stretch_cells,
                                    blend_rows,
+                                   gate_row,
                                    interleave,
                                    add,
                                    quantize,

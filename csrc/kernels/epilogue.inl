@@ -17,10 +17,7 @@ struct Sink {
 
 static TOPS_INLINE void put(const Sink& s, uint8_t* p, V::I v, V::I halo) {
   if (s.bits != V::kAll) v = V::select(s.bits, v, halo);
-  if (s.n >= V::kLanes)
-    V::store(p, v);
-  else
-    V::store_n(p, v, s.n);
+  store_some(p, v, s.n);
 }
 
 // A PReLU.

@@ -13,12 +13,7 @@ static void map_row(float a, const float* x, int64_t n, float* y) {
   const V::F factor = V::set1f(a);
   for (int64_t i = 0; i < n; i += V::kLanes) {
     const int64_t m = n - i < V::kLanes ? n - i : V::kLanes;
-    const V::F v = V::as_f(m == V::kLanes ? V::load(x + i) : V::load_n(x + i, m));
-    const V::I out = V::as_i(mapped<kMap>(v, factor));
-    if (m == V::kLanes)
-      V::store(y + i, out);
-    else
-      V::store_n(y + i, out, m);
+    store_some(y + i, V::as_i(mapped<kMap>(V::as_f(load_some(x + i, m)), factor)), m);
   }
 }
 

@@ -196,10 +196,10 @@ static void finish_row(const RowFinish& f, int64_t n, float* y) {
   for (int64_t i = 0; i < n; i += V::kLanes) {
     const int64_t m = min64(n - i, V::kLanes);
     const V::I sum =
-        V::sub(V::add(V::load_n(y + i, m), V::mul(shift, V::load_n(f.sums + i, m))), x_sum);
-    const V::F scale = V::mulf(V::as_f(V::load_n(f.scale + i, m)), x_scale);
-    const V::F bias = f.bias ? V::as_f(V::load_n(f.bias + i, m)) : V::set1f(0.0f);
-    V::store_n(y + i, V::as_i(V::addf(V::mulf(V::to_f(sum), scale), bias)), m);
+        V::sub(V::add(load_some(y + i, m), V::mul(shift, load_some(f.sums + i, m))), x_sum);
+    const V::F scale = V::mulf(V::as_f(load_some(f.scale + i, m)), x_scale);
+    const V::F bias = f.bias ? V::as_f(load_some(f.bias + i, m)) : V::set1f(0.0f);
+    store_some(y + i, V::as_i(V::addf(V::mulf(V::to_f(sum), scale), bias)), m);
   }
 }
 

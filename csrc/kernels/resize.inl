@@ -26,9 +26,9 @@ static void blend_rows(const float* a, const float* b, float a_share, float b_sh
   const V::F left = V::set1f(a_share), right = V::set1f(b_share);
   for (int64_t i = 0; i < n; i += V::kLanes) {
     const int64_t m = n - i < V::kLanes ? n - i : V::kLanes;
-    const V::F from_a = V::mulf(left, V::as_f(V::load_n(a + i, m)));
-    const V::F from_b = V::mulf(right, V::as_f(V::load_n(b + i, m)));
-    V::store_n(y + i, V::as_i(V::addf(from_a, from_b)), m);
+    const V::F from_a = V::mulf(left, V::as_f(load_some(a + i, m)));
+    const V::F from_b = V::mulf(right, V::as_f(load_some(b + i, m)));
+    store_some(y + i, V::as_i(V::addf(from_a, from_b)), m);
   }
 }
 

@@ -216,6 +216,13 @@ struct Stretch {
   const float *first_share, *second_share;
 };
 
+// y = x * (sigmoid(gate + low) - offset) + residual; low and residual may be null, y may be x.
+struct GateRow {
+  const float *x, *gate, *low, *residual;
+  float offset;
+  float* y;
+};
+
 // What has kernels of its own; kLeakyRelu: a is the slope.
 enum class FloatMap { kLeakyRelu, kSigmoid, kSilu };
 
@@ -268,6 +275,7 @@ struct KernelTable {
   // y = a_share * a + b_share * b.
   void (*blend_rows)(const float* a, const float* b, float a_share, float b_share, int64_t n,
                      float* y);
+  void (*gate_row)(const GateRow&, int64_t n);
   // y[i * rows + k] = x[k][i] for i < n.
   void (*interleave)(const float* const* x, int64_t rows, int64_t n, float* y);
   void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);

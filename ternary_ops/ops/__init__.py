@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ternary_ops.ops import blocks, codes, reference
+    from ternary_ops.ops._attention import esa, hf_attention
     from ternary_ops.ops._block_sparse_conv2d import block_sparse_conv2d
     from ternary_ops.ops._conv2d import conv2d
     from ternary_ops.ops._linear import linear
     from ternary_ops.ops._prepack import prepack
     from ternary_ops.ops._sparse_conv2d import sparse_conv2d
+    from ternary_ops.ops._sr_gate import sr_gate
 
-_OPS = ("block_sparse_conv2d", "conv2d", "linear", "prepack", "sparse_conv2d")
+_OPS = {
+    "block_sparse_conv2d": "_block_sparse_conv2d",
+    "conv2d": "_conv2d",
+    "esa": "_attention",
+    "hf_attention": "_attention",
+    "linear": "_linear",
+    "prepack": "_prepack",
+    "sparse_conv2d": "_sparse_conv2d",
+    "sr_gate": "_sr_gate",
+}
 _MODULES = ("blocks", "codes", "reference")
 
 __all__ = [
@@ -27,18 +38,21 @@ __all__ = [
     "blocks",
     "codes",
     "conv2d",
+    "esa",
+    "hf_attention",
     "linear",
     "prepack",
     "reference",
     "register",
     "sparse_conv2d",
+    "sr_gate",
 ]
 
 
 def register() -> None:
     """Define torch.ops.ternary_ops.* (needs PyTorch; does nothing the second time)."""
-    for op in _OPS:
-        globals()[op] = getattr(importlib.import_module(f"ternary_ops.ops._{op}"), op)
+    for op, module in _OPS.items():
+        globals()[op] = getattr(importlib.import_module(f"ternary_ops.ops.{module}"), op)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ternary_ops.errors import MissingExtra, need
 
 if TYPE_CHECKING:
+    from ternary_ops.sr.attention import fuse_attention_
     from ternary_ops.sr.convert import to_program
     from ternary_ops.sr.efdn import EFDN
     from ternary_ops.sr.files import load
@@ -41,6 +42,7 @@ _HOME = {
     "Upscaler": "tiles",
     "balance_": "fmen",
     "fold": "folding",
+    "fuse_attention_": "attention",
     "load": "files",
     "open_model": "programs",
     "to_program": "convert",
@@ -64,6 +66,7 @@ __all__ = [
     "Upscaler",
     "balance_",
     "fold",
+    "fuse_attention_",
     "load",
     "open_model",
     "to_program",

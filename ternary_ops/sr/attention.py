@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ternary_ops import ops
+from ternary_ops.errors import BadConfig, need
 from ternary_ops.sr.network import conv
 
 # The stride-2 convolution and the pool of 7 need so many pixels: (15 - 3) // 2 + 1 = 7.
@@ -73,9 +77,10 @@ class ESA(nn.Module):
 
     The pooled map is stretched over the whole image (bilinear, align_corners=False), by a factor
     that depends on its size: a part of an image has another mask than the same place in the whole.
-    `place` says where x lies in the whole; None: it is the whole.
+    `place` says where x lies in the whole; None: it is the whole. fused: see fuse_attention_.
     """
 
+    fused = False
     place: Place | None = None
     step = ESA_STEP
 
@@ -91,6 +96,11 @@ class ESA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x times its mask."""
+        if self.fused and self.place is None:
+            inner = [m for m in (self.conv_max, self.conv3, self.conv3_) if m is not None]
+            layers = [self.conv1, self.conv_f, self.conv2, *inner, self.conv4]
+            if runs_fused(layers, x):
+                return ops.esa(x, *parameters(layers))
         c1 = self.conv1(x)
         v = F.max_pool2d(self.conv2(c1), 7, 3)
         if self.place is not None:
@@ -105,3 +115,35 @@ class ESA(nn.Module):
         else:
             up = self.place.stretched(v, (x.shape[-2], x.shape[-1]))
         return x * torch.sigmoid(self.conv4(up + self.conv_f(c1)))
+
+
+def runs_fused(layers: Sequence[nn.Module], x: object) -> TypeGuard[Sequence[nn.Conv2d]]:
+    """Whether a fused block calls its operator: on a tensor (torch.fx passes none), and while its
+    convolutions are plain ones that nobody watches.
+    """
+    return isinstance(x, Tensor) and all(
+        type(m) is nn.Conv2d and not m._forward_hooks and not m._forward_pre_hooks for m in layers
+    )
+
+
+def parameters(layers: Sequence[nn.Conv2d]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases of convolutions that have both."""
+    return [m.weight for m in layers], [cast(Tensor, m.bias) for m in layers]
+
+
+def fuse_attention_(network: nn.Module) -> int:
+    """Let the attention blocks of a network run as one operator each, in place; returns how many.
+
+    For inference in PyTorch, on a CPU or a GPU: ESA and folded HFAB call ops.esa and
+    ops.hf_attention. State dict, quantization, compilation and training go on as before, block by
+    block wherever a convolution was replaced or is watched by a hook. Raises BadConfig for FMEN's
+    training branches.
+    """
+    blocks: list[Any] = [m for m in network.modules() if hasattr(m, "fused")]
+    for block in blocks:
+        if getattr(block, "bn1", None) is not None:
+            got, do = "training branches", "Call sr.fold first."
+            raise BadConfig(need("a folded network is wanted", got, do))
+    for block in blocks:
+        block.fused = True
+    return len(blocks)

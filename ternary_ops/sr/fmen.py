@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ternary_ops import ops
 from ternary_ops.errors import BadConfig, need
+from ternary_ops.sr.attention import parameters, runs_fused
 from ternary_ops.sr.network import SRNetwork, conv, shuffle_tail
 from ternary_ops.sr.reparam import RRRB, Conv3x3, Kernel
 
@@ -54,8 +56,11 @@ class HFAB(nn.Module):
     While it trains, BatchNorm stands before and after the branch's first and last convolution;
     folded, it is gone. A map that BatchNorm has shifted is surrounded by what the norm makes of 0
     by its running statistics, as in the published code, so that folding is exact at the border: in
-    training mode a border sees running statistics, the rest those of the batch.
+    training mode a border sees running statistics, the rest those of the batch. fused: see
+    sr.fuse_attention_.
     """
+
+    fused = False
 
     def __init__(self, channels: int, branch: int, blocks: int, train: bool) -> None:
         super().__init__()
@@ -68,6 +73,10 @@ class HFAB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x times its mask."""
+        if self.fused and self.bn1 is None:
+            layers = _branch(self)
+            if runs_fused(layers, x):
+                return ops.hf_attention(x, *parameters(layers), _slopes(self))
         y = x if self.bn1 is None else _ringed(self.bn1, x)
         y = F.leaky_relu(self.squeeze(y), SLOPE)
         for block in self.convs:
@@ -230,6 +239,14 @@ def _blocks(network: FMEN) -> tuple[HFAB, ...]:
             got, do = "training branches", "Call sr.fold first."
             raise BadConfig(need("a folded network is wanted", got, do))
     return blocks
+
+
+def _slopes(block: HFAB) -> list[float]:
+    """Of the leaky ReLU after each convolution of a branch but the last; 1.0: none."""
+    slopes = [SLOPE]
+    for _ in block.convs:
+        slopes += [SLOPE, 1.0]
+    return [*slopes[:-1], slopes[-1] * SLOPE]
 
 
 def _branch(block: HFAB) -> list[nn.Conv2d]:
