@@ -5,10 +5,10 @@
 
 ESA of EFDN (48 channels, 12 inside) and RLFN (52, 16), HFAB of FMEN-S (50, 16, one block) and its
 warm-up (50, 12, two), and the gate of SPAN (48), on float32 maps of 180 x 320. Rival: the same from
-F.conv2d and its neighbors, channels_last or not, whichever is faster in each round; and in the plain layout, which networks run in unless told
-otherwise. The floor is
-the larger of two: multiply-adds at the speed of registers, and x read and y written at that of a
-plain read. `match`: within 1e-5 of a float64 reference (of a crop of the map).
+F.conv2d and its neighbors, channels_last or not, whichever is faster in each round; and in the
+plain layout, which networks run in unless told otherwise. The floor is the larger of two:
+multiply-adds at the speed of registers, and x read and y written at that of a plain read. `match`:
+within 1e-5 of a float64 reference (of a crop of the map).
 """
 
 from __future__ import annotations
