@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
 from ternary_ops import runtime
 from ternary_ops.engine import compile as compile_network
+from ternary_ops.nn import TernaryLayer
 from ternary_ops.sr.network import SRNetwork
 
 
@@ -31,4 +35,24 @@ def to_program(network: SRNetwork) -> runtime.Program:
     """
     side = network.smallest + 1
     x = torch.zeros(1, 3, side, side)
-    return compile_network(network if network.input_range == 1.0 else _Unit(network).eval(), x)
+    if network.input_range == 1.0:
+        return compile_network(network, x)
+    ends = [network.get_submodule(name) for name in network.ends]
+    if all(isinstance(end, nn.Conv2d | TernaryLayer) for end in ends):
+        return compile_network(_with_white_1(network), x)
+    return compile_network(_Unit(network).eval(), x)  # packed layers take no factor
+
+
+@torch.no_grad()
+def _with_white_1(network: SRNetwork) -> SRNetwork:
+    """A copy for images of 0..1, the factor taken into the first and the last convolution."""
+    white = network.input_range
+    network = copy.deepcopy(network)
+    first, last = (cast(Any, network.get_submodule(name)) for name in network.ends)
+    first.weight.mul_(white)
+    if isinstance(first, TernaryLayer):
+        first.input_range.div_(white)
+    last.weight.div_(white)
+    last.bias.div_(white)
+    network.input_range = 1.0
+    return network

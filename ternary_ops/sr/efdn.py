@@ -68,6 +68,7 @@ class EFDN(SRNetwork):
 
     family = "EFDN"
     trunk = "cells"
+    ends = "head", "tail.0"
     input_range = 1.0
     smallest = ESA_SMALLEST
 

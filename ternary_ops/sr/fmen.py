@@ -134,6 +134,7 @@ class FMEN(SRNetwork):
 
     family = "FMEN"
     trunk = "HFABs"
+    ends = "head", "tail.0"
     input_range = 255.0
 
     def __init__(

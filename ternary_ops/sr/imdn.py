@@ -45,6 +45,7 @@ class IMDN(SRNetwork):
 
     family = "IMDN"
     trunk = "blocks"
+    ends = "head", "tail"
     input_range = 1.0
 
     def __init__(self, scale: int = 4, channels: int = 64, blocks: int = 8) -> None:

@@ -19,6 +19,7 @@ class SRNetwork(nn.Module):
     input_range  what white is: 1.0 or 255.0; checkpoints do not say it, the family does
     smallest     least height and width of x; `upscale` extends smaller images
     trunk        name of its list of blocks, whose outputs a teacher of equal shape can lead
+    ends         names of the first and last convolution: all that x enters, all that y comes from
     radius       input pixels that an output pixel can see to each side; None: the whole image
     """
 
@@ -26,6 +27,7 @@ class SRNetwork(nn.Module):
     input_range: float
     smallest: ClassVar[int] = 1
     trunk: ClassVar[str]
+    ends: ClassVar[tuple[str, str]]
     scale: int
 
     def __init__(self, scale: int) -> None:

@@ -49,6 +49,7 @@ class RFDN(SRNetwork):
 
     family = "RFDN"
     trunk = "B"
+    ends = "fea_conv", "upsampler.0"
     input_range = 255.0
     smallest = ESA_SMALLEST
 
@@ -101,6 +102,7 @@ class RLFN(SRNetwork):
 
     family = "RLFN"
     trunk = "block"
+    ends = "conv_1", "upsampler.0"
     input_range = 255.0
     smallest = ESA_SMALLEST
 
