@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -222,23 +223,38 @@ def test_blocks_refuse() -> None:
         tops.ops.blocks.from_dense(weight, (0, 3))
 
 
-@pytest.mark.parametrize(
-    "op", ["linear", "conv2d", "sparse_conv2d", "block_sparse_conv2d", "prepack"]
-)
-def test_cuda_is_refused_in_words(op: str) -> None:
-    # No device here: ask the dispatcher for the kernel it would run there.
-    kernel = getattr(OPS, op).default
+def on_cuda(op: str, *args: Any) -> Any:
+    """What the dispatcher would run on a CUDA device: there is none here."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    codes = conv_call()[0][1]
+    return getattr(OPS, op).default.redispatch(keys, *args)
+
+
+@pytest.mark.parametrize("op", ["conv2d", "sparse_conv2d", "block_sparse_conv2d"])
+def test_cuda_is_refused_in_words(op: str) -> None:
     args: tuple[Any, ...] = conv_call()[0]
-    if op == "linear":
-        args = (torch.randn(2, 4), u8(3, 1), torch.ones(3))
-    elif op == "prepack":
-        args = (codes, "dense", 6)
-    elif op == "block_sparse_conv2d":
+    if op == "block_sparse_conv2d":
         args = (args[0], *tops.ops.blocks.from_dense(torch.randn(2, 6, 1, 1), (1, 1)), 2, [1, 1])
     with pytest.raises(UnsupportedDevice, match=r"to_float\(\)"):
-        kernel.redispatch(keys, *args)
+        on_cuda(op, *args)
+
+
+@pytest.mark.parametrize("op", ["linear", "prepack", "sr_gate", "esa", "hf_attention"])
+def test_cuda_without_triton_says_what_to_install(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in [n for n in sys.modules if n.startswith("ternary_ops.kernels.")]:
+        monkeypatch.delitem(sys.modules, name)
+    image = torch.randn(1, 4, 16, 16)
+    weights = [torch.randn(4, 4, k, k) for k in (1, 1, 3, 3, 1)]
+    biases = [torch.randn(4)] * 5
+    args: dict[str, tuple[Any, ...]] = {
+        "linear": (torch.randn(2, 4), u8(3, 1), torch.ones(3)),
+        "prepack": (torch.zeros(3, 1, dtype=torch.uint8), "dense", 4),
+        "sr_gate": (image, image),
+        "esa": (image, weights, biases),
+        "hf_attention": (image, [weights[3]] * 2, biases[:2], [0.1]),
+    }
+    with pytest.raises(UnsupportedDevice, match=r"pip install 'ternary-ops\[gpu\]'"):
+        on_cuda(op, *args[op])
 
 
 def test_wrong_arguments_leave_inputs_alone() -> None:

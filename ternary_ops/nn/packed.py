@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import abstractmethod
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ternary_ops import ops
 from ternary_ops._native import core
-from ternary_ops.errors import BadConfig, UnsupportedShape, need
+from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, need
 from ternary_ops.nn._base import result_dtype
 from ternary_ops.nn.conv import TernaryConv2d
 from ternary_ops.nn.geometry import ConvGeometry
@@ -70,18 +71,23 @@ class PackedLayer(nn.Module):
         Raises BadWeights for an invalid code.
         """
         self.packed, self.kind, self._input = None, "dense", None
+        self._packed_for = self.codes.device.type
         if self.codes.is_meta:
             return
         scale = float(self.input_scale)
         if not math.isnan(scale):
             self._input = (scale, int(self.input_zero_point))
+        if self._packed_for != "cpu":
+            # What the operator would raise, it raises when it is called.
+            with contextlib.suppress(UnsupportedDevice):
+                self.packed = self._prepack()
+            return
         occupied = self.codes != 0  # a byte of codes is a quad
         if self.weights == "int8":
             occupied = occupied.reshape(*occupied.shape[:-1], -1, 4).any(-1)
         if self._prefers_sparse(float(occupied.float().mean()) if occupied.numel() else 1.0):
             self.kind = "sparse"
-        if self.codes.device.type == "cpu":
-            self.packed = self._prepack()
+        self.packed = self._prepack()
 
     def _prepack(self) -> Tensor:
         groups, float_x = self._groups(), self._input is None
@@ -153,6 +159,11 @@ class PackedLayer(nn.Module):
             after = getattr(self, name)
             if after.dtype != torch.float32:  # the kernels read float32: undo .half(), keep .to()
                 setattr(self, name, before.to(after.device))
+        device = self.codes.device.type
+        if "meta" in (device, self._packed_for):  # no codes yet, or no more
+            self.packed, self._packed_for = None, device
+        elif device != self._packed_for:
+            self.refresh()
         return self
 
     def _load_from_state_dict(

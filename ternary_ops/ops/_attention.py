@@ -4,7 +4,8 @@
 x, y      [N, C, H, W]  float32, float16 or bfloat16
 weights   [O, I, R, S] of each convolution, odd R and S; biases [O]; both of x's dtype or float32
 
-On a CPU they run as small float32 programs, in bands of rows, kept by the content of the weights.
+On a CPU they run as small float32 programs, in bands of rows, kept by the content of the weights;
+on a GPU in x's dtype with float32 sums.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ternary_ops.ops import _check
+from ternary_ops.ops._gpu import gpu_module
 from ternary_ops.ops._registry import define, differentiate
 
 _Tensors = Sequence[Tensor]
@@ -122,6 +124,34 @@ def _run(
     return torch.from_numpy(program(x.detach().float().numpy())).to(x.dtype)
 
 
+def _gpu_hf(x: Tensor, weights: _Tensors, biases: _Tensors, slopes: Sequence[float]) -> Tensor:
+    check_hf(x, weights, biases, slopes)
+    inner = {w.shape[0] for w in weights[:-1]}
+    if len(inner) != 1 or any(w.shape[2:] != (3, 3) for w in weights):
+        got = [list(w.shape) for w in weights]
+        wanted = "on a GPU two 3 x 3 layers or more, equally wide inside"
+        _check.refuse("hf_attention", wanted, got, "Leave the block unfused.")
+    return _on_gpu("hf_attention", x, weights, biases, list(slopes))
+
+
+def _gpu_esa(x: Tensor, weights: _Tensors, biases: _Tensors) -> Tensor:
+    check_esa(x, weights, biases)
+    shapes = [w.shape[2:] for w in (weights[0], weights[1], weights[2], weights[-1])]
+    if shapes != [(1, 1), (1, 1), (3, 3), (1, 1)]:
+        got = [list(shape) for shape in shapes]
+        _check.refuse("esa", "on a GPU kernels of 1, 1, 3 and 1", got, "Leave the block unfused.")
+    return _on_gpu("esa", x, weights, biases)
+
+
+def _on_gpu(name: str, x: Tensor, weights: _Tensors, biases: _Tensors, *rest: Any) -> Tensor:
+    run = getattr(gpu_module("attention"), name)
+    if not x.numel():
+        return x.new_empty(x.shape)
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        y: Tensor = run(x.contiguous(), list(weights), list(biases), *rest)
+    return y
+
+
 def _fake_hf(x: Tensor, weights: _Tensors, biases: _Tensors, slopes: Sequence[float]) -> Tensor:
     check_hf(x, weights, biases, slopes)
     return x.new_empty(x.shape)
@@ -138,9 +168,11 @@ def _wanted(x: Tensor, weights: _Tensors, biases: _Tensors, *rest: Any) -> bool:
 
 _HF = define(
     "hf_attention(Tensor x, Tensor[] weights, Tensor[] biases, float[] slopes) -> Tensor",
-    *(_cpu_hf, _fake_hf),
+    *(_cpu_hf, _fake_hf, _gpu_hf),
 )
-_ESA = define("esa(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor", _cpu_esa, _fake_esa)
+_ESA = define(
+    "esa(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor", _cpu_esa, _fake_esa, _gpu_esa
+)
 differentiate(_HF, _cpu_hf, _wanted, composed_hf)
 differentiate(_ESA, _cpu_esa, _wanted, composed_esa)
 

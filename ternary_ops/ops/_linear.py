@@ -10,6 +10,7 @@ y      [..., N]  x's dtype; for uint8 x float32, or uint8 with y_scale and y_zer
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ternary_ops import _native
 from ternary_ops.ops import _check
 from ternary_ops.ops._autograd import differentiate_codes
 from ternary_ops.ops._decode import decode
+from ternary_ops.ops._gpu import gpu_module, gpu_pack
 from ternary_ops.ops._launch import CELL, FLOAT_ROWS, WEIGHTS, operands, pack, packed_span
 from ternary_ops.ops._registry import define
 
@@ -82,6 +84,61 @@ def _cpu(
     return y if y.dtype == dtype else y.to(dtype)
 
 
+def _gpu(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    x_scale: float | None = None,
+    x_zero_point: int | None = None,
+    y_scale: float | None = None,
+    y_zero_point: int | None = None,
+    packed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    dtype = _output_dtype(x, x_scale, x_zero_point, y_scale, y_zero_point)
+    shape = _check.linear_shape("linear", x, codes, scale, bias)
+    kernels = gpu_module("linear")
+    n, k = codes.shape[0], x.shape[-1]
+    ternary = codes.dtype == torch.uint8
+    if not k or not math.prod(shape):
+        return _bias_alone(x, shape, bias, dtype, y_scale, y_zero_point)
+    if packed is None:
+        packed = gpu_pack(codes, k, 1, x.dtype != torch.uint8 and x_scale is None)
+    fitting = kernels.packed_bytes(n, k, ternary)
+    if packed.device != x.device or packed.numel() != fitting:
+        got = f"{packed.numel()} bytes on {packed.device}"
+        wanted = f"{fitting} bytes of packed weights on {x.device}"
+        _check.refuse("linear", wanted, got, "Pass what prepack returned for codes on that device.")
+    quantized = None if x_scale is None else (x_scale, x_zero_point or 0)
+    output = kernels.Output(dtype, 1.0 if y_scale is None else y_scale, y_zero_point or 0)
+    scale = scale if x_scale is None else scale * x_scale
+    rows = x.reshape(-1, k).contiguous()
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        y: torch.Tensor = kernels.run(
+            rows, packed, n, ternary, scale.contiguous(), bias, quantized, output
+        )
+    return y.view(shape)
+
+
+def _bias_alone(
+    x: torch.Tensor,
+    shape: list[int],
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    y_scale: float | None,
+    y_zero_point: int | None,
+) -> torch.Tensor:
+    """The result where there is nothing to add up."""
+    y = x.new_zeros(shape, dtype=torch.float32)
+    if bias is not None:
+        y = y + bias
+    if dtype == torch.uint8 and y_scale is not None:
+        inverse = float(torch.tensor(1.0) / torch.tensor(y_scale))
+        y = (y * inverse).round_().add_(y_zero_point or 0).clamp_(0, 255)
+    return y.to(dtype)
+
+
 def _fake(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -102,7 +159,7 @@ def _input_gradient(grad: torch.Tensor, x_shape: torch.Size, codes: torch.Tensor
     return grad @ decode(codes, x_shape[-1]).float()
 
 
-_OP = define(_SCHEMA, _cpu, _fake)
+_OP = define(_SCHEMA, _cpu, _fake, _gpu)
 differentiate_codes(_OP, _cpu, -1, _input_gradient)
 
 

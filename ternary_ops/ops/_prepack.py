@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from ternary_ops.ops import _check
+from ternary_ops.ops._gpu import gpu_pack
 from ternary_ops.ops._launch import WEIGHTS, pack
 from ternary_ops.ops._registry import define
 
@@ -63,7 +64,14 @@ def _fake(
     return codes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
 
 
-_OP = define(_SCHEMA, _cpu, _fake)
+def _gpu(
+    codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1, float_x: bool = False
+) -> torch.Tensor:
+    _check_prepack(codes, kind, in_channels, groups)
+    return gpu_pack(codes, in_channels // groups, groups, float_x)
+
+
+_OP = define(_SCHEMA, _cpu, _fake, _gpu)
 
 
 def prepack(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator enters PyTorch: one schema, a CPU kernel, a shape function, a gradient rule.
+"""How an operator enters PyTorch: a schema, kernels by device, a shape function, a gradient rule.
 
 torch.library.Library.impl costs 7-10 us a call; torch.library.custom_op 23.
 """
@@ -23,12 +23,16 @@ _CPU_ONLY = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 Kernel = Callable[..., torch.Tensor]
 
 
-def define(schema: str, cpu: Kernel, fake: Kernel) -> Any:
-    """Register `name(args) -> Tensor` for CPU and fake tensors, refuse CUDA, return the op."""
+def define(schema: str, cpu: Kernel, fake: Kernel, gpu: Kernel | None = None) -> Any:
+    """Register `name(args) -> Tensor` for CPU, GPU (CUDA or ROCm) and fake tensors; the op.
+
+    gpu: loads Triton's kernels when it runs (`_gpu.gpu_module`), not before; None: GPU tensors are
+    refused.
+    """
     name = schema.partition("(")[0]
     LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIB.impl(name, cpu, "CPU")
-    LIB.impl(name, _refuse_cuda(name), "CUDA")
+    LIB.impl(name, _refuse_cuda(name) if gpu is None else gpu, "CUDA")
     torch.library.register_fake(f"ternary_ops::{name}", fake, lib=LIB)
     return getattr(torch.ops.ternary_ops, name).default
 

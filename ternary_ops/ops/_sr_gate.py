@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ternary_ops import _native
 from ternary_ops.ops import _check
+from ternary_ops.ops._gpu import gpu_module
 from ternary_ops.ops._registry import define, differentiate
 from ternary_ops.ops._stretch import stretched
 
@@ -82,6 +83,26 @@ def _cpu(
     return y.to(x.dtype)
 
 
+def _gpu(
+    x: Tensor,
+    gate: Tensor,
+    low: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    offset: float = 0.0,
+    image: _Ints | None = None,
+    origin: _Ints = (0, 0),
+) -> Tensor:
+    size = check(x, gate, low, residual, image, origin)
+    kernels = gpu_module(_NAME)
+    if not x.numel():
+        return x.new_empty(x.shape)
+    parts = [None if t is None else t.contiguous() for t in (x, gate, low, residual)]
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        y: Tensor = kernels.run(*parts, offset, size, tuple(origin))
+    return y
+
+
 def _fake(
     x: Tensor,
     gate: Tensor,
@@ -96,7 +117,7 @@ def _fake(
     return x.new_empty(x.shape)
 
 
-_OP = define(_SCHEMA, _cpu, _fake)
+_OP = define(_SCHEMA, _cpu, _fake, _gpu)
 
 
 def composed(

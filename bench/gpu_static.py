@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report card of the GPU kernels: machine code for every target, no GPU needed.
+
+    python bench/gpu_static.py                 # all rows; writes bench/results/gpu_static.csv
+    python bench/gpu_static.py --check         # fails on spills, traps, lost tensor cores, growth
+    python bench/gpu_static.py --targets sm_90 --cases linear
+
+Columns: registers, spills, shared memory, tensor-core instruction, widest global load of the
+longest kernel; thread instructions per unit, all launches and all of their code; bytes against the
+least; predicted microseconds and their share of the roofline (a model that ranks, fitted on six
+published times, with errors of up to 30 % outside of them: ternary_ops/gpu/score.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from importlib.metadata import version
+
+from _measure import RESULTS, write_csv
+
+from ternary_ops.gpu import card, targets
+from ternary_ops.gpu.cases import all_cases
+
+TABLE = "gpu_static.csv"
+
+
+def committed() -> dict[tuple[str, str], card.Limits]:
+    """What the card in the repository promises."""
+    with (RESULTS / TABLE).open(newline="") as file:
+        kept = [row for row in csv.DictReader(file) if row["per_unit"]]
+    return {
+        (row["case"], row["target"]): card.Limits(row["tensor_core"], float(row["per_unit"]))
+        for row in kept
+    }
+
+
+def main() -> int:
+    """Compile, then write or check."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--targets", nargs="+", default=list(targets.TARGETS))
+    parser.add_argument("--cases", default="", help="those whose name holds this")
+    options = parser.parse_args()
+    cases = [case for case in all_cases() if options.cases in case.name]
+    limits = committed() if options.check else {}
+    wrong, rows = [], []
+    for target in options.targets:
+        for case in cases:
+            for row in card.rows(case, target):
+                wrong += card.check(row, limits.get((row["case"], row["target"])))
+                rows.append(row | {"triton": version("triton")})
+                shown = {k: v for k, v in row.items() if k not in ("unit", "bytes", "triton")}
+                print(*(f"{k}={v}" for k, v in shown.items() if v != ""), flush=True)
+    everything = not options.cases and options.targets == list(targets.TARGETS)
+    if everything and not options.check:
+        names = dict.fromkeys(name for row in rows for name in row)
+        print("written:", write_csv(TABLE, [{n: row.get(n, "") for n in names} for row in rows]))
+    for line in sorted(set(wrong)):
+        print("WRONG", line)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

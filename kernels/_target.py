@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything kernels ask about the machine they are launched on."""
+
+import os
+from functools import lru_cache
+from typing import NamedTuple
+
+import triton
+
+
+class Target(NamedTuple):
+    """backend "cuda" or "hip", arch 80, 90, "gfx942" ..., and multiprocessors."""
+
+    backend: str
+    arch: int | str
+    processors: int
+
+    @property
+    def ptx(self) -> bool:
+        """Whether inline PTX can be used."""
+        return self.backend == "cuda"
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def target() -> Target:
+    """The current device; the interpreter counts as an H100."""
+    if INTERPRETED:
+        return Target("cuda", 90, 132)
+    driver = triton.runtime.driver.active
+    found = driver.get_current_target()
+    return Target(found.backend, found.arch, _processors(driver, driver.get_current_device()))
+
+
+@lru_cache
+def _processors(driver: object, device: int) -> int:
+    properties = driver.utils.get_device_properties(device)  # type: ignore[attr-defined]
+    return int(properties["multiprocessor_count"])

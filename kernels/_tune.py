@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large blocks are: rules from shape and target, without a device."""
+
+from typing import NamedTuple
+
+from ternary_ops.kernels._image import Layout
+from ternary_ops.kernels._planes import DEPTH
+from ternary_ops.kernels._target import Target
+
+# Bytes of shared memory a block may use.
+_SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
+_SHARED_LEAST = 64  # AMD, and what is not known
+
+
+class Blocks(NamedTuple):
+    """rows of W and columns (rows of x) of a block, parts the depth is split into."""
+
+    rows: int
+    columns: int
+    split: int
+    warps: int
+    stages: int
+
+
+def shared_bytes(where: Target) -> int:
+    """What a block may use."""
+    return 1024 * _SHARED.get(where.arch if isinstance(where.arch, int) else 0, _SHARED_LEAST)
+
+
+def linear_blocks(m: int, n: int, depth: int, itemsize: int, where: Target) -> Blocks:
+    """For kernels/linear.py: depth is padded, itemsize that of x's elements (1: int8).
+
+    A thread of a block with many rows has few instructions a weight; a block with few leaves more
+    blocks for the processors. Hopper's products of four warps take 64 rows at a time.
+    """
+    integer, hopper = itemsize == 1, where.ptx and where.arch == 90
+    if integer and m == 1 and where.ptx:
+        return Blocks(8, 1, 1, 1, 1)
+    if m <= 16:
+        rows, columns, warps = (256 if integer and hopper and n >= 4096 else 128), 16, 4
+    elif m <= 64:
+        rows, columns, warps = 64, 64, 4
+    else:
+        rows, columns, warps = 128, 128, 4 if hopper and integer else 8
+    if where.backend == "hip":
+        rows, columns, warps = 64, min(columns, 64), 4
+    if itemsize == 4:
+        rows, columns = min(rows, 64), min(columns, 64)
+    buffered = rows * 64 + DEPTH * columns * itemsize
+    while buffered > shared_bytes(where) and columns > 16:
+        columns //= 2
+        buffered = rows * 64 + DEPTH * columns * itemsize
+    stages = max(2, min(3, shared_bytes(where) // buffered + 1))
+    blocks, tiles, split = -(-n // rows) * -(-m // columns), depth // DEPTH, 1
+    # Until about half the processors have a block, while parts have tiles enough to hide their
+    # loads: what is before and after the loop costs every part.
+    while split < 16 and 9 * where.processors > 20 * blocks * split and tiles >= 4 * split:
+        split *= 2
+    return Blocks(rows, columns, split, warps, stages)
+
+
+class ConvBlocks(NamedTuple):
+    """rows of weights and columns (pixels) of a block."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+def conv_blocks(
+    pixels: int, layout: Layout, groups: int, itemsize: int, where: Target
+) -> ConvBlocks:
+    """For kernels/conv2d.py; itemsize that of the map's elements (1: int8)."""
+    rows = min(layout.rows, 64 if layout.rows % 128 else 128)
+    return ConvBlocks(rows, 256 if rows <= 64 else 128, 8, 3)

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What GPU kernels compile to, on a machine without a GPU.
+
+`record.record` compiles unmodified Triton launchers for a named target and runs nothing,
+`machine_code.Binary` reads the result, `score.predict` ranks kernels by it:
+
+    with record("sm_90") as launches:
+        launch(x, weights, y)                 # tensors in ordinary memory
+    launches[0].binary.registers, launches[0].binary.tensor_core
+
+Nothing here imports Triton before `record` or a Binary needs it.
+"""

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report card compiles: launchers on tensors of the shapes that matter.
+
+bytes       what the launches move, every tensor once a pass over it
+least_bytes what any program must: packed weights, inputs and outputs once
+unit        what `units` counts, for instructions per unit; a linear layer's weights count once for
+            every 128 rows of x, since they are extracted anew for each
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ternary_ops.gpu.record import Launch
+from ternary_ops.ops._gpu import gpu_module
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job: how it is launched, the turns of each launch's loops, and what it moves."""
+
+    name: str
+    launch: Callable[[], object]
+    trips: Callable[[Launch], Sequence[float]]
+    unit: str
+    units: float
+    macs: float
+    bytes: int
+    least_bytes: int
+    dtype: str
+
+
+def linear(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
+    """Ternary weights; x uint8 (computed in int8) or floats."""
+    kernels = gpu_module("linear")
+    integer = dtype == torch.uint8
+    x = torch.zeros(m, k, dtype=dtype)
+    packed = torch.zeros(kernels.packed_bytes(n, k, True), dtype=torch.uint8)
+    scale = torch.ones(n)
+    made = torch.float32 if integer else dtype
+    quantized = (1.0, 0) if integer else None
+
+    def launch() -> None:
+        kernels.run(x, packed, n, True, scale, None, quantized, kernels.Output(made))
+
+    def trips(one: Launch) -> list[float]:
+        at = one.arguments
+        if one.name == "_matvec":
+            return [math.ceil(int(at["WORDS"]) / int(at["BW"]))]
+        return [int(at["K"]) / 256 / int(at["SPLIT"])] if one.name == "_matmul" else []
+
+    y_bytes = m * n * torch.empty(0, dtype=made).element_size()
+    least = n * k // 4 + 4 * n + x.nbytes + y_bytes
+    moved = packed.nbytes + 4 * n + x.nbytes + y_bytes
+    if integer:
+        moved += 2 * m * k  # codes are written and read again
+    name = f"linear {m}x{k} @ {k}x{n} {_short(dtype)}"
+    units = n * k * math.ceil(m / 128)
+    macs = float(m * n * k)
+    return Case(name, launch, trips, "weight", units, macs, moved, least, _short(dtype))
+
+
+def sr_gate(c: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> Case:
+    """SPAN's gate."""
+    kernels = gpu_module("sr_gate")
+    x = torch.zeros(1, c, h, w, dtype=dtype)
+    moved = 3 * x.nbytes
+    return Case(
+        f"sr_gate {c}x{h}x{w} {_short(dtype)}",
+        lambda: kernels.run(x, x, None, None, 0.5, (h, w), (0, 0)),
+        lambda one: [],
+        *("value", x.numel(), 0.0, moved, moved, _short(dtype)),
+    )
+
+
+def esa(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> Case:
+    """EFDN's attention: x is read in two passes, y written once."""
+    kernels = gpu_module("attention")
+    x = torch.zeros(1, c, h, w, dtype=dtype)
+    shapes = [(f, c, 1), (f, f, 1), *[(f, f, 3)] * 4, (c, f, 1)]
+    weights = [torch.zeros(o, i, k, k) for o, i, k in shapes]
+    biases = [torch.zeros(len(weight)) for weight in weights]
+    pixels = h * w
+    small = f * pixels * x.element_size()
+    macs = float(pixels * (9 * c * f / 4 + 2 * c * f))
+    return Case(
+        f"esa {c}, {f}, {h}x{w} {_short(dtype)}",
+        lambda: kernels.esa(x, weights, biases),
+        lambda one: [9.0] if one.name == "_strided" else [],
+        *("pixel", pixels, macs, 3 * x.nbytes + small // 4 * 2 + small // 36 * 2, 3 * x.nbytes),
+        _short(dtype),
+    )
+
+
+def hf_attention(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> Case:
+    """FMEN-S's attention, one block: a tile reads what lies around it too."""
+    kernels = gpu_module("attention")
+    x = torch.zeros(1, c, h, w, dtype=dtype)
+    shapes = [(f, c), (f, f), (f, f), (c, f)]
+    weights = [torch.zeros(o, i, 3, 3) for o, i in shapes]
+    biases = [torch.zeros(len(weight)) for weight in weights]
+    pixels, side = h * w, kernels.TILE + 2 * len(shapes)
+    halo = side * side / kernels.TILE**2
+
+    def trips(one: Launch) -> list[float]:
+        """By depth: tiles, then a layer's pixels, then its taps, unless they are unrolled."""
+        at = one.arguments
+        sides = iter(kernels.TILE + 2 * around for around in (3, 2, 1, 0))
+        turns: list[float] = []
+        loops = sorted(one.binary.loops, key=lambda loop: loop.first)
+        for loop in loops:
+            depth = sum(o.first <= loop.first and loop.last <= o.last for o in loops)
+            if depth == 2:
+                turns.append(math.ceil(next(sides) ** 2 / int(at["BP"])))
+            else:
+                turns.append(int(at["tiles"]) / one.grid[0] if depth == 1 else 9.0)
+        return turns
+
+    macs = 9.0 * pixels * sum(o * i for o, i in shapes)
+    moved = round(x.nbytes * halo) + x.nbytes
+    return Case(
+        f"hf_attention {c}, {f}, {h}x{w} {_short(dtype)}",
+        lambda: kernels.hf_attention(x, weights, biases, [0.1, 0.1, 0.1]),
+        trips,
+        *("pixel", pixels, macs, moved, 2 * x.nbytes, _short(dtype)),
+    )
+
+
+def _short(dtype: torch.dtype) -> str:
+    known = {torch.uint8: "int8", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return known[dtype]
+
+
+def all_cases() -> list[Any]:
+    """Every kernel of kernels/, at the shapes of docs/gpu.md."""
+    linears = [
+        linear(m, 4096, 4096, dtype)
+        for m, dtype in (
+            *((1, torch.uint8), (16, torch.uint8), (512, torch.uint8)),
+            *((1, torch.float16), (16, torch.float16), (512, torch.float16)),
+            (16, torch.bfloat16),
+        )
+    ]
+    attention = [sr_gate(48, 180, 320), esa(50, 16, 180, 320), hf_attention(50, 16, 180, 320)]
+    return [*linears, *attention]
