@@ -59,7 +59,7 @@ _LONG = sr.SRCourse(
 )
 # The teacher's image alone does better than half of the photo, once a network is near.
 _TAUGHT = dataclasses.replace(_LONG, steps=3000, share=1.0)
-_ON = dataclasses.replace(_LONG, steps=6000, rate=5e-4, share=1.0)
+_ON = dataclasses.replace(_LONG, steps=3000, rate=5e-4, share=1.0)
 _SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4, share=1.0)
 _LIST = [
     Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT),

@@ -3,7 +3,6 @@
 
 from typing import NamedTuple
 
-from ternary_ops.kernels._image import Layout
 from ternary_ops.kernels._planes import DEPTH
 from ternary_ops.kernels._target import Target
 
@@ -42,6 +41,8 @@ def linear_blocks(m: int, n: int, depth: int, itemsize: int, where: Target) -> B
         rows, columns, warps = 64, 64, 4
     else:
         rows, columns, warps = 128, 128, 4 if hopper and integer else 8
+    if where.arch == 120 and m <= 16:
+        rows, warps = 256, 8  # four warps spill a register
     if where.backend == "hip":
         rows, columns, warps = 64, min(columns, 64), 4
     if itemsize == 4:
@@ -69,8 +70,32 @@ class ConvBlocks(NamedTuple):
 
 
 def conv_blocks(
-    pixels: int, layout: Layout, groups: int, itemsize: int, where: Target
+    pixels: int, rows: int, groups: int, depth: int, held: int, itemsize: int, where: Target
 ) -> ConvBlocks:
-    """For kernels/conv2d.py; itemsize that of the map's elements (1: int8)."""
-    rows = min(layout.rows, 64 if layout.rows % 128 else 128)
-    return ConvBlocks(rows, 256 if rows <= 64 else 128, 8, 3)
+    """For kernels/conv2d.py and those like it; itemsize is that of the map's elements (1: int8).
+
+    rows: of a group's weights, padded; depth: elements of a pixel a step reads, held: bytes of a
+    row of weights it reads. Few rows and many columns cost the fewest instructions for what a plane
+    is extracted for; on Hopper four warps take at least 64 rows, elsewhere a warp has registers for
+    2048 sums.
+    """
+    hopper = where.ptx and where.arch == 90 and itemsize <= 2
+    rows = min(rows, 64 if rows % 128 else 128)
+    columns = 128 if rows != 64 else 256 if hopper and itemsize == 1 else 128 if hopper else 64
+    if itemsize == 4 or where.backend == "hip":
+        rows, columns = min(rows, 64), 64
+    least = 64 if hopper else 32
+    # Every processor shall have a block, and of two stages there shall be room for two blocks.
+    while columns > least and groups * (-(-pixels // columns)) < where.processors:
+        columns //= 2
+    room = shared_bytes(where) // 2
+    while columns > least and 2 * (depth * itemsize * columns + held * rows) > room:
+        columns //= 2
+    stages = 3 if 3 * (depth * itemsize * columns + held * rows) <= room else 2
+    if hopper and rows >= 64:
+        warps = 8 if rows * columns > 128 * 64 and rows == 128 else 4
+    else:
+        warps = max(1, rows * columns // 2048)
+    if itemsize == 4 or where.backend == "hip":
+        warps = 4
+    return ConvBlocks(rows, columns, warps, stages)

@@ -17,7 +17,7 @@ HFAB, x * sigmoid(branch(x)), a chain of 3 x 3 convolutions with few channels in
                on the tile and as many pixels around it as layers follow. A barrier separates
                layers. Programs take tile after tile, so that scratch does not grow with the image.
 
-Products are those of x's dtype with float32 sums; float32 as tf32 unless ieee.
+Products are those of x's dtype with float32 sums; float32 ones are not rounded to tf32.
 """
 
 import torch
@@ -33,7 +33,7 @@ TILE = 32
 @triton.jit
 def _strided(
     x, w, bias, y, height, width, out_h, out_w, C: tl.constexpr, F: tl.constexpr,
-    CP: tl.constexpr, FP: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
+    CP: tl.constexpr, FP: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """3 x 3, stride 2, no padding; w [9, FP, CP]."""
     image = tl.program_id(1).to(tl.int64)
@@ -47,7 +47,7 @@ def _strided(
         at = (2 * row + tap // 3) * width + 2 * column + tap % 3
         v = tl.load(plane + at[None, :], mask=inside[None, :] & (c < C)[:, None], other=0.0)
         k = tl.load(w + tap * FP * CP + f[:, None] * CP + c[None, :])
-        acc = tl.dot(k, v, acc, input_precision=PRECISION)
+        acc = tl.dot(k, v, acc, input_precision="ieee")
     acc += tl.load(bias + f)[:, None]
     to = y + (image * F + f[:, None]) * (out_h * out_w) + p[None, :]
     tl.store(to, acc.to(y.dtype.element_ty), mask=inside[None, :] & (f < F)[:, None])
@@ -71,7 +71,6 @@ def _pool(x, y, height, width, out_h, out_w, BLOCK: tl.constexpr):
 def _mask(
     x, low, narrow, narrow_bias, wide, wide_bias, y, pixels, width, cells_h, cells_w, tall, broad,
     C: tl.constexpr, F: tl.constexpr, CP: tl.constexpr, FP: tl.constexpr, BP: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """narrow [FP, CP] makes conv_f(conv1(x)), wide [CP, FP] is conv4."""
     image = tl.program_id(1).to(tl.int64)
@@ -82,7 +81,7 @@ def _mask(
     whole = inside[None, :] & (c < C)[:, None]
     v = tl.load(x + cell, mask=whole, other=0.0)
     k = tl.load(narrow + f[:, None] * CP + c[None, :])
-    s = tl.dot(k, v, input_precision=PRECISION) + tl.load(narrow_bias + f)[:, None]
+    s = tl.dot(k, v, input_precision="ieee") + tl.load(narrow_bias + f)[:, None]
     above, below, down = between(p // width, cells_h, tall)
     near, far, right = between(p % width, cells_w, broad)
     known = inside[None, :] & (f < F)[:, None]
@@ -95,7 +94,7 @@ def _mask(
     lower = (1.0 - right)[None, :] * d + right[None, :] * e
     s += (1.0 - down)[None, :] * upper + down[None, :] * lower
     k = tl.load(wide + c[:, None] * FP + f[None, :])
-    t = tl.dot(k, s.to(v.dtype), input_precision=PRECISION) + tl.load(wide_bias + c)[:, None]
+    t = tl.dot(k, s.to(v.dtype), input_precision="ieee") + tl.load(wide_bias + c)[:, None]
     out = v.to(tl.float32) * tl.sigmoid(t)
     tl.store(y + cell, out.to(y.dtype.element_ty), mask=whole)
 
@@ -104,7 +103,7 @@ def _mask(
 def _layer(
     source, w, bias, to, gate, slope, top, left, height, width, IN: tl.constexpr, OUT: tl.constexpr,
     IP: tl.constexpr, OP: tl.constexpr, SIDE: tl.constexpr, FROM: tl.constexpr,
-    FROM_IMAGE: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
+    FROM_IMAGE: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """One convolution on SIDE x SIDE pixels whose first is (top, left) of the image.
 
@@ -129,7 +128,7 @@ def _layer(
                 at += ((row + tap // 3) * FROM + column + tap % 3)[None, :]
             v = tl.load(source + at, mask=known[None, :] & (i < IN)[:, None], other=0.0)
             k = tl.load(w + tap * OP * IP + o[:, None] * IP + i[None, :])
-            acc = tl.dot(k, v, acc, input_precision=PRECISION)
+            acc = tl.dot(k, v, acc, input_precision="ieee")
         acc += tl.load(bias + o)[:, None]
         if LAST:
             whole = inside[None, :] & (o < OUT)[:, None]
@@ -148,7 +147,7 @@ def _layer(
 def _chain(
     x, w, biases, slopes, y, scratch, height, width, tiles_h, tiles_w, tiles,
     LAYERS: tl.constexpr, C: tl.constexpr, F: tl.constexpr, CP: tl.constexpr, FP: tl.constexpr,
-    TILE: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
+    TILE: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """w: [9, FP, CP], then [9, FP, FP] for each inner layer, then [9, CP, FP]; biases alike."""
     SIDE: tl.constexpr = TILE + 2 * (LAYERS - 1)
@@ -163,7 +162,7 @@ def _chain(
         around: tl.constexpr = LAYERS - 1
         _layer(
             image_x, w, biases, own, image_x, tl.load(slopes), top - around, left - around,
-            height, width, C, F, CP, FP, SIDE, SIDE, True, False, BP, PRECISION,
+            height, width, C, F, CP, FP, SIDE, SIDE, True, False, BP,
         )  # fmt: skip
         for layer in tl.static_range(1, LAYERS - 1):
             tl.debug_barrier()
@@ -173,13 +172,13 @@ def _chain(
                 own + layer % 2 * ROOM, image_x, tl.load(slopes + layer),
                 top - (LAYERS - 1 - layer), left - (LAYERS - 1 - layer), height, width, F, F,
                 FP, FP, TILE + 2 * (LAYERS - 1 - layer), TILE + 2 * (LAYERS - layer),
-                False, False, BP, PRECISION,
+                False, False, BP,
             )  # fmt: skip
         tl.debug_barrier()
         _layer(
             own + LAYERS % 2 * ROOM, w + 9 * FP * CP + (LAYERS - 2) * 9 * FP * FP,
             biases + (LAYERS - 1) * FP, y + image * C * height * width, image_x, 1.0, top, left,
-            height, width, F, C, FP, CP, TILE, TILE + 2, False, True, BP, PRECISION,
+            height, width, F, C, FP, CP, TILE, TILE + 2, False, True, BP,
         )  # fmt: skip
 
 
@@ -200,10 +199,6 @@ def _vector(b: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(b.float(), (0, size - len(b)))
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "ieee" if dtype == torch.float32 else "tf32"
-
-
 def esa(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     """x [N, C, H, W] contiguous, not empty; see ternary_ops.ops.esa."""
     n, c, h, w = x.shape
@@ -216,13 +211,12 @@ def esa(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     strided_bias = weights[2].double().sum((2, 3)) @ shift + biases[2].double()
     conv_f = weights[1].double().flatten(1)
     narrow, narrow_bias = conv_f @ conv1, conv_f @ shift + biases[1].double()
-    precision = {"PRECISION": _precision(dtype)}
     out_h, out_w = (h - 3) // 2 + 1, (w - 3) // 2 + 1
     small = torch.empty(n, f, out_h, out_w, dtype=dtype, device=x.device)
     sizes = {"C": c, "F": f, "CP": cp, "FP": fp}
     _strided[(triton.cdiv(out_h * out_w, 64), n)](
         x, _taps(strided, fp, cp, dtype), _vector(strided_bias, fp), small, h, w, out_h, out_w,
-        **sizes, BP=64, **precision,
+        **sizes, BP=64,
     )  # fmt: skip
     cells = ((out_h - 7) // 3 + 1, (out_w - 7) // 3 + 1)
     low = torch.empty(n, f, *cells, dtype=dtype, device=x.device)
@@ -243,7 +237,7 @@ def esa(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     _mask[(triton.cdiv(h * w, 64), n)](
         x, low.contiguous(), _taps(narrow[..., None, None], fp, cp, dtype),
         _vector(narrow_bias, fp), wide, _vector(biases[-1], cp), y, h * w, w, *cells, tall, broad,
-        **sizes, BP=64, **precision,
+        **sizes, BP=64,
     )  # fmt: skip
     return y
 
@@ -267,6 +261,6 @@ def hf_attention(
     _chain[(programs,)](
         x, torch.cat(banks), torch.cat(vectors), torch.tensor(slopes, device=x.device), y, scratch,
         h, w, tiles_h, tiles_w, tiles, LAYERS=layers, C=c, F=f, CP=cp, FP=fp, TILE=TILE, BP=128,
-        PRECISION=_precision(dtype), num_warps=4,
+        num_warps=8,
     )  # fmt: skip
     return y

@@ -207,7 +207,9 @@ def quantize_rows(x: Tensor, scale: float, zero_point: int) -> Tensor:
     codes = x.dtype == torch.uint8
     inverse = float(torch.tensor(1.0) / torch.tensor(scale))
     grid = (m, triton.cdiv(width, 1024))
-    _quantize[grid](x, q, k, inverse, float(zero_point), width, codes, enable_fp_fusion=False)
+    _quantize[grid](
+        x, q, k, inverse, float(zero_point), width, codes, num_warps=1, enable_fp_fusion=False
+    )
     return q
 
 
@@ -273,8 +275,8 @@ def run(
         num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=False,
     )  # fmt: skip
     if split > 1:
-        _combine[(m, triton.cdiv(n, 256))](
+        _combine[(m, triton.cdiv(n, 512))](
             parts, y, *vectors, m, n, *finish_with, factor, **kind, **flags,
-            SPLIT=split, BN=256, enable_fp_fusion=False,
+            SPLIT=split, BN=512, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return y
