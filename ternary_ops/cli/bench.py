@@ -10,6 +10,7 @@ multiplies from registers, and is passed where zeros are left out.
 example: ternary-ops bench --model resnet18 --zeros 0.9 --against torch,openvino --plot bench.png
 example: ternary-ops bench --model net.safetensors
 example: ternary-ops bench --op conv2d --shape 64,56,56,64,3 --csv layer.csv
+example: ternary-ops bench --static --csv kernels.csv
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from typing import Any
 from ternary_ops.errors import BadConfig, MissingExtra, need
 from ternary_ops.table import Table, write_csv
 
+_STATIC = (
+    *("case", "target", "device", "registers", "spill_bytes", "tensor_core", "widest_load"),
+    *("per_unit", "of_least_bytes", "predicted_us", "of_roofline", "note"),
+)
 RIVALS = ("torch", "openvino", "onnxruntime")
 
 
@@ -31,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--model", default="resnet18", metavar="FILE|NAME", help="a program or a network of models"
+    )
+    what.add_argument(
+        "--static", action="store_true", help="GPU kernels: their machine code, no GPU needed"
     )
     what.add_argument("--op", choices=("conv2d", "linear"), help="one layer in place of a network")
     parser.add_argument("--shape", help="conv2d: C,H,W,O,K (K x K filter); linear: K,N")
@@ -51,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a row per engine and per node; 0, or 1 where results do not match."""
+    if arguments.static:
+        return _static(arguments)
     file = not arguments.op and Path(arguments.model).is_file()
     given = arguments.against
     default = "" if file else "torch"
@@ -82,6 +92,33 @@ def run(arguments: argparse.Namespace) -> int:
         print()
         _show(result.engines, ("match", "note"))
     return 0 if result.match else 1
+
+
+def _static(arguments: argparse.Namespace) -> int:
+    """The report card of ternary_ops.gpu; 1 where a kernel spills or is a trap."""
+    if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
+        do = "pip install 'ternary-ops[gpu]'"
+        raise MissingExtra(need("bench --static compiles with Triton", "none installed", do))
+    from ternary_ops.gpu import card, cases, targets
+    from ternary_ops.progress import progress_bars
+
+    every = [(target, case) for target in targets.TARGETS for case in cases.all_cases()]
+    rows: list[dict[str, Any]] = []
+    with progress_bars() as bars, bars.stage("compiling", len(every)) as step:
+        for target, case in every:
+            rows += card.rows(case, target)
+            step()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    full = [{name: row.get(name) for name in names} for row in rows]
+    if arguments.csv:
+        write_csv(arguments.csv, full)
+    if arguments.json:
+        print(json.dumps(full, indent=2))
+    else:
+        kept = [name for name in names if name in _STATIC]
+        words = ("case", "target", "device", "tensor_core", "bound", "note")
+        _show([{name: row[name] for name in kept} for row in full], words)
+    return 1 if any(card.check(row, None) for row in rows) else 0
 
 
 def _check(arguments: argparse.Namespace, against: list[str], file: bool) -> None:
