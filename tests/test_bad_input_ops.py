@@ -229,16 +229,10 @@ def on_cuda(op: str, *args: Any) -> Any:
     return getattr(OPS, op).default.redispatch(keys, *args)
 
 
-@pytest.mark.parametrize("op", ["conv2d", "sparse_conv2d", "block_sparse_conv2d"])
-def test_cuda_is_refused_in_words(op: str) -> None:
-    args: tuple[Any, ...] = conv_call()[0]
-    if op == "block_sparse_conv2d":
-        args = (args[0], *tops.ops.blocks.from_dense(torch.randn(2, 6, 1, 1), (1, 1)), 2, [1, 1])
-    with pytest.raises(UnsupportedDevice, match=r"to_float\(\)"):
-        on_cuda(op, *args)
+GPU_OPS = ["conv2d", "sparse_conv2d", "block_sparse_conv2d", "linear", "prepack", "sr_gate", "esa"]
 
 
-@pytest.mark.parametrize("op", ["linear", "prepack", "sr_gate", "esa", "hf_attention"])
+@pytest.mark.parametrize("op", [*GPU_OPS, "hf_attention"])
 def test_cuda_without_triton_says_what_to_install(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     for name in [n for n in sys.modules if n.startswith("ternary_ops.kernels.")]:
@@ -247,6 +241,12 @@ def test_cuda_without_triton_says_what_to_install(op: str, monkeypatch: pytest.M
     weights = [torch.randn(4, 4, k, k) for k in (1, 1, 3, 3, 1)]
     biases = [torch.randn(4)] * 5
     args: dict[str, tuple[Any, ...]] = {
+        "conv2d": (image, u8(3, 1, 1, 1), torch.ones(3)),
+        "sparse_conv2d": (image, u8(3, 1, 1, 1), torch.ones(3)),
+        "block_sparse_conv2d": (
+            *(image, *tops.ops.blocks.from_dense(torch.randn(2, 4, 1, 1), (1, 1))),
+            *(2, [1, 1]),
+        ),
         "linear": (torch.randn(2, 4), u8(3, 1), torch.ones(3)),
         "prepack": (torch.zeros(3, 1, dtype=torch.uint8), "dense", 4),
         "sr_gate": (image, image),

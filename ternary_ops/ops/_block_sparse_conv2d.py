@@ -9,6 +9,7 @@ y       [N, O, Ho, Wo] or [O, Ho, Wo]  x's dtype, summed in float32 and rounded 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.grad import conv2d_weight
 
 from ternary_ops.ops import _check
 from ternary_ops.ops._conv2d import input_gradient, run_convolution
+from ternary_ops.ops._gpu import gpu_module
 from ternary_ops.ops._launch import operands
 from ternary_ops.ops._registry import below_autograd, define, differentiate
 from ternary_ops.ops.blocks import Blocks, gather, pack, to_dense
@@ -96,6 +98,35 @@ def _cpu(
     return y if y.dtype == dtype else y.to(dtype)
 
 
+def _gpu(
+    x: torch.Tensor,
+    values: torch.Tensor,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    out_channels: int,
+    kernel_size: _Ints,
+    bias: torch.Tensor | None = None,
+    stride: _Ints = (1, 1),
+    padding: _Ints = (0, 0),
+    dilation: _Ints = (1, 1),
+    groups: int = 1,
+    *,
+    packed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    blocks = Blocks(values, crow_indices, col_indices)
+    shape = _shape(x, blocks, out_channels, kernel_size, bias, stride, padding, dilation, groups)
+    if not math.prod(shape):
+        return x.new_empty(shape)
+    images = (x if x.dim() == 4 else x[None]).contiguous()
+    geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
+    kernels = gpu_module(_NAME)
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        y: torch.Tensor = kernels.run(
+            images, *blocks, out_channels, tuple(kernel_size), bias, *geometry
+        )
+    return y.view(shape)
+
+
 def _fake(
     x: torch.Tensor,
     values: torch.Tensor,
@@ -117,7 +148,7 @@ def _fake(
     )
 
 
-_OP = define(_SCHEMA, _cpu, _fake)
+_OP = define(_SCHEMA, _cpu, _fake, _gpu)
 
 
 class _BlocksFunction(torch.autograd.Function):

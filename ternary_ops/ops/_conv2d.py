@@ -19,6 +19,7 @@ from torch.nn.grad import conv2d_input
 from ternary_ops import _native
 from ternary_ops.ops import _check
 from ternary_ops.ops._autograd import differentiate_codes
+from ternary_ops.ops._conv2d_gpu import gpu_kernel
 from ternary_ops.ops._decode import decode_weight
 from ternary_ops.ops._launch import CELL, operands, pack, packed_span
 from ternary_ops.ops._registry import Kernel, define
@@ -35,7 +36,7 @@ _ARGUMENTS = (
 def define_convolution(name: str, kind: str) -> Any:
     """Register a convolution that packs its weights as `kind` when it is not given them packed."""
     cpu, fake = _cpu_kernel(name, kind), _fake_kernel(name)
-    op = define(name + _ARGUMENTS, cpu, fake)
+    op = define(name + _ARGUMENTS, cpu, fake, gpu_kernel(name, kind))
     differentiate_codes(op, cpu, -3, _input_gradient)
     return op
 

@@ -24,10 +24,13 @@ def gpu_module(name: str) -> Any:
         raise UnsupportedDevice(need(wanted, "none installed", do)) from error
 
 
-def gpu_pack(codes: torch.Tensor, channels: int, groups: int, float_x: bool) -> torch.Tensor:
+def gpu_pack(
+    codes: torch.Tensor, channels: int, groups: int, float_x: bool, kind: str = "dense"
+) -> torch.Tensor:
     """Packed weights of codes [N, ...] or [O, R, S, ...] on a GPU; `channels` of one group.
 
-    Raises BadWeights where a 2-bit code is none.
+    kind: as for ops.prepack; linear layers have one form. Raises BadWeights where a 2-bit code is
+    none.
     """
     ternary = codes.dtype == torch.uint8
     values = decode(codes, channels)
@@ -37,6 +40,6 @@ def gpu_pack(codes: torch.Tensor, channels: int, groups: int, float_x: bool) -> 
     if codes.dim() == 2:
         packed: torch.Tensor = gpu_module("linear").prepack(values, ternary, float_x)
         return packed
-    values = values.permute(0, 3, 1, 2).contiguous()
-    packed = gpu_module("conv2d").prepack(values, groups, ternary, float_x)
+    kernels = gpu_module("conv2d" if kind == "dense" else "sparse_conv2d")
+    packed = kernels.prepack(values.contiguous(), groups, ternary, float_x)
     return packed

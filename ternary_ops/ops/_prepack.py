@@ -68,7 +68,10 @@ def _gpu(
     codes: torch.Tensor, kind: str, in_channels: int, groups: int = 1, float_x: bool = False
 ) -> torch.Tensor:
     _check_prepack(codes, kind, in_channels, groups)
-    return gpu_pack(codes, in_channels // groups, groups, float_x)
+    if codes.dtype == torch.float32:
+        do = "Leave `packed` out: on a GPU blocks are read as they are."
+        _check.refuse("prepack", "integer weights on a GPU", codes.dtype, do)
+    return gpu_pack(codes, in_channels // groups, groups, float_x, kind)
 
 
 _OP = define(_SCHEMA, _cpu, _fake, _gpu)

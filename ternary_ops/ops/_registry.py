@@ -7,11 +7,9 @@ torch.library.Library.impl costs 7-10 us a call; torch.library.custom_op 23.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-
-from ternary_ops.errors import UnsupportedDevice, need
 
 # Any: PyTorch leaves the methods of Library untyped. Lives as long as the process.
 LIB: Any = torch.library.Library("ternary_ops", "DEF")  # type: ignore[no-untyped-call]
@@ -23,16 +21,15 @@ _CPU_ONLY = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 Kernel = Callable[..., torch.Tensor]
 
 
-def define(schema: str, cpu: Kernel, fake: Kernel, gpu: Kernel | None = None) -> Any:
+def define(schema: str, cpu: Kernel, fake: Kernel, gpu: Kernel) -> Any:
     """Register `name(args) -> Tensor` for CPU, GPU (CUDA or ROCm) and fake tensors; the op.
 
-    gpu: loads Triton's kernels when it runs (`_gpu.gpu_module`), not before; None: GPU tensors are
-    refused.
+    gpu: loads Triton's kernels when it runs (`_gpu.gpu_module`), not before.
     """
     name = schema.partition("(")[0]
     LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIB.impl(name, cpu, "CPU")
-    LIB.impl(name, _refuse_cuda(name) if gpu is None else gpu, "CUDA")
+    LIB.impl(name, gpu, "CUDA")
     torch.library.register_fake(f"ternary_ops::{name}", fake, lib=LIB)
     return getattr(torch.ops.ternary_ops, name).default
 
@@ -60,16 +57,3 @@ def below_autograd(op: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         out: torch.Tensor = op(*args, **kwargs)
     return out
-
-
-def _refuse_cuda(name: str) -> Callable[..., NoReturn]:
-    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
-        raise UnsupportedDevice(
-            need(
-                f"ternary_ops.{name} has a kernel for cpu",
-                "a CUDA tensor",
-                'Move everything with .to("cpu"), or compute in float with layer.to_float().',
-            )
-        )
-
-    return refuse
