@@ -86,6 +86,39 @@ def linear(device: str, m: int, n: int, k: int, dtype: torch.dtype) -> Job:
     return job
 
 
+def conv2d(device: str, n: int, c: int, h: int, kept: float, dtype: torch.dtype) -> Job:
+    """Ternary 3 x 3, C to C; kept < 1: so many blocks of a tap, 64 channels and 64 rows, sparse."""
+    weights = torch.randint(-1, 2, (c, 3, 3, c), dtype=torch.int8)
+    blocks = (torch.rand(-(-c // 64), 3, 3, -(-c // 64)) < kept).to(torch.int8)
+    weights *= blocks.repeat_interleave(64, 0)[:c].repeat_interleave(64, 3)[..., :c]
+    codes = torch.from_numpy(layout.pack_codes(weights.numpy()))
+    scale, bias = torch.rand(c) * 0.02, torch.randn(c)
+    integer = dtype == torch.uint8
+    x = torch.randn(n, c, h, h).to(dtype)
+    params: dict[str, Any] = {}
+    if integer:
+        x = torch.randint(0, 256, (n, c, h, h), dtype=dtype)
+        params = {"x_scale": 0.03, "x_zero_point": 77, "y_scale": 0.1, "y_zero_point": 120}
+    kind = "conv2d" if kept == 1.0 else "sparse_conv2d"
+    form = "dense" if kept == 1.0 else "sparse"
+    there = [t.to(device) for t in (x, codes, scale, bias)]
+    packed = call(device, "prepack", there[1], form, c, 1, not integer)
+    rest = ([1, 1], [1, 1], [1, 1], 1)
+    job = Job(
+        f"{kind} {n}x{c}x{h}x{h}, 3x3 {'int8' if integer else str(dtype)[6:]}",
+        lambda: call(device, kind, *there, *rest, **params, packed=packed),
+        lambda: getattr(ops, kind)(x, codes, scale, bias, *rest, **params),
+        integer,
+    )
+    if device != "cpu":
+        half = torch.randn(n, c, h, h, device=device, dtype=torch.float16)
+        half = half.contiguous(memory_format=torch.channels_last)
+        dense = weights.permute(0, 3, 1, 2).to(device, torch.float16)
+        dense = dense.contiguous(memory_format=torch.channels_last)
+        job.rivals["torch float16"] = lambda: F.conv2d(half, dense, padding=1)
+    return job
+
+
 def gemlite(weights: Tensor, x: Tensor) -> Run:
     """Its 2-bit layer for the same weights."""
     from gemlite.helper import A16W158_INT
@@ -122,6 +155,10 @@ def jobs(device: str, small: bool) -> list[Job]:
     sizes = (1, 5, 40) if small else (1, 16, 512)
     dtypes = (torch.uint8, torch.float16, torch.bfloat16)
     found = [linear(device, m, n, k, dtype) for m in sizes for dtype in dtypes]
+    for kept in (1.0, 0.25):
+        for dtype in (torch.uint8, torch.float16):
+            shapes = [(1, 70, 9)] if small else [(32, 64, 56), (32, 128, 28), (32, 256, 14)]
+            found += [conv2d(device, *shape, kept, dtype) for shape in shapes]
     size = (17, 40) if small else (720, 1280)
     found += [attention(device, kind, 50, 16, *size) for kind in ("esa", "hf_attention")]
     return found

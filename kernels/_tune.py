@@ -74,19 +74,21 @@ def conv_blocks(
 ) -> ConvBlocks:
     """For kernels/conv2d.py and those like it; itemsize is that of the map's elements (1: int8).
 
-    rows: of a group's weights, padded; depth: elements of a pixel a step reads, held: bytes of a
-    row of weights it reads. Few rows and many columns cost the fewest instructions for what a plane
-    is extracted for; on Hopper four warps take at least 64 rows, elsewhere a warp has registers for
-    2048 sums.
+    rows: of a group's weights, padded, or of a block that cannot grow, of which there are `groups`;
+    depth: elements of a pixel a step reads, held: bytes of a row of weights it reads. Few rows and
+    many columns cost the fewest instructions for what a plane is extracted for; on Hopper four
+    warps take at least 64 rows, elsewhere a warp has registers for 2048 sums.
     """
     hopper = where.ptx and where.arch == 90 and itemsize <= 2
-    rows = min(rows, 64 if rows % 128 else 128)
-    columns = 128 if rows != 64 else 256 if hopper and itemsize == 1 else 128 if hopper else 64
+    all_rows, least = groups * rows, 64 if hopper else 32
+    few = 2 * (all_rows // 128) * -(-pixels // least) <= where.processors
+    rows = min(rows, 64 if rows % 128 or few else 128)
+    columns = 128 if rows != 64 else 256 if hopper else 64
     if itemsize == 4 or where.backend == "hip":
         rows, columns = min(rows, 64), 64
-    least = 64 if hopper else 32
-    # Every processor shall have a block, and of two stages there shall be room for two blocks.
-    while columns > least and groups * (-(-pixels // columns)) < where.processors:
+    # Half the processors shall have a block, and of two stages there shall be room for two blocks.
+    row_blocks = all_rows // rows
+    while columns > least and 2 * row_blocks * -(-pixels // columns) <= where.processors:
         columns //= 2
     room = shared_bytes(where) // 2
     while columns > least and 2 * (depth * itemsize * columns + held * rows) > room:
@@ -99,3 +101,24 @@ def conv_blocks(
     if itemsize == 4 or where.backend == "hip":
         warps = 4
     return ConvBlocks(rows, columns, warps, stages)
+
+
+class BlockSparseBlocks(NamedTuple):
+    """rows of weights, columns (pixels) and depth of a product."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def block_sparse_blocks(
+    pixels: int, n: int, m: int, out_channels: int, itemsize: int, where: Target
+) -> BlockSparseBlocks:
+    """For kernels/block_sparse_conv2d.py: n x m blocks, multiples of 16; itemsize that of x."""
+    rows = min(n & -n, 64 if itemsize == 4 else 128)
+    depth = min(m & -m, 128 // itemsize)
+    row_blocks = -(-out_channels // n) * (n // rows)
+    blocks = conv_blocks(pixels, rows, row_blocks, m, m * itemsize, itemsize, where)
+    return BlockSparseBlocks(*blocks[:2], depth, *blocks[2:])

@@ -65,6 +65,50 @@ def linear(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
     return Case(name, launch, trips, "weight", units, macs, moved, least, _short(dtype))
 
 
+def conv2d(
+    n: int, c: int, h: int, o: int, k: int, dtype: torch.dtype = torch.uint8, kept: float = 1.0
+) -> Case:
+    """k x k, padded; `kept` < 1: that share of blocks of a tap, 64 channels and 64 rows."""
+    kind = "conv2d" if kept == 1.0 else "sparse_conv2d"
+    kernels, output = gpu_module(kind), gpu_module("linear").Output
+    integer = dtype == torch.uint8
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-1, 2, (o, k, k, c), dtype=torch.int8, generator=generator)
+    blocks = torch.zeros(-(-o // 64) * k * k * -(-c // 64), dtype=torch.int8)
+    blocks[torch.randperm(len(blocks), generator=generator)[: round(kept * len(blocks))]] = 1
+    grid = blocks.view(-(-o // 64), k, k, -(-c // 64))
+    values *= grid.repeat_interleave(64, 0)[:o].repeat_interleave(64, 3)[..., :c]
+    packed = kernels.prepack(values, 1, True, not integer)
+    x, scale = torch.zeros(n, c, h, h, dtype=dtype), torch.ones(o)
+    made = torch.uint8 if integer else dtype
+
+    def launch() -> None:
+        kernels.run(
+            x, packed, (o, k, k, c), True, scale, None, (1, 1), (k // 2, k // 2), (1, 1), 1,
+            (1.0, 0) if integer else None, output(made),
+        )  # fmt: skip
+
+    def trips(one: Launch) -> list[float]:
+        if one.name == "_conv":  # a short loop is unrolled
+            return [int(one.arguments["STEPS"])] if one.binary.loops else []
+        if one.name != "_sparse":
+            return []
+        steps = sum(-(-int(row) // int(one.arguments["USED"])) for row in grid.sum((1, 2, 3)))
+        return [steps / len(grid)]
+
+    macs = float(kept * n * h * h * o * c * k * k)
+    y_bytes = n * o * h * h * torch.empty(0, dtype=made).element_size()
+    copy = n * c * (h + k - 1) ** 2 * x.element_size()
+    share = f" {100 * kept:.0f} % of blocks" if kept < 1.0 else ""
+    return Case(
+        f"{kind} {n}x{c}x{h}x{h}, {o} of {k}x{k} {_short(dtype)}{share}",
+        *(launch, trips, "MAC", macs, macs),
+        x.nbytes + 2 * copy + packed.nbytes + y_bytes,
+        x.nbytes + round(kept * o * k * k * c) // 4 + y_bytes,
+        _short(dtype),
+    )
+
+
 def sr_gate(c: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> Case:
     """SPAN's gate."""
     kernels = gpu_module("sr_gate")
@@ -146,5 +190,12 @@ def all_cases() -> list[Any]:
             (16, torch.bfloat16),
         )
     ]
+    convolutions = [
+        conv2d(1, 64, 256, 64, 3),
+        conv2d(1, 64, 256, 64, 3, torch.float16),
+        *(conv2d(32, c, 3584 // c, c, 3) for c in (64, 128, 256, 512)),
+        conv2d(32, 256, 14, 256, 3, kept=0.25),
+        conv2d(32, 256, 14, 256, 3, torch.float16, kept=0.25),
+    ]
     attention = [sr_gate(48, 180, 320), esa(50, 16, 180, 320), hf_attention(50, 16, 180, 320)]
-    return [*linears, *attention]
+    return [*linears, *convolutions, *attention]
