@@ -5,8 +5,19 @@ Whoever launches a kernel that uses this passes enable_fp_fusion=False: product 
 one after the other, as everywhere else.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+
+
+class Output(NamedTuple):
+    """dtype of y; for uint8 its scale and zero point."""
+
+    dtype: torch.dtype
+    scale: float = 1.0
+    zero_point: int = 0
 
 
 @triton.jit

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import triton
 
+from ternary_ops.errors import UnsupportedDevice, need
+
 
 class Target(NamedTuple):
     """backend "cuda" or "hip", arch 80, 90, "gfx942" ..., and multiprocessors."""
@@ -37,3 +39,11 @@ def target() -> Target:
 def _processors(driver: object, device: int) -> int:
     properties = driver.utils.get_device_properties(device)  # type: ignore[attr-defined]
     return int(properties["multiprocessor_count"])
+
+
+def check_compiler(integer: bool, where: Target) -> None:
+    """Triton before 3.9 compiles float products for sm_100 to a trap, without an error."""
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if not integer and where.ptx and where.arch in (100, 103) and version < (3, 9):
+        got, do = f"Triton {triton.__version__}", "Quantize the input, or install Triton 3.9."
+        raise UnsupportedDevice(need("float products on sm_100 need Triton 3.9", got, do))

@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from ternary_ops.kernels._epilogue import finish
+from ternary_ops.kernels._epilogue import Output, finish
 from ternary_ops.kernels._image import Layout, Map, divide, reciprocal
 from ternary_ops.kernels._planes import plane8, plane16
-from ternary_ops.kernels.linear import Output
 from torch import Tensor
 
 _MOST_PIXELS = 2**31 - 2**16  # of a launch: their numbers are 32-bit

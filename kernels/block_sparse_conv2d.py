@@ -20,6 +20,7 @@ tiles of less than 16 x 16 would mostly multiply padding.
 import torch
 import triton
 import triton.language as tl
+from ternary_ops.kernels._epilogue import Output
 from ternary_ops.kernels._image import (
     NONE,
     Layout,
@@ -29,7 +30,7 @@ from ternary_ops.kernels._image import (
     make_map,
     on_tensor_cores,
 )
-from ternary_ops.kernels._target import target
+from ternary_ops.kernels._target import check_compiler, target
 from ternary_ops.kernels._tune import block_sparse_blocks
 from ternary_ops.kernels._walk import (
     Finishing,
@@ -41,7 +42,6 @@ from ternary_ops.kernels._walk import (
     place,
     write,
 )
-from ternary_ops.kernels.linear import Output, _check_compiler
 from torch import Tensor
 
 from ternary_ops.kernels import conv2d
@@ -107,7 +107,7 @@ def run(
     Values of another dtype than x's: both become float32, and miss the tensor cores.
     """
     window = Window(stride, padding, dilation, groups)
-    _check_compiler(False, target())
+    check_compiler(False, target())
     size = window.size((x.shape[2], x.shape[3]), kernel_size)
     y = torch.empty(x.shape[0], out_channels, *size, dtype=x.dtype, device=x.device)
     dtype = torch.promote_types(x.dtype, values.dtype)

@@ -2,8 +2,8 @@
 """2-d convolution with integer weights, ternary or 8-bit: an implicit matrix product.
 
 A first kernel writes x as a map of pixels that hold their channels, padding included (_image.py).
-The main one multiplies, with the weights on the left (from registers on Hopper; nowhere is a plane
-extracted twice) and pixels of all images and rows as columns:
+The main one multiplies, with the weights on the left (on Hopper they come from registers; elsewhere
+warps side by side extract a plane each) and pixels of all images and rows as columns:
 
                 map    each column starts at its window's first pixel; a chunk's place in the
               +------+ window is the same for all of them: one offset, no masks
@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from ternary_ops.kernels._epilogue import finish
+from ternary_ops.kernels._epilogue import Output, finish
 from ternary_ops.kernels._image import (
     Layout,
     Window,
@@ -39,7 +39,7 @@ from ternary_ops.kernels._image import (
     on_tensor_cores,
 )
 from ternary_ops.kernels._planes import FACTOR16, pack_planes
-from ternary_ops.kernels._target import target
+from ternary_ops.kernels._target import check_compiler, target
 from ternary_ops.kernels._tune import conv_blocks
 from ternary_ops.kernels._walk import (
     Finishing,
@@ -51,7 +51,6 @@ from ternary_ops.kernels._walk import (
     place,
     write,
 )
-from ternary_ops.kernels.linear import Output, _check_compiler
 from torch import Tensor
 
 
@@ -278,7 +277,7 @@ def run(
     size = window.size((x.shape[2], x.shape[3]), (r, s))
     y = torch.empty(x.shape[0], o, *size, dtype=output.dtype, device=x.device)
     finishing = Finishing(scale, bias, output, 128 - zero_point if quantized else 0)
-    _check_compiler(quantized is not None, target())
+    check_compiler(quantized is not None, target())
     if not on_tensor_cores(o, channels, groups):
         run_grouped(x, packed.view(torch.int8), weight_shape, window, zero_point, finishing, y)
         return y

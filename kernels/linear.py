@@ -22,29 +22,17 @@ adds in order. Quantized x is int8, 128 less than its codes (`quantize_rows` mak
 shifts, the sums of the weights' rows take back.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
-from ternary_ops.kernels._epilogue import finish
+from ternary_ops.kernels._epilogue import Output, finish
 from ternary_ops.kernels._planes import DEPTH, FACTOR16, pack_planes, plane8, plane16
-from ternary_ops.kernels._target import Target, target
+from ternary_ops.kernels._target import check_compiler, target
 from ternary_ops.kernels._tune import linear_blocks
 from torch import Tensor
 
-from ternary_ops.errors import UnsupportedDevice, need
-
 ROWS = 256  # W's rows are padded to a multiple
 _TERNARY, _INT8 = tl.constexpr(0), tl.constexpr(1)
-
-
-class Output(NamedTuple):
-    """dtype of y; for uint8 its scale and zero point."""
-
-    dtype: torch.dtype
-    scale: float = 1.0
-    zero_point: int = 0
 
 
 @triton.jit
@@ -213,14 +201,6 @@ def quantize_rows(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return q
 
 
-def _check_compiler(integer: bool, where: Target) -> None:
-    """Triton before 3.9 compiles float products for sm_100 to a trap, without an error."""
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if not integer and where.ptx and where.arch in (100, 103) and version < (3, 9):
-        got, do = f"Triton {triton.__version__}", "Quantize the input, or install Triton 3.9."
-        raise UnsupportedDevice(need("float products on sm_100 need Triton 3.9", got, do))
-
-
 def run(
     x: Tensor,
     packed: Tensor,
@@ -252,7 +232,7 @@ def run(
     flags = {"HAS_BIAS": bias is not None, "CODES": output.dtype == torch.uint8}
     where = target()
     blocks = linear_blocks(m, n, depth, x.element_size(), where)
-    _check_compiler(integer, where)
+    check_compiler(integer, where)
     vectors = (sums, scale, scale if bias is None else bias)
     if integer and m == 1 and where.ptx:
         words = w.view(torch.int32)

@@ -21,6 +21,7 @@ A zero weight within a kept chunk multiplies: an infinity under it becomes NaN, 
 import torch
 import triton
 import triton.language as tl
+from ternary_ops.kernels._epilogue import Output
 from ternary_ops.kernels._image import (
     Layout,
     Window,
@@ -30,7 +31,7 @@ from ternary_ops.kernels._image import (
     on_tensor_cores,
 )
 from ternary_ops.kernels._planes import FACTOR16
-from ternary_ops.kernels._target import target
+from ternary_ops.kernels._target import check_compiler, target
 from ternary_ops.kernels._tune import conv_blocks
 from ternary_ops.kernels._walk import (
     Finishing,
@@ -42,7 +43,6 @@ from ternary_ops.kernels._walk import (
     place,
     write,
 )
-from ternary_ops.kernels.linear import Output, _check_compiler
 from torch import Tensor
 
 from ternary_ops.kernels import conv2d
@@ -147,7 +147,7 @@ def run(
             quantized, output,
         )  # fmt: skip
     window = Window(stride, padding, dilation, groups)
-    _check_compiler(quantized is not None, target())
+    check_compiler(quantized is not None, target())
     size = window.size((x.shape[2], x.shape[3]), (r, s))
     y = torch.empty(x.shape[0], o, *size, dtype=output.dtype, device=x.device)
     zero_point = 0 if quantized is None else quantized[1]

@@ -37,7 +37,7 @@ class Case:
 
 def linear(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
     """Ternary weights; x uint8 (computed in int8) or floats."""
-    kernels = gpu_module("linear")
+    kernels, output = gpu_module("linear"), gpu_module("_epilogue").Output
     integer = dtype == torch.uint8
     x = torch.zeros(m, k, dtype=dtype)
     packed = torch.zeros(kernels.packed_bytes(n, k, True), dtype=torch.uint8)
@@ -46,7 +46,7 @@ def linear(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
     quantized = (1.0, 0) if integer else None
 
     def launch() -> None:
-        kernels.run(x, packed, n, True, scale, None, quantized, kernels.Output(made))
+        kernels.run(x, packed, n, True, scale, None, quantized, output(made))
 
     def trips(one: Launch) -> list[float]:
         at = one.arguments
@@ -70,7 +70,7 @@ def conv2d(
 ) -> Case:
     """k x k, padded; `kept` < 1: that share of blocks of a tap, 64 channels and 64 rows."""
     kind = "conv2d" if kept == 1.0 else "sparse_conv2d"
-    kernels, output = gpu_module(kind), gpu_module("linear").Output
+    kernels, output = gpu_module(kind), gpu_module("_epilogue").Output
     integer = dtype == torch.uint8
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-1, 2, (o, k, k, c), dtype=torch.int8, generator=generator)

@@ -120,6 +120,7 @@ def _gpu(
     images = (x if x.dim() == 4 else x[None]).contiguous()
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
     kernels = gpu_module(_NAME)
+    bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         y: torch.Tensor = kernels.run(
             images, *blocks, out_channels, tuple(kernel_size), bias, *geometry

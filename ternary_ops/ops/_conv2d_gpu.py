@@ -45,7 +45,7 @@ def gpu_kernel(name: str, kind: str) -> Kernel:
         if packed.device != x.device:
             got, do = f"them on {packed.device}", "Pass what prepack returned for codes there."
             _check.refuse(name, f"packed weights on {x.device}", got, do)
-        output = gpu_module("linear").Output(
+        output = gpu_module("_epilogue").Output(
             dtype, 1.0 if y_scale is None else y_scale, y_zero_point or 0
         )
         quantized = None if x_scale is None else (x_scale, x_zero_point or 0)
@@ -57,7 +57,7 @@ def gpu_kernel(name: str, kind: str) -> Kernel:
                 (*codes.shape[:3], channels),
                 codes.dtype == torch.uint8,
                 (scale if x_scale is None else scale * x_scale).contiguous(),
-                bias,
+                None if bias is None else bias.contiguous(),
                 tuple(stride),
                 tuple(padding),
                 tuple(dilation),

@@ -111,9 +111,12 @@ def _gpu(
         wanted = f"{fitting} bytes of packed weights on {x.device}"
         _check.refuse("linear", wanted, got, "Pass what prepack returned for codes on that device.")
     quantized = None if x_scale is None else (x_scale, x_zero_point or 0)
-    output = kernels.Output(dtype, 1.0 if y_scale is None else y_scale, y_zero_point or 0)
+    output = gpu_module("_epilogue").Output(
+        dtype, 1.0 if y_scale is None else y_scale, y_zero_point or 0
+    )
     scale = scale if x_scale is None else scale * x_scale
     rows = x.reshape(-1, k).contiguous()
+    bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         y: torch.Tensor = kernels.run(
             rows, packed, n, ternary, scale.contiguous(), bias, quantized, output
