@@ -6,7 +6,7 @@
     python bench/gpu_static.py --targets sm_90 --cases linear
 
 Columns: registers, spills, shared memory, tensor-core instruction, widest global load of the
-longest kernel; thread instructions per unit, all launches and all of their code; bytes against the
+longest kernel; thread instructions per unit, of that kernel and of all launches; bytes against the
 least; predicted microseconds and their share of the roofline (a model that ranks, fitted on six
 published times, with errors of up to 30 % outside of them: ternary_ops/gpu/score.py).
 """

@@ -26,7 +26,7 @@ from ternary_ops.table import Table, write_csv
 
 _STATIC = (
     *("case", "target", "device", "registers", "spill_bytes", "tensor_core", "widest_load"),
-    *("per_unit", "of_least_bytes", "predicted_us", "of_roofline", "note"),
+    *("kernel_per_unit", "per_unit", "of_least_bytes", "predicted_us", "of_roofline", "note"),
 )
 RIVALS = ("torch", "openvino", "onnxruntime")
 

@@ -51,6 +51,7 @@ def rows(case: Case, target: str) -> list[dict[str, Any]]:
         "stack_bytes": max(one.binary.stack_bytes for one in launches),
         "trapped": any(one.binary.trapped for one in launches),
         "launches": len(launches),
+        "kernel_per_unit": round(max(costs) / case.units, 4),
         "per_unit": round(sum(costs) / case.units, 4),
         "unit": case.unit,
         "bytes": case.bytes,

@@ -16,7 +16,7 @@ from ternary_ops.sr.network import SRNetwork
 
 
 class _Unit(nn.Module):
-    """A network for images whose white is 1."""
+    """A network for images whose white is 1, where its ends take no factor: packed, or unknown."""
 
     def __init__(self, network: SRNetwork) -> None:
         super().__init__()
@@ -38,9 +38,9 @@ def to_program(network: SRNetwork) -> runtime.Program:
     if network.input_range == 1.0:
         return compile_network(network, x)
     ends = [network.get_submodule(name) for name in network.ends]
-    if all(isinstance(end, nn.Conv2d | TernaryLayer) for end in ends):
+    if ends and all(isinstance(end, nn.Conv2d | TernaryLayer) for end in ends):
         return compile_network(_with_white_1(network), x)
-    return compile_network(_Unit(network).eval(), x)  # packed layers take no factor
+    return compile_network(_Unit(network).eval(), x)
 
 
 @torch.no_grad()

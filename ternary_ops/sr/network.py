@@ -18,16 +18,17 @@ class SRNetwork(nn.Module):
     scale        factor of height and width
     input_range  what white is: 1.0 or 255.0; checkpoints do not say it, the family does
     smallest     least height and width of x; `upscale` extends smaller images
-    trunk        name of its list of blocks, whose outputs a teacher of equal shape can lead
-    ends         names of the first and last convolution: all that x enters, all that y comes from
+    trunk        name of its list of blocks, whose outputs a teacher of equal shape can lead, if any
+    ends         names of the first and last convolution, where x enters nothing but the first and y
+                 comes from nothing but the last
     radius       input pixels that an output pixel can see to each side; None: the whole image
     """
 
     family: ClassVar[str]
     input_range: float
     smallest: ClassVar[int] = 1
-    trunk: ClassVar[str]
-    ends: ClassVar[tuple[str, str]]
+    trunk: ClassVar[str] = ""
+    ends: ClassVar[tuple[str, ...]] = ()
     scale: int
 
     def __init__(self, scale: int) -> None:

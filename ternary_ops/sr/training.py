@@ -228,7 +228,7 @@ def _check(
 
 
 def _alike(network: SRNetwork, teacher: SRNetwork) -> bool:
-    if type(network) is not type(teacher):
+    if type(network) is not type(teacher) or not network.trunk:
         return False
     shapes = [
         [p.shape for name, p in sorted(n.named_parameters()) if name.endswith("weight")]
