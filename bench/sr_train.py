@@ -61,10 +61,11 @@ _LONG = sr.SRCourse(
 _TAUGHT = dataclasses.replace(_LONG, steps=3000, share=1.0)
 _ON = dataclasses.replace(_LONG, steps=3000, rate=5e-4, share=1.0)
 _SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4, share=1.0)
+_BUNDLED = dataclasses.replace(_LONG, steps=1000, rate=3e-4, stages=0.0)  # what the package has
 _LIST = [
     Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT),
-    Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT),
-    Run("efdn-x2-int8", "EFDN_x2.npz", tops.TernaryConfig("int8"), _SHORT),
+    Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _BUNDLED),
+    Run("efdn-x2-int8", "EFDN_x2.npz", tops.TernaryConfig("int8"), _BUNDLED),
     Run("fmen-s-x4-int8quads75", "FMEN-S_x4.npz", _quads("int8", 0.75), _LONG),
     Run("fmen-s-x4-int8quads85", "FMEN-S_x4.npz", _quads("int8", 0.85), _TAUGHT),
     Run("fmen-s-x4-quads50", "FMEN-S_x4.npz", _quads("ternary", 0.5), _TAUGHT),
