@@ -57,7 +57,7 @@ def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
 _LONG = sr.SRCourse(
     steps=5000, rate=1e-3, batch=16, patch=32, share=0.5, stages=0.02, bfloat16=True
 )
-# The teacher's image alone does better than half of the photo, once a network is near.
+# By the teacher's image alone: photos of another kind than the teacher's pull away from it.
 _TAUGHT = dataclasses.replace(_LONG, steps=3000, share=1.0)
 _ON = dataclasses.replace(_LONG, steps=3000, rate=5e-4, share=1.0)
 _SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4, share=1.0)
