@@ -153,6 +153,25 @@ def test_a_pruner_goes_on_from_the_masks(weights: str) -> None:
     assert torch.equal(model.b.mask, masks[0]) and torch.equal(model.c.mask, masks[1])
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8).double(), nn.Linear(8, 8).double()
+        self.b.weight, self.b.bias = self.a.weight, self.a.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x) + self.b(x)
+        return y
+
+
+def test_a_bias_that_tied_layers_share_takes_up_the_mean_once() -> None:
+    torch.manual_seed(0)
+    model, x = Tied(), 3 + torch.randn(64, 8, dtype=torch.float64)
+    wanted = model(x).detach().mean(0)
+    tops.prune.reconstruct_(model, [x], 0.5, "1x4")
+    torch.testing.assert_close(model(x).detach().mean(0), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_what_does_not_fit_is_refused_and_leaves_the_model_alone() -> None:
     model = Net()
     state = {k: v.clone() for k, v in model.state_dict().items()}

@@ -79,8 +79,9 @@ class PackedLayer(nn.Module):
             self._input = (scale, int(self.input_zero_point))
         if self._packed_for != "cpu":
             # What the operator would raise, it raises when it is called.
-            with contextlib.suppress(UnsupportedDevice):
-                self.packed = self._prepack()
+            if self._packed_for == "cuda":
+                with contextlib.suppress(UnsupportedDevice):
+                    self.packed = self._prepack()
             return
         occupied = self.codes != 0  # a byte of codes is a quad
         if self.weights == "int8":

@@ -300,8 +300,9 @@ def _refit(
     if moments.centered:
         mean, mean_then = moments.means()
         shift = (rows @ mean_then[..., None] - made @ mean[..., None]).flatten()
-        for owner in target.owners:
-            cast(Tensor, owner.bias).add_(shift)
+        biases = {id(bias): bias for bias in (cast(Tensor, o.bias) for o in target.owners)}
+        for bias in biases.values():  # tied layers may share it
+            bias.add_(shift)
 
 
 def _entering(model: nn.Module, layer: nn.Module, x: Tensor) -> list[Tensor]:
