@@ -17,7 +17,7 @@ import time
 import torch
 from _measure import write_csv
 from _sr import by_arrays, pairs
-from sr_train import RUNS, dense, reconstruct
+from sr_train import RUNS, published, reconstruct
 
 import ternary_ops as tops
 from ternary_ops import sr
@@ -47,7 +47,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     rows = []
     for name in NETWORKS:
-        network = dense(RUNS[name]).eval()
+        network = published(RUNS[name]).eval()
         for zeros in options.zeros:
             by_size, ours = copy.deepcopy(network), copy.deepcopy(network)
             tops.prune.Pruner(by_size, "one_shot", 1, zeros, "1x4", skip=EDGES).step()

@@ -81,6 +81,7 @@ def eager(network: sr.SRNetwork, layout: torch.memory_format) -> Run:
 def int8(network: sr.SRNetwork, samples: torch.Tensor) -> runtime.Program:
     """Our program of dense 8-bit layers, quantized after training."""
     quantized = copy.deepcopy(network)
+    tops.quantize.equalize_(quantized, [samples])
     tops.quantize_(quantized, tops.plan(quantized, tops.TernaryConfig("int8")))
     tops.calibrate(quantized, [samples])
     return sr.to_program(quantized)

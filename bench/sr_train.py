@@ -81,7 +81,7 @@ _LIST += [
 RUNS = {run.name: run for run in _LIST}
 
 
-def dense(run: Run) -> sr.SRNetwork:
+def published(run: Run) -> sr.SRNetwork:
     """The published float network. FMEN's weights are brought to the size of other networks', which
     changes no digit of what it makes: images of 0..255 and maps of up to 2e7 leave weights of 1e-6,
     which no optimizer with one rate for all leaves alone.
@@ -94,6 +94,19 @@ def dense(run: Run) -> sr.SRNetwork:
     return network
 
 
+def dense(run: Run) -> sr.SRNetwork:
+    """The same, its channels scaled to suit 8 bits."""
+    network = published(run)
+    tops.quantize.equalize_(network, samples(network))
+    return network
+
+
+def samples(network: sr.SRNetwork) -> list[torch.Tensor]:
+    """48 patches of the training images."""
+    patches = sr.Patches(training_images(), network.scale, 48)
+    return [patches.batch(i, 8, 1)[0] * network.input_range for i in range(6)]
+
+
 def start(run: Run) -> sr.SRNetwork:
     """The network to train, quantized."""
     network = dense(run)
@@ -104,9 +117,7 @@ def start(run: Run) -> sr.SRNetwork:
 
 def reconstruct(network: sr.SRNetwork, **options: Any) -> None:
     """Prune it in place, from 48 patches of the training images, to its plan's zeros if any."""
-    patches = sr.Patches(training_images(), network.scale, 48)
-    batches = [patches.batch(i, 8, 1)[0] * network.input_range for i in range(6)]
-    tops.prune.reconstruct_(network, batches, **options)
+    tops.prune.reconstruct_(network, samples(network), **options)
 
 
 def train(run: Run, runs: Path) -> sr.SRNetwork:
@@ -124,12 +135,12 @@ def train(run: Run, runs: Path) -> sr.SRNetwork:
     patches = sr.Patches(training_images(), network.scale, run.course.patch)
     optimizer = torch.optim.Adam(network.parameters(), run.course.rate, (0.9, 0.99))
     sample = patches.batch(0, 32, 1)[0]
+    pruner = None
+    if run.config.zeros:  # before calibration: it sets the layers' phase
+        pruner = tops.prune.Pruner(network, total_steps=run.course.steps, optimizer=optimizer)
     # Activations are 8-bit from the first step on, and their ranges are learned.
     if not run.goes_on:
         tops.calibrate(network, [sample * network.input_range])
-    pruner = None
-    if run.config.zeros:
-        pruner = tops.prune.Pruner(network, total_steps=run.course.steps, optimizer=optimizer)
     sr.train(
         *(network, patches, run.course),
         **{"teacher": dense(run), "pruner": pruner, "optimizer": optimizer},
@@ -155,7 +166,7 @@ def watcher(run: Run) -> Callable[[], None]:
 def finish(run: Run, network: sr.SRNetwork) -> dict[str, Any]:
     """The row of a trained run, judged from its file."""
     scale = network.scale
-    published = by_arrays(sr.to_program(dense(run)), 1.0)
+    theirs = by_arrays(sr.to_program(published(run)), 1.0)
     program = sr.to_program(network).rounded()
     FILES.mkdir(exist_ok=True, parents=True)
     file = FILES / f"{run.name}.safetensors"
@@ -166,7 +177,7 @@ def finish(run: Run, network: sr.SRNetwork) -> dict[str, Any]:
     for name in SETS:
         images = list(pairs(name, scale))
         psnr, ssim = validate(ours, images, scale)
-        float_psnr, float_ssim = validate(published, images, scale)
+        float_psnr, float_ssim = validate(theirs, images, scale)
         row |= {f"{name}_psnr": round(psnr, 3), f"{name}_ssim": round(ssim, 4)}
         row |= {
             f"{name}_float_psnr": round(float_psnr, 3),
@@ -202,7 +213,7 @@ def main() -> int:
             print(row, flush=True)
         else:
             program = runtime.load(FILES / f"{run.name}.safetensors")
-            network = dense(run)
+            network = published(run)
             for name in SETS:
                 images = list(pairs(name, network.scale))
                 ours = by_arrays(program, 1.0)

@@ -7,6 +7,7 @@ from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import pack_, quantize_
 from ternary_ops.quantize.correct import correct_bias_, recalibrate_batchnorm_
 from ternary_ops.quantize.distill import Distillation
+from ternary_ops.quantize.equalize import Equalized, equalize_
 from ternary_ops.quantize.fallback import FallbackReport, fallback_
 from ternary_ops.quantize.files import load, save
 from ternary_ops.quantize.fold import fold_batchnorm_
@@ -20,6 +21,7 @@ __all__ = [
     "RECIPES",
     "Budget",
     "Distillation",
+    "Equalized",
     "FallbackReport",
     "Plan",
     "PlanRow",
@@ -30,6 +32,7 @@ __all__ = [
     "Ternarizer",
     "calibrate",
     "correct_bias_",
+    "equalize_",
     "fallback_",
     "fold_batchnorm_",
     "get_recipe",

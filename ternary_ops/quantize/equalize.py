@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-layer equalization: channels scaled so that 8 bits cost the output least.
+
+A value's channels share one scale, so that a channel of small range gets few of the 255 levels.
+Multiplying a channel by f where it is made and dividing by f where it is read changes nothing in a
+float network, and everything in a quantized one. Nagel et al. 2019 (arXiv 1906.04721, section 4.1)
+make ranges of weights equal, pair by pair; here all factors are found together, as those that make
+what rounding does to the output's square least (ours):
+
+    sum over values read by layers   step^2 / 12 * sum_c s_c / f_c^2
+  + sum over filters                 step_o^2 / 12 * s_o * sum_i K_i f_i^2 E[x_i^2]
+
+step is that of the scaled value's range over 255 levels, step_o of the scaled filter's largest
+weight over 127, s the output's squared sensitivity to a value, E (J^T r)^2 with random signs r.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
+from ternary_ops.quantize.batches import samples
+from ternary_ops.quantize.channels import Channels, scales
+from ternary_ops.quantize.trace import is_layer, module_of, trace
+
+_STEPS = 400
+_RATE = 0.05  # of Adam, on logarithms of factors
+_ROUNDS = 2  # random directions of the output in each batch
+# Outputs may differ by rounding, relative to the largest.
+_ROUNDING = 1e-3
+
+
+class Equalized(NamedTuple):
+    """Mean squared error of the output that rounding to 8 bits was expected to cause, and now is;
+    channels: how many were scaled.
+    """
+
+    before: float
+    after: float
+    channels: int
+
+
+def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
+    """Scale the inner channels of a float network in place for quantization to 8 bits.
+
+    Call it before quantize_, after folding if anything is folded. The network computes the same up
+    to rounding of floats. batches: tensors, or tuples that start with one, as for calibrate; a few
+    dozen samples. Image, output and what other operators than sums, products with a gate, ReLU and
+    its kin, pools, resizes and concatenation read keep their sizes. Deterministic.
+
+    Raises BadConfig for quantized layers, BadWeights when a value is not finite, and
+    UnsupportedModel, with the model as it was, for one that cannot be traced or returns no tensor.
+    """
+    if any(hasattr(m, "phase_code") for m in model.modules()):
+        do = "Call equalize_ on the float network, then quantize_."
+        raise BadConfig(need("channels are equalized before quantize_", "quantized layers", do))
+    inputs = [x for x, _ in samples(model, batches)]
+    training = model.training
+    model.eval()
+    try:
+        traced = trace(model)
+        watch = _Watch(traced)
+        for x in inputs:
+            watch.look(x)
+        _check_finite(watch)
+        channels = Channels(traced, watch.shapes)
+        logs, before, after = _Noise(traced, watch, channels).least(channels.free())
+        _apply_checked(model, traced, channels, logs.exp(), inputs[0])
+    finally:
+        model.train(training)
+    return Equalized(before, after, int((logs != 0).sum()))
+
+
+@dataclass
+class _Seen:
+    """Per channel of a value: range, mean square, and how the output's square feels it."""
+
+    low: Tensor
+    high: Tensor
+    square: Tensor
+    felt: Tensor
+
+
+class _Watch(fx.Interpreter):
+    """Runs the traced network and gathers, per value, what _Seen has."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.seen: dict[fx.Node, _Seen] = {}
+        self._values: dict[fx.Node, Tensor] = {}
+        self._wanted = {
+            n for layer in traced.graph.nodes if is_layer(layer) for n in (layer, layer.args[0])
+        }
+        self._generator = torch.Generator().manual_seed(0)
+        self.outputs = 0  # numbers looked at, in all directions
+
+    def look(self, x: Tensor) -> None:
+        """One batch more."""
+        self._values = {}
+        with torch.enable_grad():
+            y = self.run(x.detach().clone().requires_grad_())
+        if not isinstance(y, Tensor):
+            do = "Wrap it so that it returns one."
+            raise UnsupportedModel(need("the model returns a tensor", type(y).__name__, do))
+        nodes = [n for n, value in self._values.items() if value.requires_grad]
+        felt = {node: torch.zeros(self.shapes[node][1]).double() for node in self._values}
+        for _ in range(_ROUNDS):
+            self.outputs += y.numel()
+            signs = torch.randint(0, 2, y.shape, generator=self._generator).to(y) * 2 - 1
+            values = [self._values[n] for n in nodes]
+            grads = torch.autograd.grad(y, values, signs, retain_graph=True, allow_unused=True)
+            for node, grad in zip(nodes, grads, strict=True):
+                if grad is not None:
+                    felt[node] += _per_channel(grad.double().square()).sum(1).cpu()
+        for node, value in self._values.items():
+            self._add(node, value.detach(), felt[node])
+        self._values = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value; kept if a layer makes or reads it."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+            if n in self._wanted and value.ndim >= 2:
+                # A copy: what runs next may work in place.
+                self._values[n] = value = value.clone()
+        return value
+
+    def _add(self, node: fx.Node, value: Tensor, felt: Tensor) -> None:
+        rows = _per_channel(value.double()).cpu()
+        new = _Seen(rows.amin(1), rows.amax(1), rows.square().mean(1), felt)
+        old = self.seen.get(node)
+        if old is not None:
+            new = _Seen(
+                torch.minimum(old.low, new.low), torch.maximum(old.high, new.high),
+                old.square + new.square, old.felt + new.felt,
+            )  # fmt: skip
+        self.seen[node] = new
+
+
+def _per_channel(value: Tensor) -> Tensor:
+    """[C, the rest]."""
+    return value.movedim(1, 0).flatten(1)
+
+
+def _check_finite(watch: _Watch) -> None:
+    for node, seen in watch.seen.items():
+        if not bool((seen.high - seen.low).isfinite().all()):
+            do = "Check the weights before it, and the batches."
+            raise BadWeights(need("values must be finite", f"NaN or infinity in {node.name}", do))
+
+
+@dataclass
+class _Read:
+    """A value that layers read: ids of its channels' factors, range and sensitivity."""
+
+    ids: Tensor
+    low: Tensor
+    high: Tensor
+    felt: Tensor
+
+
+@dataclass
+class _Filters:
+    """A layer: |W|'s maximum over taps [O, I], ids [O, I] of what it reads, and row sums' parts."""
+
+    peaks: Tensor
+    ids: Tensor
+    felt: Tensor  # [O]
+    square: Tensor  # [O, I]: taps times E[x^2]
+
+
+@dataclass
+class _Noise:
+    """The sum at the head of this file, as a function of the factors' logarithms."""
+
+    traced: fx.GraphModule
+    watch: _Watch
+    channels: Channels
+    reads: list[_Read] = field(default_factory=list)
+    filters: list[_Filters] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Take what matters out of what was seen."""
+        read = {}
+        for node in self.traced.graph.nodes:
+            x = node.args[0] if is_layer(node) else None
+            if x is None or x not in self.channels or node not in self.channels:
+                continue
+            read[x] = self.watch.seen[x]
+            made = self._filters(node, x)
+            if made is not None:
+                self.filters.append(made)
+        for x, seen in read.items():
+            self.reads.append(_Read(self.channels.of(x), seen.low, seen.high, seen.felt))
+
+    def _filters(self, node: fx.Node, x: fx.Node) -> _Filters | None:
+        layer = cast(Any, module_of(node))
+        weight = cast(Tensor, layer.weight).detach().double().cpu()
+        index = inputs_of_filters(layer)
+        seen, ids = self.watch.seen[x], self.channels.of(x)
+        if int(index.max()) >= len(ids) or len(self.watch.seen[node].felt) != len(weight):
+            return None
+        flat = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
+        square = seen.square[index] * flat.shape[2]
+        return _Filters(flat.abs().amax(2), ids[index], self.watch.seen[node].felt, square)
+
+    def total(self, logs: Tensor) -> Tensor:
+        """The expected squared error."""
+        parts = []
+        for r in self.reads:
+            factor = logs[r.ids].exp()
+            span = (r.high * factor).amax().clamp_min(0) - (r.low * factor).amin().clamp_max(0)
+            parts.append((span / 255).square() / 12 * (r.felt / factor.square()).sum())
+        for f in self.filters:
+            factor = logs[f.ids].exp()
+            step = (f.peaks / factor).amax(1) / 127
+            rows = (f.square * factor.square()).sum(1)
+            parts.append((step.square() / 12 * f.felt * rows).sum())
+        return torch.stack(parts).sum() / self.watch.outputs
+
+    def least(self, free: Tensor) -> tuple[Tensor, float, float]:
+        """Logarithms of the factors, and the sum before and after."""
+        logs = torch.zeros(len(free), dtype=torch.float64)
+        if not self.reads or not bool(free.any()):
+            return logs, 0.0, 0.0
+        best, before = logs, float(self.total(logs))
+        least = before
+        logs.requires_grad_()
+        optimizer = torch.optim.Adam([logs], _RATE)
+        slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+        for _ in range(_STEPS if before > 0 else 0):
+            value = self.total(logs)
+            if (found := float(value.detach())) < least:
+                best, least = logs.detach().clone(), found
+            # In logarithms: rates that suit one network suit all.
+            (grad,) = torch.autograd.grad(value.log(), logs)
+            logs.grad = torch.where(free, grad, 0.0)
+            optimizer.step()
+            slower.step()
+        return best.detach(), before, least
+
+
+def inputs_of_filters(layer: nn.Module) -> Tensor:
+    """Which channel of its input each weight [O, I, ...] of a layer reads, int64 [O, I]."""
+    weight, groups = cast(Tensor, layer.weight), int(getattr(layer, "groups", 1))
+    group = torch.arange(len(weight)) // (len(weight) // groups)
+    return group[:, None] * weight.shape[1] + torch.arange(weight.shape[1])
+
+
+@torch.no_grad()
+def _apply_checked(
+    model: nn.Module, traced: fx.GraphModule, channels: Channels, factors: Tensor, x: Tensor
+) -> None:
+    kept = copy.deepcopy(model.state_dict())
+    expected = model(x)
+    for node in traced.graph.nodes:
+        if scales(node) and node in channels:
+            _apply(node, channels, factors)
+    found = model(x)
+    if not float((found - expected).abs().max()) <= _ROUNDING * float(expected.abs().max()):
+        model.load_state_dict(kept)
+        what = "the equalized network computes what it did"
+        raise UnsupportedModel(need(what, "another output", "Report this model; it was misread."))
+
+
+def _apply(node: fx.Node, channels: Channels, factors: Tensor) -> None:
+    layer = cast(Any, module_of(node))
+    made = factors[channels.of(node)]
+    x = cast(fx.Node, node.args[0])
+    for name in ("weight", "bias"):
+        tensor = cast("Tensor | None", getattr(layer, name))
+        if tensor is None:
+            continue
+        scale = made
+        if tensor.ndim > 1:
+            index = inputs_of_filters(layer)
+            ids = channels.of(x) if x in channels else None
+            if ids is None or len(made) != len(tensor) or int(index.max()) >= len(ids):
+                return  # axis 1 is not that of its channels: pinned
+            scale = made[:, None] / factors[ids][index]
+            scale = scale.view(*scale.shape, *[1] * (tensor.ndim - 2))
+        elif len(made) != len(tensor):
+            return
+        tensor.copy_(tensor.double() * scale.to(tensor.device))
