@@ -31,7 +31,7 @@ from _sr import FILES, SETS, by_arrays, pairs, training_images
 import ternary_ops as tops
 from ternary_ops import runtime, sr
 from ternary_ops.checkpoint import Checkpoint
-from ternary_ops.sr.training import validate
+from ternary_ops.sr.training import reduced, validate
 
 TABLE = "sr_quality.csv"
 BUNDLED = "int8"  # the kind of the package's own models
@@ -40,7 +40,8 @@ BUNDLED = "int8"  # the kind of the package's own models
 @dataclass(frozen=True)
 class Run:
     """weights: published file it starts from, and which teaches. config: of all but head and tail,
-    which are dense 8-bit. goes_on: a run whose end it starts from instead.
+    which are dense 8-bit. goes_on: a run whose end it starts from instead. floats: layers that read
+    float32.
     """
 
     name: str
@@ -48,28 +49,38 @@ class Run:
     config: tops.TernaryConfig
     course: sr.SRCourse
     goes_on: str = ""
+    floats: tuple[str, ...] = ()
 
 
 def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
     return tops.TernaryConfig(weights, zeros=zeros, pattern="1x4")
 
 
-_LONG = sr.SRCourse(
-    steps=5000, rate=1e-3, batch=16, patch=32, share=0.5, stages=0.02, bfloat16=True
-)
 # By the teacher's image alone: photos of another kind than the teacher's pull away from it.
-_TAUGHT = dataclasses.replace(_LONG, steps=3000, share=1.0)
-_ON = dataclasses.replace(_LONG, steps=3000, rate=5e-4, share=1.0)
-_SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4, share=1.0)
-_BUNDLED = dataclasses.replace(_LONG, steps=1000, rate=3e-4, stages=0.0)  # what the package has
+_LONG = sr.SRCourse(
+    steps=8000, rate=1e-3, batch=16, patch=32, share=1.0, stages=0.02, bfloat16=True
+)
+_TAUGHT = dataclasses.replace(_LONG, steps=4000)
+_ON = dataclasses.replace(_LONG, steps=3000, rate=5e-4)
+_SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4)
+_LITTLE = dataclasses.replace(_LONG, steps=300, rate=1e-4)
+_TERNARY = dataclasses.replace(_LONG, steps=5000, rate=5e-4)
 _LIST = [
     Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT),
-    Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _BUNDLED),
-    Run("efdn-x2-int8", "EFDN_x2.npz", tops.TernaryConfig("int8"), _BUNDLED),
+    Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT),
+    Run("efdn-x2-int8", "EFDN_x2.npz", tops.TernaryConfig("int8"), _LITTLE),
+    # Where rounding costs most: what the last two layers read.
+    Run(
+        *("efdn-x4-int8-fine", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT),
+        floats=("local_fuse.2", "tail.0"),
+    ),
     Run("fmen-s-x4-int8quads75", "FMEN-S_x4.npz", _quads("int8", 0.75), _LONG),
     Run("fmen-s-x4-int8quads85", "FMEN-S_x4.npz", _quads("int8", 0.85), _TAUGHT),
-    Run("fmen-s-x4-quads50", "FMEN-S_x4.npz", _quads("ternary", 0.5), _TAUGHT),
-    Run("efdn-x4-int8quads75", "EFDN_x4.npz", _quads("int8", 0.75), _LONG),
+    Run("fmen-s-x4-quads60", "FMEN-S_x4.npz", _quads("ternary", 0.6), _TERNARY),
+    Run(
+        *("efdn-x4-int8quads75", "EFDN_x4.npz", _quads("int8", 0.75)),
+        dataclasses.replace(_LONG, steps=5000),
+    ),
     Run("efdn-x4-int8quads85", "EFDN_x4.npz", _quads("int8", 0.85), _TAUGHT),
     Run("efdn-x2-int8quads75", "EFDN_x2.npz", _quads("int8", 0.75), _TAUGHT),
 ]
@@ -101,6 +112,12 @@ def dense(run: Run) -> sr.SRNetwork:
     return network
 
 
+def varied() -> list[Any]:
+    """The training images, and half as large: with more detail to a pixel, as small photos have."""
+    images = training_images()
+    return images + [reduced(image, 2) for image in images]
+
+
 def samples(network: sr.SRNetwork) -> list[torch.Tensor]:
     """48 patches of the training images."""
     patches = sr.Patches(training_images(), network.scale, 48)
@@ -111,6 +128,7 @@ def start(run: Run) -> sr.SRNetwork:
     """The network to train, quantized."""
     network = dense(run)
     rules = {"tail.0": tops.TernaryConfig("int8", zeros=0.0)}
+    rules |= {name: tops.TernaryConfig("int8", activations="float32") for name in run.floats}
     tops.quantize_(network, tops.plan(network, run.config, rules=rules))
     return network
 
@@ -132,15 +150,14 @@ def train(run: Run, runs: Path) -> sr.SRNetwork:
                 layer.phase = "ternary"
     elif run.config.zeros and not checkpoint.file.exists():
         reconstruct(network)
-    patches = sr.Patches(training_images(), network.scale, run.course.patch)
+    patches = sr.Patches(varied(), network.scale, run.course.patch)
     optimizer = torch.optim.Adam(network.parameters(), run.course.rate, (0.9, 0.99))
-    sample = patches.batch(0, 32, 1)[0]
     pruner = None
     if run.config.zeros:  # before calibration: it sets the layers' phase
         pruner = tops.prune.Pruner(network, total_steps=run.course.steps, optimizer=optimizer)
     # Activations are 8-bit from the first step on, and their ranges are learned.
     if not run.goes_on:
-        tops.calibrate(network, [sample * network.input_range])
+        tops.calibrate(network, samples(network))
     sr.train(
         *(network, patches, run.course),
         **{"teacher": dense(run), "pruner": pruner, "optimizer": optimizer},

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from ternary_ops.kernels._target import target
 from torch import Tensor
 
 NONE, COLUMNS, WHOLE = 0, 1, 2
@@ -114,36 +115,77 @@ def _channel(x, c, channels, at, exists, fill):
 
 
 @triton.jit
+def _turned8(a, b, c, d):
+    """Words of four pixels of four channels -> four words of a pixel, codes less 128."""
+    p, q, r, s = tl.inline_asm_elementwise(
+        "{ .reg .b32 t, u, v, w; prmt.b32 t, $4, $5, 0x5140; prmt.b32 u, $4, $5, 0x7362;"
+        " prmt.b32 v, $6, $7, 0x5140; prmt.b32 w, $6, $7, 0x7362; prmt.b32 $0, t, v, 0x5410;"
+        " prmt.b32 $1, t, v, 0x7632; prmt.b32 $2, u, w, 0x5410; prmt.b32 $3, u, w, 0x7632; }",
+        "=&r,=&r,=&r,=&r,r,r,r,r", [a, b, c, d],
+        dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+    )  # fmt: skip
+    joined = tl.join(tl.join(p, r), tl.join(q, s)) ^ -2139062144  # 0x80 in every byte
+    return joined.reshape(a.shape[0], 4 * a.shape[1])
+
+
+@triton.jit
+def _turned16(a, b):
+    """Words of two pixels of two channels -> two words of a pixel."""
+    p, q = tl.inline_asm_elementwise(
+        "prmt.b32 $0, $2, $3, 0x5410; prmt.b32 $1, $2, $3, 0x7632;",
+        "=&r,=&r,r,r", [a, b], dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
+    )  # fmt: skip
+    return tl.join(p, q).reshape(a.shape[0], 2 * a.shape[1])
+
+
+@triton.jit
 def _spread(
     x, to, hw, W, by_w, w_places, HM, WM, top, left, channels, fill, inner, border, tiles,
-    EVEN: tl.constexpr, GROUPS: tl.constexpr, PITCH: tl.constexpr, CODES: tl.constexpr,
-    BC: tl.constexpr, BP: tl.constexpr,
+    EVEN: tl.constexpr, GROUPS: tl.constexpr, PITCH: tl.constexpr, EACH: tl.constexpr,
+    WIDE: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Unfolded: BC channels of BP pixels of x, as they lie, or (from tile `inner`) of the border.
 
-    Codes travel four channels a word: bytes would cost five times the instructions.
+    Channels that x lacks meet weights of 0. EACH channels travel a word of the map: bytes would
+    cost five times the instructions. WIDE: x is read as words of EACH pixels too, and PTX turns
+    them. fill: of the border, in x's type.
     """
     n = (tl.program_id(0) // tiles).to(tl.int64)
     tile = tl.program_id(0) % tiles
     group = tl.program_id(1) // (PITCH // BC)
-    EACH: tl.constexpr = 4 if CODES else 1
     STEP: tl.constexpr = GROUPS * PITCH // EACH
     word = tl.program_id(1) % (PITCH // BC) * (BC // EACH) + tl.arange(0, BC // EACH)
     pixels = to + n * HM * WM * STEP + group * (PITCH // EACH) + word[None, :]
+    c = word * EACH
+    HW = hw * EVEN
+    first = ((n * GROUPS + group) * channels + c) * HW
     if tile < inner:
-        c = word * EACH
-        HW = hw * EVEN
         q = tile * BP + tl.arange(0, BP)
-        exists = (q < HW)[None, :]
-        at = (((n * GROUPS + group) * channels + c) * HW)[:, None] + q[None, :]
-        if CODES:
-            v = _channel(x, c, channels, at, exists, fill)
-            v |= _channel(x + HW, c + 1, channels, at, exists, fill) << 8
-            v |= _channel(x + HW * 2, c + 2, channels, at, exists, fill) << 16
-            v |= _channel(x + HW * 3, c + 3, channels, at, exists, fill) << 24
-            v ^= -2139062144  # 0x80 in every byte
+        if WIDE:
+            words = tile * (BP // EACH) + tl.arange(0, BP // EACH)
+            PLANE = hw * (EVEN // EACH)
+            at = (first // EACH)[:, None] + words[None, :]
+            exists = (words < PLANE)[None, :]
+            v = _channel(x, c, channels, at, exists, 0)
+            w = _channel(x + PLANE, c + 1, channels, at, exists, 0)
+            if EACH == 4:
+                third = _channel(x + PLANE * 2, c + 2, channels, at, exists, 0)
+                fourth = _channel(x + PLANE * 3, c + 3, channels, at, exists, 0)
+                v = _turned8(v, w, third, fourth)
+            else:
+                v = _turned16(v, w)
         else:
-            v = tl.load(x + at, mask=exists & (c < channels)[:, None], other=fill)
+            at = first[:, None] + q[None, :]
+            exists = (q < HW)[None, :]
+            v = _channel(x, c, channels, at, exists, fill)
+            if EACH == 2:
+                v &= 65535  # without the copies of its sign
+            if EACH > 1:
+                v |= _channel(x + HW, c + 1, channels, at, exists, fill) << (32 // EACH)
+            if EACH == 4:
+                v |= _channel(x + HW * 2, c + 2, channels, at, exists, fill) << 16
+                v |= _channel(x + HW * 3, c + 3, channels, at, exists, fill) << 24
+                v ^= -2139062144  # 0x80 in every byte
         row = divide(q, by_w, w_places, 1)
         pixel = (row + top) * WM + left + q - row * W
         tl.store(pixels + pixel[:, None].to(tl.int64) * STEP, tl.trans(v), mask=(q < HW)[:, None])
@@ -156,10 +198,10 @@ def _spread(
         above_or_below = tl.where(b < top * WM, b, b + (HM - 2 * top) * WM)
         pixel = tl.where(b < 2 * top * WM, above_or_below, pixel)
         outside = fill
-        if CODES:
+        if EACH == 4:
             outside = (fill - 128) & 255
             outside = (outside | outside << 8) | (outside | outside << 8) << 16
-        values = tl.full((BP, BC // EACH), outside, to.dtype.element_ty)
+        values = tl.full((BP, BC // EACH), outside, tl.int32)
         tl.store(pixels + pixel[:, None].to(tl.int64) * STEP, values, mask=(b < border)[:, None])
 
 
@@ -206,15 +248,20 @@ def make_map(
     hm, wm = (ho if fold == WHOLE else h + 2 * ph), (w + 2 * pw if fold == NONE else wo)
     dtype = torch.int8 if codes else x.dtype
     to = torch.empty(n, hm, wm, groups * pitch, dtype=dtype, device=x.device)
-    fill = zero_point if codes else 0.0
+    fill = zero_point if codes else 0
     if fold == NONE:
+        each = 4 // x.element_size()
+        aligned = x.data_ptr() % 4 == 0 and h * w % each == 0
+        wide = each > 1 and aligned and target().ptx
+        whole = (torch.uint8, torch.int16, torch.int32)[(4, 2, 1).index(each)]
+        words = x.flatten().view(torch.int32 if wide else whole)
         even, bp = math.gcd(h * w, 16), min(128, max(16, triton.next_power_of_2(h * w)))
         inner, border = triton.cdiv(h * w, bp), hm * wm - h * w
         tiles = inner + triton.cdiv(border, bp)
         _spread[(n * tiles, groups * layout.chunks)](
-            x, to.view(torch.int32) if codes else to, h * w // even, w, *reciprocal(w), hm, wm,
+            words, to.view(torch.int32), h * w // even, w, *reciprocal(w), hm, wm,
             ph, pw, c // groups, fill, inner, border, tiles, EVEN=even, GROUPS=groups,
-            PITCH=pitch, CODES=codes, BC=layout.lanes, BP=bp,
+            PITCH=pitch, EACH=each, WIDE=wide, BC=layout.lanes, BP=bp, num_warps=2,
         )  # fmt: skip
         return Map(to, (sh, sw), (dh, dw))
     bw = min(64, max(16, triton.next_power_of_2(wm)))

@@ -1,10 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large blocks are: rules from shape and target, without a device."""
+"""How large blocks are: rules from shape and target, without a device.
 
-from typing import NamedTuple
+What ternary_ops.gpu.tune measured on a device goes before the rule, for the same arguments.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 from ternary_ops.kernels._planes import DEPTH
 from ternary_ops.kernels._target import Target
+
+Site = tuple[Any, ...]  # a rule's name and its arguments, the last of them a Target
+_Rule = TypeVar("_Rule", bound=Callable[..., Any])
+rules: dict[str, Callable[..., Any]] = {}  # by name, as they are
+chosen: dict[Site, Any] = {}  # by measurement
+asked: dict[Site, Any] = {}  # what rules were asked, and said
+
+
+def measured(rule: _Rule) -> _Rule:
+    """The rule, or what a measurement found better."""
+    rules[rule.__name__] = rule
+
+    @wraps(rule)
+    def choose(*arguments: Any) -> Any:
+        site = (rule.__name__, *arguments)
+        blocks = asked.get(site)
+        if blocks is None:
+            blocks = asked[site] = rule(*arguments)
+        return chosen.get(site, blocks)
+
+    return choose  # type: ignore[return-value]
+
 
 # Bytes of shared memory a block may use.
 _SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
@@ -26,6 +53,7 @@ def shared_bytes(where: Target) -> int:
     return 1024 * _SHARED.get(where.arch if isinstance(where.arch, int) else 0, _SHARED_LEAST)
 
 
+@measured
 def linear_blocks(m: int, n: int, depth: int, itemsize: int, where: Target) -> Blocks:
     """For kernels/linear.py: depth is padded, itemsize that of x's elements (1: int8).
 
@@ -69,6 +97,7 @@ class ConvBlocks(NamedTuple):
     stages: int
 
 
+@measured
 def conv_blocks(
     pixels: int, rows: int, groups: int, depth: int, held: int, itemsize: int, where: Target
 ) -> ConvBlocks:
@@ -113,6 +142,7 @@ class BlockSparseBlocks(NamedTuple):
     stages: int
 
 
+@measured
 def block_sparse_blocks(
     pixels: int, n: int, m: int, out_channels: int, itemsize: int, where: Target
 ) -> BlockSparseBlocks:
@@ -120,5 +150,32 @@ def block_sparse_blocks(
     rows = min(n & -n, 64 if itemsize == 4 else 128)
     depth = min(m & -m, 128 // itemsize)
     row_blocks = -(-out_channels // n) * (n // rows)
-    blocks = conv_blocks(pixels, rows, row_blocks, m, m * itemsize, itemsize, where)
+    blocks = rules["conv_blocks"](pixels, rows, row_blocks, m, m * itemsize, itemsize, where)
     return BlockSparseBlocks(*blocks[:2], depth, *blocks[2:])
+
+
+def neighbours(site: Site, blocks: Any) -> list[Any]:
+    """Blocks that differ from these in one number, by a factor of 2 (stages: by 1), and are valid.
+
+    Rows of convolutions stay: weights lie by them.
+    """
+    most = {"rows": 256, "columns": 256, "split": 16, "warps": 8, "stages": 4}
+    least = {"rows": 16, "columns": 16, "split": 1, "warps": 1, "stages": 2}
+    names = [name for name in blocks._fields if name in most]
+    where: Target = site[-1]
+    if site[0] != "linear_blocks":
+        names.remove("rows")
+    elif blocks.columns == 1:  # a matrix times a vector: no tensor cores, no loop to overlap
+        names, least = ["rows", "warps"], least | {"rows": 4}
+    else:
+        most |= {"split": max(1, int(site[3]) // DEPTH)}
+    found = []
+    for name in names:
+        value = getattr(blocks, name)
+        steps = (value - 1, value + 1) if name == "stages" else (value // 2, value * 2)
+        found += [
+            blocks._replace(**{name: step}) for step in steps if least[name] <= step <= most[name]
+        ]
+    # Hopper's products of four warps take 64 rows.
+    hopper = where.ptx and where.arch == 90
+    return [b for b in found if not hopper or b.columns == 1 or b.rows < 64 or b.warps >= 4]

@@ -79,17 +79,21 @@ def write(
 
     scale may be None. FAR: a channel's place within an image needs 64 bits.
     """
-    if acc.dtype == tl.int32:
-        if TERNARY:
-            acc = acc >> 6
-        acc += (tl.load(sums + group * ROWS + o) * shift)[:, None]
-    else:
-        acc = acc * factor
     channel = group * OUT + o
     if scale is None:
         s = 1.0
     else:
         s = tl.load(scale + channel, mask=o < OUT, other=0.0)[:, None]
+    if acc.dtype == tl.int32:
+        total = tl.load(sums + group * ROWS + o) * shift
+        if TERNARY:
+            # Planes hold 64 times the weights: their sums are whole multiples, so that a float32
+            # and a scale rounded alike are the same 64 times later.
+            total = total << 6
+            s *= 0.015625
+        acc += total[:, None]
+    else:
+        acc = acc * factor
     b = tl.load(bias + channel, mask=o < OUT, other=0.0)[:, None] if HAS_BIAS else 0.0
     out = finish(acc, s, b, inverse, zero_point, HAS_BIAS, CODES)
     image = divide(p, by_hw, hw_places, EVEN)
@@ -114,9 +118,9 @@ class Finishing(NamedTuple):
         return self.shift, inverse, float(self.output.zero_point), factor
 
     @property
-    def flags(self) -> dict[str, bool]:
+    def flags(self) -> dict[str, int]:
         """HAS_BIAS and CODES."""
-        return {"HAS_BIAS": self.bias is not None, "CODES": self.output.dtype == torch.uint8}
+        return {"HAS_BIAS": self.bias is not None, "CODES": self.output.codes}
 
     @property
     def vectors(self) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ HFAB, x * sigmoid(branch(x)), a chain of 3 x 3 convolutions with few channels in
                stretch of memory of the program's own that stays in the caches: layer i is computed
                on the tile and as many pixels around it as layers follow. A barrier separates
                layers. Programs take tile after tile, so that scratch does not grow with the image.
+               Larger tiles read less around them, smaller ones leave no processor idle
+               (`tile_side`).
 
 Products are those of x's dtype with float32 sums; float32 ones are not rounded to tf32.
 """
@@ -27,7 +29,13 @@ from ternary_ops.kernels._stretch import between
 from ternary_ops.kernels._target import target
 from torch import Tensor
 
-TILE = 32
+
+def tile_side(n: int, h: int, w: int, processors: int) -> int:
+    """Pixels along a tile of _chain: the largest of which every processor has one."""
+    sides = (64, 32, 16)
+    tiles = [n * triton.cdiv(h, side) * triton.cdiv(w, side) for side in sides]
+    enough = (side for side, count in zip(sides, tiles, strict=True) if count >= processors)
+    return next(enough, sides[-1])
 
 
 @triton.jit
@@ -252,15 +260,16 @@ def hf_attention(
     widths = [(fp, cp), *[(fp, fp)] * (layers - 2), (cp, fp)]
     banks = [_taps(k, *s, dtype).flatten() for k, s in zip(weights, widths, strict=True)]
     vectors = [_vector(b, s[0]) for b, s in zip(biases, widths, strict=True)]
-    tiles_h, tiles_w = triton.cdiv(h, TILE), triton.cdiv(w, TILE)
+    tile = tile_side(n, h, w, target().processors)
+    tiles_h, tiles_w = triton.cdiv(h, tile), triton.cdiv(w, tile)
     tiles = n * tiles_h * tiles_w
     programs = min(tiles, 4 * target().processors)
-    side = TILE + 2 * (layers - 1)
+    side = tile + 2 * (layers - 1)
     scratch = torch.empty(programs, 2, f, side, side, dtype=dtype, device=x.device)
     y = torch.empty_like(x)
     _chain[(programs,)](
         x, torch.cat(banks), torch.cat(vectors), torch.tensor(slopes, device=x.device), y, scratch,
-        h, w, tiles_h, tiles_w, tiles, LAYERS=layers, C=c, F=f, CP=cp, FP=fp, TILE=TILE, BP=128,
+        h, w, tiles_h, tiles_w, tiles, LAYERS=layers, C=c, F=f, CP=cp, FP=fp, TILE=tile, BP=128,
         num_warps=8,
     )  # fmt: skip
     return y

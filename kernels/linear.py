@@ -229,7 +229,7 @@ def run(
     y = torch.empty(m, n, dtype=output.dtype, device=x.device)
     inverse = float(torch.tensor(1.0) / torch.tensor(output.scale))
     finish_with = (shift, inverse, float(output.zero_point))
-    flags = {"HAS_BIAS": bias is not None, "CODES": output.dtype == torch.uint8}
+    flags = {"HAS_BIAS": bias is not None, "CODES": output.codes}
     where = target()
     blocks = linear_blocks(m, n, depth, x.element_size(), where)
     check_compiler(integer, where)

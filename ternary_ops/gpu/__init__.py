@@ -8,5 +8,7 @@
         launch(x, weights, y)                 # tensors in ordinary memory
     launches[0].binary.registers, launches[0].binary.tensor_core
 
+`tuning.tune` chooses sizes of blocks by the clock of a real GPU, and keeps them in a file.
+
 Nothing here imports Triton before `record` or a Binary needs it.
 """

@@ -109,6 +109,39 @@ def conv2d(
     )
 
 
+def block_sparse(n: int, c: int, h: int, o: int, k: int, kept: float, block: int = 64) -> Case:
+    """k x k, padded, float16; `kept` of the blocks of `block` x `block` channels, as many in each
+    row of blocks, which lie at random.
+    """
+    kernels = gpu_module("block_sparse_conv2d")
+    generator = torch.Generator().manual_seed(0)
+    across = k * k * (c // block)
+    each, rows = round(kept * across), o // block
+    chosen = [torch.randperm(across, generator=generator)[:each].sort().values for _ in range(rows)]
+    col = torch.cat(chosen).int()
+    crow = torch.arange(0, each * rows + 1, each, dtype=torch.int32)
+    values = torch.zeros(len(col), block, block, dtype=torch.float16)
+    x = torch.zeros(n, c, h, h, dtype=torch.float16)
+
+    def launch() -> None:
+        kernels.run(x, values, crow, col, o, (k, k), None, (1, 1), (k // 2, k // 2), (1, 1), 1)
+
+    def trips(one: Launch) -> list[float]:
+        return [each] if one.name == "_block_sparse" else []
+
+    macs = float(n * h * h * values.numel())
+    y_bytes = 2 * n * o * h * h
+    copy = 2 * n * c * (h + k - 1) ** 2
+    what = f"{n}x{c}x{h}x{h}, {o} of {k}x{k} fp16 {100 * kept:.0f} % of {block}x{block}"
+    return Case(
+        f"block_sparse_conv2d {what}",
+        *(launch, trips, "MAC", macs, macs),
+        x.nbytes + 2 * copy + values.nbytes + y_bytes,
+        x.nbytes + values.nbytes + y_bytes,
+        "fp16",
+    )
+
+
 def sr_gate(c: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> Case:
     """SPAN's gate."""
     kernels = gpu_module("sr_gate")
@@ -148,13 +181,12 @@ def hf_attention(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.floa
     shapes = [(f, c), (f, f), (f, f), (c, f)]
     weights = [torch.zeros(o, i, 3, 3) for o, i in shapes]
     biases = [torch.zeros(len(weight)) for weight in weights]
-    pixels, side = h * w, kernels.TILE + 2 * len(shapes)
-    halo = side * side / kernels.TILE**2
+    pixels = h * w
 
     def trips(one: Launch) -> list[float]:
         """By depth: tiles, then a layer's pixels, then its taps, unless they are unrolled."""
         at = one.arguments
-        sides = iter(kernels.TILE + 2 * around for around in (3, 2, 1, 0))
+        sides = iter(int(at["TILE"]) + 2 * around for around in (3, 2, 1, 0))
         turns: list[float] = []
         loops = sorted(one.binary.loops, key=lambda loop: loop.first)
         for loop in loops:
@@ -166,7 +198,9 @@ def hf_attention(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.floa
         return turns
 
     macs = 9.0 * pixels * sum(o * i for o, i in shapes)
-    moved = round(x.nbytes * halo) + x.nbytes
+    # Of a device with 100 to 150 processors.
+    tile = kernels.tile_side(1, h, w, 120)
+    moved = round(x.nbytes * (tile + 2 * len(shapes)) ** 2 / tile**2) + x.nbytes
     return Case(
         f"hf_attention {c}, {f}, {h}x{w} {_short(dtype)}",
         lambda: kernels.hf_attention(x, weights, biases, [0.1, 0.1, 0.1]),
@@ -196,6 +230,9 @@ def all_cases() -> list[Any]:
         *(conv2d(32, c, 3584 // c, c, 3) for c in (64, 128, 256, 512)),
         conv2d(32, 256, 14, 256, 3, kept=0.25),
         conv2d(32, 256, 14, 256, 3, torch.float16, kept=0.25),
+        block_sparse(32, 256, 14, 256, 3, 0.25),
+        block_sparse(1, 4096, 32, 4096, 1, 0.25),
     ]
     attention = [sr_gate(48, 180, 320), esa(50, 16, 180, 320), hf_attention(50, 16, 180, 320)]
+    attention.append(hf_attention(50, 16, 720, 1280))
     return [*linears, *convolutions, *attention]

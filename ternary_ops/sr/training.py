@@ -199,6 +199,8 @@ class _Stages:
     def difference(self) -> Tensor:
         """Mean over the blocks of |made - taught|^2 / |taught|^2."""
         pairs = [(self._seen[0][i].float(), taught.float()) for i, taught in self._seen[1].items()]
+        for seen in self._seen:
+            seen.clear()  # whoever copies the network meanwhile copies its hooks
         parts = [(a - b).square().sum() / b.square().sum().clamp_min(1e-30) for a, b in pairs]
         return torch.stack(parts).mean()
 

@@ -134,6 +134,16 @@ def _from_float32(values: Array, dtype: tl.dtype) -> TensorHandle:
     return TensorHandle(kept.to(fp8).view(torch.uint8).numpy(), dtype)
 
 
+@_replaces(Builder, "create_maxnumf", "create_minnumf")
+def _number(self: Builder, original: Function, a: Any, b: Any) -> TensorHandle:
+    """Of a NaN and a number the number, as on the device; upstream returns NaN."""
+    a, b = (
+        TensorHandle(np.where(np.isnan(x.data), y.data, x.data), x.dtype)
+        for x, y in ((a, b), (b, a))
+    )
+    return original(self, a, b)
+
+
 @_replaces(
     Builder,
     *(f"create_f{name}" for name in "add sub mul div rem ma".split()),
@@ -228,6 +238,40 @@ def twin(asm: str) -> Callable[[Function], Function]:
 def _dp4a(a: Array, b: Array, sums: Array) -> Array:
     left, right = (x.view(np.int8).reshape(*x.shape, 4).astype(np.int32) for x in (a, b))
     return sums.view(np.int32) + (left * right).sum(-1, dtype=np.int32)
+
+
+@twin("{ .reg .s32 t; cvt.rni.s32.f32 t, $1; add.s32 t, t, $2; min.u32 $0, t, 255; }")
+def _code(x: Array, zero_point: Array) -> Array:
+    whole = np.where(np.isnan(x), 0.0, np.rint(x.astype(np.float64))).clip(-(2**31), 2**31 - 1)
+    return np.minimum((whole.astype(np.int64) + zero_point).astype(np.uint32), 255).view(np.int32)
+
+
+@twin(
+    "{ .reg .b32 t, u, v, w; prmt.b32 t, $4, $5, 0x5140; prmt.b32 u, $4, $5, 0x7362;"
+    " prmt.b32 v, $6, $7, 0x5140; prmt.b32 w, $6, $7, 0x7362; prmt.b32 $0, t, v, 0x5410;"
+    " prmt.b32 $1, t, v, 0x7632; prmt.b32 $2, u, w, 0x5410; prmt.b32 $3, u, w, 0x7632; }"
+)
+def _turned8(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:
+    t, u = _prmt(a, b, 0x5140), _prmt(a, b, 0x7362)
+    v, w = _prmt(c, d, 0x5140), _prmt(c, d, 0x7362)
+    return tuple(_prmt(*pair, bytes_) for pair in ((t, v), (u, w)) for bytes_ in (0x5410, 0x7632))
+
+
+@twin("prmt.b32 $0, $2, $3, 0x5410; prmt.b32 $1, $2, $3, 0x7632;")
+def _turned16(a: Array, b: Array) -> tuple[Array, ...]:
+    return _prmt(a, b, 0x5410), _prmt(a, b, 0x7632)
+
+
+def _prmt(a: Array, b: Array, selector: int) -> Array:
+    """Bytes of the pair (b, a) that the selector's four digits name, the lowest first."""
+    both = a.view(np.uint32).astype(np.uint64) | b.view(np.uint32).astype(np.uint64) << np.uint64(
+        32
+    )
+    result = np.zeros_like(both)
+    for place in range(4):
+        byte = np.uint64(8 * (selector >> 4 * place & 7))
+        result |= (both >> byte & np.uint64(255)) << np.uint64(8 * place)
+    return result.astype(np.uint32).view(np.int32)
 
 
 def _immediate(word: str, like: Array) -> Array:
