@@ -136,8 +136,8 @@ def write(path: Path, picture: Picture) -> None:
     picture = replace(picture, pixels=_fitted(pixels, suffix))
     if suffix in _TIFF:
         replace_file(path, lambda target: _write_tiff(target, picture))
-    elif picture.pixels.dtype == np.uint16:
-        replace_file(path, lambda target: target.write_bytes(_deep_bytes(picture)))
+    elif suffix == ".png":
+        replace_file(path, lambda target: target.write_bytes(_png_bytes(picture)))
     else:
         replace_file(path, lambda target: _write_pillow(target, suffix, picture))
 
@@ -159,7 +159,6 @@ def _fitted(pixels: NDArray[Any], suffix: str) -> NDArray[Any]:
 def _write_pillow(target: Path, suffix: str, picture: Picture) -> None:
     library = _library("PIL.Image")
     options: dict[str, Any] = {
-        ".png": {"compress_level": 1},  # higher levels take longer than the network
         ".webp": {"quality": 95},
         ".jpg": {"quality": 95},
         ".jpeg": {"quality": 95},
@@ -190,9 +189,19 @@ def _write_tiff(target: Path, picture: Picture) -> None:
     )
 
 
-def _deep_bytes(picture: Picture) -> bytes:
-    """A PNG of 16 bits; color profile and EXIF go in behind its header."""
-    data: bytes = _library("imagecodecs").png_encode(picture.pixels, level=1)
+def _png_bytes(picture: Picture) -> bytes:
+    """A PNG of 8 or 16 bits; color profile and EXIF go in behind its header.
+
+    One filter and runs alone: a search among all, or for longer matches, takes longer than the
+    network.
+    """
+    library = _library("imagecodecs")
+    data: bytes = library.png_encode(
+        np.ascontiguousarray(picture.pixels),
+        level=1,
+        strategy=library.PNG.STRATEGY.RLE,
+        filter=library.PNG.FILTER.SUB,
+    )
     end = len(_PNG) + 25  # signature, and a header of 13 bytes in its frame
     more = b""
     if picture.icc:
