@@ -5,7 +5,9 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/layer.h"
 #include "engine/sampling.h"
+#include "engine/winograd.h"
 
 namespace tops {
 namespace {
@@ -31,6 +33,11 @@ Rows rows_resized(const Node& node, const Grid& in, const Grid& out, Rows rows) 
     return Rows{s.first, s.second + 1};
   };
   return {row(rows.begin).begin, row(rows.end - 1).end};
+}
+
+// Are its rows made two at a time, from even ones on?
+bool pairs(const Node& node) {
+  return node.op == Op::kConv && by_row_pairs(node.layer->view(), node.window);
 }
 
 // Where the input rows end that `end` rows of the output read, or a little later: a straight line
@@ -72,6 +79,7 @@ class Flow {
     bool nothing = true;
     for (size_t id = nodes_.size(); id-- > 0;) {
       if (need_[id] == kNone) continue;
+      if (pairs(nodes_[id])) need_[id] = 2 * std::ceil(need_[id] / 2);
       const int64_t rows_end = static_cast<int64_t>(std::floor(need_[id]));
       nothing = nothing && rows_end <= 0;
       each_input(id, [&](size_t input, bool beside) {

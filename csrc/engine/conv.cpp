@@ -172,6 +172,9 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     a.valid = valid_.data();
     a.origin = out.cell(0, 0, 0);
   }
+  if (by_row_pairs(packed, w) && a.valid && !row_filter && !domain_.scratch_bytes())
+    pairs_of_rows_ = RowPairs(packed, in.n, out.h, out.w, domain_.pitch(),
+                              domain_.rows() * domain_.pitch(), domain_.plane());
   wide_possible_ = !packed.sparse && packed.weights != Weights::kFloat && !a.float_out &&
                    !residual.is_float && !gate.present && s.groups == 1;
   if (!a.valid || wide_possible_) {
@@ -198,11 +201,13 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
     run_depthwise(a);
   else if (packed_.sparse)
     run_sparse(a);
+  else if (pairs_of_rows_)
+    pairs_of_rows_.run(a);
   else if (wide)
     run_wide(a);
   else
     run_dense(a);
-  if (out_.is_float || wide || !a.valid) {
+  if (out_.is_float || wide || pairs_of_rows_ || !a.valid) {
     parallel_for(out_.cells, out_.cells * out_.n * out_.h / 8,
                  [&](int64_t c, int) { fill_halo(out_, {0, out_.h}, y, halo_, c, c + 1); });
     return;

@@ -7,6 +7,7 @@
 #include "engine/depthwise.h"
 #include "engine/domain.h"
 #include "engine/packed.h"
+#include "engine/winograd.h"
 #include "kernels/table.h"
 
 namespace tops {
@@ -64,6 +65,7 @@ class ConvPlan {
   std::vector<int32_t> block_offsets_;
   std::vector<PairEntry> pairs_;
   TapGroups taps_;
+  RowPairs pairs_of_rows_;
   std::vector<int32_t> start_, signed_start_;  // the latter where inputs are read less 128
   std::vector<float> scale_, bias_, slope_;
   std::vector<Segment> segments_;

@@ -43,6 +43,7 @@ struct V {
   static TOPS_INLINE F to_f(I a) { return _mm512_cvtepi32_ps(a); }
   static TOPS_INLINE I round(F a) { return _mm512_cvtps_epi32(a); }
   static TOPS_INLINE F addf(F a, F b) { return _mm512_add_ps(a, b); }
+  static TOPS_INLINE F subf(F a, F b) { return _mm512_sub_ps(a, b); }
   static TOPS_INLINE F mulf(F a, F b) { return _mm512_mul_ps(a, b); }
   static TOPS_INLINE F divf(F a, F b) { return _mm512_div_ps(a, b); }
   static TOPS_INLINE F maxf(F a, F b) { return _mm512_max_ps(a, b); }

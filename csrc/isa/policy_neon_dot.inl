@@ -59,6 +59,7 @@ struct V {
     return vbslq_s32(vceqq_f32(a, a), vcvtnq_s32_f32(a), vdupq_n_s32(INT32_MIN));
   }
   static TOPS_INLINE F addf(F a, F b) { return vaddq_f32(a, b); }
+  static TOPS_INLINE F subf(F a, F b) { return vsubq_f32(a, b); }
   static TOPS_INLINE F mulf(F a, F b) { return vmulq_f32(a, b); }
   static TOPS_INLINE F divf(F a, F b) { return vdivq_f32(a, b); }
   // As maxps and minps: the second operand where either is NaN.

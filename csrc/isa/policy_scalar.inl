@@ -91,6 +91,10 @@ struct V {
     F r;
     TOPS_LANES(a.v[i] + b.v[i]);
   }
+  static TOPS_INLINE F subf(F a, F b) {
+    F r;
+    TOPS_LANES(a.v[i] - b.v[i]);
+  }
   static TOPS_INLINE F mulf(F a, F b) {
     F r;
     TOPS_LANES(a.v[i] * b.v[i]);

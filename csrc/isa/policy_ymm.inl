@@ -34,6 +34,7 @@ static TOPS_INLINE I as_i(F a) { return _mm256_castps_si256(a); }
 static TOPS_INLINE F to_f(I a) { return _mm256_cvtepi32_ps(a); }
 static TOPS_INLINE I round(F a) { return _mm256_cvtps_epi32(a); }
 static TOPS_INLINE F addf(F a, F b) { return _mm256_add_ps(a, b); }
+static TOPS_INLINE F subf(F a, F b) { return _mm256_sub_ps(a, b); }
 static TOPS_INLINE F mulf(F a, F b) { return _mm256_mul_ps(a, b); }
 static TOPS_INLINE F divf(F a, F b) { return _mm256_div_ps(a, b); }
 static TOPS_INLINE F maxf(F a, F b) { return _mm256_max_ps(a, b); }

@@ -6,6 +6,7 @@
 #include "kernels/epilogue.inl"
 #include "kernels/conv.inl"
 #include "kernels/conv_wide.inl"
+#include "kernels/winograd.inl"
 #include "kernels/block_sparse.inl"
 #include "kernels/depthwise.inl"
 #include "kernels/linear.inl"

@@ -277,6 +277,12 @@ static void dense_tile(const ConvArgs& a, const uint8_t* x, const uint8_t* panel
       dense_steps(block, a, x, quads, 0, a.k);
       block.copy(out);
     }
+    if (W == Weights::kFloat && a.sums) {
+      for (int64_t j = 0; j < kChannels && o + h + j < a.outputs; ++j)
+        for (int v = 0; v < NV; ++v)
+          V::store(a.y + (o + h + j) * a.plane + (p + v * V::kLanes) * 4, out[j * NV + v]);
+      continue;
+    }
     for (int64_t j = 0; j < kChannels && o + h + j < a.outputs; j += 4)
       finish_tile<W, NV>(a, finish, out + j * NV, o + h + j, p);
   }

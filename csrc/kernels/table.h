@@ -113,6 +113,7 @@ struct ConvArgs {
   const int32_t* tap_rows;  // depthwise: [cells + 1]
   const TapGroup* tap_groups;
   int64_t outputs;  // O
+  bool sums;        // dense float: y takes the sums, in whole vectors, and there is no epilogue
   Epilogue epilogue;
   bool float_out;
   uint8_t* y;               // output cell 0
@@ -251,6 +252,12 @@ struct KernelTable {
                       uint8_t* scratch);
   // Depthwise: cells [begin, end).
   void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
+  // Float 3 x 3 convolutions by pairs of rows, kernels/winograd.inl: four input rows of a channel
+  // to n cells of each of four planes (whole vectors are read and written), and the products of
+  // these to outputs a, b (or null), whose pixels begin at flat index 0.
+  void (*winograd_rows)(const uint8_t* const d[4], int64_t n, uint8_t* to, int64_t apart);
+  void (*winograd_finish)(const ConvArgs& a, const ConvArgs* b, const uint8_t* m, int64_t plane,
+                          int64_t apart);
   // Weight rows [begin, end) times all input rows.
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
   // The same of float rows.

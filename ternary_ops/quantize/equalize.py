@@ -31,6 +31,7 @@ from ternary_ops.quantize.trace import is_layer, module_of, trace
 
 _STEPS = 400
 _RATE = 0.05  # of Adam, on logarithms of factors
+_AT_ONCE = 2**17  # numbers of the input that go through the network together
 _ROUNDS = 2  # random directions of the output in each batch
 # Outputs may differ by rounding, relative to the largest.
 _ROUNDING = 1e-3
@@ -67,7 +68,9 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
         traced = trace(model)
         watch = _Watch(traced)
         for x in inputs:
-            watch.look(x)
+            # All values of a network and their gradients are held at once.
+            for part in x.split(max(1, _AT_ONCE * len(x) // max(1, x.numel()))):
+                watch.look(part)
         _check_finite(watch)
         channels = Channels(traced, watch.shapes)
         logs, before, after = _Noise(traced, watch, channels).least(channels.free())

@@ -63,7 +63,8 @@ class Upscaler:
         self.scale, self.smallest = known.scale, known.smallest
         self._whole = known.radius is None and not self._attentions
         self.margin = ESA_MARGIN if known.radius is None else known.radius
-        self._step = self._attentions[0].step if self._attentions else 1
+        # Rows of float layers go in pairs, from even ones on.
+        self._step = self._attentions[0].step if self._attentions else 2
         self._placing = Lock()
 
     def _open(self, network: SRNetwork) -> None:

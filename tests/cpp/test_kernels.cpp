@@ -341,14 +341,16 @@ void draw_blocks(Rng& g, const Case& c, float* w) {
   }
 }
 
-void test_float_conv(Rng& g) {
-  Case c = draw(g);
+void check_float_conv(Rng& g, const Case& c, bool blocks) {
   const int64_t oh = window_out(c.h, c.r, c.window.stride_h, c.window.pad_h, c.window.dil_h);
   const int64_t ow = window_out(c.w, c.s, c.window.stride_w, c.window.pad_w, c.window.dil_w);
   Guarded x(static_cast<size_t>(c.n * c.groups * c.i * c.h * c.w) * 4, 4),
       w(static_cast<size_t>(c.o * c.r * c.s * c.i) * 4, 4);
   for (size_t k = 0; k < x.size() / 4; ++k) x.as<float>()[k] = g.real(-2, 2);
-  draw_blocks(g, c, w.as<float>());
+  if (blocks)
+    draw_blocks(g, c, w.as<float>());
+  else
+    for (size_t k = 0; k < w.size() / 4; ++k) w.as<float>()[k] = g.real(-1, 1);
   const std::vector<float> ones(static_cast<size_t>(c.o), 1.0f);
   for (const bool sparse : {false, true})
     for (const IsaReport& isa : isa_report()) {
@@ -387,6 +389,48 @@ void test_float_conv(Rng& g) {
       }
       check(worst <= 1.0, "float " + isa.name + " error " + std::to_string(worst) + " " + c.text());
     }
+}
+
+void test_float_conv(Rng& g) { check_float_conv(g, draw(g), true); }
+
+// Layers that go by pairs of rows (engine/winograd.h): odd heights, few and many columns, images
+// behind each other; then on memory that ends at guard pages.
+void test_row_pairs(Rng& g) {
+  Case c = draw(g);
+  c.r = c.s = 3;
+  c.groups = 1;
+  c.i = g.in(14, 40), c.o = g.in(14, 40);
+  c.h = g.in(3, 9), c.w = g.in(3, g.in(0, 1) ? 160 : 40);
+  const int64_t pad = g.in(0, 1);
+  c.window = {1, 1, pad, pad, 1, 1};
+  check_float_conv(g, c, false);
+  const int64_t oh = c.h + 2 * pad - 2, ow = c.w + 2 * pad - 2;
+  const Grid in = Grid::make(c.i, true, c.n, c.h, c.w, 1),
+             out = Grid::make(c.o, true, c.n, oh, ow, g.in(0, 1));
+  std::vector<float> w(static_cast<size_t>(c.o * 9 * c.i)), ones(static_cast<size_t>(c.o), 1.0f),
+      image(static_cast<size_t>(c.n * c.i * c.h * c.w));
+  for (float& v : w) v = g.real(-1, 1);
+  for (float& v : image) v = g.real(-1, 1);
+  for (const IsaReport& isa : isa_report()) {
+    if (!isa.reason.empty()) continue;
+    force_isa(isa.name);
+    const std::vector<uint8_t> blob =
+        pack_weights(false, Weights::kFloat, w.data(), {c.o, 3, 3, c.i, 1});
+    const ConvPlan plan(view_packed(blob.data(), static_cast<int64_t>(blob.size())), ones.data(),
+                        nullptr, 0, in, out, c.window, {}, {-kInf, kInf, 0.0f, 0});
+    Guarded x(static_cast<size_t>(in.bytes())), y(static_cast<size_t>(out.bytes() - kSlackBytes)),
+        scratch(static_cast<size_t>(plan.scratch_bytes()));
+    std::memset(y.data(), 0xFF, y.size());  // NaN
+    grid_from_nchw(in, {0, in.h}, image.data(), 0, x.data());
+    plan.run(x.data(), y.data(), nullptr, scratch.data());
+    bool finite = true;
+    for (int64_t o = 0; o < c.o; ++o)
+      for (int64_t n = 0; n < c.n; ++n)
+        for (int64_t p = 0; p < oh * ow; ++p)
+          finite =
+              finite && std::isfinite(y.as<float>()[o * out.plane + out.cell(n, p / ow, p % ow)]);
+    check(finite, "pairs of rows " + isa.name + " " + c.text());
+  }
 }
 
 void test_errors() {
@@ -493,6 +537,7 @@ int main(int argc, char** argv) {
     test_linear(g);
     test_grid_bounds(g);
     test_float_conv(g);
+    test_row_pairs(g);
   }
   force_isa("");
   test_threads();

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dense float 3 x 3 convolutions of stride 1 by pairs of output rows, with two thirds of the
+// multiplications. Which row is the first of a pair decides how sums are rounded: pairs begin at
+// even rows of an image.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/packed.h"
+#include "kernels/table.h"
+
+namespace tops {
+
+struct Window;
+
+// Whether such a layer goes by pairs, as far as its weights and window say.
+bool by_row_pairs(const PackedView& packed, const Window& w);
+
+class RowPairs {
+ public:
+  RowPairs() = default;
+  // rows, columns: of the output; pitch and image: cells from one input row, and image, to the
+  // next; plane: cells from one input channel to the next; images: how many.
+  RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64_t columns, int64_t pitch,
+           int64_t image, int64_t plane);
+  explicit operator bool() const { return !panels_.empty(); }
+  // a: of the whole convolution, its first input cell that of the first tap.
+  void run(const ConvArgs& a) const;
+
+ private:
+  void tile(const ConvArgs& a, int64_t image, int64_t row, int64_t column, int64_t count,
+            uint8_t* scratch) const;
+
+  int64_t images_ = 0, rows_ = 0, columns_ = 0, pitch_ = 0, image_ = 0, plane_ = 0;
+  int64_t cells_ = 0, outputs_ = 0, width_ = 0;
+  std::vector<float> panels_;     // [4][ceil(O/8)][3 * cells][8]
+  std::vector<int64_t> offsets_;  // [3 * cells] bytes, in a tile's transformed input
+  std::vector<uint8_t> all_;      // bits
+};
+
+}  // namespace tops
