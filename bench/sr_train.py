@@ -40,15 +40,13 @@ BUNDLED = "int8"  # the kind of the package's own models
 @dataclass(frozen=True)
 class Run:
     """weights: published file it starts from, and which teaches. config: of all but head and tail,
-    which are dense 8-bit. goes_on: a run whose end it starts from instead. floats: layers that read
-    float32.
+    which are dense 8-bit. floats: layers that read float32.
     """
 
     name: str
     weights: str
     config: tops.TernaryConfig
     course: sr.SRCourse
-    goes_on: str = ""
     floats: tuple[str, ...] = ()
 
 
@@ -60,8 +58,7 @@ def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
 _LONG = sr.SRCourse(
     steps=8000, rate=1e-3, batch=16, patch=32, share=1.0, stages=0.02, bfloat16=True
 )
-_TAUGHT = dataclasses.replace(_LONG, steps=4000)
-_ON = dataclasses.replace(_LONG, steps=3000, rate=5e-4)
+_TAUGHT = dataclasses.replace(_LONG, steps=3000)
 _SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4)
 _LITTLE = dataclasses.replace(_LONG, steps=300, rate=1e-4)
 _TERNARY = dataclasses.replace(_LONG, steps=5000, rate=5e-4)
@@ -83,11 +80,6 @@ _LIST = [
     ),
     Run("efdn-x4-int8quads85", "EFDN_x4.npz", _quads("int8", 0.85), _TAUGHT),
     Run("efdn-x2-int8quads75", "EFDN_x2.npz", _quads("int8", 0.75), _TAUGHT),
-]
-_LIST += [
-    dataclasses.replace(run, name=f"{run.name}-on", course=_ON, goes_on=run.name)
-    for run in _LIST
-    if run.config.zeros == 0.75
 ]
 RUNS = {run.name: run for run in _LIST}
 
@@ -142,13 +134,7 @@ def train(run: Run, runs: Path) -> sr.SRNetwork:
     """Train, or go on, or read what was trained."""
     network = start(run)
     checkpoint = Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name})
-    if run.goes_on:
-        ended = torch.load(runs / f"{run.goes_on}.checkpoint", weights_only=True)
-        network.load_state_dict(ended["parts"]["network"])
-        for layer in network.modules():
-            if isinstance(layer, tops.nn.TernaryLayer):
-                layer.phase = "ternary"
-    elif run.config.zeros and not checkpoint.file.exists():
+    if run.config.zeros and not checkpoint.file.exists():
         reconstruct(network)
     patches = sr.Patches(varied(), network.scale, run.course.patch)
     optimizer = torch.optim.Adam(network.parameters(), run.course.rate, (0.9, 0.99))
@@ -156,8 +142,7 @@ def train(run: Run, runs: Path) -> sr.SRNetwork:
     if run.config.zeros:  # before calibration: it sets the layers' phase
         pruner = tops.prune.Pruner(network, total_steps=run.course.steps, optimizer=optimizer)
     # Activations are 8-bit from the first step on, and their ranges are learned.
-    if not run.goes_on:
-        tops.calibrate(network, samples(network))
+    tops.calibrate(network, samples(network))
     sr.train(
         *(network, patches, run.course),
         **{"teacher": dense(run), "pruner": pruner, "optimizer": optimizer},
@@ -222,7 +207,7 @@ def main() -> int:
         return 0
     for run in RUNS.values() if options.command == "list" else map(RUNS.__getitem__, options.names):
         if options.command == "list":
-            print(f"{run.name:30} {run.course.steps} steps from {run.goes_on or run.weights}")
+            print(f"{run.name:30} {run.course.steps} steps from {run.weights}")
         elif options.command == "train":
             row = finish(run, train(run, options.folder))
             rows = [old for old in read_rows(RESULTS / TABLE) if old["run"] != run.name]
