@@ -72,17 +72,18 @@ void RowPairs::run(const ConvArgs& a) const {
   const int64_t pairs = divide_up(rows_, 2), across = divide_up(columns_, width_);
   const int64_t input = cells_ * odd_lines(width_ + 2), sums = outputs_ * odd_lines(width_);
   const int64_t bytes = kParts * (input + sums) * 4 + 2 * kSlackBytes;
+  const KernelTable& kernel =
+      kernels();  // the caller's choice: a forced instruction set belongs to its thread
   parallel_for(images_ * pairs * across, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
     const int64_t column = i % across * width_, pair = i / across;
-    tile(a, pair / pairs, pair % pairs * 2, column, std::min(width_, columns_ - column),
+    tile(kernel, a, pair / pairs, pair % pairs * 2, column, std::min(width_, columns_ - column),
          panel_scratch(bytes));
   });
 }
 
 // Two rows (or the last one), `count` columns of them.
-void RowPairs::tile(const ConvArgs& a, int64_t image, int64_t row, int64_t column, int64_t count,
-                    uint8_t* scratch) const {
-  const KernelTable& kernel = kernels();
+void RowPairs::tile(const KernelTable& kernel, const ConvArgs& a, int64_t image, int64_t row,
+                    int64_t column, int64_t count, uint8_t* scratch) const {
   const int64_t own = odd_lines(width_ + 2) * 4, apart = cells_ * own;
   const int64_t sum_plane = odd_lines(width_) * 4, sums_apart = outputs_ * sum_plane;
   uint8_t* const sums = scratch + kParts * apart + kSlackBytes;

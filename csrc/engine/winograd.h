@@ -29,8 +29,8 @@ class RowPairs {
   void run(const ConvArgs& a) const;
 
  private:
-  void tile(const ConvArgs& a, int64_t image, int64_t row, int64_t column, int64_t count,
-            uint8_t* scratch) const;
+  void tile(const KernelTable& kernel, const ConvArgs& a, int64_t image, int64_t row,
+            int64_t column, int64_t count, uint8_t* scratch) const;
 
   int64_t images_ = 0, rows_ = 0, columns_ = 0, pitch_ = 0, image_ = 0, plane_ = 0;
   int64_t cells_ = 0, outputs_ = 0, width_ = 0;
