@@ -219,7 +219,7 @@ const ConvPlan& Plan::add_conv(size_t id, int64_t rows) {
   made = std::make_unique<ConvPlan>(
       l.view(), l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, out, window,
       operand(node.b), node.requantize, l.slope.empty() ? nullptr : l.slope.data(), l.row_filter,
-      operand(node.gate));
+      operand(node.gate), true);
   return *made;
 }
 

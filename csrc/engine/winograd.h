@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dense float 3 x 3 convolutions of stride 1 by pairs of output rows, with two thirds of the
-// multiplications. Which row is the first of a pair decides how sums are rounded: pairs begin at
-// even rows of an image.
+// multiplications. Errors are bounded by what a window holds, |d| * |g| over columns of its taps,
+// and not by the products that count alone: operators, which promise the latter, stay with the
+// plain way. Which row is the first of a pair decides how sums are rounded: pairs begin at even
+// rows of an image.
 #pragma once
 
 #include <cstdint>
