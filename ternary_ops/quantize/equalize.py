@@ -69,7 +69,7 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
         watch = _Watch(traced)
         for x in inputs:
             # All values of a network and their gradients are held at once.
-            for part in x.split(max(1, _AT_ONCE * len(x) // max(1, x.numel()))):
+            for part in torch.split(x, max(1, _AT_ONCE * len(x) // max(1, x.numel()))):
                 watch.look(part)
         _check_finite(watch)
         channels = Channels(traced, watch.shapes)
