@@ -200,7 +200,7 @@ def _png_bytes(picture: Picture) -> bytes:
         np.ascontiguousarray(picture.pixels),
         level=1,
         strategy=library.PNG.STRATEGY.RLE,
-        filter=library.PNG.FILTER.SUB,
+        filter=library.PNG.FILTER.PAETH,
     )
     end = len(_PNG) + 25  # signature, and a header of 13 bytes in its frame
     more = b""
