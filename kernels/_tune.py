@@ -15,7 +15,9 @@ Site = tuple[Any, ...]  # a rule's name and its arguments, the last of them a Ta
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])
 rules: dict[str, Callable[..., Any]] = {}  # by name, as they are
 chosen: dict[Site, Any] = {}  # by measurement
-asked: dict[Site, Any] = {}  # what rules were asked, and said
+asked: list[
+    dict[Site, Any]
+] = []  # one while a measurement listens: what rules were asked, and said
 
 
 def measured(rule: _Rule) -> _Rule:
@@ -25,9 +27,9 @@ def measured(rule: _Rule) -> _Rule:
     @wraps(rule)
     def choose(*arguments: Any) -> Any:
         site = (rule.__name__, *arguments)
-        blocks = asked.get(site)
-        if blocks is None:
-            blocks = asked[site] = rule(*arguments)
+        blocks = rule(*arguments)
+        for heard in asked:
+            heard[site] = blocks
         return chosen.get(site, blocks)
 
     return choose  # type: ignore[return-value]

@@ -81,10 +81,14 @@ def tune(
     rules = _rules()
     if cache is not None and Path(cache).exists():
         load_tuning(cache)
-    rules.asked.clear()
-    call()
+    heard: dict[Any, Any] = {}
+    rules.asked.append(heard)
+    try:
+        call()
+    finally:
+        rules.asked.remove(heard)
     rows = []
-    for site, rule in list(rules.asked.items()):
+    for site, rule in heard.items():
         if site not in rules.chosen:
             rows.append(_settle(rules, site, rule, call, clock))
     if cache is not None:

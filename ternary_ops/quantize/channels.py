@@ -62,15 +62,15 @@ class Channels:
             if node in shapes and len(shapes[node]) >= 2:
                 self._ids[node] = self._new(shapes[node][1])
             self._visit(node, calls, owners)
+        self._numbers = {root: i for i, root in enumerate(self._roots())}
 
     def of(self, node: fx.Node) -> Tensor:
         """Classes of a value's channels, int64 [C]; numbers below `count`."""
-        numbers = {root: i for i, root in enumerate(self._roots())}
-        return torch.tensor([numbers[self._root(i)] for i in self._ids[node]])
+        return torch.tensor([self._numbers[self._root(i)] for i in self._ids[node]])
 
     def free(self) -> Tensor:
         """bool [count]: True where the factor is free."""
-        return torch.tensor([not self._pinned[root] for root in self._roots()])
+        return torch.tensor([not self._pinned[root] for root in self._numbers])
 
     def __contains__(self, node: fx.Node) -> bool:
         return node in self._ids
