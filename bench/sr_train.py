@@ -40,14 +40,14 @@ BUNDLED = "int8"  # the kind of the package's own models
 @dataclass(frozen=True)
 class Run:
     """weights: published file it starts from, and which teaches. config: of all but head and tail,
-    which are dense 8-bit. floats: layers that read float32.
+    which are dense 8-bit. fine: layers that read uint11.
     """
 
     name: str
     weights: str
     config: tops.TernaryConfig
     course: sr.SRCourse
-    floats: tuple[str, ...] = ()
+    fine: tuple[str, ...] = ()
 
 
 def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
@@ -59,17 +59,21 @@ _LONG = sr.SRCourse(
     steps=8000, rate=1e-3, batch=16, patch=32, share=1.0, stages=0.02, bfloat16=True
 )
 _TAUGHT = dataclasses.replace(_LONG, steps=3000)
-_SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4)
-_LITTLE = dataclasses.replace(_LONG, steps=300, rate=1e-4)
+# Eight bits lose less than bfloat16 would hide.
+_SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4, bfloat16=False)
 _TERNARY = dataclasses.replace(_LONG, steps=5000, rate=5e-4)
 _LIST = [
-    Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT),
-    Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT),
-    Run("efdn-x2-int8", "EFDN_x2.npz", tops.TernaryConfig("int8"), _LITTLE),
-    # Where rounding costs most: what the last two layers read.
+    # Rounding costs most in what the last layers read.
+    Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT, fine=("tail.0",)),
+    Run(
+        *("fmen-s-x4-int8-fine", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT),
+        fine=("warmup.1.squeeze", "HFABs.3.squeeze", "lr_conv", "tail.0"),
+    ),
+    Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT, fine=("tail.0",)),
+    Run("efdn-x2-int8", "EFDN_x2.npz", tops.TernaryConfig("int8"), _SHORT, fine=("tail.0",)),
     Run(
         *("efdn-x4-int8-fine", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT),
-        floats=("local_fuse.2", "tail.0"),
+        fine=("local_fuse.2", "tail.0"),
     ),
     Run("fmen-s-x4-int8quads75", "FMEN-S_x4.npz", _quads("int8", 0.75), _LONG),
     Run("fmen-s-x4-int8quads85", "FMEN-S_x4.npz", _quads("int8", 0.85), _TAUGHT),
@@ -120,7 +124,7 @@ def start(run: Run) -> sr.SRNetwork:
     """The network to train, quantized."""
     network = dense(run)
     rules = {"tail.0": tops.TernaryConfig("int8", zeros=0.0)}
-    rules |= {name: tops.TernaryConfig("int8", activations="float32") for name in run.floats}
+    rules |= {name: tops.TernaryConfig("int8", activations="uint11") for name in run.fine}
     tops.quantize_(network, tops.plan(network, run.config, rules=rules))
     return network
 

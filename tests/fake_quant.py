@@ -34,6 +34,8 @@ def _node(graph: Graph, node: Node, operands: Operands) -> Tensor:
     (x, y), at = operands[0], node.attrs
     if node.op in _MOVES:
         return _MOVES[node.op](graph, node, operands)
+    if node.op == "quantize" and at["fine"]:
+        return _eleven_bits(x, at["y"])
     if node.op == "quantize":
         return _finish(x, (None, None), at["y"])
     if node.op == "dequantize":
@@ -134,6 +136,11 @@ def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
     (x, y), at, w = operands[0], node.attrs, graph.weight(node)
     filters = torch.from_numpy(w.array.astype(np.float64)).permute(0, 3, 1, 2)
     steps = x.double() - (0 if y is None else y[1])
+    if graph.values[node.inputs[0]].fine:
+        steps = steps.unflatten(1, (-1, 2, 4))
+        codes, eighths = (steps[:, :, j].flatten(1, 2)[:, : filters.shape[1]] for j in (0, 1))
+        steps = torch.cat([codes, eighths], 1)
+        filters = torch.cat([filters, torch.round(filters / 8)], 1)
     if node.op == "conv2d":
         acc = F.conv2d(
             steps, filters, None, at["stride"], at["padding"], at["dilation"], at["groups"]
@@ -152,6 +159,16 @@ def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
     if w.slope is not None:
         out = F.prelu(out, torch.from_numpy(w.slope.copy()))
     return _finish(out, at["clamp"], at["y"])
+
+
+def _eleven_bits(x: Tensor, y: Params) -> Tensor:
+    """Codes of four channels, then eighths of a step that these leave."""
+    n, c, *image = x.shape
+    v = F.pad(x * (1 / torch.tensor(y[0], dtype=torch.float32)), (0, 0, 0, 0, 0, -c % 4))
+    fours = v.clamp(-1024, 1024).reshape(n, -1, 4, *image)
+    eighths = torch.round(8 * (fours - torch.round(fours)))
+    both = torch.cat([torch.round(fours), eighths], 2) + y[1]
+    return both.clamp(0, 255).reshape(n, -1, *image)
 
 
 def _mean(node: Node, x: Tensor, y: Params | None) -> Tensor:

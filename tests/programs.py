@@ -29,6 +29,11 @@ class Builder:
         scale = float(np.float32((high - low) / 255))
         return scale, int(np.clip(np.rint(-low / scale), 0, 255))
 
+    def fine_params(self, low: float = -3.0, high: float = 3.0) -> tuple[float, int]:
+        """The same for eleven bits."""
+        scale, zp = self.params(low, high)
+        return scale, min(max(zp, 4), 251)
+
     def weight(
         self,
         kind: str,
@@ -105,6 +110,10 @@ def mixed_program(seed: int = 0) -> Graph:
     x = b("conv2d", 0, w=b.weight("float", 12, 5, 3, 3), padding=(1, 1), clamp=(0.0, None))
     q = b("quantize", x, y=b.params(0))
     q = b("conv2d", q, w=b.weight("ternary", 12, 12, 3, 3), padding=(1, 1))
+    fine, w = b("quantize", q, y=b.fine_params(), fine=True), b.weight("int8", 12, 12, 3, 3)
+    z = b("conv2d", fine, q, w=w, padding=(1, 1), clamp=(-2.0, 3.0))
+    q = b("quantize", z, y=b.params())
+    q = b("conv2d", q, z, w=b.weight("ternary", 12, 12))
     y = b("conv2d", x, q, w=b.weight("ternary", 12, 12, 1, 1, slopes=12))
     y = b("conv2d", y, w=b.weight("float", 12, 12, slopes=12, zeros=0.8))
     y = b("add", y, x, clamp=(-3.0, None))
@@ -282,6 +291,8 @@ def _random_pool(draw: np.random.Generator, op: str) -> dict[str, Any]:
 def _random_conv(
     b: Builder, draw: np.random.Generator, x: int, channels: int, attrs: dict[str, Any]
 ) -> tuple[int, int]:
+    if "y" in attrs and draw.random() < 0.15:
+        return _random_fine_conv(b, draw, x, channels, attrs)
     groups = int(draw.choice([1, 1, 1, 2, 3, channels]))
     groups = groups if channels % groups == 0 else 1
     o, kernel = groups * int(draw.integers(1, max(1, 24 // groups) + 1)), _two(draw, 1, 5)
@@ -303,3 +314,16 @@ def _random_conv(
         return b("conv2d", x, *others, w=w, **window, **attrs), o
     window = {"stride": _two(draw, 1, 3), "padding": _two(draw, 0, 4), "dilation": dilation}
     return b("conv2d", x, w=w, groups=groups, **window, **attrs), o
+
+
+def _random_fine_conv(
+    b: Builder, draw: np.random.Generator, x: int, channels: int, attrs: dict[str, Any]
+) -> tuple[int, int]:
+    """Eleven bits of another range, and floats beside a sum of integers."""
+    real = b("dequantize", x)
+    fine = b(
+        "quantize", real, y=b.fine_params(-draw.uniform(0, 2), draw.uniform(0.1, 2)), fine=True
+    )
+    w = b.weight("int8", channels, channels, 3, 1, zeros=float(draw.choice([0, 0.5, 0.95])))
+    gate, others = [(False, []), (False, [real]), (True, [real, real])][draw.integers(3)]
+    return b("conv2d", fine, *others, w=w, padding=(1, 0), gate=gate, **attrs), channels

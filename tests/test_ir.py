@@ -68,6 +68,7 @@ _WRONG: dict[str, list[Any]] = {
     "y": [[0, 0], [-1.0, 0], [0.1, 256], [0.1, -1], [0.1, 1.0], [0.1], [float("nan"), 0], 0.1,
           [1e-39, 0], [1e38, 0], [True, 0], [10**400, 0]],
     "gate": [0, 1, None, "true"],
+    "fine": [0, 1, None, "true"],
     "ceil": [0, 1, None, "true"],
     "include_pad": [0, "no"],
     "divisor": [0, -1, 1.5, True, 2**31],

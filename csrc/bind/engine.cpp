@@ -135,7 +135,8 @@ void bind_engine(py::module_& m) {
   py::class_<Engine>(m, "Engine")
       .def(py::init<>())
       .def("input", &Engine::input, py::arg("channels"), py::arg("rank"))
-      .def("quantize", &Engine::quantize, py::arg("x"), py::arg("scale"), py::arg("zero_point"))
+      .def("quantize", &Engine::quantize, py::arg("x"), py::arg("scale"), py::arg("zero_point"),
+           py::arg("fine") = false)
       .def("dequantize", &Engine::dequantize, py::arg("x"))
       .def("conv2d",
            [](Engine& e, int x, int residual, int gate, const std::string& kind, const py::array& w,

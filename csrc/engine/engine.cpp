@@ -87,14 +87,16 @@ int Engine::input(int64_t channels, int rank) {
   return push(std::move(n));
 }
 
-int Engine::quantize(int x, float scale, int zero_point) {
+int Engine::quantize(int x, float scale, int zero_point, bool fine) {
   const Node& in = value(x, "quantize");
   if (!in.is_float) bad_graph("quantize needs a float value.");
   check_quantization(scale, zero_point);
   Node n;
+  if (fine && in.rank2) bad_graph("a fine quantize needs an image, got a rank-2 value.");
   n.op = Op::kQuantize;
   n.a = x;
-  n.channels = in.channels;
+  n.fine = fine;
+  n.channels = fine ? divide_up(in.channels, 4) * 8 : in.channels;
   n.rank2 = in.rank2;
   n.scale = scale;
   n.zero_point = zero_point;
@@ -171,15 +173,10 @@ int Engine::linear(int x, int residual, const ConvWeights& w, const Requantize& 
 }
 
 int Engine::max_pool2d(int x, int64_t kh, int64_t kw, const Window& window, bool ceil) {
-  const Node& in = value(x, "max_pool2d");
-  if (in.rank2) bad_graph("a pool needs an image.");
+  Node n = following(Op::kMaxPool, x);
+  if (n.rank2) bad_graph("a pool needs an image.");
   if (2 * window.pad_h > kh || 2 * window.pad_w > kw)
     bad_graph("pool padding may be at most half the window.");
-  Node n = in;
-  n.op = Op::kMaxPool;
-  n.a = x;
-  n.b = -1;
-  n.layer.reset();
   n.window = window;
   n.kernel_h = kh;
   n.kernel_w = kw;
@@ -239,14 +236,9 @@ int Engine::add(int a, int b, const Requantize& q) {
 }
 
 int Engine::flatten(int x) {
-  const Node& in = value(x, "flatten");
-  Node n = in;
-  n.op = Op::kFlatten;
-  n.a = x;
-  n.b = -1;
-  n.layer.reset();
+  Node n = following(Op::kFlatten, x);
+  if (!n.rank2) n.channels = 0;
   n.rank2 = true;
-  n.channels = in.rank2 ? in.channels : 0;
   return push(std::move(n));
 }
 

@@ -33,7 +33,9 @@ class Engine {
   Engine();
   ~Engine();
   int input(int64_t channels, int rank);
-  int quantize(int x, float scale, int zero_point);
+  // fine: what rounding takes away follows each four channels, in steps an eighth as large, as four
+  // channels more; a convolution reads it with filters to suit.
+  int quantize(int x, float scale, int zero_point, bool fine = false);
   int dequantize(int x);
   int conv2d(int x, int residual, int gate, const ConvWeights& w, const Window& window,
              const Requantize& q);

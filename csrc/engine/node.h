@@ -72,7 +72,7 @@ struct Node {
   int a = -1, b = -1;    // inputs
   int gate = -1;         // of a convolution: y = sigmoid(y) * gate, then b is added
   int64_t channels = 0;  // of the output; flatten: 0 (depends on the image)
-  bool is_float = false, rank2 = false;
+  bool is_float = false, rank2 = false, fine = false;
   float scale = 1.0f;  // of the output, u8
   int32_t zero_point = 0;
   Requantize requantize{};

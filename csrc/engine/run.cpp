@@ -100,17 +100,24 @@ void Plan::run_quantize(const Work& w, const Frame& f) const {
   const KernelTable& kernel = kernels();
   const float inv = 1.0f / node.scale;
   const uint8_t* const x = from.external ? nullptr : data(f, node.a);
-  if (from.external && g.h * g.w == 1 && g.cells && !g.halo)
+  if (from.external && g.h * g.w == 1 && g.cells && !g.halo && !node.fine)
     return quantize_rows(node, g, f.x, w.y);
+  const int64_t channels = from.grid.channels;
   for_rows(g, w.rows, [&](int64_t quad, int64_t n, int64_t row) {
+    uint8_t* const to = w.y + (quad * g.plane + g.cell(n, row, 0)) * 4;
+    if (node.fine && quad % 2) return;  // with the one before
+    if (node.fine) quad /= 2;
     const float* in[4] = {nullptr, nullptr, nullptr, nullptr};
-    for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j) {
+    for (int64_t j = 0; j < 4 && quad * 4 + j < channels; ++j) {
       const int64_t c = quad * 4 + j;
-      in[j] = from.external ? f.x + ((n * g.channels + c) * g.h + row) * g.w
+      in[j] = from.external ? f.x + ((n * channels + c) * g.h + row) * g.w
                             : reinterpret_cast<const float*>(
                                   x + (c * from.grid.plane + from.grid.cell(n, row, 0)) * 4);
     }
-    kernel.quantize(in, g.w, inv, node.zero_point, w.y + (quad * g.plane + g.cell(n, row, 0)) * 4);
+    if (node.fine)
+      kernel.quantize_fine(in, g.w, inv, node.zero_point, to, to + g.plane * 4);
+    else
+      kernel.quantize(in, g.w, inv, node.zero_point, to);
   });
   fill_all_halos(g, w.rows, w.y, halo_value(node));
 }

@@ -120,6 +120,26 @@ static void quantize(const float* const x[4], int64_t n, float inv, int32_t zero
   }
 }
 
+static void quantize_fine(const float* const x[4], int64_t n, float inv, int32_t zero_point,
+                          uint8_t* cells, uint8_t* rest) {
+  // So far beyond the codes nothing changes, and what is left is exact.
+  const V::F scale = V::set1f(inv), most = V::set1f(1024.0f), least = V::set1f(-1024.0f);
+  const V::F parts = V::set1f(kFineParts);
+  const V::I zp = V::set1(static_cast<int32_t>(static_cast<uint32_t>(zero_point) * 0x10001u));
+  for (int64_t i = 0; i < n; i += V::kLanes) {
+    const int64_t m = n - i < V::kLanes ? n - i : V::kLanes;
+    V::I q[4], left[4];
+    for (int j = 0; j < 4; ++j) {
+      V::F v = x[j] ? V::as_f(load_some(x[j] + i, m)) : V::set1f(0.0f);
+      v = V::maxf(least, V::minf(most, V::mulf(v, scale)));
+      q[j] = V::round(v);
+      left[j] = V::round(V::mulf(V::subf(v, V::to_f(q[j])), parts));
+    }
+    store_some(cells + i * 4, V::pack(q[0], q[1], q[2], q[3], zp), m);
+    store_some(rest + i * 4, V::pack(left[0], left[1], left[2], left[3], zp), m);
+  }
+}
+
 static void dequantize(const uint8_t* cells, int64_t n, float scale, int32_t zero_point,
                        float* const y[4]) {
   const Cells c = {{const_cast<uint8_t*>(cells), nullptr, nullptr, nullptr}};
@@ -172,6 +192,7 @@ static const KernelTable kTable = {TOPS_ISA_NAME,
                                    interleave,
                                    add,
                                    quantize,
+                                   quantize_fine,
                                    dequantize,
                                    gather,
                                    fake_quantize,

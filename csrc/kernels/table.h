@@ -27,6 +27,8 @@ constexpr int64_t kMostBundle = 4, kMostPairBundle = 2;
 // Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
 // widest instruction set.
 constexpr int64_t kChannelPad = 32;
+// Steps of a fine value's second cell in one of its first.
+constexpr float kFineParts = 8.0f;
 
 enum class Weights : int32_t { kTernary = 0, kInt8 = 1, kFloat = 2 };
 
@@ -289,6 +291,9 @@ struct KernelTable {
   // One row of pixels: four float channels (null: absent) to u8 cells, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
                    uint8_t* cells);
+  // The same, and in steps an eighth as large what that rounded away: eleven bits in two cells.
+  void (*quantize_fine)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
+                        uint8_t* cells, uint8_t* rest);
   void (*dequantize)(const uint8_t* cells, int64_t n, float scale, int32_t zero_point,
                      float* const y[4]);
   // y[i] = x[i * stride], whole cells; may read one cell past the last one.

@@ -58,6 +58,9 @@ def _add_layer(engine: Any, graph: Graph, node: Node, sparse: int) -> Any:
     residual = others[0] if others else -1
     wtype, values, scale = _values(w, graph.values[x].y, node.op == "linear")
     o, r, s, i = w.shape
+    if graph.values[x].fine:
+        values = codes.fine_filters(w.array)
+        i = values.shape[3]
     ends = *_bounds(node), *_output(at["y"]), sparse
     if node.op == "linear":
         return engine.linear(x, residual, wtype, values, o, i, scale, w.bias, *ends)
@@ -90,6 +93,9 @@ def _add_layer_norm(engine: Any, graph: Graph, node: Node) -> Any:
 
 
 _OWN = {
+    "quantize": lambda engine, graph, node: engine.quantize(
+        *node.inputs, *node.attrs["y"], node.attrs["fine"]
+    ),
     "activation": _add_activation,
     "concat": lambda engine, graph, node: engine.concat(node.inputs, *_output(node.attrs["y"])),
     "resize": _add_resize,

@@ -142,13 +142,15 @@ class Node:
 class Value:
     """What is known of a node's value before the image size is.
 
-    channels is None for a flattened image, whose width is a multiple of `multiple`.
+    channels is None for a flattened image, whose width is a multiple of `multiple`. fine: of eleven
+    bits, in two codes each (reference.quantize_fine), which convolutions alone read.
     """
 
     rank: int
     channels: int | None
     multiple: int
     y: Params | None
+    fine: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,6 +234,8 @@ def _value(graph: Graph, before: Sequence[Value], i: int, node: Node) -> Value:
         if not 0 <= j < i:
             raise FormatError(need(f"inputs come from nodes 0..{i - 1}", j, _DO))
     x, *others = (before[j] for j in node.inputs)
+    if any(v.fine for v in others) or (x.fine and node.op != "conv2d"):
+        raise FormatError(need("a convolution as the reader of eleven bits", node.op, _DO))
     return _MAKES[node.op](graph, node, x, others)
 
 
@@ -259,7 +263,10 @@ def _need_pool(node: Node, x: Value) -> None:
 def _make_quantize(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
     if x.y is not None:
         raise FormatError(need("quantize needs floats", "uint8", _DO))
-    return Value(x.rank, x.channels, x.multiple, node.attrs["y"])
+    fine = node.attrs["fine"]
+    if fine and (x.rank != 4 or not 4 <= node.attrs["y"][1] <= 251):
+        raise FormatError(need("eleven bits of an image, zero point in 4..251", "others", _DO))
+    return Value(x.rank, x.channels, x.multiple, node.attrs["y"], fine)
 
 
 def _make_dequantize(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> Value:
@@ -287,13 +294,16 @@ def _make_layer(graph: Graph, node: Node, x: Value, others: Sequence[Value]) -> 
         raise FormatError(need(f"filters that split into {groups} groups", list(w.shape), _DO))
     if x.channels != width * groups and (x.channels is not None or width % x.multiple):
         raise FormatError(need(f"{width * groups} input channels", x.channels or x.multiple, _DO))
+    if x.fine and (groups > 1 or w.kind != "int8"):
+        raise FormatError(need("int8 filters over all channels for eleven bits", w.kind, _DO))
     if x.y is not None and w.kind == "float":
         raise FormatError(need("float weights need float input", "uint8", _DO))
     if not np.isfinite(w.effective_scale(x.y)).all():
         raise FormatError(need("scale * input scale is finite", "an overflow", _DO))
     made = Value(x.rank, o, o, _out_y(node, x))
     for other in others:
-        if (other.rank, other.channels, other.y is None) != (x.rank, o, x.y is None):
+        fits = (other.rank, other.channels) == (x.rank, o)
+        if not fits or (x.y is None and other.y is not None):
             raise FormatError(need("a residual or gate of the output's channels", "another", _DO))
     return made
 

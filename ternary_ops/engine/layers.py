@@ -24,8 +24,9 @@ Range = tuple[float, float]
 class Layer:
     """A convolution or linear layer, read.
 
-    integer: its input is quantized, to `input_range` (None: not set). output_range: of the value of
-    its fused chain (None: not set). follows: it has no say, and takes its input as it comes.
+    integer: its input is quantized, to `input_range` (None: not set); fine: to eleven bits.
+    output_range: of the value of its fused chain (None: not set). follows: it has no say, and takes
+    its input as it comes.
     """
 
     op: str
@@ -35,6 +36,7 @@ class Layer:
     input_range: Range | None = None
     output_range: Range | None = None
     follows: bool = False
+    fine: bool = False
 
     def image_of(self, bounds: Range) -> Range:
         """Range of a 1x1 depthwise layer's output, from that of its input."""
@@ -65,6 +67,7 @@ def read_layer(name: str, module: nn.Module) -> Layer:
             _quantizes(module),
             None if params is None else range_of(*params),
             None if given is None or given.isnan().any() else (float(given[0]), float(given[1])),
+            fine=isinstance(module, TernaryLayer) and module.config.activations == "uint11",
         )
     values = _filters(torch.from_numpy(_floats(name, cast(Tensor, module.weight))))
     return Layer(op, Weight(name, "float", values, None, bias), attrs)
@@ -174,7 +177,7 @@ def _kind(module: TernaryLayer | PackedLayer) -> str:
 def _quantizes(module: TernaryLayer | PackedLayer) -> bool:
     if isinstance(module, PackedLayer):
         return not bool(module.input_scale.isnan())
-    return module.config.activations == "uint8"
+    return module.config.integer_input
 
 
 def _input_params(module: TernaryLayer | PackedLayer) -> tuple[np.float32, int] | None:

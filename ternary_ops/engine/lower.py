@@ -11,6 +11,7 @@ touch. quantize and dequantize nodes appear where a reader needs the other form.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from ternary_ops.engine.layers import Layer, Range, range_of
 from ternary_ops.engine.steps import Bounds, Step
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.ops.functions import over_codes
-from ternary_ops.ops.reference import affine_params
+from ternary_ops.ops.reference import affine_params, fine_params
 
 _KEEPS_RANGE = (
     "max_pool2d",
@@ -35,6 +36,7 @@ _KEEPS_RANGE = (
     "unflatten",
 )
 _FLOATS = ("softmax", "layer_norm")
+_CHEAP = 100  # weights of a filter over an image: 3 x 5 x 5 values of colour
 
 
 def lower(steps: Sequence[Step], shape: Sequence[int]) -> Graph:
@@ -56,7 +58,19 @@ def lower(steps: Sequence[Step], shape: Sequence[int]) -> Graph:
                 "Call calibrate(model, batches) first, with samples that reach these layers.",
             )
         )
-    return Graph(tuple(emitter.nodes), tuple(emitter.weights))
+    return Graph(_used(emitter.nodes), tuple(emitter.weights))
+
+
+def _used(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """Without what nobody reads: codes of a value that all its readers took as floats."""
+    live = {len(nodes) - 1}
+    for i in range(len(nodes) - 1, 0, -1):
+        if i in live:
+            live.update(nodes[i].inputs)
+    number = {old: new for new, old in enumerate(sorted(live | {0}))}
+    return tuple(
+        replace(nodes[old], inputs=tuple(number[j] for j in nodes[old].inputs)) for old in number
+    )
 
 
 def _collect_ranges(steps: Sequence[Step]) -> None:
@@ -67,6 +81,7 @@ def _collect_ranges(steps: Sequence[Step]) -> None:
                 if user.op != "resize" or user.inputs[0] is step:  # the second gives its size only
                     step.wanted = _widest(step.wanted, user.wanted)
                     step.flexible |= user.flexible
+                    step.fine = _widest(step.fine, user.fine)
             elif user.op == "activation" or _normalizes(user, step):
                 step.flexible |= user.flexible or user.wanted is not None
             elif user.op in _FLOATS:
@@ -74,7 +89,9 @@ def _collect_ranges(steps: Sequence[Step]) -> None:
             elif user.layer is None:
                 step.flexible = True
             elif user.layer.integer:
-                if user.inputs[0] is step:
+                if user.inputs[0] is step and user.layer.fine:
+                    step.fine = _widest(step.fine, user.layer.input_range)
+                elif user.inputs[0] is step:
                     step.wanted = _widest(step.wanted, user.layer.input_range)
                 if step in user.inputs[1:]:
                     step.flexible = True
@@ -94,6 +111,14 @@ def _widest(a: Range | None, b: Range | None) -> Range | None:
     return min(a[0], b[0]), max(a[1], b[1])
 
 
+def _is_cheap(step: Step) -> bool:
+    """True for a convolution of the image: making it twice costs less than rounding it."""
+    layer = step.layer
+    if layer is None or layer.follows or step.op != "conv2d" or len(step.inputs) > 1:
+        return False
+    return step.inputs[0].op == "input" and math.prod(layer.weight.shape[1:]) <= _CHEAP
+
+
 def _affine(bounds: Range) -> Params:
     scale, zp = affine_params(*bounds)
     return float(scale), zp
@@ -108,6 +133,7 @@ class _Emitter:
         self.unset: set[str] = set()
         self._made: dict[Step, tuple[int, Params | None]] = {}
         self._other_form: dict[Step, int] = {}  # its quantize or dequantize node
+        self._fine: dict[tuple[Step, Params], int] = {}
         self._weight_index: dict[Weight, int] = {}
 
     def emit(self, step: Step) -> None:
@@ -123,12 +149,14 @@ class _Emitter:
             self._emit_layer(step, step.layer)
         elif step.op in _KEEPS_RANGE:
             integer = step.wanted is not None or self._is_uint8(step.inputs[0])
+            integer &= step.fine is None
             x = self._read(step.inputs[0], integer)
             y = self._params_of(step.inputs[0]) if integer else None
             sizes = [self._made[like][0] for like in step.inputs[1:]]
             self._made[step] = self._append(step, [x, *sizes]), y
         else:
             integer = any(map(self._is_uint8, step.inputs)) and all(map(self._fits, step.inputs))
+            integer &= step.fine is None
             if step.op == "concat":  # it moves values as they come: codes only for who reads codes
                 integer &= step.flexible or step.wanted is not None
             y = self._output(step) if integer else None
@@ -141,8 +169,22 @@ class _Emitter:
         if y is None:
             return node
         if step not in self._other_form:
-            self._other_form[step] = self._node("dequantize", [node], {})
+            made = self.nodes[node]
+            self._other_form[step] = (
+                self._node(made.op, made.inputs, {**made.attrs, "y": None})
+                if _is_cheap(step)
+                else self._node("dequantize", [node], {})
+            )
         return self._other_form[step]
+
+    def _as_fine(self, step: Step, bounds: Range) -> int:
+        """The node of a step's value in eleven bits."""
+        scale, zp = fine_params(*bounds)
+        key = step, (float(scale), zp)
+        if key not in self._fine:
+            attrs = {"y": key[1], "fine": True}
+            self._fine[key] = self._node("quantize", [self.as_float(step)], attrs)
+        return self._fine[key]
 
     def _as_uint8(self, step: Step) -> int:
         node, y = self._made[step]
@@ -161,16 +203,17 @@ class _Emitter:
 
     def _fits(self, step: Step) -> bool:
         """True for a value that is uint8 or whose range is known."""
-        return self._is_uint8(step) or step.wanted is not None
+        return self._is_uint8(step) or (step.wanted or step.fine) is not None
 
     def _params_of(self, step: Step) -> Params:
         """Scale and zero point of a step's value where it is read as uint8."""
         y = self._made[step][1]
         if y is not None:
             return y
-        if step.wanted is None:
+        bounds = step.wanted or step.fine
+        if bounds is None:
             raise ValueError("a value without a range was read as uint8")
-        return _affine(step.wanted)
+        return _affine(bounds)
 
     def _emit_layer(self, step: Step, layer: Layer) -> None:
         x, *others = step.inputs
@@ -178,33 +221,30 @@ class _Emitter:
             self.unset.add(layer.weight.name)
         follows = layer.follows and self._is_uint8(x)
         integer = (layer.integer and self._fits(x)) or follows
-        apart = integer and not all(map(self._fits, others))
-        y = self._output(step) if integer and not apart else None
+        known = step.wanted is not None or all(map(self._fits, others))
+        y = self._output(step) if integer and known else None
         weight = layer.weight if step.slope is None else replace(layer.weight, slope=step.slope)
-        attrs = {**step.attrs, "w": self._weight(weight)}
-        if apart:
-            self._made[step] = self._end_in_floats(step, attrs), None
-            return
-        inputs = [self._read(value, integer) for value in step.inputs]
-        node = self._node(step.op, inputs, {**attrs, "clamp": step.clamp, "y": y})
-        self._made[step] = node, y
+        attrs = {**step.attrs, "w": self._weight(weight), "clamp": step.clamp, "y": y}
+        if integer and layer.fine and layer.input_range is not None:
+            inputs = [self._as_fine(x, layer.input_range)]
+        else:
+            inputs = [self._read(x, integer)]
+        inputs += [self._beside(other, integer, y is None) for other in others]
+        self._made[step] = self._node(step.op, inputs, attrs), y
 
-    def _end_in_floats(self, step: Step, attrs: dict[str, Any]) -> int:
-        """An integer layer whose gate or residual is a float: its sums end in floats too."""
-        x, *others = step.inputs
-        node = self._node(
-            step.op, [self._as_uint8(x)], {**attrs, "gate": False} if attrs.get("gate") else attrs
-        )
-        last = [(None, None)] * (len(others) - 1) + [step.clamp]
-        ops = ["mul", "add"] if attrs.get("gate") else ["add"]
-        if attrs.get("gate"):
-            node = self._node("activation", [node], {"fn": "sigmoid"})
-        for op, other, clamp in zip(ops, others, last, strict=False):
-            node = self._node(op, [node, self.as_float(other)], {"clamp": clamp})
-        return node
+    def _beside(self, step: Step, integer: bool, float_sum: bool) -> int:
+        """The node of a gate or residual: uint8 beside integers, unless it was made as floats to be
+        read precisely, or it joins floats that are there or cost next to nothing.
+        """
+        precise = step.fine is not None
+        if float_sum:
+            precise |= not self._is_uint8(step) or _is_cheap(step)
+        return self._read(step, integer and self._fits(step) and not precise)
 
     def _output(self, step: Step) -> Params | None:
-        """Scale and zero point that an integer step writes; None where only floats are read."""
+        """Scale and zero point that an integer step writes; None where floats are read."""
+        if step.fine is not None:
+            return None
         if step.wanted is not None:
             return _affine(step.wanted)
         if not step.flexible:

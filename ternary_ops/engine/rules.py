@@ -192,7 +192,7 @@ _ONES, _ZEROS = (1, 1), (0, 0)
 
 OPS: dict[str, OpSpec] = {
     "input": OpSpec((0, 0), {"c": (_count(MAX_CHANNELS), REQUIRED), "rank": (_rank, 4)}),
-    "quantize": OpSpec((1, 1), {"y": (_needed_affine, REQUIRED)}),
+    "quantize": OpSpec((1, 1), {"y": (_needed_affine, REQUIRED), "fine": (_flag, False)}),
     "dequantize": OpSpec((1, 1), {}),
     "conv2d": OpSpec(
         (1, 3),

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from ternary_ops.engine.ir import Graph, Node
 from ternary_ops.errors import UnsupportedShape, need
+from ternary_ops.ops.codes import quads
 from ternary_ops.ops.reference import conv_size, pooled_size
 
 Shape: TypeAlias = tuple[int, ...]
@@ -18,7 +19,7 @@ MAX_WINDOW = (2**31 - 1) // 255  # pixels an int32 accumulator can average
 
 
 def infer(graph: Graph, n: int, h: int = 1, w: int = 1) -> list[Shape]:
-    """Shape of every node's value for n images of h x w (h and w mean nothing for rank 2 input).
+    """Shape of every node's array for n images of h x w (h and w mean nothing for rank 2 input).
 
     Raises UnsupportedShape naming the node that does not fit.
     """
@@ -76,6 +77,8 @@ def _shape(graph: Graph, node: Node, inputs: Sequence[Shape]) -> Shape:
     elif node.op == "adaptive_avg_pool2d":
         shape = (*x[:2], *at["size"])
         _need_window(math.prod(-(-a // b) + 1 for a, b in zip(x[2:], at["size"], strict=True)))
+    elif node.op == "quantize" and node.attrs["fine"]:
+        shape = x[0], 8 * quads(x[1]), *x[2:]
     elif node.op in _MOVES:
         return _MOVES[node.op](node, inputs)
     else:

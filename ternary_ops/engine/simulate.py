@@ -44,7 +44,8 @@ def _layer(graph: Graph, node: Node, operands: Sequence[Operand]) -> Array:
     x, *others = operands
     gate = others.pop(0) if at.get("gate") else None
     residual = others[0] if others else None
-    filters = codes.channels_first(w.array)
+    fine = graph.values[node.inputs[0]].fine
+    filters = codes.channels_first(codes.fine_filters(w.array) if fine else w.array)
     quantized = isinstance(x, tuple)
     if node.op == "conv2d":
         window = at["stride"], at["padding"], at["dilation"], at["groups"]
@@ -59,6 +60,12 @@ def _layer(graph: Graph, node: Node, operands: Sequence[Operand]) -> Array:
     scale = w.effective_scale((x[1], x[2]) if quantized else None)
     ends = {"slope": w.slope, "gate": gate, **_activation(node)}
     return reference.epilogue(acc, scale, w.bias, residual, **ends)
+
+
+def _quantize(node: Node, x: Array) -> Array:
+    return (reference.quantize_fine if node.attrs["fine"] else reference.quantize)(
+        x, *node.attrs["y"]
+    )
 
 
 def _pick(x: Operand) -> Array:
@@ -86,7 +93,7 @@ def _activation(node: Node) -> dict[str, Any]:
 
 
 _RUN: dict[str, Callable[[Graph, Node, Sequence[Operand]], Array]] = {
-    "quantize": lambda g, node, v: reference.quantize(v[0], *node.attrs["y"]),
+    "quantize": lambda g, node, v: _quantize(node, v[0]),
     "dequantize": lambda g, node, v: reference.dequantize(*v[0]),
     "conv2d": _layer,
     "linear": _layer,

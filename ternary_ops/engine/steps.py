@@ -36,8 +36,9 @@ class Step:
     """One op, the steps it reads and those that read it.
 
     slope: of a layer, [O] or [1]: a PReLU behind it. wanted: range that the layers reading this
-    value ask for. flexible: an op that has no range of its own would read it as uint8. shape: of
-    what a traced node made, None for steps between.
+    value ask for. flexible: an op that has no range of its own would read it as uint8. fine: range
+    that layers reading it as uint11 ask for; it is then made as floats. shape: of what a traced
+    node made, None for steps between.
     """
 
     op: str
@@ -49,6 +50,7 @@ class Step:
     users: list[Step] = field(default_factory=list)
     wanted: Range | None = None
     flexible: bool = False
+    fine: Range | None = None
     shape: tuple[int, ...] | None = None
 
 

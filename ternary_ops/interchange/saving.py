@@ -5,24 +5,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ternary_ops._version import __version__
-from ternary_ops.engine.ir import Array, Graph, Node, Params
+from ternary_ops.engine.ir import Graph, Node, Params
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.interchange.layers import LayerWriter, lists
 from ternary_ops.interchange.library import Refused
 from ternary_ops.interchange.sheet import FLOAT, INT32, OPSET, Sheet
 from ternary_ops.io.atomic import replace_file
-from ternary_ops.ops import codes, functions
+from ternary_ops.ops import functions
 from ternary_ops.runtime import Program
 
 FORMS = ("exact", "qdq")
-_EXACT = 2**24  # float32 holds every integer up to here
 _DO = "Save the program file instead, or leave this operator out of the network."
 # Functions of floats that ONNX has an operator for, with the names of its attributes.
 _OPERATORS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -54,7 +52,7 @@ def save_onnx(program: Program, path: str | os.PathLike[str], form: str = "exact
     replace_file(Path(path), lambda target: target.write_bytes(model.SerializeToString()))
 
 
-class _Writer:
+class _Writer(LayerWriter):
     """Walks the nodes of a program; `names` holds the ONNX value of each."""
 
     def __init__(self, program: Program, form: str) -> None:
@@ -110,117 +108,14 @@ class _Writer:
     def _params(self, node: Node) -> list[Params | None]:
         return [self.graph.values[j].y for j in node.inputs]
 
-    def _finish(self, value: str, node: Node) -> str:
-        lo, hi = node.attrs.get("clamp", (None, None))
-        return self._codes(self.sheet.clamped(value, lo, hi), node.attrs["y"])
-
-    def _codes(self, value: str, y: Params | None) -> str:
-        if y is None:
-            return value
-        if self.form == "exact":
-            return self.sheet.codes(value, y)
-        scale, zp = self.sheet.number(y[0]), self.sheet.number(y[1], np.uint8)
-        return self.sheet.add("QuantizeLinear", value, scale, zp)
-
-    def _reals(self, names: Sequence[str], ys: Sequence[Params | None]) -> list[str]:
-        return [self.sheet.real(name, y) for name, y in zip(names, ys, strict=True)]
-
     # One method a node of a program, named after it.
 
     def _quantize(self, node: Node, x: list[str], ys: list[Params | None]) -> str:
-        return self._codes(x[0], node.attrs["y"])
+        y = node.attrs["y"]
+        return self.fine_codes(x[0], y) if node.attrs["fine"] else self._codes(x[0], y)
 
     def _dequantize(self, node: Node, x: list[str], ys: list[Params | None]) -> str:
         return self.sheet.real(x[0], ys[0])
-
-    def _conv2d(self, node: Node, x: list[str], ys: list[Params | None]) -> str:
-        return self._layer(node, x, ys, 4)
-
-    def _linear(self, node: Node, x: list[str], ys: list[Params | None]) -> str:
-        return self._layer(node, x, ys, 2)
-
-    def _layer(self, node: Node, x: list[str], ys: list[Params | None], rank: int) -> str:
-        weight, sheet = self.graph.weight(node), self.sheet
-        filters: Array = codes.channels_first(weight.array)
-        if rank == 2:
-            filters = filters[:, :, 0, 0]
-        y, integer = ys[0], weight.kind != "float"
-        if self.form == "qdq" and integer:
-            # The scale belongs to the weight: what fuses to an 8-bit kernel.
-            real = self._qdq(filters, np.int8, weight.scale)
-            bias: NDArray[np.float32] | str | None = weight.bias
-            if isinstance(bias, np.ndarray) and y is not None:
-                step = weight.effective_scale(y)
-                bias = self._qdq(_steps(bias, step), np.int32, step)
-            out = self._sums(node, sheet.real(x[0], y), real, rank, bias)
-        else:
-            out = self._exact_sums(node, x[0], y, filters, rank)
-            if integer:
-                out = sheet.add("Mul", out, sheet.channels(weight.effective_scale(y), rank))
-            if weight.bias is not None:
-                out = sheet.add("Add", out, sheet.channels(weight.bias, rank))
-        others = [sheet.real(name, own) for name, own in zip(x[1:], ys[1:], strict=True)]
-        if node.attrs.get("gate"):
-            out = sheet.add("Mul", sheet.add("Sigmoid", out), others.pop(0))
-        if others:
-            out = sheet.add("Add", out, others[0])
-        if weight.slope is not None and len(weight.slope) == 1:
-            out = sheet.add("LeakyRelu", out, alpha=float(weight.slope[0]))
-        elif weight.slope is not None:
-            out = sheet.add("PRelu", out, sheet.channels(weight.slope, rank))
-        return self._finish(out, node)
-
-    def _qdq(self, values: Array, dtype: Any, scale: Any) -> str:
-        """Integers times a scale for each of the first axis."""
-        stored = self.sheet.constant(values, dtype, "weight")
-        zero = self.sheet.constant(np.zeros(len(values)), dtype)
-        scales = self.sheet.constant(scale, np.float32, "scale")
-        return self.sheet.add("DequantizeLinear", stored, scales, zero, axis=0)
-
-    def _exact_sums(self, node: Node, x: str, y: Params | None, filters: Array, rank: int) -> str:
-        """Accumulators as float32; of codes in parts of the input channels that stay exact."""
-        sheet = self.sheet
-        if y is None:
-            real = sheet.constant(filters, filters.dtype, "weight")
-            real = real if filters.dtype == np.float32 else sheet.add("Cast", real, to=FLOAT)
-            return self._sums(node, x, real, rank, None)
-        x = sheet.centered(x, y[1])
-        parts = _exact_parts(filters)
-        groups = node.attrs["groups"] if rank == 4 else 1
-        if len(parts) > 1 and groups > 1:
-            raise Refused("groups of at most 2**24 / 255", "larger ones")
-        sums = []
-        for begin, end in parts:
-            stored = sheet.constant(filters[:, begin:end], np.int8, "weight")
-            part = x
-            if len(parts) > 1:
-                limits = sheet.ends([begin]), sheet.ends([end]), sheet.ends([1])
-                part = sheet.add("Slice", x, *limits)
-            made = self._sums(node, part, sheet.add("Cast", stored, to=FLOAT), rank, None)
-            sums.append(made)
-        return self._whole(*sums)
-
-    def _whole(self, *sums: str) -> str:
-        """Their sum by way of integers: ONNX Runtime would multiply the scale that follows into the
-        weights, and float32 does not hold the sum of all parts.
-        """
-        total = self.sheet.add("Cast", sums[0], to=INT32)
-        for other in sums[1:]:
-            total = self.sheet.add("Add", total, self.sheet.add("Cast", other, to=INT32))
-        return self.sheet.add("Cast", total, to=FLOAT)
-
-    def _sums(
-        self, node: Node, x: str, w: str, rank: int, bias: NDArray[np.float32] | str | None
-    ) -> str:
-        if isinstance(bias, np.ndarray):
-            bias = self.sheet.constant(bias, np.float32, "bias")
-        extra = [] if bias is None else [bias]
-        if rank == 2:
-            return self.sheet.add("Gemm", x, w, *extra, transB=1)
-        at = node.attrs
-        window = {"strides": at["stride"], "dilations": at["dilation"], "group": at["groups"]}
-        pads = [*at["padding"], *at["padding"]]
-        return self.sheet.add("Conv", x, w, *extra, pads=pads, **_lists(window))
 
     def _max_pool2d(self, node: Node, x: list[str], ys: list[Params | None]) -> str:
         at = node.attrs
@@ -230,7 +125,7 @@ class _Writer:
             "dilations": at["dilation"],
             "pads": [*at["padding"], *at["padding"]],
         }
-        return self.sheet.add("MaxPool", x[0], ceil_mode=int(at["ceil"]), **_lists(window))
+        return self.sheet.add("MaxPool", x[0], ceil_mode=int(at["ceil"]), **lists(window))
 
     def _avg_pool2d(self, node: Node, x: list[str], ys: list[Params | None]) -> str:
         """Exact sums by a convolution with ones, then times f32(s / count)."""
@@ -245,7 +140,7 @@ class _Writer:
             window = {"kernel_shape": kernel, "strides": at["stride"]}
             pads = [*at["padding"], *at["padding"]]
             real, counted = sheet.real(x[0], y), int(at["include_pad"])
-            options = {"pads": pads, "count_include_pad": counted, **_lists(window)}
+            options = {"pads": pads, "count_include_pad": counted, **lists(window)}
             return self._codes(sheet.add("AveragePool", real, **options), at["y"])
         summand = x[0] if y is None else sheet.centered(x[0], y[1])
         window = {
@@ -253,9 +148,9 @@ class _Writer:
             "pads": [*at["padding"], *at["padding"]],
         }
         ones = sheet.constant(np.ones((channels, 1, *kernel)), np.float32, "ones")
-        sums = sheet.add("Conv", summand, ones, group=channels, **_lists(window))
+        sums = sheet.add("Conv", summand, ones, group=channels, **lists(window))
         if y is not None:
-            sums = self._whole(sums)
+            sums = self.whole(sums)
         scale = np.float32(1 if y is None else y[0])
         if at["divisor"] is not None or at["include_pad"] or at["padding"] == (0, 0):
             count = at["divisor"] or math.prod(kernel)
@@ -264,7 +159,7 @@ class _Writer:
             one = sheet.add("Slice", summand, *(sheet.ends([v]) for v in (0, 1, 1)))
             flat = sheet.add("Add", sheet.add("Mul", one, sheet.number(0)), sheet.number(1))
             single = sheet.constant(np.ones((1, 1, *kernel)), np.float32, "ones")
-            count_map = sheet.add("Conv", flat, single, **_lists(window))
+            count_map = sheet.add("Conv", flat, single, **lists(window))
             mean = sheet.add("Mul", sums, sheet.add("Div", sheet.number(float(scale)), count_map))
         return self._codes(mean, at["y"])
 
@@ -381,28 +276,3 @@ class _Writer:
 
     def _softmax(self, node: Node, x: list[str], ys: list[Params | None]) -> str:
         return self.sheet.add("Softmax", x[0], axis=1)
-
-
-def _steps(bias: NDArray[np.float32], step: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The bias in units of the accumulator, as 8-bit kernels add it."""
-    limit = 2.0**31 - 1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.nan_to_num(np.rint(bias.astype(np.float64) / step))
-    whole: NDArray[np.int64] = np.clip(steps, -limit, limit).astype(np.int64)
-    return whole
-
-
-def _exact_parts(filters: Array) -> list[tuple[int, int]]:
-    """Ranges of input channels over which no sum of 255 * |w| passes what float32 holds."""
-    heaviest = np.abs(filters.astype(np.int64)).reshape(*filters.shape[:2], -1).sum(2).max(0)
-    parts, begin, total = [], 0, 0
-    for channel, weight in enumerate(heaviest.tolist()):
-        if total + 255 * weight > _EXACT and channel > begin:
-            parts.append((begin, channel))
-            begin, total = channel, 0
-        total += 255 * weight
-    return [*parts, (begin, filters.shape[1])]
-
-
-def _lists(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape, need
 from ternary_ops.nn import fake_quant
 from ternary_ops.ops import reference
+from ternary_ops.ops.codes import FINE_PARTS
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.ternarize import (
     INT8,
@@ -40,7 +41,8 @@ class TernaryLayer(nn.Module, ABC):
     bias          [O] or None
     poles         float32 [2] with a ternarizer whose scales are learned ("ttq"), else None: what
                   +1 and -1 stand for while the layer trains
-    input_range   float [2], lo and hi of the uint8 input; NaN: not set, the input stays float
+    input_range   float [2], lo and hi of the quantized input; NaN: not set, it stays float. Learned
+                  where activations are "uint8"
     mask          bool, weight's shape; False where pruned
     output_range  float32 [2]: range of what the layer and its fused epilogue produce, where no
                   other layer owns it; NaN: not set
@@ -50,9 +52,10 @@ class TernaryLayer(nn.Module, ABC):
     Phases: "float" real masked weights; "ternary" integer weights with a straight-through gradient;
     "frozen" fixed codes, whose scale goes on learning through the latent weight. With activations
     "uint8" the forward is float32 whatever the input's dtype, and equals the native kernels bit for
-    bit once the range is set and the phase is not "float". Not so with poles: packed and compiled,
-    such a layer has one scale per filter, fitted to them. Under autocast, training of real inputs
-    multiplies in autocast's dtype, as the torch twin does, until the phase is "frozen".
+    bit once the range is set and the phase is not "float"; with "uint11" too, while it does not
+    train. Not so with poles: packed and compiled, such a layer has one scale per filter, fitted to
+    them. Under autocast, training of real inputs multiplies in autocast's dtype, as the torch twin
+    does, until the phase is "frozen".
     """
 
     weight: nn.Parameter
@@ -73,6 +76,14 @@ class TernaryLayer(nn.Module, ABC):
                     f'{type(self).__name__} needs config.weights "ternary" or "int8"',
                     "'float'",
                     "Keep the torch.nn layer instead.",
+                )
+            )
+        if config.activations == "uint11" and getattr(self, "groups", 0) != 1:
+            raise BadConfig(
+                need(
+                    'activations "uint11" need a convolution with groups=1',
+                    type(self).__name__,
+                    'Give this layer activations="uint8" by a rule.',
                 )
             )
         device, unset = weight.device, [float("nan"), float("nan")]
@@ -157,11 +168,12 @@ class TernaryLayer(nn.Module, ABC):
         return (codes * per_filter(scale, codes)).to(self.weight.dtype)
 
     def input_params(self) -> tuple[np.float32, int] | None:
-        """Scale and zero point of the uint8 input; None while the range is unset or unused."""
+        """Scale and zero point of the quantized input; None while the range is unset or unused."""
         lo, hi = (float(v) for v in self.input_range.detach())
-        if self.config.activations != "uint8" or lo != lo or hi != hi:
+        if not self.config.integer_input or lo != lo or hi != hi:
             return None
-        return reference.affine_params(lo, hi)
+        fine = self.config.activations == "uint11"
+        return (reference.fine_params if fine else reference.affine_params)(lo, hi)
 
     def _float_weight(self) -> nn.Parameter:
         """What this layer computes with, as a float parameter of the latent weight's dtype."""
@@ -173,7 +185,8 @@ class TernaryLayer(nn.Module, ABC):
 
     def _forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        integer_input = self.config.activations == "uint8"
+        integer_input = self.config.integer_input
+        fine, rest = self.config.activations == "uint11", None
         work = torch.float64 if x.dtype == torch.float64 and not integer_input else torch.float32
         result = result_dtype(x)
         training = result if _autocasts(x.device.type) else work
@@ -181,7 +194,11 @@ class TernaryLayer(nn.Module, ABC):
             weight, scale = self._training_weight()
             x = real = x.to(work)
             if integer_input:
-                x, x_scale = fake_quant.quantize(x, self.input_range)
+                x, x_scale = fake_quant.quantize(x, self.input_range, fine)
+                if fine and x is not real:
+                    rest = fake_quant.left_over(real, x_scale)
+                    if self.training or scale is None:  # weights as they come: one product does
+                        x, rest = x + rest / FINE_PARTS, None
                 scale = x_scale if scale is None else scale * x_scale
             exact = self._exact_dtype() if integer_input else work
             if x is real and self.training and self._phase != "frozen":
@@ -191,6 +208,9 @@ class TernaryLayer(nn.Module, ABC):
                     scale = None
                 exact = training
             y = self._accumulate(x.to(exact), weight.to(exact))
+            if rest is not None:
+                eighth = (weight.detach() / FINE_PARTS).round()
+                y = y + self._accumulate(rest.to(exact), eighth.to(exact))
             if scale is not None or self.bias is not None:
                 y = y.to(work)
             if scale is not None:
@@ -256,6 +276,8 @@ class TernaryLayer(nn.Module, ABC):
         largest = 1 if self.config.weights == "ternary" else 127
         terms = self.weight[0].numel() if len(self.weight) else 0
         bound = fake_quant.LEVELS * largest * terms
+        if self.config.activations == "uint11":
+            bound += bound // FINE_PARTS + terms
         return torch.float32 if bound <= _EXACT else torch.float64
 
     @abstractmethod

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ternary_ops import _native
+from ternary_ops.ops.codes import FINE_PARTS
 
 LEVELS = 255
 _TINY = torch.finfo(torch.float32).tiny
@@ -35,8 +36,24 @@ def affine_params(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(empty, 1.0, scale), torch.where(empty, 0.0, zero_point).float(), known
 
 
-def quantize(x: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+def fine_bounds(bounds: Tensor) -> Tensor:
+    """The range that eleven-bit codes of a range [2] are made for; float64, no gradient."""
+    lo, hi = bounds.detach().double().unbind()
+    room = FINE_PARTS // 2 / (LEVELS - FINE_PARTS // 2)
+    return torch.stack([torch.minimum(lo, -room * hi), torch.maximum(hi, -room * lo)])
+
+
+@torch.no_grad()
+def left_over(x: Tensor, scale: Tensor) -> Tensor:
+    """Eighths of a step that quantize rounds away, whole numbers in -4..4 (NaN stays)."""
+    v = (x * (1.0 / scale)).clamp(-1024, 1024)
+    return ((v - v.round()) * FINE_PARTS).round()
+
+
+def quantize(x: Tensor, bounds: Tensor, fine: bool = False) -> tuple[Tensor, Tensor]:
     """float32 x and a range [2] -> (q - zero point) as float32, and the scale, float32 0-d.
+
+    fine: the first of the two codes of eleven bits; left_over is the second.
 
     While the range is unset (NaN) this is (x, 1), so that one graph serves both. Gradients:
     straight through to x inside the range; to the bounds by LSQ+ (Bhalgat et al. 2020, arXiv
@@ -48,7 +65,7 @@ def quantize(x: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
         # leave NaN out of the optimizer's state; but DistributedDataParallel waits for one.
         waited_for = torch.distributed.is_available() and torch.distributed.is_initialized()
         return x, 1.0 + 0.0 * torch.nan_to_num(bounds).sum() if waited_for else bounds.new_ones(())
-    scale, zero_point, known = affine_params(bounds)
+    scale, zero_point, known = affine_params(fine_bounds(bounds) if fine else bounds)
     native = eager and x.dtype == torch.float32 and type(x) in (Tensor, nn.Parameter)
     q: Tensor = (_QuantizeNative if native else _Quantize).apply(  # type: ignore[no-untyped-call]
         x, bounds, scale, zero_point, known

@@ -19,6 +19,8 @@ from ternary_ops.errors import BadWeights, UnsupportedShape, need
 
 _T = TypeVar("_T", bound=np.generic)
 
+FINE_PARTS = 8  # steps of an eleven-bit value's second code in one of its first
+
 _VALUE_OF_CODE = np.array([0, 1, 2, -1], np.int8)  # 2 marks the invalid code; validate() refuses it
 _DECODE = _VALUE_OF_CODE[(np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3]  # [256, 4]
 _BYTE_HAS_INVALID = (_DECODE == 2).any(axis=1)  # [256]
@@ -142,6 +144,19 @@ def pad_int8(w: NDArray[np.int8]) -> NDArray[np.int8]:
     out = np.zeros((*w.shape[:-1], 4 * quads(w.shape[-1])), np.int8)
     out[..., : w.shape[-1]] = w
     return out
+
+
+def fine_filters(w: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Filters [O, R, S, I] as [O, R, S, 8 * ceil(I/4)], for eleven-bit input.
+
+    Behind each quad lies an eighth of it, rounded half to even: what the second code of a value
+    (reference.quantize_fine) is multiplied with.
+    """
+    o, r, s, i = w.shape
+    padded = np.zeros((o, r, s, quads(i), 4), np.int8)
+    padded.reshape(o, r, s, -1)[..., :i] = w
+    eighth = np.rint(padded / FINE_PARTS).astype(np.int8)
+    return np.ascontiguousarray(np.stack([padded, eighth], 4).reshape(o, r, s, -1))
 
 
 def channels_last(w: NDArray[_T]) -> NDArray[_T]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_ops.errors import BadWeights, UnsupportedShape, need
+from ternary_ops.ops.codes import FINE_PARTS, quads
 from ternary_ops.ops.functions import sigmoid32
 
 Array: TypeAlias = NDArray[Any]
@@ -40,6 +41,12 @@ def affine_params(lo: float, hi: float) -> tuple[np.float32, int]:
     return scale, int(np.clip(np.rint(-lo / float(scale)), 0, 255))
 
 
+def fine_params(lo: float, hi: float) -> tuple[np.float32, int]:
+    """affine_params of a range widened so that the zero point lies in 4..251 (quantize_fine)."""
+    room = FINE_PARTS // 2 / (255 - FINE_PARTS // 2)
+    return affine_params(min(lo, -room * hi), max(hi, -room * lo))
+
+
 def quantize(x: Array, scale: float | np.float32, zp: int) -> NDArray[np.uint8]:
     """clamp(round_half_even(x * f32(1/scale)) + zp, 0, 255); NaN becomes 0."""
     inv = np.float32(1) / np.float32(scale)
@@ -50,6 +57,27 @@ def quantize(x: Array, scale: float | np.float32, zp: int) -> NDArray[np.uint8]:
         np.uint8
     )
     return q
+
+
+def quantize_fine(x: Array, scale: float | np.float32, zp: int) -> NDArray[np.uint8]:
+    """Eleven bits in two codes: x [N, C, H, W] to uint8 [N, 8 * ceil(C / 4), H, W].
+
+    Behind the codes of four channels, each round_half_even(v) + zp of v = x * f32(1/scale) clipped
+    to -1024..1024, lie round_half_even((v - round_half_even(v)) * 8) + zp: what rounding took away.
+    All are clipped to 0..255, NaN becomes 0, and channels that are not there hold zp. A zero point
+    in 4..251 (fine_params) leaves room for both.
+    """
+    n, c, *image = np.shape(x)
+    padded = np.zeros((n, quads(c), 4, *image), np.float32)
+    padded.reshape(n, -1, *image)[:, :c] = x
+    inv = np.float32(1) / np.float32(scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        v = np.clip(padded * inv, np.float32(-1024), np.float32(1024))
+        whole = np.rint(v)
+        parts = np.rint((v - whole) * np.float32(FINE_PARTS))
+        codes = np.fmax(np.stack([whole, parts], 2) + np.float32(zp), np.float32(0))
+    q: NDArray[np.uint8] = np.minimum(codes, np.float32(255)).astype(np.uint8)
+    return q.reshape(n, -1, *image)
 
 
 def dequantize(q: Array, scale: float | np.float32, zp: int) -> NDArray[np.float32]:

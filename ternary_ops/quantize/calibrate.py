@@ -35,7 +35,7 @@ def calibrate(
 
     batches     tensors, or tuples whose first element is the input; moved to the model's device
     method      "minmax"; "percentile" (of each side, see `percentile`); "mse": the clipping that
-                makes the squared quantization error smallest
+                makes the squared quantization error smallest ("uint11" inputs: "minmax")
     rules       globs on layer names -> another method, or a number: that percentile. The last match
                 counts, for the layer's input and output range
 
@@ -56,12 +56,12 @@ def calibrate(
     layers = {
         module: name
         for name, module in model.named_modules()
-        if isinstance(module, tnn.TernaryLayer) and module.config.activations == "uint8"
+        if isinstance(module, tnn.TernaryLayer) and module.config.integer_input
     }
     if not layers:
         do = "Call quantize_ first."
         raise UnsupportedModel(need("calibrating needs layers with uint8 activations", "none", do))
-    choices = _choices(layers.values(), (method, percentile), rules or {})
+    choices = _choices(layers, (method, percentile), rules or {})
     inputs = {layer: Histogram(f"the input of {name}") for layer, name in layers.items()}
     outputs: dict[tnn.TernaryLayer, Histogram] = {}
     with _observing(model, layers):
@@ -88,10 +88,15 @@ def _check(method: object, percentile: float) -> tuple[str, float]:
 
 
 def _choices(
-    names: Iterable[str], default: tuple[str, float], rules: Mapping[str, str | float]
+    layers: Mapping[tnn.TernaryLayer, str],
+    default: tuple[str, float],
+    rules: Mapping[str, str | float],
 ) -> dict[str, tuple[str, float]]:
-    """Method and percentile of every layer."""
-    choices = dict.fromkeys(names, default)
+    """Method and percentile of every layer; of eleven bits "mse" would clip nothing."""
+    choices = dict.fromkeys(layers.values(), default)
+    if default[0] == "mse":
+        fine = (n for m, n in layers.items() if m.config.activations == "uint11")
+        choices.update(dict.fromkeys(fine, ("minmax", default[1])))
     for glob, rule in rules.items():
         number = isinstance(rule, (int, float)) and not isinstance(rule, bool)
         choice = _check("percentile", float(rule)) if number else _check(rule, default[1])
@@ -155,7 +160,7 @@ def _only_output(node: fx.Node) -> bool:
 
 def _reads_uint8(node: fx.Node) -> bool:
     layer = module_of(node)
-    return isinstance(layer, tnn.TernaryLayer) and layer.config.activations == "uint8"
+    return isinstance(layer, tnn.TernaryLayer) and layer.config.integer_input
 
 
 def keeps_range(node: fx.Node) -> bool:

@@ -87,7 +87,7 @@ def pack_(model: nn.Module) -> nn.Module:
     unset = [
         name
         for name, layer in layers.items()
-        if layer.config.activations == "uint8" and layer.input_params() is None
+        if layer.config.integer_input and layer.input_params() is None
     ]
     if unset:
         raise UnsupportedModel(
@@ -97,6 +97,10 @@ def pack_(model: nn.Module) -> nn.Module:
                 'Call calibrate(model, batches), or plan with activations="float32".',
             )
         )
+    fine = [name for name, layer in layers.items() if layer.config.activations == "uint11"]
+    if fine:
+        do = "Use tops.compile, which runs them."
+        raise UnsupportedModel(need("packed layers read uint8 or floats", ", ".join(fine), do))
     for name, layer in layers.items():
         check_finite(layer, name)
     refit = {name: layer.settle() for name, layer in layers.items() if layer.poles is not None}

@@ -163,10 +163,11 @@ def _change(layer: tnn.TernaryLayer, part: str) -> str:
     if part == "weights":
         layer.config = replace(layer.config, weights="int8")
         return "weights ternary -> int8"
+    form = layer.config.activations
     layer.config = replace(layer.config, activations="float32")
     layer.input_range.data.fill_(float("nan"))
     layer.input_range.requires_grad_(False)
-    return "activations uint8 -> float32"
+    return f"activations {form} -> float32"
 
 
 def _state(layer: tnn.TernaryLayer) -> tuple[TernaryConfig, Tensor, bool]:

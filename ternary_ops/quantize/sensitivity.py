@@ -141,11 +141,7 @@ class Probe:
             (name, part)
             for name, layer in self.layers.items()
             for part in self.parts
-            if (
-                layer.config.activations == "uint8"
-                if part == "activations"
-                else layer.phase == "ternary"
-            )
+            if (layer.config.integer_input if part == "activations" else layer.phase == "ternary")
         ]
 
     def rows(self, progress: bool) -> list[Sensitivity]:
@@ -219,7 +215,7 @@ def quantized_layers(model: nn.Module) -> Layers:
     unset = [
         name
         for name, layer in layers.items()
-        if layer.config.activations == "uint8" and layer.input_params() is None
+        if layer.config.integer_input and layer.input_params() is None
     ]
     if unset:
         do = "Call calibrate(model, batches) first."
