@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report card of the GPU kernels: machine code for every target, no GPU needed.
 
-    python bench/gpu_static.py                 # all rows; writes bench/results/gpu_static.csv
+    python bench/gpu_static.py                 # all rows; writes bench/results/gpu_static.csv, or
+                                               # gpu_static_triton_X.csv for another Triton X
     python bench/gpu_static.py --check         # fails on spills, traps, lost tensor cores, growth
     python bench/gpu_static.py --targets sm_90 --cases linear
 
@@ -23,12 +24,18 @@ from _measure import RESULTS, write_csv
 from ternary_ops.gpu import card, targets
 from ternary_ops.gpu.cases import all_cases
 
-TABLE = "gpu_static.csv"
+PINNED = "3.7.1"  # by the extra gpu; what other versions of Triton make has a table of its own
+
+
+def table() -> str:
+    """Name of the card of this version of Triton."""
+    found = version("triton")
+    return "gpu_static.csv" if found == PINNED else f"gpu_static_triton_{found}.csv"
 
 
 def committed() -> dict[tuple[str, str], card.Limits]:
     """What the card in the repository promises."""
-    with (RESULTS / TABLE).open(newline="") as file:
+    with (RESULTS / table()).open(newline="") as file:
         kept = [row for row in csv.DictReader(file) if row["per_unit"]]
     return {
         (row["case"], row["target"]): card.Limits(row["tensor_core"], float(row["per_unit"]))
@@ -58,7 +65,7 @@ def main() -> int:
     everything = not options.cases and options.targets == list(targets.TARGETS)
     if everything and not options.check:
         names = dict.fromkeys(name for row in rows for name in row)
-        print("written:", write_csv(TABLE, [{n: row.get(n, "") for n in names} for row in rows]))
+        print("written:", write_csv(table(), [{n: row.get(n, "") for n in names} for row in rows]))
     for line in sorted(set(wrong)):
         print("WRONG", line)
     return 1 if wrong else 0

@@ -140,9 +140,12 @@ def test_block_sizes_fit_their_target() -> None:
 
 def test_what_the_compiler_breaks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "target", lambda: _target.Target("cuda", 100, 148))
+    monkeypatch.setattr(_target.triton, "__version__", "3.7.1")
     codes = stored(weights(8, 16, True), True)
     with pytest.raises(UnsupportedDevice, match=r"Triton 3\.9"):
         linear_op(torch.randn(2, 16), codes, torch.ones(8))
+    monkeypatch.setattr(_target.triton, "__version__", "3.9.0")
+    linear_op(torch.randn(2, 16), codes, torch.ones(8))
 
 
 def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
