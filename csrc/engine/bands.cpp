@@ -15,6 +15,8 @@ namespace {
 constexpr double kNone = -std::numeric_limits<double>::infinity();
 // More padding than this above an image would be kept for every value of its size.
 constexpr int64_t kMostMargin = 64;
+// A memory of so many rows gets one more for every so many.
+constexpr int64_t kManyRows = 32, kSpareShare = 8;
 
 int64_t divide_down(int64_t a, int64_t b) { return a >= 0 ? a / b : -divide_up(-a, b); }
 
@@ -232,9 +234,12 @@ Bands make_bands(const std::vector<Node>& nodes, const std::vector<BandValue>& v
   const Flow flow(nodes, values, memories, output);
   Bands bands;
   bands.rows.assign(memories, 0);
-  // Not a row more than is needed: moving what stays costs less than a larger part of the cache.
+  // Few rows get not one more than is needed: moving what stays costs less than a larger part of the
+  // cache. Many would be moved for every band.
   const std::vector<int64_t> endless(memories, std::numeric_limits<int64_t>::max());
   pass(flow, values, band, endless, &bands.rows);
+  for (int64_t& rows : bands.rows)
+    if (rows >= kManyRows) rows += rows / kSpareShare;
   bands.tasks = pass(flow, values, band, bands.rows, nullptr);
   return bands;
 }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Image = NDArray[Any]
 Tick = Callable[[float], None]
 ALPHA = ("model", "bicubic", "drop")
+_ROWS = 16
 
 
 def upscale(
@@ -64,7 +65,7 @@ def upscale(
         made.append(_through(model, mask, tile, lambda done: tick((1 + done) / 2)))
     elif len(mask):
         made.append(_interpolated(mask, model.scale))
-    return _as_given(np.concatenate(made), image)
+    return _as_given([plane for planes in made for plane in planes], image)
 
 
 def check_options(tile: int | None, alpha: str) -> None:
@@ -97,13 +98,22 @@ def white_of(dtype: np.dtype[Any]) -> int:
     return int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
 
 
-def _as_given(planes: Pixels, image: Image) -> Image:
-    """In the layout and type of the image."""
-    white = white_of(image.dtype)
-    if image.dtype.kind == "u":
-        planes = np.clip(np.rint(planes * np.float32(white)), 0, white)
-    made = planes[0] if image.ndim == 2 else np.moveaxis(planes, 0, 2)
-    return np.ascontiguousarray(made.astype(image.dtype))
+def _as_given(planes: Sequence[NDArray[np.float32]], image: Image) -> Image:
+    """Planes [H, W] in the layout and type of the image, a few rows at a time: passes over all of a
+    large one would take longer than the network's own reading and writing.
+    """
+    height, width = planes[0].shape
+    made = np.empty((height, width, len(planes)), image.dtype)
+    white = np.float32(white_of(image.dtype))
+    part = np.empty((_ROWS, width), np.float32)
+    for top in range(0, height, _ROWS):
+        for c, plane in enumerate(planes):
+            rows = plane[top : top + _ROWS]
+            if image.dtype.kind == "u":
+                rows = np.multiply(rows, white, out=part[: len(rows)])
+                np.clip(np.rint(rows, out=rows), 0, white, out=rows)
+            made[top : top + _ROWS, :, c] = rows
+    return made[..., 0] if image.ndim == 2 else made
 
 
 def _through(model: Upscaler, planes: Pixels, tile: int | None, tick: Tick) -> Pixels:
@@ -115,7 +125,7 @@ def _through(model: Upscaler, planes: Pixels, tile: int | None, tick: Tick) -> P
 def bicubic(image: Image, scale: int) -> Image:
     """The image `scale` times as high and wide by interpolation: what a network has to beat."""
     planes = _planes(image)
-    return _as_given(np.concatenate([_interpolated(p[None], scale) for p in planes]), image)
+    return _as_given([_interpolated(p[None], scale)[0] for p in planes], image)
 
 
 def _interpolated(mask: Pixels, scale: int) -> Pixels:
