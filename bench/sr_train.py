@@ -66,7 +66,8 @@ _LIST = [
     # Rounding costs most in what the last layers read.
     Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT, fine=("tail.0",)),
     Run(
-        *("fmen-s-x4-int8-fine", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT),
+        *("fmen-s-x4-int8-fine", "FMEN-S_x4.npz", tops.TernaryConfig("int8")),
+        dataclasses.replace(_SHORT, steps=5000),
         fine=("warmup.1.squeeze", "HFABs.3.squeeze", "lr_conv", "tail.0"),
     ),
     Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT, fine=("tail.0",)),
