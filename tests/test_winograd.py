@@ -84,3 +84,29 @@ def test_what_follows_is_fused_as_before() -> None:
         wanted = quantized(x).numpy()
     # A sum on the edge of a code may go either way.
     assert np.abs(program(x.numpy()) - wanted).mean() < 0.02 * np.abs(wanted).max()
+
+
+class Skip(nn.Module):
+    """What a first layer makes is added to what many more make of it."""
+
+    def __init__(self, channels: int, depth: int, skip: bool) -> None:
+        super().__init__()
+        self.skip = skip
+        self.head, self.body = nn.Conv2d(3, channels, 1), chain(channels, depth + 1)[2:]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        head = self.head(x)
+        return self.body(head) + head if self.skip else self.body(head)
+
+
+def test_a_long_skip_keeps_a_row_a_layer() -> None:
+    """One layer's pairs end where the next one's stop reading: none is made rows too early."""
+    depth, width, channels = 30, 1000, 16
+    plain, skipped = (
+        tops.compile(Skip(channels, depth, skip).eval(), torch.randn(1, 3, 8, 8)).peak_bytes(
+            (1, 3, 800, width)
+        )
+        for skip in (False, True)
+    )
+    rows = (skipped - plain) / (4 * channels * width)
+    assert depth - 4 < rows < 1.4 * depth

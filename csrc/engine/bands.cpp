@@ -7,7 +7,6 @@
 
 #include "engine/layer.h"
 #include "engine/sampling.h"
-#include "engine/winograd.h"
 
 namespace tops {
 namespace {
@@ -35,11 +34,6 @@ Rows rows_resized(const Node& node, const Grid& in, const Grid& out, Rows rows) 
     return Rows{s.first, s.second + 1};
   };
   return {row(rows.begin).begin, row(rows.end - 1).end};
-}
-
-// Are its rows made two at a time, from even ones on?
-bool pairs(const Node& node) {
-  return node.op == Op::kConv && by_row_pairs(node.layer->view(), node.window);
 }
 
 // Where the input rows end that `end` rows of the output read, or a little later: a straight line
@@ -81,7 +75,10 @@ class Flow {
     bool nothing = true;
     for (size_t id = nodes_.size(); id-- > 0;) {
       if (need_[id] == kNone) continue;
-      if (pairs(nodes_[id])) need_[id] = 2 * std::ceil(need_[id] / 2);
+      if (const Pairs p = values_[id].pairs; p != Pairs::kNo) {
+        const double alone = p == Pairs::kOdd ? 1 : 0;
+        need_[id] = 2 * std::ceil((need_[id] - alone) / 2) + alone;
+      }
       const int64_t rows_end = static_cast<int64_t>(std::floor(need_[id]));
       nothing = nothing && rows_end <= 0;
       each_input(id, [&](size_t input, bool beside) {
@@ -234,8 +231,8 @@ Bands make_bands(const std::vector<Node>& nodes, const std::vector<BandValue>& v
   const Flow flow(nodes, values, memories, output);
   Bands bands;
   bands.rows.assign(memories, 0);
-  // Few rows get not one more than is needed: moving what stays costs less than a larger part of the
-  // cache. Many would be moved for every band.
+  // Few rows get not one more than is needed: moving what stays costs less than a larger part of
+  // the cache. Many would be moved for every band.
   const std::vector<int64_t> endless(memories, std::numeric_limits<int64_t>::max());
   pass(flow, values, band, endless, &bands.rows);
   for (int64_t& rows : bands.rows)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/node.h"
+#include "engine/winograd.h"
 
 namespace tops {
 
@@ -23,6 +24,7 @@ struct BandValue {
   Grid grid;  // margin: as many rows as any reader pads with
   size_t memory = 0;
   bool stored = true;  // false: the caller's own input
+  Pairs pairs = Pairs::kNo;
 };
 
 // Input rows that rows of the output read, as if the image had no end.

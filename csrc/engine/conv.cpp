@@ -97,7 +97,7 @@ Epilogue make_epilogue(const Requantize& q, const Operand& residual, const Opera
 ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bias,
                    int32_t x_zero_point, const Grid& in, const Grid& out, const Window& w,
                    const Operand& residual, const Requantize& q, const float* slope,
-                   int64_t row_filter, const Operand& gate, bool row_pairs)
+                   int64_t row_filter, const Operand& gate, Pairs pairs)
     : domain_(row_filter ? Domain::rows(in, packed.shape.r, row_filter, w, out.h, out.w)
                          : Domain(in, packed.shape.r, packed.shape.s, w, out.h, out.w)),
       out_(out),
@@ -172,9 +172,10 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     a.valid = valid_.data();
     a.origin = out.cell(0, 0, 0);
   }
-  if (row_pairs && by_row_pairs(packed, w) && a.valid && !row_filter && !domain_.scratch_bytes())
-    pairs_of_rows_ = RowPairs(packed, in.n, out.h, out.w, domain_.pitch(),
-                              domain_.rows() * domain_.pitch(), domain_.plane());
+  if (pairs != Pairs::kNo && a.valid && !row_filter && !domain_.scratch_bytes())
+    pairs_of_rows_ =
+        RowPairs(packed, in.n, out.h, out.w, domain_.pitch(), domain_.rows() * domain_.pitch(),
+                 domain_.plane(), pairs == Pairs::kOdd);
   wide_possible_ = !packed.sparse && packed.weights != Weights::kFloat && !a.float_out &&
                    !residual.is_float && !gate.present && s.groups == 1;
   if (!a.valid || wide_possible_) {

@@ -36,11 +36,11 @@ Epilogue make_epilogue(const Requantize& q, const Operand& residual, const Opera
 class ConvPlan {
  public:
   // slope: [O] of a PReLU at the end, or null. row_filter: 0, or the width of the filter whose rows
-  // pack_rows has packed. row_pairs: whether float sums may be taken by pairs of rows.
+  // pack_rows has packed. pairs: of rows of float sums, kOdd: but the first.
   ConvPlan(const PackedView& packed, const float* scale, const float* bias, int32_t x_zero_point,
            const Grid& in, const Grid& out, const Window& w, const Operand& residual,
            const Requantize& q, const float* slope = nullptr, int64_t row_filter = 0,
-           const Operand& gate = {}, bool row_pairs = false);
+           const Operand& gate = {}, Pairs pairs = Pairs::kNo);
   int64_t scratch_bytes() const { return domain_.scratch_bytes(); }
   void run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch,
            const uint8_t* gate = nullptr) const;

@@ -123,7 +123,7 @@ class Plan {
   struct Step {
     Grid grid;
     size_t memory = 0, scratch = 0;                     // of memories_
-    std::map<int64_t, std::unique_ptr<ConvPlan>> conv;  // by rows of output
+    std::map<int64_t, std::unique_ptr<ConvPlan>> conv;  // by conv_key
     bool by_rows = false;
     // The caller's own memory: an input that only quantize reads, or an output.
     bool external = false;
@@ -151,7 +151,8 @@ class Plan {
   void place_whole(bool keep_all);
   bool place_bands();
   std::vector<BandValue> band_values(size_t& memories) const;
-  const ConvPlan& add_conv(size_t id, int64_t rows);
+  int64_t conv_key(size_t id, Rows rows) const;
+  const ConvPlan& add_conv(size_t id, Rows of);
   // The first cell of a value, where all its rows would lie if they were there.
   uint8_t* data(const Frame& f, int id) const;
   void move_down(const Task& task, Frame& f) const;
@@ -175,6 +176,7 @@ class Plan {
 
   const std::vector<Node>& nodes_;
   int output_;
+  std::vector<Pairs> pairs_;
   std::vector<Step> steps_;
   std::vector<Home> homes_;
   std::vector<Task> tasks_;

@@ -73,7 +73,7 @@ int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) 
 
 Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
            bool keep_all)
-    : nodes_(nodes), output_(output) {
+    : nodes_(nodes), output_(output), pairs_(row_pairs(nodes)) {
   steps_.resize(nodes.size());
   homes_.resize(nodes.size());
   infer_shapes(n, h, w);
@@ -197,10 +197,18 @@ void Plan::choose_halos() {
   }
 }
 
-const ConvPlan& Plan::add_conv(size_t id, int64_t rows) {
+// Strips of one height share a plan, but for the top of pairs that begin at odd rows.
+int64_t Plan::conv_key(size_t id, Rows rows) const {
+  const bool top = rows.begin == 0 && pairs_[id] == Pairs::kOdd;
+  return (rows.end - rows.begin) * 2 + (top ? 1 : 0);
+}
+
+const ConvPlan& Plan::add_conv(size_t id, Rows of) {
   const Node& node = nodes_[id];
-  std::unique_ptr<ConvPlan>& made = steps_[id].conv[rows];
+  std::unique_ptr<ConvPlan>& made = steps_[id].conv[conv_key(id, of)];
   if (made) return *made;
+  const int64_t rows = of.end - of.begin;
+  const Pairs pairs = of.begin && pairs_[id] == Pairs::kOdd ? Pairs::kEven : pairs_[id];
   const Node& from = nodes_[static_cast<size_t>(node.a)];
   const LayerWeights& l = *node.layer;
   Grid in = step(node.a).grid, out = step(static_cast<int>(id)).grid;
@@ -219,7 +227,7 @@ const ConvPlan& Plan::add_conv(size_t id, int64_t rows) {
   made = std::make_unique<ConvPlan>(
       l.view(), l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, out, window,
       operand(node.b), node.requantize, l.slope.empty() ? nullptr : l.slope.data(), l.row_filter,
-      operand(node.gate), true);
+      operand(node.gate), pairs);
   return *made;
 }
 
@@ -256,7 +264,7 @@ void Plan::place_whole(bool keep_all) {
     blocks[s.memory].until = std::max(blocks[s.memory].until, last[id]);
     s.by_rows = node.op == Op::kLinear && node.layer->by_rows(step(node.a).grid.n);
     if (s.by_rows || (node.op != Op::kConv && node.op != Op::kLinear)) continue;
-    if (const int64_t scratch = add_conv(id, s.grid.h).scratch_bytes()) {
+    if (const int64_t scratch = add_conv(id, {0, s.grid.h}).scratch_bytes()) {
       s.scratch = blocks.size();
       blocks.push_back({round_up(scratch), id, id, 0});
     }

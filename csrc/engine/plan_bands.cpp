@@ -43,7 +43,7 @@ std::vector<BandValue> Plan::band_values(size_t& memories) const {
   memories = 0;
   for (size_t id = 0; id < nodes_.size(); ++id) {
     const Step& s = steps_[id];
-    BandValue v{s.grid, memories, !s.external};
+    BandValue v{s.grid, memories, !s.external, pairs_[id]};
     if (v.stored) v.grid.margin = margins[{v.grid.h, v.grid.w}];
     const size_t a = static_cast<size_t>(nodes_[id].a);
     const int home = homes_[id].concat;
@@ -111,7 +111,7 @@ bool Plan::place_bands() {
   for (const Task& task : bands.tasks) {
     const size_t id = static_cast<size_t>(task.id);
     if (nodes_[id].op == Op::kConv)
-      scratch = std::max(scratch, add_conv(id, task.rows.end - task.rows.begin).scratch_bytes());
+      scratch = std::max(scratch, add_conv(id, task.rows).scratch_bytes());
   }
   for (Step& s : steps_) s.scratch = memories;
   memories_.push_back({arena_bytes_, 0});

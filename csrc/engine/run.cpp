@@ -76,7 +76,7 @@ void Plan::run_task(const Task& task, const Frame& f) const {
 
 void Plan::run_conv(const Work& w, const Frame& f) const {
   const Node& node = w.node;
-  const ConvPlan& conv = *w.step.conv.at(w.rows.end - w.rows.begin);
+  const ConvPlan& conv = *w.step.conv.at(conv_key(static_cast<size_t>(w.id), w.rows));
   const uint8_t* x = data(f, node.a);
   const uint8_t* residual = node.b < 0 ? nullptr : data(f, node.b);
   const uint8_t* gate = node.gate < 0 ? nullptr : data(f, node.gate);

@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include "engine/conv.h"
+#include "engine/layer.h"
+#include "engine/node.h"
 #include "engine/threads.h"
 #include "isa/isa.h"
 
@@ -22,8 +24,6 @@ constexpr int64_t kParts = 4;
 
 int64_t odd_lines(int64_t cells) { return (divide_up(cells, 16) | 1) * 16; }
 
-}  // namespace
-
 bool by_row_pairs(const PackedView& packed, const Window& w) {
   const WeightShape& s = packed.shape;
   return packed.weights == Weights::kFloat && !packed.sparse && s.r == 3 && s.s == 3 &&
@@ -31,8 +31,32 @@ bool by_row_pairs(const PackedView& packed, const Window& w) {
          std::min(s.o, s.i) >= kLeastChannels && s.o * s.i <= kMostWeights;
 }
 
+bool keeps_rows(Op op) {
+  return op == Op::kQuantize || op == Op::kDequantize || op == Op::kAdd || op == Op::kMul ||
+         op == Op::kClamp || op == Op::kActivation || op == Op::kConcat || op == Op::kSlice;
+}
+
+}  // namespace
+
+std::vector<Pairs> row_pairs(const std::vector<Node>& nodes) {
+  std::vector<Pairs> pairs(nodes.size(), Pairs::kNo);
+  std::vector<bool> odd(nodes.size(), false);  // where a value's rows had better end
+  for (size_t id = 0; id < nodes.size(); ++id) {
+    const Node& node = nodes[id];
+    const Window& w = node.window;
+    if (node.op == Op::kConv && w.stride_h == 1) {
+      const int64_t below = w.dil_h * (node.layer->shape.r - 1) - w.pad_h;
+      odd[id] = odd[static_cast<size_t>(node.a)] != (below % 2 != 0);
+      if (by_row_pairs(node.layer->view(), w)) pairs[id] = odd[id] ? Pairs::kOdd : Pairs::kEven;
+    } else if (keeps_rows(node.op)) {
+      odd[id] = odd[static_cast<size_t>(node.a)];
+    }
+  }
+  return pairs;
+}
+
 RowPairs::RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64_t columns,
-                   int64_t pitch, int64_t image, int64_t plane)
+                   int64_t pitch, int64_t image, int64_t plane, bool odd)
     : images_(images),
       rows_(rows),
       columns_(columns),
@@ -40,7 +64,8 @@ RowPairs::RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64
       image_(image),
       plane_(plane),
       cells_(packed.cells),
-      outputs_(packed.shape.o) {
+      outputs_(packed.shape.o),
+      odd_(odd) {
   const int64_t blocks = divide_up(outputs_, kBlock), k = 3 * cells_;
   panels_.resize(static_cast<size_t>(kParts * blocks * k * kBlock));
   // Weights G g, in float64: g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2 of a column of taps.
@@ -69,26 +94,29 @@ RowPairs::RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64
 }
 
 void RowPairs::run(const ConvArgs& a) const {
-  const int64_t pairs = divide_up(rows_, 2), across = divide_up(columns_, width_);
+  const int64_t alone = odd_ ? 1 : 0;
+  const int64_t pairs = divide_up(rows_ - alone, 2) + alone, across = divide_up(columns_, width_);
   const int64_t input = cells_ * odd_lines(width_ + 2), sums = outputs_ * odd_lines(width_);
   const int64_t bytes = kParts * (input + sums) * 4 + 2 * kSlackBytes;
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
   parallel_for(images_ * pairs * across, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
     const int64_t column = i % across * width_, pair = i / across;
-    tile(kernel, a, pair / pairs, pair % pairs * 2, column, std::min(width_, columns_ - column),
+    const int64_t first = std::max<int64_t>(0, pair % pairs * 2 - alone);
+    const int64_t last = std::min(rows_, first + (alone && first == 0 ? 1 : 2));
+    tile(kernel, a, pair / pairs, {first, last}, column, std::min(width_, columns_ - column),
          panel_scratch(bytes));
   });
 }
 
-// Two rows (or the last one), `count` columns of them.
-void RowPairs::tile(const KernelTable& kernel, const ConvArgs& a, int64_t image, int64_t row,
+// Two rows, or one at an end of the image; `count` columns of them.
+void RowPairs::tile(const KernelTable& kernel, const ConvArgs& a, int64_t image, Rows rows_made,
                     int64_t column, int64_t count, uint8_t* scratch) const {
   const int64_t own = odd_lines(width_ + 2) * 4, apart = cells_ * own;
   const int64_t sum_plane = odd_lines(width_) * 4, sums_apart = outputs_ * sum_plane;
   uint8_t* const sums = scratch + kParts * apart + kSlackBytes;
-  const bool both = row + 1 < rows_;
-  const int64_t flat = image * image_ + row * pitch_ + column;
+  const bool both = rows_made.end - rows_made.begin == 2;
+  const int64_t flat = image * image_ + rows_made.begin * pitch_ + column;
   for (int64_t c = 0; c < cells_; ++c) {
     const uint8_t* const x = a.x + (c * plane_ + flat) * 4;
     const uint8_t* d[4];
