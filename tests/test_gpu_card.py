@@ -65,8 +65,10 @@ def test_convolutions_and_attention_compile_without_spills(name: str) -> None:
     for case in (
         cases.conv2d(1, 64, 16, 64, 3),
         cases.conv2d(1, 128, 16, 64, 3, torch.float16, kept=0.5),
+        cases.conv2d(2, 64, 12, 64, 3, w=20, stride=2),
         cases.esa(50, 16, 40, 40),
         cases.hf_attention(50, 16, 40, 40),
+        cases.hf_attention(50, 12, 40, 40, layers=6),
         cases.sr_gate(8, 16, 16),
     ):
         for row in card.rows(case, name):

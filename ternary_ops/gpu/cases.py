@@ -66,9 +66,21 @@ def linear(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
 
 
 def conv2d(
-    n: int, c: int, h: int, o: int, k: int, dtype: torch.dtype = torch.uint8, kept: float = 1.0
+    n: int,
+    c: int,
+    h: int,
+    o: int,
+    k: int,
+    dtype: torch.dtype = torch.uint8,
+    kept: float = 1.0,
+    w: int = 0,
+    stride: int = 1,
 ) -> Case:
-    """k x k, padded; `kept` < 1: that share of blocks of a tap, 64 channels and 64 rows."""
+    """k x k, padded, of h x w (0: h x h) pixels; `kept` < 1: that share of blocks of a tap, 64
+    channels and 64 rows.
+    """
+    w = w or h
+    out_h, out_w = (-(-side // stride) for side in (h, w))
     kind = "conv2d" if kept == 1.0 else "sparse_conv2d"
     kernels, output = gpu_module(kind), gpu_module("_epilogue").Output
     integer = dtype == torch.uint8
@@ -79,13 +91,13 @@ def conv2d(
     grid = blocks.view(-(-o // 64), k, k, -(-c // 64))
     values *= grid.repeat_interleave(64, 0)[:o].repeat_interleave(64, 3)[..., :c]
     packed = kernels.prepack(values, 1, True, not integer)
-    x, scale = torch.zeros(n, c, h, h, dtype=dtype), torch.ones(o)
+    x, scale = torch.zeros(n, c, h, w, dtype=dtype), torch.ones(o)
     made = torch.uint8 if integer else dtype
 
     def launch() -> None:
         kernels.run(
-            x, packed, (o, k, k, c), True, scale, None, (1, 1), (k // 2, k // 2), (1, 1), 1,
-            (1.0, 0) if integer else None, output(made),
+            x, packed, (o, k, k, c), True, scale, None, (stride, stride), (k // 2, k // 2), (1, 1),
+            1, (1.0, 0) if integer else None, output(made),
         )  # fmt: skip
 
     def trips(one: Launch) -> list[float]:
@@ -96,12 +108,13 @@ def conv2d(
         steps = sum(-(-int(row) // int(one.arguments["USED"])) for row in grid.sum((1, 2, 3)))
         return [steps / len(grid)]
 
-    macs = float(kept * n * h * h * o * c * k * k)
-    y_bytes = n * o * h * h * torch.empty(0, dtype=made).element_size()
-    copy = n * c * (h + k - 1) ** 2 * x.element_size()
+    macs = float(kept * n * out_h * out_w * o * c * k * k)
+    y_bytes = n * o * out_h * out_w * torch.empty(0, dtype=made).element_size()
+    copy = n * c * (h + k - 1) * (w + k - 1) * x.element_size()
+    by = f" by {stride}" if stride > 1 else ""
     share = f" {100 * kept:.0f} % of blocks" if kept < 1.0 else ""
     return Case(
-        f"{kind} {n}x{c}x{h}x{h}, {o} of {k}x{k} {_short(dtype)}{share}",
+        f"{kind} {n}x{c}x{h}x{w}, {o} of {k}x{k}{by} {_short(dtype)}{share}",
         *(launch, trips, "MAC", macs, macs),
         x.nbytes + 2 * copy + packed.nbytes + y_bytes,
         x.nbytes + round(kept * o * k * k * c) // 4 + y_bytes,
@@ -174,11 +187,13 @@ def esa(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> C
     )
 
 
-def hf_attention(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> Case:
+def hf_attention(
+    c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float16, layers: int = 4
+) -> Case:
     """FMEN-S's attention, one block: a tile reads what lies around it too."""
     kernels = gpu_module("attention")
     x = torch.zeros(1, c, h, w, dtype=dtype)
-    shapes = [(f, c), (f, f), (f, f), (c, f)]
+    shapes = [(f, c), *[(f, f)] * (layers - 2), (c, f)]
     weights = [torch.zeros(o, i, 3, 3) for o, i in shapes]
     biases = [torch.zeros(len(weight)) for weight in weights]
     pixels = h * w
@@ -186,7 +201,7 @@ def hf_attention(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.floa
     def trips(one: Launch) -> list[float]:
         """By depth: tiles, then a layer's pixels, then its taps, unless they are unrolled."""
         at = one.arguments
-        sides = iter(int(at["TILE"]) + 2 * around for around in (3, 2, 1, 0))
+        sides = iter(int(at["TILE"]) + 2 * around for around in reversed(range(layers)))
         turns: list[float] = []
         loops = sorted(one.binary.loops, key=lambda loop: loop.first)
         for loop in loops:
@@ -203,7 +218,7 @@ def hf_attention(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.floa
     moved = round(x.nbytes * (tile + 2 * len(shapes)) ** 2 / tile**2) + x.nbytes
     return Case(
         f"hf_attention {c}, {f}, {h}x{w} {_short(dtype)}",
-        lambda: kernels.hf_attention(x, weights, biases, [0.1, 0.1, 0.1]),
+        lambda: kernels.hf_attention(x, weights, biases, [0.1] * (layers - 1)),
         trips,
         *("pixel", pixels, macs, moved, 2 * x.nbytes, _short(dtype)),
     )
