@@ -75,7 +75,7 @@ class Flow {
     bool nothing = true;
     for (size_t id = nodes_.size(); id-- > 0;) {
       if (need_[id] == kNone) continue;
-      if (const Pairs p = values_[id].pairs; p != Pairs::kNo) {
+      if (const Pairs p = values_[id].pairs; p != Pairs::kNone) {
         const double alone = p == Pairs::kOdd ? 1 : 0;
         need_[id] = 2 * std::ceil((need_[id] - alone) / 2) + alone;
       }

@@ -24,7 +24,7 @@ struct BandValue {
   Grid grid;  // margin: as many rows as any reader pads with
   size_t memory = 0;
   bool stored = true;  // false: the caller's own input
-  Pairs pairs = Pairs::kNo;
+  Pairs pairs = Pairs::kNone;
 };
 
 // Input rows that rows of the output read, as if the image had no end.

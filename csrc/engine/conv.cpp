@@ -172,7 +172,7 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     a.valid = valid_.data();
     a.origin = out.cell(0, 0, 0);
   }
-  if (pairs != Pairs::kNo && a.valid && !row_filter && !domain_.scratch_bytes())
+  if (pairs != Pairs::kNone && a.valid && !row_filter && !domain_.scratch_bytes())
     pairs_of_rows_ =
         RowPairs(packed, in.n, out.h, out.w, domain_.pitch(), domain_.rows() * domain_.pitch(),
                  domain_.plane(), pairs == Pairs::kOdd);

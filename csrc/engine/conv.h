@@ -40,7 +40,7 @@ class ConvPlan {
   ConvPlan(const PackedView& packed, const float* scale, const float* bias, int32_t x_zero_point,
            const Grid& in, const Grid& out, const Window& w, const Operand& residual,
            const Requantize& q, const float* slope = nullptr, int64_t row_filter = 0,
-           const Operand& gate = {}, Pairs pairs = Pairs::kNo);
+           const Operand& gate = {}, Pairs pairs = Pairs::kNone);
   int64_t scratch_bytes() const { return domain_.scratch_bytes(); }
   void run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch,
            const uint8_t* gate = nullptr) const;

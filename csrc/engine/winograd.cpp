@@ -39,7 +39,7 @@ bool keeps_rows(Op op) {
 }  // namespace
 
 std::vector<Pairs> row_pairs(const std::vector<Node>& nodes) {
-  std::vector<Pairs> pairs(nodes.size(), Pairs::kNo);
+  std::vector<Pairs> pairs(nodes.size(), Pairs::kNone);
   std::vector<bool> odd(nodes.size(), false);  // where a value's rows had better end
   for (size_t id = 0; id < nodes.size(); ++id) {
     const Node& node = nodes[id];

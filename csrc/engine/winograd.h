@@ -18,7 +18,7 @@ namespace tops {
 struct Node;
 struct Window;
 
-enum class Pairs : uint8_t { kNo, kEven, kOdd };  // at which rows they begin
+enum class Pairs : uint8_t { kNone, kEven, kOdd };  // at which rows they begin
 
 // Of every node, as far as weights and windows say. One layer's pairs end where the next one's stop
 // reading, so that none makes a row before it is needed.
