@@ -284,12 +284,18 @@ def _layers(program: Program, x: Array) -> list[Layer]:
     shapes = infer(graph, x.shape[0], *x.shape[2:])
     counts = macs(graph, shapes)
     profile = program.profile(x, repeats=_REPEATS)
-    rows = []
+    nodes: dict[int, list[int]] = {}  # of each filter bank, which may be read more than once
     for index, node in enumerate(graph.nodes):
         if node.op in ("conv2d", "linear"):
-            ms = float(profile[index]["ms"])
-            rows.append(_layer(graph.weight(node), counts[index], ms))
-    return rows
+            nodes.setdefault(node.attrs["w"], []).append(index)
+    return [
+        _layer(
+            graph.weights[w],
+            sum(counts[i] for i in at),
+            sum(float(profile[i]["ms"]) for i in at),
+        )
+        for w, at in nodes.items()
+    ]
 
 
 def _layer(weight: Weight, count: int, ms: float) -> Layer:

@@ -154,6 +154,13 @@ def test_sensitivity_and_fallback_know_them() -> None:
     assert "uint8 -> float32" in changed
 
 
+def test_a_layer_that_runs_twice_is_counted_once() -> None:
+    network, x = quantized(8)
+    report = tops.report(network, x)
+    assert [row.name for row in report.layers] == ["head", "body", "mix", "tail"]
+    assert report.total("weights") == sum(m.weight.numel() for m in network.children())
+
+
 def test_named_errors(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="uint11.*int8"):
         tops.TernaryConfig("ternary", activations="uint11")
