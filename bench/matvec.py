@@ -26,7 +26,8 @@ from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 
 import ternary_ops as tops
 from ternary_ops._native import core
-from ternary_ops.engine.ir import Graph, Node, Weight
+from ternary_ops.engine.ir import Graph, Node
+from ternary_ops.engine.weight import Weight
 from ternary_ops.ops import codes, reference
 from ternary_ops.runtime import Program
 

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_ops.engine.describe import stored_bytes
-from ternary_ops.engine.ir import Weight
 from ternary_ops.engine.shapes import infer, macs
+from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import MissingExtra, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.io.sizes import general_compressors, lowest_bound

@@ -28,10 +28,11 @@ from ternary_ops import _native
 from ternary_ops._version import __version__
 from ternary_ops.engine import ceiling, describe, files
 from ternary_ops.engine.build import build
-from ternary_ops.engine.ir import Array, Graph
+from ternary_ops.engine.ir import Graph
 from ternary_ops.engine.rounding import round_vectors
 from ternary_ops.engine.shapes import Shape, infer
 from ternary_ops.engine.tune import TuneReport, tune
+from ternary_ops.engine.weight import Array
 from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, need
 
 __all__ = [

@@ -230,7 +230,8 @@ def _program_problems(seed: int) -> list[Problem]:
 
 
 def _every_operator(rng: np.random.Generator) -> Any:
-    from ternary_ops.engine.ir import Graph, Node, Weight
+    from ternary_ops.engine.ir import Graph, Node
+    from ternary_ops.engine.weight import Weight
 
     def weight(name: str, kind: str, o: int, r: int, i: int) -> Weight:
         values = _random_weights(rng, (o, i, r, r), kind, 0.4)

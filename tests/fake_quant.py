@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ternary_ops.engine.ir import Graph, Node, Params
+from ternary_ops.engine.ir import Graph, Node
+from ternary_ops.engine.weight import Params
 
 Operands = list[tuple[Tensor, "Params | None"]]
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import runtime
-from ternary_ops.engine.ir import Graph, Node, Weight
+from ternary_ops.engine.ir import Graph, Node
 from ternary_ops.engine.simulate import simulate
+from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import FormatError
 from ternary_ops.ops.functions import sigmoid32
 

@@ -16,9 +16,10 @@ from programs import PROGRAMS, example
 
 from ternary_ops import runtime
 from ternary_ops.engine.index import to_arrays, to_index
-from ternary_ops.engine.ir import Graph, Node, Weight
+from ternary_ops.engine.ir import Graph, Node
 from ternary_ops.engine.rounding import round_vectors
 from ternary_ops.engine.simulate import simulate
+from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import FormatError
 from ternary_ops.io import container
 from ternary_ops.ops.codes import TernaryCodes

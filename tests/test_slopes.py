@@ -14,8 +14,9 @@ from torch import nn
 import ternary_ops as tops
 from ternary_ops import runtime
 from ternary_ops.engine.index import from_index, to_arrays, to_index
-from ternary_ops.engine.ir import Graph, Node, Weight
+from ternary_ops.engine.ir import Graph, Node
 from ternary_ops.engine.simulate import simulate
+from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import FormatError
 
 

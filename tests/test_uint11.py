@@ -14,10 +14,12 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import interchange, runtime
 from ternary_ops.engine.simulate import simulate
+from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel
 from ternary_ops.nn import fake_quant
 from ternary_ops.ops import codes, reference
 
+ONE = np.ones(1, np.float32)
 FINE = tops.TernaryConfig("int8", activations="uint11")
 
 
@@ -197,3 +199,16 @@ def test_hostile_graphs_are_refused() -> None:
         b("conv2d", b("quantize", 0, y=y, fine=True), w=b.weight("int8", 4, 4))
         with pytest.raises(FormatError, match="4..251"):
             b.graph()
+
+
+def test_filters_too_heavy_for_eleven_bits() -> None:
+    def graph(channels: int, **attrs: bool) -> None:
+        b = Builder(0, c=channels)
+        b("conv2d", b("quantize", 0, y=(0.1, 128), **attrs), w=b.weight("int8", 1, channels))
+        b.weights[0] = Weight("w", "int8", np.full((1, 1, 1, channels), 127, np.int8), ONE)
+        b.graph()
+
+    graph(58_800, fine=True)
+    graph(66_000)
+    with pytest.raises(FormatError, match="sum to 8421504.*9438000"):
+        graph(66_000, fine=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ternary_ops.engine.ir import Array, Graph, Node, Weight
+from ternary_ops.engine.ir import Graph, Node
+from ternary_ops.engine.weight import Array, Weight
 from ternary_ops.runtime import Program
 
 _MOST = 32  # programs kept; one is about as large as its weights, twice

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ternary_ops import _native
-from ternary_ops.engine.ir import Array, Graph, Node, Params, Weight
+from ternary_ops.engine.ir import Graph, Node
+from ternary_ops.engine.weight import Array, Params, Weight
 from ternary_ops.ops import codes, functions
 
 _CHOOSE_SPARSE = -1  # the engine compares the density of the filters with what its kernels win

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ternary_ops.engine.ir import Graph, Weight
+from ternary_ops.engine.ir import Graph
 from ternary_ops.engine.shapes import Shape, macs
+from ternary_ops.engine.weight import Weight
 from ternary_ops.table import Table
 
 _BITS = {"ternary": 2, "int8": 8, "float": 32}

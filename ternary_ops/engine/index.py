@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ternary_ops.engine import rules
-from ternary_ops.engine.ir import MAX_NODES, Array, Graph, Node, Weight
+from ternary_ops.engine.ir import MAX_NODES, Graph, Node
+from ternary_ops.engine.weight import Array, Weight
 from ternary_ops.errors import FormatError, need
 from ternary_ops.ops.codes import TernaryCodes
 

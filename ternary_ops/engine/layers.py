@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ternary_ops.engine.ir import Array, Weight
+from ternary_ops.engine.weight import Array, Weight
 from ternary_ops.errors import BadWeights, UnsupportedModel, need
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.nn.packed import PackedLayer

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ternary_ops.engine.ir import Array, Graph, Node, Params, Weight
+from ternary_ops.engine.ir import Graph, Node
 from ternary_ops.engine.layers import Layer, Range, range_of
 from ternary_ops.engine.steps import Bounds, Step
+from ternary_ops.engine.weight import Array, Params, Weight
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.ops.functions import over_codes
 from ternary_ops.ops.reference import affine_params, fine_params

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ternary_ops.engine import grouping
-from ternary_ops.engine.ir import Array, Graph, Node, Weight
+from ternary_ops.engine.ir import Graph, Node
 from ternary_ops.engine.shapes import infer
+from ternary_ops.engine.weight import Array, Weight
 from ternary_ops.table import Table
 
 # Ops that work on each channel alone, and the same way. Any other op pins what it reads and makes.

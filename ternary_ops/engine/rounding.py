@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ternary_ops.engine.ir import Array, Graph, Weight
+from ternary_ops.engine.ir import Graph
+from ternary_ops.engine.weight import Array, Weight
 
 # Those of bfloat16: a relative error of at most 2**-8, beside activations of 8 bits.
 _BITS = 8

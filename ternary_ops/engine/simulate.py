@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.engine.ir import Array, Graph, Node, Params
+from ternary_ops.engine.ir import Graph, Node
 from ternary_ops.engine.shapes import infer, resized
+from ternary_ops.engine.weight import Array, Params
 from ternary_ops.ops import codes, reference, reference_moves
 
 # A float array, or (q, scale, zero point): what the reference calls an operand.

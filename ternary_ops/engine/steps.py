@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from ternary_ops.engine.ir import Array
 from ternary_ops.engine.layers import (
     Layer,
     Range,
@@ -23,6 +22,7 @@ from ternary_ops.engine.layers import (
 )
 from ternary_ops.engine.match import SUPPORTED, match
 from ternary_ops.engine.node_facts import Consequence, Op, Unsupported, shape_of, source
+from ternary_ops.engine.weight import Array
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.trace import Chain, clamp_bounds, fused_chain, is_layer, module_of
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.engine.ir import Array, Graph, Node, Params
+from ternary_ops.engine.ir import Graph, Node
+from ternary_ops.engine.weight import Array, Params
 from ternary_ops.interchange.library import Refused
 from ternary_ops.interchange.sheet import FLOAT, INT32, Sheet
 from ternary_ops.ops import codes

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ternary_ops._version import __version__
-from ternary_ops.engine.ir import Graph, Node, Params
+from ternary_ops.engine.ir import Graph, Node
+from ternary_ops.engine.weight import Params
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.interchange.layers import LayerWriter, lists
 from ternary_ops.interchange.library import Refused

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.engine.ir import Params
+from ternary_ops.engine.weight import Params
 from ternary_ops.interchange.library import onnx_library
 
 FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7  # onnx.TensorProto
