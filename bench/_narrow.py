@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An FMEN with fewer channels in its trunk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ternary_ops import sr
+
+
+class Shared(NamedTuple):
+    """Layers that make the same channels, and those that read them."""
+
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+def _groups(pairs: int) -> Iterator[Shared]:
+    yield Shared(("head", "lr_conv"), ("warmup.0", "tail.0"))
+    yield Shared(("warmup.0", "warmup.1.excitate"), ("warmup.1.squeeze", "ERBs.0.conv1.rep_conv"))
+    for i in range(pairs):
+        first, second = (f"ERBs.{i}.conv{k}.rep_conv" for k in (1, 2))
+        behind = "lr_conv" if i + 1 == pairs else f"ERBs.{i + 1}.conv1.rep_conv"
+        yield Shared((first,), (second,))
+        yield Shared((second, f"HFABs.{i}.excitate"), (f"HFABs.{i}.squeeze", behind))
+
+
+@torch.no_grad()
+def narrowed(network: sr.SRNetwork, channels: int, x: Tensor) -> sr.FMEN:
+    """The network, folded, without those channels whose absence changes its output for x [N, 3, H,
+    W] least in the mean square: one after another, group by group of layers that share them.
+    """
+    if not isinstance(network, sr.FMEN) or len(network.tail) != 2:
+        raise TypeError("need an FMEN that enlarges in one step")
+    network = copy.deepcopy(network)
+    target = network(x)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    for group in _groups(len(network.ERBs)):
+        readers = [network.get_submodule(name) for name in group.readers]
+        kept = list(range(readers[0].weight.shape[1]))
+        while len(kept) > channels:
+            spare = min(kept, key=lambda c: _loss_without(network, readers, c, x, target))
+            for reader in readers:
+                reader.weight[:, spare] = 0
+            kept.remove(spare)
+        for name in group.makers:
+            state[f"{name}.weight"] = state[f"{name}.weight"][kept]
+            state[f"{name}.bias"] = state[f"{name}.bias"][kept]
+        for name in group.readers:
+            state[f"{name}.weight"] = state[f"{name}.weight"][:, kept]
+    sizes = {"branch": network.HFABs[0].squeeze.out_channels}
+    sizes["warmup"] = network.warmup[1].squeeze.out_channels
+    up = [len(block.convs) for block in (network.warmup[1], *network.HFABs)]
+    narrow = sr.FMEN(network.scale, channels, pairs=len(network.ERBs), up=up, **sizes)
+    narrow.input_range = network.input_range
+    narrow.load_state_dict(state)
+    return narrow.eval()
+
+
+def _loss_without(
+    network: nn.Module, readers: list[nn.Module], channel: int, x: Tensor, target: Tensor
+) -> float:
+    before = [reader.weight[:, channel].clone() for reader in readers]
+    for reader in readers:
+        reader.weight[:, channel] = 0
+    loss = float((network(x) - target).square().mean())
+    for reader, weights in zip(readers, before, strict=True):
+        reader.weight[:, channel] = weights
+    return loss
