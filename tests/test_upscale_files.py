@@ -200,6 +200,15 @@ def test_one_file(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[s
     assert read(tmp_path / "c.jpg").pixels.shape == (18, 14, 3)
 
 
+def test_a_place_that_cannot_be_written_is_named(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.png", Picture(noise(4, 4)))
+    target = tmp_path / "a.png" / "sub" / "b.png"
+    assert main(["upscale", str(tmp_path / "a.png"), str(target), "--weights", str(weights)]) == 1
+    assert f"{target} cannot be written: Not a directory" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -210,6 +219,9 @@ def test_one_file(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[s
         (["a.png", "out.png", "--tile", "0"], "tile"),
         (["a.png", "out.png", "--weights", "a.png"], "state dict"),
         (["a.png", "sub/a.png", "out"], "place of its own"),
+        (["a.png", "out.gif"], "1 to out.gif"),
+        (["a.png", "sub/a.png", "out.png"], "2 to out.png"),
+        (["a.png", "out", "--format", "gif"], "a format is one of"),
     ],
 )
 def test_bad_input(
@@ -224,7 +236,7 @@ def test_bad_input(
     assert main(["upscale", "--weights", str(weights), *argv]) == 2
     streams = capsys.readouterr()
     assert said in streams.err + streams.out
-    assert not (tmp_path / "out.png").exists() and not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_progress_never_falls(tmp_path: Path) -> None:

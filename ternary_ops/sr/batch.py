@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from ternary_ops.sr.images import bicubic, check_options, upscale
 from ternary_ops.sr.pictures import SUFFIXES, Picture, read, write
 from ternary_ops.sr.tiles import Upscaler
 
+_FILE_NAME = re.compile(r"\.(?=\w*[A-Za-z])\w{2,5}$")  # a.gif, a.jp2; not v1.2
 Tick = Callable[[float], None]
 
 
@@ -60,8 +62,11 @@ def plan(inputs: Sequence[str], output: Path, recursive: bool, suffix: str | Non
 
     One file may go to a file; else `output` is a folder that mirrors the folders given. suffix: of
     all targets; None: as in the source. Raises BadConfig where nothing is found, a name does not
-    exist, or two images would go to one place.
+    exist, `output` is a new name that looks like a file's but cannot be one, or two images would
+    go to one place.
     """
+    if suffix not in (None, *SUFFIXES):
+        raise BadConfig(need(f"a format is one of {', '.join(SUFFIXES)}", suffix, "Take one."))
     found: list[tuple[Path, Path]] = []  # the file, and its name below the output
     for text in inputs:
         paths = [Path(text)] if Path(text).exists() else [Path(p) for p in sorted(glob.glob(text))]
@@ -75,6 +80,10 @@ def plan(inputs: Sequence[str], output: Path, recursive: bool, suffix: str | Non
         raise BadConfig(need("the inputs hold images", "none", do))
     if len(found) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir():
         return [Work(found[0][0], output)]
+    if _FILE_NAME.search(output.name) and not output.is_dir():
+        wanted = f"one image goes to a file in {', '.join(SUFFIXES)}, several to a folder"
+        do = "Correct the name, or make a folder of that name first."
+        raise BadConfig(need(wanted, f"{len(found)} to {output.name}", do))
     works = [Work(p, output / (n if suffix is None else n.with_suffix(suffix))) for p, n in found]
     seen: dict[Path, Path] = {}
     for work in works:
@@ -162,7 +171,10 @@ def _stored(work: Work, made: Made | Outcome) -> Outcome:
         write(work.target, made.picture)
         if made.compared is not None:
             write(work.target.with_suffix(".compare.png"), made.compared)
-    except (TernaryOpsError, OSError, MemoryError) as error:
+    except OSError as error:  # which may name the temporary file
+        why = f"{work.target} cannot be written: {error.strerror or error}"
+        return Outcome(work, "failed", f"{type(error).__name__}: {why}")
+    except (TernaryOpsError, MemoryError) as error:
         return Outcome(work, "failed", _reason(error))
     return Outcome(work, "made")
 
