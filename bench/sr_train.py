@@ -66,7 +66,11 @@ _SHORT = dataclasses.replace(_LONG, steps=1500, rate=3e-4, bfloat16=False)
 _TERNARY = dataclasses.replace(_LONG, steps=5000, rate=5e-4)
 _LIST = [
     # Rounding costs most in what the last layers read.
-    Run("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8"), _SHORT, fine=("tail.0",)),
+    Run(
+        *("fmen-s-x4-int8", "FMEN-S_x4.npz", tops.TernaryConfig("int8")),
+        dataclasses.replace(_SHORT, steps=5000),
+        fine=("tail.0",),
+    ),
     Run(
         *("fmen-s-x4-int8-fine", "FMEN-S_x4.npz", tops.TernaryConfig("int8")),
         dataclasses.replace(_SHORT, steps=5000),
