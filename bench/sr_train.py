@@ -83,6 +83,12 @@ _LIST = [
         fine=("warmup.1.squeeze", "HFABs.3.squeeze", "lr_conv", "tail.0"),
         channels=48,
     ),
+    Run(
+        *("fmen-s-x4-int8-32", "FMEN-S_x4.npz", tops.TernaryConfig("int8")),
+        dataclasses.replace(_LONG, steps=5000, stages=0.0, bfloat16=False),
+        fine=("lr_conv", "tail.0"),
+        channels=32,
+    ),
     Run("efdn-x4-int8", "EFDN_x4.npz", tops.TernaryConfig("int8"), _SHORT, fine=("tail.0",)),
     Run("efdn-x2-int8", "EFDN_x2.npz", tops.TernaryConfig("int8"), _SHORT, fine=("tail.0",)),
     Run(
