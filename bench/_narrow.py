@@ -33,7 +33,7 @@ def _groups(pairs: int) -> Iterator[Shared]:
 @torch.no_grad()
 def narrowed(network: sr.SRNetwork, channels: int, x: Tensor) -> sr.FMEN:
     """The network, folded, without those channels whose absence changes its output for x [N, 3, H,
-    W] least in the mean square: up to four at a time, group by group of layers that share them.
+    W] least in the mean square: a quarter of them at a time, group by group of layers that share them.
     """
     if not isinstance(network, sr.FMEN) or len(network.tail) != 2:
         raise TypeError("need an FMEN that enlarges in one step")
@@ -43,9 +43,10 @@ def narrowed(network: sr.SRNetwork, channels: int, x: Tensor) -> sr.FMEN:
     for group in _groups(len(network.ERBs)):
         readers = [network.get_submodule(name) for name in group.readers]
         kept = list(range(readers[0].weight.shape[1]))
+        at_once = max(1, (len(kept) - channels) // 4)
         while len(kept) > channels:
             losses = {c: _loss_without(network, readers, c, x, target) for c in kept}
-            spare = sorted(kept, key=losses.__getitem__)[: min(4, len(kept) - channels)]
+            spare = sorted(kept, key=losses.__getitem__)[: min(at_once, len(kept) - channels)]
             for reader in readers:
                 reader.weight[:, spare] = 0
             kept = [c for c in kept if c not in spare]
