@@ -33,7 +33,8 @@ def _groups(pairs: int) -> Iterator[Shared]:
 @torch.no_grad()
 def narrowed(network: sr.SRNetwork, channels: int, x: Tensor) -> sr.FMEN:
     """The network, folded, without those channels whose absence changes its output for x [N, 3, H,
-    W] least in the mean square: a quarter of them at a time, group by group of layers that share them.
+    W] least in the mean square: a quarter of them at a time, group by group of layers that share
+    them.
     """
     if not isinstance(network, sr.FMEN) or len(network.tail) != 2:
         raise TypeError("need an FMEN that enlarges in one step")
