@@ -20,7 +20,8 @@ class Shared(NamedTuple):
     readers: tuple[str, ...]
 
 
-def _groups(pairs: int) -> Iterator[Shared]:
+def groups(pairs: int) -> Iterator[Shared]:
+    """Of a trunk with so many pairs of ERB and HFAB."""
     yield Shared(("head", "lr_conv"), ("warmup.0", "tail.0"))
     yield Shared(("warmup.0", "warmup.1.excitate"), ("warmup.1.squeeze", "ERBs.0.conv1.rep_conv"))
     for i in range(pairs):
@@ -41,7 +42,7 @@ def narrowed(network: sr.SRNetwork, channels: int, x: Tensor) -> sr.FMEN:
     network = copy.deepcopy(network)
     target = network(x)
     state = {name: value.clone() for name, value in network.state_dict().items()}
-    for group in _groups(len(network.ERBs)):
+    for group in groups(len(network.ERBs)):
         readers = [network.get_submodule(name) for name in group.readers]
         kept = list(range(readers[0].weight.shape[1]))
         at_once = max(1, (len(kept) - channels) // 4)
@@ -56,10 +57,9 @@ def narrowed(network: sr.SRNetwork, channels: int, x: Tensor) -> sr.FMEN:
             state[f"{name}.bias"] = state[f"{name}.bias"][kept]
         for name in group.readers:
             state[f"{name}.weight"] = state[f"{name}.weight"][:, kept]
-    sizes = {"branch": network.HFABs[0].squeeze.out_channels}
-    sizes["warmup"] = network.warmup[1].squeeze.out_channels
+    branch, warmup = (b.squeeze.out_channels for b in (network.HFABs[0], network.warmup[1]))
     up = [len(block.convs) for block in (network.warmup[1], *network.HFABs)]
-    narrow = sr.FMEN(network.scale, channels, pairs=len(network.ERBs), up=up, **sizes)
+    narrow = sr.FMEN(network.scale, channels, branch, warmup, len(network.ERBs), up)
     narrow.input_range = network.input_range
     narrow.load_state_dict(state)
     return narrow.eval()

@@ -34,10 +34,8 @@ def fmen_s() -> Parts:
     h, w = 180, 320
     return [
         (1, conv2d(1, 3, h, 50, 3, HALF, w=w)),
-        (
-            10,
-            conv2d(1, 50, h, 50, 3, HALF, w=w),
-        ),  # one warm-up, eight in blocks, one before the sum
+        # One to warm up, eight in blocks, one before the sum.
+        (10, conv2d(1, 50, h, 50, 3, HALF, w=w)),
         (1, conv2d(1, 50, h, 48, 3, HALF, w=w)),
         (4, hf_attention(50, 16, h, w)),
         (1, hf_attention(50, 12, h, w, layers=6)),

@@ -124,9 +124,10 @@ def published(run: Run) -> sr.SRNetwork:
 def dense(run: Run, channels: int | None = None) -> sr.SRNetwork:
     """The same, its channels scaled to suit 8 bits; with fewer of them, if so asked."""
     network = published(run)
+    images = samples(network)
     if channels is not None:
-        network = narrowed(network, channels, samples(network)[0])
-    tops.quantize.equalize_(network, samples(network))
+        network = narrowed(network, channels, images[0])
+    tops.quantize.equalize_(network, images)
     return network
 
 

@@ -5,7 +5,6 @@ ceilings, and tables that go on where they were. Nothing here looks at how long 
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scripts import script
 from torch import nn
 
 import ternary_ops as tops
@@ -23,23 +23,10 @@ from ternary_ops.errors import BadConfig
 from ternary_ops.study import benchmark, networks, rivals
 from ternary_ops.study.agreement import agreement
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
-
 
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TERNARY_OPS_DATA", str(tmp_path))
-
-
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A file of bench/ as a module of another name: tests/ has a `networks` too."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
 
 
 def empty_quads(program: runtime.Program) -> list[float]:

@@ -27,7 +27,8 @@ from ternary_ops.ops.functions import FUNCTIONS
 
 MAX_NODES = 2**16
 _WEIGHTED = ("conv2d", "linear", "layer_norm")
-_SURE_FINE_SIZE = (2**31 - 1) // (255 * (127 + 16))  # nor an int8 one with eighths beside it
+# An int8 filter of so many values cannot overflow int32, its eighths beside it.
+_SURE_FINE_SIZE = (2**31 - 1) // (255 * (127 + 16))
 _DO = rules.REWRITE
 
 
