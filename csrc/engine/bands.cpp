@@ -118,7 +118,6 @@ class Flow {
       if (done_[id] >= out.h) continue;
       each_input(id, [&](size_t input, bool beside) {
         const BandValue& v = values_[input];
-        if (v.memory == values_[id].memory) return;  // works in place
         const Rows next{done_[id], done_[id] + 1};
         const int64_t first =
             (beside ? next : rows_read(nodes_[id], v.grid, out, next)).begin + v.grid.margin;

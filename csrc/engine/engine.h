@@ -77,6 +77,9 @@ class Engine {
   // The plan for one input shape (h = w = 1 for rank 2); keep_all: every value keeps its memory
   // until the next run.
   std::shared_ptr<const Plan> plan(int64_t n, int64_t h, int64_t w, bool keep_all = false);
+  // Rows of the output that a band makes wherever bands can be had, whatever the size of the image;
+  // 0: as many as fit the caches, and no bands for small images. For tests of the schedule.
+  void force_band(int64_t rows);
 
  private:
   int64_t piece(int64_t n, int64_t h, int64_t w);  // images that run together
@@ -88,6 +91,7 @@ class Engine {
 
   std::vector<Node> nodes_;
   int output_ = -1;
+  int64_t forced_band_ = 0;
   std::mutex mutex_;
   using Key = std::tuple<int64_t, int64_t, int64_t, bool>;
   std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans_;  // most recent first
@@ -97,10 +101,17 @@ class Engine {
 // order. Immutable; each run brings its own arena.
 class Plan {
  public:
-  Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all);
+  Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all,
+       int64_t forced_band = 0);
   int64_t arena_bytes() const { return arena_bytes_; }
   // Rows of the output at a time; 0: every value as a whole.
   int64_t band() const { return band_; }
+  const std::vector<Task>& tasks() const { return tasks_; }
+  // Where a value of a plan in bands lies: its memory, or -1 for the caller's own.
+  int64_t memory(int id) const {
+    const Step& s = step(id);
+    return s.external ? -1 : static_cast<int64_t>(s.memory);
+  }
   const Grid& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
   // Of a plan that keeps all.
   const uint8_t* value(int id, const Buffer& arena) const {
@@ -149,7 +160,8 @@ class Plan {
   void keep_short_homes(int64_t band);
   bool may_replace(size_t id) const;
   void place_whole(bool keep_all);
-  bool place_bands();
+  bool place_bands(int64_t forced);
+  bool schedule_bands(int64_t band);
   std::vector<BandValue> band_values(size_t& memories) const;
   int64_t conv_key(size_t id, Rows rows) const;
   const ConvPlan& add_conv(size_t id, Rows of);

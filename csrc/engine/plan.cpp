@@ -72,7 +72,7 @@ int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) 
 }  // namespace
 
 Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
-           bool keep_all)
+           bool keep_all, int64_t forced_band)
     : nodes_(nodes), output_(output), pairs_(row_pairs(nodes)) {
   steps_.resize(nodes.size());
   homes_.resize(nodes.size());
@@ -88,7 +88,7 @@ Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int
                   !out.halo && !is_read(output);
   if (last.external) last.grid.close_up();
   if (!keep_all) find_homes();
-  if (keep_all || !place_bands()) place_whole(keep_all);
+  if (keep_all || !place_bands(forced_band)) place_whole(keep_all);
 }
 
 // A part of a concat can be made where it is wanted, if it is nothing else's part, is padded alike,
