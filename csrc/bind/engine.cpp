@@ -126,7 +126,8 @@ py::list profile(Engine& e, const py::array& x, int repeats) {
 
 // How an image of this size goes through the network: rows of the output in a band (0: the image as
 // a whole), tasks (value, first row, end, rows let go before, rows kept then), and of each value
-// its memory (-1: the caller's own), its rows and its padding rows above and below.
+// its memory (-1: the caller's own), its rows, its padding rows above and below, and how many rows
+// its memory holds.
 py::dict schedule(Engine& e, int64_t h, int64_t w) {
   const std::shared_ptr<const Plan> plan = e.plan(1, h, w);
   py::list tasks, values;
@@ -135,7 +136,7 @@ py::dict schedule(Engine& e, int64_t h, int64_t w) {
   for (size_t i = 0; i < e.nodes().size(); ++i) {
     const int id = static_cast<int>(i);
     const Grid& g = plan->grid(id);
-    values.append(py::make_tuple(plan->memory(id), g.h, g.margin));
+    values.append(py::make_tuple(plan->memory(id), g.h, g.margin, plan->rows(id)));
   }
   py::dict out;
   out["band"] = plan->band();
@@ -219,7 +220,9 @@ void bind_engine(py::module_& m) {
       .def("run_all", &run_all)
       .def("profile", &profile, py::arg("x"), py::arg("repeats") = 20)
       .def("peak_bytes", &Engine::peak_bytes)
-      .def("force_band", &Engine::force_band)
+      .def(
+          "debug", [](Engine& e, int64_t band, bool poison) { e.debug({band, poison}); },
+          py::arg("band") = 0, py::arg("poison") = false)
       .def("schedule", &schedule)
       .def("band", [](Engine& e, int64_t h, int64_t w) { return e.plan(1, h, w)->band(); });
 }

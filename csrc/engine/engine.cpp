@@ -257,15 +257,15 @@ std::shared_ptr<const Plan> Engine::plan(int64_t n, int64_t h, int64_t w, bool k
       plans_.splice(plans_.begin(), plans_, it);
       return it->second;
     }
-  auto made = std::make_shared<const Plan>(nodes_, output_, n, h, w, keep_all, forced_band_);
+  auto made = std::make_shared<const Plan>(nodes_, output_, n, h, w, keep_all, debug_);
   plans_.emplace_front(key, made);
   if (plans_.size() > kPlans) plans_.pop_back();
   return made;
 }
 
-void Engine::force_band(int64_t rows) {
+void Engine::debug(const PlanDebug& options) {
   std::lock_guard<std::mutex> lock(mutex_);
-  forced_band_ = rows;
+  debug_ = options;
   plans_.clear();
 }
 

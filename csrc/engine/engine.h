@@ -28,6 +28,14 @@ struct NodeProfile {
 
 class Plan;
 
+// What tests change in a plan. band: rows of the output that a band makes wherever bands can be
+// had, whatever the size of the image; 0: as many as fit the caches. poison: every run begins in
+// memory that holds NaN.
+struct PlanDebug {
+  int64_t band = 0;
+  bool poison = false;
+};
+
 class Engine {
  public:
   Engine();
@@ -77,9 +85,8 @@ class Engine {
   // The plan for one input shape (h = w = 1 for rank 2); keep_all: every value keeps its memory
   // until the next run.
   std::shared_ptr<const Plan> plan(int64_t n, int64_t h, int64_t w, bool keep_all = false);
-  // Rows of the output that a band makes wherever bands can be had, whatever the size of the image;
-  // 0: as many as fit the caches, and no bands for small images. For tests of the schedule.
-  void force_band(int64_t rows);
+  // For tests: plans made from now on go by these.
+  void debug(const PlanDebug& options);
 
  private:
   int64_t piece(int64_t n, int64_t h, int64_t w);  // images that run together
@@ -91,7 +98,7 @@ class Engine {
 
   std::vector<Node> nodes_;
   int output_ = -1;
-  int64_t forced_band_ = 0;
+  PlanDebug debug_;
   std::mutex mutex_;
   using Key = std::tuple<int64_t, int64_t, int64_t, bool>;
   std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans_;  // most recent first
@@ -102,7 +109,7 @@ class Engine {
 class Plan {
  public:
   Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all,
-       int64_t forced_band = 0);
+       const PlanDebug& debug = {});
   int64_t arena_bytes() const { return arena_bytes_; }
   // Rows of the output at a time; 0: every value as a whole.
   int64_t band() const { return band_; }
@@ -112,6 +119,8 @@ class Plan {
     const Step& s = step(id);
     return s.external ? -1 : static_cast<int64_t>(s.memory);
   }
+  // Rows that such a memory holds.
+  int64_t rows(int id) const { return memories_[step(id).memory].rows; }
   const Grid& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
   // Of a plan that keeps all.
   const uint8_t* value(int id, const Buffer& arena) const {
@@ -126,6 +135,7 @@ class Plan {
   void give_arena(Buffer arena) const;
 
  private:
+  Buffer used_arena() const;
   struct Home {
     int concat = -1;     // in whose memory a value lies
     int64_t offset = 0;  // in cells, where it begins there
@@ -193,10 +203,11 @@ class Plan {
   std::vector<Home> homes_;
   std::vector<Task> tasks_;
   struct Memory {
-    int64_t at = 0, cells = 0;
+    int64_t at = 0, cells = 0, rows = 0;
   };
   std::vector<Memory> memories_;
   int64_t arena_bytes_ = 0, band_ = 0;
+  bool poison_;
   mutable std::mutex mutex_;
   mutable std::vector<Buffer> arenas_;
 };

@@ -112,6 +112,7 @@ bool Plan::schedule_bands(int64_t band) {
   }
   for (size_t m = 0; m < memories; ++m) {
     memories_[m].at = arena_bytes_;
+    memories_[m].rows = bands.rows[m];
     arena_bytes_ += bytes[m];
   }
   int64_t scratch = 0;
@@ -121,7 +122,7 @@ bool Plan::schedule_bands(int64_t band) {
       scratch = std::max(scratch, add_conv(id, task.rows).scratch_bytes());
   }
   for (Step& s : steps_) s.scratch = memories;
-  memories_.push_back({arena_bytes_, 0});
+  memories_.push_back({arena_bytes_, 0, 0});
   arena_bytes_ += round_up(scratch);
   tasks_ = std::move(bands.tasks);
   return true;
