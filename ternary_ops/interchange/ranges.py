@@ -55,6 +55,7 @@ def settle_ranges(
         layer = modules[name]
         if isinstance(layer, tnn.TernaryLayer):
             _fix(layer, codes, inputs[name])
+    _drop_clips(model, ranges)
     for node in model.graph.nodes:
         layer = module_of(node)
         if isinstance(layer, tnn.TernaryLayer):
@@ -62,6 +63,27 @@ def settle_ranges(
             found = _range_behind(end, ranges)
             if found is not None and not read_as_uint8(end):
                 layer.output_range.copy_(torch.tensor(found))
+
+
+def _drop_clips(model: fx.GraphModule, ranges: dict[fx.Node, Range]) -> None:
+    """Leave clipping to the layers where they alone read a value: their input range is the same."""
+    for clip in list(ranges):
+        x = clip.args[0]
+        if clip.target is not torch.clamp or not isinstance(x, fx.Node) or x in ranges:
+            continue
+        if len(x.users) == 1 and _only_codes(clip):
+            clip.replace_all_uses_with(x)
+            model.graph.erase_node(clip)
+            ranges[x] = ranges.pop(clip)
+    model.recompile()
+
+
+def _only_codes(node: fx.Node) -> bool:
+    """Whether layers with 8-bit inputs alone read a value, or what pools and reshapes make of it."""
+    return bool(node.users) and all(
+        isinstance(module_of(user), tnn.TernaryLayer) or (keeps_range(user) and _only_codes(user))
+        for user in node.users
+    )
 
 
 def _replace(model: nn.Module, chosen: dict[str, Codes]) -> None:
@@ -108,10 +130,16 @@ def _range_before(node: Any, ranges: dict[fx.Node, Range]) -> Range | None:
 
 
 def _range_behind(node: fx.Node, ranges: dict[fx.Node, Range]) -> Range | None:
-    """Of a value, or of what pools and reshapes make of it."""
+    """Of a value, or the widest of those to which its readers clip it, or what pools and reshapes
+    make of it; None where something reads it as it is.
+    """
     if node in ranges:
         return ranges[node]
-    for user in node.users:
-        if keeps_range(user) and (found := _range_behind(user, ranges)) is not None:
-            return found
-    return None
+    found = [
+        ranges.get(user) or (_range_behind(user, ranges) if keeps_range(user) else None)
+        for user in node.users
+    ]
+    known = [bounds for bounds in found if bounds is not None]
+    if not known or len(known) < len(found):
+        return None
+    return min(lo for lo, _ in known), max(hi for _, hi in known)
