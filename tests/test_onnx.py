@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from architectures import NETWORKS
 from networks import images, ready
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx_files import Builder, random, run
 from sr_networks import SMALL
 from torch import Tensor, nn
 
@@ -26,17 +24,6 @@ from ternary_ops.cli import main
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedModel
 from ternary_ops.interchange import load_onnx, save_onnx
 from ternary_ops.runtime import Program
-
-
-def run(path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
-    (y,) = session.run(None, {session.get_inputs()[0].name: x})
-    return np.asarray(y)
 
 
 def quantized(name: str) -> tuple[Program, Tensor]:
@@ -124,39 +111,6 @@ def test_qdq_comes_back_as_the_same_program(tmp_path: Path) -> None:
     ours, theirs = program(x.numpy()), again(x.numpy())
     assert np.abs(theirs - ours).mean() < 0.02 * np.abs(ours).max()
     assert (theirs.argmax(1) == ours.argmax(1)).mean() > 0.8
-
-
-class Builder:
-    """An ONNX file, node by node."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
-        self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
-        return name
-
-    def add(self, op: str, inputs: list[str], output: str, **at: Any) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [output], name=f"/{output}/{op}", **at))
-        return output
-
-    def save(self, path: Path, last: str, opset: int = 14, channels: int = 3) -> Path:
-        info = helper.make_tensor_value_info
-        graph = helper.make_graph(
-            self.nodes,
-            "g",
-            [info("image", TensorProto.FLOAT, ["N", channels, "H", "W"])],
-            [info(last, TensorProto.FLOAT, ["N", "K"])],
-            self.constants,
-        )
-        opsets = [helper.make_opsetid("", opset)]
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
-        return path
-
-
-def random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def mobile(path: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import fx
 
 from ternary_ops.interchange.library import Refused
 from ternary_ops.interchange.rules import Attributes, Made
@@ -188,13 +189,12 @@ def _each(loader: Loader, function: Callable[[Any, Any], Any], a: Array, b: Arra
         return np.asarray(function(a, b), np.result_type(a, b))
     made = np.empty(a.shape, object)
     for place in np.ndindex(*a.shape):
-        left, right = a[place], b[place]
-        known = isinstance(left, (int, np.integer)) and isinstance(right, (int, np.integer))
-        if known:
-            made[place] = int(function(int(left), int(right)))
-        else:
-            left, right = (int(v) if isinstance(v, np.integer) else v for v in (left, right))
-            made[place] = loader.call(function, left, right)
+        pair = [v if isinstance(v, fx.Node) else int(v) for v in (a[place], b[place])]
+        numbers = [v for v in pair if isinstance(v, int)]
+        # Lengths are positive; 0 and -1 would mean something else to Reshape.
+        if function is operator.sub or min(numbers, default=1) < 1:
+            raise Refused("sums and products of sizes and positive numbers", f"of {numbers}")
+        made[place] = loader.call(function, *pair)
     return made
 
 

@@ -46,6 +46,20 @@ def _check_width(loader: Loader, node: Any, axis: int, wide: int) -> None:
         raise Refused(f"weights for {dims[axis]} input channels", f"for {wide}")
 
 
+def _check_window(
+    loader: Loader,
+    node: Any,
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    pads: tuple[int, int],
+) -> None:
+    """Refuse a window that is larger than the image, as far as the file tells that one's size."""
+    dims = loader.dims(node.input[0]) or ()
+    for n, k, d, p in zip(dims[2:], kernel, dilation, pads, strict=False):
+        if isinstance(n, int) and n + 2 * p < d * (k - 1) + 1:
+            raise Refused(f"a window within {list(dims[2:])}", f"kernel_shape = {list(kernel)}")
+
+
 def conv(loader: Loader, node: Any, at: Attributes) -> Made:
     """Conv2d."""
     weight = loader.tensor(node, 1)
@@ -57,12 +71,13 @@ def conv(loader: Loader, node: Any, at: Attributes) -> Made:
     if groups < 1 or o % groups:
         raise Refused(f"groups that divide {o} filters", f"group = {groups}")
     _check_width(loader, node, 1, i * groups)
-    bias = _bias(loader, node, o)
+    bias, pads, dilation = _bias(loader, node, o), _pads(at), _pair(at, "dilations")
+    _check_window(loader, node, (r, s), dilation, pads)
     layer = nn.Conv2d(
         *(i * groups, o, (r, s)),
         stride=_pair(at, "strides"),
-        padding=_pads(at),
-        dilation=_pair(at, "dilations"),
+        padding=pads,
+        dilation=dilation,
         groups=groups,
         bias=bias is not None,
     )
@@ -173,10 +188,11 @@ def batchnorm(loader: Loader, node: Any, at: Attributes) -> Made:
 def max_pool(loader: Loader, node: Any, at: Attributes) -> Made:
     """MaxPool2d."""
     kernel, dilation = _pair(at, "kernel_shape"), _pair(at, "dilations")
+    _check_window(loader, node, kernel, dilation, _pads(at))
     layer = nn.MaxPool2d(
         kernel,
         _pair(at, "strides"),
-        _pool_pads(at, kernel, dilation),
+        _pool_pads(at, kernel),
         dilation,
         ceil_mode=bool(at.get("ceil_mode", 0)),
     )
@@ -188,23 +204,21 @@ def average_pool(loader: Loader, node: Any, at: Attributes) -> Made:
     kernel = _pair(at, "kernel_shape")
     if _pair(at, "dilations") != (1, 1):
         raise Refused("dilations = [1, 1]", f"dilations = {at['dilations']}")
+    _check_window(loader, node, kernel, (1, 1), _pads(at))
     layer = nn.AvgPool2d(
         kernel,
         _pair(at, "strides"),
-        _pool_pads(at, kernel, (1, 1)),
+        _pool_pads(at, kernel),
         ceil_mode=bool(at.get("ceil_mode", 0)),
         count_include_pad=bool(at.get("count_include_pad", 0)),
     )
     return loader.layer(node, layer, loader.value(node, 0), "", None)
 
 
-def _pool_pads(
-    at: Attributes, kernel: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int]:
+def _pool_pads(at: Attributes, kernel: tuple[int, int]) -> tuple[int, int]:
     pads = _pads(at)
-    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if any(2 * pad > span for pad, span in zip(pads, spans, strict=True)):
-        raise Refused(f"pads of at most half of {spans}", f"pads = {list(at['pads'])}")
+    if any(2 * pad > k for pad, k in zip(pads, kernel, strict=True)):
+        raise Refused(f"pads of at most half of {list(kernel)}", f"pads = {list(at['pads'])}")
     return pads
 
 
@@ -241,5 +255,5 @@ def reduce_mean(loader: Loader, node: Any, at: Attributes) -> Made:
     rank = loader.rank(node.input[0])
     if not all(-rank <= a < rank for a in axes):
         raise Refused(f"axes of {rank}", f"axes = {axes}")
-    x, places = loader.value(node, 0), tuple(sorted(a % rank for a in axes))
+    x, places = loader.value(node, 0), tuple(sorted({a % rank for a in axes}))
     return loader.call(torch.mean, x, places, keepdim=bool(at.get("keepdims", 1)))
