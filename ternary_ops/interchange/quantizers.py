@@ -43,7 +43,8 @@ def quantize_linear(loader: Loader, node: Any, at: Attributes) -> Made:
             raise Refused("finite float32 to quantize", array.dtype)
         steps, offset = (_spread(v, array, at.get("axis", 1)) for v in (scale, zero))
         codes = np.rint(array / steps) + offset.astype(np.float32)
-        return np.clip(codes, limits.min, limits.max).astype(zero.dtype)
+        made: NDArray[Any] = np.clip(codes, limits.min, limits.max).astype(zero.dtype)
+        return made
     if scale.size != 1:
         raise Refused("one scale for a computed value", f"{scale.size} scales")
     step, steps_below = np.float32(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) - limits.min
@@ -85,7 +86,7 @@ def _weight(loader: Loader, node: Any, axis: int) -> Made:
         raise Refused(f"a zero point {values.dtype}", zero.dtype)
     steps, offset = (_spread(v, values, axis) for v in (scale, zero))
     centered = values.astype(np.int64) - offset.astype(np.int64)
-    if values.dtype != np.int32 and np.abs(centered).max(initial=0) <= 127:
+    if values.dtype != np.int32:
         along = axis % values.ndim if scale.size > 1 else 0
         loader.codes[node.output[0]] = Codes(centered, scale.reshape(-1).astype(np.float64), along)
     real: NDArray[np.float32] = centered.astype(np.float32) * steps

@@ -189,9 +189,9 @@ def _reshaped_fact(loader: Loader, node: Any, wanted: list[Any]) -> Made:
     if any(v == 0 and axis >= array.ndim for axis, v in enumerate(wanted)):
         raise Refused(f"zeros for the first {array.ndim} sizes", wanted)
     sizes = [array.shape[axis] if v == 0 else v for axis, v in enumerate(wanted)]
-    given = math.prod(v for v in sizes if v != -1)
-    free = sizes.count(-1)
-    if min(sizes, default=0) < -1 or free > 1 or (array.size % given if free else array.size - given):
+    given, free = math.prod(v for v in sizes if v != -1), sizes.count(-1)
+    fits = given > 0 and array.size % given == 0 if free else array.size == given
+    if min(sizes, default=0) < -1 or free > 1 or not fits:
         raise Refused(f"a shape for {array.size} numbers", wanted)
     return facts.keep(loader, node, array.reshape(sizes))
 

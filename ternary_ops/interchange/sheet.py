@@ -97,9 +97,7 @@ class Sheet:
         )
 
     def blended(self, value: str, size: str, align: bool) -> str:
-        """The same in the float32 steps of reference_moves.resize, columns first, whose bits engines'
-        own resizes do not have.
-        """
+        """The same in the steps of reference_moves.resize: an engine's own has other bits."""
         (top, bottom, h0, h1), (left, right, w0, w1) = (
             self._samples(value, size, axis, align) for axis in (2, 3)
         )
@@ -113,9 +111,7 @@ class Sheet:
             rows.append(self.add("Add", near, far))
         return self.add("Add", self.add("Mul", rows[0], h0), self.add("Mul", rows[1], h1))
 
-    def _samples(
-        self, value: str, size: str, axis: int, align: bool
-    ) -> tuple[str, str, str, str]:
+    def _samples(self, value: str, size: str, axis: int, align: bool) -> tuple[str, str, str, str]:
         """Both input pixels of each output pixel along an axis, and their weights
         (reference_moves.linear).
         """
