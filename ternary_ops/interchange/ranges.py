@@ -97,7 +97,7 @@ def _drop_clips(model: fx.GraphModule, ranges: dict[fx.Node, Range]) -> None:
 
 
 def _only_codes(node: fx.Node) -> bool:
-    """Whether layers with 8-bit inputs alone read a value, or what pools and reshapes make of it."""
+    """Whether layers with 8-bit inputs alone read a value, behind pools and reshapes or not."""
     return bool(node.users) and all(
         isinstance(module_of(user), tnn.TernaryLayer) or (keeps_range(user) and _only_codes(user))
         for user in node.users
