@@ -15,9 +15,7 @@ def test_every_case_is_right_or_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = judged(tmp_path / "case.onnx")
-    counts = ", ".join(
-        f"{found.counts[k]} {k}" for k in ("passes", "refused", "wrong", "unnamed")
-    )
+    counts = ", ".join(f"{found.counts[k]} {k}" for k in ("passes", "refused", "wrong", "unnamed"))
     with capsys.disabled():
         print(f"\nONNX conformance, {len(cases())} cases, each input in turn: {counts}")
     assert not found.faults

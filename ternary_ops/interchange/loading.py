@@ -34,8 +34,8 @@ def load_onnx(path: str | os.PathLike[str]) -> nn.Module:
     `ternary-ops compress` speak of them as the network they were exported from does. In a QDQ
     network (QuantizeLinear and DequantizeLinear pairs) layers with 8-bit weights become tops.nn
     layers with those codes and ranges, ternary ones where all codes are -1, 0, +1; `tops.compile`
-    makes an 8-bit program of it, and training goes on from it. Values that QuantizeLinear clips are
-    clipped.
+    makes an 8-bit program of it, and training goes on from it. What else reads an 8-bit value gets
+    it from torch.fake_quantize_per_tensor_affine, rounded and clipped.
 
     Raises FormatError for a file that is no ONNX model, UnsupportedModel naming every node that has
     no counterpart, with the attribute and value or the input it stumbles over; MissingExtra without
@@ -74,7 +74,7 @@ class Loader:
     def load(self) -> nn.Module:
         """Translate every node, in the file's order, which the checker holds to be a valid one."""
         self.root, self.graph = nn.Module(), fx.Graph()
-        self._clips: dict[tuple[fx.Node, Range], fx.Node] = {}
+        self._rounded: dict[tuple[fx.Node, Range], fx.Node] = {}
         self._lengths: dict[tuple[fx.Node, int], fx.Node] = {}
         self._layers: dict[str, nn.Module] = {}
         self._failed: set[str] = set()
@@ -181,8 +181,7 @@ class Loader:
         if number >= len(node.input) or not node.input[number]:
             return None
         name = node.input[number]
-        if name in self._failed:
-            raise UnknownInput
+        self.check_known(name)
         if name not in self.constants:
             raise Refused(f"input {number} as a constant", f"a computed value {name!r}")
         return self.constants[name]
@@ -198,6 +197,11 @@ class Loader:
             raise Refused("finite weights", "NaN, infinity or too many")
         return torch.from_numpy(np.array(array, np.float32))
 
+    def check_known(self, name: str) -> None:
+        """UnknownInput for what a refused node would have made."""
+        if name in self._failed:
+            raise UnknownInput
+
     def is_constant(self, name: str) -> bool:
         """Whether a value does not depend on the image."""
         return name in self.constants
@@ -210,8 +214,7 @@ class Loader:
         """The number of axes of a value; Refused where the file does not tell."""
         dims = self.dims(name)
         if dims is None:
-            if name in self._failed:
-                raise UnknownInput
+            self.check_known(name)
             raise Refused("a known number of axes", f"an unknown one for {name!r}")
         return len(dims)
 
@@ -239,17 +242,19 @@ class Loader:
         name = paths.put_buffer(self.root, values)
         return self.graph.create_node("get_attr", name)
 
-    def clipped(self, x: fx.Node, bounds: Range) -> fx.Node:
-        """x with the values that codes of a range can say; the range belongs to this node alone, so
-        that x may have others.
+    def rounded(self, x: fx.Node, scale: float, zero: int) -> fx.Node:
+        """x as codes 0..255 say it; their range belongs to this node alone, so that x may have
+        others.
         """
+        bounds = -zero * scale, (255 - zero) * scale
         if self.ranges.get(x) == bounds:
             return x
         key = x, bounds
-        if key not in self._clips:
-            self._clips[key] = self.call(torch.clamp, x, *bounds)
-            self.ranges[self._clips[key]] = bounds
-        return self._clips[key]
+        if key not in self._rounded:
+            function = torch.fake_quantize_per_tensor_affine
+            self._rounded[key] = self.call(function, x, scale, zero, 0, 255)
+            self.ranges[self._rounded[key]] = bounds
+        return self._rounded[key]
 
     def layer(
         self, node: Any, module: nn.Module, x: fx.Node, weight: str, codes: Codes | None

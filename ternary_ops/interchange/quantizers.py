@@ -48,8 +48,7 @@ def quantize_linear(loader: Loader, node: Any, at: Attributes) -> Made:
     if scale.size != 1:
         raise Refused("one scale for a computed value", f"{scale.size} scales")
     step, steps_below = np.float32(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) - limits.min
-    lo, hi = -steps_below * float(step), (255 - steps_below) * float(step)
-    value = loader.clipped(loader.value(node, 0), (lo, hi))
+    value = loader.rounded(loader.value(node, 0), float(step), steps_below)
     loader.codes_of[node.output[0]] = Quantized(value, float(step), steps_below, zero.dtype)
     return None
 
@@ -64,7 +63,7 @@ def dequantize_linear(loader: Loader, node: Any, at: Attributes) -> Made:
         kind = kinds.get(at["output_dtype"], at["output_dtype"])
         raise Refused("output_dtype = FLOAT", f"output_dtype = {kind}")
     if not (loader.is_constant(name) or name in loader.codes_of):
-        loader.value(node, 0)
+        loader.check_known(name)
         raise Refused("codes of QuantizeLinear or of a constant", repr(name))
     codes = loader.codes_of.get(name)
     if codes is not None:

@@ -64,7 +64,7 @@ def settle_ranges(
         layer = modules[name]
         if isinstance(layer, tnn.TernaryLayer):
             _fix(layer, codes, inputs[name])
-    _drop_clips(model, ranges)
+    _drop_rounding(model, ranges)
     for node in model.graph.nodes:
         layer = module_of(node)
         if isinstance(layer, tnn.TernaryLayer):
@@ -83,16 +83,17 @@ def _why_not(codes: Codes, has_range: bool) -> str | None:
     return None if has_range else "its input is not quantized"
 
 
-def _drop_clips(model: fx.GraphModule, ranges: dict[fx.Node, Range]) -> None:
-    """Leave clipping to the layers where they alone read a value: their input range is the same."""
-    for clip in list(ranges):
-        x = clip.args[0]
-        if clip.target is not torch.clamp or not isinstance(x, fx.Node) or x in ranges:
+def _drop_rounding(model: fx.GraphModule, ranges: dict[fx.Node, Range]) -> None:
+    """Leave rounding to the layers where they alone read a value: their input range is the same."""
+    for node in list(ranges):
+        x = node.args[0]
+        rounds = node.target is torch.fake_quantize_per_tensor_affine
+        if not rounds or not isinstance(x, fx.Node) or x in ranges:
             continue
-        if len(x.users) == 1 and _only_codes(clip):
-            clip.replace_all_uses_with(x)
-            model.graph.erase_node(clip)
-            ranges[x] = ranges.pop(clip)
+        if len(x.users) == 1 and _only_codes(node):
+            node.replace_all_uses_with(x)
+            model.graph.erase_node(node)
+            ranges[x] = ranges.pop(node)
     model.recompile()
 
 
@@ -148,7 +149,7 @@ def _range_before(node: Any, ranges: dict[fx.Node, Range]) -> Range | None:
 
 
 def _range_behind(node: fx.Node, ranges: dict[fx.Node, Range]) -> Range | None:
-    """Of a value, or the widest of those to which its readers clip it, or what pools and reshapes
+    """Of a value, or the widest of those to which its readers round it, or what pools and reshapes
     make of it; None where something reads it as it is.
     """
     if node in ranges:
