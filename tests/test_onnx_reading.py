@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx_files import Builder, agree, ours, random, run
+from onnx_nodes import compare
 
 import ternary_ops as tops
 from ternary_ops.errors import FormatError, UnsupportedModel
@@ -245,3 +246,9 @@ def test_damaged_and_contradicting_files(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     with pytest.raises((FormatError, UnsupportedModel), match="3"):
         load_onnx(path)
+
+
+def test_random_nodes_equal_onnxruntime_or_are_refused(tmp_path: Path) -> None:
+    """`python tests/onnx_nodes.py FIRST LAST` tries more seeds."""
+    counts = compare(range(400), tmp_path / "node.onnx")
+    assert counts["equal"] > 180
