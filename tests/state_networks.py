@@ -44,12 +44,13 @@ CASES = {
 }
 
 
-def network(case: Case) -> nn.Sequential:
-    """Two convolutions, a BatchNorm and a linear layer, quantized; seed 0."""
+def network(case: Case, pool: bool = True) -> nn.Sequential:
+    """Two convolutions, a BatchNorm, perhaps a pool, and a linear layer, quantized; seed 0."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 2), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, bias=False), nn.BatchNorm2d(4),
-        nn.ReLU(), nn.AvgPool2d(2, 1), nn.Flatten(), nn.Linear(16, 3),
+        nn.ReLU(), nn.AvgPool2d(2, 1) if pool else nn.Identity(), nn.Flatten(),
+        nn.Linear(16 if pool else 36, 3),
     )  # fmt: skip
     config = tops.TernaryConfig(**{"zeros": 0.5, "pattern": "1x4", **case.config})
     rules = {"7": tops.TernaryConfig(weights="int8")} if config.activations == "uint11" else {}

@@ -222,15 +222,8 @@ class Pruner:
     def before_step(self) -> None:
         """What the hook on the optimizer calls: gradients are checked and, if scored, seen.
 
-        Ranges that are not set yet lose their gradients of 0: with momentum, weight decay would
-        carry their NaN on to what calibration sets.
-
         Raises BadWeights for a gradient that is not finite, before any weight has changed.
         """
-        for layer in self._layers:
-            bounds = layer.input_range
-            if bounds.grad is not None and bool(bounds.isnan().any()):
-                bounds.grad = None
         for target in self._targets:
             grad = target.weight.grad
             if grad is not None and not bool(torch.isfinite(grad.sum())):
