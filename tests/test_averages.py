@@ -81,7 +81,6 @@ KINDS: dict[str, Callable[[nn.Module, float], tuple[nn.Module, Update]]] = {
     "timm, no buffers": lambda m, d: lerp(m, d, False),
     # The mean has no decay; the copies below are those of 0.5.
     "swa": lambda m, d: averaged(m),
-    "swa, buffers": lambda m, d: averaged(m, use_buffers=True),
 }
 COPIES = [(kind, decay) for kind in KINDS for decay in (0.0, 0.5, 0.9995)]
 COPIES = [(k, d) for k, d in COPIES if not k.startswith("swa") or d == 0.5]
@@ -199,3 +198,15 @@ def test_parameters_are_finite_before_ranges_are_set(run: dict[int, Look]) -> No
             penalty: Tensor = torch.stack([p.square().sum() for p in network.parameters()]).sum()
             assert bool(penalty.isfinite()), what
             assert all(bool(v.isfinite().all()) for v in network.state_dict().values()), what
+
+
+def test_the_mean_of_everything_swa_with_buffers_can_be_taken() -> None:
+    case = states.CASES["frozen"]
+    model = states.network(case, pool=False)
+    optimizer, pruner = states.parts(model, case)
+    made, update = averaged(model, use_buffers=True)  # torch subtracts buffers: no bools then
+    states.train(model, optimizer, pruner, range(states.STEPS), lambda step: update(model))
+    for name, layer in states.layers(model).items():
+        twin = states.layers(made)[name]
+        assert twin.phase == "frozen" and torch.equal(twin.codes, layer.codes)
+        assert torch.equal(twin.mask, layer.mask)

@@ -41,7 +41,8 @@ def check(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         assert layer.phase == ("float", "ternary", "frozen")[int(old[f"{name}.phase_code"])]
         assert torch.equal(layer.mask, old[f"{name}.mask"])
         for what in ("input_range", "output_range"):
-            assert torch.equal(getattr(layer, what).nan_to_num(7), old[f"{name}.{what}"].nan_to_num(7))
+            wanted = old[f"{name}.{what}"].nan_to_num(7)
+            assert torch.equal(getattr(layer, what).nan_to_num(7), wanted)
     codes, scale = states.layers(model)["2"].integer_weight()
     assert torch.equal(codes, tensors["codes"])
     torch.testing.assert_close(scale, tensors["scale"])

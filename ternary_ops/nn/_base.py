@@ -53,9 +53,9 @@ class TernaryLayer(LayerState, ABC):
     "uint8" the forward is float32 whatever the input's dtype, and equals the native kernels bit for
     bit once the range is set and the phase is not "float"; with "uint11" too, while it does not
     train. Not so with poles: packed and compiled, such a layer has one scale per filter, fitted to
-    them. The last four are derived from buffers that averages of networks leave legible: see
-    LayerState. Under autocast, training of real inputs multiplies in autocast's dtype, as the torch twin
-    does, until the phase is "frozen".
+    them. Under autocast, training of real inputs multiplies in autocast's dtype, as the torch twin
+    does, until the phase is "frozen". The last four are derived from buffers that averages of
+    networks leave legible: see LayerState.
     """
 
     weight: nn.Parameter

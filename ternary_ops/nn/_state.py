@@ -15,23 +15,23 @@ Integers have neither property: averaging loops truncate them, skip them, or fai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape, need
+from ternary_ops.nn import _marks
+from ternary_ops.nn._integers import versions
+from ternary_ops.nn._marks import OFFSET, PHASES, set_base
+from ternary_ops.nn._old_state import renewed, take_old
 from ternary_ops.nn._views import StateView
 from ternary_ops.quantize.config import TernaryConfig
 
-PHASES = ("float", "ternary", "frozen")
-# Marks of unfrozen layers; far below those of frozen ones, which must hide them. float16 holds it.
-_PRUNED = 2.0**-20
-# Added to codes, so that all are positive.
-_OFFSET = {"ternary": 2.0, "int8": 128.0}
 _WHOLE = 0.25  # how far a code of an average may lie from a whole number
+_NEVER: tuple[tuple[int, int], ...] = ()  # no versions of a tensor
 _BUFFERS = ("marks", "phase_code", "input_base", "output_base")
-_OLD = ("mask", "codes", "phase_code", "input_range", "output_range")
+_Layer = TypeVar("_Layer", bound="LayerState")
 
 
 class LayerState(nn.Module):
@@ -61,15 +61,20 @@ class LayerState(nn.Module):
 
     def _new_state(self, weight: Tensor, learns_range: bool) -> None:
         """Register the state of a layer to which nothing has happened."""
-        zeros = {"dtype": torch.float32, "device": weight.device}
-        self.input_shift = nn.Parameter(torch.zeros(2, **zeros), requires_grad=learns_range)
-        self.register_buffer("marks", torch.zeros(weight.shape, **zeros))
-        self.register_buffer("phase_code", torch.zeros(4, **zeros))
-        self.register_buffer("input_base", torch.zeros(3, **zeros))
-        self.register_buffer("output_base", torch.zeros(3, **zeros))
+        shift = torch.zeros(2, dtype=torch.float32, device=weight.device)
+        self.input_shift = nn.Parameter(shift, requires_grad=learns_range)
+        shapes = {
+            "marks": weight.shape,
+            "phase_code": (4,),
+            "input_base": (3,),
+            "output_base": (3,),
+        }
+        for name in _BUFFERS:
+            zeros = torch.zeros(shapes[name], dtype=torch.float32, device=weight.device)
+            self.register_buffer(name, zeros)
         # The phase again, for Python to branch on where reading a tensor would stop torch.compile,
         # and what was read last. `_current_phase` keeps it true.
-        self._phase, self._seen = "ternary", (0, 0)
+        self._phase, self._seen, self._checked = "ternary", _NEVER, _NEVER
 
     @property
     def phase(self) -> str:
@@ -119,7 +124,7 @@ class LayerState(nn.Module):
     @input_range.setter
     @torch.no_grad()
     def input_range(self, bounds: Tensor | Sequence[float] | None) -> None:
-        _set_base(self.input_base, bounds)
+        set_base(self.input_base, bounds)
         self.input_shift.zero_()
 
     @property
@@ -133,7 +138,7 @@ class LayerState(nn.Module):
     @output_range.setter
     @torch.no_grad()
     def output_range(self, bounds: Tensor | Sequence[float] | None) -> None:
-        _set_base(self.output_base, bounds)
+        set_base(self.output_base, bounds)
 
     @torch.no_grad()
     def kept_ranges(self) -> Callable[[], None]:
@@ -182,26 +187,18 @@ class LayerState(nn.Module):
     def _write(self, phase: str, mask: Tensor, codes: Tensor | None) -> None:
         """Replace phase, mask and codes; codes are given where the phase is "frozen"."""
         mask = mask.to(self.marks.device) != 0
-        offset = 0.0
-        if codes is not None:
-            offset = _OFFSET[self.config.weights]
-            size = codes.to(self.marks) + offset
-            self.marks.copy_(torch.where(mask, -size, size))
-        else:
-            came_back = (self.marks != 0) & (self.phase_code[2] == 0)
-            self.marks.copy_(torch.where(mask, came_back * -_PRUNED, _PRUNED))
-        reached = PHASES.index(phase)
-        code = [1.0, float(reached > 0), float(reached > 1), offset]
-        self.phase_code.copy_(torch.tensor(code))
+        offset = 0.0 if codes is None else OFFSET[self.config.weights]
+        came_back = (self.marks != 0) & (self.phase_code[2] == 0)
+        self.marks.copy_(_marks.make(mask, codes, offset, came_back))
+        self.phase_code.copy_(torch.tensor(_marks.phase_values(phase, offset)))
         self._phase = phase
 
     def _look(self) -> None:
         """Read the phase, unless a graph is being made or there is nothing to read."""
         code = self.phase_code
         if not torch.compiler.is_compiling() and not code.is_meta:
-            real, ternary, frozen, _ = (value > 0 for value in code.tolist())
-            self._phase = "frozen" if frozen else "ternary" if ternary or not real else "float"
-            self._seen = _version(code)
+            self._phase = _marks.phase_of(code.tolist())
+            self._seen = versions(code)
 
     def _current_phase(self) -> str:
         """The phase for forward, at no cost worth mentioning.
@@ -214,11 +211,15 @@ class LayerState(nn.Module):
         if torch.compiler.is_compiling():
             if not torch.compiler.is_exporting():
                 _assert_phase(code, self._phase)
-        elif code.device.type == "cpu" or not self.training or self._seen != _version(code):
+            return self._phase
+        if code.device.type == "cpu" or not self.training or self._seen != versions(code):
             self._look()
+        if self._phase == "frozen" and not code.is_meta and self._checked != versions(self.marks):
+            self._check_codes()
+            self._checked = versions(self.marks)
         return self._phase
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self: _Layer, mode: bool = True) -> _Layer:
         """As nn.Module's; a phase that was copied into the buffers is seen by compiled graphs."""
         super().train(mode)
         self._look()
@@ -241,72 +242,29 @@ class LayerState(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        own = {name: state_dict[prefix + name] for name in _OLD if prefix + name in state_dict}
-        if set(own) - {"phase_code"}:
-            for name in own:
-                del state_dict[prefix + name]
-            state_dict.update({prefix + key: t for key, t in self._renewed(own).items()})
+        old = take_old(state_dict, prefix)
+        if old is not None:
+            new = renewed(old, self.config.weights)
+            state_dict.update({prefix + name: tensor for name, tensor in new.items()})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._look()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "mask" in self._buffers:
-            self._unpickle_old()
-
-    @torch.no_grad()
-    def _unpickle_old(self) -> None:
-        """A whole module of before: the same state, and the parameters in the same order."""
-        bounds = self._parameters["input_range"]
-        old = {name: t for name in _OLD if (t := self._buffers.pop(name, None)) is not None}
-        new = self._renewed({**old, "input_range": bounds})
-        kept = [("input_shift" if n == "input_range" else n, p) for n, p in self._parameters.items()]
-        learns = bool(bounds.requires_grad)  # type: ignore[union-attr]
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        held = cast(dict[str, Tensor], self._buffers | self._parameters)
+        old = take_old(held, "")
+        if old is None:
+            return
+        # A whole module pickled before: its parameters stay in their order, as optimizers count.
+        new = renewed(old, self.config.weights)
+        shift = nn.Parameter(new.pop("input_shift"), old["input_range"].requires_grad)
+        kept = {"input_shift" if n == "input_range" else n: p for n, p in self._parameters.items()}
         self._parameters.clear()
-        self._parameters.update(kept)
-        self.input_shift = nn.Parameter(new.pop("input_shift"), requires_grad=learns)
-        for name, tensor in new.items():
-            self.register_buffer(name, tensor)
-        self._seen = (0, 0)
+        self._parameters.update({**kept, "input_shift": shift})
+        self._buffers.clear()
+        self._buffers.update(new)
+        self._seen = self._checked = _NEVER
         self._look()
-
-    @torch.no_grad()
-    def _renewed(self, old: dict[str, Any]) -> dict[str, Tensor]:
-        """Buffers and parameter from a state of before, when mask, codes and phase were integers
-        and ranges that were not set NaN.
-        """
-        new: dict[str, Tensor] = {}
-        if {"mask", "codes", "phase_code"} <= set(old):
-            code, mask = old["phase_code"], old["mask"]
-            frozen = not code.is_meta and int(code) == PHASES.index("frozen")
-            offset = _OFFSET[self.config.weights] if frozen else 0.0
-            size = old["codes"].float() + offset if frozen else _PRUNED * torch.ones_like(mask.float())
-            new["marks"] = torch.where(mask, -size if frozen else torch.zeros_like(size), size)
-            real = not code.is_meta and int(code) == PHASES.index("float")
-            values = [1.0, 1.0, 1.0, offset] if frozen else [float(real), 0.0, 0.0, 0.0]
-            new["phase_code"] = torch.tensor(values, device=mask.device)
-        for name in ("input", "output"):
-            bounds = old.get(f"{name}_range")
-            if bounds is not None:
-                new[f"{name}_base"] = torch.zeros(3, device=bounds.device)
-                _set_base(new[f"{name}_base"], bounds.detach())
-                if name == "input":
-                    new["input_shift"] = torch.zeros_like(bounds.detach())
-        return new
-
-
-def _set_base(base: Tensor, bounds: Tensor | Sequence[float] | None) -> None:
-    """Write 1, lo and hi; zeros for None and for what is not finite."""
-    values = [] if bounds is None else torch.as_tensor(bounds).detach()
-    if len(values) and not values.is_meta and bool(values.isfinite().all()):
-        base[0] = 1.0
-        base[1:] = values
-    else:
-        base.zero_()
-
-
-def _version(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _assert_phase(code: Tensor, phase: str) -> None:

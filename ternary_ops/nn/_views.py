@@ -34,12 +34,12 @@ class StateView(Tensor):
         return view
 
     @property
-    def data(self) -> Tensor:
+    def data(self) -> Tensor:  # type: ignore[override]  # torch declares an attribute
         """The values without gradient, linked as this is."""
         return StateView.of(_plain(self).detach(), self._write, self._leaf)
 
     @property
-    def requires_grad(self) -> bool:
+    def requires_grad(self) -> bool:  # type: ignore[override]  # torch declares an attribute
         """Whether it is learned."""
         return self._leaf is not None and self._leaf.requires_grad
 

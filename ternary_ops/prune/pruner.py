@@ -189,6 +189,28 @@ class Pruner:
         if advance:
             self._set_phases(self._layers)
 
+    @torch.no_grad()
+    def mask_(self, copied: nn.Module) -> None:
+        """Write exact zeros into a copy of the network where this one is pruned now.
+
+        For averages (EMA, SWA) of a plain float network, whose weights only come near to zero;
+        copies of quantized layers know their masks. Raises UnsupportedModel, with nothing changed,
+        where a pruned weight has no counterpart of its name and shape.
+        """
+        found: dict[str, nn.Parameter] = {}
+        for target in self._targets:
+            layer = dict(copied.named_modules()).get(target.name)
+            weight = getattr(layer, "weight", None)
+            if not isinstance(weight, nn.Parameter) or weight.shape != target.weight.shape:
+                what = f"a copy of the network has a weight {target.name!r}"
+                got = "none" if weight is None else list(weight.shape)
+                do = "Pass the module itself, such as AveragedModel(...).module."
+                raise UnsupportedModel(need(f"{what} {list(target.weight.shape)}", got, do))
+            found[target.name] = weight
+        for target in self._targets:
+            weight = found[target.name]
+            weight.masked_fill_(~target.mask.to(weight.device), 0.0)
+
     def state_dict(self) -> dict[str, Any]:
         """The step, the pruned units (one bit each) and, with regrowth, the latent weights."""
         return {
