@@ -18,18 +18,20 @@ def versions(*tensors: Tensor | None) -> tuple[tuple[int, int], ...]:
     )
 
 
-def digest(*tensors: Tensor) -> bytes:
-    """A checksum of their values; of meta tensors that of nothing."""
+def digest(*tensors: Tensor) -> bytes | None:
+    """A checksum of their values; None if there are none, on the meta device."""
     made = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
-        if not tensor.is_meta:
-            made.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if tensor.is_meta:
+            return None
+        made.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return made.digest()
 
 
 def check_digest(layer: str, what: str, expected: bytes | None, *tensors: Tensor) -> None:
-    """Raise BadWeights unless the tensors are those of the digest (None: any will do)."""
-    if expected is not None and digest(*tensors) != expected:
+    """Raise BadWeights unless the tensors are those of the digest; None fits any."""
+    found = digest(*tensors)
+    if expected is not None and found is not None and found != expected:
         do = "Do not average them: pack the average of the trainable network, or copy the buffers."
         got = "others, written by something else"
         raise BadWeights(need(f"{what} of a {layer} change by loading or refresh()", got, do))
