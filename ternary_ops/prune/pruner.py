@@ -189,6 +189,28 @@ class Pruner:
         if advance:
             self._set_phases(self._layers)
 
+    @torch.no_grad()
+    def mask_(self, copied: nn.Module) -> None:
+        """Write exact zeros into a copy of the network where this one is pruned now.
+
+        For averages (EMA, SWA) of a plain float network, whose weights only come near to zero;
+        copies of quantized layers know their masks. Raises UnsupportedModel, with nothing changed,
+        where a pruned weight has no counterpart of its name and shape.
+        """
+        found: dict[str, nn.Parameter] = {}
+        for target in self._targets:
+            layer = dict(copied.named_modules()).get(target.name)
+            weight = getattr(layer, "weight", None)
+            if not isinstance(weight, nn.Parameter) or weight.shape != target.weight.shape:
+                what = f"a copy of the network has a weight {target.name!r}"
+                got = "none" if weight is None else list(weight.shape)
+                do = "Pass the module itself, such as AveragedModel(...).module."
+                raise UnsupportedModel(need(f"{what} {list(target.weight.shape)}", got, do))
+            found[target.name] = weight
+        for target in self._targets:
+            weight = found[target.name]
+            weight.masked_fill_(~target.mask.to(weight.device), 0.0)
+
     def state_dict(self) -> dict[str, Any]:
         """The step, the pruned units (one bit each) and, with regrowth, the latent weights."""
         return {
@@ -222,15 +244,8 @@ class Pruner:
     def before_step(self) -> None:
         """What the hook on the optimizer calls: gradients are checked and, if scored, seen.
 
-        Ranges that are not set yet lose their gradients of 0: with momentum, weight decay would
-        carry their NaN on to what calibration sets.
-
         Raises BadWeights for a gradient that is not finite, before any weight has changed.
         """
-        for layer in self._layers:
-            bounds = layer.input_range
-            if bounds.grad is not None and bool(bounds.isnan().any()):
-                bounds.grad = None
         for target in self._targets:
             grad = target.weight.grad
             if grad is not None and not bool(torch.isfinite(grad.sum())):

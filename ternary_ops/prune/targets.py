@@ -39,7 +39,6 @@ class QuantizedLayer(Protocol):
     mask: Tensor
     phase: str
     config: _Config
-    input_range: nn.Parameter
 
     def image(self) -> Tensor:
         """scale * codes of the weight as it is now, weight's shape and dtype."""
@@ -89,7 +88,7 @@ class Target:
             self._own_mask = mask.contiguous()
             return
         for owner in self.owners:
-            cast(Tensor, owner.mask).copy_(mask)
+            cast(QuantizedLayer, owner).mask = mask
 
     @property
     def units(self) -> int:

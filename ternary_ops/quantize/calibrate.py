@@ -74,8 +74,7 @@ def calibrate(
             if histogram.count == 0:
                 _log.warning("%s was never computed: its range stays unset", histogram.name)
                 continue
-            found = torch.tensor(histogram.range(*choices[layers[layer]]))
-            getattr(layer, attribute).data.copy_(found)
+            setattr(layer, attribute, histogram.range(*choices[layers[layer]]))
 
 
 def _check(method: object, percentile: float) -> tuple[str, float]:
@@ -175,16 +174,15 @@ def keeps_range(node: fx.Node) -> bool:
 def _observing(model: nn.Module, layers: Iterable[tnn.TernaryLayer]) -> Iterator[None]:
     """Eval mode and unset ranges; modes are restored, ranges too if the body fails."""
     modes = {module: module.training for module in model.modules()}
-    ranges: list[Tensor] = [r for layer in layers for r in (layer.input_range, layer.output_range)]
-    former = [(tensor, tensor.detach().clone()) for tensor in ranges]
+    former = [layer.kept_ranges() for layer in layers]
     try:
         model.eval()
-        for tensor, _ in former:
-            tensor.data.fill_(float("nan"))
+        for layer in layers:
+            layer.input_range = layer.output_range = None
         yield
     except BaseException:
-        for tensor, values in former:
-            tensor.data.copy_(values)
+        for restore in former:
+            restore()
         raise
     finally:
         for module, mode in modes.items():

@@ -96,7 +96,7 @@ def _scale_ternary(name: str, layer: tnn.TernaryLayer, gain: Tensor) -> None:
         _log.info("%s frozen: folding would have moved some of its codes", name)
     weight.copy_(scaled)
     if layer.phase == "frozen":
-        layer.codes.copy_(codes)
+        layer.codes = codes
 
 
 def _replace(model: nn.Module, node: fx.Node) -> None:

@@ -230,9 +230,9 @@ def _make_float(layer: tnn.TernaryLayer, part: str) -> Callable[[], object]:
     if part == "weights":
         layer.phase = "float"
         return lambda: setattr(layer, "phase", "ternary")
-    bounds = layer.input_range.detach().clone()
-    layer.input_range.data.fill_(float("nan"))
-    return lambda: layer.input_range.data.copy_(bounds)
+    restore = layer.kept_ranges()
+    layer.input_range = None
+    return restore
 
 
 def _check_parts(parts: Sequence[str]) -> tuple[str, ...]:
