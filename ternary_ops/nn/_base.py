@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from ternary_ops.quantize.ternarize import (
     pole_scale,
 )
 
+if TYPE_CHECKING:
+    from ternary_ops.prune.progress import Progress
+
 PHASES = ("float", "ternary", "frozen")
 # float32 holds every integer up to here, so a sum that cannot pass it is exact in any order.
 _EXACT = 2**24
@@ -48,6 +51,8 @@ class TernaryLayer(nn.Module, ABC):
                   other layer owns it; NaN: not set
     codes         int8, weight's shape; valid once frozen
     phase_code    uint8, index into PHASES; set it through `phase`
+    calls         how often calibrate saw the layer run, None before; not part of the state
+    pruning       how far its Pruner is, None without one; not part of the state either
 
     Phases: "float" real masked weights; "ternary" integer weights with a straight-through gradient;
     "frozen" fixed codes, whose scale goes on learning through the latent weight. With activations
@@ -67,6 +72,8 @@ class TernaryLayer(nn.Module, ABC):
     codes: Tensor
     phase_code: Tensor
     config: TernaryConfig
+    calls: int | None = None
+    pruning: Progress | None = None
 
     def _adopt(self, weight: Tensor, bias: Tensor | None, config: TernaryConfig) -> None:
         """Take over a float layer's parameters: the same objects, so that optimizers keep them."""

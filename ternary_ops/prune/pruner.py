@@ -13,6 +13,7 @@ from torch import nn
 
 from ternary_ops.errors import BadConfig, BadWeights, FormatError, UnsupportedModel, need
 from ternary_ops.prune.criteria import Criterion
+from ternary_ops.prune.progress import Progress
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
 
@@ -124,6 +125,7 @@ class Pruner:
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
+        self._progress = Progress(0, self._freeze_step, self.total_steps)
         self._check_optimizer()
         for target in self._targets:
             self.criterion.watch(target.name, target.owners)
@@ -131,6 +133,8 @@ class Pruner:
             optimizer.register_step_pre_hook(_Guard(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
         self._set_phases([layer for layer in self._layers if layer.phase != "frozen"])
+        for layer in self._layers:
+            layer.pruning = self._progress
 
     @property
     def progress(self) -> float:
@@ -168,6 +172,7 @@ class Pruner:
         before = self.phase
         regrow = not self.nested and before != "frozen"
         self._step += advance
+        self._progress.step = self._step
         if advance and self.pull and self.phase != "frozen":
             self._pull()
         if regrow:
@@ -208,7 +213,7 @@ class Pruner:
         FormatError, with nothing changed, when the state is of another model or other arguments.
         """
         self._check_state(state)
-        self._step = int(state["step"])
+        self._step = self._progress.step = int(state["step"])
         for group, packed in zip(self._groups, state["pruned"], strict=True):
             bits = np.unpackbits(packed.cpu().numpy(), count=group.total).astype(bool)
             group.set_pruned(torch.from_numpy(bits).to(group.pruned.device))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, BadWeights, need
 from ternary_ops.prune.units import fit_pattern, get_pattern
+from ternary_ops.quantize.changes import Changes
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.table import Table
 
@@ -130,12 +131,11 @@ def plan(
     _check_globs([*rules, *(chosen or ()), *(left_out or ())], layers)
     _check_conflicts(rules, chosen, left_out, layers)
     special = _special_layers(model)
-    tied = _tied_weights(layers)
+    changes = Changes(model)
     rows: list[PlanRow] = []
     fixed: set[str] = set()  # ruled or already quantized
     for module, names in layers.items():
-        reason = _cannot(module, names[0]) or tied.get(module)
-        if reason:
+        if reason := changes.why_not(module, "quantize"):
             rows.append(_row(module, names, "skip", reason))
             continue
         if isinstance(module, tnn.TernaryLayer):
@@ -236,45 +236,6 @@ def _special_layers(model: nn.Module) -> dict[nn.Module, str]:
     if linears:
         special[linears[-1]] = "last linear layer"
     return special
-
-
-def _cannot(module: nn.Module, name: str) -> str:
-    """Why the layer stays out of quantization whatever the rules say; empty if it need not."""
-    kind = type(module)
-    weight = module._parameters.get("weight")
-    if kind.__name__ in ("PackedLinear", "PackedConv2d"):
-        return "already packed"
-    if any(p is not None and nn.parameter.is_lazy(p) for p in module._parameters.values()):
-        return "not initialized: run the model once first"
-    if hasattr(module, "parametrizations"):
-        return "parametrized: remove the parametrization first"
-    if isinstance(module, (nn.Linear, nn.Conv2d)) and kind not in (nn.Linear, nn.Conv2d):
-        return f"a subclass of {kind.__mro__[1].__name__}: its forward may differ"
-    if kind not in (nn.Linear, nn.Conv2d) and not isinstance(module, tnn.TernaryLayer):
-        return "no ternary twin of this type"
-    if weight is None:
-        return "weight computed by a hook (weight_norm, torch.nn.utils.prune): remove it first"
-    if not weight.is_floating_point():
-        return f"weight of dtype {weight.dtype}"
-    if not name:
-        return "the model is this one layer: wrap it in nn.Sequential"
-    return ""
-
-
-def _tied_weights(layers: dict[nn.Module, list[str]]) -> dict[nn.Module, str]:
-    """Layers that share a weight with another: codes and scale of one would change the other."""
-    holders: dict[int, list[nn.Module]] = {}
-    for module in layers:
-        for parameter in module._parameters.values():
-            if parameter is not None and (nn.parameter.is_lazy(parameter) or parameter.ndim >= 2):
-                holders.setdefault(id(parameter), []).append(module)
-    tied: dict[nn.Module, str] = {}
-    for modules in holders.values():
-        for module in modules:
-            others = [layers[m][0] for m in modules if m is not module]
-            if others:
-                tied[module] = f"weight tied to {', '.join(others)}"
-    return tied
 
 
 def check_finite(module: nn.Module, name: str) -> None:

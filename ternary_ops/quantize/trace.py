@@ -29,7 +29,7 @@ _HARDTANH: tuple[Any, ...] = (F.hardtanh, F.hardtanh_)
 _LEAKY: tuple[Any, ...] = (F.leaky_relu, F.leaky_relu_)
 _PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 
@@ -149,7 +149,7 @@ def _drops(node: fx.Node) -> bool:
 def is_batchnorm(node: fx.Node) -> bool:
     """True for a BatchNorm that has running statistics, the only kind that folds."""
     module = module_of(node)
-    return type(module) in _BATCH_NORMS and getattr(module, "running_mean", None) is not None
+    return type(module) in BATCH_NORMS and getattr(module, "running_mean", None) is not None
 
 
 def is_add(node: fx.Node) -> bool:
