@@ -15,6 +15,9 @@ from ternary_ops.quantize.trace import module_of
 Op: TypeAlias = tuple[str, dict[str, Any]]
 
 
+_ROUNDING = 1e-3  # relative to the largest output
+
+
 class Unsupported(Exception):
     """Why a node has no program op; lowering collects them all."""
 
@@ -38,15 +41,15 @@ class Shapes(fx.Interpreter):
         return value
 
 
-def run_checked(network: nn.Module, traced: fx.GraphModule, x: Tensor) -> Any:
-    """What the trace makes of x; notes shapes. A trace misses what Python does to tensors behind
-    its back: raises UnsupportedModel unless the network makes the same.
+def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> None:
+    """Run the trace on x, which notes shapes. It misses what Python does to tensors behind its
+    back: raises UnsupportedModel unless it makes what the network did, `expected`.
     """
-    made, eager = Shapes(traced).run(x.clone()), network(x.clone())
-    if not isinstance(made, Tensor) or not isinstance(eager, Tensor):
-        return made  # read_steps says that one output tensor is supported
-    same = eager.shape == made.shape
-    if not (same and torch.allclose(eager, made, rtol=1e-3, atol=1e-5, equal_nan=True)):
+    made = Shapes(traced).run(x.clone())
+    if not isinstance(made, Tensor) or not isinstance(expected, Tensor):
+        return  # read_steps says that one output tensor is supported
+    same = expected.shape == made.shape
+    if not (same and torch.allclose(expected, made, rtol=1e-3, atol=1e-5, equal_nan=True)):
         raise UnsupportedModel(
             need(
                 "the traced model must compute what the model does",
@@ -54,7 +57,22 @@ def run_checked(network: nn.Module, traced: fx.GraphModule, x: Tensor) -> Any:
                 "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
             )
         )
-    return made
+
+
+def need_same(before: Any, after: Any) -> None:
+    """Raise UnsupportedModel unless two outputs are equal up to rounding of floats."""
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return
+    largest = before.abs().nan_to_num(0.0, 0.0, 0.0).max() if before.numel() else 0.0
+    if torch.allclose(before, after, rtol=0.0, atol=_ROUNDING * float(largest), equal_nan=True):
+        return
+    raise UnsupportedModel(
+        need(
+            "a network with its BatchNorms folded computes what the untouched one does",
+            "another output for example_input",
+            "Report this model; it was misread.",
+        )
+    )
 
 
 def _channels_of(values: Any, node: fx.Node) -> list[int] | None:

@@ -16,6 +16,7 @@ from ternary_ops.errors import BadConfig, BadWeights, need
 from ternary_ops.prune.units import fit_pattern, get_pattern
 from ternary_ops.quantize.changes import Changes
 from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.quantize.usage import running_order
 from ternary_ops.table import Table
 
 if TYPE_CHECKING:
@@ -101,11 +102,16 @@ def plan(
     auto: bool = False,
     budget: Budget | None = None,
     batches: Iterable[Any] | None = None,
+    example: Tensor | None = None,
 ) -> Plan:
     """Decide for every weighted layer of `model`; nothing is changed.
 
     By default the first convolution, depthwise convolutions and the last linear layer become dense
-    int8 and the rest what `config` says (default TernaryConfig()). `rules` maps globs on layer
+    int8 and the rest what `config` says (default TernaryConfig()). First and last are those that
+    run first and last in eval mode: on `example`, an input of the model, or without one in a trace
+    of its code. Where torch.fx cannot trace it they are those declared first and last, and the
+    reason says so. With an example, layers that do not run on it are left alone, unless a rule
+    names them. `rules` maps globs on layer
     names to configs that override this; the last match counts. `only` and `skip` are globs: what
     is not in `only`, or is in `skip`, is left alone. A layer under several names goes by the first;
     globs may use any of them.
@@ -117,8 +123,9 @@ def plan(
     layer and candidate; 32 to 64 samples are plenty.
 
     Raises BadConfig when a glob matches no weighted layer, when a rule has no effect because skip
-    or only leave out all its layers, when auto lacks budget or batches (or they lack auto), or when
-    the budget is too small; BadWeights when a weight is not finite.
+    or only leave out all its layers or asks for something else of a layer that is quantized
+    already, when auto lacks budget or batches (or they lack auto), or when the budget is too small;
+    BadWeights when a weight is not finite.
     """
     if auto != (budget is not None) or auto != (batches is not None):
         got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
@@ -130,7 +137,8 @@ def plan(
     layers = _weighted_layers(model)
     _check_globs([*rules, *(chosen or ()), *(left_out or ())], layers)
     _check_conflicts(rules, chosen, left_out, layers)
-    special = _special_layers(model)
+    order, how = running_order(model, example)
+    special = _special_layers(list(layers), order, how)
     changes = Changes(model)
     rows: list[PlanRow] = []
     fixed: set[str] = set()  # ruled or already quantized
@@ -138,21 +146,24 @@ def plan(
         if reason := changes.why_not(module, "quantize"):
             rows.append(_row(module, names, "skip", reason))
             continue
+        ruled = [g for g in rules if _matches(names, g)]
+        out = _left_out(names, chosen, left_out)
         if isinstance(module, tnn.TernaryLayer):
+            if ruled and not out:
+                _check_kept(module, names, ruled[-1], rules[ruled[-1]])
             fixed.add(names[0])
             rows.append(
                 _row(module, names, module.config.weights, "already quantized", module.config)
             )
             continue
         check_finite(module, names[0])
-        ruled = [g for g in rules if _matches(names, g)]
-        if left_out and any(_matches(names, g) for g in left_out):
-            rows.append(_row(module, names, "skip", "in skip"))
-        elif chosen is not None and not any(_matches(names, g) for g in chosen):
-            rows.append(_row(module, names, "skip", "not in only"))
+        if out:
+            rows.append(_row(module, names, "skip", out))
         elif ruled:
             fixed.add(names[0])
             rows.append(_planned(module, names, rules[ruled[-1]], f"rule {ruled[-1]!r}"))
+        elif example is not None and order is not None and module not in order:
+            rows.append(_row(module, names, "skip", "does not run on the example in eval mode"))
         elif module in special and (config.weights == "ternary" or config.zeros > 0):
             dense = replace(config, weights="int8", zeros=0.0)
             rows.append(_planned(module, names, dense, special[module]))
@@ -224,18 +235,50 @@ def _weighted_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
     return layers
 
 
-def _special_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Layers that the default keeps at 8 bits, with the reason; quantized ones keep their place."""
-    convs = [m for m in model.modules() if isinstance(m, (nn.Conv2d, tnn.TernaryConv2d))]
-    linears = [m for m in model.modules() if isinstance(m, (nn.Linear, tnn.TernaryLinear))]
+def _special_layers(
+    layers: list[nn.Module], order: list[nn.Module] | None, how: str
+) -> dict[nn.Module, str]:
+    """Layers that the default keeps at 8 bits, with the reason; quantized ones keep their place.
+
+    order: the layers that run, first to last; None: unknown, that of `layers` counts.
+    """
+    running = layers if order is None else order
+    convs = [m for m in running if isinstance(m, (nn.Conv2d, tnn.TernaryConv2d))]
+    linears = [m for m in running if isinstance(m, (nn.Linear, tnn.TernaryLinear))]
     special: dict[nn.Module, str] = {
-        m: "depthwise" for m in convs if m.groups == m.in_channels and m.groups > 1
+        m: "depthwise"
+        for m in layers
+        if isinstance(m, (nn.Conv2d, tnn.TernaryConv2d))
+        if m.groups == m.in_channels and m.groups > 1
     }
     if convs:
-        special[convs[0]] = "first convolution"
+        special[convs[0]] = f"first convolution{how}"
     if linears:
-        special[linears[-1]] = "last linear layer"
+        special[linears[-1]] = f"last linear layer{how}"
     return special
+
+
+def _left_out(names: list[str], chosen: list[str] | None, left_out: list[str] | None) -> str:
+    """Why `skip` or `only` keep a layer out of the plan; empty if they do not."""
+    if left_out and any(_matches(names, g) for g in left_out):
+        return "in skip"
+    if chosen is not None and not any(_matches(names, g) for g in chosen):
+        return "not in only"
+    return ""
+
+
+def _check_kept(
+    module: tnn.TernaryLayer, names: list[str], glob: str, config: TernaryConfig
+) -> None:
+    """Raise BadConfig where a rule asks for another config than a quantized layer has."""
+    if config.weights == "float" or _planned(module, names, config, "").config != module.config:
+        raise BadConfig(
+            need(
+                f"rule {glob!r} applies to layers that are not quantized yet",
+                f"{names[0]}, quantized with another config ({module.config})",
+                "Narrow the glob, or plan from the float network.",
+            )
+        )
 
 
 def check_finite(module: nn.Module, name: str) -> None:

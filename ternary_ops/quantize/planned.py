@@ -18,18 +18,21 @@ _MISSING = 0.01  # zeros may miss their target by units that every layer or filt
 def check_finished(layers: Mapping[str, tnn.TernaryLayer], allow: bool) -> None:
     """Raise UnsupportedModel, unless allowed, where masks and codes are not final.
 
-    That is so while a Pruner leads the layers and has not come to its freeze, and in phase "float",
-    in which the network computes with real weights, not with the codes that would be taken.
+    That is so while a Pruner leads the layers and has not come to its freeze; and, where zeros are
+    planned, in phase "float", as a checkpoint from the middle of pruning has it. Where none are
+    planned that phase is named in a warning: codes differ from the real weights it computes with.
     """
-    open_ = {n: m for n, m in layers.items() if m.phase != "frozen"}
-    led = {n: m for n, m in open_.items() if m.pruning is not None and not m.pruning.finished}
-    real = [n for n, m in open_.items() if m.phase == "float"]
+    moving = {n: m for n, m in layers.items() if m.phase != "frozen"}
+    led = {n: m for n, m in moving.items() if m.pruning is not None and not m.pruning.finished}
+    real = [n for n, m in moving.items() if m.phase == "float"]
     if allow or not (led or real):
         return
+    got = f'real weights (phase "float") in {listed(real)}'
     if led:
         got = f"a Pruner at {next(iter(led.values())).pruning} for {listed(list(led))}"
-    else:
-        got = f'real weights (phase "float") in {listed(real)}'
+    elif not any(layers[name].config.zeros > 0 for name in real):
+        _log.warning("codes are taken of what computes with %s", got)
+        return
     raise UnsupportedModel(
         need(
             "codes are taken once pruning is finished",

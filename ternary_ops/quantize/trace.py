@@ -30,6 +30,7 @@ _LEAKY: tuple[Any, ...] = (F.leaky_relu, F.leaky_relu_)
 _PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_DEFAULT = fx.Tracer()
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 
@@ -58,8 +59,13 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """nn.*, ternary_ops.nn.* and whatever subclasses a weighted nn layer stay whole."""
-        whole = m in self._whole or _ours(m) or isinstance(m, _WEIGHTED)
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        return m in self._whole or is_leaf(m)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """True for modules that a trace calls as they are: nn.*, ternary_ops.nn.*, weighted layers."""
+    whole = _ours(module) or isinstance(module, _WEIGHTED)
+    return whole or _DEFAULT.is_leaf_module(module, "")
 
 
 def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.GraphModule:
