@@ -87,12 +87,8 @@ class IslandProgram:
         return f"IslandProgram({len(self.parts)} parts, islands {', '.join(self.islands)})"
 
 
-def compile_with_islands(
-    network: nn.Module, x: Tensor, expected: Any, compile_part: CompilePart
-) -> IslandProgram:
+def compile_with_islands(network: nn.Module, x: Tensor, compile_part: CompilePart) -> IslandProgram:
     """Cut `network` (its own copy, in eval mode) at the modules that have no program form.
-
-    expected: what the network makes of x.
 
     Where values flow around such a module, the module that holds both becomes the island. Raises
     UnsupportedModel when that leads to the whole network.
@@ -103,7 +99,7 @@ def compile_with_islands(
         if traced is None:
             continue
         name_layers_(traced)
-        run_checked(traced, x, expected)
+        run_checked(traced, x, network(x.clone()))
         here = {n: str(n.target) for n in traced.graph.nodes if n.target in islands}
         found = [(_owner(node), text) for node, text in unsupported(traced, set(here))]
         found += [

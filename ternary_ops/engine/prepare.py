@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -46,7 +46,8 @@ def copied(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def prepare(network: nn.Module, x: Tensor, islands: bool, allow_unfinished: bool) -> Any:
     """Make the weights of `network`, a copy in eval mode, constants, in place, and drop hooks that
-    only look on. Returns what the untouched network makes of x; None where it takes more than x.
+    only look on. Returns what the untouched network makes of x, activations not rounded; None where
+    it takes more than x.
 
     Raises UnsupportedModel, naming them, for hooks that change values of modules whose type alone
     a program reads, for layers held outside the module tree and for pruning that is not finished.
@@ -56,9 +57,11 @@ def prepare(network: nn.Module, x: Tensor, islands: bool, allow_unfinished: bool
     check_finished(layers, allow_unfinished)
     if not _takes_one(network):
         return None  # the trace says so, with the name of the second input
-    _materialize(network)
-    with watching(network) as usage, _hooks_seen(network) as hooks:
+    for layer in layers.values():
+        layer.settle()  # programs have one scale a filter
+    with watching(network) as usage, _hooks_seen(network) as hooks, float_activations(network):
         expected = network(x.clone())
+    _materialize(network)
     usage.check_replaced(layers)
     if not islands:
         _check_outside(usage)
@@ -101,9 +104,11 @@ def check_read(network: nn.Module, traced: fx.GraphModule) -> None:
 
 
 @contextmanager
-def float_activations(layers: Iterable[TernaryLayer]) -> Iterator[None]:
-    """Quantized layers take their input as it comes, without rounding, while the body runs."""
-    former = [(layer, layer.config) for layer in layers]
+def float_activations(network: nn.Module) -> Iterator[None]:
+    """Trainable quantized layers take their input as it comes, without rounding that a last bit
+    could turn, while the body runs.
+    """
+    former = [(m, m.config) for m in network.modules() if isinstance(m, TernaryLayer)]
     try:
         for layer, config in former:
             layer.config = replace(config, activations="float32")

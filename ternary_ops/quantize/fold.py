@@ -25,10 +25,10 @@ _ROUNDINGS = 256  # of the float type: what sums of thousands of terms may diffe
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer, the BatchNorm behind it, and the names of both."""
+    """A layer, what takes its and the BatchNorm's place, and the names of both."""
 
     layer: Any
-    norm: Any
+    folded: Any
     names: tuple[str, str]
 
 
@@ -74,9 +74,8 @@ def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
         if reasons:
             _log.warning("%s is not folded: %s", batchnorm.target, "; ".join(reasons))
             continue
-        pairs.append(Pair(layer, norm, (str(node.target), str(batchnorm.target))))
-    for pair in pairs:
-        _compare(pair)
+        names = str(node.target), str(batchnorm.target)
+        pairs.append(Pair(layer, _folded(layer, norm, names), names))
     return pairs
 
 
@@ -84,7 +83,7 @@ def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
 def fold_pairs_(model: nn.Module, pairs: list[Pair]) -> None:
     """Fold what find_pairs returned, in place."""
     for pair in pairs:
-        _fold(pair.names[0], pair.layer, pair.norm)
+        _take_over(pair.layer, pair.folded)
         parent, _, child = pair.names[1].rpartition(".")
         model.get_submodule(parent)._modules[child] = nn.Identity()
     names: Any = getattr(model, "_tops_folded", [])
@@ -106,29 +105,48 @@ def _reasons(changes: Changes, layer: fx.Node, batchnorm: fx.Node) -> list[str]:
         change = "absorb" if node is batchnorm else "pass"
 
 
-def _compare(pair: Pair) -> None:
-    """Fold a copy; raises UnsupportedModel unless it does what layer and BatchNorm do."""
-    if pair.layer.weight.is_meta or not pair.layer.weight.numel():
-        return
-    before, after = _copy(pair.layer), _copy(pair.layer)
+def _folded(layer: Any, norm: Any, names: tuple[str, str]) -> Any:
+    """A copy of the layer with the BatchNorm in it; raises UnsupportedModel unless that does what
+    the two do.
+    """
+    before, after = _copy(layer), _copy(layer)
     if isinstance(before, tnn.TernaryLayer):
         before.settle()  # one scale for a filter: a part of folding that does change values
-    _fold(pair.names[0], after, pair.norm)
+    _fold(names[0], after, norm)
+    if layer.weight.is_meta or not layer.weight.numel():
+        return after
     x = _sample(before)
     y, found = _run(before, x), _run(after, x)
-    mean, gain = pair.norm.running_mean.double(), _gain(pair.norm)
-    beta = torch.zeros_like(mean) if pair.norm.bias is None else pair.norm.bias.double()
+    mean, gain = norm.running_mean.double(), _gain(norm)
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
     # Rounding of the sums, of the weight and of the bias, each relative to what is rounded.
     largest = gain.abs() * (y.abs().amax(0) + mean.abs()) + beta.abs()
-    bound = _ROUNDINGS * torch.finfo(pair.layer.weight.dtype).eps * largest + _TINY
+    bound = _ROUNDINGS * torch.finfo(layer.weight.dtype).eps * largest + _TINY
     if bool(((found - ((y - mean) * gain + beta)).abs() > bound).any()):
         raise UnsupportedModel(
             need(
-                f"{pair.names[0]} with {pair.names[1]} folded in computes what both do",
+                f"{names[0]} with {names[1]} folded in computes what both do",
                 "another result",
                 "Nothing was changed. Report this model; it was misread.",
             )
         )
+    return after
+
+
+def _take_over(layer: Any, folded: Any) -> None:
+    """Write what _folded made into the layer; its parameters stay the same objects."""
+    quantized = isinstance(layer, tnn.TernaryLayer)
+    if quantized:
+        layer.settle()
+    layer.weight.copy_(folded.weight)
+    if layer.bias is None:
+        layer.bias = folded.bias
+    else:
+        layer.bias.copy_(folded.bias)
+    if quantized:
+        if layer.phase != folded.phase:
+            layer.phase = folded.phase
+        layer.codes.copy_(folded.codes)
 
 
 def _copy(layer: Any) -> Any:
