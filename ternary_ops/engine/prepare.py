@@ -63,10 +63,11 @@ def prepare(network: nn.Module, x: Tensor, islands: bool, allow_unfinished: bool
         expected = network(x.clone())
     _materialize(network)
     usage.check_replaced(layers)
+    left = [hook for hook in hooks if hook.there]
     if not islands:
         _check_outside(usage)
-        _check_hooks(network, hooks)
-    for hook in hooks:
+        _check_hooks(network, left)
+    for hook in left:
         if not hook.changes:
             hook.remove()
     warn_of_zeros(layers)
@@ -91,7 +92,7 @@ def check_read(network: nn.Module, traced: fx.GraphModule) -> None:
     read = read_without_call(traced.graph)
     for name, module in network.named_modules():
         if isinstance(module, (TernaryLayer, PackedLayer)):
-            by = [read[id(p)] for p in module.parameters(recurse=False) if id(p) in read]
+            by = {read[id(p)] for p in module.parameters(recurse=False) if id(p) in read}
             found += [f"{name}: {what} reads its float weight, not its codes" for what in by]
     if found:
         raise UnsupportedModel(
@@ -173,6 +174,11 @@ class _Hook:
         made = self.call(module, *given)
         self.changes |= made is not None or before != _versions((given, _tensors(module)))
         return made
+
+    @property
+    def there(self) -> bool:
+        """Whether it is still registered."""
+        return self.key in getattr(self.module, self.kind)
 
     def remove(self) -> None:
         """Take the hook off its module."""

@@ -84,11 +84,7 @@ def calibrate(
 def _check_usage(usage: Usage, layers: Mapping[str, tnn.TernaryLayer]) -> None:
     """Name what was planned and not run, and what was run and not planned."""
     usage.check_replaced(layers)
-    if usage.outside:
-        _log.warning(
-            "run, but outside the module tree, so neither planned nor saved: %s",
-            ", ".join(usage.places()),
-        )
+    usage.warn_outside()
     calls = usage.calls
     idle = [name for name, layer in layers.items() if not calls[layer]]
     if len(idle) == len(layers):

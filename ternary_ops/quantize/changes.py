@@ -124,14 +124,9 @@ def computed(module: nn.Module) -> str:
 
 
 def hooked(module: nn.Module) -> str:
-    """Hooks see, and may change, what it is given or returns."""
+    """Hooks see, and may change, its weight, what it is given or what it returns."""
     here = any(getattr(module, kind) for kind in _HOOKS)
     return "hooks are registered on it" if here else ""
-
-
-def hooked_behind(module: nn.Module) -> str:
-    """Hooks see, and may change, what it returns."""
-    return "a forward hook is registered on it" if module._forward_hooks else ""
 
 
 def _quantizable(module: nn.Module) -> str:
@@ -193,7 +188,7 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
         *_CONSTANT,
         Changes.tied,
         Changes.read_elsewhere,
-        _alone(hooked_behind),
+        _alone(hooked),
     ),
     "absorb": (*_SETTLED, _exactly(lambda: BATCH_NORMS), *_CONSTANT, _alone(hooked)),
     "pass": (_alone(replaced_forward), _alone(hooked)),

@@ -16,7 +16,8 @@ from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.fold import find_pairs, fold_pairs_
 from ternary_ops.quantize.plan import Plan, check_finite, plan, weight_shape
 from ternary_ops.quantize.planned import check_finished, warn_of_zeros
-from ternary_ops.quantize.trace import TraceFailed, trace
+from ternary_ops.quantize.trace import OutsideTree, TraceFailed, trace
+from ternary_ops.quantize.usage import Usage
 
 _log = logging.getLogger(__name__)
 # What nn.Module keeps of the hooks that users registered on it.
@@ -97,6 +98,8 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     try:
         graph = trace(model).graph
     except TraceFailed as error:
+        if isinstance(error, OutsideTree):
+            Usage(model, outside=[error.module]).check_replaced(layers)
         _log.warning("BatchNorm stays as it is, the model cannot be traced: %s", error)
     _check_packable(layers, Changes(model, graph))
     check_finished(layers, allow_unfinished)

@@ -42,9 +42,9 @@ def fold_batchnorm_(model: nn.Module) -> list[str]:
     rounding or a threshold over the whole layer would move codes, the layer is frozen first.
 
     A BatchNorm stays where a hook or a parametrization computes the layer's weight, where another
-    layer shares it or the model's code reads it, where hooks see what lies between the two, or
-    where either is of a subclass (`changes.Changes`); a warning names it and says why. It stays as
-    well where it or its layer runs more than once.
+    layer shares it or the model's code reads it, where hooks are registered on either, or the layer
+    is of a subclass (`changes.Changes`); a warning names it and says why. It stays as well where it
+    or its layer runs more than once.
 
     Every folded layer is compared with the layer and BatchNorm it replaces before anything is
     written. Raises UnsupportedModel when the model cannot be traced or they differ; the model is
@@ -63,7 +63,8 @@ def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
     pairs = []
     for node in graph.nodes:
         layer = module_of(node)
-        batchnorm = fused_chain(node).batchnorm if is_layer(node) else None
+        named = is_layer(node) or isinstance(layer, (nn.Conv2d, nn.Linear))
+        batchnorm = fused_chain(node).batchnorm if named else None
         norm = None if batchnorm is None else module_of(batchnorm)
         if batchnorm is None or norm is None or isinstance(layer, tnn.PackedLayer):
             continue
@@ -146,7 +147,8 @@ def _take_over(layer: Any, folded: Any) -> None:
     if quantized:
         if layer.phase != folded.phase:
             layer.phase = folded.phase
-        layer.codes.copy_(folded.codes)
+        if layer.phase == "frozen":
+            layer.codes.copy_(folded.codes)
 
 
 def _copy(layer: Any) -> Any:

@@ -138,6 +138,7 @@ def plan(
     _check_globs([*rules, *(chosen or ()), *(left_out or ())], layers)
     _check_conflicts(rules, chosen, left_out, layers)
     order, how = running_order(model, example)
+    ran = set(layers if order is None else order)
     special = _special_layers(list(layers), order, how)
     changes = Changes(model)
     rows: list[PlanRow] = []
@@ -162,7 +163,7 @@ def plan(
         elif ruled:
             fixed.add(names[0])
             rows.append(_planned(module, names, rules[ruled[-1]], f"rule {ruled[-1]!r}"))
-        elif example is not None and order is not None and module not in order:
+        elif example is not None and module not in ran:
             rows.append(_row(module, names, "skip", "does not run on the example in eval mode"))
         elif module in special and (config.weights == "ternary" or config.zeros > 0):
             dense = replace(config, weights="int8", zeros=0.0)

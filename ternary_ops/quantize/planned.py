@@ -53,8 +53,10 @@ def warn_of_zeros(layers: Mapping[str, tnn.TernaryLayer]) -> None:
         units = sum(part.numel() for part in kept)
         share = 1 - sum(int(part.sum()) for part in kept) / max(units, 1)
         if share < zeros - _MISSING:
-            led = any(layers[name].pruning is not None for name in names)
-            why = "the Pruner has not finished" if led else "no Pruner was attached"
+            led = [p for name in names if (p := layers[name].pruning) is not None]
+            why = "the Pruner was asked for fewer" if led else "no Pruner was attached"
+            if not all(progress.finished for progress in led):
+                why = "the Pruner has not finished"
             _log.warning(
                 "zeros: planned %.1f %% of units %s, pruned %.1f %% (%s) in %s",
                 *(100 * zeros, pattern, 100 * share, why, listed(names)),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.quantize.trace import TraceFailed, module_of, trace
+from ternary_ops.quantize.trace import OutsideTree, TraceFailed, module_of, trace
 
+_log = logging.getLogger(__name__)
 _DEPTH = 3  # of lists in lists that are looked through for a module
 
 
@@ -39,6 +41,14 @@ class Usage:
     def places(self) -> list[str]:
         """The modules outside the tree, for people: "Conv2d in Net.layers[0]"."""
         return [f"{type(m).__name__} in {_place(self.model, m)}" for m in self.outside]
+
+    def warn_outside(self) -> None:
+        """Name what runs outside the tree, if anything does."""
+        if self.outside:
+            _log.warning(
+                "run, but outside the module tree, so neither planned nor saved: %s",
+                ", ".join(self.places()),
+            )
 
     def check_replaced(self, layers: Mapping[str, tnn.TernaryLayer]) -> None:
         """Raise UnsupportedModel where a float layer ran whose weight a quantized one took over."""
@@ -75,22 +85,26 @@ def watching(model: nn.Module) -> Iterator[Usage]:
         handle.remove()
 
 
-@torch.no_grad()
 def running_order(model: nn.Module, example: Tensor | None) -> tuple[list[nn.Module] | None, str]:
-    """The modules that run in eval mode, call after call: on the example, or without it in a trace.
+    """The modules that run in eval mode, call after call: on the example, or without it in a trace,
+    which takes all that a module of torch.nn has for run.
 
     None where there is no example and torch.fx cannot trace the model, and a remark that says so.
     """
     with evaluating(model):
         if example is not None:
-            with watching(model) as usage:
+            # With gradients: torch's fused transformer layers, which go without, call no module.
+            with watching(model) as usage, torch.enable_grad():
                 model(example.clone())
+            usage.warn_outside()
             return usage.sequence, ""
         try:
             called = map(module_of, trace(model).graph.nodes)
-        except TraceFailed:
+        except TraceFailed as error:
+            if isinstance(error, OutsideTree):
+                Usage(model, outside=[error.module]).warn_outside()
             return None, " (as declared: pass example)"
-    return [module for module in called if module is not None], ""
+    return [part for module in called if module is not None for part in module.modules()], ""
 
 
 @contextmanager

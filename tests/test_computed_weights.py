@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that hooks or parametrizations compute, shared weights, hooks: folded, compiled or packed
+right, or refused by name before anything changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import ternary_ops as tops
+from ternary_ops.errors import TernaryOpsError, UnsupportedModel
+from ternary_ops.quantize import TernaryConfig, calibrate, fold_batchnorm_, plan, quantize_
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm)")
+
+
+class Tripled(nn.Module):
+    """A user's own parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 3 * weight
+
+
+def pruned_twice(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", 0.3)
+    prune.random_unstructured(layer, "weight", 0.2)
+
+
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "prune": lambda m: prune.l1_unstructured(m, "weight", 0.5),
+    "prune twice": pruned_twice,
+    "prune the bias": lambda m: prune.l1_unstructured(m, "bias", 0.5),
+    "old weight_norm": lambda m: torch.nn.utils.weight_norm(m),
+    "old spectral_norm": lambda m: torch.nn.utils.spectral_norm(m),
+    "weight_norm": lambda m: parametrizations.weight_norm(m),
+    "spectral_norm": lambda m: parametrizations.spectral_norm(m),
+    "own parametrization": lambda m: parametrize.register_parametrization(m, "weight", Tripled()),
+    "parametrized bias": lambda m: parametrize.register_parametrization(m, "bias", Tripled()),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def net() -> Any:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 5, 1),
+    )
+
+
+def settled(model: Any) -> Any:
+    """A few training steps' worth of statistics, then eval mode."""
+    for _ in range(3):
+        model.train()(2 * torch.randn(8, 3, 9, 9) + 1)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.data.normal_()
+            norm.bias.data.normal_()
+    return model.eval()
+
+
+def computed(kind: str) -> tuple[Any, Tensor, Tensor]:
+    model = net()
+    KINDS[kind](model[3])
+    settled(model)
+    # What was computed at the last call is stale from here on: only the next call says.
+    for name, parameter in model[3].named_parameters():
+        if name.endswith(("_orig", "_g", "original", "original0")):
+            parameter.data.mul_(-1.7)
+    x = torch.randn(2, 3, 9, 9)
+    return model, x, copy_of(model)(x)
+
+
+def copy_of(model: Any) -> Any:
+    """A copy, of tensors with a history too."""
+    with torch.no_grad():
+        model(torch.randn(1, 3, 9, 9))
+    return copy.deepcopy(model)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    after = model.state_dict()
+    same = [torch.equal(after[k].nan_to_num(7.0), v.nan_to_num(7.0)) for k, v in before.items()]
+    return after.keys() == before.keys() and all(same)
+
+
+def close(found: Any, wanted: Tensor) -> None:
+    want = wanted.detach().numpy()
+    np.testing.assert_allclose(np.asarray(found), want, rtol=0, atol=1e-4 * abs(want).max())
+
+
+@kinds
+def test_fold_leaves_a_computed_weight_alone(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, x, wanted = computed(kind)
+    assert fold_batchnorm_(model) == ["1"]
+    assert isinstance(model[4], nn.BatchNorm2d) and "4 is not folded: 3: " in caplog.text
+    close(model(x).detach(), wanted)
+
+
+@kinds
+def test_compile_takes_the_weight_of_eval_mode(kind: str) -> None:
+    model, x, wanted = computed(kind)
+    model.train()(torch.randn(4, 3, 9, 9))  # leaves weights with a history, which torch cannot copy
+    for module, fresh in zip(model.modules(), copy_of(model.eval()).modules(), strict=True):
+        if isinstance(module, nn.BatchNorm2d):
+            module.load_state_dict(fresh.state_dict())
+    wanted, before = model(x), state(model)
+    close(tops.compile(model, x)(x.numpy()), wanted)
+    assert unchanged(model, before)
+    close(model(x).detach(), wanted)  # hooks and parametrizations still work
+    model.train()(x).sum().backward()
+
+
+@kinds
+def test_pack_keeps_float_layers_with_computed_weights(kind: str) -> None:
+    model, x, _ = computed(kind)
+    made = quantize_(model, plan(model, TernaryConfig(zeros=0.0)))
+    assert made["3"].action == "skip"
+    calibrate(model, [x])
+    wanted = model(x)
+    tops.pack_(model)
+    assert isinstance(model[0], tops.nn.PackedConv2d) and not isinstance(model[4], nn.Identity)
+    assert (model(x) - wanted).norm() < 0.02 * wanted.norm()
+
+
+@kinds
+def test_pack_refuses_quantized_layers_with_computed_weights(kind: str) -> None:
+    model = settled(net())
+    quantize_(model, plan(model, TernaryConfig(zeros=0.0)))
+    x = torch.randn(2, 3, 9, 9)
+    calibrate(model, [x])
+    KINDS[kind](model[3])
+    before, modules = state(model), list(model.modules())
+    with pytest.raises(UnsupportedModel, match=r"(?s)got 3: .*(hook|parametriz).*\n  \S"):
+        tops.pack_(model)
+    assert unchanged(model, before) and list(model.modules()) == modules
+
+
+class Tied(nn.Module):
+    """Two layers, one weight; a BatchNorm behind the first."""
+
+    def __init__(self, called: bool = True) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm, self.out = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)
+        self.called = called
+        if called:
+            self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.a(x)))
+        y = self.b(y) if self.called else F.conv2d(y, self.a.weight, None, 1, 1)
+        return self.out(y)
+
+
+@pytest.mark.parametrize("called", [True, False], ids=["two layers", "a function of the weight"])
+def test_a_weight_with_two_readers_is_folded_for_none(called: bool) -> None:
+    model = settled(Tied(called))
+    x = torch.randn(2, 3, 9, 9)
+    wanted = model(x)
+    close(tops.compile(model, x)(x.numpy()), wanted)
+    assert fold_batchnorm_(model) == []
+    close(model(x).detach(), wanted)
+
+
+class Twice(nn.Module):
+    """One convolution called twice, a BatchNorm of its own behind each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.two(self.conv(F.relu(self.one(self.conv(x)))))))
+
+
+def test_a_layer_with_two_batchnorms_keeps_both() -> None:
+    model = settled(Twice())
+    x = torch.randn(2, 3, 9, 9)
+    wanted = model(x)
+    assert fold_batchnorm_(model) == []
+    close(tops.compile(model, x)(x.numpy()), wanted)
+
+
+def double(module: nn.Module, given: Any, y: Tensor) -> Tensor:
+    return 2 * y
+
+
+def double_in_place(module: nn.Module, given: Any, y: Tensor) -> None:
+    y.mul_(2)
+
+
+def halve_input(module: nn.Module, given: Any) -> Any:
+    return (given[0] / 2,)
+
+
+HOOKS: dict[str, Callable[[Any], Any]] = {
+    "output": lambda m: m.register_forward_hook(double),
+    "in place": lambda m: m.register_forward_hook(double_in_place),
+    "input": lambda m: m.register_forward_pre_hook(halve_input),
+    "with keywords": lambda m: m.register_forward_hook(
+        lambda module, given, more, y: y + 1, with_kwargs=True
+    ),
+    "forward": lambda m: setattr(
+        m, "forward", types.MethodType(lambda self, x: 2 * type(m).forward(self, x), m)
+    ),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_hooks_that_change_values_are_refused_or_kept(hook: str, place: int) -> None:
+    model = settled(net())
+    x = torch.randn(2, 3, 9, 9)
+    HOOKS[hook](model[place])
+    wanted, before = model(x), state(model)
+    with pytest.raises(UnsupportedModel, match=rf"(?s)(on|got) {place}\b.*\n  \S"):
+        tops.compile(model, x)
+    assert unchanged(model, before)
+    fold_batchnorm_(model)
+    close(model(x).detach(), wanted)
+
+
+def void(value: object) -> None:
+    """A hook returns None."""
+
+
+def test_a_hook_that_writes_the_weight() -> None:
+    """Not of torch.nn.utils: what it writes at every call would undo a fold."""
+    model = settled(net())
+    start = torch.randn_like(model[0].weight)
+    model[0].register_forward_pre_hook(lambda m, given: void(m.weight.data.copy_(2 * start)))
+    x = torch.randn(2, 3, 9, 9)
+    wanted = model(x)
+    model[0].weight.data.normal_()
+    close(tops.compile(model, x)(x.numpy()), wanted)
+    assert fold_batchnorm_(model) == ["4"]
+    close(model(x).detach(), wanted)
+
+
+def test_hooks_that_look_on_do_not_disturb() -> None:
+    model = settled(net())
+    x, seen = torch.randn(2, 3, 9, 9), []
+    for module in model.modules():
+        module.register_forward_hook(lambda m, given, y: seen.append(y.mean().item()))
+    wanted = model(x)
+    close(tops.compile(model, x)(x.numpy()), wanted)
+    count = len(seen)
+    close(model(x).detach(), wanted)
+    assert len(seen) > count  # the model still has them
+
+
+def test_a_hook_of_a_block_is_part_of_its_trace() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.conv(x))
+
+    model = nn.Sequential(Block(), nn.Conv2d(4, 2, 1)).eval()
+    model[0].register_forward_hook(double)
+    x = torch.randn(2, 3, 9, 9)
+    close(tops.compile(model, x)(x.numpy()), model(x))
+
+
+def test_a_subclass_with_another_forward_stays() -> None:
+    class Scaled(tops.nn.TernaryConv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Norm(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), Norm(4), nn.Conv2d(4, 2, 1)))
+    x = torch.randn(2, 3, 9, 9)
+    wanted = model(x)
+    assert fold_batchnorm_(model) == []
+    close(model(x).detach(), wanted)
+    own = nn.Sequential(Scaled(3, 4, 3), tops.nn.TernaryConv2d(4, 2, 1)).eval()
+    calibrate(own, [x])
+    with pytest.raises(UnsupportedModel, match="got 0: a subclass of TernaryConv2d"):
+        tops.pack_(own)
+
+
+def test_statistics_of_the_batch_are_not_folded() -> None:
+    model = settled(net())
+    norm = nn.BatchNorm2d(8, track_running_stats=False)
+    model[4] = norm
+    assert fold_batchnorm_(model) == ["1"] and model[4] is norm
+    with pytest.raises(UnsupportedModel, match=r"4 \(BatchNorm2d\)"):
+        tops.compile(model, torch.randn(2, 3, 9, 9))
+
+
+def test_a_fold_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison is with the layers as they were: a wrong fold changes nothing."""
+    from ternary_ops.quantize import fold
+
+    model = settled(net())
+    x, before = torch.randn(2, 3, 9, 9), state(model)
+    real = fold._fold
+
+    def wrong(name: str, layer: Any, norm: Any) -> None:
+        real(name, layer, norm)
+        if name == "3":
+            layer.weight.data[1] *= 1.01
+
+    monkeypatch.setattr(fold, "_fold", wrong)
+    with pytest.raises(UnsupportedModel, match="3 with 4 folded in"):
+        fold_batchnorm_(model)
+    assert unchanged(model, before)
+    with pytest.raises(TernaryOpsError):
+        tops.compile(model, x)
+
+
+def test_compile_is_held_to_the_untouched_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ternary_ops.engine import compiler
+
+    real = compiler.fold_pairs_
+
+    def wrong(model: Any, pairs: Any) -> None:
+        real(model, pairs)
+        model[6].weight.data *= 1.01
+
+    monkeypatch.setattr(compiler, "fold_pairs_", wrong)
+    for quantized in (False, True):
+        model = settled(net())
+        x = torch.randn(2, 3, 9, 9)
+        if quantized:
+            quantize_(model, TernaryConfig(zeros=0.0))
+            calibrate(model, [x])
+        with pytest.raises(UnsupportedModel, match="must compute what the model does"):
+            tops.compile(model, x)
