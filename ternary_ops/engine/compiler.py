@@ -85,7 +85,7 @@ def compile(  # noqa: A001
     """
     x = _example(example_input)
     network = float_twins(copied(model).cpu().float().eval())
-    untouched = prepare(network, x, islands, allow_unfinished)
+    untouched = prepare(model, network, x, islands, allow_unfinished)
     if not islands:
         return _whole(network, x, permute, tune, untouched)
 

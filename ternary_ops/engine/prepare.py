@@ -44,16 +44,18 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def prepare(network: nn.Module, x: Tensor, islands: bool, allow_unfinished: bool) -> Any:
-    """Make the weights of `network`, a copy in eval mode, constants, in place, and drop hooks that
-    only look on. Returns what the untouched network makes of x, activations not rounded; None where
+def prepare(
+    model: nn.Module, network: nn.Module, x: Tensor, islands: bool, allow_unfinished: bool
+) -> Any:
+    """Make the weights of `network`, a copy of `model` in eval mode, constants, in place, and drop
+    hooks that only look on. Returns what the untouched network makes of x, activations not rounded; None where
     it takes more than x.
 
     Raises UnsupportedModel, naming them, for hooks that change values of modules whose type alone
     a program reads, for layers held outside the module tree and for pruning that is not finished.
     With islands the first two may lie in one of them and are left to later.
     """
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, TernaryLayer)}
+    layers = _quantized(network)
     check_finished(layers, allow_unfinished)
     if not _takes_one(network):
         return None  # the trace says so, with the name of the second input
@@ -62,7 +64,8 @@ def prepare(network: nn.Module, x: Tensor, islands: bool, allow_unfinished: bool
     with watching(network) as usage, _hooks_seen(network) as hooks, float_activations(network):
         expected = network(x.clone())
     _materialize(network)
-    usage.check_replaced(layers)
+    for owner in (model, network):  # a closure of the copy calls modules of the original
+        usage.check_replaced(_quantized(owner))
     left = [hook for hook in hooks if hook.there]
     if not islands:
         _check_outside(usage)
@@ -117,6 +120,10 @@ def float_activations(network: nn.Module) -> Iterator[None]:
     finally:
         for layer, config in former:
             layer.config = config
+
+
+def _quantized(network: nn.Module) -> dict[str, TernaryLayer]:
+    return {n: m for n, m in network.named_modules() if isinstance(m, TernaryLayer)}
 
 
 def _takes_one(network: nn.Module) -> bool:
