@@ -48,8 +48,8 @@ def prepare(
     model: nn.Module, network: nn.Module, x: Tensor, islands: bool, allow_unfinished: bool
 ) -> Any:
     """Make the weights of `network`, a copy of `model` in eval mode, constants, in place, and drop
-    hooks that only look on. Returns what the untouched network makes of x, activations not rounded; None where
-    it takes more than x.
+    hooks that only look on. Returns what the untouched network makes of x, activations not rounded;
+    None where it takes more than x.
 
     Raises UnsupportedModel, naming them, for hooks that change values of modules whose type alone
     a program reads, for layers held outside the module tree and for pruning that is not finished.
