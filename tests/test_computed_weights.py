@@ -154,6 +154,35 @@ def test_pack_refuses_quantized_layers_with_computed_weights(kind: str) -> None:
     assert unchanged(model, before) and list(model.modules()) == modules
 
 
+@pytest.mark.parametrize("kind", ["prune", "own parametrization", "parametrized bias"])
+def test_a_batchnorm_or_slope_that_is_computed(kind: str) -> None:
+    model = net()
+    model[5] = nn.PReLU(8)
+    KINDS[kind](model[4])
+    if kind != "parametrized bias":
+        KINDS[kind](model[5])
+    settled(model)
+    for name, parameter in model[4:6].named_parameters():
+        if name.endswith(("_orig", "original")):
+            parameter.data.mul_(-1.7)
+    x = torch.randn(2, 3, 9, 9)
+    wanted = copy_of(model)(x)
+    close(tops.compile(model, x)(x.numpy()), wanted)
+    assert fold_batchnorm_(model) == ["1"]
+    close(model(x).detach(), wanted)
+
+
+@kinds
+def test_compile_reads_computed_weights_of_quantized_layers(kind: str) -> None:
+    model = settled(net())
+    quantize_(model, plan(model, TernaryConfig(zeros=0.0, activations="float32")))
+    KINDS[kind](model[3])
+    model(torch.randn(1, 3, 9, 9))
+    x = torch.randn(2, 3, 9, 9)
+    wanted = model(x)
+    close(tops.compile(model, x)(x.numpy()), wanted)
+
+
 class Tied(nn.Module):
     """Two layers, one weight; a BatchNorm behind the first."""
 

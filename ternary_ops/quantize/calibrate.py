@@ -18,7 +18,7 @@ from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.histogram import METHODS, Histogram
 from ternary_ops.quantize.trace import fused_chain, is_pass, module_of, trace_around
-from ternary_ops.quantize.usage import Usage, watching
+from ternary_ops.quantize.usage import Usage, evaluating, watching
 
 _log = logging.getLogger(__name__)
 _MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
@@ -191,21 +191,17 @@ def keeps_range(node: fx.Node) -> bool:
 @contextmanager
 def _observing(model: nn.Module, layers: Iterable[tnn.TernaryLayer]) -> Iterator[None]:
     """Eval mode and unset ranges; modes are restored, ranges too if the body fails."""
-    modes = {module: module.training for module in model.modules()}
     ranges: list[Tensor] = [r for layer in layers for r in (layer.input_range, layer.output_range)]
     former = [(tensor, tensor.detach().clone()) for tensor in ranges]
     try:
-        model.eval()
         for tensor, _ in former:
             tensor.data.fill_(float("nan"))
-        yield
+        with evaluating(model):
+            yield
     except BaseException:
         for tensor, values in former:
             tensor.data.copy_(values)
         raise
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

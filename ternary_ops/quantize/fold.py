@@ -227,3 +227,8 @@ def _scale_ternary(name: str, layer: tnn.TernaryLayer, gain: Tensor) -> None:
     weight.copy_(scaled)
     if layer.phase == "frozen":
         layer.codes.copy_(codes)
+    elif layer.phase == "ternary":
+        # 8 bits: a weight half way between two codes may have gone to the other one.
+        rounded, scale = layer.integer_weight()
+        middle = (codes * per_filter(scale, codes)).to(weight.dtype)
+        weight.copy_(torch.where(rounded == codes, weight, middle))
