@@ -210,6 +210,19 @@ def test_a_weight_with_two_readers_is_folded_for_none(called: bool) -> None:
     close(model(x).detach(), wanted)
 
 
+def test_a_batchnorm_whose_weight_the_code_reads_stays() -> None:
+    class Read(Tied):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.norm(self.a(x)) * self.norm.weight.view(1, -1, 1, 1))
+
+    model = settled(Read())
+    x = torch.randn(2, 3, 9, 9)
+    model.b = nn.Conv2d(3, 3, 1)  # nothing is tied
+    wanted = model(x)
+    assert fold_batchnorm_(model) == []
+    close(model(x).detach(), wanted)
+
+
 class Twice(nn.Module):
     """One convolution called twice, a BatchNorm of its own behind each call."""
 
@@ -286,13 +299,16 @@ def test_a_hook_that_writes_the_weight() -> None:
     close(model(x).detach(), wanted)
 
 
-def test_hooks_that_look_on_do_not_disturb() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_hooks_that_look_on_do_not_disturb(mode: Any) -> None:
     model = settled(net())
     x, seen = torch.randn(2, 3, 9, 9), []
     for module in model.modules():
         module.register_forward_hook(lambda m, given, y: seen.append(y.mean().item()))
     wanted = model(x)
-    close(tops.compile(model, x)(x.numpy()), wanted)
+    with mode():
+        program = tops.compile(model, x)
+    close(program(x.numpy()), wanted)
     count = len(seen)
     close(model(x).detach(), wanted)
     assert len(seen) > count  # the model still has them

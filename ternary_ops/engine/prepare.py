@@ -218,7 +218,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 def _versions(value: Any) -> list[tuple[int, int]]:
     """Every tensor in nested tuples, lists and dicts: which one, and how often it was written."""
     if isinstance(value, Tensor):
-        return [(id(value), value._version)]
+        return [(id(value), 0 if value.is_inference() else value._version)]
     if isinstance(value, dict):
         value = list(value.values())
     return [v for x in value for v in _versions(x)] if isinstance(value, (list, tuple)) else []

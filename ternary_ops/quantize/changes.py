@@ -21,8 +21,6 @@ Kinds = tuple[type[nn.Module], ...]
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-
-
 Rule = Callable[["Changes", nn.Module], str]  # the reason against a change, or ""
 
 
@@ -117,7 +115,7 @@ def parametrized(module: nn.Module) -> str:
 def computed(module: nn.Module) -> str:
     """A hook computes its weight or bias before every call."""
     for name in _TENSORS:
-        if name in vars(module):
+        if isinstance(vars(module).get(name), Tensor):
             how = "weight_norm, spectral_norm, torch.nn.utils.prune"
             return f"{name} computed by a hook ({how}): remove it first"
     return ""
@@ -190,7 +188,13 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
         Changes.read_elsewhere,
         _alone(hooked),
     ),
-    "absorb": (*_SETTLED, _exactly(lambda: BATCH_NORMS), *_CONSTANT, _alone(hooked)),
+    "absorb": (
+        *_SETTLED,
+        _exactly(lambda: BATCH_NORMS),
+        *_CONSTANT,
+        Changes.read_elsewhere,
+        _alone(hooked),
+    ),
     "pass": (_alone(replaced_forward), _alone(hooked)),
     "pack": (*_SETTLED, _exactly(_quantized), *_CONSTANT, Changes.read_elsewhere),
     "read": (*_SETTLED, *_CONSTANT),

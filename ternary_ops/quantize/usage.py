@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.trace import OutsideTree, TraceFailed, module_of, trace
 
 _log = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def running_order(model: nn.Module, example: Tensor | None) -> tuple[list[nn.Mod
         if example is not None:
             # With gradients: torch's fused transformer layers, which go without, call no module.
             with watching(model) as usage, torch.enable_grad():
-                model(example.clone())
+                for x, _ in samples(model, [example]):
+                    model(x.clone())
             usage.warn_outside()
             return usage.sequence, ""
         try:
