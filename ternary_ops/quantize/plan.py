@@ -111,10 +111,11 @@ def plan(
     run first and last in eval mode: on `example`, an input of the model, or without one in a trace
     of its code. Where torch.fx cannot trace it they are those declared first and last, and the
     reason says so. With an example, layers that do not run on it are left alone, unless a rule
-    names them. `rules` maps globs on layer
-    names to configs that override this; the last match counts. `only` and `skip` are globs: what
-    is not in `only`, or is in `skip`, is left alone. A layer under several names goes by the first;
-    globs may use any of them.
+    names them.
+
+    `rules` maps globs on layer names to configs that override this; the last match counts. `only`
+    and `skip` are globs: what is not in `only`, or is in `skip`, is left alone. A layer under
+    several names goes by the first; globs may use any of them.
 
     auto: choose weights (ternary or 8 bits) and zeros of every layer that `config` alone would
     make ternary, so that the compiled network keeps to `budget` (allocate.Budget: ms or bytes) and
@@ -127,10 +128,7 @@ def plan(
     already, when auto lacks budget or batches (or they lack auto), or when the budget is too small;
     BadWeights when a weight is not finite.
     """
-    if auto != (budget is not None) or auto != (batches is not None):
-        got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
-        do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
-        raise BadConfig(need("auto, budget and batches go together", got, do))
+    _check_auto(auto, budget, batches)
     config = TernaryConfig() if config is None else config
     rules = dict(rules or {})
     chosen, left_out = _globs(only), _globs(skip)
@@ -173,9 +171,23 @@ def plan(
     made = Plan(tuple(rows))
     if budget is None or batches is None:
         return made
+    free = [row.name for row in rows if row.action == "ternary" and row.name not in fixed]
+    return _allocated(model, made, free, budget, batches)
+
+
+def _check_auto(auto: bool, budget: Budget | None, batches: Iterable[Any] | None) -> None:
+    if auto != (budget is not None) or auto != (batches is not None):
+        got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
+        do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
+        raise BadConfig(need("auto, budget and batches go together", got, do))
+
+
+def _allocated(
+    model: nn.Module, made: Plan, free: list[str], budget: Budget, batches: Iterable[Any]
+) -> Plan:
+    """The plan with weights and zeros of the `free` layers chosen for the budget."""
     from ternary_ops.quantize.allocate import allocate  # it compiles, and so imports this module
 
-    free = [row.name for row in rows if row.action == "ternary" and row.name not in fixed]
     if not free:
         do = "Pass a ternary config, or fewer rules."
         raise BadConfig(need("auto needs a layer that is ternary by `config`", "none", do))
