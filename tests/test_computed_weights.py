@@ -223,6 +223,30 @@ def test_a_batchnorm_whose_weight_the_code_reads_stays() -> None:
     close(model(x).detach(), wanted)
 
 
+class Twofold(nn.Module):
+    """A BatchNorm under two names and in a list; `way` says by which it is reached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.way = nn.BatchNorm2d(4), 0
+        self.body, self.listed = nn.Sequential(nn.Conv2d(3, 4, 3), self.norm), [self.norm]
+        self.out = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = (self.norm, self.body[1], self.listed[0])[self.way]
+        return self.out(F.relu(norm(self.body[0](x))))
+
+
+def test_a_batchnorm_under_two_names_goes_under_both() -> None:
+    model = settled(Twofold())
+    x = torch.randn(2, 3, 9, 9)
+    wanted = model(x)
+    assert fold_batchnorm_(model) == ["norm"]
+    for model.way in range(3):
+        close(model(x).detach(), wanted)
+    close(tops.compile(model, x)(x.numpy()), wanted)
+
+
 class Twice(nn.Module):
     """One convolution called twice, a BatchNorm of its own behind each call."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -16,21 +15,11 @@ from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.fold import find_pairs, fold_pairs_
 from ternary_ops.quantize.plan import Plan, check_finite, plan, weight_shape
 from ternary_ops.quantize.planned import check_finished, warn_of_zeros
+from ternary_ops.quantize.replace import replace_modules
 from ternary_ops.quantize.trace import OutsideTree, TraceFailed, trace
 from ternary_ops.quantize.usage import Usage
 
 _log = logging.getLogger(__name__)
-# What nn.Module keeps of the hooks that users registered on it.
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-)
 
 
 def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = None) -> Plan:
@@ -152,38 +141,3 @@ def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) ->
     if fine:
         do = "Use tops.compile, which runs them."
         raise UnsupportedModel(need("packed layers read uint8 or floats", ", ".join(fine), do))
-
-
-def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put `new[m]` in the place of m under every name it has, in the model's plain lists, tuples
-    and dicts too; users' hooks move along.
-    """
-    for old, layer in new.items():
-        for name in _HOOKS:
-            layer.__dict__[name] = old.__dict__[name]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and child in new:
-                parent._modules[name] = new[child]
-                if isinstance(parent, nn.TransformerEncoderLayer):
-                    # Its fused path, which this turns off, reads weights instead of calling layers.
-                    parent.activation_relu_or_gelu = 0
-        for name, value in vars(parent).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                parent.__dict__[name] = _swapped(value, new, set())
-
-
-def _swapped(value: Any, new: Mapping[nn.Module, nn.Module], seen: set[int]) -> Any:
-    """The value with modules replaced: lists and dicts in place, since others may hold them."""
-    if isinstance(value, nn.Module):
-        return new.get(value, value)
-    if type(value) not in (list, tuple, dict) or id(value) in seen:
-        return value
-    seen.add(id(value))
-    places = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
-    changed = {key: made for key, old in places if (made := _swapped(old, new, seen)) is not old}
-    if isinstance(value, tuple) and changed:
-        return tuple(changed.get(i, old) for i, old in places)
-    for key, made in changed.items():
-        value[key] = made
-    return value

@@ -21,7 +21,8 @@ from ternary_ops.errors import FormatError, UnsupportedModel, need
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.ops import codes as layout
-from ternary_ops.quantize.convert import pack_, replace_modules
+from ternary_ops.quantize.convert import pack_
+from ternary_ops.quantize.replace import replace_modules
 
 KIND = "weights"
 _OTHER = "Load it into the architecture it was saved from, built as plain float layers."

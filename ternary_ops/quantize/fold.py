@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.changes import Changes
+from ternary_ops.quantize.replace import replace_modules
 from ternary_ops.quantize.ternarize import per_filter
 from ternary_ops.quantize.trace import fused_chain, is_layer, module_of, trace
 
@@ -25,9 +26,10 @@ _ROUNDINGS = 256  # of the float type: what sums of thousands of terms may diffe
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer, what takes its and the BatchNorm's place, and the names of both."""
+    """A layer, the BatchNorm behind it, what takes the place of both, and their names."""
 
     layer: Any
+    norm: Any
     folded: Any
     names: tuple[str, str]
 
@@ -76,7 +78,7 @@ def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
             _log.warning("%s is not folded: %s", batchnorm.target, "; ".join(reasons))
             continue
         names = str(node.target), str(batchnorm.target)
-        pairs.append(Pair(layer, _folded(layer, norm, names), names))
+        pairs.append(Pair(layer, norm, _folded(layer, norm, names), names))
     return pairs
 
 
@@ -85,8 +87,7 @@ def fold_pairs_(model: nn.Module, pairs: list[Pair]) -> None:
     """Fold what find_pairs returned, in place."""
     for pair in pairs:
         _take_over(pair.layer, pair.folded)
-        parent, _, child = pair.names[1].rpartition(".")
-        model.get_submodule(parent)._modules[child] = nn.Identity()
+    replace_modules(model, {pair.norm: nn.Identity() for pair in pairs})
     names: Any = getattr(model, "_tops_folded", [])
     folded = [pair.names[1] for pair in pairs]
     model._tops_folded = [*names, *folded]  # type: ignore[assignment]  # a plain attribute
