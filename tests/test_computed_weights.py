@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that hooks or parametrizations compute, shared weights, hooks: folded, compiled or packed
-right, or refused by name before anything changes.
+"""Weights that hooks or parametrizations compute, and shared ones: folded, compiled, packed right,
+or refused by name before anything changes.
 """
 
 from __future__ import annotations
 
 import copy
-import types
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from folded import close, net, settled, state, unchanged
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -50,29 +49,6 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def net() -> Any:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 5, 1),
-    )
-
-
-def settled(model: Any) -> Any:
-    """A few training steps' worth of statistics, then eval mode."""
-    for _ in range(3):
-        model.train()(2 * torch.randn(8, 3, 9, 9) + 1)
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.weight.data.normal_()
-            norm.bias.data.normal_()
-    return model.eval()
-
-
 def computed(kind: str) -> tuple[Any, Tensor, Tensor]:
     model = net()
     KINDS[kind](model[3])
@@ -90,21 +66,6 @@ def copy_of(model: Any) -> Any:
     with torch.no_grad():
         model(torch.randn(1, 3, 9, 9))
     return copy.deepcopy(model)
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
-    after = model.state_dict()
-    same = [torch.equal(after[k].nan_to_num(7.0), v.nan_to_num(7.0)) for k, v in before.items()]
-    return after.keys() == before.keys() and all(same)
-
-
-def close(found: Any, wanted: Tensor) -> None:
-    want = wanted.detach().numpy()
-    np.testing.assert_allclose(np.asarray(found), want, rtol=0, atol=1e-4 * abs(want).max())
 
 
 @kinds
@@ -265,112 +226,6 @@ def test_a_layer_with_two_batchnorms_keeps_both() -> None:
     wanted = model(x)
     assert fold_batchnorm_(model) == []
     close(tops.compile(model, x)(x.numpy()), wanted)
-
-
-def double(module: nn.Module, given: Any, y: Tensor) -> Tensor:
-    return 2 * y
-
-
-def double_in_place(module: nn.Module, given: Any, y: Tensor) -> None:
-    y.mul_(2)
-
-
-def halve_input(module: nn.Module, given: Any) -> Any:
-    return (given[0] / 2,)
-
-
-HOOKS: dict[str, Callable[[Any], Any]] = {
-    "output": lambda m: m.register_forward_hook(double),
-    "in place": lambda m: m.register_forward_hook(double_in_place),
-    "input": lambda m: m.register_forward_pre_hook(halve_input),
-    "with keywords": lambda m: m.register_forward_hook(
-        lambda module, given, more, y: y + 1, with_kwargs=True
-    ),
-    "forward": lambda m: setattr(
-        m, "forward", types.MethodType(lambda self, x: 2 * type(m).forward(self, x), m)
-    ),
-}
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_hooks_that_change_values_are_refused_or_kept(hook: str, place: int) -> None:
-    model = settled(net())
-    x = torch.randn(2, 3, 9, 9)
-    HOOKS[hook](model[place])
-    wanted, before = model(x), state(model)
-    with pytest.raises(UnsupportedModel, match=rf"(?s)(on|got) {place}\b.*\n  \S"):
-        tops.compile(model, x)
-    assert unchanged(model, before)
-    fold_batchnorm_(model)
-    close(model(x).detach(), wanted)
-
-
-def void(value: object) -> None:
-    """A hook returns None."""
-
-
-def test_a_hook_that_writes_the_weight() -> None:
-    """Not of torch.nn.utils: what it writes at every call would undo a fold."""
-    model = settled(net())
-    start = torch.randn_like(model[0].weight)
-    model[0].register_forward_pre_hook(lambda m, given: void(m.weight.data.copy_(2 * start)))
-    x = torch.randn(2, 3, 9, 9)
-    wanted = model(x)
-    model[0].weight.data.normal_()
-    close(tops.compile(model, x)(x.numpy()), wanted)
-    assert fold_batchnorm_(model) == ["4"]
-    close(model(x).detach(), wanted)
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-def test_hooks_that_look_on_do_not_disturb(mode: Any) -> None:
-    model = settled(net())
-    x, seen = torch.randn(2, 3, 9, 9), []
-    for module in model.modules():
-        module.register_forward_hook(lambda m, given, y: seen.append(y.mean().item()))
-    wanted = model(x)
-    with mode():
-        program = tops.compile(model, x)
-    close(program(x.numpy()), wanted)
-    count = len(seen)
-    close(model(x).detach(), wanted)
-    assert len(seen) > count  # the model still has them
-
-
-def test_a_hook_of_a_block_is_part_of_its_trace() -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.relu(self.conv(x))
-
-    model = nn.Sequential(Block(), nn.Conv2d(4, 2, 1)).eval()
-    model[0].register_forward_hook(double)
-    x = torch.randn(2, 3, 9, 9)
-    close(tops.compile(model, x)(x.numpy()), model(x))
-
-
-def test_a_subclass_with_another_forward_stays() -> None:
-    class Scaled(tops.nn.TernaryConv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
-
-    class Norm(nn.BatchNorm2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
-
-    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), Norm(4), nn.Conv2d(4, 2, 1)))
-    x = torch.randn(2, 3, 9, 9)
-    wanted = model(x)
-    assert fold_batchnorm_(model) == []
-    close(model(x).detach(), wanted)
-    own = nn.Sequential(Scaled(3, 4, 3), tops.nn.TernaryConv2d(4, 2, 1)).eval()
-    calibrate(own, [x])
-    with pytest.raises(UnsupportedModel, match="got 0: a subclass of TernaryConv2d"):
-        tops.pack_(own)
 
 
 def test_statistics_of_the_batch_are_not_folded() -> None:
