@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,11 +16,13 @@ from ternary_ops.engine.islands import IslandProgram, compile_with_islands
 from ternary_ops.engine.lower import lower
 from ternary_ops.engine.node_facts import run_checked
 from ternary_ops.engine.permute import permute as permute_channels
+from ternary_ops.engine.prepare import check_read, copied, float_activations, prepare
 from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
+from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.blocks import float_twins
-from ternary_ops.quantize.fold import fold_batchnorm_
+from ternary_ops.quantize.fold import find_pairs, fold_pairs_
 from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
 
@@ -30,7 +31,12 @@ _log = logging.getLogger(__name__)
 
 @overload
 def compile(  # noqa: A001
-    model: nn.Module, example_input: Tensor, *, permute: bool = False, tune: bool = False
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    permute: bool = False,
+    tune: bool = False,
+    allow_unfinished: bool = False,
 ) -> Program: ...
 @overload
 def compile(  # noqa: A001
@@ -40,6 +46,7 @@ def compile(  # noqa: A001
     islands: bool,
     permute: bool = False,
     tune: bool = False,
+    allow_unfinished: bool = False,
 ) -> Program | IslandProgram: ...
 def compile(  # noqa: A001
     model: nn.Module,
@@ -48,6 +55,7 @@ def compile(  # noqa: A001
     islands: bool = False,
     permute: bool = False,
     tune: bool = False,
+    allow_unfinished: bool = False,
 ) -> Program | IslandProgram:
     """Turn a float, quantized or packed network into a Program.
 
@@ -63,27 +71,47 @@ def compile(  # noqa: A001
     permute: reorder inner channels so that zeros fall into fewer quads (`engine.permute`): the
     outputs keep their bits, networks pruned element by element get faster, compiling slower.
     tune: time every integer layer on example_input, dense and sparse (`Program.tune`).
+    allow_unfinished: take the codes of this moment although a Pruner has not come to its freeze.
 
-    Raises UnsupportedModel listing every part that has no program form, or every layer whose range
-    calibrate has not set; BadWeights for weights that are not finite.
+    The network runs on example_input once, untouched, and what compile makes of it is compared with
+    that. Weights that torch.nn.utils.prune, weight_norm, spectral_norm or a parametrization compute
+    are taken as they are in eval mode; hooks that only look on are left out. Warnings name planned
+    layers that do not run, and those with fewer zeros than planned.
+
+    Raises UnsupportedModel listing every part that has no program form, every layer whose range
+    calibrate has not set, hooks that change values, layers held outside the module tree, weights of
+    quantized layers that the model's code reads, or layers that are still being pruned; BadWeights
+    for weights that are not finite.
     """
     x = _example(example_input)
-    network = float_twins(copy.deepcopy(model).cpu().float().eval())
+    network = float_twins(copied(model).cpu().float().eval())
+    untouched = prepare(model, network, x, islands, allow_unfinished)
     if not islands:
-        return _whole(network, x, permute, tune)
+        return _whole(network, x, permute, tune, untouched)
+
+    def compile_part(part: nn.Module, sample: Tensor) -> Program:
+        return compile(part, sample, permute=permute, tune=tune, allow_unfinished=True)
+
     with torch.no_grad():
-        made = compile_with_islands(
-            network, x, lambda part, sample: compile(part, sample, permute=permute, tune=tune)
-        )
-    return made if made.islands else _whole(network, x, permute, tune)
+        made = compile_with_islands(network, x, compile_part)
+    return made if made.islands else compile_part(network, x)
 
 
-def _whole(network: nn.Module, x: Tensor, permute: bool, tune: bool) -> Program:
+def _whole(network: nn.Module, x: Tensor, permute: bool, tune: bool, untouched: Any) -> Program:
     with torch.no_grad():
-        fold_batchnorm_(network)
+        traced = trace(network)
+        check_read(network, traced)
+        pairs = find_pairs(network, traced.graph)
+        if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
+            # Packed layers round their input always, and a last bit may turn that: compare before.
+            with float_activations(network):
+                run_checked(traced, x, untouched)
+            untouched = None
+        fold_pairs_(network, pairs)
         traced = trace(network)
         name_layers_(traced)
-        expected = run_checked(network, traced, x)
+        with float_activations(network):
+            expected = run_checked(traced, x, untouched)
         graph = _lower(traced, x)
     shape = infer(graph, x.shape[0], *x.shape[2:])[-1]
     if shape != tuple(expected.shape):

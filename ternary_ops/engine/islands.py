@@ -99,7 +99,7 @@ def compile_with_islands(network: nn.Module, x: Tensor, compile_part: CompilePar
         if traced is None:
             continue
         name_layers_(traced)
-        run_checked(network, traced, x)
+        run_checked(traced, x, network(x.clone()))
         here = {n: str(n.target) for n in traced.graph.nodes if n.target in islands}
         found = [(_owner(node), text) for node, text in unsupported(traced, set(here))]
         found += [

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from ternary_ops.quantize.ternarize import (
     pole_scale,
 )
 
+if TYPE_CHECKING:
+    from ternary_ops.prune.progress import Progress
+
 # float32 holds every integer up to here, so a sum that cannot pass it is exact in any order.
 _EXACT = 2**24
 
@@ -47,6 +50,8 @@ class TernaryLayer(LayerState, ABC):
     output_range  float32 [2]: range of what the layer and its fused epilogue produce, where no
                   other layer owns it; NaN: not set
     codes         int8, weight's shape; fixed once frozen
+    calls         how often calibrate saw the layer run, None before; not part of the state
+    pruning       how far its Pruner is, None without one; not part of the state either
 
     Phases: "float" real masked weights; "ternary" integer weights with a straight-through gradient;
     "frozen" fixed codes, whose scale goes on learning through the latent weight. With activations
@@ -61,6 +66,8 @@ class TernaryLayer(LayerState, ABC):
     weight: nn.Parameter
     bias: nn.Parameter | None
     poles: nn.Parameter | None
+    calls: int | None = None
+    pruning: Progress | None = None
 
     def _adopt(self, weight: Tensor, bias: Tensor | None, config: TernaryConfig) -> None:
         """Take over a float layer's parameters: the same objects, so that optimizers keep them."""

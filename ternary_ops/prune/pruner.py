@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 from weakref import ref
@@ -13,9 +14,11 @@ from torch import nn
 
 from ternary_ops.errors import BadConfig, BadWeights, FormatError, UnsupportedModel, need
 from ternary_ops.prune.criteria import Criterion
+from ternary_ops.prune.progress import Progress
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
 
+_log = logging.getLogger(__name__)
 # A ranking can cost as much as a small network's whole step; 200 of them follow a curve closely.
 _UPDATES = 200
 
@@ -49,6 +52,9 @@ class Pruner:
     kept here, by which it is ranked and to which the optimizer's change is added at every step.
     The weight in the model is 0.0 all the same; its optimizer state goes on; weight decay does not
     reach its latent value. Quantized layers pass no gradient to pruned weights in phase "float".
+
+    At the freeze a warning names weights that never had a gradient: their layers do not run. Until
+    then compile and pack_ refuse the quantized layers (`allow_unfinished`).
 
     Masks depend on the weights alone, so the ranks of a DistributedDataParallel run agree on them.
     """
@@ -124,6 +130,8 @@ class Pruner:
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
+        self._learning: set[str] = set()  # weights that ever had a gradient
+        self._progress = Progress(0, self._freeze_step, self.total_steps)
         self._check_optimizer()
         for target in self._targets:
             self.criterion.watch(target.name, target.owners)
@@ -131,6 +139,8 @@ class Pruner:
             optimizer.register_step_pre_hook(_Guard(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
         self._set_phases([layer for layer in self._layers if layer.phase != "frozen"])
+        for layer in self._layers:
+            layer.pruning = self._progress
 
     @property
     def progress(self) -> float:
@@ -168,6 +178,7 @@ class Pruner:
         before = self.phase
         regrow = not self.nested and before != "frozen"
         self._step += advance
+        self._progress.step = self._step
         if advance and self.pull and self.phase != "frozen":
             self._pull()
         if regrow:
@@ -183,6 +194,10 @@ class Pruner:
         if regrow and self.phase == "frozen":
             for target in self._targets:
                 target.latent = None
+        if before != "frozen" and self.phase == "frozen" and self._learning:
+            idle = [t.name for t in self._targets if t.name not in self._learning]
+            if idle:
+                _log.warning("pruned, but never run in training: %s", ", ".join(idle))
         if before == "float" and self.phase == "ternary":
             for layer in self._layers:
                 layer.reset_poles()
@@ -230,7 +245,7 @@ class Pruner:
         FormatError, with nothing changed, when the state is of another model or other arguments.
         """
         self._check_state(state)
-        self._step = int(state["step"])
+        self._step = self._progress.step = int(state["step"])
         for group, packed in zip(self._groups, state["pruned"], strict=True):
             bits = np.unpackbits(packed.cpu().numpy(), count=group.total).astype(bool)
             group.set_pruned(torch.from_numpy(bits).to(group.pruned.device))
@@ -248,6 +263,8 @@ class Pruner:
         """
         for target in self._targets:
             grad = target.weight.grad
+            if grad is not None:
+                self._learning.add(target.name)
             if grad is not None and not bool(torch.isfinite(grad.sum())):
                 raise BadWeights(
                     need(

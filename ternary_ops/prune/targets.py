@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
 from ternary_ops.prune.criteria import Criterion
+from ternary_ops.prune.progress import Progress
 from ternary_ops.prune.units import (
     Pattern,
     best_units,
@@ -39,6 +40,7 @@ class QuantizedLayer(Protocol):
     mask: Tensor
     phase: str
     config: _Config
+    pruning: Progress | None
 
     def image(self) -> Tensor:
         """scale * codes of the weight as it is now, weight's shape and dtype."""

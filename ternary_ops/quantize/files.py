@@ -21,7 +21,8 @@ from ternary_ops.errors import FormatError, UnsupportedModel, need
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.ops import codes as layout
-from ternary_ops.quantize.convert import pack_, replace_modules
+from ternary_ops.quantize.convert import pack_
+from ternary_ops.quantize.replace import replace_modules
 
 KIND = "weights"
 _OTHER = "Load it into the architecture it was saved from, built as plain float layers."
@@ -30,15 +31,17 @@ _TINY, _MOST = (float(v) for v in (np.finfo(np.float32).tiny, np.finfo(np.float3
 _SHOWN = 5
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> None:
     """Write a packed network, or the packed form of a quantized one, which stays as it is.
+
+    allow_unfinished: as for pack_.
 
     Raises UnsupportedModel without quantized layers, with a state that is no plain tensor, and
     where pack_ does; the file is replaced atomically.
     """
     packed_already = any(isinstance(m, tnn.PackedLayer) for m in model.modules())
     if not packed_already or any(isinstance(m, tnn.TernaryLayer) for m in model.modules()):
-        model = pack_(copy.deepcopy(model))
+        model = pack_(copy.deepcopy(model), allow_unfinished=allow_unfinished)
     layers, entries = [], []
     own: set[str] = set()
     for name, layer in model.named_modules():
