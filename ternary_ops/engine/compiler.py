@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import overload
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.engine.functional import name_layers_
 from ternary_ops.engine.ir import Graph
 from ternary_ops.engine.islands import IslandProgram, compile_with_islands
+from ternary_ops.engine.layers import Range
 from ternary_ops.engine.lower import lower
 from ternary_ops.engine.node_facts import run_checked
 from ternary_ops.engine.permute import permute as permute_channels
@@ -22,6 +23,7 @@ from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.nn.blocks import float_twins
 from ternary_ops.quantize.fold import fold_batchnorm_
+from ternary_ops.quantize.observed import ranges_of
 from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
 
@@ -70,21 +72,23 @@ def compile(  # noqa: A001
     x = _example(example_input)
     network = float_twins(copy.deepcopy(model).cpu().float().eval())
     if not islands:
-        return _whole(network, x, permute, tune)
+        return _whole(network, x, permute, tune, ranges_of(model))
     with torch.no_grad():
         made = compile_with_islands(
             network, x, lambda part, sample: compile(part, sample, permute=permute, tune=tune)
         )
-    return made if made.islands else _whole(network, x, permute, tune)
+    return made if made.islands else _whole(network, x, permute, tune, ranges_of(model))
 
 
-def _whole(network: nn.Module, x: Tensor, permute: bool, tune: bool) -> Program:
+def _whole(
+    network: nn.Module, x: Tensor, permute: bool, tune: bool, ranges: Mapping[str, Range]
+) -> Program:
     with torch.no_grad():
         fold_batchnorm_(network)
         traced = trace(network)
         name_layers_(traced)
         expected = run_checked(network, traced, x)
-        graph = _lower(traced, x)
+        graph = _lower(traced, x, ranges)
     shape = infer(graph, x.shape[0], *x.shape[2:])[-1]
     if shape != tuple(expected.shape):
         raise UnsupportedModel(
@@ -106,9 +110,9 @@ def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:
     return made
 
 
-def _lower(traced: fx.GraphModule, x: Tensor) -> Graph:
+def _lower(traced: fx.GraphModule, x: Tensor, ranges: Mapping[str, Range]) -> Graph:
     try:
-        return lower(read_steps(traced), x.shape)
+        return lower(read_steps(traced, ranges), x.shape)
     except FormatError as error:  # what a program cannot hold, a model cannot ask for
         raise UnsupportedModel(str(error)) from error
 

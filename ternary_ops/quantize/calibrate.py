@@ -17,7 +17,15 @@ import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imp
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.histogram import METHODS, Histogram
-from ternary_ops.quantize.trace import fused_chain, is_pass, module_of, trace_around
+from ternary_ops.quantize.observed import keep_ranges, value_name
+from ternary_ops.quantize.trace import (
+    fused_chain,
+    is_layer,
+    is_pass,
+    links,
+    module_of,
+    trace_around,
+)
 
 _log = logging.getLogger(__name__)
 _MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
@@ -40,9 +48,10 @@ def calibrate(
                 counts, for the layer's input and output range
 
     `output_range` is for values that no layer reads as its input: what a layer, with the BatchNorm,
-    residual add and activation fused behind it, hands to a pool or to another's residual add. It is
-    found by tracing, around modules that torch.fx cannot trace; where that is the model itself, it
-    gets input ranges alone, with a warning.
+    residual add and activation fused behind it, hands to a pool or to another's residual add. What
+    no layer makes either (a BatchNorm that stays unfolded, sums, products, functions) is seen too,
+    and its range kept by the model. Both are found by tracing, around modules that torch.fx cannot
+    trace; where that is the model itself, it gets input ranges alone, with a warning.
 
     What is observed is the network in eval mode, with float activations and weights as their phase
     has them: calling again gives the same ranges. The former mode is restored. Input ranges are
@@ -64,8 +73,9 @@ def calibrate(
     choices = _choices(layers, (method, percentile), rules or {})
     inputs = {layer: Histogram(f"the input of {name}") for layer, name in layers.items()}
     outputs: dict[tnn.TernaryLayer, Histogram] = {}
+    values: dict[str, Histogram] = {}
     with _observing(model, layers):
-        run = _runner(model, layers, outputs)
+        run = _runner(model, layers, outputs, values)
         with _hooks(inputs):
             for x, _ in samples(model, batches):
                 run(x)
@@ -76,6 +86,8 @@ def calibrate(
                 continue
             found = torch.tensor(histogram.range(*choices[layers[layer]]))
             getattr(layer, attribute).data.copy_(found)
+    seen_values = {n: h.range(method, percentile) for n, h in values.items() if h.count}
+    keep_ranges(model, seen_values)
 
 
 def _check(method: object, percentile: float) -> tuple[str, float]:
@@ -112,8 +124,11 @@ def _runner(
     model: nn.Module,
     layers: dict[tnn.TernaryLayer, str],
     outputs: dict[tnn.TernaryLayer, Histogram],
+    values: dict[str, Histogram],
 ) -> Callable[[Tensor], object]:
-    """What to call with a batch: an interpreter that also observes outputs, or just the model."""
+    """What to call with a batch: an interpreter that also observes outputs of layers and values
+    without a layer, or just the model.
+    """
     try:
         graph_module, failed = trace_around(model)
     except UnsupportedModel as error:
@@ -122,13 +137,20 @@ def _runner(
     for part in failed:
         _log.warning("output ranges inside %s stay unset: %s", part.path, part)
     watched: dict[fx.Node, Histogram] = {}
+    owned: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
         layer = module_of(node)
+        if is_layer(node):
+            owned.update(links(fused_chain(node)))
         if isinstance(layer, tnn.TernaryLayer) and layer in layers:
             end = fused_chain(node).end
             if not (read_as_uint8(end) or _only_output(end)):
                 name = f"the output of {layers[layer]}"
                 watched[end] = outputs.setdefault(layer, Histogram(name))
+    for node in graph_module.graph.nodes:
+        stays = node.op == "get_attr" or node in owned or keeps_range(node)
+        if not (stays or node.op == "output" or read_as_uint8(node) or _only_output(node)):
+            watched[node] = values.setdefault(value_name(node), Histogram(f"the value {node}"))
     return _Watching(graph_module, watched).run
 
 
@@ -142,7 +164,7 @@ class _Watching(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, seen."""
         value = super().run_node(n)
-        if n in self._watched:
+        if n in self._watched and isinstance(value, Tensor) and value.is_floating_point():
             self._watched[n].add(value)
         return value
 

@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.inplace import name_inplace_results
+from ternary_ops.quantize.observed import name_values
 
 _ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -88,6 +89,7 @@ def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.GraphModule
     _drop_constant_arguments(graph)
     traced = fx.GraphModule(model, graph)
     name_inplace_results(traced.graph)
+    name_values(traced.graph)
     traced.recompile()
     return traced
 
@@ -238,6 +240,15 @@ def fused_chain(layer: fx.Node) -> Chain:
             break
         chain.end = user
     return chain
+
+
+def links(chain: Chain) -> list[fx.Node]:
+    """Every node from the layer to the end of its chain."""
+    nodes = [chain.layer]
+    while nodes[-1] is not chain.end:
+        (user,) = nodes[-1].users
+        nodes.append(user)
+    return nodes
 
 
 def _owns_sum(operand: fx.Node, add: fx.Node) -> bool:
