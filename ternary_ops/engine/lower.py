@@ -40,6 +40,7 @@ _KEEPS_RANGE = (
     "unflatten",
 )
 _FLOATS = ("softmax", "layer_norm")
+_GAIN = 1.0  # rounding of what a BatchNorm reads must not show more than that of what it makes
 _CHEAP = 100  # weights of a filter over an image: 3 x 5 x 5 values of colour
 
 
@@ -108,11 +109,22 @@ def _collect_ranges(steps: Sequence[Step]) -> None:
 
 
 def _normalizes(user: Step, step: Step) -> bool:
-    """True for a BatchNorm of a joined value. One behind a layer has no range to read: calibrate
-    sees the end of the layer's chain alone.
+    """True for a BatchNorm that may read codes of a joined value. One behind a layer has no range
+    to read: calibrate sees the end of the layer's chain alone.
     """
-    follows = user.layer is not None and user.layer.follows
-    return follows and step.layer is None and step not in user.inputs[1:]
+    layer = user.layer
+    if layer is None or not layer.follows or step.layer is not None or step in user.inputs[1:]:
+        return False
+    read, made = step.observed, user.wanted or user.observed
+    return read is None or made is None or _gain(layer, read, made) <= _GAIN
+
+
+def _gain(layer: Layer, read: Range, made: Range) -> float:
+    """By how much rounding to codes of the range `read`, scaled by a layer, exceeds rounding to
+    those of the range `made`; root mean square over channels.
+    """
+    steps = _affine(read)[0] * layer.weight.effective_scale(None) / _affine(made)[0]
+    return float(np.sqrt(np.mean(np.square(steps, dtype=np.float64))))
 
 
 def _widest(a: Range | None, b: Range | None) -> Range | None:

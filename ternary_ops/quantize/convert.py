@@ -12,6 +12,7 @@ import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imp
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.fold import fold_batchnorm_
+from ternary_ops.quantize.observed import travel_in_state
 from ternary_ops.quantize.plan import Plan, check_finite, plan, weight_shape
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
                 )
             )
     replace_modules(model, new)
+    travel_in_state(model)
     return chosen
 
 

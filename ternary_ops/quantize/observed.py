@@ -65,6 +65,11 @@ def _name(node: fx.Node) -> Any:
     return _Named(value_name(node))
 
 
+def is_entry(key: str) -> bool:
+    """True for a key under which the state_dict of a network, as a root, has a range."""
+    return key.startswith(_ENTRY)
+
+
 def ranges_of(model: nn.Module) -> Ranges:
     """What keep_ranges kept; empty where nothing was."""
     return dict(getattr(model, _KEPT, {}))
