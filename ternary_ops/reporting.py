@@ -374,11 +374,15 @@ def _runner(model: nn.Module | Program) -> Callable[[Array], Array]:
         return model
     import torch
 
-    network = model.eval()
+    from ternary_ops.nn.signature import signature_of
+    from ternary_ops.nn.wrappers import unwrap
+
+    network = unwrap(model).eval()
+    signature = signature_of(network)
 
     def call(x: Array) -> Array:
         with torch.inference_mode():
-            y: Array = network(torch.from_numpy(x)).numpy()
+            y: Array = signature.result(network, torch.from_numpy(x)).numpy()
         return y
 
     return call

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.nn.signature import Signature
 from ternary_ops.quantize.trace import module_of
 
 # An op of engine.ir and its attributes; or "layer" and "batchnorm", whose module says the rest.
@@ -38,13 +39,14 @@ class Shapes(fx.Interpreter):
         return value
 
 
-def run_checked(network: nn.Module, traced: fx.GraphModule, x: Tensor) -> Any:
+def run_checked(
+    network: nn.Module, traced: fx.GraphModule, x: Tensor, signature: Signature
+) -> Tensor:
     """What the trace makes of x; notes shapes. A trace misses what Python does to tensors behind
-    its back: raises UnsupportedModel unless the network makes the same.
+    its back: raises UnsupportedModel unless the network makes the same, and one tensor.
     """
-    made, eager = Shapes(traced).run(x.clone()), network(x.clone())
-    if not isinstance(made, Tensor) or not isinstance(eager, Tensor):
-        return made  # read_steps says that one output tensor is supported
+    eager = signature.result(network, x.clone())
+    made: Tensor = Shapes(traced).run(x.clone())
     same = eager.shape == made.shape
     if not (same and torch.allclose(eager, made, rtol=1e-3, atol=1e-5, equal_nan=True)):
         raise UnsupportedModel(

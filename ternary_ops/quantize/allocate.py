@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, need
+from ternary_ops.nn.wrappers import copy_of
 from ternary_ops.io.container import WeightEntry, dumps
 from ternary_ops.progress import progress_bars
 from ternary_ops.prune import Pruner
@@ -93,7 +94,7 @@ def allocate(
     candidates = _candidates(plan, free)
     with progress_bars() as bars, bars.stage("cost table", len(candidates)) as tick:
         for configs in candidates:
-            trial = copy.deepcopy(model).eval()
+            trial = copy_of(model).eval()
             rows = [_with(row, configs.get(row.name)) for row in plan]
             quantize_(trial, Plan(tuple(rows)))
             if any(row.config is not None and row.config.zeros > 0 for row in rows):

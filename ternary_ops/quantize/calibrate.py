@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.nn.signature import signature_of
+from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.histogram import METHODS, Histogram
 from ternary_ops.quantize.observed import keep_ranges, value_name
@@ -62,6 +65,7 @@ def calibrate(
     the former ranges stay.
     """
     _check(method, percentile)
+    model = unwrap(model)
     layers = {
         module: name
         for name, module in model.named_modules()
@@ -133,7 +137,7 @@ def _runner(
         graph_module, failed = trace_around(model)
     except UnsupportedModel as error:
         _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
-        return model
+        return partial(signature_of(model).call, model)
     for part in failed:
         _log.warning("output ranges inside %s stay unset: %s", part.path, part)
     watched: dict[fx.Node, Histogram] = {}

@@ -10,6 +10,7 @@ from torch import nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.observed import travel_in_state
@@ -36,6 +37,12 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
     start in phase "ternary" with no input range. A second call changes nothing. Every new layer is
     made before the first is put in place. Raises UnsupportedModel for the plan of another model.
     """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        _log.warning(
+            "DistributedDataParallel does not know the parameters that quantize_ adds, learned "
+            "ranges: wrap the network again, or they differ between processes"
+        )
+    model = unwrap(model)
     chosen = plan_or_config if isinstance(plan_or_config, Plan) else plan(model, plan_or_config)
     modules = dict(model.named_modules())
     new: dict[nn.Module, nn.Module] = {}
@@ -80,10 +87,11 @@ def pack_(model: nn.Module) -> nn.Module:
     activations have no input range; BadWeights when a weight is not finite.
     Before any of these nothing is changed.
     """
+    given, model = model, unwrap(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
     if not layers:
         if any(isinstance(m, (tnn.PackedLinear, tnn.PackedConv2d)) for m in model.modules()):
-            return model
+            return given
         do = "Call quantize_ first."
         raise UnsupportedModel(need("packing needs quantized layers", "none", do))
     unset = [
@@ -120,7 +128,7 @@ def pack_(model: nn.Module) -> nn.Module:
         elif isinstance(layer, tnn.TernaryLinear):
             new[layer] = tnn.PackedLinear.from_layer(layer)
     replace_modules(model, new)
-    return model
+    return given
 
 
 def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:

@@ -7,7 +7,6 @@ BatchNorms folded away, and every other tensor without loss. The architecture st
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from typing import Any
@@ -20,6 +19,7 @@ import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imp
 from ternary_ops.errors import FormatError, UnsupportedModel, need
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
+from ternary_ops.nn.wrappers import copy_of, unwrap
 from ternary_ops.ops import codes as layout
 from ternary_ops.quantize.convert import pack_, replace_modules
 from ternary_ops.quantize.observed import Ranges, is_entry, keep_ranges, ranges_of
@@ -37,9 +37,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises UnsupportedModel without quantized layers, with a state that is no plain tensor, and
     where pack_ does; the file is replaced atomically.
     """
+    model = unwrap(model)
     packed_already = any(isinstance(m, tnn.PackedLayer) for m in model.modules())
     if not packed_already or any(isinstance(m, tnn.TernaryLayer) for m in model.modules()):
-        model = pack_(copy.deepcopy(model))
+        model = pack_(copy_of(model))
     layers, entries = [], []
     own: set[str] = set()
     for name, layer in model.named_modules():
@@ -73,6 +74,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     if document.kind != KIND:
         do = "ternary_ops.runtime.load reads programs."
         raise FormatError(need(f"{path} holds weights", f"kind {document.kind!r}", do))
+    given, model = model, unwrap(model)
     rows, folded, bfloat16 = _parse_index(document.index)
     ranges = _parse_ranges(document.index.get("ranges", {}))
     new: dict[nn.Module, nn.Module] = {}
@@ -96,7 +98,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     model.load_state_dict(state, assign=on_meta)
     model._tops_folded = folded  # type: ignore[assignment]  # a plain attribute, as pack_ leaves it
     keep_ranges(model, ranges)
-    return model
+    return given
 
 
 def _distinct(model: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
+from ternary_ops.nn.signature import Signature
+from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.quantize.ternarize import per_filter
 from ternary_ops.quantize.trace import fused_chain, is_layer, module_of, trace
 
@@ -19,16 +21,18 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 @torch.no_grad()
-def fold_batchnorm_(model: nn.Module) -> list[str]:
+def fold_batchnorm_(model: nn.Module, signature: Signature | None = None) -> list[str]:
     """Fold each BatchNorm that alone follows a Conv2d or Linear, float or quantized, in place.
 
     The BatchNorm becomes nn.Identity; returns the names of those folded and appends them to
     `model._tops_folded`. What is computed is that of eval mode. Ternary codes keep their zeros and
     change sign where gamma is negative; a filter whose gamma is (nearly) zero becomes empty. Where
     rounding or a threshold over the whole layer would move codes, the layer is frozen first.
-    Raises UnsupportedModel when the model cannot be traced.
+    signature: how the model is called, where that is not with one tensor. Raises UnsupportedModel
+    when the model cannot be traced.
     """
-    graph = trace(model).graph
+    model = unwrap(model)
+    graph = trace(model, signature=signature).graph
     calls = Counter(id(module_of(n)) for n in graph.nodes if n.op == "call_module")
     folded = []
     for node in list(graph.nodes):

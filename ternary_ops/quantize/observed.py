@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, fx, nn
 
 Ranges = dict[str, tuple[float, float]]
+INPUT_VALUE = "ternary_ops_input"  # in the meta of a part: its input's name in the whole
 _KEPT = "_tops_ranges"  # on the network
 _ENTRY = "_tops_range_of_"  # in a state_dict, before a value's name
 
 
-def name_values(graph: fx.Graph) -> None:
-    """Set node.meta["value"] of every node: two nodes of one name compute the same.
+def name_values(graph: fx.Graph, first: str | None = None) -> None:
+    """Set node.meta["value"] of every node: two nodes of one name compute the same. `first` is the
+    name of the input, where the graph is a part of another.
 
     The result of a module that is called once goes by the module's path; everything else by the
     operation, its constants and the names of its operands.
@@ -38,6 +40,8 @@ def name_values(graph: fx.Graph) -> None:
             arguments = fx.node.map_arg((node.args, dict(node.kwargs)), _name)
             made = f"{node.op} {_target(node)} {arguments!r}"
         node.meta["value"] = hashlib.sha256(made.encode()).hexdigest()[:16]
+        if node.op == "placeholder" and first is not None:
+            node.meta["value"] = first
 
 
 def value_name(node: fx.Node) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, BadWeights, need
+from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.prune.units import fit_pattern, get_pattern
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.table import Table
@@ -123,6 +124,7 @@ def plan(
         got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
         do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
         raise BadConfig(need("auto, budget and batches go together", got, do))
+    model = unwrap(model)
     config = TernaryConfig() if config is None else config
     rules = dict(rules or {})
     chosen, left_out = _globs(only), _globs(skip)

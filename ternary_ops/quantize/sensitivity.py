@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.nn.signature import result
+from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.progress import progress_bars
 from ternary_ops.quantize.batches import samples
 from ternary_ops.table import Table, write_csv
@@ -126,7 +128,7 @@ class Probe:
 
     def __init__(self, model: nn.Module, batches: Iterable[Any], parts: Sequence[str]) -> None:
         """Check everything and compute the float answers."""
-        self.model = model
+        self.model = model = unwrap(model)
         self.layers = quantized_layers(model)
         self.parts = _check_parts(parts)
         pairs = list(samples(model, batches))
@@ -172,12 +174,12 @@ class Probe:
         """The model's answer to every batch, as float64."""
         found = []
         for x in self.inputs:
-            y: object = self.model(x)
-            if not isinstance(y, Tensor) or not y.is_floating_point():
+            y = result(self.model, x)
+            if not y.is_floating_point():
                 raise UnsupportedModel(
                     need(
                         "sensitivity compares models with one float output tensor",
-                        type(y).__name__,
+                        y.dtype,
                         "Wrap the model in one that returns the tensor that counts.",
                     )
                 )
