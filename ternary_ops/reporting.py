@@ -374,8 +374,8 @@ def _runner(model: nn.Module | Program) -> Callable[[Array], Array]:
         return model
     import torch
 
-    from ternary_ops.nn.signature import signature_of
-    from ternary_ops.nn.wrappers import unwrap
+    from ternary_ops.signature import signature_of
+    from ternary_ops.wrappers import unwrap
 
     network = unwrap(model).eval()
     signature = signature_of(network)

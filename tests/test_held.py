@@ -98,9 +98,13 @@ def _settled(model: nn.Module) -> nn.Module:
 def _whole_path(model: nn.Module, x: Tensor) -> None:
     """plan, quantize_, calibrate, one step of training, compile, run; the float program too."""
     expected = _logits(model.eval(), x)
-    np.testing.assert_allclose(tops.compile(model, x, output="logits")(x.numpy()), expected, 0, 1e-4)
+    np.testing.assert_allclose(
+        tops.compile(model, x, output="logits")(x.numpy()), expected, 0, 1e-4
+    )
     tops.quantize_(model, tops.plan(model, tops.TernaryConfig("int8")))
-    tops.calibrate(model, [{"pixel_values": _images(8, s), "labels": torch.zeros(8)} for s in (1, 2)])
+    tops.calibrate(
+        model, [{"pixel_values": _images(8, s), "labels": torch.zeros(8)} for s in (1, 2)]
+    )
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     model.train()
     model(pixel_values=x, labels=torch.arange(len(x)) % 2).loss.backward()

@@ -21,12 +21,12 @@ from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.nn.blocks import float_twins
-from ternary_ops.nn.signature import Signature, signature_of, tensor_of
-from ternary_ops.nn.wrappers import copy_of, unwrap
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.observed import ranges_of
 from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
+from ternary_ops.signature import Signature, signature_of, tensor_of
+from ternary_ops.wrappers import copy_of, unwrap
 
 _log = logging.getLogger(__name__)
 Example: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"

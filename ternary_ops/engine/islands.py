@@ -17,10 +17,10 @@ from ternary_ops.engine.functional import name_layers_
 from ternary_ops.engine.node_facts import run_checked, shape_of
 from ternary_ops.engine.steps import unsupported
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, need
-from ternary_ops.nn.signature import Signature
 from ternary_ops.quantize.observed import INPUT_VALUE, value_name
 from ternary_ops.quantize.trace import TraceFailed, trace
 from ternary_ops.runtime import Program
+from ternary_ops.signature import Signature
 
 CompilePart = Callable[[nn.Module, Tensor], Program]
 

@@ -6,8 +6,10 @@ layers; max pools, concat, resizing and what only moves values pass the question
 readers. A value that no layer owns but that an add, a product, a function or an average would read
 as uint8 takes the `output_range` of the layer that makes it, or the range that calibrate saw of a
 value without a layer. Where calibrate saw none, as in networks of earlier versions, it takes a
-range that follows from its operands, with a warning: that may use few of the 256 codes. All others stay float: the edges of the network and whatever float layers
-touch. quantize and dequantize nodes appear where a reader needs the other form.
+range that follows from its operands, with a warning: that may use few of the 256 codes. All others
+stay float: the edges of the network, whatever float layers touch, and what a BatchNorm reads whose
+scales would make rounding show. quantize and dequantize nodes appear where a reader needs the other
+form.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.nn.signature import Signature
 from ternary_ops.quantize.trace import module_of
+from ternary_ops.signature import Signature
 
 # An op of engine.ir and its attributes; or "layer" and "batchnorm", whose module says the rest.
 Op: TypeAlias = tuple[str, dict[str, Any]]

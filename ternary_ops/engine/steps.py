@@ -68,8 +68,8 @@ class Step:
 def read_steps(traced: fx.GraphModule, ranges: Mapping[str, Range] | None = None) -> list[Step]:
     """The steps, in order, that the output needs; the first is the input, the last the output.
 
-    ranges: of values without a layer (`quantize.observed`). Shapes must have been noted (`match.Shapes`). Raises one UnsupportedModel that lists every node
-    without a program form.
+    ranges: of values without a layer (`quantize.observed`). Shapes must have been noted
+    (`match.Shapes`). Raises one UnsupportedModel that lists every node without a program form.
     """
     reader = _read(traced, ranges=ranges or {})
     if reader.problems:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from ternary_ops.errors import BadConfig, BadWeights, FormatError, UnsupportedModel, need
-from ternary_ops.nn.wrappers import plain_name, unwrap
 from ternary_ops.prune.criteria import Criterion
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
+from ternary_ops.wrappers import plain_name, unwrap
 
 # A ranking can cost as much as a small network's whole step; 200 of them follow a curve closely.
 _UPDATES = 200

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, need
-from ternary_ops.nn.wrappers import copy_of
 from ternary_ops.io.container import WeightEntry, dumps
 from ternary_ops.progress import progress_bars
 from ternary_ops.prune import Pruner
@@ -31,6 +30,7 @@ from ternary_ops.quantize.calibrate import calibrate
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.plan import Plan, PlanRow
+from ternary_ops.wrappers import copy_of
 
 # Shares of empty units that are tried for ternary and for 8-bit weights.
 TERNARY_ZEROS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.nn.signature import LABELS, signature_of
+from ternary_ops.signature import LABELS, signature_of
 
 
 def samples(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:

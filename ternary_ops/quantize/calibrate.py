@@ -16,8 +16,6 @@ from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
-from ternary_ops.nn.signature import signature_of
-from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.histogram import METHODS, Histogram
 from ternary_ops.quantize.observed import keep_ranges, value_name
@@ -29,6 +27,8 @@ from ternary_ops.quantize.trace import (
     module_of,
     trace_around,
 )
+from ternary_ops.signature import signature_of
+from ternary_ops.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
 _MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)

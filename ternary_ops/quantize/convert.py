@@ -10,11 +10,11 @@ from torch import nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.observed import travel_in_state
 from ternary_ops.quantize.plan import Plan, check_finite, plan, weight_shape
+from ternary_ops.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
 # What nn.Module keeps of the hooks that users registered on it.

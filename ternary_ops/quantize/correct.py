@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.nn.signature import signature_of
-from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.quantize.batches import samples
+from ternary_ops.signature import signature_of
+from ternary_ops.wrappers import unwrap
 
 
 @torch.no_grad()

@@ -19,10 +19,10 @@ import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imp
 from ternary_ops.errors import FormatError, UnsupportedModel, need
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
-from ternary_ops.nn.wrappers import copy_of, unwrap
 from ternary_ops.ops import codes as layout
 from ternary_ops.quantize.convert import pack_, replace_modules
 from ternary_ops.quantize.observed import Ranges, is_entry, keep_ranges, ranges_of
+from ternary_ops.wrappers import copy_of, unwrap
 
 KIND = "weights"
 _OTHER = "Load it into the architecture it was saved from, built as plain float layers."

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
-from ternary_ops.nn.signature import Signature
-from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.quantize.ternarize import per_filter
 from ternary_ops.quantize.trace import fused_chain, is_layer, module_of, trace
+from ternary_ops.signature import Signature
+from ternary_ops.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
 _TINY = torch.finfo(torch.float32).tiny

@@ -88,8 +88,8 @@ def keep_ranges(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> 
 def travel_in_state(model: nn.Module) -> None:
     """Make state_dict and load_state_dict of a network carry its ranges; once is enough."""
     if _save not in model._state_dict_hooks.values():
-        model.register_state_dict_post_hook(_save)
-        model.register_load_state_dict_pre_hook(_load)
+        model.register_state_dict_post_hook(_save)  # type: ignore[no-untyped-call]
+        model.register_load_state_dict_pre_hook(_load)  # type: ignore[no-untyped-call]
 
 
 def _save(model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, BadWeights, need
-from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.prune.units import fit_pattern, get_pattern
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.table import Table
+from ternary_ops.wrappers import unwrap
 
 if TYPE_CHECKING:
     from ternary_ops.quantize.allocate import Budget

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
-from ternary_ops.nn.signature import result
-from ternary_ops.nn.wrappers import copy_of, unwrap
 from ternary_ops.quantize.calibrate import calibrate
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.plan import plan
 from ternary_ops.quantize.trace import fused_chain, is_layer, module_of, trace
+from ternary_ops.signature import result
+from ternary_ops.wrappers import copy_of, unwrap
 
 # Outputs may differ by the rounding of sums in another order, relative to the largest.
 _ROUNDING = 1e-3

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
-from ternary_ops.nn.signature import result
-from ternary_ops.nn.wrappers import unwrap
 from ternary_ops.progress import progress_bars
 from ternary_ops.quantize.batches import samples
+from ternary_ops.signature import result
 from ternary_ops.table import Table, write_csv
+from ternary_ops.wrappers import unwrap
 
 PARTS = ("activations", "weights")
 Layers = dict[str, "tnn.TernaryLayer"]

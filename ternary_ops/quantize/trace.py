@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.nn.signature import Signature, signature_of
 from ternary_ops.quantize.inplace import name_inplace_results
 from ternary_ops.quantize.observed import INPUT_VALUE, name_values
 from ternary_ops.quantize.sizes import decide_channels, drop_unused_sizes
+from ternary_ops.signature import Signature, signature_of
 
 _ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -128,7 +128,9 @@ def _entry(model: nn.Module, signature: Signature) -> nn.Module:
     def forward(self: nn.Module, x: Any) -> Any:
         return signature.forward(model, x)
 
-    entry: nn.Module = object.__new__(type(type(model).__name__, (nn.Module,), {"forward": forward}))
+    entry: nn.Module = object.__new__(
+        type(type(model).__name__, (nn.Module,), {"forward": forward})
+    )
     entry.__dict__.update(model.__dict__)
     return entry
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.nn.wrappers import unwrap
+from ternary_ops.wrappers import unwrap
 
 LABELS = ("labels", "label")  # of a batch: what is beside the input
 _ONE_INPUT = "the network has one tensor input"
@@ -87,8 +87,8 @@ def signature_of(model: nn.Module, example: object = None, output: str | None = 
             return Signature("", output=output)
     if len(tensors) != 1:
         raise UnsupportedModel(need(_ONE_INPUT, ", ".join(tensors) or "none", _WRAP))
-    first = bool(named) and named[0].name == tensors[0] and named[0].kind is not named[0].KEYWORD_ONLY
-    return Signature(tensors[0], not first, beside, output)
+    positional = [p.name for p in named[:1] if p.kind is not p.KEYWORD_ONLY]
+    return Signature(tensors[0], tensors != positional, beside, output)
 
 
 def _unknown(names: list[str], parameters: list[inspect.Parameter]) -> str:
@@ -109,8 +109,8 @@ def tensor_of(model: nn.Module, example: object) -> object:
 
 
 def outputs_of(value: object, name: str = "") -> dict[str, Any]:
-    """Every tensor in what a network returned, by its name: keys, fields and indices joined by dots;
-    "output" for a tensor that is all there is.
+    """Every tensor in what a network returned, by its name: keys, fields and indices joined by
+    dots; "output" for a tensor that is all there is.
     """
     if isinstance(value, (Tensor, fx.Proxy)):
         return {name or "output": value}
@@ -139,7 +139,9 @@ def pick(value: object, output: str | None = None) -> Tensor:
     names = ", ".join(found) or f"none in {type(value).__name__}"
     if output is not None:
         if output not in found:
-            raise UnsupportedModel(need(f"the network has an output {output!r}", names, "Pick one."))
+            raise UnsupportedModel(
+                need(f"the network has an output {output!r}", names, "Pick one.")
+            )
         tensor: Tensor = found[output]
         return tensor
     if len(found) != 1:
