@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.errors import TernaryOpsError, UnsupportedModel, first_line, need
 from ternary_ops.wrappers import unwrap
 
 LABELS = ("labels", "label")  # of a batch: what is beside the input
@@ -36,8 +38,9 @@ class Signature:
     output: str | None = None
 
     def call(self, model: nn.Module, x: Any) -> Any:
-        """What the network returns for the tensor x."""
-        return model(*self._first(x), **self._named(x))
+        """What the network returns for the tensor x; raises UnsupportedModel where it fails."""
+        with naming_failures(x):
+            return model(*self._first(x), **self._named(x))
 
     def forward(self, model: nn.Module, x: Any) -> Any:
         """The same without hooks, for tracing: the one tensor, or a tuple of all."""
@@ -55,6 +58,20 @@ class Signature:
 
     def _named(self, x: Any) -> dict[str, Any]:
         return {**self.beside, **({self.input: x} if self.keyword else {})}
+
+
+@contextmanager
+def naming_failures(x: Tensor) -> Iterator[None]:
+    """What a network raises while it computes on x, as UnsupportedModel with the shape of x."""
+    try:
+        yield
+    except (TernaryOpsError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the network's own code runs here: whatever it raises is the reason
+        got = f"{type(error).__name__}: {first_line(error)}"
+        do = "Pass what the network takes, and see that it runs on this in eval mode."
+        what = f"the network computes on an input of shape {list(x.shape)}"
+        raise UnsupportedModel(need(what, got, do)) from error
 
 
 def signature_of(model: nn.Module, example: object = None, output: str | None = None) -> Signature:

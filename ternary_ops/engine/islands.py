@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.engine.functional import name_layers_
 from ternary_ops.engine.node_facts import run_checked, shape_of
 from ternary_ops.engine.steps import unsupported
-from ternary_ops.errors import UnsupportedModel, UnsupportedShape, need
+from ternary_ops.errors import UnsupportedModel, UnsupportedShape, first_line, need
 from ternary_ops.quantize.observed import INPUT_VALUE, value_name
 from ternary_ops.quantize.trace import TraceFailed, trace
 from ternary_ops.runtime import Program
@@ -125,7 +125,7 @@ def _traced(
         whole = [network.get_submodule(path) for path in islands]
         return trace(network, whole, signature)
     except TraceFailed as error:
-        _grow(network, islands, error.path, str(error).partition("\n")[0])
+        _grow(network, islands, error.path, first_line(error))
         return None
 
 

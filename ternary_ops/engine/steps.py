@@ -23,7 +23,7 @@ from ternary_ops.engine.layers import (
 from ternary_ops.engine.match import SUPPORTED, match
 from ternary_ops.engine.node_facts import Consequence, Op, Unsupported, shape_of, source
 from ternary_ops.engine.weight import Array
-from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.errors import UnsupportedModel, first_line, need
 from ternary_ops.quantize.observed import value_name
 from ternary_ops.quantize.trace import (
     Chain,
@@ -154,8 +154,8 @@ class _Reader:
                     self._note(self.values[node], node)
             except Consequence:
                 pass
-            except Unsupported as reason:
-                self.problems.append((node, f"{_place(node)}: {reason}"))
+            except Unsupported as error:
+                self.problems.append((node, f"{_place(node)}: {error}"))
 
     def _note(self, step: Step, node: fx.Node) -> None:
         """What is known of the value that a step and a node have in common."""
@@ -230,8 +230,8 @@ class _Reader:
         if name not in self._layers:
             try:
                 self._layers[name] = read_layer(name, _module(module))
-            except UnsupportedModel as reason:
-                raise Unsupported(str(reason).partition("\n")[0]) from reason
+            except UnsupportedModel as error:
+                raise Unsupported(first_line(error)) from error
         layer = self._layers[name]
         return Step(layer.op, [x], layer.attrs, layer)
 

@@ -20,6 +20,7 @@ from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.histogram import METHODS, Histogram
 from ternary_ops.quantize.observed import keep_ranges, value_name
 from ternary_ops.quantize.trace import (
+    Interpreter,
     fused_chain,
     is_layer,
     is_pass,
@@ -158,7 +159,7 @@ def _runner(
     return _Watching(graph_module, watched).run
 
 
-class _Watching(fx.Interpreter):
+class _Watching(Interpreter):
     """Runs the traced model and adds the values of some nodes to histograms."""
 
     def __init__(self, module: fx.GraphModule, watched: dict[fx.Node, Histogram]) -> None:

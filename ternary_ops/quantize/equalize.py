@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.channels import Channels, scales
-from ternary_ops.quantize.trace import is_layer, module_of, trace
+from ternary_ops.quantize.trace import Interpreter, is_layer, module_of, trace
 from ternary_ops.signature import result
 from ternary_ops.wrappers import unwrap
 
@@ -93,7 +93,7 @@ class _Seen:
     felt: Tensor
 
 
-class _Watch(fx.Interpreter):
+class _Watch(Interpreter):
     """Runs the traced network and gathers, per value, what _Seen has."""
 
     def __init__(self, traced: fx.GraphModule) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.inplace import name_inplace_results
 from ternary_ops.quantize.observed import INPUT_VALUE, name_values
 from ternary_ops.quantize.sizes import decide_channels, drop_unused_sizes
-from ternary_ops.signature import Signature, signature_of
+from ternary_ops.signature import Signature, naming_failures, signature_of
 
 _ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -150,6 +150,19 @@ def trace_around(
             if not error.path:
                 raise
             failed.append(error)
+
+
+class Interpreter(fx.Interpreter):
+    """torch.fx's, of one input, which leaves its own words out of what a layer raises."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+
+    def run(self, x: Tensor) -> Any:  # type: ignore[override]
+        """What the graph makes of x. Raises UnsupportedModel where it fails."""
+        with naming_failures(x):
+            return super().run(x)
 
 
 def module_of(node: fx.Node) -> nn.Module | None:
