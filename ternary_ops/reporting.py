@@ -348,6 +348,9 @@ def _times(*calls: Callable[[], object]) -> list[float]:
 
 def _array(sample: Tensor | Array) -> Array:
     if not isinstance(sample, np.ndarray):
+        if not hasattr(sample, "detach"):
+            what, do = "sample is a tensor or a NumPy array", "Pass a batch that the model takes."
+            raise UnsupportedShape(need(what, type(sample).__name__, do))
         sample = sample.detach().cpu().numpy()
     return np.ascontiguousarray(sample, np.float32)
 

@@ -22,7 +22,7 @@ from ternary_ops.errors import TernaryOpsError, UnsupportedModel, first_line, ne
 from ternary_ops.wrappers import unwrap
 
 LABELS = ("labels", "label")  # of a batch: what is beside the input
-_ONE_INPUT = "the network has one tensor input"
+_ONE_INPUT = "a network of one tensor input"
 _WRAP = "Wrap it in a module that takes one tensor and makes the others itself."
 
 
@@ -70,7 +70,7 @@ def naming_failures(x: Tensor) -> Iterator[None]:
     except Exception as error:  # the network's own code runs here: whatever it raises is the reason
         got = f"{type(error).__name__}: {first_line(error)}"
         do = "Pass what the network takes, and see that it runs on this in eval mode."
-        what = f"the network computes on an input of shape {list(x.shape)}"
+        what = f"a network that computes on an input of shape {list(x.shape)}"
         raise UnsupportedModel(need(what, got, do)) from error
 
 
@@ -97,7 +97,7 @@ def signature_of(model: nn.Module, example: object = None, output: str | None = 
         unknown = _unknown([*tensors, *beside], parameters)
         if unknown:
             do = f"It takes {', '.join(p.name for p in named)}."
-            raise UnsupportedModel(need("example holds arguments of forward", unknown, do))
+            raise UnsupportedModel(need("arguments of forward in example", unknown, do))
     else:
         tensors = [p.name for p in named if p.default is p.empty] or [p.name for p in named[:1]]
         if not named and any(p.kind is p.VAR_POSITIONAL for p in parameters):
@@ -156,16 +156,14 @@ def pick(value: object, output: str | None = None) -> Tensor:
     names = ", ".join(found) or f"none in {type(value).__name__}"
     if output is not None:
         if output not in found:
-            raise UnsupportedModel(
-                need(f"the network has an output {output!r}", names, "Pick one.")
-            )
+            raise UnsupportedModel(need(f"a network with an output {output!r}", names, "Pick one."))
         tensor: Tensor = found[output]
         return tensor
     if len(found) != 1:
         do = "Say which counts: output=NAME."
         if not found:
             do = "Return the tensor that counts."
-        raise UnsupportedModel(need("the network returns one tensor", names, do))
+        raise UnsupportedModel(need("a network that returns one tensor", names, do))
     (tensor,) = found.values()
     return tensor
 

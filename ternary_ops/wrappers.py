@@ -34,7 +34,7 @@ def unwrap(model: object) -> nn.Module:
     Raises UnsupportedModel, naming the class, for sharded and scripted networks and for what is no
     torch.nn.Module.
     """
-    what = "the network is a torch.nn.Module whose parameters and code are at hand"
+    what = "a network, a torch.nn.Module whose parameters and code are at hand"
     while True:
         names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__]
         inner = next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
@@ -62,7 +62,7 @@ def copy_of(model: nn.Module) -> nn.Module:
         results = ", ".join(_results(model))
         got = f"results of a computation: {results}" if results else f"{error}"
         do = "Keep a detached copy (tensor.detach()), or remove what cannot be copied."
-        raise UnsupportedModel(need("the network can be copied", got, do)) from error
+        raise UnsupportedModel(need("a network that can be copied", got, do)) from error
 
 
 def _results(model: nn.Module) -> Iterator[str]:

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ternary_ops.errors import BadConfig, BadWeights, FormatError, UnsupportedModel, need
+from ternary_ops.errors import (
+    BadConfig,
+    BadWeights,
+    FormatError,
+    UnsupportedModel,
+    check_type,
+    need,
+)
 from ternary_ops.prune.criteria import Criterion
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
@@ -105,6 +112,13 @@ class Pruner:
                     "Pass nested=False, or a schedule that ends at its target.",
                 )
             )
+        times = {"ternary_at": ternary_at, "freeze_at": freeze_at, "start": start, "end": end}
+        for name, value in {**times, "pull": pull}.items():
+            if value is not None:
+                check_type(name, value, (int, float), "Pass a share of total_steps.")
+        if optimizer is not None:
+            do = "Pass the optimizer itself, made after quantize_."
+            check_type("optimizer", optimizer, torch.optim.Optimizer, do)
         _check_times(ternary_at, freeze_at, self.schedule.start if start is None else start, end)
         if not pull >= 0.0 or (pull and optimizer is None):
             got = f"pull={pull}, optimizer={'None' if optimizer is None else 'given'}"

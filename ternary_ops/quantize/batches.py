@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.errors import UnsupportedModel, check_type, need
 from ternary_ops.signature import LABELS, signature_of
 
 
@@ -17,7 +18,8 @@ def samples(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Tensor, 
 
     Raises UnsupportedModel for a batch that holds no tensor, and at the end if there was no sample.
     """
-    device = next(model.parameters()).device
+    check_type("batches", batches, Iterable, "Pass a list of batches, or a DataLoader.")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seen = 0
     for batch in batches:
         x, label = _parts(model, batch)

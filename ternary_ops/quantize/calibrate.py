@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
-from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.histogram import METHODS, Histogram
 from ternary_ops.quantize.observed import keep_ranges, value_name
@@ -67,6 +67,9 @@ def calibrate(
     """
     _check(method, percentile)
     model = unwrap(model)
+    check_type(
+        "rules", {} if rules is None else rules, Mapping, "Pass a dict of globs and methods."
+    )
     layers = {
         module: name
         for name, module in model.named_modules()
@@ -99,6 +102,7 @@ def _check(method: object, percentile: float) -> tuple[str, float]:
     if not isinstance(method, str) or method not in METHODS:
         names = ", ".join(map(repr, METHODS))
         raise BadConfig(need(f"method is one of {names}", repr(method), "Pick one."))
+    check_type("percentile", percentile, (int, float), "99.99 is usual.")
     if not 50.0 < percentile <= 100.0:
         raise BadConfig(need("percentile lies in 50 to 100", percentile, "99.99 is usual."))
     return method, percentile

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
-from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.errors import UnsupportedModel, check_type, need
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.fold import fold_batchnorm_
 from ternary_ops.quantize.observed import travel_in_state
@@ -43,6 +43,9 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
             "ranges: wrap the network again, or they differ between processes"
         )
     model = unwrap(model)
+    if plan_or_config is not None:
+        do = "Pass what plan(model) returned, or a TernaryConfig."
+        check_type("plan_or_config", plan_or_config, (Plan, TernaryConfig), do)
     chosen = plan_or_config if isinstance(plan_or_config, Plan) else plan(model, plan_or_config)
     modules = dict(model.named_modules())
     new: dict[nn.Module, nn.Module] = {}

@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     document = container.read(path)
     if document.kind != KIND:
         do = "ternary_ops.runtime.load reads programs."
-        raise FormatError(need(f"{path} holds weights", f"kind {document.kind!r}", do))
+        raise FormatError(need(f"weights in {path}", f"kind {document.kind!r}", do))
     given, model = model, unwrap(model)
     rows, folded, bfloat16 = _parse_index(document.index)
     ranges = _parse_ranges(document.index.get("ranges", {}))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
-from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.progress import progress_bars
 from ternary_ops.quantize.batches import samples
 from ternary_ops.signature import result
@@ -238,6 +238,7 @@ def _make_float(layer: tnn.TernaryLayer, part: str) -> Callable[[], object]:
 
 
 def _check_parts(parts: Sequence[str]) -> tuple[str, ...]:
+    check_type("parts", parts, (str, Sequence), f"Pass one or both of {PARTS}.")
     given = (parts,) if isinstance(parts, str) else tuple(parts)
     if not given or not set(given) <= set(PARTS):
         raise BadConfig(need(f"parts are one or both of {PARTS}", repr(parts), "Correct it."))

@@ -93,7 +93,7 @@ def trace(
         where = f"{tracer.failed} of " if tracer.failed else ""
         failed = TraceFailed(
             need(
-                "torch.fx can trace the model (no control flow on tensors)",
+                "a model that torch.fx can trace (no control flow on tensors)",
                 f"{type(error).__name__} from {where}{type(model).__name__}: {error}",
                 "Rewrite that line with tensor operations, or give it a module of its own.",
             )
@@ -118,7 +118,7 @@ def _must_fail(tracer: _Tracer, entry: nn.Module, kind: str) -> None:
         tracer.trace(entry)
     except Exception:  # the model's own: which one does not matter
         return
-    what = "torch.fx can trace the model (no control flow on the number of channels)"
+    what = "a model that torch.fx can trace (no control flow on the number of channels)"
     raise TraceFailed(need(what, f"a branch in {kind}", "Decide it when the model is made."))
 
 
