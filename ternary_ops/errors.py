@@ -41,5 +41,22 @@ class MissingExtra(TernaryOpsError, ImportError):
 
 
 def need(what: str, got: object, do: str) -> str:
-    """One sentence each: what was needed, what was got, what to do."""
-    return f"{what}, got {got}.\n  {do}"
+    """expected `what`, got `got`; `do`: what was needed, what there is instead, what to do.
+
+    `what` says how things should be, as a noun ("a list of names") or a clause ("x is finite").
+    """
+    return f"expected {what}, got {got};\n  {do}"
+
+
+def check_type(name: str, value: object, kinds: type | tuple[type, ...], do: str) -> None:
+    """Raise BadConfig unless the argument `name` is of one of `kinds`; a bool is no number."""
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        return
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    raise BadConfig(need(f"{name} of type {wanted}", f"{value!r:.80}", do))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without what to do."""
+    return str(error).partition("\n")[0].removesuffix(";")

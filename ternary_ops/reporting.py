@@ -359,6 +359,9 @@ def _times(*calls: Callable[[], object]) -> list[float]:
 
 def _array(sample: Tensor | Array) -> Array:
     if not isinstance(sample, np.ndarray):
+        if not hasattr(sample, "detach"):
+            what, do = "sample is a tensor or a NumPy array", "Pass a batch that the model takes."
+            raise UnsupportedShape(need(what, type(sample).__name__, do))
         sample = sample.detach().cpu().numpy()
     return np.ascontiguousarray(sample, np.float32)
 
@@ -385,11 +388,15 @@ def _runner(model: nn.Module | Program) -> Callable[[Array], Array]:
         return model
     import torch
 
-    network = model.eval()
+    from ternary_ops.signature import signature_of
+    from ternary_ops.wrappers import unwrap
+
+    network = unwrap(model).eval()
+    signature = signature_of(network)
 
     def call(x: Array) -> Array:
         with torch.inference_mode():
-            y: Array = network(torch.from_numpy(x)).numpy()
+            y: Array = signature.result(network, torch.from_numpy(x)).numpy()
         return y
 
     return call

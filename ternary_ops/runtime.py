@@ -33,7 +33,7 @@ from ternary_ops.engine.rounding import round_vectors
 from ternary_ops.engine.shapes import Shape, infer
 from ternary_ops.engine.tune import TuneReport, tune
 from ternary_ops.engine.weight import Array
-from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, need
+from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, check_type, need
 
 __all__ = [
     "Program",
@@ -95,6 +95,7 @@ class Program:
         what the cores in use can multiply (`engine.ceiling`; above 1 where zeros are left out).
         """
         x = self._accept(x)
+        check_type("repeats", repeats, int, "Use 10.")
         if repeats < 1:
             raise BadConfig(need("profile needs repeats >= 1", repeats, "Use 10."))
         rows = describe.rows(self.graph, self._shapes_of(x.shape))

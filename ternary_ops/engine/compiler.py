@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,48 +14,56 @@ from torch import Tensor, fx, nn
 from ternary_ops.engine.functional import name_layers_
 from ternary_ops.engine.ir import Graph
 from ternary_ops.engine.islands import IslandProgram, compile_with_islands
+from ternary_ops.engine.layers import Range
 from ternary_ops.engine.lower import lower
 from ternary_ops.engine.node_facts import run_checked
 from ternary_ops.engine.permute import permute as permute_channels
-from ternary_ops.engine.prepare import check_read, copied, float_activations, prepare
+from ternary_ops.engine.prepare import check_read, float_activations, prepare
 from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.blocks import float_twins
 from ternary_ops.quantize.fold import find_pairs, fold_pairs_
+from ternary_ops.quantize.observed import ranges_of
 from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
+from ternary_ops.signature import Signature, signature_of, tensor_of
+from ternary_ops.wrappers import copy_of, unwrap
 
 _log = logging.getLogger(__name__)
+Example: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 
 
 @overload
 def compile(  # noqa: A001
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Example,
     *,
     permute: bool = False,
     tune: bool = False,
+    output: str | None = None,
     allow_unfinished: bool = False,
 ) -> Program: ...
 @overload
 def compile(  # noqa: A001
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Example,
     *,
     islands: bool,
     permute: bool = False,
     tune: bool = False,
+    output: str | None = None,
     allow_unfinished: bool = False,
 ) -> Program | IslandProgram: ...
 def compile(  # noqa: A001
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Example,
     *,
     islands: bool = False,
     permute: bool = False,
     tune: bool = False,
+    output: str | None = None,
     allow_unfinished: bool = False,
 ) -> Program | IslandProgram:
     """Turn a float, quantized or packed network into a Program.
@@ -62,8 +71,14 @@ def compile(  # noqa: A001
     Works on a copy in eval mode and folds BatchNorm there. Layers with uint8 activations run in
     integers, from their own codes whatever the phase; torch.nn's layers, block-sparse and
     weight-only ones run in float32, convolutions without what is zero in their weights and linear
-    layers from the codes as they are stored. example_input, float [N, C, H, W] or [N, K], fixes
-    the channels; N, H and W stay free.
+    layers from the codes as they are stored. DataParallel and other wrappers are looked into.
+
+    example_input: one float tensor [N, C, H, W] or [N, K], which fixes the channels; N, H and W
+    stay free. Or a tuple of positional or a dict of keyword arguments that holds one such tensor;
+    what is beside it stays constant.
+
+    output: of a network that returns several tensors the one that counts, by its key, field or
+    index ("logits", "0", "aux.1").
 
     islands: where a module has no program form, run it in PyTorch between programs and return an
     IslandProgram, which names such modules and cannot be saved.
@@ -79,27 +94,43 @@ def compile(  # noqa: A001
     layers that do not run, and those with fewer zeros than planned.
 
     Raises UnsupportedModel listing every part that has no program form, every layer whose range
-    calibrate has not set, hooks that change values, layers held outside the module tree, weights of
-    quantized layers that the model's code reads, or layers that are still being pruned; BadWeights
-    for weights that are not finite.
+    calibrate has not set, the names of several inputs or outputs, hooks that change values, layers
+    held outside the module tree, weights of quantized layers that the model's code reads, or layers
+    that are still being pruned; BadWeights for weights that are not finite.
     """
-    x = _example(example_input)
-    network = float_twins(copied(model).cpu().float().eval())
-    untouched = prepare(model, network, x, islands, allow_unfinished)
+    model = unwrap(model)
+    signature = signature_of(model, example_input, output)
+    x = _example(tensor_of(model, example_input))
+    network = float_twins(copy_of(model).cpu().float().eval())
+    untouched = prepare(model, network, x, signature, islands, allow_unfinished)
+    ranges = ranges_of(model)
+    whole = Task(signature, ranges, permute, tune)
     if not islands:
-        return _whole(network, x, permute, tune, untouched)
+        return _whole(network, x, untouched, whole)
 
-    def compile_part(part: nn.Module, sample: Tensor) -> Program:
-        return compile(part, sample, permute=permute, tune=tune, allow_unfinished=True)
+    def part(module: nn.Module, sample: Tensor) -> Program:
+        own, task = copy_of(module), Task(signature_of(module), ranges, permute, tune)
+        expected = prepare(module, own, sample, task.signature, False, True)
+        return _whole(own, sample, expected, task)
 
     with torch.no_grad():
-        made = compile_with_islands(network, x, compile_part)
-    return made if made.islands else compile_part(network, x)
+        made = compile_with_islands(network, x, signature, part)
+    return made if made.islands else _whole(network, x, untouched, whole)
 
 
-def _whole(network: nn.Module, x: Tensor, permute: bool, tune: bool, untouched: Any) -> Program:
+@dataclass(frozen=True)
+class Task:
+    """How a network is called, observed ranges by name of a value, and what is asked of compile."""
+
+    signature: Signature
+    ranges: Mapping[str, Range]
+    permute: bool
+    tune: bool
+
+
+def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program:
     with torch.no_grad():
-        traced = trace(network)
+        traced = trace(network, signature=task.signature)
         check_read(network, traced)
         pairs = find_pairs(network, traced.graph)
         if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
@@ -108,11 +139,11 @@ def _whole(network: nn.Module, x: Tensor, permute: bool, tune: bool, untouched: 
                 run_checked(traced, x, untouched)
             untouched = None
         fold_pairs_(network, pairs)
-        traced = trace(network)
+        traced = trace(network, signature=task.signature)
         name_layers_(traced)
         with float_activations(network):
             expected = run_checked(traced, x, untouched)
-        graph = _lower(traced, x)
+        graph = _lower(traced, x, task.ranges)
     shape = infer(graph, x.shape[0], *x.shape[2:])[-1]
     if shape != tuple(expected.shape):
         raise UnsupportedModel(
@@ -122,8 +153,8 @@ def _whole(network: nn.Module, x: Tensor, permute: bool, tune: bool, untouched: 
                 "Report this model; it was misread.",
             )
         )
-    program = Program(_permuted(graph, x.shape) if permute else graph, tuple(x.shape))
-    if tune:
+    program = Program(_permuted(graph, x.shape) if task.permute else graph, tuple(x.shape))
+    if task.tune:
         program.tune(x.numpy())
     return program
 
@@ -134,9 +165,9 @@ def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:
     return made
 
 
-def _lower(traced: fx.GraphModule, x: Tensor) -> Graph:
+def _lower(traced: fx.GraphModule, x: Tensor, ranges: Mapping[str, Range]) -> Graph:
     try:
-        return lower(read_steps(traced), x.shape)
+        return lower(read_steps(traced, ranges), x.shape)
     except FormatError as error:  # what a program cannot hold, a model cannot ask for
         raise UnsupportedModel(str(error)) from error
 

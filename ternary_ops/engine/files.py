@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[Graph, tuple[int, ...]]:
     if document.kind != KIND:
         raise FormatError(
             need(
-                f"{path} holds a program",
+                f"a program in {path}",
                 f"kind {document.kind!r}",
                 "Load a network's weights with ternary_ops.load, then compile it.",
             )

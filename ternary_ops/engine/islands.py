@@ -16,9 +16,11 @@ from torch import Tensor, fx, nn
 from ternary_ops.engine.functional import name_layers_
 from ternary_ops.engine.node_facts import run_checked, shape_of
 from ternary_ops.engine.steps import unsupported
-from ternary_ops.errors import UnsupportedModel, UnsupportedShape, need
+from ternary_ops.errors import UnsupportedModel, UnsupportedShape, first_line, need
+from ternary_ops.quantize.observed import INPUT_VALUE, value_name
 from ternary_ops.quantize.trace import TraceFailed, trace
 from ternary_ops.runtime import Program
+from ternary_ops.signature import Signature
 
 CompilePart = Callable[[nn.Module, Tensor], Program]
 
@@ -87,7 +89,9 @@ class IslandProgram:
         return f"IslandProgram({len(self.parts)} parts, islands {', '.join(self.islands)})"
 
 
-def compile_with_islands(network: nn.Module, x: Tensor, compile_part: CompilePart) -> IslandProgram:
+def compile_with_islands(
+    network: nn.Module, x: Tensor, signature: Signature, compile_part: CompilePart
+) -> IslandProgram:
     """Cut `network` (its own copy, in eval mode) at the modules that have no program form.
 
     Where values flow around such a module, the module that holds both becomes the island. Raises
@@ -95,11 +99,11 @@ def compile_with_islands(network: nn.Module, x: Tensor, compile_part: CompilePar
     """
     islands: dict[str, str] = {}
     while True:
-        traced = _traced(network, islands)
+        traced = _traced(network, islands, signature)
         if traced is None:
             continue
         name_layers_(traced)
-        run_checked(traced, x, network(x.clone()))
+        run_checked(traced, x, signature.result(network, x.clone()))
         here = {n: str(n.target) for n in traced.graph.nodes if n.target in islands}
         found = [(_owner(node), text) for node, text in unsupported(traced, set(here))]
         found += [
@@ -113,12 +117,15 @@ def compile_with_islands(network: nn.Module, x: Tensor, compile_part: CompilePar
             _grow(network, islands, path, reason)
 
 
-def _traced(network: nn.Module, islands: dict[str, str]) -> fx.GraphModule | None:
+def _traced(
+    network: nn.Module, islands: dict[str, str], signature: Signature
+) -> fx.GraphModule | None:
     """The trace with islands whole; None after making an island of what cannot be traced."""
     try:
-        return trace(network, whole=[network.get_submodule(path) for path in islands])
+        whole = [network.get_submodule(path) for path in islands]
+        return trace(network, whole, signature)
     except TraceFailed as error:
-        _grow(network, islands, error.path, str(error).partition("\n")[0])
+        _grow(network, islands, error.path, first_line(error))
         return None
 
 
@@ -212,4 +219,6 @@ def _segment(
         if node not in made:
             made[node] = graph.node_copy(node, copied)
     graph.output(made[end])
-    return fx.GraphModule(network, graph)
+    part = fx.GraphModule(network, graph)
+    part.meta[INPUT_VALUE] = value_name(start)
+    return part

@@ -4,13 +4,17 @@
 A value is quantized when a layer with uint8 activations reads it, to the widest range of such
 layers; max pools, concat, resizing and what only moves values pass the question on to their
 readers. A value that no layer owns but that an add, a product, a function or an average would read
-as uint8 takes the `output_range` of the layer that makes it (calibrate fills it), or a range that
-follows from its operands. All others stay float: the edges of the network and whatever float layers
-touch. quantize and dequantize nodes appear where a reader needs the other form.
+as uint8 takes the `output_range` of the layer that makes it, or the range that calibrate saw of a
+value without a layer. Where calibrate saw none, as in networks of earlier versions, it takes a
+range that follows from its operands, with a warning: that may use few of the 256 codes. All others
+stay float: the edges of the network, whatever float layers touch, and what a BatchNorm reads whose
+scales would make rounding show. quantize and dequantize nodes appear where a reader needs the other
+form.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +30,7 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.ops.functions import over_codes
 from ternary_ops.ops.reference import affine_params, fine_params
 
+_log = logging.getLogger(__name__)
 _KEEPS_RANGE = (
     "max_pool2d",
     "flatten",
@@ -37,6 +42,7 @@ _KEEPS_RANGE = (
     "unflatten",
 )
 _FLOATS = ("softmax", "layer_norm")
+_GAIN = 1.0  # rounding of what a BatchNorm reads must not show more than that of what it makes
 _CHEAP = 100  # weights of a filter over an image: 3 x 5 x 5 values of colour
 
 
@@ -58,6 +64,12 @@ def lower(steps: Sequence[Step], shape: Sequence[int]) -> Graph:
                 f"none for {names}",
                 "Call calibrate(model, batches) first, with samples that reach these layers.",
             )
+        )
+    if emitter.derived:
+        _log.warning(
+            "ranges derived from operands, which may be far too wide, since none was observed: %s. "
+            "Call calibrate(model, batches) again.",
+            ", ".join(sorted(emitter.derived)),
         )
     return Graph(_used(emitter.nodes), tuple(emitter.weights))
 
@@ -99,11 +111,22 @@ def _collect_ranges(steps: Sequence[Step]) -> None:
 
 
 def _normalizes(user: Step, step: Step) -> bool:
-    """True for a BatchNorm of a joined value. One behind a layer has no range to read: calibrate
-    sees the end of the layer's chain alone.
+    """True for a BatchNorm that may read codes of a joined value. One behind a layer has no range
+    to read: calibrate sees the end of the layer's chain alone.
     """
-    follows = user.layer is not None and user.layer.follows
-    return follows and step.layer is None and step not in user.inputs[1:]
+    layer = user.layer
+    if layer is None or not layer.follows or step.layer is not None or step in user.inputs[1:]:
+        return False
+    read, made = step.observed, user.wanted or user.observed
+    return read is None or made is None or _gain(layer, read, made) <= _GAIN
+
+
+def _gain(layer: Layer, read: Range, made: Range) -> float:
+    """By how much rounding to codes of the range `read`, scaled by a layer, exceeds rounding to
+    those of the range `made`; root mean square over channels.
+    """
+    steps = _affine(read)[0] * layer.weight.effective_scale(None) / _affine(made)[0]
+    return float(np.sqrt(np.mean(np.square(steps, dtype=np.float64))))
 
 
 def _widest(a: Range | None, b: Range | None) -> Range | None:
@@ -132,6 +155,7 @@ class _Emitter:
         self.nodes = [Node("input", (), {"c": shape[1], "rank": len(shape)})]
         self.weights: list[Weight] = []
         self.unset: set[str] = set()
+        self.derived: set[str] = set()
         self._made: dict[Step, tuple[int, Params | None]] = {}
         self._other_form: dict[Step, int] = {}  # its quantize or dequantize node
         self._fine: dict[tuple[Step, Params], int] = {}
@@ -250,6 +274,8 @@ class _Emitter:
             return _affine(step.wanted)
         if not step.flexible:
             return None
+        if step.observed is not None:
+            return _affine(step.observed)
         if step.op in ("avg_pool2d", "adaptive_avg_pool2d"):
             return self._params_of(step.inputs[0])  # an average stays in the range
         layer = step.layer
@@ -268,6 +294,8 @@ class _Emitter:
             return _finite_ends(over_codes(step.attrs["fn"], step.attrs["params"], *params[0]))
         if step.op == "concat":
             return min(lo for lo, _ in ranges), max(hi for _, hi in ranges)
+        if step.place:
+            self.derived.add(step.place)
         if step.op == "mul":
             corners = [a * b for a in ranges[0] for b in ranges[1]]
             return _clamped((min(corners), max(corners)), step.clamp)

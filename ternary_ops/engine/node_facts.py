@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.quantize.trace import module_of
+from ternary_ops.quantize.trace import Interpreter, module_of
 
 # An op of engine.ir and its attributes; or "layer" and "batchnorm", whose module says the rest.
 Op: TypeAlias = tuple[str, dict[str, Any]]
@@ -26,7 +26,7 @@ class Consequence(Unsupported):
     """The node reads one that is unsupported, which is reason enough to name that one only."""
 
 
-class Shapes(fx.Interpreter):
+class Shapes(Interpreter):
     """Runs a traced network once and notes every value's shape: None for sizes and constants, ()
     for several tensors at once.
     """

@@ -6,8 +6,6 @@ What the untouched network computes is noted first, so that everything after it 
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,30 +24,23 @@ from ternary_ops.quantize.changes import Changes, read_without_call
 from ternary_ops.quantize.planned import check_finished, listed, warn_of_zeros
 from ternary_ops.quantize.trace import is_leaf, module_of
 from ternary_ops.quantize.usage import Usage, watching
+from ternary_ops.signature import Signature
 
 _log = logging.getLogger(__name__)
 _KINDS = ("_forward_pre_hooks", "_forward_hooks")
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, of weights too that a hook computed with gradients, which torch refuses to copy:
-    the copy has their present values, until its hooks run.
-    """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
-
-
 @torch.no_grad()
 def prepare(
-    model: nn.Module, network: nn.Module, x: Tensor, islands: bool, allow_unfinished: bool
-) -> Any:
+    model: nn.Module,
+    network: nn.Module,
+    x: Tensor,
+    signature: Signature,
+    islands: bool,
+    allow_unfinished: bool,
+) -> Tensor:
     """Make the weights of `network`, a copy of `model` in eval mode, constants, in place, and drop
-    hooks that only look on. Returns what the untouched network makes of x, activations not rounded;
-    None where it takes more than x.
+    hooks that only look on. Returns what the untouched network makes of x, activations not rounded.
 
     Raises UnsupportedModel, naming them, for hooks that change values of modules whose type alone
     a program reads, for layers held outside the module tree and for pruning that is not finished.
@@ -57,12 +48,10 @@ def prepare(
     """
     layers = _quantized(network)
     check_finished(layers, allow_unfinished)
-    if not _takes_one(network):
-        return None  # the trace says so, with the name of the second input
     for layer in layers.values():
         layer.settle()  # programs have one scale a filter
     with watching(network) as usage, _hooks_seen(network) as hooks, float_activations(network):
-        expected = network(x.clone())
+        expected = signature.result(network, x.clone())
     _materialize(network)
     for owner in (model, network):  # a closure of the copy calls modules of the original
         usage.check_replaced(_quantized(owner))
@@ -124,12 +113,6 @@ def float_activations(network: nn.Module) -> Iterator[None]:
 
 def _quantized(network: nn.Module) -> dict[str, TernaryLayer]:
     return {n: m for n, m in network.named_modules() if isinstance(m, TernaryLayer)}
-
-
-def _takes_one(network: nn.Module) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(network.forward).parameters.values()
-    return sum(p.kind in kinds and p.default is p.empty for p in parameters) <= 1
 
 
 def _materialize(network: nn.Module) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,16 @@ from ternary_ops.engine.layers import (
 from ternary_ops.engine.match import SUPPORTED, match
 from ternary_ops.engine.node_facts import Consequence, Op, Unsupported, shape_of, source
 from ternary_ops.engine.weight import Array
-from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.quantize.trace import Chain, clamp_bounds, fused_chain, is_layer, module_of
+from ternary_ops.errors import UnsupportedModel, first_line, need
+from ternary_ops.quantize.observed import value_name
+from ternary_ops.quantize.trace import (
+    Chain,
+    clamp_bounds,
+    fused_chain,
+    is_layer,
+    links,
+    module_of,
+)
 
 Bounds = tuple[float | None, float | None]
 _MOVES = ("flatten", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
@@ -37,8 +45,9 @@ class Step:
 
     slope: of a layer, [O] or [1]: a PReLU behind it. wanted: range that the layers reading this
     value ask for. flexible: an op that has no range of its own would read it as uint8. fine: range
-    that layers reading it as uint11 ask for; it is then made as floats. shape: of what a traced
-    node made, None for steps between.
+    that layers reading it as uint11 ask for; it is then made as floats. observed: range that
+    calibrate saw of a value without a layer. shape and place: of what a traced node made, None and
+    "" for steps between.
     """
 
     op: str
@@ -51,16 +60,18 @@ class Step:
     wanted: Range | None = None
     flexible: bool = False
     fine: Range | None = None
+    observed: Range | None = None
     shape: tuple[int, ...] | None = None
+    place: str = ""
 
 
-def read_steps(traced: fx.GraphModule) -> list[Step]:
+def read_steps(traced: fx.GraphModule, ranges: Mapping[str, Range] | None = None) -> list[Step]:
     """The steps, in order, that the output needs; the first is the input, the last the output.
 
-    Shapes must have been noted (`match.Shapes`). Raises one UnsupportedModel that lists every node
-    without a program form.
+    ranges: of values without a layer (`quantize.observed`). Shapes must have been noted
+    (`match.Shapes`). Raises one UnsupportedModel that lists every node without a program form.
     """
-    reader = _read(traced)
+    reader = _read(traced, ranges=ranges or {})
     if reader.problems:
         lines = "".join(f"\n  {line}" for _, line in reader.problems)
         raise UnsupportedModel(
@@ -83,8 +94,12 @@ def unsupported(
     return _read(traced, islands).problems
 
 
-def _read(traced: fx.GraphModule, islands: Collection[fx.Node] = ()) -> _Reader:
-    reader = _Reader(traced)
+def _read(
+    traced: fx.GraphModule,
+    islands: Collection[fx.Node] = (),
+    ranges: Mapping[str, Range] | None = None,
+) -> _Reader:
+    reader = _Reader(traced, ranges or {})
     for node in traced.graph.nodes:
         if node in islands:
             reader.values[node] = Step("input", [])
@@ -109,14 +124,15 @@ def _clip(bound: float | None, by: Bounds, otherwise: float | None) -> float | N
 class _Reader:
     """Turns traced nodes into steps, and collects what has no program form."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
+    def __init__(self, traced: fx.GraphModule, ranges: Mapping[str, Range]) -> None:
         self.problems: list[tuple[fx.Node, str]] = []
         self.values: dict[fx.Node, Step] = {}
         self.output: fx.Node
         self._layers: dict[str, Layer] = {}
+        self._ranges = ranges
         chains = [fused_chain(node) for node in traced.graph.nodes if is_layer(node)]
         self._ends = {chain.end: chain for chain in chains}
-        self._inner = {node for chain in chains for node in _links(chain)} - set(self._ends)
+        self._inner = {node for chain in chains for node in links(chain)} - set(self._ends)
 
     def read(self, node: fx.Node) -> None:
         """Add the steps of a node, or a problem."""
@@ -135,11 +151,19 @@ class _Reader:
                 elif node not in self._inner:
                     self.values[node] = self._ops(node, ops)
                 if node in self.values:
-                    self.values[node].shape = shape_of(node)
+                    self._note(self.values[node], node)
             except Consequence:
                 pass
-            except Unsupported as reason:
-                self.problems.append((node, f"{_place(node)}: {reason}"))
+            except Unsupported as error:
+                self.problems.append((node, f"{_place(node)}: {error}"))
+
+    def _note(self, step: Step, node: fx.Node) -> None:
+        """What is known of the value that a step and a node have in common."""
+        step.shape, step.place = shape_of(node), _place(node)
+        step.observed = self._ranges.get(value_name(node), step.observed)
+        halves = step.op == "add" and all(part.shape is None for part in step.inputs)
+        for part in step.inputs if halves else ():  # of a PReLU: each is the sum, or zero
+            part.observed = step.observed
 
     def _read_output(self, node: fx.Node) -> None:
         value = node.args[0]
@@ -206,8 +230,8 @@ class _Reader:
         if name not in self._layers:
             try:
                 self._layers[name] = read_layer(name, _module(module))
-            except UnsupportedModel as reason:
-                raise Unsupported(str(reason).partition("\n")[0]) from reason
+            except UnsupportedModel as error:
+                raise Unsupported(first_line(error)) from error
         layer = self._layers[name]
         return Step(layer.op, [x], layer.attrs, layer)
 
@@ -221,15 +245,6 @@ class _Reader:
         if node not in self.values:
             raise Consequence
         return self.values[node]
-
-
-def _links(chain: Chain) -> list[fx.Node]:
-    """Every node from the layer to the end of its chain."""
-    nodes = [chain.layer]
-    while nodes[-1] is not chain.end:
-        (user,) = nodes[-1].users
-        nodes.append(user)
-    return nodes
 
 
 def _reachable(output: Step) -> list[Step]:
@@ -262,6 +277,7 @@ def _fuse_clamps(steps: Sequence[Step]) -> list[Step]:
             continue
         before = step.inputs[0]
         maker.clamp, before.users = merge(maker.clamp, step.clamp), step.users
+        maker.observed = step.observed
         for user in step.users:
             user.inputs = [before if s is step else s for s in user.inputs]
     return kept

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.errors import UnsupportedShape, need
+from ternary_ops.errors import UnsupportedShape, check_type, need
 from ternary_ops.nn._base import TernaryLayer
 from ternary_ops.nn.geometry import GEOMETRY
 from ternary_ops.quantize.config import TernaryConfig
@@ -68,6 +68,7 @@ class TernaryConv2d(TernaryLayer):
     @classmethod
     def from_float(cls, m: nn.Conv2d, config: TernaryConfig = TernaryConfig()) -> TernaryConv2d:  # noqa: B008
         """The layer that takes over m's parameters (the same objects, not copies)."""
+        check_type("the layer", m, nn.Conv2d, "Pass the torch.nn.Conv2d to take over.")
         arguments: dict[str, Any] = {name: getattr(m, name) for name in GEOMETRY}
         layer = cls(**arguments, bias=m.bias is not None, device="meta", config=config)
         layer._adopt(m.weight, m.bias, config)

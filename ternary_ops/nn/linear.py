@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.errors import UnsupportedShape, need
+from ternary_ops.errors import UnsupportedShape, check_type, need
 from ternary_ops.nn._base import TernaryLayer
 from ternary_ops.quantize.config import TernaryConfig
 
@@ -36,6 +36,7 @@ class TernaryLinear(TernaryLayer):
     @classmethod
     def from_float(cls, m: nn.Linear, config: TernaryConfig = TernaryConfig()) -> TernaryLinear:  # noqa: B008
         """The layer that takes over m's parameters (the same objects, not copies)."""
+        check_type("the layer", m, nn.Linear, "Pass the torch.nn.Linear to take over.")
         layer = cls(m.in_features, m.out_features, m.bias is not None, "meta", config=config)
         layer._adopt(m.weight, m.bias, config)
         return layer.train(m.training)

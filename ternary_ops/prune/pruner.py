@@ -12,11 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from ternary_ops.errors import BadConfig, BadWeights, FormatError, UnsupportedModel, need
+from ternary_ops.errors import (
+    BadConfig,
+    BadWeights,
+    FormatError,
+    UnsupportedModel,
+    check_type,
+    need,
+)
 from ternary_ops.prune.criteria import Criterion
 from ternary_ops.prune.progress import Progress
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
+from ternary_ops.wrappers import plain_name, unwrap
 
 _log = logging.getLogger(__name__)
 # A ranking can cost as much as a small network's whole step; 200 of them follow a curve closely.
@@ -110,6 +118,13 @@ class Pruner:
                     "Pass nested=False, or a schedule that ends at its target.",
                 )
             )
+        times = {"ternary_at": ternary_at, "freeze_at": freeze_at, "start": start, "end": end}
+        for name, value in {**times, "pull": pull}.items():
+            if value is not None:
+                check_type(name, value, (int, float), "Pass a share of total_steps.")
+        if optimizer is not None:
+            do = "Pass the optimizer itself, made after quantize_."
+            check_type("optimizer", optimizer, torch.optim.Optimizer, do)
         _check_times(ternary_at, freeze_at, self.schedule.start if start is None else start, end)
         if not pull >= 0.0 or (pull and optimizer is None):
             got = f"pull={pull}, optimizer={'None' if optimizer is None else 'given'}"
@@ -126,6 +141,7 @@ class Pruner:
         self._end_step = min(end_step, self._freeze_step)
         default_every = -(-self._end_step // _UPDATES)
         self.every = default_every if every is None else _check_count("every", every)
+        model = unwrap(model)
         self._targets = find_targets(model, zeros, pattern, scope, skip, min_nnz)
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
@@ -244,6 +260,7 @@ class Pruner:
 
         FormatError, with nothing changed, when the state is of another model or other arguments.
         """
+        state = _plain_names(state)
         self._check_state(state)
         self._step = self._progress.step = int(state["step"])
         for group, packed in zip(self._groups, state["pruned"], strict=True):
@@ -357,6 +374,23 @@ class Pruner:
                     "Build both with the same arguments.",
                 )
             )
+
+
+def _plain_names(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state with layers named as in the network itself: earlier versions wrote the names that
+    they have in DataParallel and other wrappers.
+    """
+    plan = state.get("plan") if isinstance(state, Mapping) else None
+    rows = plan.get("layers") if isinstance(plan, Mapping) else None
+    if not isinstance(rows, list) or not all(isinstance(row, list) and row for row in rows):
+        return state  # the check says what is wrong
+    named = {
+        key: {plain_name(str(name)): value for name, value in state[key].items()}
+        for key in ("latent", "scores")
+        if isinstance(state.get(key), Mapping)
+    }
+    layers = [[plain_name(str(row[0])), *row[1:]] for row in rows]
+    return {**state, "plan": {**cast("dict[str, Any]", plan), "layers": layers}, **named}
 
 
 class _Guard:

@@ -12,7 +12,6 @@ run, to give what the dense layer gave although what enters has changed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -24,6 +23,8 @@ from ternary_ops.prune.layer_matrix import LayerMatrix
 from ternary_ops.prune.pruner import SummaryRow
 from ternary_ops.prune.targets import Target, find_targets, is_quantized, make_groups
 from ternary_ops.quantize.batches import samples
+from ternary_ops.signature import result, signature_of
+from ternary_ops.wrappers import copy_of, unwrap
 
 _ROUNDS = 2  # random directions of the output in each batch
 _LAST = 0.97  # of a filter's units whose order is worked out; the rest would go last
@@ -56,6 +57,7 @@ def reconstruct_(
     """
     if not damp > 0:
         raise BadConfig(need("damp needs a positive number", damp, "1e-4 suits most networks."))
+    model = unwrap(model)
     targets = find_targets(model, zeros, pattern, scope, skip, None)
     for target in targets:
         if target.pattern.rows != 1 or target.pattern.cols == 0:
@@ -70,7 +72,7 @@ def reconstruct_(
     try:
         for layer in layers:
             layer.phase = "float"
-        dense = copy.deepcopy(model)
+        dense = copy_of(model)
         matrices = {t.name: LayerMatrix(t.owners[0], t.pattern.cols) for t in targets}
         grams, order = _grams(model, targets, matrices, inputs)
         felt = _felt(model, targets, matrices, inputs)
@@ -154,7 +156,7 @@ def _grams(
     try:
         with torch.no_grad():
             for x in inputs:
-                model(x)
+                signature_of(model).call(model, x)
     finally:
         for handle in handles:
             handle.remove()
@@ -193,10 +195,7 @@ def _felt(
             made.clear()
             # The image takes part so that there is a graph even where no parameter wants one.
             with torch.enable_grad():
-                y = model(x.clone().requires_grad_())
-            if not isinstance(y, Tensor):
-                got, do = type(y).__name__, "Wrap it so that it returns one."
-                raise UnsupportedModel(need("the model returns a tensor", got, do))
+                y = result(model, x.clone().requires_grad_())
             for _ in range(_ROUNDS):
                 signs = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
                 outputs = [output for _, output in made]
@@ -310,7 +309,7 @@ def _entering(model: nn.Module, layer: nn.Module, x: Tensor) -> list[Tensor]:
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     try:
-        model(x)
+        signature_of(model).call(model, x)
     finally:
         handle.remove()
     return seen

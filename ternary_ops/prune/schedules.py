@@ -124,7 +124,7 @@ def get_schedule(schedule: str | Schedule) -> Schedule:
     """The schedule of that name; a Schedule passes through. BadConfig lists the names there are."""
     if isinstance(schedule, Schedule):
         return schedule
-    if schedule not in SCHEDULES:
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise BadConfig(
             need(
                 f"schedule must be one of {', '.join(SCHEDULES)}, or a prune.Schedule",

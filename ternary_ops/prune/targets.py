@@ -10,7 +10,7 @@ from typing import Protocol, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, check_type, need
 from ternary_ops.prune.criteria import Criterion
 from ternary_ops.prune.progress import Progress
 from ternary_ops.prune.units import (
@@ -233,6 +233,7 @@ def find_targets(
     glob that matches a layer counts; a layer that none matches keeps its config, or is left out of
     a plain model.
     """
+    check_type("skip", skip, (str, Sequence), "Pass a glob, or a list of them.")
     quantized = any(is_quantized(module) for module in model.modules())
     layers = {name: m for name, m in model.named_modules() if _prunable(m, quantized)}
     if not layers:
@@ -326,6 +327,8 @@ def _layer_zeros(
             share = zeros[glob] if fnmatchcase(name, glob) else share
     elif zeros is not None:
         share = zeros
+    if share is not None:
+        check_type(f"zeros for {name!r}", share, (int, float), "0.9 keeps a tenth.")
     if share is not None and not 0.0 <= share < 1.0:
         raise BadConfig(
             need("zeros needs 0 <= zeros < 1", f"{share} for {name!r}", "0.9 keeps a tenth.")

@@ -30,6 +30,7 @@ from ternary_ops.quantize.calibrate import calibrate
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.plan import Plan, PlanRow
+from ternary_ops.wrappers import copy_of
 
 # Shares of empty units that are tried for ternary and for 8-bit weights.
 TERNARY_ZEROS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -93,7 +94,7 @@ def allocate(
     candidates = _candidates(plan, free)
     with progress_bars() as bars, bars.stage("cost table", len(candidates)) as tick:
         for configs in candidates:
-            trial = copy.deepcopy(model).eval()
+            trial = copy_of(model).eval()
             rows = [_with(row, configs.get(row.name)) for row in plan]
             quantize_(trial, Plan(tuple(rows)))
             if any(row.config is not None and row.config.zeros > 0 for row in rows):

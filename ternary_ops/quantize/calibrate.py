@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
-from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.histogram import METHODS, Histogram
-from ternary_ops.quantize.trace import fused_chain, is_pass, module_of, trace_around
+from ternary_ops.quantize.observed import keep_ranges, value_name
+from ternary_ops.quantize.trace import (
+    Interpreter,
+    fused_chain,
+    is_layer,
+    is_pass,
+    links,
+    module_of,
+    trace_around,
+)
 from ternary_ops.quantize.usage import Usage, evaluating, watching
+from ternary_ops.signature import signature_of
+from ternary_ops.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
 _MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
@@ -41,9 +53,10 @@ def calibrate(
                 counts, for the layer's input and output range
 
     `output_range` is for values that no layer reads as its input: what a layer, with the BatchNorm,
-    residual add and activation fused behind it, hands to a pool or to another's residual add. It is
-    found by tracing, around modules that torch.fx cannot trace; where that is the model itself, it
-    gets input ranges alone, with a warning.
+    residual add and activation fused behind it, hands to a pool or to another's residual add. What
+    no layer makes either (a BatchNorm that stays unfolded, sums, products, functions) is seen too,
+    and its range kept by the model. Both are found by tracing, around modules that torch.fx cannot
+    trace; where that is the model itself, it gets input ranges alone, with a warning.
 
     What is observed is the network in eval mode, with float activations and weights as their phase
     has them: calling again gives the same ranges. The former mode is restored. Input ranges are
@@ -56,6 +69,10 @@ def calibrate(
     former ranges stay.
     """
     _check(method, percentile)
+    model = unwrap(model)
+    check_type(
+        "rules", {} if rules is None else rules, Mapping, "Pass a dict of globs and methods."
+    )
     quantized = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
     layers = {module: n for n, module in quantized.items() if module.config.integer_input}
     if not layers:
@@ -64,8 +81,9 @@ def calibrate(
     choices = _choices(layers, (method, percentile), rules or {})
     inputs = {layer: Histogram(f"the input of {name}") for layer, name in layers.items()}
     outputs: dict[tnn.TernaryLayer, Histogram] = {}
+    values: dict[str, Histogram] = {}
     with _observing(model, layers):
-        run = _runner(model, layers, outputs)
+        run = _runner(model, layers, outputs, values)
         with watching(model) as usage, _hooks(inputs):
             for x, _ in samples(model, batches):
                 run(x)
@@ -78,6 +96,8 @@ def calibrate(
             if histogram.count == 0:
                 continue
             setattr(layer, attribute, histogram.range(*choices[layers[layer]]))
+    seen_values = {n: h.range(method, percentile) for n, h in values.items() if h.count}
+    keep_ranges(model, seen_values)
 
 
 def _check_usage(usage: Usage, layers: Mapping[str, tnn.TernaryLayer]) -> None:
@@ -98,6 +118,7 @@ def _check(method: object, percentile: float) -> tuple[str, float]:
     if not isinstance(method, str) or method not in METHODS:
         names = ", ".join(map(repr, METHODS))
         raise BadConfig(need(f"method is one of {names}", repr(method), "Pick one."))
+    check_type("percentile", percentile, (int, float), "99.99 is usual.")
     if not 50.0 < percentile <= 100.0:
         raise BadConfig(need("percentile lies in 50 to 100", percentile, "99.99 is usual."))
     return method, percentile
@@ -128,27 +149,37 @@ def _runner(
     model: nn.Module,
     layers: dict[tnn.TernaryLayer, str],
     outputs: dict[tnn.TernaryLayer, Histogram],
+    values: dict[str, Histogram],
 ) -> Callable[[Tensor], object]:
-    """What to call with a batch: an interpreter that also observes outputs, or just the model."""
+    """What to call with a batch: an interpreter that also observes outputs of layers and values
+    without a layer, or just the model.
+    """
     try:
         graph_module, failed = trace_around(model)
     except UnsupportedModel as error:
         _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
-        return model
+        return partial(signature_of(model).call, model)
     for part in failed:
         _log.warning("output ranges inside %s stay unset: %s", part.path, part)
     watched: dict[fx.Node, Histogram] = {}
+    owned: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
         layer = module_of(node)
+        if is_layer(node):
+            owned.update(links(fused_chain(node)))
         if isinstance(layer, tnn.TernaryLayer) and layer in layers:
             end = fused_chain(node).end
             if not (read_as_uint8(end) or _only_output(end)):
                 name = f"the output of {layers[layer]}"
                 watched[end] = outputs.setdefault(layer, Histogram(name))
+    for node in graph_module.graph.nodes:
+        stays = node.op == "get_attr" or node in owned or keeps_range(node)
+        if not (stays or node.op == "output" or read_as_uint8(node) or _only_output(node)):
+            watched[node] = values.setdefault(value_name(node), Histogram(f"the value {node}"))
     return _Watching(graph_module, watched).run
 
 
-class _Watching(fx.Interpreter):
+class _Watching(Interpreter):
     """Runs the traced model and adds the values of some nodes to histograms."""
 
     def __init__(self, module: fx.GraphModule, watched: dict[fx.Node, Histogram]) -> None:
@@ -158,7 +189,7 @@ class _Watching(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, seen."""
         value = super().run_node(n)
-        if n in self._watched:
+        if n in self._watched and isinstance(value, Tensor) and value.is_floating_point():
             self._watched[n].add(value)
         return value
 

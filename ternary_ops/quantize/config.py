@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ternary_ops.errors import BadConfig, need
+from ternary_ops.errors import BadConfig, check_type, need
 from ternary_ops.prune.units import get_pattern
 from ternary_ops.quantize.ternarize import get_ternarizer
 
@@ -71,6 +71,9 @@ class TernaryConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TernaryConfig:
         """The inverse of to_dict; BadConfig on an unknown field."""
+        check_type(
+            "a TernaryConfig as plain values", values, Mapping, "Pass what to_dict returned."
+        )
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:

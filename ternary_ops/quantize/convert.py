@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from torch import nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
-from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.errors import UnsupportedModel, check_type, need
 from ternary_ops.quantize.changes import Changes
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.fold import find_pairs, fold_pairs_
+from ternary_ops.quantize.observed import travel_in_state
 from ternary_ops.quantize.plan import Plan, check_finite, plan, weight_shape
 from ternary_ops.quantize.planned import check_finished, warn_of_zeros
 from ternary_ops.quantize.replace import replace_modules
 from ternary_ops.quantize.trace import OutsideTree, TraceFailed, trace
 from ternary_ops.quantize.usage import Usage
+from ternary_ops.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +31,15 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
     start in phase "ternary" with no input range. A second call changes nothing. Every new layer is
     made before the first is put in place. Raises UnsupportedModel for the plan of another model.
     """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        _log.warning(
+            "DistributedDataParallel does not know the parameters that quantize_ adds, learned "
+            "ranges: wrap the network again, or they differ between processes"
+        )
+    model = unwrap(model)
+    if plan_or_config is not None:
+        do = "Pass what plan(model) returned, or a TernaryConfig."
+        check_type("plan_or_config", plan_or_config, (Plan, TernaryConfig), do)
     chosen = plan_or_config if isinstance(plan_or_config, Plan) else plan(model, plan_or_config)
     modules = dict(model.named_modules())
     new: dict[nn.Module, nn.Module] = {}
@@ -58,6 +69,7 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
                 )
             )
     replace_modules(model, new)
+    travel_in_state(model)
     return chosen
 
 
@@ -77,10 +89,11 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     parametrization computes a layer's weight, or the model's code reads it without a call of the
     layer; BadWeights when a weight is not finite. Before any of these nothing is changed.
     """
+    given, model = model, unwrap(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
     if not layers:
         if any(isinstance(m, (tnn.PackedLinear, tnn.PackedConv2d)) for m in model.modules()):
-            return model
+            return given
         do = "Call quantize_ first."
         raise UnsupportedModel(need("packing needs quantized layers", "none", do))
     graph = None
@@ -108,7 +121,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
         elif isinstance(layer, tnn.TernaryLinear):
             new[layer] = tnn.PackedLinear.from_layer(layer)
     replace_modules(model, new)
-    return model
+    return given
 
 
 def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) -> None:

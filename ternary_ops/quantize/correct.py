@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.batches import samples
+from ternary_ops.signature import signature_of
+from ternary_ops.wrappers import unwrap
 
 
 @torch.no_grad()
@@ -24,6 +27,8 @@ def recalibrate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> nn.Modul
     Raises UnsupportedModel, with the statistics as they were, for a batch that holds no tensor and
     without samples.
     """
+    given, model = model, unwrap(model)
+    call = partial(signature_of(model).call, model)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = [m for m in norms if m.track_running_stats]
     before = [(m.momentum, {k: v.clone() for k, v in m.named_buffers()}) for m in norms]
@@ -34,7 +39,7 @@ def recalibrate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> nn.Modul
             norm.momentum = None  # the plain average over batches
             norm.train()
         for x, _ in samples(model, batches):
-            model(x)
+            call(x)
     except BaseException:
         for norm, (_, buffers) in zip(norms, before, strict=True):
             for key, value in buffers.items():
@@ -44,7 +49,7 @@ def recalibrate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> nn.Modul
         for norm, (momentum, _) in zip(norms, before, strict=True):
             norm.momentum = momentum
         model.eval()
-    return model
+    return given
 
 
 @torch.no_grad()
@@ -61,6 +66,7 @@ def correct_bias_(model: nn.Module, dense: nn.Module, batches: Iterable[Any]) ->
     Returns the largest correction of each corrected layer. Raises UnsupportedModel without
     quantized layers, or when `dense` has no layer of that name and output.
     """
+    model, dense = unwrap(model), unwrap(dense)
     kept = [x for x, _ in samples(model, batches)]
     layers = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
     twins = dict(dense.named_modules())
@@ -111,7 +117,7 @@ def _order(
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     handles += [norm.register_forward_pre_hook(normalized) for norm in norms]
     try:
-        model(x)
+        signature_of(model).call(model, x)
     finally:
         for handle in handles:
             handle.remove()
@@ -130,9 +136,10 @@ def _means(model: nn.Module, layers: list[nn.Module], batches: list[Tensor]) -> 
         counts[module] = counts.get(module, 0) + flat.shape[1]
 
     handles = [layer.register_forward_hook(add) for layer in layers]
+    call = partial(signature_of(model).call, model)
     try:
         for x in batches:
-            model(x)
+            call(x)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.errors import BadConfig, UnsupportedModel, UnsupportedShape, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, UnsupportedShape, check_type, need
+from ternary_ops.signature import pick
+from ternary_ops.wrappers import unwrap
 
 
 class Distillation:
@@ -47,6 +49,10 @@ class Distillation:
         Raises BadConfig on a temperature <= 0, a share outside 0..1, or features without a teacher;
         UnsupportedModel for a layer that the teacher does not have.
         """
+        numbers = {"temperature": temperature, "share": share, "label_smoothing": label_smoothing}
+        for name, value in {**numbers, "feature_share": feature_share}.items():
+            check_type(name, value, (int, float), "Pass a number.")
+        teacher = None if teacher is None else unwrap(teacher)
         if not (temperature > 0 and 0 <= share <= 1 and 0 <= label_smoothing < 1):
             got = f"{temperature}, {share}, {label_smoothing}"
             what = "temperature > 0, 0 <= share <= 1 and 0 <= label_smoothing < 1"
@@ -72,9 +78,8 @@ class Distillation:
         taught: the teacher's logits [N, classes] for exactly this x, if they are known already.
         Raises UnsupportedShape where logits or features of the two do not fit each other.
         """
-        inner = getattr(model, "module", model)
-        with _Outputs(inner, list(self.features), "student") as ours:
-            logits: Tensor = model(x)
+        with _Outputs(unwrap(model), list(self.features), "student") as ours:
+            logits = pick(model(x))
         theirs: dict[str, Tensor] = {}
         if self.teacher is not None and (taught is None or self.features):
             taught, theirs = self._ask(x)

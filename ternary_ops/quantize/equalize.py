@@ -27,7 +27,9 @@ from torch import Tensor, fx, nn
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.channels import Channels, scales
-from ternary_ops.quantize.trace import is_layer, module_of, trace
+from ternary_ops.quantize.trace import Interpreter, is_layer, module_of, trace
+from ternary_ops.signature import result
+from ternary_ops.wrappers import unwrap
 
 _STEPS = 400
 _RATE = 0.05  # of Adam, on logarithms of factors
@@ -58,6 +60,7 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
     Raises BadConfig for quantized layers, BadWeights when a value is not finite, and
     UnsupportedModel, with the model as it was, for one that cannot be traced or returns no tensor.
     """
+    model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call equalize_ on the float network, then quantize_."
         raise BadConfig(need("channels are equalized before quantize_", "quantized layers", do))
@@ -90,7 +93,7 @@ class _Seen:
     felt: Tensor
 
 
-class _Watch(fx.Interpreter):
+class _Watch(Interpreter):
     """Runs the traced network and gathers, per value, what _Seen has."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
@@ -263,11 +266,11 @@ def _apply_checked(
     model: nn.Module, traced: fx.GraphModule, channels: Channels, factors: Tensor, x: Tensor
 ) -> None:
     kept = copy.deepcopy(model.state_dict())
-    expected = model(x)
+    expected = result(model, x)
     for node in traced.graph.nodes:
         if scales(node) and node in channels:
             _apply(node, channels, factors)
-    found = model(x)
+    found = result(model, x)
     if not float((found - expected).abs().max()) <= _ROUNDING * float(expected.abs().max()):
         model.load_state_dict(kept)
         what = "the equalized network computes what it did"

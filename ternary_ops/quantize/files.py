@@ -7,7 +7,6 @@ BatchNorms folded away, and every other tensor without loss. The architecture st
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from typing import Any
@@ -22,7 +21,9 @@ from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.ops import codes as layout
 from ternary_ops.quantize.convert import pack_
+from ternary_ops.quantize.observed import Ranges, is_entry, keep_ranges, ranges_of
 from ternary_ops.quantize.replace import replace_modules
+from ternary_ops.wrappers import copy_of, unwrap
 
 KIND = "weights"
 _OTHER = "Load it into the architecture it was saved from, built as plain float layers."
@@ -39,9 +40,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bo
     Raises UnsupportedModel without quantized layers, with a state that is no plain tensor, and
     where pack_ does; the file is replaced atomically.
     """
+    model = unwrap(model)
     packed_already = any(isinstance(m, tnn.PackedLayer) for m in model.modules())
     if not packed_already or any(isinstance(m, tnn.TernaryLayer) for m in model.modules()):
-        model = pack_(copy.deepcopy(model), allow_unfinished=allow_unfinished)
+        model = pack_(copy_of(model), allow_unfinished=allow_unfinished)
     layers, entries = [], []
     own: set[str] = set()
     for name, layer in model.named_modules():
@@ -58,7 +60,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bo
             if tensor.dtype == torch.bfloat16:
                 bfloat16.append(name)
     folded = list(getattr(model, "_tops_folded", []))
-    index = {"layers": layers, "folded": folded, _BFLOAT16: bfloat16}
+    ranges = {name: list(bounds) for name, bounds in ranges_of(model).items()}
+    index = {"layers": layers, "folded": folded, _BFLOAT16: bfloat16, "ranges": ranges}
     container.write(path, KIND, {key: rows for key, rows in index.items() if rows}, entries)
 
 
@@ -73,8 +76,10 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     document = container.read(path)
     if document.kind != KIND:
         do = "ternary_ops.runtime.load reads programs."
-        raise FormatError(need(f"{path} holds weights", f"kind {document.kind!r}", do))
+        raise FormatError(need(f"weights in {path}", f"kind {document.kind!r}", do))
+    given, model = model, unwrap(model)
     rows, folded, bfloat16 = _parse_index(document.index)
+    ranges = _parse_ranges(document.index.get("ranges", {}))
     new: dict[nn.Module, nn.Module] = {}
     for row in rows:
         new[_float_layer(model, row[0])] = _packed_twin(model, row, document)
@@ -92,10 +97,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             layer.register_parameter("bias", None)
         replace_modules(model, {packed: layer for layer, packed in new.items()})
         raise type(error)(f"{path}: {error}") from None
-    on_meta = any(t.is_meta for t in model.state_dict().values())
+    on_meta = any(t.is_meta for t in _distinct(model).values())
     model.load_state_dict(state, assign=on_meta)
     model._tops_folded = folded  # type: ignore[assignment]  # a plain attribute, as pack_ leaves it
-    return model
+    keep_ranges(model, ranges)
+    return given
 
 
 def _distinct(model: nn.Module) -> dict[str, Tensor]:
@@ -103,6 +109,8 @@ def _distinct(model: nn.Module) -> dict[str, Tensor]:
     first: dict[int, str] = {}
     found: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
+        if is_entry(name):
+            continue
         if not isinstance(value, Tensor):
             what = f"the state {name!r} is a tensor"
             raise UnsupportedModel(need(what, type(value).__name__, "Save it on its own."))
@@ -163,7 +171,7 @@ Row = tuple[str, str, "tuple[float, int] | None", "tuple[float, float] | None"]
 def _parse_index(index: dict[str, Any]) -> tuple[list[Row], list[str], set[str]]:
     """(name, weights, input, output), names of folded BatchNorms, names of bfloat16 tensors."""
     rows, folded, bfloat16 = (index.get(key, []) for key in ("layers", "folded", _BFLOAT16))
-    if not set(index) <= {"layers", "folded", _BFLOAT16} or type(rows) is not list:
+    if not set(index) <= {"layers", "folded", _BFLOAT16, "ranges"} or type(rows) is not list:
         raise FormatError(need("an index of weights has layers and folded", sorted(index), _OTHER))
     for names in (folded, bfloat16):
         if type(names) is not list or any(type(name) is not str for name in names):
@@ -171,17 +179,26 @@ def _parse_index(index: dict[str, Any]) -> tuple[list[Row], list[str], set[str]]
     return [_parse_row(row) for row in rows], folded, set(bfloat16)
 
 
+def _parse_ranges(ranges: Any) -> Ranges:
+    """Of values that no layer owns, see `quantize.observed`."""
+    if type(ranges) is not dict:
+        raise FormatError(need("ranges by the names of values", f"{ranges!r:.80}", _OTHER))
+    return {name: _parse_bounds(name, bounds) for name, bounds in ranges.items()}
+
+
+def _parse_bounds(name: str, bounds: Any) -> tuple[float, float]:
+    lo, hi = bounds if type(bounds) is list and len(bounds) == 2 else (None, None)
+    if type(lo) is not float or type(hi) is not float or not _ordered(lo, hi):
+        raise FormatError(need(f"{name!r} has an output lo <= hi", f"{bounds!r:.80}", _OTHER))
+    return lo, hi
+
+
 def _parse_row(row: Any) -> Row:
     name, weights, params, bounds = row if type(row) is list and len(row) == 4 else [None] * 4
     if type(name) is not str or weights not in ("ternary", "int8"):
         what = "a layer is [name, weights, input, output]"
         raise FormatError(need(what, f"{row!r:.80}", _OTHER))
-    output = None
-    if bounds is not None:
-        lo, hi = bounds if type(bounds) is list and len(bounds) == 2 else (None, None)
-        if type(lo) is not float or type(hi) is not float or not _ordered(lo, hi):
-            raise FormatError(need(f"{name!r} has an output lo <= hi", f"{bounds!r:.80}", _OTHER))
-        output = lo, hi
+    output = None if bounds is None else _parse_bounds(name, bounds)
     if params is None:
         return name, weights, None, output
     scale, zero_point = params if type(params) is list and len(params) == 2 else (None, None)
@@ -307,6 +324,8 @@ def _complete(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     made: dict[int, Tensor] = {}  # one object for all names: assigning must not untie them
     complete = {}
     for name, old in model.state_dict(keep_vars=True).items():
+        if is_entry(name):
+            continue
         if id(old) not in made:
             learns = old.requires_grad and state[name].is_floating_point()
             is_parameter = isinstance(old, nn.Parameter)

@@ -18,6 +18,7 @@ from ternary_ops.quantize.changes import Changes
 from ternary_ops.quantize.replace import replace_modules
 from ternary_ops.quantize.ternarize import per_filter
 from ternary_ops.quantize.trace import fused_chain, is_layer, module_of, trace
+from ternary_ops.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
 _TINY = torch.finfo(torch.float32).tiny
@@ -52,6 +53,7 @@ def fold_batchnorm_(model: nn.Module) -> list[str]:
     written. Raises UnsupportedModel when the model cannot be traced or they differ; the model is
     then as it was.
     """
+    model = unwrap(model)
     pairs = find_pairs(model, trace(model).graph)
     fold_pairs_(model, pairs)
     return [pair.names[1] for pair in pairs]

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
-from ternary_ops.errors import BadConfig, BadWeights, need
+from ternary_ops.errors import BadConfig, BadWeights, check_type, need
 from ternary_ops.prune.units import fit_pattern, get_pattern
 from ternary_ops.quantize.changes import Changes
 from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.usage import running_order
 from ternary_ops.table import Table
+from ternary_ops.wrappers import unwrap
 
 if TYPE_CHECKING:
     from ternary_ops.quantize.allocate import Budget
@@ -89,7 +90,11 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The inverse of to_dict."""
-        return cls(tuple(PlanRow.from_dict(row) for row in values["rows"]))
+        try:
+            return cls(tuple(PlanRow.from_dict(row) for row in values["rows"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            do = "Pass what Plan.to_dict() returned."
+            raise BadConfig(need("a plan as plain values", repr(error), do)) from error
 
 
 def plan(
@@ -129,7 +134,9 @@ def plan(
     BadWeights when a weight is not finite.
     """
     _check_auto(auto, budget, batches)
+    model = unwrap(model)
     config = TernaryConfig() if config is None else config
+    _check_types(config, rules, only, skip)
     rules = dict(rules or {})
     chosen, left_out = _globs(only), _globs(skip)
     layers = _weighted_layers(model)
@@ -186,12 +193,25 @@ def _allocated(
     model: nn.Module, made: Plan, free: list[str], budget: Budget, batches: Iterable[Any]
 ) -> Plan:
     """The plan with weights and zeros of the `free` layers chosen for the budget."""
-    from ternary_ops.quantize.allocate import allocate  # it compiles, and so imports this module
+    # It compiles, and so imports this module.
+    from ternary_ops.quantize.allocate import Budget, allocate
 
+    check_type("budget", budget, Budget, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
     if not free:
         do = "Pass a ternary config, or fewer rules."
         raise BadConfig(need("auto needs a layer that is ternary by `config`", "none", do))
     return allocate(model, made, free, batches, budget)
+
+
+def _check_types(config: object, rules: object, only: object, skip: object) -> None:
+    check_type("config", config, TernaryConfig, 'Pass TernaryConfig(weights="int8").')
+    if rules is not None:
+        check_type("rules", rules, Mapping, "Pass a dict of globs and configs.")
+    for glob, rule in rules.items() if isinstance(rules, Mapping) else ():
+        check_type(f"the rule {glob!r}", rule, TernaryConfig, "Pass a TernaryConfig.")
+    for name, globs in (("only", only), ("skip", skip)):
+        if globs is not None:
+            check_type(name, globs, (str, Sequence), "Pass a glob, or a list of them.")
 
 
 def _planned(module: nn.Module, names: list[str], config: TernaryConfig, reason: str) -> PlanRow:

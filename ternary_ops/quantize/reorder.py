@@ -25,6 +25,8 @@ from ternary_ops.quantize.config import TernaryConfig
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.plan import plan
 from ternary_ops.quantize.trace import fused_chain, is_layer, module_of, trace
+from ternary_ops.signature import result
+from ternary_ops.wrappers import copy_of, unwrap
 
 # Outputs may differ by the rounding of sums in another order, relative to the largest.
 _ROUNDING = 1e-3
@@ -54,6 +56,7 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
     """
     from ternary_ops.engine.permute import Spaces, apply_order  # the engine imports this package
 
+    model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call reorder_channels_ on the float network, then quantize_."
         raise BadConfig(need("channels are reordered before quantize_", "quantized layers", do))
@@ -88,7 +91,7 @@ def _integer_graph(model: nn.Module, example_input: Tensor) -> Any:
     """A program of the network in which every layer reads integers: floats would be pinned."""
     from ternary_ops.engine import compile  # noqa: A004  # the engine imports this package
 
-    trial = copy.deepcopy(model).cpu().float().eval()
+    trial = copy_of(model).cpu().float().eval()
     quantize_(trial, plan(trial, TernaryConfig("int8")))
     calibrate(trial, [example_input])
     return compile(trial, example_input[:1]).graph
@@ -151,7 +154,7 @@ def _move_checked(
 ) -> list[ReorderRow]:
     training = model.training
     kept = copy.deepcopy(model.state_dict())
-    expected = model.eval()(x)
+    expected = result(model.eval(), x)
     norms = _norms_behind(model, {w.name for w in weights})
     rows = []
     for w in (w for w in weights if w.name not in fixed):
@@ -160,7 +163,7 @@ def _move_checked(
         if w.name in read and before is not None:
             after = _best_quarter(_filters(model, w.name))
             rows.append(ReorderRow(w.name, before, cast(float, after)))
-    found = model(x)
+    found = result(model, x)
     model.train(training)
     if float((found - expected).abs().max()) > _ROUNDING * float(expected.abs().max()):
         model.load_state_dict(kept)
@@ -172,7 +175,7 @@ def _move_checked(
 def _norms_behind(model: nn.Module, known: set[str]) -> dict[str, str]:
     """Layer -> the BatchNorm that folds into it, where that is no weight of the program itself."""
     found = {}
-    for node in trace(copy.deepcopy(model).eval()).graph.nodes:
+    for node in trace(copy_of(model).eval()).graph.nodes:
         norm = fused_chain(node).batchnorm if is_layer(node) else None
         if norm is not None and module_of(norm) is not None and str(norm.target) not in known:
             found[str(node.target)] = str(norm.target)

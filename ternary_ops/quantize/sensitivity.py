@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
-from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.progress import progress_bars
 from ternary_ops.quantize.batches import samples
+from ternary_ops.signature import result
 from ternary_ops.table import Table, write_csv
+from ternary_ops.wrappers import unwrap
 
 PARTS = ("activations", "weights")
 Layers = dict[str, "tnn.TernaryLayer"]
@@ -126,7 +128,7 @@ class Probe:
 
     def __init__(self, model: nn.Module, batches: Iterable[Any], parts: Sequence[str]) -> None:
         """Check everything and compute the float answers."""
-        self.model = model
+        self.model = model = unwrap(model)
         self.layers = quantized_layers(model)
         self.parts = _check_parts(parts)
         pairs = list(samples(model, batches))
@@ -172,12 +174,12 @@ class Probe:
         """The model's answer to every batch, as float64."""
         found = []
         for x in self.inputs:
-            y: object = self.model(x)
-            if not isinstance(y, Tensor) or not y.is_floating_point():
+            y = result(self.model, x)
+            if not y.is_floating_point():
                 raise UnsupportedModel(
                     need(
                         "sensitivity compares models with one float output tensor",
-                        type(y).__name__,
+                        y.dtype,
                         "Wrap the model in one that returns the tensor that counts.",
                     )
                 )
@@ -236,6 +238,7 @@ def _make_float(layer: tnn.TernaryLayer, part: str) -> Callable[[], object]:
 
 
 def _check_parts(parts: Sequence[str]) -> tuple[str, ...]:
+    check_type("parts", parts, (str, Sequence), f"Pass one or both of {PARTS}.")
     given = (parts,) if isinstance(parts, str) else tuple(parts)
     if not given or not set(given) <= set(PARTS):
         raise BadConfig(need(f"parts are one or both of {PARTS}", repr(parts), "Correct it."))

@@ -9,7 +9,6 @@ emits the chain as one operator: all three must agree, so the rule stands here o
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -17,10 +16,13 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.inplace import name_inplace_results
+from ternary_ops.quantize.observed import INPUT_VALUE, name_values
+from ternary_ops.quantize.sizes import decide_channels, drop_unused_sizes
+from ternary_ops.signature import Signature, naming_failures, signature_of
 
 _ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -47,9 +49,12 @@ class OutsideTree(TraceFailed):
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, whole: Collection[nn.Module]) -> None:
+    """fails: the number of a check of channels that is to fail, see `to_bool`."""
+
+    def __init__(self, whole: Collection[nn.Module], fails: int = -1) -> None:
         super().__init__()
-        self._whole = set(whole)
+        self._whole, self._fails = set(whole), fails
+        self.checks = 0
         self.failed: str | None = None
         self.outside: nn.Module | None = None
 
@@ -67,6 +72,14 @@ class _Tracer(fx.Tracer):
                 self.failed = self.path_of_module(m)
             raise
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A check of the number of channels passes; other decisions on values stop the trace."""
+        passes = decide_channels(obj.node)
+        if passes is None:
+            return super().to_bool(obj)
+        self.checks += 1
+        return passes != (self.checks - 1 == self._fails)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """nn.*, ternary_ops.nn.* and whatever subclasses a weighted nn layer stay whole."""
         return m in self._whole or is_leaf(m)
@@ -78,34 +91,39 @@ def is_leaf(module: nn.Module) -> bool:
     return whole or _DEFAULT.is_leaf_module(module, "")
 
 
-def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.GraphModule:
+def trace(
+    model: nn.Module, whole: Collection[nn.Module] = (), signature: Signature | None = None
+) -> fx.GraphModule:
     """Symbolic trace of `model.forward`; the graph module shares its submodules with `model`.
 
-    Arguments of forward that have a default are constants at that default; the modules in `whole`
+    It takes one tensor, as `signature` says, and returns one, or a tuple where the model returns
+    several and none is named. All other arguments of forward are constants; the modules in `whole`
     are not looked into. Raises TraceFailed, an UnsupportedModel, with the reason when control flow
     depends on a tensor, or anything else stops the trace.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    tracer = _Tracer(whole)
+    signature = signature_of(model) if signature is None else signature
+    tracer, entry = _Tracer(whole), _entry(model, signature)
     try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
+        graph = tracer.trace(entry)
     except Exception as error:  # the model's own code runs here: whatever it raises is the reason
         if tracer.outside is not None:
             raise _outside(tracer, model) from error
         where = f"{tracer.failed} of " if tracer.failed else ""
         failed = TraceFailed(
             need(
-                "torch.fx must be able to trace the model (no control flow on tensors)",
+                "a model that torch.fx can trace (no control flow on tensors)",
                 f"{type(error).__name__} from {where}{type(model).__name__}: {error}",
                 "Rewrite that line with tensor operations, or give it a module of its own.",
             )
         )
         failed.path = tracer.failed or ""
         raise failed from error
-    _drop_constant_arguments(graph)
-    traced = fx.GraphModule(model, graph)
+    for check in range(tracer.checks):
+        _must_fail(_Tracer(whole, check), entry, type(model).__name__)
+    drop_unused_sizes(graph)
+    traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
     name_inplace_results(traced.graph)
+    name_values(traced.graph, getattr(model, "meta", {}).get(INPUT_VALUE))
     traced.recompile()
     return traced
 
@@ -122,32 +140,59 @@ def _outside(tracer: _Tracer, model: nn.Module) -> OutsideTree:
     return error
 
 
-def trace_around(model: nn.Module) -> tuple[fx.GraphModule, list[TraceFailed]]:
+def _must_fail(tracer: _Tracer, entry: nn.Module, kind: str) -> None:
+    """A comparison of the number of channels is a check if the other outcome raises an error, and
+    control flow otherwise.
+    """
+    try:
+        tracer.trace(entry)
+    except Exception:  # the model's own: which one does not matter
+        return
+    what = "a model that torch.fx can trace (no control flow on the number of channels)"
+    raise TraceFailed(need(what, f"a branch in {kind}", "Decide it when the model is made."))
+
+
+def _entry(model: nn.Module, signature: Signature) -> nn.Module:
+    """A module with the parts of `model` whose forward takes its one input alone."""
+
+    def forward(self: nn.Module, x: Any) -> Any:
+        return signature.forward(model, x)
+
+    entry: nn.Module = object.__new__(
+        type(type(model).__name__, (nn.Module,), {"forward": forward})
+    )
+    entry.__dict__.update(model.__dict__)
+    return entry
+
+
+def trace_around(
+    model: nn.Module, signature: Signature | None = None
+) -> tuple[fx.GraphModule, list[TraceFailed]]:
     """As `trace`, with the modules that cannot be traced kept whole: why, one error each. Raises
     TraceFailed where that is the model itself.
     """
     failed: list[TraceFailed] = []
     while True:
         try:
-            return trace(model, [model.get_submodule(error.path) for error in failed]), failed
+            parts = [model.get_submodule(error.path) for error in failed]
+            return trace(model, parts, signature), failed
         except TraceFailed as error:
             if not error.path:
                 raise
             failed.append(error)
 
 
-def _drop_constant_arguments(graph: fx.Graph) -> None:
-    """Remove what `concrete_args` leaves: asserts on the defaults, then their placeholders."""
-    for node in list(graph.nodes):
-        if node.op == "call_function" and "assert" in getattr(node.target, "__name__", ""):
-            compared = node.all_input_nodes
-            graph.erase_node(node)
-            for dead in compared:
-                if not dead.users and dead.op != "placeholder":
-                    graph.erase_node(dead)
-    for node in [n for n in graph.nodes if n.op == "placeholder"][1:]:
-        if not node.users:
-            graph.erase_node(node)
+class Interpreter(fx.Interpreter):
+    """torch.fx's, of one input, which leaves its own words out of what a layer raises."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+
+    def run(self, x: Tensor) -> Any:  # type: ignore[override]
+        """What the graph makes of x. Raises UnsupportedModel where it fails."""
+        with naming_failures(x):
+            return super().run(x)
 
 
 def module_of(node: fx.Node) -> nn.Module | None:
@@ -281,6 +326,15 @@ def fused_chain(layer: fx.Node) -> Chain:
             break
         chain.end = user
     return chain
+
+
+def links(chain: Chain) -> list[fx.Node]:
+    """Every node from the layer to the end of its chain."""
+    nodes = [chain.layer]
+    while nodes[-1] is not chain.end:
+        (user,) = nodes[-1].users
+        nodes.append(user)
+    return nodes
 
 
 def _owns_sum(operand: fx.Node, add: fx.Node) -> bool:

@@ -19,6 +19,7 @@ import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imp
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.quantize.batches import samples
 from ternary_ops.quantize.trace import OutsideTree, TraceFailed, module_of, trace
+from ternary_ops.signature import signature_of
 
 _log = logging.getLogger(__name__)
 _DEPTH = 3  # of lists in lists that are looked through for a module
@@ -97,7 +98,7 @@ def running_order(model: nn.Module, example: Tensor | None) -> tuple[list[nn.Mod
             # With gradients: torch's fused transformer layers, which go without, call no module.
             with watching(model) as usage, torch.enable_grad():
                 for x, _ in samples(model, [example]):
-                    model(x.clone())
+                    signature_of(model).call(model, x.clone())
             usage.warn_outside()
             return usage.sequence, ""
         try:

@@ -23,6 +23,7 @@ from ternary_ops.checkpoint import Checkpoint, Stateful
 from ternary_ops.errors import BadConfig, BadWeights, MissingExtra, UnsupportedShape, need
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import calibrate
+from ternary_ops.rates import one_cycle
 from ternary_ops.sr.losses import EdgeLoss
 from ternary_ops.sr.network import SRNetwork
 
@@ -139,10 +140,7 @@ def train(
     _check(network, course, teacher)
     if optimizer is None:
         optimizer = torch.optim.Adam(network.parameters(), course.rate, (0.9, 0.99))
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, course.rate, total_steps=max(2, course.steps), pct_start=course.warmup,
-        cycle_momentum=False,
-    )  # fmt: skip
+    rate = one_cycle(optimizer, course.rate, course.steps, course.warmup, momentum=False)
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "rate": rate}
     if pruner is not None:
         parts["pruner"] = pruner

@@ -14,6 +14,7 @@ from ternary_ops.errors import BadWeights, need
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import calibrate
 from ternary_ops.quantize.distill import Distillation
+from ternary_ops.rates import one_cycle
 from ternary_ops.study.images import Source
 from ternary_ops.study.ranks import ALONE, Ranks
 from ternary_ops.study.views import Taught, Views
@@ -75,9 +76,7 @@ def fit(
     BadWeights when the loss is not finite, before a weight has changed.
     """
     steps, batches = course.steps(len(y)), course.batches(len(y))
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, course.rate, total_steps=max(steps, 2), pct_start=course.warmup
-    )
+    rate = one_cycle(optimizer, course.rate, steps, course.warmup)
     parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "rate": rate}
     if pruner is not None:
         parts["pruner"] = pruner
