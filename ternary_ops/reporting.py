@@ -388,7 +388,7 @@ def _runner(model: nn.Module | Program) -> Callable[[Array], Array]:
         return model
     import torch
 
-    from ternary_ops.signature import signature_of
+    from ternary_ops.signature import pick, signature_of
     from ternary_ops.wrappers import unwrap
 
     network = unwrap(model).eval()
@@ -396,7 +396,7 @@ def _runner(model: nn.Module | Program) -> Callable[[Array], Array]:
 
     def call(x: Array) -> Array:
         with torch.inference_mode():
-            y: Array = signature.result(network, torch.from_numpy(x)).numpy()
+            y: Array = pick(signature.call(network, torch.from_numpy(x))).numpy()
         return y
 
     return call

@@ -23,6 +23,7 @@ from ternary_ops.wrappers import unwrap
 
 LABELS = ("labels", "label")  # of a batch: what is beside the input
 _ONE_INPUT = "a network of one tensor input"
+_RETURN = "Wrap it in a module that returns the tensor that counts."
 _WRAP = "Wrap it in a module that takes one tensor and makes the others itself."
 
 
@@ -51,7 +52,7 @@ class Signature:
 
     def result(self, model: nn.Module, x: Tensor) -> Tensor:
         """The tensor that counts of what the network returns for x; see `pick`."""
-        return pick(self.call(model, x), self.output)
+        return pick(self.call(model, x), self.output, "Say which counts: output=NAME.")
 
     def _first(self, x: Any) -> tuple[Any, ...]:
         return () if self.keyword else (x,)
@@ -147,8 +148,9 @@ def outputs_of(value: object, name: str = "") -> dict[str, Any]:
     return found
 
 
-def pick(value: object, output: str | None = None) -> Tensor:
-    """The one tensor in what a network returned, or the one named `output`.
+def pick(value: object, output: str | None = None, do: str = _RETURN) -> Tensor:
+    """The one tensor in what a network returned, or the one named `output`; do: what to do where
+    there are several.
 
     Raises UnsupportedModel listing the names there are where none or several answer.
     """
@@ -160,9 +162,7 @@ def pick(value: object, output: str | None = None) -> Tensor:
         tensor: Tensor = found[output]
         return tensor
     if len(found) != 1:
-        do = "Say which counts: output=NAME."
-        if not found:
-            do = "Return the tensor that counts."
+        do = do if found else _RETURN
         raise UnsupportedModel(need("a network that returns one tensor", names, do))
     (tensor,) = found.values()
     return tensor
@@ -170,4 +170,4 @@ def pick(value: object, output: str | None = None) -> Tensor:
 
 def result(model: nn.Module, x: Tensor) -> Tensor:
     """The one tensor that a network, perhaps wrapped, returns for the tensor x."""
-    return signature_of(unwrap(model)).result(model, x)
+    return pick(signature_of(unwrap(model)).call(model, x))

@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_traced_gets_its_input_ranges(
     [
         ([], UnsupportedModel, "at least one sample"),
         ([torch.zeros(0, 3, 8, 8)], UnsupportedModel, "at least one sample"),
-        ([{"x": torch.zeros(1)}], UnsupportedModel, "got dict"),
+        ([{"y": torch.zeros(1)}], UnsupportedModel, "'x', and labels, got y"),
         ([torch.full((1, 3, 8, 8), float("nan"))], UnsupportedModel, "the input of stem"),
         ([torch.zeros(1, 5, 8, 8)], ValueError, "TernaryConv2d"),
     ],

@@ -321,7 +321,7 @@ def test_unset_ranges_are_named() -> None:
         model.get_submodule("layer1.0.conv2").input_range.fill_(float("nan"))
     with pytest.raises(UnsupportedModel) as caught:
         tops.compile(model, x)
-    assert "layer1.0.conv2, layer2.0.downsample.0." in str(caught.value)
+    assert "none for layer1.0.conv2, layer2.0.downsample.0;" in str(caught.value)
 
 
 def test_bad_weights_and_bad_examples() -> None:

@@ -231,7 +231,7 @@ def test_bad_models() -> None:
         tops.sensitivity(model, [])
     pair = nn.Module()
     pair.inner, pair.forward = model, lambda x: (model(x), x)  # type: ignore[method-assign]
-    with pytest.raises(UnsupportedModel, match="one float output"):
+    with pytest.raises(UnsupportedModel, match="returns one tensor, got 0, 1"):
         tops.sensitivity(pair, data())
 
 
