@@ -125,7 +125,10 @@ def slices(loader: Loader, node: Any, at: Attributes) -> Made:
 def expanded(array: Array, axes: list[int]) -> Array:
     """With an axis of length 1 at each of `axes`, which count those of the result."""
     rank = array.ndim + len(axes)
-    made: Array = np.expand_dims(array, tuple(_axis(a, rank) for a in axes))
+    places = {_axis(a, rank) for a in axes}
+    if len(places) != len(axes):
+        raise Refused("different axes", f"axes = {axes}")
+    made: Array = np.expand_dims(array, tuple(places))
     return made
 
 

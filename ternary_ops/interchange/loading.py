@@ -21,7 +21,7 @@ from ternary_ops.interchange.operators import RULES
 from ternary_ops.interchange.quantizers import Quantized
 from ternary_ops.interchange.ranges import Codes, Range, settle_ranges
 from ternary_ops.interchange.rules import admit
-from ternary_ops.interchange.shapes import Dims, infer_dims
+from ternary_ops.interchange.shapes import Dims, Shapes
 
 _DO = "Export the network with the operators of docs/interchange.md, in float32 and eval mode."
 _LARGEST = 2**31 - 1
@@ -83,7 +83,7 @@ class Loader:
         self.opset: int | None = opsets.get("", opsets.get("ai.onnx"))
         for tensor in graph.initializer:
             self.constants[tensor.name] = self.array(tensor)
-        self._dims = infer_dims(self.onnx, self.model)
+        self.shapes = Shapes(self.onnx, self.model)
         self._open(graph)
         failed = []
         for node in graph.node:
@@ -208,7 +208,7 @@ class Loader:
 
     def dims(self, name: str) -> Dims | None:
         """Sizes that the file tells of a value: numbers, or other things where they are free."""
-        return self._dims.get(name)
+        return self.shapes.dims(name)
 
     def rank(self, name: str) -> int:
         """The number of axes of a value; Refused where the file does not tell."""

@@ -154,6 +154,9 @@ def reshape(loader: Loader, node: Any, at: Attributes) -> Made:
         return _reshaped_fact(loader, node, wanted)
     x, dims = loader.value(node, 0), loader.dims(node.input[0])
     rank = loader.rank(node.input[0])
+    loader.shapes.tell(
+        node.output[0], [v if isinstance(v, int) and v > 0 else None for v in wanted]
+    )
     if any(isinstance(v, int) and v == 0 and axis >= rank for axis, v in enumerate(wanted)):
         raise Refused(f"zeros for the first {rank} sizes", wanted)
     sizes = [
@@ -207,9 +210,9 @@ def squeeze(loader: Loader, node: Any, at: Attributes) -> Made:
         raise Refused(f"axes of {rank}", f"axes = {axes}")
     if any(dims[a] != 1 for a in axes):
         raise Refused("axes that the file says have length 1", f"axes = {axes} of {list(dims)}")
-    if sorted(a % rank for a in axes) == [2, 3] and rank == 4:
+    if {a % rank for a in axes} == {2, 3} and rank == 4:
         return loader.call(torch.flatten, x, 1)
-    return loader.call(torch.squeeze, x, tuple(axes))
+    return loader.call(torch.squeeze, x, tuple(sorted({a % rank for a in axes})))
 
 
 def unsqueeze(loader: Loader, node: Any, at: Attributes) -> Made:
@@ -262,11 +265,25 @@ def _by_factors(
     # A result of one row lies elsewhere in "pytorch_half_pixel"; never where maps grow.
     grows = place == "pytorch_half_pixel" and min(zoom) >= 1
     if mode == "linear" and (place == "half_pixel" or grows) and min(zoom) > 0:
+        _check_lengths(loader.dims(node.input[0]) or (None,) * 4, zoom)
         return loader.call(
             F.interpolate, x, scale_factor=zoom, mode="bilinear", align_corners=False
         )
     what = "nearest by whole factors, or linear with half pixels"
     raise Refused(what, f"mode = {mode}, {places} by {zoom}")
+
+
+def _check_lengths(dims: Sequence[Any], zoom: tuple[float, float]) -> None:
+    """The result's length is rounded down, by ONNX Runtime in float32 and by torch in float64:
+    Refused where that may differ, or nothing is left.
+    """
+    for n, z in zip(dims[2:], zoom, strict=True):
+        if isinstance(n, int):
+            same = int(np.float32(n) * np.float32(z)) == int(n * z) > 0
+        else:
+            same = float(16 * z).is_integer()
+        if not same:
+            raise Refused("a length that does not hang on rounding", f"{n} times {z}")
 
 
 def _to_size(loader: Loader, node: Any, mode: str, place: str) -> fx.Node:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from ternary_ops.errors import FormatError, need
@@ -12,26 +14,42 @@ Dims: TypeAlias = "tuple[int | str | None, ...]"
 _SMALL = 64  # larger constants say nothing about shapes
 
 
-def infer_dims(onnx: Any, model: Any) -> dict[str, Dims]:
-    """By name, for every value whose number of axes is known.
+class Shapes:
+    """What follows from the sizes of the input and the operators; the file's own notes on inner
+    values are not believed.
 
-    What follows from input and operators; the file's own notes on inner values are not believed.
     Raises FormatError for a graph that contradicts itself.
     """
-    known = _without_weights(onnx, model)
-    try:
-        found = onnx.shape_inference.infer_shapes(known, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        reason = str(error).partition("\n")[0]
-        what, do = "an ONNX graph whose shapes fit together", "Export the network anew."
-        raise FormatError(need(what, reason, do)) from error
-    graph = found.graph
-    dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        made = _dims(value)
-        if made is not None:
-            dims[value.name] = made
-    return dims
+
+    def __init__(self, onnx: Any, model: Any) -> None:
+        self._onnx = onnx
+        self._graph = _without_weights(onnx, model)
+        self._constants: dict[str, Dims] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+        self._infer()
+
+    def dims(self, name: str) -> Dims | None:
+        """Of a value; None where not even the number of axes is known."""
+        return self._dims.get(name)
+
+    def tell(self, name: str, dims: Sequence[int | None]) -> None:
+        """What a reader found out of a value, for all that follow."""
+        if name not in self._dims:
+            info = self._onnx.helper.make_tensor_value_info(name, 0, list(dims))
+            self._graph.graph.value_info.append(info)
+            self._infer()
+
+    def _infer(self) -> None:
+        try:
+            found = self._onnx.shape_inference.infer_shapes(self._graph, data_prop=True).graph
+        except self._onnx.shape_inference.InferenceError as error:
+            reason = str(error).partition("\n")[0]
+            what, do = "an ONNX graph whose shapes fit together", "Export the network anew."
+            raise FormatError(need(what, reason, do)) from error
+        self._dims = dict(self._constants)
+        for value in (*found.input, *found.value_info, *found.output):
+            made = _dims(value)
+            if made is not None:
+                self._dims[value.name] = made
 
 
 def _without_weights(onnx: Any, model: Any) -> Any:
@@ -43,19 +61,18 @@ def _without_weights(onnx: Any, model: Any) -> Any:
     graph.name = model.graph.name
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 1:  # what some exporters write for "any"
+                dim.ClearField("dim_value")
     named = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        size = 1
-        for n in tensor.dims:
-            size *= n
-        if size <= _SMALL:
+        if math.prod(tensor.dims) <= _SMALL:
             graph.initializer.append(tensor)
         elif tensor.name not in named:
             info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             graph.input.append(info)
-    for value in model.graph.output:
-        free = onnx.ValueInfoProto(name=value.name)
-        graph.output.append(free)
+    graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in model.graph.output)
     return light
 
 
