@@ -167,7 +167,7 @@ class LayerState(nn.Module):
 
     def _bounds(self) -> Tensor:
         """The input's range [2], differentiable in what is learned; NaN while it is not set."""
-        return self.input_base[1:] / self.input_base[0] + self.input_shift
+        return torch.addcdiv(self.input_shift, self.input_base[1:], self.input_base[0])
 
     def _check_codes(self) -> None:
         """Raise BadWeights where frozen codes are no whole numbers: mixed by an average."""
