@@ -153,6 +153,20 @@ class LayerState(nn.Module):
 
         return restore
 
+    def kept_phase(self) -> Callable[[], None]:
+        """What goes back to the phase of now, as if it had not been left; in phase "frozen" codes
+        are those of the weights at that moment.
+        """
+        phase, code = self.phase, self.phase_code.detach().clone()
+
+        @torch.no_grad()
+        def restore() -> None:
+            self.phase = phase
+            if phase != "frozen":
+                self.phase_code.copy_(code)
+
+        return restore
+
     def integer_weight(self) -> tuple[Tensor, Tensor]:
         """Codes int8 of weight's shape and scale float32 [O], in any phase."""
         raise NotImplementedError

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeGuard, cast
 
@@ -39,6 +39,9 @@ class QuantizedLayer(Protocol):
     mask: Tensor
     phase: str
     config: _Config
+
+    def kept_phase(self) -> Callable[[], None]:
+        """What goes back to the phase of now."""
 
     def image(self) -> Tensor:
         """scale * codes of the weight as it is now, weight's shape and dtype."""
