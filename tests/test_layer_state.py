@@ -200,3 +200,20 @@ def test_integers_of_inference_layers_are_not_averaged_in_silence() -> None:
             average(x)
         average.module.load_state_dict(model.state_dict())
         assert torch.equal(average(x), y)
+
+
+def test_looking_at_a_network_leaves_its_state_as_it_is() -> None:
+    model, x = states.network(states.CASES["frozen"]), states.batch(0)[0]
+    tops.calibrate(model, [x])
+    with torch.no_grad():
+        states.layers(model)["2"].input_shift.fill_(0.125)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tops.sensitivity(model, [x])
+    with pytest.raises(UnsupportedModel):
+        tops.fallback_(model, [x], min_sqnr=300.0)
+    with pytest.raises(UnsupportedModel):
+        tops.calibrate(model, [x * float("nan")])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    tops.prune.reconstruct_(model, [x])
+    assert not any(layer.phase_code.any() for layer in states.layers(model).values())

@@ -132,3 +132,14 @@ def test_a_module_pickled_before_is_unpickled() -> None:
     model[2] = pickle.loads(pickle.dumps(old))
     check(model, tensors)
     assert [n for n, _ in model[2].named_parameters()] == ["weight", "input_shift"]
+
+
+def test_a_part_of_an_old_state_is_reported_by_torch() -> None:
+    tensors, _ = stored("frozen")
+    state = under(tensors, "model")
+    del state["2.codes"]
+    model = states.network(states.CASES["frozen"])
+    with pytest.raises(RuntimeError, match=r'Missing key.*"2.marks"'):
+        model.load_state_dict(state)
+    del state["2.phase_code"]
+    assert "2.mask" in model.load_state_dict(state, strict=False).unexpected_keys

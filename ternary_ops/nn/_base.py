@@ -125,7 +125,8 @@ class TernaryLayer(LayerState, ABC):
             )
         if self.phase == "frozen":
             self._check_codes()
-            return self._fixed_codes().to(torch.int8), self._frozen_scale().detach()
+            codes = self._fixed_codes()
+            return codes.to(torch.int8), self._frozen_scale(codes).detach()
         codes, scale = self.ternarizer(self.weight, self._kept(), self.config.pattern)
         return codes, scale if self.poles is None else pole_scale(codes, self.poles.detach())
 
@@ -207,7 +208,8 @@ class TernaryLayer(LayerState, ABC):
         if self.poles is not None:
             return self._with_poles(self.poles), None
         if self._phase == "frozen":
-            return self._fixed_codes(), self._frozen_scale()
+            codes = self._fixed_codes()
+            return codes, self._frozen_scale(codes)
         rules = self.ternarizer
         mask = self._kept()
         codes, scale = rules(self.weight, mask, self.config.pattern)
@@ -244,11 +246,11 @@ class TernaryLayer(LayerState, ABC):
             self._write("frozen", self._kept(), codes)
             return float((after - before).norm() / before.norm().clamp_min(1e-30))
 
-    def _frozen_scale(self) -> Tensor:
+    def _frozen_scale(self, codes: Tensor) -> Tensor:
         if self.poles is not None:
-            return pole_scale(self._fixed_codes(), self.poles)
+            return pole_scale(codes, self.poles)
         rule = self.ternarizer.scale if self.config.weights == "ternary" else lsq_scale
-        return rule(self.weight.float(), self._kept(), self._fixed_codes())
+        return rule(self.weight.float(), self._kept(), codes)
 
     def _exact_dtype(self) -> torch.dtype:
         """The float type in which the accumulator cannot round."""

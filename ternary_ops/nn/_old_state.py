@@ -19,19 +19,19 @@ _RANGES = ("input_range", "output_range")
 def take_old(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor] | None:
     """Remove an old state from a state dict and return it; None where there is none of that form.
 
-    `phase_code` has its name in both forms, so that alone it says nothing.
+    The integers are of use together: parts of them are left for torch to report.
     """
-    found = [name for name in (*_INTEGERS, *_RANGES) if prefix + name in state]
-    if not set(found) - {"phase_code"}:
-        return None
-    return {name: state.pop(prefix + name) for name in found}
+    found = [name for name in _RANGES if prefix + name in state]
+    if all(prefix + name in state for name in _INTEGERS):
+        found += _INTEGERS
+    return {name: state.pop(prefix + name) for name in found} or None
 
 
 @torch.no_grad()
 def renewed(old: Mapping[str, Tensor], weights: str) -> dict[str, Tensor]:
     """The state of today that says the same, for a layer of "ternary" or "int8" weights."""
     new: dict[str, Tensor] = {}
-    if set(_INTEGERS) <= set(old):
+    if "mask" in old:
         code, mask = old["phase_code"], old["mask"]
         # A new layer is "ternary" without having been "float": an average may start from either.
         phase = "" if code.is_meta else ("float", "", "frozen")[int(code)]

@@ -153,6 +153,20 @@ class LayerState(nn.Module):
 
         return restore
 
+    def kept_phase(self) -> Callable[[], None]:
+        """What goes back to the phase of now, as if it had not been left; in phase "frozen" codes
+        are those of the weights at that moment.
+        """
+        phase, code = self.phase, self.phase_code.detach().clone()
+
+        @torch.no_grad()
+        def restore() -> None:
+            self.phase = phase
+            if phase != "frozen":
+                self.phase_code.copy_(code)
+
+        return restore
+
     def integer_weight(self) -> tuple[Tensor, Tensor]:
         """Codes int8 of weight's shape and scale float32 [O], in any phase."""
         raise NotImplementedError
@@ -167,7 +181,7 @@ class LayerState(nn.Module):
 
     def _bounds(self) -> Tensor:
         """The input's range [2], differentiable in what is learned; NaN while it is not set."""
-        return self.input_base[1:] / self.input_base[0] + self.input_shift
+        return torch.addcdiv(self.input_shift, self.input_base[1:], self.input_base[0])
 
     def _check_codes(self) -> None:
         """Raise BadWeights where frozen codes are no whole numbers: mixed by an average."""
@@ -193,27 +207,31 @@ class LayerState(nn.Module):
         self.phase_code.copy_(torch.tensor(_marks.phase_values(phase, offset)))
         self._phase = phase
 
-    def _look(self) -> None:
-        """Read the phase, unless a graph is being made or there is nothing to read."""
+    def _look(self, always: bool = False) -> None:
+        """Read the phase, unless a graph is being made or there is nothing to read.
+
+        Reading it stops a GPU: while training there it is read, unless `always`, only when the
+        buffer was changed in a way that PyTorch counts.
+        """
         code = self.phase_code
-        if not torch.compiler.is_compiling() and not code.is_meta:
-            self._phase = _marks.phase_of(code.tolist())
-            self._seen = versions(code)
+        if torch.compiler.is_compiling() or code.is_meta:
+            return
+        always |= code.device.type == "cpu" or not self.training
+        if always or self._seen != versions(code):
+            self._phase, self._seen = _marks.phase_of(code.tolist()), versions(code)
 
     def _current_phase(self) -> str:
-        """The phase for forward, at no cost worth mentioning.
+        """The phase for forward; raises BadWeights for frozen codes that an average has mixed.
 
-        Reading it stops a GPU, so while training there it is read when the buffer was changed in a
-        way that PyTorch counts. A compiled graph holds for one phase: it fails where the buffer
-        has come to say another, by a copy that did not go through this class.
+        A compiled graph holds for one phase: it fails where the buffer has come to say another, by
+        a copy that did not go through this class.
         """
         code = self.phase_code
         if torch.compiler.is_compiling():
             if not torch.compiler.is_exporting():
                 _assert_phase(code, self._phase)
             return self._phase
-        if code.device.type == "cpu" or not self.training or self._seen != versions(code):
-            self._look()
+        self._look()
         if self._phase == "frozen" and not code.is_meta and self._checked != versions(self.marks):
             self._check_codes()
             self._checked = versions(self.marks)
@@ -222,7 +240,7 @@ class LayerState(nn.Module):
     def train(self: _Layer, mode: bool = True) -> _Layer:
         """As nn.Module's; a phase that was copied into the buffers is seen by compiled graphs."""
         super().train(mode)
-        self._look()
+        self._look(always=True)
         return self
 
     def _check_shape(self, name: str, value: Tensor) -> None:

@@ -64,7 +64,10 @@ class StateView(Tensor):
         cls, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            made = func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+            plain = [
+                tree_map(_plain, a) if isinstance(a, (list, tuple)) else _plain(a) for a in args
+            ]
+            made = func(*plain, **tree_map(_plain, kwargs or {}))
         name = getattr(func, "__name__", "")
         changed = args[0] if args else None
         if isinstance(changed, StateView) and _in_place(name):

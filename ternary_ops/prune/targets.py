@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeGuard, cast
 
@@ -41,6 +41,9 @@ class QuantizedLayer(Protocol):
     phase: str
     config: _Config
     pruning: Progress | None
+
+    def kept_phase(self) -> Callable[[], None]:
+        """What goes back to the phase of now."""
 
     def image(self) -> Tensor:
         """scale * codes of the weight as it is now, weight's shape and dtype."""

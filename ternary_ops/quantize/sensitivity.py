@@ -230,8 +230,9 @@ def quantized_layers(model: nn.Module) -> Layers:
 def _make_float(layer: tnn.TernaryLayer, part: str) -> Callable[[], object]:
     """Take one part's quantization away; returns what puts it back."""
     if part == "weights":
+        restore = layer.kept_phase()
         layer.phase = "float"
-        return lambda: setattr(layer, "phase", "ternary")
+        return restore
     restore = layer.kept_ranges()
     layer.input_range = None
     return restore
