@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops.errors import UnsupportedModel
+from ternary_ops.prune import Pruner
 from ternary_ops.quantize import (
     correct_bias_,
     equalize_,
@@ -230,14 +231,48 @@ _WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "DataParallel": nn.DataParallel,
     "torch.compile": _optimized,
     "AveragedModel": torch.optim.swa_utils.AveragedModel,
-    "both": lambda model: nn.DataParallel(_optimized(model)),
+    "DistributedDataParallel": lambda model: nn.parallel.DistributedDataParallel(model),
 }
 
 
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A group of one process."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("name", _WRAPPERS)
-def test_wrappers_are_looked_into(name: str, tmp_path: Path) -> None:
-    """Every public function does with a wrapped network what it does with the network."""
+def test_wrappers_are_looked_into(name: str) -> None:
+    """Training a wrapped network and compiling it is what it is without the wrapper."""
     wrap, x = _WRAPPERS[name], _images()
+    torch.manual_seed(2)
+    model = wrap(_settled(Twin()))
+    tops.quantize_(model, tops.plan(model, tops.TernaryConfig(zeros=0.5)))
+    tops.calibrate(model, [_images(8, 1)])
+    plain, made = _calibrated(), []
+    for network in (model, plain):
+        inner = next(m for m in network.modules() if isinstance(m, Twin))
+        optimizer = torch.optim.SGD(inner.parameters(), 0.01)
+        pruner = Pruner(network, total_steps=2, optimizer=optimizer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            network.train()(x, torch.arange(len(x))).loss.backward()
+            optimizer.step()
+            pruner.step()
+        made.append(tops.compile(network, x)(x.numpy()))
+    np.testing.assert_array_equal(*made)
+
+
+def test_every_public_function_looks_into_wrappers(tmp_path: Path) -> None:
+    def wrap(model: nn.Module) -> nn.Module:
+        return nn.DataParallel(_optimized(model))
+
+    x = _images()
     torch.manual_seed(2)
     model = wrap(_settled(Twin()))
     plain = _calibrated()
@@ -260,17 +295,49 @@ def test_wrappers_are_looked_into(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(tops.compile(loaded, x)(x.numpy()), expected)
     assert fold_batchnorm_(wrap(copy.deepcopy(plain))) == ["encoder.norm"]
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    pruner = tops.prune.Pruner(model, total_steps=4, optimizer=optimizer)
-    other = tops.prune.Pruner(plain, total_steps=4)
+    pruner = Pruner(model, total_steps=4, optimizer=optimizer)
+    other = Pruner(plain, total_steps=4)
     other.load_state_dict(pruner.state_dict())
     packed = tops.pack_(model, allow_unfinished=True)
     np.testing.assert_array_equal(tops.compile(packed, x)(x.numpy()), expected)
 
 
+def test_auxiliary_heads() -> None:
+    """Outputs that there are in training alone, as of GoogLeNet and Inception."""
+
+    class Auxiliary(Twin):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+            features = self.encoder(x)["last"]
+            logits: Tensor = self.classifier(features)
+            return _Named(logits, self.aux(features)) if self.training else logits
+
+    torch.manual_seed(5)
+    model, x = _settled(Auxiliary()), _images()
+    tops.quantize_(model, tops.plan(model, tops.TernaryConfig("int8")))
+    main, extra = model.train()(x)
+    (main.square().mean() + extra.square().mean()).backward()
+    tops.calibrate(model, [_images(8, 1)])
+    assert model.training
+    program = tops.compile(model, x)
+    exact = model.eval()(x).detach().numpy()
+    assert np.linalg.norm(program(x.numpy()) - exact) < 0.05 * np.linalg.norm(exact)
+
+
 def test_sharded_and_scripted_networks_are_named() -> None:
     scripted = torch.jit.trace(nn.Conv2d(3, 4, 3), _images())
+    place = {"__module__": "torch.distributed.fsdp.fully_sharded_data_parallel"}
+    sharded = type("FullyShardedDataParallel", (nn.Module,), place)()
     for call in (tops.plan, tops.quantize_, fold_batchnorm_, tops.pack_):
-        for model, got in ((scripted, "Module"), (Twin, "the class Twin"), ({}, "dict")):
+        for model, got in (
+            (scripted, "Module"),
+            (sharded, "FullyShardedDataParallel"),
+            (Twin, "the class Twin"),
+            ({}, "dict"),
+        ):
             with pytest.raises(UnsupportedModel, match=rf"torch.nn.Module .*got .*{got}"):
                 call(model)  # type: ignore[operator]
 
@@ -278,11 +345,11 @@ def test_sharded_and_scripted_networks_are_named() -> None:
 def test_a_pruner_reads_states_made_around_a_wrapper() -> None:
     """Earlier versions wrote the names of the wrapper's layers."""
     plain = _calibrated()
-    state = tops.prune.Pruner(plain, total_steps=4).state_dict()
+    state = Pruner(plain, total_steps=4).state_dict()
     for row in state["plan"]["layers"]:
         row[0] = f"module._orig_mod.{row[0]}"
     state["latent"] = {f"module._orig_mod.{k}": v for k, v in state["latent"].items()}
-    tops.prune.Pruner(plain, total_steps=4).load_state_dict(state)
+    Pruner(plain, total_steps=4).load_state_dict(state)
 
 
 def test_what_cannot_be_copied_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 
-_CLASSES, _BATCH, _STEPS = 10, 32, 16
+_CLASSES, _BATCH, _STEPS = 10, 32, 24
 
 
 class RepVGG(nn.Module):
@@ -64,9 +64,12 @@ class ConvMixer(nn.Module):
 
 
 def _network(block: Callable[[int], nn.Module], blocks: int, c: int = 16) -> nn.Sequential:
-    """Channels of the stem differ in size, as weight decay leaves them."""
-    stem = nn.Sequential(nn.Conv2d(3, c, 3, 2, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU())
-    nn.init.constant_(stem[1].weight, 1.0).data.copy_(torch.logspace(-1.5, 0, c))
+    """Channels of the stem differ in size, as weight decay leaves them, and one has died."""
+    norm = nn.BatchNorm2d(c)
+    with torch.no_grad():
+        norm.weight.copy_(torch.logspace(-1.5, 0, c))
+        norm.bias[0] = -1.0
+    stem = nn.Sequential(nn.Conv2d(3, c, 3, 2, 1, bias=False), norm, nn.ReLU())
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, _CLASSES))
     return nn.Sequential(stem, *(block(c) for _ in range(blocks)), head)
 
@@ -119,13 +122,12 @@ def _fewest_codes(program: tops.Program, x: NDArray[np.float32]) -> int:
 @pytest.mark.parametrize("block", [RepVGG, PreActivationDense, ConvMixer])
 def test_calibration_alone_is_enough(block: Callable[[int], nn.Module]) -> None:
     """8-bit weights and activations of a network one epoch old: 20 dB, and most codes in use."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     network = _trained(_network(block, 2))
     x, _ = _images(64, seed=4)
     program = tops.compile(_calibrated(network), x)
-    print(_sqnr(program(x.numpy()), network(x).detach().numpy()), _fewest_codes(program, x.numpy()))
     assert _sqnr(program(x.numpy()), network(x).detach().numpy()) >= 20
-    assert _fewest_codes(program, x.numpy()) >= 100
+    assert _fewest_codes(program, x.numpy()) >= 140
 
 
 def _block() -> tuple[nn.Module, Tensor]:
