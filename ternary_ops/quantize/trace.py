@@ -160,7 +160,10 @@ def is_add(node: fx.Node) -> bool:
 
 
 def clamp_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
-    """(lo, hi) of an activation that clamps: ReLU, ReLU6, Hardtanh, clamp. None for other nodes."""
+    """(lo, hi) of an activation that clamps: ReLU, ReLU6, Hardtanh, clamp, and of
+    torch.fake_quantize_per_tensor_affine to 8 bits, which rounds as well: programs do where they
+    keep codes. None for other nodes.
+    """
     module = module_of(node)
     if isinstance(module, nn.ReLU):
         return 0.0, None
@@ -176,7 +179,20 @@ def clamp_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
         return _bounds(node, ("min", "max"), (None, None))
     if node.target in _HARDTANH:
         return _bounds(node, ("min_val", "max_val"), (-1.0, 1.0))
+    if node.target is torch.fake_quantize_per_tensor_affine:
+        return _code_bounds(node)
     return None
+
+
+def _code_bounds(node: fx.Node) -> tuple[float, float] | None:
+    """What the lowest and highest of 256 codes of a fake-quantized value stand for."""
+    numbers = node.args[1:]
+    if len(numbers) != 4 or not all(isinstance(n, (int, float)) for n in numbers):
+        return None
+    scale, zero, lowest, highest = (float(n) for n in numbers)  # type: ignore[arg-type]
+    if highest - lowest != 255:
+        return None
+    return (lowest - zero) * scale, (highest - zero) * scale
 
 
 def _bounds(
