@@ -54,6 +54,7 @@ class Builder:
         if not told.type.tensor_type.HasField("shape"):
             told = info(last, kind, ["N", "K"])
         model.graph.output[0].CopyFrom(told)
+        path.unlink(missing_ok=True)  # writing over a file waits for the disk
         onnx.save(model, str(path))
         return path
 

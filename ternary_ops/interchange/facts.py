@@ -87,7 +87,7 @@ def gather(loader: Loader, node: Any, at: Attributes) -> Made:
     array, index = fact(loader, node, 0, "sizes or a constant"), loader.constant(node, 1)
     axis = _axis(at.get("axis", 0), array.ndim)
     if index is None or index.dtype.kind not in "iu":
-        raise Refused("constant whole numbers as indices", "others")
+        raise Refused("whole numbers as indices", None if index is None else index.dtype)
     if index.size and not -array.shape[axis] <= index.min() <= index.max() < array.shape[axis]:
         raise Refused(f"indices below {array.shape[axis]}", index.ravel().tolist())
     if array.dtype == object and index.ndim == 0:
@@ -179,7 +179,8 @@ def _divided(a: Array, b: Array) -> Array:
         return exact
     plain = a.dtype != object and b.dtype != object and _whole(a, b)
     if not plain or (b == 0).any() or (a < 0).any() or (b < 0).any():
-        raise Refused("a quotient of constant floats or positive whole numbers", "others")
+        got = " and ".join("sizes" if v.dtype == object else f"{v.dtype}" for v in (a, b))
+        raise Refused("a quotient of constant floats or positive whole numbers", got)
     return np.asarray(a // b)
 
 
@@ -232,9 +233,12 @@ def cast(loader: Loader, node: Any, at: Attributes) -> Made:
         if wanted not in ("INT32", "INT64"):
             raise Refused("sizes as whole numbers", f"to = {wanted}")
         return keep(loader, node, array)
-    if array.dtype.kind == "f" and wanted != "FLOAT" and not np.isfinite(array).all():
-        raise Refused("finite numbers", "others")
-    made: Array = array.astype(helper.tensor_dtype_to_np_dtype(at["to"]))
+    dtype = helper.tensor_dtype_to_np_dtype(at["to"])
+    if dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        if not (limits.min <= array.min() and array.max() <= limits.max):  # NaN neither
+            raise Refused(f"numbers that {wanted} holds", f"{array.min()} to {array.max()}")
+    made: Array = array.astype(dtype)
     return made
 
 

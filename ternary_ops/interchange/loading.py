@@ -107,8 +107,11 @@ class Loader:
         if len(inputs) != 1 or len(graph.output) != 1:
             got = f"{len(inputs)} in, {len(graph.output)} out"
             raise UnsupportedModel(need("one input and one output", got, _DO))
-        if graph.sparse_initializer or any(f.domain == "" for f in self.model.functions):
-            raise UnsupportedModel(need("dense weights and ONNX's own operators", "others", _DO))
+        other = [f"sparse {t.values.name!r}" for t in graph.sparse_initializer]
+        other += [f"its own {f.name}" for f in self.model.functions if f.domain in ("", "ai.onnx")]
+        if other:
+            what = "dense weights and ONNX's own operators"
+            raise UnsupportedModel(need(what, ", ".join(other), _DO))
         for value in (inputs[0], graph.output[0]):
             kind = value.type.WhichOneof("value")
             if kind == "tensor_type":
@@ -139,9 +142,11 @@ class Loader:
         if rule is None:
             raise Refused("a known operator", node.op_type)
         made = rule.read(self, node, admit(self, node, rule))
+        if not node.output[0]:
+            return
         codes = self.codes_of.get(node.input[0]) if rule.codes == "moved" else None
         if isinstance(made, fx.Node) and codes is not None:
-            self.ranges[made] = self.ranges[codes.value]
+            self.ranges.setdefault(made, self.ranges[codes.value])
             self.codes_of[node.output[0]] = replace(codes, value=made)
         elif isinstance(made, fx.Node):
             self.values[node.output[0]] = made

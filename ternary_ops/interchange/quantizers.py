@@ -40,7 +40,7 @@ def quantize_linear(loader: Loader, node: Any, at: Attributes) -> Made:
     if loader.is_constant(node.input[0]):
         array = loader.constants[node.input[0]]
         if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise Refused("finite float32 to quantize", array.dtype)
+            raise Refused("finite float32 to quantize", f"{array.dtype} {node.input[0]!r}")
         steps, offset = (_spread(v, array, at.get("axis", 1)) for v in (scale, zero))
         codes = np.rint(array / steps) + offset.astype(np.float32)
         made: NDArray[Any] = np.clip(codes, limits.min, limits.max).astype(zero.dtype)
@@ -71,7 +71,8 @@ def dequantize_linear(loader: Loader, node: Any, at: Attributes) -> Made:
         same = scale.size == zero.size == 1 and zero.dtype == codes.dtype
         below = int(zero.reshape(-1)[0]) - int(np.iinfo(codes.dtype).min) if same else -1
         if not same or float(scale.reshape(-1)[0]) != codes.scale or below != codes.zero:
-            raise Refused("the scale and zero point of QuantizeLinear", "others")
+            got = f"{scale.ravel().tolist()} and {zero.dtype} {zero.ravel().tolist()}"
+            raise Refused(f"QuantizeLinear's own scale {codes.scale} and zero point", got)
         return codes.value
     return _weight(loader, node, at.get("axis", 1))
 
@@ -106,7 +107,7 @@ def _scale_and_zero(loader: Loader, node: Any, output: int) -> tuple[NDArray[Any
         got = None if scale is None else f"{scale.dtype} {list(scale.shape)}"
         raise Refused("float32 scales, one or one for each index of an axis", got)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise Refused("positive scales", "others")
+        raise Refused("positive scales", f"{scale.min()} in {node.input[1]!r}")
     tensor = loader.onnx.TensorProto
     named = tensor.DataType.Name(output) if output else "UINT8"
     if zero is None:

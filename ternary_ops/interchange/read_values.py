@@ -69,7 +69,7 @@ def _per_channel(loader: Loader, node: Any, function: Any, place: int) -> fx.Nod
     if rank not in (2, 4) or dims is None or shape != [1, dims[1], *[1] * (rank - 2)]:
         return None
     first = place == 1 or function in (operator.add, operator.mul)
-    if not first or (function is operator.truediv and not bool(constant.all())):
+    if not first or (function is operator.truediv and not bool((1 / constant).isfinite().all())):
         return None
     x, values = loader.value(node, 1 - place), constant.reshape(-1)
     if function in (operator.mul, operator.truediv):

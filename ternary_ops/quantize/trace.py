@@ -236,7 +236,8 @@ def is_add(node: fx.Node) -> bool:
 
 def clamp_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
     """(lo, hi) of an activation that clamps: ReLU, ReLU6, Hardtanh, clamp, and of
-    torch.fake_quantize_per_tensor_affine, which rounds as well. None for other nodes.
+    torch.fake_quantize_per_tensor_affine to 8 bits, which rounds as well: programs do where they
+    keep codes. None for other nodes.
     """
     module = module_of(node)
     if isinstance(module, nn.ReLU):
@@ -259,11 +260,13 @@ def clamp_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
 
 
 def _code_bounds(node: fx.Node) -> tuple[float, float] | None:
-    """What the lowest and highest code of a fake-quantized value stand for."""
+    """What the lowest and highest of 256 codes of a fake-quantized value stand for."""
     numbers = node.args[1:]
     if len(numbers) != 4 or not all(isinstance(n, (int, float)) for n in numbers):
         return None
     scale, zero, lowest, highest = (float(n) for n in numbers)  # type: ignore[arg-type]
+    if highest - lowest != 255:
+        return None
     return (lowest - zero) * scale, (highest - zero) * scale
 
 
