@@ -86,7 +86,9 @@ def test_a_layer_outside_the_tree_is_named(caplog: pytest.LogCaptureFixture) -> 
     made = plan(model, example=X)
     assert [row.name for row in made] == ["first", "last"]
     assert "neither planned nor saved: Conv2d in Net.listed['list'][0]" in caplog.text
-    with pytest.raises(UnsupportedModel, match=rf"must be in the module tree, got {place}"):
+    with pytest.raises(
+        UnsupportedModel, match=rf"layers that run are in the module tree, got {place}"
+    ):
         tops.compile(model, X)
 
 
@@ -280,3 +282,24 @@ def test_rules_for_quantized_layers() -> None:
     kept = plan(model, rules={"second": TernaryConfig(zeros=0.5), "last": other})
     assert kept["second"].reason == "already quantized" and kept["last"].config == other
     assert plan(model, rules={"*": other}, skip=["first", "second"])["last"].config == other
+
+
+def test_an_average_follows_the_pruner_and_takes_the_freeze() -> None:
+    """An EMA copy made at the first step shares the Pruner's progress; both export at its end."""
+    torch.manual_seed(0)
+    model = Auxiliary()
+    quantize_(model, plan(model, TernaryConfig(zeros=0.5), example=X))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    pruner = tops.prune.Pruner(model, total_steps=10, optimizer=optimizer)
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    for step in range(10):
+        optimizer.zero_grad()
+        sum(y.square().sum() for y in model.train()(X)).backward()
+        optimizer.step()
+        pruner.step()
+        calibrate(model, [X])
+        average.update_parameters(model)
+        if step == 4:
+            with pytest.raises(UnsupportedModel, match="a Pruner at step 5 of 10"):
+                tops.compile(average, X)
+    assert tops.compile(average, X)(X.numpy()).shape == tops.compile(model, X)(X.numpy()).shape

@@ -222,5 +222,5 @@ def _check_hooks(network: nn.Module, hooks: list[_Hook]) -> None:
 def _check_outside(usage: Usage) -> None:
     if usage.outside:
         do = "Hold it in nn.ModuleList or nn.ModuleDict, or as an attribute."
-        what = "layers that run must be in the module tree"
+        what = "layers that run are in the module tree"
         raise UnsupportedModel(need(what, ", ".join(usage.places()), do))

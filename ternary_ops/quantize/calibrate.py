@@ -108,7 +108,7 @@ def _check_usage(usage: Usage, layers: Mapping[str, tnn.TernaryLayer]) -> None:
     idle = [name for name, layer in layers.items() if not calls[layer]]
     if len(idle) == len(layers):
         do = "Call these layers in forward: a weight that is used as a tensor alone stays float."
-        what = "calibrating needs quantized layers that run"
+        what = "quantized layers that run"
         raise UnsupportedModel(need(what, f"no call of {', '.join(idle)}", do))
     for name in idle:
         _log.warning("%s was never computed in eval mode: its ranges stay unset", name)

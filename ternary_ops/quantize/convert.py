@@ -130,7 +130,7 @@ def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) ->
     listed = "; ".join(f"{name}: {why}" for name, why in against.items() if why)
     if listed:
         do = "Change these layers, or leave them out of the plan (skip)."
-        raise UnsupportedModel(need("packing needs layers that compute by their type", listed, do))
+        raise UnsupportedModel(need("layers that compute by their type", listed, do))
     unset = [
         name
         for name, layer in layers.items()

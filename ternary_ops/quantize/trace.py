@@ -130,7 +130,7 @@ def trace(
 
 def _outside(tracer: _Tracer, model: nn.Module) -> OutsideTree:
     """The error for a module that the model calls but does not have."""
-    what = "the modules that a model calls must be in its module tree"
+    what = "the modules that a model calls are in its module tree"
     got = (
         f"a {type(tracer.outside).__name__} held elsewhere, called by {tracer.failed or 'forward'}"
     )
