@@ -121,8 +121,7 @@ def thaw_(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, tops.nn.TernaryLayer):
             layer.phase = "ternary"
-            layer.input_range.data.fill_(float("nan"))
-            layer.output_range.fill_(float("nan"))
+            layer.input_range = layer.output_range = None
 
 
 def train(run: Run, runs: Path, split: Split) -> nn.Module:

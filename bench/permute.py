@@ -46,7 +46,7 @@ def by_hidden_blocks(model: nn.Module) -> None:
             o, i, *taps = layer.weight.shape
             keep = torch.rand(o, i // 4, *taps, generator=generator) > layer.config.zeros
             order = torch.randperm(i, generator=generator)
-            layer.mask.copy_(keep.repeat_interleave(4, dim=1)[:, order])
+            layer.mask = keep.repeat_interleave(4, dim=1)[:, order]
 
 
 def cases(paths: list[Path]) -> Iterator[Case]:

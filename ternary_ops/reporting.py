@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.engine.describe import stored_bytes
+from ternary_ops.engine.describe import stored_bytes, zeros_planned
 from ternary_ops.engine.shapes import infer, macs
 from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import MissingExtra, UnsupportedModel, UnsupportedShape, need
@@ -58,6 +58,8 @@ class Layer:
     fp32: int
     packed: int
     bound: float
+    planned: str = ""
+    reached: str = ""
 
     @property
     def pruned(self) -> bool:
@@ -103,10 +105,12 @@ class Report:
         return f"{self.layer_table()}\n\n{self.size_table()}\n\n{self.speed_table()}"
 
     def layer_table(self) -> Table:
-        """One row per layer."""
+        """One row per layer; zeros of the plan beside those that are there, where it had any."""
+        asked = any(row.planned for row in self.layers)
         columns = (
             *("layer", "kind", "O,R,S,I", "empty quads", "zeros", "MACs", "ms"),
             *("fp32", "packed", "bound"),
+            *(("planned zeros", "there") if asked else ()),
         )
         rows = [
             (
@@ -120,6 +124,7 @@ class Report:
                 f"{row.fp32:,}",
                 f"{row.packed:,}",
                 f"{row.bound:,.0f}",
+                *((row.planned, row.reached) if asked else ()),
             )
             for row in self.layers
         ]
@@ -203,14 +208,17 @@ def report(
     model: nn.Module | Program,
     sample: Tensor | Array,
     against: nn.Module | Program | None = None,
+    *,
+    allow_unfinished: bool = False,
 ) -> Report:
     """Figures of `model` on `sample`, and of `against` on the same.
 
-    model: a Program, or a network that `compile` takes. sample: float32 [N, C, H, W] or [N, K];
-    its multiply-adds and time are of the whole batch. Raises what compile and a Program raise.
+    model: a Program, or a network that `compile` takes, which allow_unfinished is passed to.
+    sample: float32 [N, C, H, W] or [N, K]; its multiply-adds and time are of the whole batch.
+    Raises what compile and a Program raise.
     """
     x = _array(sample)
-    program = _program(model, sample)
+    program = _program(model, sample, allow_unfinished)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "program.safetensors")
         program.save(path)
@@ -303,6 +311,7 @@ def _layer(weight: Weight, count: int, ms: float) -> Layer:
     biases = 0 if weight.bias is None else weight.bias.size
     vectors = sum(v.nbytes for v in (weight.scale, weight.bias) if v is not None)
     size = weight.array.size
+    planned, reached = zeros_planned(weight)
     return Layer(
         name=weight.name,
         kind=weight.kind,
@@ -316,6 +325,8 @@ def _layer(weight: Weight, count: int, ms: float) -> Layer:
         fp32=4 * (size + biases),
         packed=stored_bytes(weight),
         bound=lowest_bound(weight.kind, weight.array) / 8 + vectors,
+        planned=planned,
+        reached=reached,
     )
 
 
@@ -355,7 +366,7 @@ def _array(sample: Tensor | Array) -> Array:
     return np.ascontiguousarray(sample, np.float32)
 
 
-def _program(model: nn.Module | Program, sample: Tensor | Array) -> Program:
+def _program(model: nn.Module | Program, sample: Tensor | Array, allow: bool) -> Program:
     from ternary_ops.runtime import Program
 
     if isinstance(model, Program):
@@ -367,7 +378,7 @@ def _program(model: nn.Module | Program, sample: Tensor | Array) -> Program:
     if not isinstance(model, torch.nn.Module):
         what = "report takes a network or a Program"
         raise UnsupportedModel(need(what, type(model).__name__, "Compile or load it first."))
-    return compile_model(model, torch.as_tensor(sample))
+    return compile_model(model, torch.as_tensor(sample), allow_unfinished=allow)
 
 
 def _runner(model: nn.Module | Program) -> Callable[[Array], Array]:

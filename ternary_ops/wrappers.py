@@ -55,9 +55,17 @@ def unwrap(model: object) -> nn.Module:
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy. Raises UnsupportedModel, naming what cannot be copied."""
+    """A deep copy, of weights too that a hook computed with gradients, which torch refuses to copy:
+    the copy has their present values, until its hooks run. Raises UnsupportedModel, naming what
+    cannot be copied.
+    """
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:  # whatever the network holds may refuse in its own words
         results = ", ".join(_results(model))
         got = f"results of a computation: {results}" if results else f"{error}"

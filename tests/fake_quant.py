@@ -6,6 +6,7 @@ Independent of the NumPy reference: only PyTorch's operators, float64 where sums
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,13 @@ def run(graph: Graph, x: np.ndarray[Any, Any]) -> list[Tensor]:
         if node.op == "input":
             values.append(torch.from_numpy(x.copy()))
         else:
-            operands = [(values[j], graph.values[j].y) for j in node.inputs]
-            values.append(_node(graph, node, operands))
+            values.append(node_value(graph, node, values))
     return values
+
+
+def node_value(graph: Graph, node: Node, values: Sequence[Tensor]) -> Tensor:
+    """Value of one node, not the input, from those of the nodes before it."""
+    return _node(graph, node, [(values[j], graph.values[j].y) for j in node.inputs])
 
 
 def _node(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -155,7 +160,10 @@ def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
         out = out * scale.reshape(broadcast)
     if w.bias is not None:
         out = out + torch.from_numpy(w.bias.copy()).reshape(broadcast)
-    for other in operands[1:]:
+    others = operands[1:]
+    if at.get("gate"):
+        out = torch.sigmoid(out.double()).float() * _real(*others.pop(0))
+    for other in others:
         out = out + _real(*other)
     if w.slope is not None:
         out = F.prelu(out, torch.from_numpy(w.slope.copy()))

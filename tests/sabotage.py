@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One-line faults in the native code, each of which the tests must notice.
 
-python tests/sabotage.py                 # all of them, about half an hour
+python tests/sabotage.py                 # all of them, about an hour
 python tests/sabotage.py halo overflow   # some
 python tests/sabotage.py --list
 
 Each fault is put into a copy of the checkout, which is built again; then the native tests run and,
-if they notice nothing, the Python tests of PYTEST. A fault that nothing notices is a hole in the
-tests: the command ends with 1 and names it. tests/test_sabotage.py sees to it that every fault
-still applies.
+if they notice nothing, the Python tests of PYTEST (a fault may name tests to begin with). The
+seconds are those of the tests. A fault that nothing notices is a hole in the tests: the command
+ends with 1 and names it. tests/test_sabotage.py sees to it that every fault still applies.
 """
 
 from __future__ import annotations
@@ -34,12 +34,23 @@ PYTEST = (
 )
 
 
+# The tests of the schedule of rows, which notice most of its faults without computing a value.
+ROWS = ("test_row_schedule.py", "test_bands.py", "test_random_graphs.py")
+
+
 class Fault(NamedTuple):
-    """`old`, which the file holds exactly once, becomes `new`."""
+    """`old`, which the file holds exactly once, becomes `new`. tests: run first, before the native
+    ones.
+    """
 
     file: str
     old: str
     new: str
+    tests: tuple[str, ...] = ()
+
+
+def _rows(file: str, old: str, new: str) -> Fault:
+    return Fault(f"engine/{file}", old, new, ROWS)
 
 
 FAULTS = {
@@ -105,6 +116,69 @@ FAULTS = {
         "for (int64_t i = next_.fetch_add(1); i < tasks_; i = next_.fetch_add(1))",
         "for (int64_t i = next_.fetch_add(1); i < tasks_ - (use_ > 2); i = next_.fetch_add(1))",
     ),
+    "rows: end of a window": _rows(
+        "bands.cpp", "+ (height - 1) * w.dil_h + 1};", "+ (height - 1) * w.dil_h};"
+    ),
+    "rows: begin of a window": _rows(
+        "bands.cpp",
+        "{rows.begin * w.stride_h - w.pad_h,",
+        "{rows.begin * w.stride_h - w.pad_h + 1,",
+    ),
+    "rows: end of a pixel shuffle": _rows(
+        "bands.cpp",
+        "divide_down(rows.end - 1, node.detail->factor_h) + 1};",
+        "divide_down(rows.end - 1, node.detail->factor_h)};",
+    ),
+    "rows: end of a pixel unshuffle": _rows(
+        "bands.cpp",
+        "rows.end * node.detail->factor_h};",
+        "rows.end * node.detail->factor_h - 1};",
+    ),
+    "rows: second row of a blend": _rows(
+        "bands.cpp", "{s.first, s.second + 1}", "{s.first, s.second}"
+    ),
+    "rows: begin of what a reader needs": _rows(
+        "bands.cpp", ".begin + v.grid.margin;", ".begin + v.grid.margin + 1;"
+    ),
+    "rows: a reader in the memory it reads": _rows(
+        "bands.cpp",
+        "        const Rows next{done_[id], done_[id] + 1};\n",
+        "        if (v.memory == values_[id].memory) return;\n"
+        "        const Rows next{done_[id], done_[id] + 1};\n",
+    ),
+    "rows: padding below the last": _rows(
+        "bands.cpp", "(end < g.h ? 1 : 2)", "(end < g.h ? 1 : 1)"
+    ),
+    "rows: own rows let go": _rows(
+        "bands.cpp", "own = std::min(own, top(id));", "own = std::min(own, top(id) + 1);"
+    ),
+    "rows: kept when moved": _rows(
+        "bands.cpp", "task.keep = had - flow.low(m);", "task.keep = had - flow.low(m) - 1;"
+    ),
+    "rows: dropped when moved": _rows(
+        "bands.cpp",
+        "task.drop = flow.low(m) - first[m];",
+        "task.drop = flow.low(m) - first[m] + 1;",
+    ),
+    "rows: a memory's last": _rows(
+        "bands.cpp", "top - first[m] > room[m]", "top - first[m] > room[m] + 1"
+    ),
+    "rows: a memory's size": _rows(
+        "bands.cpp", "(*rows)[m], top - flow.low(m)", "(*rows)[m], top - flow.low(m) - 1"
+    ),
+    "rows: pairs": _rows("bands.cpp", "p == Pairs::kOdd ? 1 : 0", "p == Pairs::kOdd ? 0 : 1"),
+    "rows: padding of a reader": _rows(
+        "plan_bands.cpp",
+        "std::max(margin, node.window.pad_h)",
+        "std::max(margin, node.window.pad_h - 1)",
+    ),
+    "rows: bytes moved": _rows(
+        "plan_bands.cpp", "task.keep * g.pitch + g.halo", "(task.keep - 1) * g.pitch + g.halo"
+    ),
+    "rows: first of a memory": _rows("plan_bands.cpp", "+= task.drop;", "+= task.drop - 1;"),
+    "rows: a grid's size": _rows(
+        "plan_bands.cpp", "keep(bands.rows[v.memory],", "keep(bands.rows[v.memory] - 1,"
+    ),
     "damaged end of a block": Fault(
         "codec/rans.h", "if (state_ != kStateFloor) damaged", "if (state_ < kStateFloor) damaged"
     ),
@@ -128,23 +202,42 @@ def copy_checkout(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def noticed_by(folder: Path) -> str | None:
-    """Which tests fail in the copy: "native", a line of pytest, or None."""
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+def build(folder: Path) -> None:
+    """The native module of the copy."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+
+
+def noticed_by_native(folder: Path) -> str | None:
+    """The first native test of the copy that fails."""
     native = [sys.executable, "tests/cpp/build.py", "--", "--seed", "1"]
     done = subprocess.run(native, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stdout.splitlines() if "FAILED" in line]
-        return f"native: {lines[0] if lines else done.stderr[-200:]}"
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    subprocess.run(build, cwd=folder, capture_output=True, check=True)
-    tests = [str(Path("tests", name)) for name in PYTEST]
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    if not done.returncode:
+        return None
+    lines = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    return f"native: {lines[0] if lines else done.stderr[-200:]}"
+
+
+def noticed_by_pytest(folder: Path, tests: tuple[str, ...]) -> str | None:
+    """The first of these Python tests that fails in the copy."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    names = [str(Path("tests", name)) for name in tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
     done = subprocess.run(
-        pytest, cwd=folder, capture_output=True, text=True, check=False, env=environment
+        command, cwd=folder, capture_output=True, text=True, check=False, env=environment
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     return None if done.returncode == 0 else f"pytest: {lines[0] if lines else done.returncode}"
+
+
+def noticed_by(folder: Path, first: tuple[str, ...] = ()) -> str | None:
+    """Which tests fail in the copy, which is built: these first, then all."""
+    found = noticed_by_pytest(folder, first) if first else None
+    return found or noticed_by_native(folder) or noticed_by_pytest(folder, PYTEST)
+
+
+def _first_of(faults: dict[str, Fault]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for fault in faults.values() for name in fault.tests))
 
 
 def main() -> int:
@@ -167,18 +260,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         copy_checkout(folder)
-        if (found := noticed_by(folder)) is not None:
+        build(folder)
+        if (found := noticed_by(folder, _first_of(chosen))) is not None:
             print(f"the tests fail without any fault: {found}")
             return 2
         for name, fault in chosen.items():
-            start, path = time.monotonic(), folder / "csrc" / fault.file
+            path = folder / "csrc" / fault.file
             sound = path.read_text()
             path.write_text(applied(sound, fault))
-            found = noticed_by(folder)
+            build(folder)
+            start = time.monotonic()
+            found = noticed_by(folder, fault.tests)
             path.write_text(sound)
             unnoticed += [name] if found is None else []
             seconds = time.monotonic() - start
-            print(f"{name:34} {seconds:4.0f} s  {found or 'NOT NOTICED'}", flush=True)
+            print(f"{name:38} {seconds:4.0f} s  {found or 'NOT NOTICED'}", flush=True)
     print(f"{len(chosen) - len(unnoticed)} of {len(chosen)} noticed", *unnoticed)
     return 1 if unnoticed else 0
 

@@ -83,6 +83,21 @@ def test_compile_without_breaks_follows_the_phases() -> None:
             torch.testing.assert_close(got[f"_orig_mod.{name}"], grad)
 
 
+def test_a_graph_compiled_for_another_phase_says_so_or_is_made_anew() -> None:
+    model, x = network().eval(), images()
+    other = copy.deepcopy(model)
+    set_phase(model, "ternary")
+    set_phase(other, "float")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), model(x))
+    for mine, its in zip(model.buffers(), other.buffers(), strict=True):
+        mine.copy_(its)
+    with pytest.raises(RuntimeError, match="compiled for phase 'ternary', got another"):
+        compiled(x)
+    compiled.eval()
+    torch.testing.assert_close(compiled(x), other(x))
+
+
 def test_inductor_keeps_integers_exact() -> None:
     layer = network().conv2
     x = torch.rand(2, 8, 9, 9) * 2

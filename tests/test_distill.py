@@ -171,11 +171,11 @@ def test_ranges_are_set_at_the_freeze_and_learned_from_then_on(
         seen.append({n: p.detach().clone() for n, p in ranges(model)})
 
     def ranges(model: nn.Module) -> list[tuple[str, Tensor]]:
-        return [(n, p) for n, p in model.named_parameters() if n.endswith("input_range")]
+        return [(n, p) for n, p in model.named_parameters() if n.endswith("input_shift")]
 
     monkeypatch.setattr("ternary_ops.study.fit.calibrate", watched)
     model = run(Course(4, 0.02, batch=8, optimizer="sgd", weight_decay=1e-2), None)
-    assert len(seen) == 1
+    assert len(seen) == 1 and seen[0]
     for name, learned in ranges(model):
         assert bool(learned.isfinite().all()) and not torch.equal(learned, seen[0][name]), name
 

@@ -38,11 +38,11 @@ def test_ranks_agree_with_each_other_and_with_one_process(
 ) -> None:
     alone = train(CASES[name], tmp_path / "c.pt")
     first, second = (rank[name] for rank in ranks)
-    masks = [key for key in alone if key.endswith("mask")]
-    assert masks and any(not bool(alone[key].all()) for key in masks)
+    marks = [key for key in alone if key.endswith("marks")]
+    assert marks and any(bool((alone[key] > 0).any()) for key in marks)  # some are pruned
     for key, value in alone.items():
         assert torch.equal(first[key].nan_to_num(), second[key].nan_to_num()), key
-        if key.endswith(("mask", "codes", "phase_code")):
+        if key.endswith(("marks", "phase_code")):
             assert torch.equal(first[key], value), key
         else:
             torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-7, equal_nan=True)

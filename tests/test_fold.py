@@ -244,3 +244,18 @@ def test_the_fusion_rule() -> None:
     }
     assert chains["conv2"].add is not None and chains["conv2"].residual is chains["short.0"].end
     assert chains["short.0"].add is None and chains["conv1"].add is None
+
+
+def test_eight_bit_codes_half_way_between_two_stay() -> None:
+    model = randomize(nn.Sequential(nn.Conv2d(16, 24, 3), nn.BatchNorm2d(24), nn.Conv2d(24, 4, 1)))
+    with torch.no_grad():
+        steps = torch.randint(-126, 126, model[0].weight.shape) + 0.5
+        steps[:, 0, 0, 0] = 127
+        model[0].weight.copy_(steps * torch.rand(24, 1, 1, 1))
+    quantize_(model, TernaryConfig("int8"))
+    x = torch.randn(2, 16, 7, 7)
+    before, codes = model(x), model[0].int8()[0]
+    sign = model[1].weight.sign().view(-1, 1, 1, 1)
+    fold_batchnorm_(model)
+    assert torch.equal(model[0].int8()[0], (codes * sign).to(torch.int8))
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)

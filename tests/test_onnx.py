@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import NETWORKS
 from networks import images, ready
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx_files import Builder, random, run
 from sr_networks import SMALL
 from torch import Tensor, nn
 
@@ -26,17 +25,6 @@ from ternary_ops.cli import main
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedModel
 from ternary_ops.interchange import load_onnx, save_onnx
 from ternary_ops.runtime import Program
-
-
-def run(path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
-    (y,) = session.run(None, {session.get_inputs()[0].name: x})
-    return np.asarray(y)
 
 
 def quantized(name: str) -> tuple[Program, Tensor]:
@@ -124,39 +112,6 @@ def test_qdq_comes_back_as_the_same_program(tmp_path: Path) -> None:
     ours, theirs = program(x.numpy()), again(x.numpy())
     assert np.abs(theirs - ours).mean() < 0.02 * np.abs(ours).max()
     assert (theirs.argmax(1) == ours.argmax(1)).mean() > 0.8
-
-
-class Builder:
-    """An ONNX file, node by node."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
-        self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
-        return name
-
-    def add(self, op: str, inputs: list[str], output: str, **at: Any) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [output], name=f"/{output}/{op}", **at))
-        return output
-
-    def save(self, path: Path, last: str, opset: int = 14, channels: int = 3) -> Path:
-        info = helper.make_tensor_value_info
-        graph = helper.make_graph(
-            self.nodes,
-            "g",
-            [info("image", TensorProto.FLOAT, ["N", channels, "H", "W"])],
-            [info(last, TensorProto.FLOAT, ["N", "K"])],
-            self.constants,
-        )
-        opsets = [helper.make_opsetid("", opset)]
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
-        return path
-
-
-def random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def mobile(path: Path) -> Path:
@@ -340,6 +295,51 @@ def test_compress_takes_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
     assert main([*command, "--batch", "12"]) == 0
     assert Path("m-ternary.safetensors").exists()
+
+
+class Stretch(nn.Module):
+    """A bilinear resize between two convolutions, to a constant size or that of the input."""
+
+    def __init__(self, size: tuple[int, int] | None, align: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.size, self.align = size, align
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2:] if self.size is None else self.size
+        y = F.relu(self.first(x))
+        return self.last(F.interpolate(y, size=size, mode="bilinear", align_corners=self.align))
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("size", [None, (31, 17), (1, 5)])
+def test_exact_form_is_exact_for_bilinear_resizes(
+    size: tuple[int, int] | None, align: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    x, model = images(2, 3, 24, 29), Stretch(size, align).eval()
+    tops.quantize_(model, tops.plan(model, tops.TernaryConfig("int8")))
+    tops.calibrate(model, [x])
+    program = tops.compile(model, x)
+    save_onnx(program, tmp_path / "net.onnx")
+    for shape in ((2, 3, 24, 29), (1, 3, 40, 11), (3, 3, 1, 2)):
+        other = images(*shape).numpy()
+        np.testing.assert_array_equal(run(tmp_path / "net.onnx", other), program(other))
+
+
+def test_qdq_form_keeps_biases_that_int32_does_not_hold(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    with torch.no_grad():
+        model[2].bias.copy_(torch.tensor([1e6, -2.0, 3e7, 1.0]))
+        model[2].weight[3] = 0.0  # its scale makes steps of 0
+    x = torch.rand(2, 3, 9, 9) * 1e-3
+    tops.quantize_(model, tops.plan(model, tops.TernaryConfig("int8")))
+    tops.calibrate(model, [x])
+    program = tops.compile(model, x)
+    save_onnx(program, tmp_path / "net.onnx", "qdq")
+    theirs = run(tmp_path / "net.onnx", x.numpy(), plain=True)
+    np.testing.assert_allclose(theirs, program(x.numpy()), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("quantize", [False, True])

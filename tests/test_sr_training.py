@@ -248,7 +248,8 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(average: float, tmp_p
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def test_quantized_networks_train_to_a_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_quantized_networks_train_to_a_program(average: float, tmp_path: Path) -> None:
     patches = sr.Patches(scenes(3), 2, 10)
     teacher = small_network()
     sr.train(teacher, patches, replace(COURSE, steps=60))
@@ -257,7 +258,7 @@ def test_quantized_networks_train_to_a_program(tmp_path: Path) -> None:
     tops.quantize_(network, tops.plan(network, config, skip=["head", "tail.*"]))
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     pruner = tops.prune.Pruner(network, total_steps=30, optimizer=optimizer)
-    course = replace(COURSE, steps=30, rate=1e-3)
+    course = replace(COURSE, steps=30, rate=1e-3, average=average)
     calibration = patches.batch(0, 8, 7)[0]
     sr.train(
         *(network, patches, course),
@@ -281,11 +282,6 @@ def test_training_that_cannot_be_is_refused() -> None:
     for teacher in (None, sr.IMDN(2, 8, 2), sr.FMEN(2, 6, 5, 4, 1, [0, 0])):
         with pytest.raises(BadConfig, match="of the network's shape"):
             sr.train(small_network(), patches, replace(COURSE, stages=0.1), teacher=teacher)
-    network = small_network()
-    tops.quantize_(network, tops.plan(network, tops.TernaryConfig("int8", zeros=0.5)))
-    pruner = tops.prune.Pruner(network, total_steps=8)
-    with pytest.raises(BadConfig, match="average"):
-        sr.train(network, patches, replace(COURSE, average=0.9), pruner=pruner)
     broken = small_network()
     with torch.no_grad():
         broken.head.weight[0, 0, 0, 0] = float("nan")

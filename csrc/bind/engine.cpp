@@ -124,6 +124,27 @@ py::list profile(Engine& e, const py::array& x, int repeats) {
   return out;
 }
 
+// How an image of this size goes through the network: rows of the output in a band (0: the image as
+// a whole), tasks (value, first row, end, rows let go before, rows kept then), and of each value
+// its memory (-1: the caller's own), its rows, its padding rows above and below, and how many rows
+// its memory holds.
+py::dict schedule(Engine& e, int64_t h, int64_t w) {
+  const std::shared_ptr<const Plan> plan = e.plan(1, h, w);
+  py::list tasks, values;
+  for (const Task& t : plan->tasks())
+    tasks.append(py::make_tuple(t.id, t.rows.begin, t.rows.end, t.drop, t.keep));
+  for (size_t i = 0; i < e.nodes().size(); ++i) {
+    const int id = static_cast<int>(i);
+    const Grid& g = plan->grid(id);
+    values.append(py::make_tuple(plan->memory(id), g.h, g.margin, plan->rows(id)));
+  }
+  py::dict out;
+  out["band"] = plan->band();
+  out["tasks"] = tasks;
+  out["values"] = values;
+  return out;
+}
+
 Window window(const Pair& stride, const Pair& padding, const Pair& dilation) {
   return {stride.first,   stride.second,  padding.first,
           padding.second, dilation.first, dilation.second};
@@ -199,6 +220,10 @@ void bind_engine(py::module_& m) {
       .def("run_all", &run_all)
       .def("profile", &profile, py::arg("x"), py::arg("repeats") = 20)
       .def("peak_bytes", &Engine::peak_bytes)
+      .def(
+          "debug", [](Engine& e, int64_t band, bool poison) { e.debug({band, poison}); },
+          py::arg("band") = 0, py::arg("poison") = false)
+      .def("schedule", &schedule)
       .def("band", [](Engine& e, int64_t h, int64_t w) { return e.plan(1, h, w)->band(); });
 }
 

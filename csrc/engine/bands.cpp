@@ -19,13 +19,20 @@ constexpr int64_t kManyRows = 32, kSpareShare = 8;
 
 int64_t divide_down(int64_t a, int64_t b) { return a >= 0 ? a / b : -divide_up(-a, b); }
 
+// Input rows of a resize for each of its output rows. Never 0, as the ratio is where one row is
+// stretched with aligned corners: rows far above the output would still ask for the input's first.
+double steepness(const Detail& d, const Grid& in, const Grid& out) {
+  const double ratio = static_cast<double>(sampling_ratio(in.h, out.h, d.align, d.zoom_h));
+  return std::max(ratio, 1.0 / static_cast<double>(out.h));
+}
+
 Rows rows_resized(const Node& node, const Grid& in, const Grid& out, Rows rows) {
   const Detail& d = *node.detail;
   const float ratio = sampling_ratio(in.h, out.h, d.align, d.zoom_h);
   const auto row = [&](int64_t y) {
     if (y < 0) {  // as far above the image as it is in the output
       const int64_t above =
-          1 + static_cast<int64_t>(static_cast<double>(-y) * static_cast<double>(ratio));
+          1 + static_cast<int64_t>(static_cast<double>(-y) * steepness(d, in, out));
       return Rows{-above, -above + 1};
     }
     y = std::min(y, out.h - 1);
@@ -45,8 +52,7 @@ double smooth_end(const Node& node, const Grid& in, const Grid& out, double end)
   }
   if (node.op == Op::kPixelUnshuffle) return end * static_cast<double>(node.detail->factor_h);
   if (node.op == Op::kResize) {
-    const Detail& d = *node.detail;
-    return end * static_cast<double>(sampling_ratio(in.h, out.h, d.align, d.zoom_h)) + 2;
+    return end * steepness(*node.detail, in, out) + 2;
   }
   const Rows first = rows_read(node, in, out, {0, 1}), second = rows_read(node, in, out, {1, 2});
   return static_cast<double>(first.end) + (end - 1) * static_cast<double>(second.end - first.end);
@@ -118,7 +124,6 @@ class Flow {
       if (done_[id] >= out.h) continue;
       each_input(id, [&](size_t input, bool beside) {
         const BandValue& v = values_[input];
-        if (v.memory == values_[id].memory) return;  // works in place
         const Rows next{done_[id], done_[id] + 1};
         const int64_t first =
             (beside ? next : rows_read(nodes_[id], v.grid, out, next)).begin + v.grid.margin;

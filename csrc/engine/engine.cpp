@@ -257,10 +257,16 @@ std::shared_ptr<const Plan> Engine::plan(int64_t n, int64_t h, int64_t w, bool k
       plans_.splice(plans_.begin(), plans_, it);
       return it->second;
     }
-  auto made = std::make_shared<const Plan>(nodes_, output_, n, h, w, keep_all);
+  auto made = std::make_shared<const Plan>(nodes_, output_, n, h, w, keep_all, debug_);
   plans_.emplace_front(key, made);
   if (plans_.size() > kPlans) plans_.pop_back();
   return made;
+}
+
+void Engine::debug(const PlanDebug& options) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  debug_ = options;
+  plans_.clear();
 }
 
 }  // namespace tops

@@ -28,6 +28,14 @@ struct NodeProfile {
 
 class Plan;
 
+// What tests change in a plan. band: rows of the output that a band makes wherever bands can be
+// had, whatever the size of the image; 0: as many as fit the caches. poison: every run begins in
+// memory that holds NaN.
+struct PlanDebug {
+  int64_t band = 0;
+  bool poison = false;
+};
+
 class Engine {
  public:
   Engine();
@@ -77,6 +85,8 @@ class Engine {
   // The plan for one input shape (h = w = 1 for rank 2); keep_all: every value keeps its memory
   // until the next run.
   std::shared_ptr<const Plan> plan(int64_t n, int64_t h, int64_t w, bool keep_all = false);
+  // For tests: plans made from now on go by these.
+  void debug(const PlanDebug& options);
 
  private:
   int64_t piece(int64_t n, int64_t h, int64_t w);  // images that run together
@@ -88,6 +98,7 @@ class Engine {
 
   std::vector<Node> nodes_;
   int output_ = -1;
+  PlanDebug debug_;
   std::mutex mutex_;
   using Key = std::tuple<int64_t, int64_t, int64_t, bool>;
   std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans_;  // most recent first
@@ -97,10 +108,19 @@ class Engine {
 // order. Immutable; each run brings its own arena.
 class Plan {
  public:
-  Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all);
+  Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all,
+       const PlanDebug& debug = {});
   int64_t arena_bytes() const { return arena_bytes_; }
   // Rows of the output at a time; 0: every value as a whole.
   int64_t band() const { return band_; }
+  const std::vector<Task>& tasks() const { return tasks_; }
+  // Where a value of a plan in bands lies: its memory, or -1 for the caller's own.
+  int64_t memory(int id) const {
+    const Step& s = step(id);
+    return s.external ? -1 : static_cast<int64_t>(s.memory);
+  }
+  // Rows that such a memory holds.
+  int64_t rows(int id) const { return memories_[step(id).memory].rows; }
   const Grid& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
   // Of a plan that keeps all.
   const uint8_t* value(int id, const Buffer& arena) const {
@@ -115,6 +135,7 @@ class Plan {
   void give_arena(Buffer arena) const;
 
  private:
+  Buffer used_arena() const;
   struct Home {
     int concat = -1;     // in whose memory a value lies
     int64_t offset = 0;  // in cells, where it begins there
@@ -149,7 +170,8 @@ class Plan {
   void keep_short_homes(int64_t band);
   bool may_replace(size_t id) const;
   void place_whole(bool keep_all);
-  bool place_bands();
+  bool place_bands(int64_t forced);
+  bool schedule_bands(int64_t band);
   std::vector<BandValue> band_values(size_t& memories) const;
   int64_t conv_key(size_t id, Rows rows) const;
   const ConvPlan& add_conv(size_t id, Rows of);
@@ -181,10 +203,11 @@ class Plan {
   std::vector<Home> homes_;
   std::vector<Task> tasks_;
   struct Memory {
-    int64_t at = 0, cells = 0;
+    int64_t at = 0, cells = 0, rows = 0;
   };
   std::vector<Memory> memories_;
   int64_t arena_bytes_ = 0, band_ = 0;
+  bool poison_;
   mutable std::mutex mutex_;
   mutable std::vector<Buffer> arenas_;
 };

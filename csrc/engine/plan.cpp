@@ -72,8 +72,8 @@ int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) 
 }  // namespace
 
 Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
-           bool keep_all)
-    : nodes_(nodes), output_(output), pairs_(row_pairs(nodes)) {
+           bool keep_all, const PlanDebug& debug)
+    : nodes_(nodes), output_(output), pairs_(row_pairs(nodes)), poison_(debug.poison) {
   steps_.resize(nodes.size());
   homes_.resize(nodes.size());
   infer_shapes(n, h, w);
@@ -88,7 +88,7 @@ Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int
                   !out.halo && !is_read(output);
   if (last.external) last.grid.close_up();
   if (!keep_all) find_homes();
-  if (keep_all || !place_bands()) place_whole(keep_all);
+  if (keep_all || !place_bands(debug.band)) place_whole(keep_all);
 }
 
 // A part of a concat can be made where it is wanted, if it is nothing else's part, is padded alike,
@@ -280,7 +280,7 @@ void Plan::place_whole(bool keep_all) {
     arena_bytes_ = other;
     blocks = by_size;
   }
-  for (const Block& block : blocks) memories_.push_back({block.at, 0});
+  for (const Block& block : blocks) memories_.push_back({block.at, 0, 0});
 }
 
 void Plan::run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>* profile) const {
@@ -316,15 +316,19 @@ int64_t Plan::macs(int id) const {
 }
 
 Buffer Plan::take_arena() const {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (!arenas_.empty()) {
-      Buffer b = std::move(arenas_.back());
-      arenas_.pop_back();
-      return b;
-    }
-  }
-  return Buffer(arena_bytes_);
+  Buffer arena = used_arena();
+  if (!arena.data()) arena = Buffer(arena_bytes_);
+  if (poison_) std::memset(arena.data(), 0xff, static_cast<size_t>(arena.size()));
+  return arena;
+}
+
+// Of a run before; none: without memory.
+Buffer Plan::used_arena() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (arenas_.empty()) return {};
+  Buffer arena = std::move(arenas_.back());
+  arenas_.pop_back();
+  return arena;
 }
 
 void Plan::give_arena(Buffer arena) const {

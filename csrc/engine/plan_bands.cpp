@@ -62,7 +62,7 @@ std::vector<BandValue> Plan::band_values(size_t& memories) const {
 
 // All memories for the whole run, since all are in use at once. False where bands cannot be had or
 // are not needed.
-bool Plan::place_bands() {
+bool Plan::place_bands(int64_t forced) {
   const int64_t out_h = step(output_).grid.h, in_h = step(0).grid.h;
   int64_t largest = 0, widest = 0;
   for (const Step& s : steps_) {
@@ -70,11 +70,12 @@ bool Plan::place_bands() {
     widest = std::max(widest, divide_up(row_bytes(s.grid) * s.grid.h, out_h));
   }
   const int64_t factor = std::max<int64_t>(1, divide_up(out_h, in_h));
-  int64_t rows = std::max<int64_t>(1, kBandBytes / (widest * factor));
   size_t memories = 0;
   std::vector<BandValue> values = band_values(memories);
-  if (largest <= kLargestWhole || rows * factor >= out_h || !has_bands(nodes_, values))
-    return false;
+  if (!has_bands(nodes_, values)) return false;
+  if (forced > 0) return forced < out_h && schedule_bands(forced);
+  int64_t rows = std::max<int64_t>(1, kBandBytes / (widest * factor));
+  if (largest <= kLargestWhole || rows * factor >= out_h) return false;
   const auto bytes_of = [&](int64_t some) {
     const Bands made = make_bands(nodes_, values, memories, output_, some * factor);
     std::vector<int64_t> bytes(memories, 0);
@@ -86,9 +87,15 @@ bool Plan::place_bands() {
   const int64_t least = rows < kGoodRows ? bytes_of(rows) : 0;
   for (int64_t more = kGoodRows; more > rows; --more)
     if (bytes_of(more) <= std::max(kGoodBytes, least * 6 / 5)) rows = more;
-  const int64_t band = band_ = rows * factor;
+  return schedule_bands(rows * factor);
+}
+
+// Always true.
+bool Plan::schedule_bands(int64_t band) {
+  band_ = band;
   keep_short_homes(band);
-  values = band_values(memories);
+  size_t memories = 0;
+  const std::vector<BandValue> values = band_values(memories);
   Bands bands = make_bands(nodes_, values, memories, output_, band);
   memories_.assign(memories, {});
   std::vector<int64_t> bytes(memories, 0);
@@ -105,6 +112,7 @@ bool Plan::place_bands() {
   }
   for (size_t m = 0; m < memories; ++m) {
     memories_[m].at = arena_bytes_;
+    memories_[m].rows = bands.rows[m];
     arena_bytes_ += bytes[m];
   }
   int64_t scratch = 0;
@@ -114,7 +122,7 @@ bool Plan::place_bands() {
       scratch = std::max(scratch, add_conv(id, task.rows).scratch_bytes());
   }
   for (Step& s : steps_) s.scratch = memories;
-  memories_.push_back({arena_bytes_, 0});
+  memories_.push_back({arena_bytes_, 0, 0});
   arena_bytes_ += round_up(scratch);
   tasks_ = std::move(bands.tasks);
   return true;

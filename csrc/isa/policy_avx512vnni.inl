@@ -63,8 +63,10 @@ struct V {
   static TOPS_INLINE I dot_ternary(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
   static TOPS_INLINE I dot_int8(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
 #include "isa/exact_dots.inl"
+  // a * b + c, rounded once.
+  static TOPS_INLINE F fused(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
-    return as_i(_mm512_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
+    return as_i(fused(as_f(x), as_f(w), as_f(acc)));
   }
 
   // kLanes values of 16 bits as float32.

@@ -102,8 +102,10 @@ struct V {
   }
   static TOPS_INLINE I dot_wide(I acc, Wide x, Wide w) { return dot_signed(acc, x, w); }
   static TOPS_INLINE void widen_quads(const uint8_t*, uint8_t*) {}
+  // a * b + c, rounded once.
+  static TOPS_INLINE F fused(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
-    return as_i(vfmaq_f32(as_f(acc), as_f(x), as_f(w)));
+    return as_i(fused(as_f(x), as_f(w), as_f(acc)));
   }
 
   // kLanes values of 16 bits as float32.

@@ -150,6 +150,12 @@ struct V {
     TOPS_LANES(dot1(acc.v[i], x.v[i], w.v[i]));
   }
 #include "isa/exact_dots.inl"
+  // a * b + c, rounded once: a function call where the processor has no such instruction, so only
+  // for what must be the same bits everywhere.
+  static TOPS_INLINE F fused(F a, F b, F c) {
+    F r;
+    TOPS_LANES(__builtin_fmaf(a.v[i], b.v[i], c.v[i]));
+  }
   static TOPS_INLINE I dot_float(I acc, I x, I w) {
     return as_i(addf(as_f(acc), mulf(as_f(x), as_f(w))));
   }

@@ -49,9 +49,9 @@ static TOPS_INLINE I select(uint32_t bits, I a, I b) {
 static TOPS_INLINE uint32_t bits_at(const uint8_t* bits, int64_t i) { return bits[i / 8]; }
 static constexpr uint32_t kAll = 0xff;
 
-static TOPS_INLINE I dot_float(I acc, I x, I w) {
-  return as_i(_mm256_fmadd_ps(as_f(x), as_f(w), as_f(acc)));
-}
+// a * b + c, rounded once.
+static TOPS_INLINE F fused(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+static TOPS_INLINE I dot_float(I acc, I x, I w) { return as_i(fused(as_f(x), as_f(w), as_f(acc))); }
 
 // kLanes values of 16 bits as float32.
 static TOPS_INLINE I widen_float16(const void* p) {

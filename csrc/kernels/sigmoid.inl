@@ -1,26 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sigmoid as every kernel computes it: the same bits on every instruction set.
 
-static TOPS_INLINE V::F fused(V::F a, V::F b, V::F c) {
-  return V::as_f(V::dot_float(V::as_i(c), V::as_i(a), V::as_i(b)));
-}
-
 // e^x for x in [-86, 0], to two units in the last place; NaN stays NaN. With n = round(x / ln 2)
 // the rest |r| <= ln 2 / 2, where the Taylor series to r^7 is off by less than 6e-9. ln 2 in two
 // parts: n times the first, of nine bits, is exact.
 static TOPS_INLINE V::F exp_negative(V::F x) {
   const V::I n = V::round(V::mulf(x, V::set1f(1.44269504f)));
   const V::F whole = V::to_f(n);
-  V::F r = fused(whole, V::set1f(-0.693359375f), x);
-  r = fused(whole, V::set1f(2.12194440e-4f), r);
+  V::F r = V::fused(whole, V::set1f(-0.693359375f), x);
+  r = V::fused(whole, V::set1f(2.12194440e-4f), r);
   V::F p = V::set1f(1.0f / 5040);
-  p = fused(p, r, V::set1f(1.0f / 720));
-  p = fused(p, r, V::set1f(1.0f / 120));
-  p = fused(p, r, V::set1f(1.0f / 24));
-  p = fused(p, r, V::set1f(1.0f / 6));
-  p = fused(p, r, V::set1f(0.5f));
-  p = fused(p, r, V::set1f(1.0f));
-  p = fused(p, r, V::set1f(1.0f));
+  p = V::fused(p, r, V::set1f(1.0f / 720));
+  p = V::fused(p, r, V::set1f(1.0f / 120));
+  p = V::fused(p, r, V::set1f(1.0f / 24));
+  p = V::fused(p, r, V::set1f(1.0f / 6));
+  p = V::fused(p, r, V::set1f(0.5f));
+  p = V::fused(p, r, V::set1f(1.0f));
+  p = V::fused(p, r, V::set1f(1.0f));
   return V::as_f(V::add(V::as_i(p), V::mul(n, V::set1(1 << 23))));
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -17,11 +18,13 @@ from ternary_ops.engine.layers import Range
 from ternary_ops.engine.lower import lower
 from ternary_ops.engine.node_facts import run_checked
 from ternary_ops.engine.permute import permute as permute_channels
+from ternary_ops.engine.prepare import check_read, float_activations, prepare
 from ternary_ops.engine.shapes import infer
 from ternary_ops.engine.steps import read_steps
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
+from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.blocks import float_twins
-from ternary_ops.quantize.fold import fold_batchnorm_
+from ternary_ops.quantize.fold import find_pairs, fold_pairs_
 from ternary_ops.quantize.observed import ranges_of
 from ternary_ops.quantize.trace import trace
 from ternary_ops.runtime import Program
@@ -40,6 +43,7 @@ def compile(  # noqa: A001
     permute: bool = False,
     tune: bool = False,
     output: str | None = None,
+    allow_unfinished: bool = False,
 ) -> Program: ...
 @overload
 def compile(  # noqa: A001
@@ -50,6 +54,7 @@ def compile(  # noqa: A001
     permute: bool = False,
     tune: bool = False,
     output: str | None = None,
+    allow_unfinished: bool = False,
 ) -> Program | IslandProgram: ...
 def compile(  # noqa: A001
     model: nn.Module,
@@ -59,6 +64,7 @@ def compile(  # noqa: A001
     permute: bool = False,
     tune: bool = False,
     output: str | None = None,
+    allow_unfinished: bool = False,
 ) -> Program | IslandProgram:
     """Turn a float, quantized or packed network into a Program.
 
@@ -80,52 +86,64 @@ def compile(  # noqa: A001
     permute: reorder inner channels so that zeros fall into fewer quads (`engine.permute`): the
     outputs keep their bits, networks pruned element by element get faster, compiling slower.
     tune: time every integer layer on example_input, dense and sparse (`Program.tune`).
+    allow_unfinished: take the codes of this moment although a Pruner has not come to its freeze.
+
+    The network runs on example_input once, untouched, and what compile makes of it is compared with
+    that. Weights that torch.nn.utils.prune, weight_norm, spectral_norm or a parametrization compute
+    are taken as they are in eval mode; hooks that only look on are left out. Warnings name planned
+    layers that do not run, and those with fewer zeros than planned.
 
     Raises UnsupportedModel listing every part that has no program form, every layer whose range
-    calibrate has not set, or the names of several inputs or outputs; BadWeights for weights that
-    are not finite.
+    calibrate has not set, the names of several inputs or outputs, hooks that change values, layers
+    held outside the module tree, weights of quantized layers that the model's code reads, or layers
+    that are still being pruned; BadWeights for weights that are not finite.
     """
     model = unwrap(model)
     signature = signature_of(model, example_input, output)
     x = _example(tensor_of(model, example_input))
     network = float_twins(copy_of(model).cpu().float().eval())
-    return _compiled(network, x, signature, ranges_of(model), (islands, permute, tune))
-
-
-def _compiled(
-    network: nn.Module,
-    x: Tensor,
-    signature: Signature,
-    ranges: Mapping[str, Range],
-    options: tuple[bool, bool, bool],
-) -> Program | IslandProgram:
-    islands, permute, tune = options
+    untouched = prepare(model, network, x, signature, islands, allow_unfinished)
+    ranges = ranges_of(model)
+    whole = Task(signature, ranges, permute, tune)
+    if not islands:
+        return _whole(network, x, untouched, whole)
 
     def part(module: nn.Module, sample: Tensor) -> Program:
-        return _whole(copy_of(module), sample, signature_of(module), ranges, permute, tune)
+        own, task = copy_of(module), Task(signature_of(module), ranges, permute, tune)
+        expected = prepare(module, own, sample, task.signature, False, True)
+        return _whole(own, sample, expected, task)
 
-    if islands:
-        with torch.no_grad():
-            made = compile_with_islands(network, x, signature, part)
-        if made.islands:
-            return made
-    return _whole(network, x, signature, ranges, permute, tune)
-
-
-def _whole(
-    network: nn.Module,
-    x: Tensor,
-    signature: Signature,
-    ranges: Mapping[str, Range],
-    permute: bool,
-    tune: bool,
-) -> Program:
     with torch.no_grad():
-        fold_batchnorm_(network, signature)
-        traced = trace(network, signature=signature)
+        made = compile_with_islands(network, x, signature, part)
+    return made if made.islands else _whole(network, x, untouched, whole)
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a network is called, observed ranges by name of a value, and what is asked of compile."""
+
+    signature: Signature
+    ranges: Mapping[str, Range]
+    permute: bool
+    tune: bool
+
+
+def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program:
+    with torch.no_grad():
+        traced = trace(network, signature=task.signature)
+        check_read(network, traced)
+        pairs = find_pairs(network, traced.graph)
+        if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
+            # Packed layers round their input always, and a last bit may turn that: compare before.
+            with float_activations(network):
+                run_checked(traced, x, untouched)
+            untouched = None
+        fold_pairs_(network, pairs)
+        traced = trace(network, signature=task.signature)
         name_layers_(traced)
-        expected = run_checked(network, traced, x, signature)
-        graph = _lower(traced, x, ranges)
+        with float_activations(network):
+            expected = run_checked(traced, x, untouched)
+        graph = _lower(traced, x, task.ranges)
     shape = infer(graph, x.shape[0], *x.shape[2:])[-1]
     if shape != tuple(expected.shape):
         raise UnsupportedModel(
@@ -135,8 +153,8 @@ def _whole(
                 "Report this model; it was misread.",
             )
         )
-    program = Program(_permuted(graph, x.shape) if permute else graph, tuple(x.shape))
-    if tune:
+    program = Program(_permuted(graph, x.shape) if task.permute else graph, tuple(x.shape))
+    if task.tune:
         program.tune(x.numpy())
     return program
 

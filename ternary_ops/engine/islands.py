@@ -103,7 +103,7 @@ def compile_with_islands(
         if traced is None:
             continue
         name_layers_(traced)
-        run_checked(network, traced, x, signature)
+        run_checked(traced, x, signature.result(network, x.clone()))
         here = {n: str(n.target) for n in traced.graph.nodes if n.target in islands}
         found = [(_owner(node), text) for node, text in unsupported(traced, set(here))]
         found += [

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ternary_ops.engine.weight import Array, Weight
+from ternary_ops.engine.weight import Array, Planned, Weight
 from ternary_ops.errors import BadWeights, UnsupportedModel, need
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.nn.packed import PackedLayer
 from ternary_ops.ops import codes
+from ternary_ops.prune.units import get_pattern
 
 Range = tuple[float, float]
 
@@ -62,7 +63,14 @@ def read_layer(name: str, module: nn.Module) -> Layer:
         params, given = _input_params(module), getattr(module, "output_range", None)
         return Layer(
             op,
-            Weight(name, _kind(module), _filters(integers), _floats(name, scale), bias),
+            Weight(
+                name,
+                _kind(module),
+                _filters(integers),
+                _floats(name, scale),
+                bias,
+                planned=_planned(module),
+            ),
             attrs,
             _quantizes(module),
             None if params is None else range_of(*params),
@@ -172,6 +180,14 @@ def range_of(scale: float | np.float32, zp: int) -> Range:
 
 def _kind(module: TernaryLayer | PackedLayer) -> str:
     return module.weights if isinstance(module, PackedLayer) else module.config.weights
+
+
+def _planned(module: TernaryLayer | PackedLayer) -> Planned | None:
+    """Zeros that the layer's config asks for; packed layers have no config."""
+    if isinstance(module, PackedLayer) or module.config.zeros == 0:
+        return None
+    pattern = get_pattern(module.config.pattern)
+    return Planned(pattern.name, pattern.rows, pattern.cols, module.config.zeros)
 
 
 def _quantizes(module: TernaryLayer | PackedLayer) -> bool:

@@ -31,9 +31,14 @@ def simulate(graph: Graph, x: NDArray[np.float32]) -> list[Array]:
         if node.op == "input":
             arrays.append(np.asarray(x, np.float32))
             continue
-        operands = [_operand(arrays[j], graph.values[j].y) for j in node.inputs]
-        arrays.append(_RUN[node.op](graph, node, operands))
+        arrays.append(node_value(graph, node, arrays))
     return arrays
+
+
+def node_value(graph: Graph, node: Node, arrays: Sequence[Array]) -> Array:
+    """Value of one node, not the input, from those of the nodes before it."""
+    operands = [_operand(arrays[j], graph.values[j].y) for j in node.inputs]
+    return _RUN[node.op](graph, node, operands)
 
 
 def _operand(array: Array, y: Params | None) -> Operand:

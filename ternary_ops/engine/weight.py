@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,17 @@ _SURE_SIZE = (2**31 - 1) // 255  # a ternary filter of so many values cannot ove
 _DO = rules.REWRITE
 
 
+class Planned(NamedTuple):
+    """Zeros that a plan asks for: the share `zeros` of units of the pattern called `name`, rows
+    output x cols input channels at one tap (cols 0: whole filters).
+    """
+
+    name: str
+    rows: int
+    cols: int
+    zeros: float
+
+
 @dataclass(frozen=True, eq=False)
 class Weight:
     """One filter bank: values [O, R, S, I] (linear [O, 1, 1, I]), scale and bias [O].
@@ -33,7 +44,7 @@ class Weight:
     slope: [O] or [1], of a convolution: negative sums are multiplied by it at the end (PReLU).
     kind ternary: int8 in {-1, 0, 1}, or their codes; int8: -127..127; float: float32 and no scale.
     Integer weights may meet float input (weight-only). The arrays are read-only views of those
-    given.
+    given. planned: the zeros that the plan asked for; for tables, not stored in files.
     """
 
     name: str
@@ -42,6 +53,7 @@ class Weight:
     scale: Array | None = None
     bias: Array | None = None
     slope: Array | None = None
+    planned: Planned | None = None
 
     def __post_init__(self) -> None:
         """Check everything; raises FormatError."""
@@ -102,6 +114,19 @@ class Weight:
             return float(np.mean(self.values.codes != 0))
         starts = np.arange(0, self.shape[3], 4)
         return float(np.mean(np.add.reduceat(self.values != 0, starts, axis=3, dtype=np.int8) > 0))
+
+    @cached_property
+    def reached(self) -> float | None:
+        """Share of the planned pattern's units that are all zero; None where nothing is planned."""
+        if self.planned is None:
+            return None
+        used, rows, cols = self.array != 0, self.planned.rows, self.planned.cols
+        if cols == 0:
+            return 1 - float(used.any(axis=(1, 2, 3)).mean())
+        used = np.pad(used, ((0, -len(used) % rows), (0, 0), (0, 0), (0, -used.shape[3] % cols)))
+        o, r, s, i = used.shape
+        units = used.reshape(o // rows, rows, r, s, i // cols, cols).any(axis=(1, 5))
+        return 1 - float(units.mean())
 
     def effective_scale(self, x: Params | None) -> NDArray[np.float32]:
         """What multiplies the accumulator [O]: f32(scale * s_x); float input has no s_x."""

@@ -62,7 +62,8 @@ class LayerWriter:
             bias: NDArray[np.float32] | str | None = weight.bias
             if isinstance(bias, np.ndarray) and y is not None:
                 step = weight.effective_scale(y)
-                bias = self._qdq(_steps(bias, step), np.int32, step)
+                steps = _steps(bias, step)
+                bias = bias if steps is None else self._qdq(steps, np.int32, step)
             if fine and y is not None:
                 out = self._fine_sums(node, x[0], y, real, bias)
             else:
@@ -160,12 +161,16 @@ class LayerWriter:
         return self.sheet.add("Conv", x, w, *extra, pads=pads, **lists(window))
 
 
-def _steps(bias: NDArray[np.float32], step: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The bias in units of the accumulator, as 8-bit kernels add it."""
+def _steps(bias: NDArray[np.float32], step: NDArray[np.float32]) -> NDArray[np.int64] | None:
+    """The bias in units of the accumulator, as 8-bit kernels add it; None where int32 does not hold
+    it, or a unit is 0: then it stays float32.
+    """
     limit = 2.0**31 - 1
     with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.nan_to_num(np.rint(bias.astype(np.float64) / step))
-    whole: NDArray[np.int64] = np.clip(steps, -limit, limit).astype(np.int64)
+        steps = np.rint(bias.astype(np.float64) / step)
+    if not (np.abs(steps) <= limit).all():
+        return None
+    whole: NDArray[np.int64] = steps.astype(np.int64)
     return whole
 
 

@@ -16,6 +16,10 @@ class Refused(Exception):
         super().__init__(f"needs {what}, got {got}")
 
 
+class UnknownInput(Exception):
+    """A node reads what a refused node would have made: nothing to say about it."""
+
+
 def onnx_library() -> Any:
     """The package with its helper, numpy_helper and checker; MissingExtra without it."""
     try:
@@ -25,6 +29,6 @@ def onnx_library() -> Any:
         raise MissingExtra(
             need("ONNX files need the package onnx", "none installed", do)
         ) from error
-    for part in ("helper", "numpy_helper", "checker", "shape_inference"):
+    for part in ("defs", "helper", "numpy_helper", "checker", "shape_inference"):
         importlib.import_module(f"onnx.{part}")
     return library

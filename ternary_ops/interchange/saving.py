@@ -248,7 +248,8 @@ class _Writer(LayerWriter):
         if at["mode"] == "bilinear" and zoom is None:
             size = self.sheet.ends(at["size"]) if len(x) == 1 else self.sheet.part_of_shape(x[1], 2)
             steps = x[0] if y is None else self.sheet.centered(x[0], y[1])
-            out = self.sheet.stretched(steps, size, at["align"])
+            stretch = self.sheet.blended if self.form == "exact" else self.sheet.stretched
+            out = stretch(steps, size, at["align"])
             return out if y is None else self.sheet.codes(out, (1.0, y[1]))
         whole = zoom is not None and all(float(z).is_integer() and z >= 1 for z in zoom)
         if at["mode"] != "nearest" or not whole:

@@ -96,6 +96,43 @@ class Sheet:
             "Resize", value, "", "", sizes, mode="linear", coordinate_transformation_mode=corners
         )
 
+    def blended(self, value: str, size: str, align: bool) -> str:
+        """The same in the steps of reference_moves.resize: an engine's own has other bits."""
+        (top, bottom, h0, h1), (left, right, w0, w1) = (
+            self._samples(value, size, axis, align) for axis in (2, 3)
+        )
+        column = self.ends([1])
+        h0, h1 = (self.add("Unsqueeze", h, column) for h in (h0, h1))
+        rows = []
+        for lines in (top, bottom):
+            row = self.add("Gather", value, lines, axis=2)
+            near = self.add("Mul", self.add("Gather", row, left, axis=3), w0)
+            far = self.add("Mul", self.add("Gather", row, right, axis=3), w1)
+            rows.append(self.add("Add", near, far))
+        return self.add("Add", self.add("Mul", rows[0], h0), self.add("Mul", rows[1], h1))
+
+    def _samples(self, value: str, size: str, axis: int, align: bool) -> tuple[str, str, str, str]:
+        """Both input pixels of each output pixel along an axis, and their weights
+        (reference_moves.linear).
+        """
+        whole, half, one = self.number(1, np.int64), self.number(0.5), self.number(1)
+        length = self.add("Gather", self.add("Shape", value), self.number(axis, np.int64), axis=0)
+        made = self.add("Gather", size, self.number(axis - 2, np.int64), axis=0)
+        places = self.add("Range", self.number(0, np.int64), made, whole)
+        last = self.add("Sub", length, whole)
+        at, n, out = (self.add("Cast", v, to=FLOAT) for v in (places, length, made))
+        if align:
+            spans = self.add("Max", self.add("Sub", out, one), one)
+            at = self.add("Mul", at, self.add("Div", self.add("Sub", n, one), spans))
+        else:
+            at = self.add("Mul", self.add("Add", at, half), self.add("Div", n, out))
+            at = self.add("Max", self.add("Sub", at, half), self.number(0))
+        first = self.add("Min", self.add("Cast", at, to=INT64), last)
+        second = self.add("Min", self.add("Add", first, whole), last)
+        share = self.add("Sub", at, self.add("Cast", first, to=FLOAT))
+        share = self.add("Clip", share, self.number(0), one)
+        return first, second, self.add("Sub", one, share), share
+
     def ends(self, values: Sequence[int]) -> str:
         """A list of sizes, axes or limits."""
         return self.constant(np.asarray(values), np.int64)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What TernaryLinear and TernaryConv2d share: state, phases, codes, fake-quantized forward."""
+"""What TernaryLinear and TernaryConv2d share: phases, codes, fake-quantized forward."""
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape, need
 from ternary_ops.nn import fake_quant
+from ternary_ops.nn._state import LayerState
 from ternary_ops.ops import reference
 from ternary_ops.ops.codes import FINE_PARTS
 from ternary_ops.quantize.config import TernaryConfig
@@ -29,25 +30,28 @@ from ternary_ops.quantize.ternarize import (
     pole_scale,
 )
 
-PHASES = ("float", "ternary", "frozen")
+if TYPE_CHECKING:
+    from ternary_ops.prune.progress import Progress
+
 # float32 holds every integer up to here, so a sum that cannot pass it is exact in any order.
 _EXACT = 2**24
 
 
-class TernaryLayer(nn.Module, ABC):
+class TernaryLayer(LayerState, ABC):
     """A layer whose forward computes with integer weights and trains latent float ones.
 
     weight        latent, torch layout [O, I, ...]
     bias          [O] or None
     poles         float32 [2] with a ternarizer whose scales are learned ("ttq"), else None: what
                   +1 and -1 stand for while the layer trains
-    input_range   float [2], lo and hi of the quantized input; NaN: not set, it stays float. Learned
-                  where activations are "uint8"
+    input_range   float32 [2], lo and hi of the quantized input; NaN: not set, it stays float.
+                  Learned, through `input_shift`, where activations are "uint8"
     mask          bool, weight's shape; False where pruned
     output_range  float32 [2]: range of what the layer and its fused epilogue produce, where no
                   other layer owns it; NaN: not set
-    codes         int8, weight's shape; valid once frozen
-    phase_code    uint8, index into PHASES; set it through `phase`
+    codes         int8, weight's shape; fixed once frozen
+    calls         how often calibrate saw the layer run, None before; not part of the state
+    pruning       how far its Pruner is, None without one; not part of the state either
 
     Phases: "float" real masked weights; "ternary" integer weights with a straight-through gradient;
     "frozen" fixed codes, whose scale goes on learning through the latent weight. With activations
@@ -55,18 +59,15 @@ class TernaryLayer(nn.Module, ABC):
     bit once the range is set and the phase is not "float"; with "uint11" too, while it does not
     train. Not so with poles: packed and compiled, such a layer has one scale per filter, fitted to
     them. Under autocast, training of real inputs multiplies in autocast's dtype, as the torch twin
-    does, until the phase is "frozen".
+    does, until the phase is "frozen". The last four are derived from buffers that averages of
+    networks leave legible: see LayerState.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     poles: nn.Parameter | None
-    input_range: nn.Parameter
-    mask: Tensor
-    output_range: Tensor
-    codes: Tensor
-    phase_code: Tensor
-    config: TernaryConfig
+    calls: int | None = None
+    pruning: Progress | None = None
 
     def _adopt(self, weight: Tensor, bias: Tensor | None, config: TernaryConfig) -> None:
         """Take over a float layer's parameters: the same objects, so that optimizers keep them."""
@@ -86,23 +87,13 @@ class TernaryLayer(nn.Module, ABC):
                     'Give this layer activations="uint8" by a rule.',
                 )
             )
-        device, unset = weight.device, [float("nan"), float("nan")]
         self.config = config
         self.register_parameter("weight", cast(nn.Parameter, weight))
         self.register_parameter("bias", cast("nn.Parameter | None", bias))
-        self.input_range = nn.Parameter(
-            torch.tensor(unset, device=device), requires_grad=config.activations == "uint8"
-        )
+        self._new_state(weight, config.activations == "uint8")
         self.register_parameter("poles", None)
-        ones = torch.ones(weight.shape, dtype=torch.bool, device=device)
-        self.register_buffer("mask", ones)
-        self.register_buffer("output_range", torch.tensor(unset, device=device))
-        self.register_buffer("codes", torch.zeros(weight.shape, dtype=torch.int8, device=device))
-        self.register_buffer("phase_code", torch.tensor(1, dtype=torch.uint8, device=device))
-        # phase_code again, for Python to branch on: reading a tensor would stop torch.compile.
-        self._phase = "ternary"
         if self.ternarizer.learned:
-            self.poles = nn.Parameter(torch.ones(2, device=device))
+            self.poles = nn.Parameter(torch.ones(2, device=weight.device))
             if not weight.is_meta:
                 self.reset_poles()
 
@@ -111,23 +102,8 @@ class TernaryLayer(nn.Module, ABC):
         """Set the poles, if there are any, to the mean |weight| of what each stands for now."""
         if self.poles is not None:
             weight = self.weight.float()
-            codes = self.ternarizer.codes(weight, self.mask, self.config.pattern)
+            codes = self.ternarizer.codes(weight, self._kept(), self.config.pattern)
             self.poles.copy_(mean_poles(weight, codes))
-
-    @property
-    def phase(self) -> str:
-        """ "float", "ternary" or "frozen". Setting "frozen" fixes the codes of this moment."""
-        return self._phase
-
-    @phase.setter
-    def phase(self, phase: str) -> None:
-        if phase not in PHASES:
-            names = ", ".join(map(repr, PHASES))
-            raise BadConfig(need(f"phase is one of {names}", repr(phase), "Pick one."))
-        if phase == "frozen":
-            self.codes.copy_(self.integer_weight()[0])  # once frozen, these are the codes
-        self._phase = phase
-        self.phase_code.fill_(PHASES.index(phase))
 
     @property
     def ternarizer(self) -> Ternarizer:
@@ -138,7 +114,8 @@ class TernaryLayer(nn.Module, ABC):
     def integer_weight(self) -> tuple[Tensor, Tensor]:
         """Codes int8 of weight's shape and scale float32 [O], in any phase.
 
-        Raises BadWeights, naming the first weight that is not finite.
+        Raises BadWeights, naming the first weight that is not finite, and for frozen codes that an
+        average has mixed.
         """
         finite = self.weight.detach().isfinite()
         if not finite.all():
@@ -146,9 +123,11 @@ class TernaryLayer(nn.Module, ABC):
             raise BadWeights(
                 need("quantizing needs finite weights", f"{self.weight[at]} at {at}", "Train anew.")
             )
-        if self._phase == "frozen":
-            return self.codes.clone(), self._frozen_scale().detach()
-        codes, scale = self.ternarizer(self.weight, self.mask, self.config.pattern)
+        if self.phase == "frozen":
+            self._check_codes()
+            codes = self._fixed_codes()
+            return codes.to(torch.int8), self._frozen_scale(codes).detach()
+        codes, scale = self.ternarizer(self.weight, self._kept(), self.config.pattern)
         return codes, scale if self.poles is None else pole_scale(codes, self.poles.detach())
 
     def ternary(self) -> tuple[Tensor, Tensor]:
@@ -169,7 +148,7 @@ class TernaryLayer(nn.Module, ABC):
 
     def input_params(self) -> tuple[np.float32, int] | None:
         """Scale and zero point of the quantized input; None while the range is unset or unused."""
-        lo, hi = (float(v) for v in self.input_range.detach())
+        lo, hi = self._bounds().tolist()
         if not self.config.integer_input or lo != lo or hi != hi:
             return None
         fine = self.config.activations == "uint11"
@@ -177,7 +156,7 @@ class TernaryLayer(nn.Module, ABC):
 
     def _float_weight(self) -> nn.Parameter:
         """What this layer computes with, as a float parameter of the latent weight's dtype."""
-        value = self.weight.detach() * self.mask if self._phase == "float" else self.image()
+        value = self.weight.detach() * self._kept() if self.phase == "float" else self.image()
         return nn.Parameter(value)
 
     def _float_bias(self) -> nn.Parameter | None:
@@ -185,6 +164,7 @@ class TernaryLayer(nn.Module, ABC):
 
     def _forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        phase = self._current_phase()
         integer_input = self.config.integer_input
         fine, rest = self.config.activations == "uint11", None
         work = torch.float64 if x.dtype == torch.float64 and not integer_input else torch.float32
@@ -194,14 +174,14 @@ class TernaryLayer(nn.Module, ABC):
             weight, scale = self._training_weight()
             x = real = x.to(work)
             if integer_input:
-                x, x_scale = fake_quant.quantize(x, self.input_range, fine)
+                x, x_scale = fake_quant.quantize(x, self._bounds(), fine)
                 if fine and x is not real:
                     rest = fake_quant.left_over(real, x_scale)
                     if self.training or scale is None:  # weights as they come: one product does
                         x, rest = x + rest / FINE_PARTS, None
                 scale = x_scale if scale is None else scale * x_scale
             exact = self._exact_dtype() if integer_input else work
-            if x is real and self.training and self._phase != "frozen":
+            if x is real and self.training and phase != "frozen":
                 # Sums of real inputs are rounded anyway, and weights to scale are fewer than sums.
                 if scale is not None:
                     weight = weight * (scale if scale.ndim == 0 else per_filter(scale, weight))
@@ -222,24 +202,27 @@ class TernaryLayer(nn.Module, ABC):
     def _training_weight(self) -> tuple[Tensor, Tensor | None]:
         """What enters the accumulation, and the scale that follows it (None for real weights)."""
         if self._phase == "float":
-            real = self.weight * self.mask
+            real = self.weight * self._kept()
             # DistributedDataParallel waits for a gradient of every parameter.
             return (real if self.poles is None else real + 0.0 * self.poles.sum()), None
         if self.poles is not None:
             return self._with_poles(self.poles), None
         if self._phase == "frozen":
-            return self.codes, self._frozen_scale()
+            codes = self._fixed_codes()
+            return codes, self._frozen_scale(codes)
         rules = self.ternarizer
-        codes, scale = rules(self.weight, self.mask, self.config.pattern)
+        mask = self._kept()
+        codes, scale = rules(self.weight, mask, self.config.pattern)
         made: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
-            self.weight, self.mask, codes, scale, rules.ste
+            self.weight, mask, codes, scale, rules.ste
         )
         return made, scale
 
     def _with_poles(self, poles: Tensor) -> Tensor:
-        codes = self.codes
-        if self._phase != "frozen":
-            codes = self.ternarizer(self.weight, self.mask, self.config.pattern)[0]
+        if self._phase == "frozen":
+            codes = self._fixed_codes()
+        else:
+            codes = self.ternarizer(self.weight, self._kept(), self.config.pattern)[0]
         made: Tensor = LearnedPoles.apply(  # type: ignore[no-untyped-call]
             self.weight, codes, poles
         )
@@ -260,16 +243,14 @@ class TernaryLayer(nn.Module, ABC):
             self.weight.copy_(after)
             self.register_parameter("poles", None)
             self.config = replace(self.config, ternarizer="ptq")
-            self.codes.copy_(codes)
-            self._phase = "frozen"
-            self.phase_code.fill_(PHASES.index("frozen"))
+            self._write("frozen", self._kept(), codes)
             return float((after - before).norm() / before.norm().clamp_min(1e-30))
 
-    def _frozen_scale(self) -> Tensor:
+    def _frozen_scale(self, codes: Tensor) -> Tensor:
         if self.poles is not None:
-            return pole_scale(self.codes, self.poles)
+            return pole_scale(codes, self.poles)
         rule = self.ternarizer.scale if self.config.weights == "ternary" else lsq_scale
-        return rule(self.weight.float(), self.mask, self.codes)
+        return rule(self.weight.float(), self._kept(), codes)
 
     def _exact_dtype(self) -> torch.dtype:
         """The float type in which the accumulator cannot round."""
@@ -308,18 +289,13 @@ class TernaryLayer(nn.Module, ABC):
                 )
             )
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.phase_code.is_meta:
-            self._phase = PHASES[int(self.phase_code)]
-
     def extra_repr(self) -> str:
         """The torch twin's line, then what is quantized and how far training is."""
         config = self.config
         rule = f", pattern={config.pattern}, ternarizer={config.ternarizer}"
         return (
             f"weights={config.weights}{rule if config.weights == 'ternary' else ''}, "
-            f"activations={config.activations}, phase={self._phase}"
+            f"activations={config.activations}, phase={self.phase}"
         )
 
 

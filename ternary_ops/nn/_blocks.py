@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, UnsupportedShape, need
 from ternary_ops.nn._base import result_dtype
+from ternary_ops.nn._integers import check_digest, digest, versions
 from ternary_ops.ops import _check
 from ternary_ops.ops import blocks as layout
 from ternary_ops.prune.units import get_pattern, lowest, to_mask, unit_scores
@@ -29,7 +30,8 @@ class BlockSparseLayer(nn.Module):
 
     values and bias train; which blocks there are is fixed. A state dict may bring other blocks of
     the same size. `packed` follows changes of `values` that autograd can see; after writing into
-    values.data or the indices, call refresh().
+    values.data or the indices, call refresh(); indices that something else changed, such as an
+    average of networks, are refused.
     """
 
     values: nn.Parameter
@@ -37,6 +39,8 @@ class BlockSparseLayer(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     packed: Tensor | None
+    _indices: tuple[tuple[int, int], ...] = ()
+    _digest: bytes | None = None
 
     def _allocate(self, rows: int, bias: bool, block: Block, device: Any, dtype: Any) -> None:
         """Register the state of a weight without blocks: all zeros."""
@@ -56,7 +60,7 @@ class BlockSparseLayer(nn.Module):
         empty = nn.Parameter(torch.zeros(rows, device=device)) if bias else None
         self.register_parameter("bias", empty)
         self.register_buffer("packed", None, persistent=False)
-        self._packed_of: tuple[int, int] | None = None
+        self._packed_of: tuple[tuple[int, int], ...] | None = None
 
     def _fill(self: _Layer, blocks: layout.Blocks, bias: Tensor | None) -> _Layer:
         self._adopt(blocks)
@@ -90,6 +94,8 @@ class BlockSparseLayer(nn.Module):
     def refresh(self) -> None:
         """Make `packed` from the blocks. Raises BadWeights where they are not valid or finite."""
         self.packed, self._packed_of = None, None
+        self._digest = digest(self.crow_indices, self.col_indices)
+        self._indices = versions(self.crow_indices, self.col_indices)
         if self.values.device.type != "cpu":
             return
         shape = self._shape()
@@ -120,8 +126,17 @@ class BlockSparseLayer(nn.Module):
         if not x.is_floating_point():
             do = "Convert it first."
             raise UnsupportedShape(need(f"{type(self).__name__} takes a float input", x.dtype, do))
+        self._check_indices()
         bias = None if self.bias is None else self.bias.float()
         return self._operator(x, bias, self._current()).to(result_dtype(x))
+
+    def _check_indices(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        own = self.crow_indices, self.col_indices
+        if self._indices != versions(*own):
+            check_digest(type(self).__name__, "indices", self._digest, *own)
+            self.refresh()
 
     def _current(self) -> Tensor | None:
         """`packed`, if it still holds the blocks: not while they train."""
@@ -131,9 +146,9 @@ class BlockSparseLayer(nn.Module):
             self.refresh()
         return self.packed
 
-    def _state_of_values(self) -> tuple[int, int]:
-        version = 0 if self.values.is_inference() else self.values._version
-        return self.values.data_ptr(), version
+    def _state_of_values(self) -> tuple[tuple[int, int], ...]:
+        # `packed` may be averaged, as other buffers are.
+        return versions(self.values, self.packed)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

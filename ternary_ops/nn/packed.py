@@ -16,6 +16,7 @@ from ternary_ops import ops
 from ternary_ops._native import core
 from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, need
 from ternary_ops.nn._base import result_dtype
+from ternary_ops.nn._integers import check_digest, digest, versions
 from ternary_ops.nn.conv import TernaryConv2d
 from ternary_ops.nn.geometry import ConvGeometry
 from ternary_ops.nn.linear import TernaryLinear
@@ -36,7 +37,8 @@ class PackedLayer(nn.Module):
     packed            uint8, not in the state dict: made from codes, again after each load
 
     These stay in their dtypes under .half() and the like. No gradient reaches a quantized input:
-    to train, keep the trainable layer. After writing into a buffer by hand, call refresh().
+    to train, keep the trainable layer. After writing into a buffer by hand, call refresh(); codes
+    and zero points that something else changed, such as an average of networks, are refused.
     """
 
     codes: Tensor
@@ -47,6 +49,8 @@ class PackedLayer(nn.Module):
     output_range: Tensor
     packed: Tensor | None
     kind: str
+    _made_of: tuple[tuple[int, int], ...] = ()
+    _digest: bytes | None = None
 
     def _allocate(self, shape: tuple[int, ...], bias: bool, weights: str, device: Any) -> None:
         """Register buffers for a weight of `shape`, [O, R, S, I] or [N, K], all codes 0."""
@@ -70,6 +74,10 @@ class PackedLayer(nn.Module):
 
         Raises BadWeights for an invalid code.
         """
+        self._derive()
+        self._digest, self._made_of = digest(self.codes, self.input_zero_point), self._sources()
+
+    def _derive(self) -> None:
         self.packed, self.kind, self._input = None, "dense", None
         self._packed_for = self.codes.device.type
         if self.codes.is_meta:
@@ -89,6 +97,16 @@ class PackedLayer(nn.Module):
         if self._prefers_sparse(float(occupied.float().mean()) if occupied.numel() else 1.0):
             self.kind = "sparse"
         self.packed = self._prepack()
+
+    def _sources(self) -> tuple[tuple[int, int], ...]:
+        return versions(self.codes, self.input_scale, self.input_zero_point, self.packed)
+
+    def _renew(self) -> None:
+        """Derive anew where a buffer was written into. Raises BadWeights for other integers."""
+        if not torch.compiler.is_compiling() and self._made_of != self._sources():
+            own = self.codes, self.input_zero_point
+            check_digest(type(self).__name__, "codes and zero point", self._digest, *own)
+            self.refresh()
 
     def _prepack(self) -> Tensor:
         groups, float_x = self._groups(), self._input is None
@@ -120,6 +138,7 @@ class PackedLayer(nn.Module):
         if not x.is_floating_point():
             do = "Convert it first."
             raise UnsupportedShape(need(f"{type(self).__name__} takes a float input", x.dtype, do))
+        self._renew()
         dtype = result_dtype(x)
         x = self._pad(x)
         if self._input is None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 from weakref import ref
@@ -20,10 +21,12 @@ from ternary_ops.errors import (
     need,
 )
 from ternary_ops.prune.criteria import Criterion
+from ternary_ops.prune.progress import Progress
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
 from ternary_ops.wrappers import plain_name, unwrap
 
+_log = logging.getLogger(__name__)
 # A ranking can cost as much as a small network's whole step; 200 of them follow a curve closely.
 _UPDATES = 200
 
@@ -57,6 +60,9 @@ class Pruner:
     kept here, by which it is ranked and to which the optimizer's change is added at every step.
     The weight in the model is 0.0 all the same; its optimizer state goes on; weight decay does not
     reach its latent value. Quantized layers pass no gradient to pruned weights in phase "float".
+
+    At the freeze a warning names weights that never had a gradient: their layers do not run. Until
+    then compile and pack_ refuse the quantized layers (`allow_unfinished`).
 
     Masks depend on the weights alone, so the ranks of a DistributedDataParallel run agree on them.
     """
@@ -140,6 +146,8 @@ class Pruner:
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
+        self._learning: set[str] = set()  # weights that ever had a gradient
+        self._progress = Progress(0, self._freeze_step, self.total_steps)
         self._check_optimizer()
         for target in self._targets:
             self.criterion.watch(target.name, target.owners)
@@ -147,6 +155,8 @@ class Pruner:
             optimizer.register_step_pre_hook(_Guard(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
         self._set_phases([layer for layer in self._layers if layer.phase != "frozen"])
+        for layer in self._layers:
+            layer.pruning = self._progress
 
     @property
     def progress(self) -> float:
@@ -184,6 +194,7 @@ class Pruner:
         before = self.phase
         regrow = not self.nested and before != "frozen"
         self._step += advance
+        self._progress.step = self._step
         if advance and self.pull and self.phase != "frozen":
             self._pull()
         if regrow:
@@ -199,11 +210,37 @@ class Pruner:
         if regrow and self.phase == "frozen":
             for target in self._targets:
                 target.latent = None
+        if before != "frozen" and self.phase == "frozen" and self._learning:
+            idle = [t.name for t in self._targets if t.name not in self._learning]
+            if idle:
+                _log.warning("pruned, but never run in training: %s", ", ".join(idle))
         if before == "float" and self.phase == "ternary":
             for layer in self._layers:
                 layer.reset_poles()
         if advance:
             self._set_phases(self._layers)
+
+    @torch.no_grad()
+    def mask_(self, copied: nn.Module) -> None:
+        """Write exact zeros into a copy of the network where this one is pruned now.
+
+        For averages (EMA, SWA) of a plain float network, whose weights only come near to zero;
+        copies of quantized layers know their masks. Raises UnsupportedModel, with nothing changed,
+        where a pruned weight has no counterpart of its name and shape.
+        """
+        found: dict[str, nn.Parameter] = {}
+        for target in self._targets:
+            layer = dict(copied.named_modules()).get(target.name)
+            weight = getattr(layer, "weight", None)
+            if not isinstance(weight, nn.Parameter) or weight.shape != target.weight.shape:
+                what = f"a copy of the network has a weight {target.name!r}"
+                got = "none" if weight is None else list(weight.shape)
+                do = "Pass the module itself, such as AveragedModel(...).module."
+                raise UnsupportedModel(need(f"{what} {list(target.weight.shape)}", got, do))
+            found[target.name] = weight
+        for target in self._targets:
+            weight = found[target.name]
+            weight.masked_fill_(~target.mask.to(weight.device), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The step, the pruned units (one bit each) and, with regrowth, the latent weights."""
@@ -225,7 +262,7 @@ class Pruner:
         """
         state = _plain_names(state)
         self._check_state(state)
-        self._step = int(state["step"])
+        self._step = self._progress.step = int(state["step"])
         for group, packed in zip(self._groups, state["pruned"], strict=True):
             bits = np.unpackbits(packed.cpu().numpy(), count=group.total).astype(bool)
             group.set_pruned(torch.from_numpy(bits).to(group.pruned.device))
@@ -239,17 +276,12 @@ class Pruner:
     def before_step(self) -> None:
         """What the hook on the optimizer calls: gradients are checked and, if scored, seen.
 
-        Ranges that are not set yet lose their gradients of 0: with momentum, weight decay would
-        carry their NaN on to what calibration sets.
-
         Raises BadWeights for a gradient that is not finite, before any weight has changed.
         """
-        for layer in self._layers:
-            bounds = layer.input_range
-            if bounds.grad is not None and bool(bounds.isnan().any()):
-                bounds.grad = None
         for target in self._targets:
             grad = target.weight.grad
+            if grad is not None:
+                self._learning.add(target.name)
             if grad is not None and not bool(torch.isfinite(grad.sum())):
                 raise BadWeights(
                     need(

@@ -67,7 +67,7 @@ def reconstruct_(
     inputs = [x for x, _ in samples(model, batches)]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     layers = [m for m in model.modules() if is_quantized(m)]
-    phases, training = [layer.phase for layer in layers], model.training
+    phases, training = [layer.kept_phase() for layer in layers], model.training
     model.eval()
     try:
         for layer in layers:
@@ -92,8 +92,8 @@ def reconstruct_(
         model.load_state_dict(before)
         raise
     finally:
-        for layer, phase in zip(layers, phases, strict=True):
-            layer.phase = phase
+        for restore in phases:
+            restore()
         model.train(training)
     return [SummaryRow(t.name, t.zeros, t.empty_units() / t.units) for t in targets]
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeGuard, cast
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, check_type, need
 from ternary_ops.prune.criteria import Criterion
+from ternary_ops.prune.progress import Progress
 from ternary_ops.prune.units import (
     Pattern,
     best_units,
@@ -39,7 +40,10 @@ class QuantizedLayer(Protocol):
     mask: Tensor
     phase: str
     config: _Config
-    input_range: nn.Parameter
+    pruning: Progress | None
+
+    def kept_phase(self) -> Callable[[], None]:
+        """What goes back to the phase of now."""
 
     def image(self) -> Tensor:
         """scale * codes of the weight as it is now, weight's shape and dtype."""
@@ -89,7 +93,7 @@ class Target:
             self._own_mask = mask.contiguous()
             return
         for owner in self.owners:
-            cast(Tensor, owner.mask).copy_(mask)
+            cast(QuantizedLayer, owner).mask = mask
 
     @property
     def units(self) -> int:

@@ -28,6 +28,7 @@ from ternary_ops.quantize.trace import (
     module_of,
     trace_around,
 )
+from ternary_ops.quantize.usage import Usage, evaluating, watching
 from ternary_ops.signature import signature_of
 from ternary_ops.wrappers import unwrap
 
@@ -59,22 +60,21 @@ def calibrate(
 
     What is observed is the network in eval mode, with float activations and weights as their phase
     has them: calling again gives the same ranges. The former mode is restored. Input ranges are
-    parameters, from which training goes on.
+    parameters, from which training goes on. Calls of every quantized layer are counted
+    (`TernaryLayer.calls`); a warning names those that did not run.
 
     Raises BadConfig for an unknown method, a percentile that is not in 50 to 100 or a glob that
-    matches no layer, UnsupportedModel without any batch or when an activation is not finite; then
-    the former ranges stay.
+    matches no layer, UnsupportedModel without any batch, when an activation is not finite, when no
+    quantized layer runs, or when the model calls a float layer that quantize_ replaced; then the
+    former ranges stay.
     """
     _check(method, percentile)
     model = unwrap(model)
     check_type(
         "rules", {} if rules is None else rules, Mapping, "Pass a dict of globs and methods."
     )
-    layers = {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, tnn.TernaryLayer) and module.config.integer_input
-    }
+    quantized = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
+    layers = {module: n for n, module in quantized.items() if module.config.integer_input}
     if not layers:
         do = "Call quantize_ first."
         raise UnsupportedModel(need("calibrating needs layers with uint8 activations", "none", do))
@@ -84,18 +84,34 @@ def calibrate(
     values: dict[str, Histogram] = {}
     with _observing(model, layers):
         run = _runner(model, layers, outputs, values)
-        with _hooks(inputs):
+        with watching(model) as usage, _hooks(inputs):
             for x, _ in samples(model, batches):
                 run(x)
+        _check_usage(usage, quantized)
+    calls = usage.calls
+    for layer in quantized.values():
+        layer.calls = calls[layer]
     for seen, attribute in ((inputs, "input_range"), (outputs, "output_range")):
         for layer, histogram in seen.items():
             if histogram.count == 0:
-                _log.warning("%s was never computed: its range stays unset", histogram.name)
                 continue
-            found = torch.tensor(histogram.range(*choices[layers[layer]]))
-            getattr(layer, attribute).data.copy_(found)
+            setattr(layer, attribute, histogram.range(*choices[layers[layer]]))
     seen_values = {n: h.range(method, percentile) for n, h in values.items() if h.count}
     keep_ranges(model, seen_values)
+
+
+def _check_usage(usage: Usage, layers: Mapping[str, tnn.TernaryLayer]) -> None:
+    """Name what was planned and not run, and what was run and not planned."""
+    usage.check_replaced(layers)
+    usage.warn_outside()
+    calls = usage.calls
+    idle = [name for name, layer in layers.items() if not calls[layer]]
+    if len(idle) == len(layers):
+        do = "Call these layers in forward: a weight that is used as a tensor alone stays float."
+        what = "calibrating needs quantized layers that run"
+        raise UnsupportedModel(need(what, f"no call of {', '.join(idle)}", do))
+    for name in idle:
+        _log.warning("%s was never computed in eval mode: its ranges stay unset", name)
 
 
 def _check(method: object, percentile: float) -> tuple[str, float]:
@@ -205,21 +221,16 @@ def keeps_range(node: fx.Node) -> bool:
 @contextmanager
 def _observing(model: nn.Module, layers: Iterable[tnn.TernaryLayer]) -> Iterator[None]:
     """Eval mode and unset ranges; modes are restored, ranges too if the body fails."""
-    modes = {module: module.training for module in model.modules()}
-    ranges: list[Tensor] = [r for layer in layers for r in (layer.input_range, layer.output_range)]
-    former = [(tensor, tensor.detach().clone()) for tensor in ranges]
+    former = [layer.kept_ranges() for layer in layers]
     try:
-        model.eval()
-        for tensor, _ in former:
-            tensor.data.fill_(float("nan"))
-        yield
+        for layer in layers:
+            layer.input_range = layer.output_range = None
+        with evaluating(model):
+            yield
     except BaseException:
-        for tensor, values in former:
-            tensor.data.copy_(values)
+        for restore in former:
+            restore()
         raise
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

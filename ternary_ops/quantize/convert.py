@@ -10,24 +10,18 @@ from torch import nn
 
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import UnsupportedModel, check_type, need
+from ternary_ops.quantize.changes import Changes
 from ternary_ops.quantize.config import TernaryConfig
-from ternary_ops.quantize.fold import fold_batchnorm_
+from ternary_ops.quantize.fold import find_pairs, fold_pairs_
 from ternary_ops.quantize.observed import travel_in_state
 from ternary_ops.quantize.plan import Plan, check_finite, plan, weight_shape
+from ternary_ops.quantize.planned import check_finished, warn_of_zeros
+from ternary_ops.quantize.replace import replace_modules
+from ternary_ops.quantize.trace import OutsideTree, TraceFailed, trace
+from ternary_ops.quantize.usage import Usage
 from ternary_ops.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
-# What nn.Module keeps of the hooks that users registered on it.
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-)
 
 
 def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = None) -> Plan:
@@ -79,16 +73,21 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
     return chosen
 
 
-def pack_(model: nn.Module) -> nn.Module:
+def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     """Replace trainable layers by packed ones in place, for inference; returns the model.
 
     BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Layers
     with learned poles ("ttq") get one scale per filter; `model._tops_refit` holds the relative
-    change of each one's weights, which is logged too. Packing again changes nothing.
+    change of each one's weights, which is logged too. Packing again changes nothing. A layer that
+    calibrate never saw run, such as a head that only training uses, keeps a float input; a warning
+    names it, and layers with fewer zeros than planned.
 
-    Raises UnsupportedModel without quantized layers or, naming all of them, when layers with uint8
-    activations have no input range; BadWeights when a weight is not finite.
-    Before any of these nothing is changed.
+    allow_unfinished: pack the codes of this moment although a Pruner has not reached its freeze.
+
+    Raises UnsupportedModel without quantized layers or, naming all of them, when layers are still
+    being pruned, when layers with uint8 activations have no input range, when a hook or a
+    parametrization computes a layer's weight, or the model's code reads it without a call of the
+    layer; BadWeights when a weight is not finite. Before any of these nothing is changed.
     """
     given, model = model, unwrap(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
@@ -97,33 +96,24 @@ def pack_(model: nn.Module) -> nn.Module:
             return given
         do = "Call quantize_ first."
         raise UnsupportedModel(need("packing needs quantized layers", "none", do))
-    unset = [
-        name
-        for name, layer in layers.items()
-        if layer.config.integer_input and layer.input_params() is None
-    ]
-    if unset:
-        raise UnsupportedModel(
-            need(
-                "packing layers with uint8 activations needs their input ranges",
-                f"none for {', '.join(unset)}",
-                'Call calibrate(model, batches), or plan with activations="float32".',
-            )
-        )
-    fine = [name for name, layer in layers.items() if layer.config.activations == "uint11"]
-    if fine:
-        do = "Use tops.compile, which runs them."
-        raise UnsupportedModel(need("packed layers read uint8 or floats", ", ".join(fine), do))
+    graph = None
+    try:
+        graph = trace(model).graph
+    except TraceFailed as error:
+        if isinstance(error, OutsideTree):
+            Usage(model, outside=[error.module]).check_replaced(layers)
+        _log.warning("BatchNorm stays as it is, the model cannot be traced: %s", error)
+    _check_packable(layers, Changes(model, graph))
+    check_finished(layers, allow_unfinished)
     for name, layer in layers.items():
         check_finite(layer, name)
+    pairs = [] if graph is None else find_pairs(model, graph)
+    warn_of_zeros(layers)
     refit = {name: layer.settle() for name, layer in layers.items() if layer.poles is not None}
     model._tops_refit = refit  # type: ignore[assignment]  # a plain attribute
     for name, change in refit.items():
         _log.warning("%s: one scale per filter changes the weights by %.1f %%", name, 100 * change)
-    try:
-        fold_batchnorm_(model)
-    except UnsupportedModel as error:
-        _log.warning("BatchNorm stays as it is, the model cannot be traced: %s", error)
+    fold_pairs_(model, pairs)
     new: dict[nn.Module, nn.Module] = {}
     for layer in layers.values():
         if isinstance(layer, tnn.TernaryConv2d):
@@ -134,15 +124,33 @@ def pack_(model: nn.Module) -> nn.Module:
     return given
 
 
-def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put `new[m]` in the place of m under every name it has; users' hooks move along."""
-    for old, layer in new.items():
-        for name in _HOOKS:
-            layer.__dict__[name] = old.__dict__[name]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and child in new:
-                parent._modules[name] = new[child]
-                if isinstance(parent, nn.TransformerEncoderLayer):
-                    # Its fused path, which this turns off, reads weights instead of calling layers.
-                    parent.activation_relu_or_gelu = 0
+def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) -> None:
+    """Raise UnsupportedModel for layers that packed ones cannot stand for."""
+    against = {name: changes.why_not(layer, "pack") for name, layer in layers.items()}
+    listed = "; ".join(f"{name}: {why}" for name, why in against.items() if why)
+    if listed:
+        do = "Change these layers, or leave them out of the plan (skip)."
+        raise UnsupportedModel(need("packing needs layers that compute by their type", listed, do))
+    unset = [
+        name
+        for name, layer in layers.items()
+        if layer.config.integer_input and layer.input_params() is None
+    ]
+    idle = [name for name in unset if layers[name].calls == 0]
+    if len(unset) > len(idle):
+        names = [name for name in unset if name not in idle]
+        raise UnsupportedModel(
+            need(
+                "packing layers with uint8 activations needs their input ranges",
+                f"none for {', '.join(names)}",
+                'Call calibrate(model, batches), or plan with activations="float32".',
+            )
+        )
+    if idle:
+        _log.warning(
+            "not run by calibrate in eval mode, packed with a float input: %s", ", ".join(idle)
+        )
+    fine = [name for name, layer in layers.items() if layer.config.activations == "uint11"]
+    if fine:
+        do = "Use tops.compile, which runs them."
+        raise UnsupportedModel(need("packed layers read uint8 or floats", ", ".join(fine), do))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,20 +165,22 @@ def _change(layer: tnn.TernaryLayer, part: str) -> str:
         return "weights ternary -> int8"
     form = layer.config.activations
     layer.config = replace(layer.config, activations="float32")
-    layer.input_range.data.fill_(float("nan"))
-    layer.input_range.requires_grad_(False)
+    layer.input_range = None
+    layer.input_shift.requires_grad_(False)
     return f"activations {form} -> float32"
 
 
-def _state(layer: tnn.TernaryLayer) -> tuple[TernaryConfig, Tensor, bool]:
-    bounds = layer.input_range
-    return layer.config, bounds.detach().clone(), bounds.requires_grad
+_State = tuple[TernaryConfig, Callable[[], None], bool]
 
 
-def _restore(layer: tnn.TernaryLayer, state: tuple[TernaryConfig, Tensor, bool]) -> None:
-    layer.config, bounds, learned = state
-    layer.input_range.data.copy_(bounds)
-    layer.input_range.requires_grad_(learned)
+def _state(layer: tnn.TernaryLayer) -> _State:
+    return layer.config, layer.kept_ranges(), layer.input_shift.requires_grad
+
+
+def _restore(layer: tnn.TernaryLayer, state: _State) -> None:
+    layer.config, restore_ranges, learned = state
+    restore_ranges()
+    layer.input_shift.requires_grad_(learned)
 
 
 def _one_target(**given: float | None) -> _Target:

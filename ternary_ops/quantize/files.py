@@ -20,8 +20,9 @@ from ternary_ops.errors import FormatError, UnsupportedModel, need
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.ops import codes as layout
-from ternary_ops.quantize.convert import pack_, replace_modules
+from ternary_ops.quantize.convert import pack_
 from ternary_ops.quantize.observed import Ranges, is_entry, keep_ranges, ranges_of
+from ternary_ops.quantize.replace import replace_modules
 from ternary_ops.wrappers import copy_of, unwrap
 
 KIND = "weights"
@@ -32,8 +33,10 @@ _TINY, _MOST = (float(v) for v in (np.finfo(np.float32).tiny, np.finfo(np.float3
 _SHOWN = 5
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> None:
     """Write a packed network, or the packed form of a quantized one, which stays as it is.
+
+    allow_unfinished: as for pack_.
 
     Raises UnsupportedModel without quantized layers, with a state that is no plain tensor, and
     where pack_ does; the file is replaced atomically.
@@ -41,7 +44,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model = unwrap(model)
     packed_already = any(isinstance(m, tnn.PackedLayer) for m in model.modules())
     if not packed_already or any(isinstance(m, tnn.TernaryLayer) for m in model.modules()):
-        model = pack_(copy_of(model))
+        model = pack_(copy_of(model), allow_unfinished=allow_unfinished)
     layers, entries = [], []
     own: set[str] = set()
     for name, layer in model.named_modules():

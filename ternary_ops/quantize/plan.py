@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
 from ternary_ops.errors import BadConfig, BadWeights, check_type, need
 from ternary_ops.prune.units import fit_pattern, get_pattern
+from ternary_ops.quantize.changes import Changes
 from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.quantize.usage import running_order
 from ternary_ops.table import Table
 from ternary_ops.wrappers import unwrap
 
@@ -105,14 +107,20 @@ def plan(
     auto: bool = False,
     budget: Budget | None = None,
     batches: Iterable[Any] | None = None,
+    example: Tensor | None = None,
 ) -> Plan:
     """Decide for every weighted layer of `model`; nothing is changed.
 
     By default the first convolution, depthwise convolutions and the last linear layer become dense
-    int8 and the rest what `config` says (default TernaryConfig()). `rules` maps globs on layer
-    names to configs that override this; the last match counts. `only` and `skip` are globs: what
-    is not in `only`, or is in `skip`, is left alone. A layer under several names goes by the first;
-    globs may use any of them.
+    int8 and the rest what `config` says (default TernaryConfig()). First and last are those that
+    run first and last in eval mode: on `example`, an input of the model, or without one in a trace
+    of its code. Where torch.fx cannot trace it they are those declared first and last, and the
+    reason says so. With an example, layers that do not run on it are left alone, unless a rule
+    names them.
+
+    `rules` maps globs on layer names to configs that override this; the last match counts. `only`
+    and `skip` are globs: what is not in `only`, or is in `skip`, is left alone. A layer under
+    several names goes by the first; globs may use any of them.
 
     auto: choose weights (ternary or 8 bits) and zeros of every layer that `config` alone would
     make ternary, so that the compiled network keeps to `budget` (allocate.Budget: ms or bytes) and
@@ -121,13 +129,11 @@ def plan(
     layer and candidate; 32 to 64 samples are plenty.
 
     Raises BadConfig when a glob matches no weighted layer, when a rule has no effect because skip
-    or only leave out all its layers, when auto lacks budget or batches (or they lack auto), or when
-    the budget is too small; BadWeights when a weight is not finite.
+    or only leave out all its layers or asks for something else of a layer that is quantized
+    already, when auto lacks budget or batches (or they lack auto), or when the budget is too small;
+    BadWeights when a weight is not finite.
     """
-    if auto != (budget is not None) or auto != (batches is not None):
-        got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
-        do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
-        raise BadConfig(need("auto, budget and batches go together", got, do))
+    _check_auto(auto, budget, batches)
     model = unwrap(model)
     config = TernaryConfig() if config is None else config
     _check_types(config, rules, only, skip)
@@ -136,30 +142,34 @@ def plan(
     layers = _weighted_layers(model)
     _check_globs([*rules, *(chosen or ()), *(left_out or ())], layers)
     _check_conflicts(rules, chosen, left_out, layers)
-    special = _special_layers(model)
-    tied = _tied_weights(layers)
+    order, how = running_order(model, example)
+    ran = set(layers if order is None else order)
+    special = _special_layers(list(layers), order, how)
+    changes = Changes(model)
     rows: list[PlanRow] = []
     fixed: set[str] = set()  # ruled or already quantized
     for module, names in layers.items():
-        reason = _cannot(module, names[0]) or tied.get(module)
-        if reason:
+        if reason := changes.why_not(module, "quantize"):
             rows.append(_row(module, names, "skip", reason))
             continue
+        ruled = [g for g in rules if _matches(names, g)]
+        out = _left_out(names, chosen, left_out)
         if isinstance(module, tnn.TernaryLayer):
+            if ruled and not out:
+                _check_kept(module, names, ruled[-1], rules[ruled[-1]])
             fixed.add(names[0])
             rows.append(
                 _row(module, names, module.config.weights, "already quantized", module.config)
             )
             continue
         check_finite(module, names[0])
-        ruled = [g for g in rules if _matches(names, g)]
-        if left_out and any(_matches(names, g) for g in left_out):
-            rows.append(_row(module, names, "skip", "in skip"))
-        elif chosen is not None and not any(_matches(names, g) for g in chosen):
-            rows.append(_row(module, names, "skip", "not in only"))
+        if out:
+            rows.append(_row(module, names, "skip", out))
         elif ruled:
             fixed.add(names[0])
             rows.append(_planned(module, names, rules[ruled[-1]], f"rule {ruled[-1]!r}"))
+        elif example is not None and module not in ran:
+            rows.append(_row(module, names, "skip", "does not run on the example in eval mode"))
         elif module in special and (config.weights == "ternary" or config.zeros > 0):
             dense = replace(config, weights="int8", zeros=0.0)
             rows.append(_planned(module, names, dense, special[module]))
@@ -168,13 +178,25 @@ def plan(
     made = Plan(tuple(rows))
     if budget is None or batches is None:
         return made
-    from ternary_ops.quantize.allocate import (
-        Budget,
-        allocate,
-    )  # it compiles, and so imports this module
+    free = [row.name for row in rows if row.action == "ternary" and row.name not in fixed]
+    return _allocated(model, made, free, budget, batches)
+
+
+def _check_auto(auto: bool, budget: Budget | None, batches: Iterable[Any] | None) -> None:
+    if auto != (budget is not None) or auto != (batches is not None):
+        got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
+        do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
+        raise BadConfig(need("auto, budget and batches go together", got, do))
+
+
+def _allocated(
+    model: nn.Module, made: Plan, free: list[str], budget: Budget, batches: Iterable[Any]
+) -> Plan:
+    """The plan with weights and zeros of the `free` layers chosen for the budget."""
+    # It compiles, and so imports this module.
+    from ternary_ops.quantize.allocate import Budget, allocate
 
     check_type("budget", budget, Budget, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
-    free = [row.name for row in rows if row.action == "ternary" and row.name not in fixed]
     if not free:
         do = "Pass a ternary config, or fewer rules."
         raise BadConfig(need("auto needs a layer that is ternary by `config`", "none", do))
@@ -246,57 +268,50 @@ def _weighted_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
     return layers
 
 
-def _special_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Layers that the default keeps at 8 bits, with the reason; quantized ones keep their place."""
-    convs = [m for m in model.modules() if isinstance(m, (nn.Conv2d, tnn.TernaryConv2d))]
-    linears = [m for m in model.modules() if isinstance(m, (nn.Linear, tnn.TernaryLinear))]
+def _special_layers(
+    layers: list[nn.Module], order: list[nn.Module] | None, how: str
+) -> dict[nn.Module, str]:
+    """Layers that the default keeps at 8 bits, with the reason; quantized ones keep their place.
+
+    order: the layers that run, first to last; None: unknown, that of `layers` counts.
+    """
+    running = layers if order is None else order
+    convs = [m for m in running if isinstance(m, (nn.Conv2d, tnn.TernaryConv2d))]
+    linears = [m for m in running if isinstance(m, (nn.Linear, tnn.TernaryLinear))]
     special: dict[nn.Module, str] = {
-        m: "depthwise" for m in convs if m.groups == m.in_channels and m.groups > 1
+        m: "depthwise"
+        for m in layers
+        if isinstance(m, (nn.Conv2d, tnn.TernaryConv2d))
+        if m.groups == m.in_channels and m.groups > 1
     }
     if convs:
-        special[convs[0]] = "first convolution"
+        special[convs[0]] = f"first convolution{how}"
     if linears:
-        special[linears[-1]] = "last linear layer"
+        special[linears[-1]] = f"last linear layer{how}"
     return special
 
 
-def _cannot(module: nn.Module, name: str) -> str:
-    """Why the layer stays out of quantization whatever the rules say; empty if it need not."""
-    kind = type(module)
-    weight = module._parameters.get("weight")
-    if kind.__name__ in ("PackedLinear", "PackedConv2d"):
-        return "already packed"
-    if any(p is not None and nn.parameter.is_lazy(p) for p in module._parameters.values()):
-        return "not initialized: run the model once first"
-    if hasattr(module, "parametrizations"):
-        return "parametrized: remove the parametrization first"
-    if isinstance(module, (nn.Linear, nn.Conv2d)) and kind not in (nn.Linear, nn.Conv2d):
-        return f"a subclass of {kind.__mro__[1].__name__}: its forward may differ"
-    if kind not in (nn.Linear, nn.Conv2d) and not isinstance(module, tnn.TernaryLayer):
-        return "no ternary twin of this type"
-    if weight is None:
-        return "weight computed by a hook (weight_norm, torch.nn.utils.prune): remove it first"
-    if not weight.is_floating_point():
-        return f"weight of dtype {weight.dtype}"
-    if not name:
-        return "the model is this one layer: wrap it in nn.Sequential"
+def _left_out(names: list[str], chosen: list[str] | None, left_out: list[str] | None) -> str:
+    """Why `skip` or `only` keep a layer out of the plan; empty if they do not."""
+    if left_out and any(_matches(names, g) for g in left_out):
+        return "in skip"
+    if chosen is not None and not any(_matches(names, g) for g in chosen):
+        return "not in only"
     return ""
 
 
-def _tied_weights(layers: dict[nn.Module, list[str]]) -> dict[nn.Module, str]:
-    """Layers that share a weight with another: codes and scale of one would change the other."""
-    holders: dict[int, list[nn.Module]] = {}
-    for module in layers:
-        for parameter in module._parameters.values():
-            if parameter is not None and (nn.parameter.is_lazy(parameter) or parameter.ndim >= 2):
-                holders.setdefault(id(parameter), []).append(module)
-    tied: dict[nn.Module, str] = {}
-    for modules in holders.values():
-        for module in modules:
-            others = [layers[m][0] for m in modules if m is not module]
-            if others:
-                tied[module] = f"weight tied to {', '.join(others)}"
-    return tied
+def _check_kept(
+    module: tnn.TernaryLayer, names: list[str], glob: str, config: TernaryConfig
+) -> None:
+    """Raise BadConfig where a rule asks for another config than a quantized layer has."""
+    if config.weights == "float" or _planned(module, names, config, "").config != module.config:
+        raise BadConfig(
+            need(
+                f"rule {glob!r} applies to layers that are not quantized yet",
+                f"{names[0]}, quantized with another config ({module.config})",
+                "Narrow the glob, or plan from the float network.",
+            )
+        )
 
 
 def check_finite(module: nn.Module, name: str) -> None:

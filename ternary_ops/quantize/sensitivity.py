@@ -230,11 +230,12 @@ def quantized_layers(model: nn.Module) -> Layers:
 def _make_float(layer: tnn.TernaryLayer, part: str) -> Callable[[], object]:
     """Take one part's quantization away; returns what puts it back."""
     if part == "weights":
+        restore = layer.kept_phase()
         layer.phase = "float"
-        return lambda: setattr(layer, "phase", "ternary")
-    bounds = layer.input_range.detach().clone()
-    layer.input_range.data.fill_(float("nan"))
-    return lambda: layer.input_range.data.copy_(bounds)
+        return restore
+    restore = layer.kept_ranges()
+    layer.input_range = None
+    return restore
 
 
 def _check_parts(parts: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,8 @@ _HARDTANH: tuple[Any, ...] = (F.hardtanh, F.hardtanh_)
 _LEAKY: tuple[Any, ...] = (F.leaky_relu, F.leaky_relu_)
 _PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_DEFAULT = fx.Tracer()
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 
@@ -39,6 +40,12 @@ class TraceFailed(UnsupportedModel):
     """torch.fx cannot trace the module at `path` ("" for the model itself)."""
 
     path: str = ""
+
+
+class OutsideTree(TraceFailed):
+    """The model calls `module`, which is not among its modules()."""
+
+    module: nn.Module
 
 
 class _Tracer(fx.Tracer):
@@ -49,11 +56,15 @@ class _Tracer(fx.Tracer):
         self._whole, self._fails = set(whole), fails
         self.checks = 0
         self.failed: str | None = None
+        self.outside: nn.Module | None = None
 
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """As the base class, and remember the innermost module that raises."""
+        if m not in (self.submodule_paths or {}):
+            self.outside = m
+            raise NameError(f"a {type(m).__name__} is called that is held outside the module tree")
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -71,8 +82,13 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """nn.*, ternary_ops.nn.* and whatever subclasses a weighted nn layer stay whole."""
-        whole = m in self._whole or _ours(m) or isinstance(m, _WEIGHTED)
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        return m in self._whole or is_leaf(m)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """True for modules that a trace calls as they are: nn.*, ternary_ops.nn.*, weighted layers."""
+    whole = _ours(module) or isinstance(module, _WEIGHTED)
+    return whole or _DEFAULT.is_leaf_module(module, "")
 
 
 def trace(
@@ -90,6 +106,8 @@ def trace(
     try:
         graph = tracer.trace(entry)
     except Exception as error:  # the model's own code runs here: whatever it raises is the reason
+        if tracer.outside is not None:
+            raise _outside(tracer, model) from error
         where = f"{tracer.failed} of " if tracer.failed else ""
         failed = TraceFailed(
             need(
@@ -108,6 +126,18 @@ def trace(
     name_values(traced.graph, getattr(model, "meta", {}).get(INPUT_VALUE))
     traced.recompile()
     return traced
+
+
+def _outside(tracer: _Tracer, model: nn.Module) -> OutsideTree:
+    """The error for a module that the model calls but does not have."""
+    what = "the modules that a model calls must be in its module tree"
+    got = (
+        f"a {type(tracer.outside).__name__} held elsewhere, called by {tracer.failed or 'forward'}"
+    )
+    do = "Hold it as an attribute, or in nn.ModuleList or nn.ModuleDict."
+    error = OutsideTree(need(what, f"{got} of {type(model).__name__}", do))
+    error.path, error.module = tracer.failed or "", cast(nn.Module, tracer.outside)
+    return error
 
 
 def _must_fail(tracer: _Tracer, entry: nn.Module, kind: str) -> None:
@@ -194,7 +224,7 @@ def _drops(node: fx.Node) -> bool:
 def is_batchnorm(node: fx.Node) -> bool:
     """True for a BatchNorm that has running statistics, the only kind that folds."""
     module = module_of(node)
-    return type(module) in _BATCH_NORMS and getattr(module, "running_mean", None) is not None
+    return type(module) in BATCH_NORMS and getattr(module, "running_mean", None) is not None
 
 
 def is_add(node: fx.Node) -> bool:
@@ -205,7 +235,9 @@ def is_add(node: fx.Node) -> bool:
 
 
 def clamp_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
-    """(lo, hi) of an activation that clamps: ReLU, ReLU6, Hardtanh, clamp. None for other nodes."""
+    """(lo, hi) of an activation that clamps: ReLU, ReLU6, Hardtanh, clamp, and of
+    torch.fake_quantize_per_tensor_affine, which rounds as well. None for other nodes.
+    """
     module = module_of(node)
     if isinstance(module, nn.ReLU):
         return 0.0, None
@@ -221,7 +253,18 @@ def clamp_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
         return _bounds(node, ("min", "max"), (None, None))
     if node.target in _HARDTANH:
         return _bounds(node, ("min_val", "max_val"), (-1.0, 1.0))
+    if node.target is torch.fake_quantize_per_tensor_affine:
+        return _code_bounds(node)
     return None
+
+
+def _code_bounds(node: fx.Node) -> tuple[float, float] | None:
+    """What the lowest and highest code of a fake-quantized value stand for."""
+    numbers = node.args[1:]
+    if len(numbers) != 4 or not all(isinstance(n, (int, float)) for n in numbers):
+        return None
+    scale, zero, lowest, highest = (float(n) for n in numbers)  # type: ignore[arg-type]
+    return (lowest - zero) * scale, (highest - zero) * scale
 
 
 def _bounds(

@@ -51,7 +51,7 @@ def _with_white_1(network: SRNetwork) -> SRNetwork:
     first, last = (cast(Any, network.get_submodule(name)) for name in network.ends)
     first.weight.mul_(white)
     if isinstance(first, TernaryLayer):
-        first.input_range.div_(white)
+        first.input_range = first.input_range / white
     last.weight.div_(white)
     last.bias.div_(white)
     network.input_range = 1.0

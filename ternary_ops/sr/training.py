@@ -135,9 +135,9 @@ def train(
     optimizer: for a quantized network; when it freezes the codes, activation ranges are set from
     `calibration` [N, 3, H, W] in 0..1.
     With a checkpoint a run that was cut off goes on with the same bits. Raises BadConfig for a
-    teacher of another scale or an average beside a pruner, BadWeights when the loss is not finite.
+    teacher of another scale, BadWeights when the loss is not finite.
     """
-    _check(network, course, teacher, pruner)
+    _check(network, course, teacher)
     if optimizer is None:
         optimizer = torch.optim.Adam(network.parameters(), course.rate, (0.9, 0.99))
     rate = one_cycle(optimizer, course.rate, course.steps, course.warmup, momentum=False)
@@ -180,6 +180,8 @@ def train(
             tick()
     if average is not None:
         network.load_state_dict(average.module.state_dict())
+        if pruner is not None:
+            pruner.step(skipped=True)  # averaged weights decay towards zeros: write them
     network.eval()
 
 
@@ -212,9 +214,7 @@ def _keep(seen: dict[int, Tensor], index: int, block: nn.Module, given: Any, mad
     seen[index] = made
 
 
-def _check(
-    network: SRNetwork, course: SRCourse, teacher: SRNetwork | None, pruner: Pruner | None
-) -> None:
+def _check(network: SRNetwork, course: SRCourse, teacher: SRNetwork | None) -> None:
     if teacher is not None and teacher.scale != network.scale:
         got, do = f"{teacher.scale} and {network.scale}", "Pass another."
         raise BadConfig(need("teacher and network have one scale", got, do))
@@ -222,9 +222,6 @@ def _check(
         got = "none" if teacher is None else f"{teacher.family} for {network.family}"
         do = "Pass one, or set stages=0."
         raise BadConfig(need("stages needs a teacher of the network's shape", got, do))
-    if pruner is not None and course.average:
-        do = "Set average=0: codes of averaged weights are not those that were trained."
-        raise BadConfig(need("a pruned network trains without an average", course.average, do))
 
 
 def _alike(network: SRNetwork, teacher: SRNetwork) -> bool:

@@ -24,9 +24,9 @@ import ternary_ops as tops
 from ternary_ops import models
 from ternary_ops.errors import BadConfig, MissingExtra, need
 from ternary_ops.prune.units import get_pattern
-from ternary_ops.quantize.convert import replace_modules
 from ternary_ops.quantize.correct import recalibrate_batchnorm_
 from ternary_ops.quantize.plan import Plan
+from ternary_ops.quantize.replace import replace_modules
 from ternary_ops.runtime import Program
 
 # Name -> (channels, image side).

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX operators that become torch functions: arithmetic, activations, shapes, resizing."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ternary_ops.interchange import facts
+from ternary_ops.interchange.library import Refused
+from ternary_ops.interchange.read_layers import channelwise
+from ternary_ops.interchange.rules import Attributes, Made, Read
+
+if TYPE_CHECKING:
+    from ternary_ops.interchange.loading import Loader
+
+# What torch's nearest neighbours are, for whole factors.
+_NEAREST = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}
+_LARGEST = 3e38  # exporters write such bounds for none
+
+
+def unary(function: Any, **names: tuple[str, float]) -> Read:
+    """A function of one value; names: its arguments, with the attribute and default of each."""
+
+    def read(loader: Loader, node: Any, at: Attributes) -> Made:
+        given = {ours: at.get(theirs, default) for ours, (theirs, default) in names.items()}
+        return loader.call(function, loader.value(node, 0), **given)
+
+    return read
+
+
+def binary(function: Any) -> Read:
+    """Arithmetic of two values, or of a value and a constant, which broadcast as torch does."""
+
+    def read(loader: Loader, node: Any, at: Attributes) -> Made:
+        known = [facts.is_fact(loader, name) for name in node.input]
+        if all(known):
+            return facts.arithmetic(loader, node, function)
+        if not any(known):
+            return loader.call(function, loader.value(node, 0), loader.value(node, 1))
+        place = known.index(True)
+        x, constant = loader.value(node, 1 - place), loader.tensor(node, place)
+        if constant.numel() == 1 and constant.ndim <= loader.rank(node.input[1 - place]):
+            number = float(constant.reshape(-1)[0])
+            return loader.call(function, *((number, x) if place == 0 else (x, number)))
+        made = _per_channel(loader, node, function, place)
+        if made is not None:
+            return made
+        other = loader.buffer(constant)
+        return loader.call(function, *((other, x) if place == 0 else (x, other)))
+
+    return read
+
+
+def _per_channel(loader: Loader, node: Any, function: Any, place: int) -> fx.Node | None:
+    """A constant with one number a channel: the bias of the layer before, where nothing else reads
+    that, or a depthwise convolution. None for other constants.
+    """
+    name, constant = node.input[1 - place], loader.tensor(node, place)
+    dims, rank = loader.dims(name), loader.rank(name)
+    shape = [1] * (rank - constant.ndim) + list(constant.shape)
+    if rank not in (2, 4) or dims is None or shape != [1, dims[1], *[1] * (rank - 2)]:
+        return None
+    first = place == 1 or function in (operator.add, operator.mul)
+    if not first or (function is operator.truediv and not bool(constant.all())):
+        return None
+    x, values = loader.value(node, 1 - place), constant.reshape(-1)
+    if function in (operator.mul, operator.truediv):
+        scale = values if function is operator.mul else 1 / values
+        return channelwise(loader, node, x, rank == 2, scale, None)
+    bias = values if function is operator.add else -values
+    layer = loader.layer_of(name)
+    if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is None:
+        layer.bias = nn.Parameter(bias.clone())
+        return x
+    return channelwise(loader, node, x, rank == 2, torch.ones(len(bias)), bias)
+
+
+def clip(loader: Loader, node: Any, at: Attributes) -> Made:
+    """Bounds as attributes, or as inputs of later opsets."""
+    bounds: list[float | None] = []
+    for number, (name, sign) in enumerate((("min", -1), ("max", 1)), 1):
+        array = loader.constant(node, number)
+        if array is not None and (array.size != 1 or array.dtype != np.float32):
+            raise Refused(f"{name} as one float32", f"{array.dtype} {list(array.shape)}")
+        value = at.get(name) if array is None else float(array.reshape(-1)[0])
+        if value is not None and math.isnan(value):
+            raise Refused(f"a number as {name}", f"{name} = {value}")
+        bounds.append(None if value is None or sign * value > _LARGEST else float(value))
+    x = loader.value(node, 0)
+    return x if bounds == [None, None] else loader.call(torch.clamp, x, *bounds)
+
+
+def hard_sigmoid(loader: Loader, node: Any, at: Attributes) -> Made:
+    """torch's, which has alpha 1/6 and beta 0.5, or the same in its steps."""
+    x, alpha, beta = loader.value(node, 0), at.get("alpha", 0.2), at.get("beta", 0.5)
+    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
+        return loader.call(F.hardsigmoid, x)
+    scaled = loader.call(operator.mul, x, float(alpha))
+    return loader.call(torch.clamp, loader.call(operator.add, scaled, float(beta)), 0.0, 1.0)
+
+
+def softmax(loader: Loader, node: Any, at: Attributes) -> Made:
+    """Over one axis; before opset 13 over that and all that follow."""
+    rank, old = loader.rank(node.input[0]), loader.opset is not None and loader.opset < 13
+    axis = int(at.get("axis", 1 if old else -1))
+    if not -rank <= axis < rank:
+        raise Refused(f"an axis of {rank}", f"axis = {axis}")
+    dims = loader.dims(node.input[0]) or ()
+    if old and any(n != 1 for n in dims[axis % rank + 1 :]):
+        raise Refused("the last axis before opset 13", f"axis = {axis} of {rank}")
+    return loader.call(F.softmax, loader.value(node, 0), dim=axis % rank)
+
+
+def concat(loader: Loader, node: Any, at: Attributes) -> Made:
+    """Of computed values, or of facts."""
+    if all(facts.is_fact(loader, name) for name in node.input):
+        return facts.concatenated(loader, node, at)
+    values = [loader.value(node, number) for number in range(len(node.input))]
+    rank, axis = loader.rank(node.input[0]), int(at.get("axis", 1))
+    if not -rank <= axis < rank:
+        raise Refused(f"an axis of {rank}", f"axis = {axis}")
+    return loader.call(torch.cat, values, dim=axis % rank)
+
+
+def flatten(loader: Loader, node: Any, at: Attributes) -> Made:
+    """To two axes."""
+    rank, x = loader.rank(node.input[0]), loader.value(node, 0)
+    axis = int(at.get("axis", 1))
+    if not -rank <= axis <= rank:
+        raise Refused(f"an axis of {rank}", f"axis = {axis}")
+    axis = axis + rank if axis < 0 else axis
+    if axis in (0, rank):
+        return loader.method("reshape", x, *((1, -1) if axis == 0 else (-1, 1)))
+    x = loader.call(torch.flatten, x, axis)
+    return x if axis == 1 else loader.call(torch.flatten, x, 0, axis - 1)
+
+
+def reshape(loader: Loader, node: Any, at: Attributes) -> Made:
+    """To any constant shape, or one of sizes; a constant batch is that of the input if it is so in
+    the file.
+    """
+    wanted = [int(v) for v in at["shape"]] if "shape" in at else _shape(loader, node)
+    if at.get("allowzero", 0) and 0 in wanted:
+        raise Refused("allowzero = 0", "allowzero = 1")
+    if facts.is_fact(loader, node.input[0]):
+        return _reshaped_fact(loader, node, wanted)
+    x, dims = loader.value(node, 0), loader.dims(node.input[0])
+    rank = loader.rank(node.input[0])
+    loader.shapes.tell(
+        node.output[0], [v if isinstance(v, int) and v > 0 else None for v in wanted]
+    )
+    if any(isinstance(v, int) and v == 0 and axis >= rank for axis, v in enumerate(wanted)):
+        raise Refused(f"zeros for the first {rank} sizes", wanted)
+    sizes = [
+        loader.size(x, axis) if isinstance(v, int) and v == 0 else v
+        for axis, v in enumerate(wanted)
+    ]
+    if sizes and dims and isinstance(dims[0], int) and sizes[0] == dims[0]:
+        sizes[0] = loader.size(x, 0)
+    if len(sizes) == 2 and dims and rank >= 2 and _keeps_batch(loader, x, sizes, dims[1:]):
+        return loader.call(torch.flatten, x, 1)
+    return loader.method("reshape", x, *sizes)
+
+
+def _keeps_batch(loader: Loader, x: fx.Node, sizes: list[Any], rest: Sequence[Any]) -> bool:
+    """Whether [a, b] is [batch, everything else]."""
+    known = all(isinstance(n, int) for n in rest)
+    whole = sizes[1] == math.prod(rest) if known else False
+    batch = loader.is_size(sizes[0], x, 0)
+    return (batch and (sizes[1] == -1 or whole)) or (sizes[0] == -1 and whole)
+
+
+def _shape(loader: Loader, node: Any) -> list[Any]:
+    array = facts.fact(loader, node, 1, "the shape")
+    if array.ndim != 1 or (array.dtype != object and array.dtype.kind not in "iu"):
+        raise Refused("a shape as a list of whole numbers", f"{array.dtype} {list(array.shape)}")
+    return [v if isinstance(v, fx.Node) else int(v) for v in array]
+
+
+def _reshaped_fact(loader: Loader, node: Any, wanted: list[Any]) -> Made:
+    array = facts.fact(loader, node, 0, "sizes or a constant")
+    if any(isinstance(v, fx.Node) for v in wanted):
+        raise Refused("a constant shape of a constant", "a computed one")
+    if any(v == 0 and axis >= array.ndim for axis, v in enumerate(wanted)):
+        raise Refused(f"zeros for the first {array.ndim} sizes", wanted)
+    sizes = [array.shape[axis] if v == 0 else v for axis, v in enumerate(wanted)]
+    given, free = math.prod(v for v in sizes if v != -1), sizes.count(-1)
+    fits = given > 0 and array.size % given == 0 if free else array.size == given
+    if min(sizes, default=0) < -1 or free > 1 or not fits:
+        raise Refused(f"a shape for {array.size} numbers", wanted)
+    return facts.keep(loader, node, array.reshape(sizes))
+
+
+def squeeze(loader: Loader, node: Any, at: Attributes) -> Made:
+    """Away with axes that the file says have length 1."""
+    axes = facts.axes_of(loader, node, at)
+    if facts.is_fact(loader, node.input[0]):
+        array = facts.fact(loader, node, 0, "sizes or a constant")
+        return facts.keep(loader, node, facts.squeezed(array, axes))
+    rank, dims, x = loader.rank(node.input[0]), loader.dims(node.input[0]), loader.value(node, 0)
+    if axes is None or dims is None or not all(-rank <= a < rank for a in axes):
+        raise Refused(f"axes of {rank}", f"axes = {axes}")
+    if any(dims[a] != 1 for a in axes):
+        raise Refused("axes that the file says have length 1", f"axes = {axes} of {list(dims)}")
+    if {a % rank for a in axes} == {2, 3} and rank == 4:
+        return loader.call(torch.flatten, x, 1)
+    return loader.call(torch.squeeze, x, tuple(sorted({a % rank for a in axes})))
+
+
+def unsqueeze(loader: Loader, node: Any, at: Attributes) -> Made:
+    """Axes of length 1."""
+    axes = facts.axes_of(loader, node, at)
+    if axes is None:
+        raise Refused("axes", "none")
+    if facts.is_fact(loader, node.input[0]):
+        array = facts.fact(loader, node, 0, "sizes or a constant")
+        return facts.keep(loader, node, facts.expanded(array, axes))
+    rank = loader.rank(node.input[0]) + len(axes)
+    if not all(-rank <= a < rank for a in axes) or len({a % rank for a in axes}) != len(axes):
+        raise Refused(f"different axes of {rank}", f"axes = {axes}")
+    new = {a % rank for a in axes}
+    index = tuple(None if a in new else slice(None) for a in range(rank))
+    return loader.call(operator.getitem, loader.value(node, 0), index)
+
+
+def resize(loader: Loader, node: Any, at: Attributes) -> Made:
+    """Nearest neighbours by whole factors; linear by factors or to sizes."""
+    mode = at.get("mode", "nearest")
+    place = at.get("coordinate_transformation_mode", "half_pixel")
+    rounding = at.get("nearest_mode", "round_prefer_floor")
+    if len(node.input) > 3 and node.input[3]:
+        return _to_size(loader, node, mode, place)
+    scales = loader.constant(node, 2)
+    return _by_factors(loader, node, scales, mode, (place, rounding))
+
+
+def upsample(loader: Loader, node: Any, at: Attributes) -> Made:
+    """Nearest neighbours by whole factors."""
+    scales = loader.constant(node, 1)
+    if scales is None and "scales" in at:
+        scales = np.asarray(at["scales"], np.float32)
+    mode = at.get("mode", "nearest")
+    return _by_factors(loader, node, scales, mode, ("asymmetric", "floor"))
+
+
+def _by_factors(
+    loader: Loader, node: Any, scales: Any, mode: str, places: tuple[str, str]
+) -> fx.Node:
+    if scales is None or scales.size != 4 or list(scales.ravel()[:2]) != [1, 1]:
+        got = None if scales is None else scales.ravel().tolist()
+        raise Refused("constant scales of H and W", f"scales = {got}")
+    zoom = (float(scales.ravel()[2]), float(scales.ravel()[3]))
+    x, place = loader.value(node, 0), places[0]
+    whole = all(z.is_integer() and z >= 1 for z in zoom)
+    if mode == "nearest" and whole and places in _NEAREST:
+        return loader.call(F.interpolate, x, scale_factor=zoom, mode="nearest")
+    # A result of one row lies elsewhere in "pytorch_half_pixel"; never where maps grow.
+    grows = place == "pytorch_half_pixel" and min(zoom) >= 1
+    if mode == "linear" and (place == "half_pixel" or grows) and min(zoom) > 0:
+        _check_lengths(loader.dims(node.input[0]) or (None,) * 4, zoom)
+        return loader.call(
+            F.interpolate, x, scale_factor=zoom, mode="bilinear", align_corners=False
+        )
+    what = "nearest by whole factors, or linear with half pixels"
+    raise Refused(what, f"mode = {mode}, {places} by {zoom}")
+
+
+def _check_lengths(dims: Sequence[Any], zoom: tuple[float, float]) -> None:
+    """The result's length is rounded down, by ONNX Runtime in float32 and by torch in float64:
+    Refused where that may differ, or nothing is left.
+    """
+    for n, z in zip(dims[2:], zoom, strict=True):
+        if isinstance(n, int):
+            same = int(np.float32(n) * np.float32(z)) == int(n * z) > 0
+        else:
+            same = float(16 * z).is_integer()
+        if not same:
+            raise Refused("a length that does not hang on rounding", f"{n} times {z}")
+
+
+def _to_size(loader: Loader, node: Any, mode: str, place: str) -> fx.Node:
+    """Bilinear to sizes, constant or of other values."""
+    x, dims = loader.value(node, 0), loader.dims(node.input[0])
+    sizes = list(facts.fact(loader, node, 3, "sizes"))
+    if len(sizes) != 4 or dims is None:
+        raise Refused("sizes of an image", f"{len(sizes)} sizes")
+    for axis in (0, 1):
+        constant = isinstance(dims[axis], int) and sizes[axis] == dims[axis]
+        if not (loader.is_size(sizes[axis], x, axis) or constant):
+            raise Refused("sizes that keep N and C", f"sizes = {sizes}")
+    height, width = (v if isinstance(v, fx.Node) else int(v) for v in sizes[2:])
+    many = all(isinstance(v, int) and v > 1 for v in (height, width))
+    corners = place == "align_corners"
+    if mode != "linear" or not (
+        corners or place == "half_pixel" or (place == "pytorch_half_pixel" and many)
+    ):
+        what = "mode = linear to sizes, with half pixels or aligned corners"
+        raise Refused(what, f"mode = {mode}, {place}")
+    return loader.call(
+        F.interpolate, x, size=(height, width), mode="bilinear", align_corners=corners
+    )
+
+
+def depth_to_space(loader: Loader, node: Any, at: Attributes) -> Made:
+    """torch's pixel shuffle."""
+    if at.get("mode", "DCR") != "CRD":
+        raise Refused("mode = CRD, torch's pixel shuffle", "mode = DCR")
+    return loader.call(F.pixel_shuffle, loader.value(node, 0), int(at["blocksize"]))

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes of the values of an ONNX graph, as far as the file tells them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from ternary_ops.errors import FormatError, need
+
+# One entry an axis: a number, a name that stands for one, or None.
+Dims: TypeAlias = "tuple[int | str | None, ...]"
+_SMALL = 64  # larger constants say nothing about shapes
+
+
+class Shapes:
+    """What follows from the sizes of the input and the operators; the file's own notes on inner
+    values are not believed.
+
+    Raises FormatError for a graph that contradicts itself.
+    """
+
+    def __init__(self, onnx: Any, model: Any) -> None:
+        self._onnx = onnx
+        self._graph = _without_weights(onnx, model)
+        self._constants: dict[str, Dims] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+        self._infer()
+
+    def dims(self, name: str) -> Dims | None:
+        """Of a value; None where not even the number of axes is known."""
+        return self._dims.get(name)
+
+    def tell(self, name: str, dims: Sequence[int | None]) -> None:
+        """What a reader found out of a value, for all that follow."""
+        if name not in self._dims:
+            info = self._onnx.helper.make_tensor_value_info(name, 0, list(dims))
+            self._graph.graph.value_info.append(info)
+            self._infer()
+
+    def _infer(self) -> None:
+        try:
+            found = self._onnx.shape_inference.infer_shapes(self._graph, data_prop=True).graph
+        except self._onnx.shape_inference.InferenceError as error:
+            reason = str(error).partition("\n")[0]
+            what, do = "an ONNX graph whose shapes fit together", "Export the network anew."
+            raise FormatError(need(what, reason, do)) from error
+        self._dims = dict(self._constants)
+        for value in (*found.input, *found.value_info, *found.output):
+            made = _dims(value)
+            if made is not None:
+                self._dims[value.name] = made
+
+
+def _without_weights(onnx: Any, model: Any) -> Any:
+    """The graph with large constants as inputs, so that nothing large is copied."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 1:  # what some exporters write for "any"
+                dim.ClearField("dim_value")
+    named = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in named:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(info)
+    graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in model.graph.output)
+    return light
+
+
+def _dims(value: Any) -> Dims | None:
+    kind = value.type
+    if kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        d.dim_value if d.WhichOneof("value") == "dim_value" else d.dim_param or None
+        for d in kind.tensor_type.shape.dim
+    )
