@@ -83,7 +83,7 @@ def broken() -> nn.Module:
 
 def cached() -> nn.Module:
     model = calibrated()
-    model.cache = model[0].weight * 2  # type: ignore[assignment, operator]
+    model.cache = [model[0].weight * 2]  # type: ignore[assignment, operator, list-item]
     return model
 
 

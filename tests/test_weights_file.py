@@ -246,6 +246,8 @@ def test_state_that_is_no_plain_tensor_is_named(tmp_path):
         ({"layers": [["head", "int8", None, [1.0, -1.0]]]}, "output lo <= hi"),
         ({"layers": [["head", "int8", None, [1.0]]]}, "output lo <= hi"),
         ({"layers": []}, "no 'tied'"),
+        ({"ranges": [1.0]}, "ranges by the names of values"),
+        ({"ranges": {"a": [1.0, -1.0]}}, "'a' has an output lo <= hi"),
     ],
 )
 def test_an_index_by_malice(tmp_path, index, said):

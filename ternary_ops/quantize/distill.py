@@ -117,7 +117,7 @@ class Distillation:
             raise TypeError("no teacher")  # unreachable: the caller has checked
         with torch.no_grad(), _Outputs(teacher, list(self.features.values()), "teacher") as theirs:
             teacher.eval()
-            logits: Tensor = teacher(x)
+            logits = pick(teacher(x))
         return logits, theirs
 
 

@@ -27,6 +27,7 @@ from ternary_ops.wrappers import copy_of, unwrap
 
 KIND = "weights"
 _OTHER = "Load it into the architecture it was saved from, built as plain float layers."
+_DAMAGED = "The file is damaged, or of a later version: save it again, or update ternary-ops."
 _BFLOAT16 = "bfloat16"  # unknown to NumPy: stored as int16, named in the index
 _TINY, _MOST = (float(v) for v in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 _SHOWN = 5
@@ -161,7 +162,7 @@ def _tensor(entry: WeightEntry, bfloat16: bool) -> Tensor:
     if not bfloat16:
         return tensor
     if tensor.dtype != torch.int16:
-        raise FormatError(need(f"{entry.name!r} holds bfloat16", entry.array.dtype, _OTHER))
+        raise FormatError(need(f"{entry.name!r} holds bfloat16", entry.array.dtype, _DAMAGED))
     return tensor.view(torch.bfloat16)
 
 
@@ -172,24 +173,25 @@ def _parse_index(index: dict[str, Any]) -> tuple[list[Row], list[str], set[str]]
     """(name, weights, input, output), names of folded BatchNorms, names of bfloat16 tensors."""
     rows, folded, bfloat16 = (index.get(key, []) for key in ("layers", "folded", _BFLOAT16))
     if not set(index) <= {"layers", "folded", _BFLOAT16, "ranges"} or type(rows) is not list:
-        raise FormatError(need("an index of weights has layers and folded", sorted(index), _OTHER))
+        what = "an index of weights: layers and folded"
+        raise FormatError(need(what, sorted(index), _DAMAGED))
     for names in (folded, bfloat16):
         if type(names) is not list or any(type(name) is not str for name in names):
-            raise FormatError(need("a list of names", f"{names!r:.80}", _OTHER))
+            raise FormatError(need("a list of names", f"{names!r:.80}", _DAMAGED))
     return [_parse_row(row) for row in rows], folded, set(bfloat16)
 
 
 def _parse_ranges(ranges: Any) -> Ranges:
     """Of values that no layer owns, see `quantize.observed`."""
     if type(ranges) is not dict:
-        raise FormatError(need("ranges by the names of values", f"{ranges!r:.80}", _OTHER))
+        raise FormatError(need("ranges by the names of values", f"{ranges!r:.80}", _DAMAGED))
     return {name: _parse_bounds(name, bounds) for name, bounds in ranges.items()}
 
 
 def _parse_bounds(name: str, bounds: Any) -> tuple[float, float]:
     lo, hi = bounds if type(bounds) is list and len(bounds) == 2 else (None, None)
     if type(lo) is not float or type(hi) is not float or not _ordered(lo, hi):
-        raise FormatError(need(f"{name!r} has an output lo <= hi", f"{bounds!r:.80}", _OTHER))
+        raise FormatError(need(f"{name!r} has an output lo <= hi", f"{bounds!r:.80}", _DAMAGED))
     return lo, hi
 
 
@@ -197,15 +199,15 @@ def _parse_row(row: Any) -> Row:
     name, weights, params, bounds = row if type(row) is list and len(row) == 4 else [None] * 4
     if type(name) is not str or weights not in ("ternary", "int8"):
         what = "a layer is [name, weights, input, output]"
-        raise FormatError(need(what, f"{row!r:.80}", _OTHER))
+        raise FormatError(need(what, f"{row!r:.80}", _DAMAGED))
     output = None if bounds is None else _parse_bounds(name, bounds)
     if params is None:
         return name, weights, None, output
     scale, zero_point = params if type(params) is list and len(params) == 2 else (None, None)
     if type(scale) is not float or not _TINY <= scale <= _MOST:
-        raise FormatError(need(f"{name!r} has an input scale > 0", f"{params!r:.80}", _OTHER))
+        raise FormatError(need(f"{name!r} has an input scale > 0", f"{params!r:.80}", _DAMAGED))
     if type(zero_point) is not int or not 0 <= zero_point <= 255:
-        raise FormatError(need(f"{name!r} has a zero point in 0..255", zero_point, _OTHER))
+        raise FormatError(need(f"{name!r} has a zero point in 0..255", zero_point, _DAMAGED))
     return name, weights, (scale, zero_point), output
 
 

@@ -25,6 +25,7 @@ from ternary_ops.io.atomic import replace_file
 from ternary_ops.progress import Progress
 from ternary_ops.quantize.distill import Distillation
 from ternary_ops.quantize.recipes import Recipe, get_recipe
+from ternary_ops.signature import pick
 from ternary_ops.study.data import Split
 from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
 from ternary_ops.study.images import Source
@@ -250,14 +251,14 @@ def _must_classify(model: nn.Module, split: Split) -> None:
     do = "Return logits [N, classes] for the images or rows of the data."
     try:
         with torch.no_grad():
-            y = model.eval()(split.x_test[:2])
+            made = model.eval()(split.x_test[:2])
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UnsupportedModel(need("the network takes the data", reason, do)) from error
-    if not isinstance(y, Tensor) or y.ndim != 2 or y.shape[1] < split.classes:
-        got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    y = pick(made)
+    if y.ndim != 2 or y.shape[1] < split.classes:
         what = f"the network gives [N, {split.classes}] or more logits"
-        raise UnsupportedModel(need(what, got, do))
+        raise UnsupportedModel(need(what, list(y.shape), do))
 
 
 def _must_compile(model: nn.Module, job: Job) -> None:

@@ -15,6 +15,7 @@ from ternary_ops.prune import Pruner
 from ternary_ops.quantize import calibrate
 from ternary_ops.quantize.distill import Distillation
 from ternary_ops.rates import one_cycle
+from ternary_ops.signature import pick
 from ternary_ops.study.images import Source
 from ternary_ops.study.ranks import ALONE, Ranks
 from ternary_ops.study.views import Taught, Views
@@ -144,7 +145,8 @@ def optimizer_for(model: nn.Module, course: Course) -> torch.optim.Optimizer:
 def predictions(model: nn.Module, x: Source) -> Tensor:
     """Class numbers int64 [N] in eval mode."""
     model.eval()
-    parts = [model(x[start : start + 256]).argmax(1) for start in range(0, len(x), 256)]
+    starts = range(0, len(x), 256)
+    parts = [pick(model(x[start : start + 256])).argmax(1) for start in starts]
     return torch.cat(parts)
 
 
