@@ -102,7 +102,7 @@ class TernaryLayer(LayerState, ABC):
         """Set the poles, if there are any, to the mean |weight| of what each stands for now."""
         if self.poles is not None:
             weight = self.weight.float()
-            codes = self.ternarizer.codes(weight, self._kept(), self.config.pattern)
+            codes = self.ternarizer.codes(weight, self.kept(), self.config.pattern)
             self.poles.copy_(mean_poles(weight, codes))
 
     @property
@@ -127,7 +127,7 @@ class TernaryLayer(LayerState, ABC):
             self._check_codes()
             codes = self._fixed_codes()
             return codes.to(torch.int8), self._frozen_scale(codes).detach()
-        codes, scale = self.ternarizer(self.weight, self._kept(), self.config.pattern)
+        codes, scale = self.ternarizer(self.weight, self.kept(), self.config.pattern)
         return codes, scale if self.poles is None else pole_scale(codes, self.poles.detach())
 
     def ternary(self) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ class TernaryLayer(LayerState, ABC):
 
     def _float_weight(self) -> nn.Parameter:
         """What this layer computes with, as a float parameter of the latent weight's dtype."""
-        value = self.weight.detach() * self._kept() if self.phase == "float" else self.image()
+        value = self.weight.detach() * self.kept() if self.phase == "float" else self.image()
         return nn.Parameter(value)
 
     def _float_bias(self) -> nn.Parameter | None:
@@ -202,7 +202,7 @@ class TernaryLayer(LayerState, ABC):
     def _training_weight(self) -> tuple[Tensor, Tensor | None]:
         """What enters the accumulation, and the scale that follows it (None for real weights)."""
         if self._phase == "float":
-            real = self.weight * self._kept()
+            real = self.weight * self.kept()
             # DistributedDataParallel waits for a gradient of every parameter.
             return (real if self.poles is None else real + 0.0 * self.poles.sum()), None
         if self.poles is not None:
@@ -211,7 +211,7 @@ class TernaryLayer(LayerState, ABC):
             codes = self._fixed_codes()
             return codes, self._frozen_scale(codes)
         rules = self.ternarizer
-        mask = self._kept()
+        mask = self.kept()
         codes, scale = rules(self.weight, mask, self.config.pattern)
         made: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
             self.weight, mask, codes, scale, rules.ste
@@ -222,7 +222,7 @@ class TernaryLayer(LayerState, ABC):
         if self._phase == "frozen":
             codes = self._fixed_codes()
         else:
-            codes = self.ternarizer(self.weight, self._kept(), self.config.pattern)[0]
+            codes = self.ternarizer(self.weight, self.kept(), self.config.pattern)[0]
         made: Tensor = LearnedPoles.apply(  # type: ignore[no-untyped-call]
             self.weight, codes, poles
         )
@@ -243,14 +243,14 @@ class TernaryLayer(LayerState, ABC):
             self.weight.copy_(after)
             self.register_parameter("poles", None)
             self.config = replace(self.config, ternarizer="ptq")
-            self._write("frozen", self._kept(), codes)
+            self._write("frozen", self.kept(), codes)
             return float((after - before).norm() / before.norm().clamp_min(1e-30))
 
     def _frozen_scale(self, codes: Tensor) -> Tensor:
         if self.poles is not None:
             return pole_scale(codes, self.poles)
         rule = self.ternarizer.scale if self.config.weights == "ternary" else lsq_scale
-        return rule(self.weight.float(), self._kept(), codes)
+        return rule(self.weight.float(), self.kept(), codes)
 
     def _exact_dtype(self) -> torch.dtype:
         """The float type in which the accumulator cannot round."""

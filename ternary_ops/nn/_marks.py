@@ -35,8 +35,8 @@ def phase_values(phase: str, offset: float) -> list[float]:
 
 def phase_of(values: Sequence[float]) -> str:
     """The phase that `phase_code`, or an average of it, tells."""
-    real, ternary, frozen, _ = (value > 0 for value in values)
-    return "frozen" if frozen else "ternary" if ternary or not real else "float"
+    real, ternary, frozen, _ = values
+    return "frozen" if frozen > 0 else "ternary" if ternary > 0 or not real > 0 else "float"
 
 
 def set_base(base: Tensor, bounds: Tensor | Sequence[float] | None) -> None:

@@ -88,12 +88,12 @@ class LayerState(nn.Module):
             names = ", ".join(map(repr, PHASES))
             raise BadConfig(need(f"phase is one of {names}", repr(phase), "Pick one."))
         codes = self.integer_weight()[0] if phase == "frozen" else None
-        self._write(phase, self._kept(), codes)
+        self._write(phase, self.kept(), codes)
 
     @property
     def mask(self) -> Tensor:
         """bool, weight's shape; False where pruned."""
-        return StateView.of(self._kept(), lambda mask: setattr(self, "mask", mask))
+        return StateView.of(self.kept(), lambda mask: setattr(self, "mask", mask))
 
     @mask.setter
     def mask(self, mask: Tensor) -> None:
@@ -113,7 +113,7 @@ class LayerState(nn.Module):
             do = 'Set phase = "frozen" first.'
             raise BadConfig(need('codes are set in phase "frozen"', repr(self._phase), do))
         self._check_shape("codes", codes)
-        self._write("frozen", self._kept(), codes)
+        self._write("frozen", self.kept(), codes)
 
     @property
     def input_range(self) -> Tensor:
@@ -171,7 +171,8 @@ class LayerState(nn.Module):
         """Codes int8 of weight's shape and scale float32 [O], in any phase."""
         raise NotImplementedError
 
-    def _kept(self) -> Tensor:
+    def kept(self) -> Tensor:
+        """The mask as a plain tensor, to read: bool, weight's shape."""
         return self.marks <= 0
 
     def _fixed_codes(self) -> Tensor:
@@ -216,8 +217,9 @@ class LayerState(nn.Module):
         code = self.phase_code
         if torch.compiler.is_compiling() or code.is_meta:
             return
-        always |= code.device.type == "cpu" or not self.training
-        if always or self._seen != versions(code):
+        if code.device.type == "cpu":
+            self._phase = _marks.phase_of(code.tolist())
+        elif always or not self.training or self._seen != versions(code):
             self._phase, self._seen = _marks.phase_of(code.tolist()), versions(code)
 
     def _current_phase(self) -> str:

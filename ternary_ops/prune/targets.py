@@ -42,6 +42,9 @@ class QuantizedLayer(Protocol):
     config: _Config
     pruning: Progress | None
 
+    def kept(self) -> Tensor:
+        """The mask, to read."""
+
     def kept_phase(self) -> Callable[[], None]:
         """What goes back to the phase of now."""
 
@@ -82,7 +85,7 @@ class Target:
     def mask(self) -> Tensor:
         """Bool of the weight's shape, True survives: the layer's buffer, or ours if plain."""
         if self._own_mask is None:
-            return cast(Tensor, self.owners[0].mask)
+            return cast(QuantizedLayer, self.owners[0]).kept()
         if self._own_mask.device != self.weight.device:
             self._own_mask = self._own_mask.to(self.weight.device)
         return self._own_mask
