@@ -62,7 +62,7 @@ def _node(graph: Graph, node: Node, operands: Operands) -> Tensor:
     return _mean(node, x, y)
 
 
-_FUNCTIONS: dict[str, Any] = {
+FUNCTIONS: dict[str, Any] = {
     "affine": lambda x, factor, offset: x * factor + offset,
     "leaky_relu": F.leaky_relu,
     "hardswish": F.hardswish,
@@ -81,7 +81,7 @@ _FUNCTIONS: dict[str, Any] = {
 
 def _function(graph: Graph, node: Node, operands: Operands) -> Tensor:
     at = node.attrs
-    out = _FUNCTIONS[at["fn"]](_real(*operands[0]).double(), *at["params"]).float()
+    out = FUNCTIONS[at["fn"]](_real(*operands[0]).double(), *at["params"]).float()
     return _finish(out, (None, None), at["y"])
 
 

@@ -9,23 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from engine_access import Graph, Node
+from fake_quant import FUNCTIONS
 from torch import Tensor, nn
-
-_FUNCTIONS: dict[str, Any] = {
-    "affine": lambda x, factor, offset: x * factor + offset,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "elu": F.elu,
-    "softplus": F.softplus,
-    "mish": F.mish,
-    "exp": torch.exp,
-}
 
 
 def _conv(graph: Graph, node: Node) -> nn.Conv2d:
@@ -163,7 +148,7 @@ _PLAIN: dict[str, Any] = {
     "add": lambda at, a, b: _bounded(a + b, at["clamp"]),
     "mul": lambda at, a, b: _bounded(a * b, at["clamp"]),
     "clamp": lambda at, x: _bounded(x, at["clamp"]),
-    "activation": lambda at, x: _FUNCTIONS[at["fn"]](x, *at["params"]),
+    "activation": lambda at, x: FUNCTIONS[at["fn"]](x, *at["params"]),
     "adaptive_avg_pool2d": lambda at, x: F.adaptive_avg_pool2d(x, at["size"]),
     "flatten": lambda at, x: torch.flatten(x, 1),
     "unflatten": lambda at, x: x[:, :, None, None],
