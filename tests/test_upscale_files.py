@@ -18,8 +18,9 @@ from PIL import Image, ImageCms
 from ternary_ops import sr
 from ternary_ops.cli import main
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedShape
-from ternary_ops.sr import batch, pictures
-from ternary_ops.sr.pictures import Picture, read, write
+from ternary_ops.sr import batch, picture
+from ternary_ops.sr.picture import Picture
+from ternary_ops.sr.pictures import read, write
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -288,4 +289,4 @@ def test_pytorch_that_is_missing_is_named(weights: Path, tmp_path: Path) -> None
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(MissingExtra, match=r"tifffile.*\n.*ternary-ops\[upscale\]"):
-        pictures._library("tifffile")
+        picture.library("tifffile")

@@ -13,6 +13,7 @@ from ternary_ops.errors import MissingExtra, need
 
 if TYPE_CHECKING:
     from ternary_ops.sr.attention import fuse_attention_
+    from ternary_ops.sr.colors import keep_colors
     from ternary_ops.sr.convert import to_program
     from ternary_ops.sr.efdn import EFDN
     from ternary_ops.sr.files import load
@@ -43,6 +44,7 @@ _HOME = {
     "balance_": "fmen",
     "fold": "folding",
     "fuse_attention_": "attention",
+    "keep_colors": "colors",
     "load": "files",
     "open_model": "programs",
     "to_program": "convert",
@@ -67,6 +69,7 @@ __all__ = [
     "balance_",
     "fold",
     "fuse_attention_",
+    "keep_colors",
     "load",
     "open_model",
     "to_program",

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ternary_ops.errors import BadConfig, TernaryOpsError, need
 from ternary_ops.sr.images import bicubic, check_options, upscale
-from ternary_ops.sr.pictures import SUFFIXES, Picture, read, write
+from ternary_ops.sr.picture import Picture
+from ternary_ops.sr.pictures import SUFFIXES, read, write
 from ternary_ops.sr.tiles import Upscaler
 
 _FILE_NAME = re.compile(r"\.(?=\w*[A-Za-z])\w{2,5}$")  # a.gif, a.jp2; not v1.2

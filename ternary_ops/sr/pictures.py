@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import importlib
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +15,36 @@ from numpy.typing import NDArray
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedShape, need
 from ternary_ops.io.atomic import replace_file
 from ternary_ops.sr.images import white_of
+from ternary_ops.sr.picture import ORIENTATION, Picture, library, refused, swaps_axes, turned
+from ternary_ops.sr.tiff import is_tiff, read_tiff
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _TIFF = (".tif", ".tiff")
 _DEEP = (".png", *_TIFF)  # hold 16 bits
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ICC_TAG = 34675
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16")  # I;16: see _deep_png
 _EXIF_SIZE = (40962, 40963)  # PixelXDimension, PixelYDimension, in the EXIF directory
 _EXIF_DIRECTORY = 0x8769
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Pixels uint8, uint16 or float32, [H, W] or [H, W, C], as `sr.upscale` takes them; the rest.
-
-    icc, exif: as they lie in the file. dpi: pixels an inch, across and down.
-    """
-
-    pixels: NDArray[Any]
-    icc: bytes | None = None
-    exif: bytes | None = None
-    dpi: tuple[float, float] | None = None
 
 
 def read(path: Path) -> Picture:
     """The image of a file, turned as its EXIF says.
 
-    Palettes become RGB, CMYK becomes RGB without its profile. Raises FormatError for a file that is
-    empty, cut off or no image, UnsupportedShape for one that is too large, FileNotFoundError,
+    Palettes become RGB, CMYK becomes RGB without its profile; TIFF: see `tiff.read_tiff`. Raises
+    FormatError for a file that is empty, cut off or no image, for an animation and for colors
+    without a certain meaning, UnsupportedShape for one that is too large, FileNotFoundError,
     MissingExtra.
     """
-    library = _library("PIL.Image")
+    pillow = library("PIL.Image")
     if path.stat().st_size == 0:
         raise FormatError(need(f"{path} is an image", "an empty file", "Leave it out."))
     try:
-        if path.suffix.lower() in _TIFF:
-            found = _read_tiff(path)
-            if found is not None:
-                return found
-        with library.open(path) as image:
+        if is_tiff(path):
+            return read_tiff(path)
+        with pillow.open(path) as image:
             image.load()
             return _from_pillow(image, path)
-    except library.DecompressionBombError as error:
+    except pillow.DecompressionBombError as error:
         do = "Cut it into parts."
         raise UnsupportedShape(need(f"{path} is of a size that can be read", error, do)) from error
     except (FormatError, UnsupportedShape, MissingExtra):
@@ -68,54 +55,41 @@ def read(path: Path) -> Picture:
 
 
 def _from_pillow(image: Any, path: Path) -> Picture:
-    turned = _library("PIL.ImageOps").exif_transpose(image)
-    exif = turned.getexif()
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # whose others are views of the first
+        raise refused(path, "one image", f"{frames} frames", "Write each to its own file.")
+    if image.mode not in _MODES:
+        do = "Save it as RGB or gray."
+        raise refused(path, f"one of {', '.join(_MODES)}", image.mode, do)
+    if image.mode == "CMYK" and "adobe" not in image.info:
+        got, do = "one without, whose inks may be inverted", "Save it as RGB."
+        raise refused(path, "CMYK with Adobe's marker", got, do)
+    orientation = image.getexif().get(ORIENTATION, 1)
+    upright = library("PIL.ImageOps").exif_transpose(image)
+    exif = upright.getexif()
+    dpi = image.info.get("dpi")
     about = Picture(
         np.empty(0),
         image.info.get("icc_profile") if image.mode != "CMYK" else None,
         exif.tobytes() if exif else None,
-        image.info.get("dpi"),
+        dpi[::-1] if dpi and swaps_axes(orientation) else dpi,
     )
-    deep = _deep_png(path) if image.format == "PNG" else None
-    if deep is not None:
-        return replace(about, pixels=deep)
-    if turned.mode in ("I;16", "I;16B", "I;16L", "I"):
-        return replace(about, pixels=np.asarray(turned).astype(np.uint16))
-    if turned.mode == "F":
-        return replace(about, pixels=np.asarray(turned))
-    clear = turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info
-    gray = turned.mode in ("1", "L", "LA", "La")
+    depth = _png_depth(path) if image.format == "PNG" else 8
+    if depth == 16:  # which Pillow reads as 8
+        deep = library("imagecodecs").png_decode(path.read_bytes())
+        return replace(about, pixels=np.ascontiguousarray(turned(deep, orientation)))
+    clear = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+    gray = upright.mode in ("1", "L", "LA")
+    if clear and upright.mode == "L":  # Pillow widens the gray, and leaves its key as it was
+        upright.info["transparency"] *= 255 // (2**depth - 1)
     mode = {(True, True): "LA", (True, False): "L", (False, True): "RGBA", (False, False): "RGB"}
-    return replace(about, pixels=np.asarray(turned.convert(mode[gray, clear])))
+    return replace(about, pixels=np.asarray(upright.convert(mode[gray, clear])))
 
 
-def _deep_png(path: Path) -> NDArray[Any] | None:
-    """A PNG of 16 bits, which Pillow reads as 8; None for others."""
+def _png_depth(path: Path) -> int:
+    """Bits of a sample."""
     with path.open("rb") as file:
-        head = file.read(26)
-    if not head.startswith(_PNG) or len(head) < 26 or head[24] != 16:
-        return None
-    pixels: NDArray[Any] = _library("imagecodecs").png_decode(path.read_bytes())
-    return pixels
-
-
-def _read_tiff(path: Path) -> Picture | None:
-    """Pixels as they are stored; None for kinds that Pillow converts, palettes and CMYK."""
-    library = _library("tifffile")
-    with library.TiffFile(path) as file:
-        page = file.pages[0]
-        plain = page.photometric in (library.PHOTOMETRIC.MINISBLACK, library.PHOTOMETRIC.RGB)
-        if not plain or page.dtype not in (np.uint8, np.uint16, np.float32) or page.imagedepth > 1:
-            return None
-        if page.tags.get("Orientation") and page.tags["Orientation"].value != 1:
-            return None
-        pixels = page.asarray()
-        if page.planarconfig == library.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-            pixels = np.moveaxis(pixels, 0, 2)
-        icc = page.tags.get(_ICC_TAG)
-        resolution = page.get_resolution(library.RESUNIT.INCH) if page.resolution else None
-        dpi = None if resolution in (None, (1, 1)) else (resolution[0], resolution[1])
-        return Picture(pixels, None if icc is None else bytes(icc.value), None, dpi)
+        return file.read(26)[24]
 
 
 def write(path: Path, picture: Picture) -> None:
@@ -157,7 +131,7 @@ def _fitted(pixels: NDArray[Any], suffix: str) -> NDArray[Any]:
 
 
 def _write_pillow(target: Path, suffix: str, picture: Picture) -> None:
-    library = _library("PIL.Image")
+    module = library("PIL.Image")
     options: dict[str, Any] = {
         ".webp": {"quality": 95},
         ".jpg": {"quality": 95},
@@ -171,7 +145,7 @@ def _write_pillow(target: Path, suffix: str, picture: Picture) -> None:
     if suffix == ".webp" and pixels.ndim == 3 and pixels.shape[2] == 2:
         pixels = pixels[..., [0, 0, 0, 1]]
     kind = {".jpg": "jpeg", ".jpeg": "jpeg"}.get(suffix, suffix[1:])
-    library.fromarray(np.ascontiguousarray(pixels)).save(target, kind, **options)
+    module.fromarray(np.ascontiguousarray(pixels)).save(target, kind, **options)
 
 
 def _write_tiff(target: Path, picture: Picture) -> None:
@@ -184,7 +158,7 @@ def _write_tiff(target: Path, picture: Picture) -> None:
         options |= {"resolution": picture.dpi, "resolutionunit": "INCH"}
     if picture.icc:
         options["iccprofile"] = picture.icc
-    _library("tifffile").imwrite(
+    library("tifffile").imwrite(
         target, pixels, compression="zlib", predictor=pixels.dtype.kind == "u", **options
     )
 
@@ -195,12 +169,12 @@ def _png_bytes(picture: Picture) -> bytes:
     One filter and runs alone: a search among all, or for longer matches, takes longer than the
     network.
     """
-    library = _library("imagecodecs")
-    data: bytes = library.png_encode(
+    module = library("imagecodecs")
+    data: bytes = module.png_encode(
         np.ascontiguousarray(picture.pixels),
         level=1,
-        strategy=library.PNG.STRATEGY.RLE,
-        filter=library.PNG.FILTER.PAETH,
+        strategy=module.PNG.STRATEGY.RLE,
+        filter=module.PNG.FILTER.PAETH,
     )
     end = len(_PNG) + 25  # signature, and a header of 13 bytes in its frame
     more = b""
@@ -220,7 +194,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def _exif_bytes(picture: Picture) -> bytes:
     """The EXIF data with the size that the image has now."""
-    exif = _library("PIL.Image").Exif()
+    exif = library("PIL.Image").Exif()
     exif.load(picture.exif)
     directory = exif.get_ifd(_EXIF_DIRECTORY)
     for tag, size in zip(
@@ -230,12 +204,3 @@ def _exif_bytes(picture: Picture) -> bytes:
             directory[tag] = size
     made: bytes = exif.tobytes()
     return made
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = {"PIL.Image": "Pillow", "PIL.ImageOps": "Pillow"}.get(name, name)
-        do = "pip install 'ternary-ops[upscale]'"
-        raise MissingExtra(need(f"image files need {package}", "none installed", do)) from error
