@@ -9,8 +9,10 @@ name of a run are programs that bench/sr_train.py trained. psnr: mean over Set5,
 missing to the float network. error: largest difference from eager's output, as a share of its
 largest value; `match`: float engines 1e-5 at most, 8-bit ones a loss of --loss dB at most. No ratio
 without a match of ours; OpenVINO's int8, whose loss stands beside it, is compared with whatever it
-loses. peak_mb: memory of our program beside input and output. of_ceiling: products a second, those
-of empty quads included, by what the processor makes from registers in the same type.
+loses. flats_off, flats_worst, white: of 729 flat colors how many a program of ours makes more
+than two levels wrong, by how much at most, and the border of a white image. peak_mb: memory of our
+program beside input and output. of_ceiling: products a second, those of empty quads included, by
+what the processor makes from registers in the same type.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import ternary_ops as tops
 from ternary_ops import runtime, sr
 from ternary_ops.engine import ceiling
 from ternary_ops.engine.shapes import infer, macs
+from ternary_ops.sr.fidelity import check_colors
 from ternary_ops.sr.training import validate
 from ternary_ops.study import rivals
 
@@ -158,6 +161,9 @@ def measure(name: str, options: Any) -> list[dict[str, object]]:
         held = isinstance(run, runtime.Program)
         count = products(run, options) if held else all_products
         row["of_ceiling"] = round(count / ms / 1e6 / rate / options.threads, 2)
+        kept = check_colors(run, network.scale, side=9, others=3) if held else None
+        row["flats_off"] = f"{kept.flats.off} of {kept.flats.count}" if kept else ""
+        row["flats_worst"], row["white"] = (kept.flats.worst, kept.white) if kept else ("", "")
         row["peak_mb"] = round(run.peak_bytes(tuple(x.shape)) / 1e6, 1) if held else ""
         rows.append(row)
     for row in rows:
