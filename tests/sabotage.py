@@ -124,18 +124,18 @@ FAULTS = {
         "{rows.begin * w.stride_h - w.pad_h,",
         "{rows.begin * w.stride_h - w.pad_h + 1,",
     ),
-    "rows: end of a pixel shuffle": _rows(
+    "rows: begin of a pixel shuffle": _rows(
         "bands.cpp",
-        "divide_down(rows.end - 1, node.detail->factor_h) + 1};",
-        "divide_down(rows.end - 1, node.detail->factor_h)};",
+        "{divide_down(rows.begin, node.detail->factor_h),",
+        "{divide_down(rows.begin, node.detail->factor_h) + 1,",
     ),
-    "rows: end of a pixel unshuffle": _rows(
+    "rows: begin of a pixel unshuffle": _rows(
         "bands.cpp",
-        "rows.end * node.detail->factor_h};",
-        "rows.end * node.detail->factor_h - 1};",
+        "{rows.begin * node.detail->factor_h,",
+        "{rows.begin * node.detail->factor_h + 1,",
     ),
-    "rows: second row of a blend": _rows(
-        "bands.cpp", "{s.first, s.second + 1}", "{s.first, s.second}"
+    "rows: first row of a blend": _rows(
+        "bands.cpp", "{s.first, s.second + 1}", "{s.first + 1, s.second + 1}"
     ),
     "rows: begin of what a reader needs": _rows(
         "bands.cpp", ".begin + v.grid.margin;", ".begin + v.grid.margin + 1;"
