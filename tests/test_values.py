@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_quant import _FUNCTIONS
+from fake_quant import FUNCTIONS
 from networks import images
 from programs import Builder
 from torch import nn
@@ -37,7 +37,7 @@ def program(seed: int, fn: str, quantized: bool, y: Any = None) -> Graph:
 def test_the_reference_is_pytorchs_function(fn: str) -> None:
     x = np.concatenate([np.linspace(-40, 40, 4001), np.random.standard_normal(4000) * 3])
     params = PARAMS.get(fn, ())
-    want = _FUNCTIONS[fn](torch.from_numpy(x.astype(np.float32)).double(), *params).float().numpy()
+    want = FUNCTIONS[fn](torch.from_numpy(x.astype(np.float32)).double(), *params).float().numpy()
     got = functions.evaluate(fn, params, x.astype(np.float32))
     np.testing.assert_allclose(got, want, rtol=3e-7, atol=1e-12)
 

@@ -204,6 +204,68 @@ PoolWindow window_at(const Node& node, const Grid& in, int64_t oy, int64_t ox) {
   return p;
 }
 
+// One pixel of four channels; row(iy): their cells at the first column of an input row.
+template <class Row>
+void average_pixel(const Node& node, const Node& source, const Grid& in, const PoolWindow& win,
+                   const Epilogue& e, const Row& row_at, const Cells& to) {
+  const int64_t pixels = (win.y1 - win.y0) * (win.x1 - win.x0);
+  int64_t sum[4] = {0, 0, 0, 0};
+  float fsum[4] = {0, 0, 0, 0};
+  for (int64_t iy = win.y0; iy < win.y1; ++iy) {
+    const Cells row = row_at(iy);
+    for (int64_t ix = win.x0; ix < win.x1; ++ix)
+      for (int j = 0; j < 4; ++j) {
+        if (!in.is_float) {
+          sum[j] += row.channel[0][ix * 4 + j];
+        } else if (row.channel[j]) {
+          float v;
+          std::memcpy(&v, row.channel[j] + ix * 4, 4);
+          fsum[j] += v;
+        }
+      }
+  }
+  const float scale = in.is_float ? 1.0f / static_cast<float>(win.count)
+                                  : source.scale / static_cast<float>(win.count);
+  for (int j = 0; j < 4; ++j) {
+    const float acc =
+        in.is_float ? fsum[j] : static_cast<float>(sum[j] - source.zero_point * pixels);
+    const float v = acc * scale;
+    if (!node.is_float) {
+      to.channel[0][j] = to_code(v, e);
+    } else if (to.channel[j]) {
+      const float r = activate(v, e);
+      std::memcpy(to.channel[j], &r, 4);
+    }
+  }
+}
+
+// Columns of the output whose windows lie inside the image from left to right.
+Rows inner_columns(const Node& node, const Grid& in, const Grid& out) {
+  const Window& w = node.window;
+  const int64_t begin = std::min(out.w, divide_up(w.pad_w, w.stride_w));
+  const int64_t last = in.w + w.pad_w - node.kernel_w;  // where such a window may begin
+  const int64_t end = last < 0 ? 0 : std::min(out.w, last / w.stride_w + 1);
+  return {begin, std::max(begin, end)};
+}
+
+// The same sums in the same order as pixel by pixel, for many pixels of a row at once.
+void average_floats(const Node& node, const Grid& in, Rows columns, const PoolWindow& win,
+                    const uint8_t* x, const Epilogue& e, float* y) {
+  const int64_t step = node.window.stride_w, count = columns.end - columns.begin;
+  std::fill(y, y + count, 0.0f);
+  for (int64_t iy = win.y0; iy < win.y1; ++iy)
+    for (int64_t k = 0; k < node.kernel_w; ++k) {
+      const int64_t ix = columns.begin * step - node.window.pad_w + k;
+      const float* const from = reinterpret_cast<const float*>(x) + (iy - win.y0) * in.pitch + ix;
+      if (step == 1)
+        for (int64_t i = 0; i < count; ++i) y[i] += from[i];
+      else
+        for (int64_t i = 0; i < count; ++i) y[i] += from[i * step];
+    }
+  const float scale = 1.0f / static_cast<float>(win.count);
+  for (int64_t i = 0; i < count; ++i) y[i] = activate(y[i] * scale, e);
+}
+
 }  // namespace
 
 void Plan::run_avg_pool(const Work& w, const Frame& f) const {
@@ -214,43 +276,30 @@ void Plan::run_avg_pool(const Work& w, const Frame& f) const {
   const Epilogue e = make_epilogue(node.requantize, {});
   uint8_t* const x = data(f, node.a);
   uint8_t* const y = w.y;
+  const bool rows_at_once = in.is_float && node.op == Op::kAvgPool;
+  const Rows inner = rows_at_once ? inner_columns(node, in, out) : Rows{0, 0};
   const int64_t work = divide_up(in.h, out.h) * divide_up(in.w, out.w) * vectors_of(out, w.rows);
   parallel_for(quads_of(out), 16 * work, [&](int64_t quad, int) {
     for (int64_t n = 0; n < out.n; ++n)
-      for (int64_t oy = w.rows.begin; oy < w.rows.end; ++oy)
+      for (int64_t oy = w.rows.begin; oy < w.rows.end; ++oy) {
         for (int64_t ox = 0; ox < out.w; ++ox) {
-          const PoolWindow win = window_at(node, in, oy, ox);
-          const int64_t pixels = (win.y1 - win.y0) * (win.x1 - win.x0);
-          const Cells to = cells_at(out, y, quad, out.cell(n, oy, ox));
-          int64_t sum[4] = {0, 0, 0, 0};
-          float fsum[4] = {0, 0, 0, 0};
-          for (int64_t iy = win.y0; iy < win.y1; ++iy) {
-            const Cells row = cells_at(in, x, quad, in.cell(n, iy, 0));
-            for (int64_t ix = win.x0; ix < win.x1; ++ix)
-              for (int j = 0; j < 4; ++j) {
-                if (!in.is_float) {
-                  sum[j] += row.channel[0][ix * 4 + j];
-                } else if (row.channel[j]) {
-                  float v;
-                  std::memcpy(&v, row.channel[j] + ix * 4, 4);
-                  fsum[j] += v;
-                }
-              }
+          if (ox == inner.begin && inner.end > inner.begin) {
+            const PoolWindow win = window_at(node, in, oy, ox);
+            const Cells from = cells_at(in, x, quad, in.cell(n, win.y0, 0));
+            const Cells to = cells_at(out, y, quad, out.cell(n, oy, ox));
+            for (int j = 0; j < 4; ++j)
+              if (to.channel[j])
+                average_floats(node, in, inner, win, from.channel[j], e,
+                               reinterpret_cast<float*>(to.channel[j]));
+            ox = inner.end - 1;
+            continue;
           }
-          const float scale = in.is_float ? 1.0f / static_cast<float>(win.count)
-                                          : source.scale / static_cast<float>(win.count);
-          for (int j = 0; j < 4; ++j) {
-            const float acc =
-                in.is_float ? fsum[j] : static_cast<float>(sum[j] - source.zero_point * pixels);
-            const float v = acc * scale;
-            if (!out.is_float) {
-              to.channel[0][j] = to_code(v, e);
-            } else if (to.channel[j]) {
-              const float r = activate(v, e);
-              std::memcpy(to.channel[j], &r, 4);
-            }
-          }
+          average_pixel(
+              node, source, in, window_at(node, in, oy, ox), e,
+              [&](int64_t iy) { return cells_at(in, x, quad, in.cell(n, iy, 0)); },
+              cells_at(out, y, quad, out.cell(n, oy, ox)));
         }
+      }
   });
   fill_all_halos(out, w.rows, y, halo_value(node));
 }
