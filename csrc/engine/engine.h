@@ -171,7 +171,7 @@ class Plan {
   bool may_replace(size_t id) const;
   void place_whole(bool keep_all);
   bool place_bands(int64_t forced);
-  bool schedule_bands(int64_t band);
+  void schedule_bands(int64_t band);
   std::vector<BandValue> band_values(size_t& memories) const;
   int64_t conv_key(size_t id, Rows rows) const;
   const ConvPlan& add_conv(size_t id, Rows of);

@@ -73,7 +73,11 @@ bool Plan::place_bands(int64_t forced) {
   size_t memories = 0;
   std::vector<BandValue> values = band_values(memories);
   if (!has_bands(nodes_, values)) return false;
-  if (forced > 0) return forced < out_h && schedule_bands(forced);
+  if (forced > 0) {
+    if (forced >= out_h) return false;
+    schedule_bands(forced);
+    return true;
+  }
   int64_t rows = std::max<int64_t>(1, kBandBytes / (widest * factor));
   if (largest <= kLargestWhole || rows * factor >= out_h) return false;
   const auto bytes_of = [&](int64_t some) {
@@ -87,11 +91,12 @@ bool Plan::place_bands(int64_t forced) {
   const int64_t least = rows < kGoodRows ? bytes_of(rows) : 0;
   for (int64_t more = kGoodRows; more > rows; --more)
     if (bytes_of(more) <= std::max(kGoodBytes, least * 6 / 5)) rows = more;
-  return schedule_bands(rows * factor);
+  schedule_bands(rows * factor);
+  return true;
 }
 
-// Always true.
-bool Plan::schedule_bands(int64_t band) {
+// Plans the run in bands of so many output rows: memories, scratch and tasks.
+void Plan::schedule_bands(int64_t band) {
   band_ = band;
   keep_short_homes(band);
   size_t memories = 0;
@@ -125,7 +130,6 @@ bool Plan::schedule_bands(int64_t band) {
   memories_.push_back({arena_bytes_, 0, 0});
   arena_bytes_ += round_up(scratch);
   tasks_ = std::move(bands.tasks);
-  return true;
 }
 
 // In one memory all parts of a concat keep as many rows as the one that waits longest. Where that

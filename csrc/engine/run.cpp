@@ -204,7 +204,7 @@ PoolWindow window_at(const Node& node, const Grid& in, int64_t oy, int64_t ox) {
   return p;
 }
 
-// One pixel of four channels; row(iy): their cells at the first column of an input row.
+// One pixel of four channels; row_at(iy): their cells at the first column of an input row.
 template <class Row>
 void average_pixel(const Node& node, const Node& source, const Grid& in, const PoolWindow& win,
                    const Epilogue& e, const Row& row_at, const Cells& to) {
