@@ -153,7 +153,7 @@ def close(what: str, a: Array, b: Array, bound: Array | float) -> None:
 
 def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
     """How far floats may lie from a sum in float64: K + 8 roundings of terms whose sizes add up to
-    sum |w| * max |x|; four times that where rows are made in pairs (csrc/engine/winograd.h).
+    sum |w| * max |x|; four times that where rows are made in pairs (csrc/ops/winograd.h).
     """
     x = float(np.abs(values[node.inputs[0]].astype(np.float64)).max(initial=0))
     size = max([x, *(float(np.abs(values[j]).max(initial=0)) for j in node.inputs[1:])])

@@ -74,15 +74,15 @@ FAULTS = {
         "for (int c = 2; c < kChains; ++c) sums[0][v] = V::add(",
     ),
     "zero point of the input": Fault(
-        "engine/conv.cpp", "start_[i] = -x_zero_point * packed.sums[o];", "start_[i] = 0;"
+        "ops/conv.cpp", "start_[i] = -x_zero_point * packed.sums[o];", "start_[i] = 0;"
     ),
     "scale of the last channel": Fault(
-        "engine/conv.cpp", "    scale_[i] = scale[o];", "    scale_[i] = scale[o - (o == s.o - 1)];"
+        "ops/conv.cpp", "    scale_[i] = scale[o];", "    scale_[i] = scale[o - (o == s.o - 1)];"
     ),
     "overflow of narrow sums": Fault(
         "isa/policy_avx2.inl", "kNarrowSteps = 64;", "kNarrowSteps = 68;"
     ),
-    "overflow of bundles": Fault("engine/bundles.cpp", "kMost = 128;", "kMost = 140;"),
+    "overflow of bundles": Fault("weights/overflow_groups.cpp", "kMost = 128;", "kMost = 140;"),
     "rounding of halves": Fault(
         "isa/policy_scalar.inl", "__builtin_lrintf(a)", "__builtin_floorf(a + 0.5f)"
     ),
@@ -112,7 +112,7 @@ FAULTS = {
         "const float inside = q < r.lo ? 0.0f : g;",
     ),
     "task left out": Fault(
-        "engine/threads.cpp",
+        "base/threads.cpp",
         "for (int64_t i = next_.fetch_add(1); i < tasks_; i = next_.fetch_add(1))",
         "for (int64_t i = next_.fetch_add(1); i < tasks_ - (use_ > 2); i = next_.fetch_add(1))",
     ),

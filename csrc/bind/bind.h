@@ -11,7 +11,7 @@
 #include <string>
 #include <utility>
 
-#include "isa/error.h"
+#include "base/error.h"
 #include "kernels/table.h"
 
 namespace tops::bind {

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/engine.h"
-
 #include <cstring>
 #include <limits>
 #include <optional>
 #include <vector>
 
+#include "base/threads.h"
 #include "bind/bind.h"
-#include "engine/threads.h"
+#include "program/program.h"
 
 namespace tops::bind {
 namespace {

@@ -3,12 +3,12 @@
 #include <cstring>
 #include <vector>
 
+#include "base/threads.h"
 #include "bind/bind.h"
-#include "engine/linear.h"
-#include "engine/ops.h"
-#include "engine/row_weights.h"
-#include "engine/threads.h"
 #include "isa/isa.h"
+#include "ops/eager.h"
+#include "ops/linear.h"
+#include "weights/packed_rows.h"
 
 namespace tops::bind {
 namespace {

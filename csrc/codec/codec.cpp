@@ -7,9 +7,9 @@
 #include <type_traits>
 #include <utility>
 
+#include "base/error.h"
 #include "codec/model.h"
 #include "codec/rans.h"
-#include "isa/error.h"
 
 namespace tops {
 namespace {

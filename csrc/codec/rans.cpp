@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <string>
 
-#include "isa/error.h"
+#include "base/error.h"
 
 namespace tops::codec {
 

@@ -10,7 +10,7 @@
 #include <sys/auxv.h>
 #endif
 
-#include "isa/error.h"
+#include "base/error.h"
 
 namespace tops {
 namespace {

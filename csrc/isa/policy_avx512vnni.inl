@@ -129,7 +129,7 @@ struct V {
     to[0] = _mm512_unpacklo_epi16(ab, cd), to[1] = _mm512_unpackhi_epi16(ab, cd);
     to[2] = _mm512_unpacklo_epi16(ab2, cd2), to[3] = _mm512_unpackhi_epi16(ab2, cd2);
   }
-  // 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
+  // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
   static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
     const I c = load(codes), low = set1(0x03030303),

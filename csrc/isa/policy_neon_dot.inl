@@ -155,7 +155,7 @@ struct V {
     to[2] = vreinterpretq_s32_u16(vzip1q_u16(ab2, cd2));
     to[3] = vreinterpretq_s32_u16(vzip2q_u16(ab2, cd2));
   }
-  // 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
+  // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
   static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
     static const uint8_t kTable[16] = {0, 1, 0, 255};

@@ -227,7 +227,7 @@ struct V {
             static_cast<int32_t>(byte(a.v[j], i) | byte(b.v[j], i) << 8 | byte(c.v[j], i) << 16 |
                                  static_cast<uint32_t>(byte(d.v[j], i)) << 24);
   }
-  // 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
+  // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
   static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
     for (int row = 0; row < 8; ++row)

@@ -106,7 +106,7 @@ static TOPS_INLINE void transpose_taps(I a, I b, I c, I d, I to[4]) {
   to[0] = _mm256_unpacklo_epi16(ab, cd), to[1] = _mm256_unpackhi_epi16(ab, cd);
   to[2] = _mm256_unpacklo_epi16(ab2, cd2), to[3] = _mm256_unpackhi_epi16(ab2, cd2);
 }
-// 64 bytes of dense codes (engine/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
+// 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
 // invalid code counts as 0.
 static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
   const I low = set1(0x03030303), table = set1(static_cast<int32_t>(0xff000100u));

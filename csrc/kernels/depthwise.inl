@@ -3,7 +3,8 @@
 // one pixel are transposed in registers: a channel's four taps become a quad, which meets its four
 // weights in one product.
 //   group of taps t0 .. t3:  acc[pixel][channel] += dot((x[t0], .., x[t3])[channel], w[channel])
-// Vectors hold pixel j of every four, four channels each; engine/depthwise.h arranges the taps.
+// Vectors hold pixel j of every four, four channels each; weights/depthwise_taps.h arranges the
+// taps.
 
 struct PixelSums {
   V::I v[4];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Input rows times weight rows (engine/row_weights.h): vectors run along k, one sum a pair of rows.
-// Ternary weights are read as w + 1, unsigned, and meet signed inputs: what a mask leaves of a byte
-// of codes is such a number, times 1 or 4. The caller takes the ones out again.
+// Input rows times weight rows (weights/packed_rows.h): vectors run along k, one sum a pair of
+// rows. Ternary weights are read as w + 1, unsigned, and meet signed inputs: what a mask leaves of
+// a byte of codes is such a number, times 1 or 4. The caller takes the ones out again.
 
 // Codes of one vector of packed bytes; take<j>() is number j of every byte.
 struct TwoBitCodes {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Float input rows times integer weight rows (engine/row_weights.h): weights are read as they are
+// Float input rows times integer weight rows (weights/packed_rows.h): weights are read as they are
 // stored and become floats in registers. Sums run in kFloatChains parts and blocks of kFloatBlock
 // weights, the same for any number of input rows: a row's result does not depend on its company.
 // D: the type X of inputs, and how kWeights of them, a vector, meet as many weights.

@@ -21,7 +21,8 @@ constexpr int64_t kGroup = 8;
 // widened to 16 bits.
 constexpr int64_t dense_scratch(int64_t k) { return (k + kGroup) * kBlock * 8; }
 
-// Entries of 8-bit quads whose products may be added in 16 bits, at most (engine/bundles.h).
+// Entries of 8-bit quads whose products may be added in 16 bits, at most
+// (weights/overflow_groups.h).
 constexpr int64_t kMostBundle = 4, kMostPairBundle = 2;
 
 // Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
@@ -97,7 +98,7 @@ struct ConvArgs {
   Weights weights;
   const int64_t* offsets;  // dense: [K] byte offsets of tap and cell
   int64_t k;               // dense: K, in cells
-  const uint8_t* panels;   // dense: engine/packed.h
+  const uint8_t* panels;   // dense: weights/packed.h
   int64_t panel_bytes;     // of one block
   int64_t group_blocks;    // dense: blocks per group, bytes between the inputs of two groups
   int64_t group_stride;
@@ -142,7 +143,7 @@ struct AddArgs {
 };
 
 // Bytes of a weight row of a linear layer that vectors of any width divide: packed codes come in
-// blocks of as many bytes, engine/row_weights.h.
+// blocks of as many bytes, weights/packed_rows.h.
 constexpr int64_t kRowBlock = 64;
 
 enum class RowCodes : int32_t { kInt8 = 0, kTwoBit = 1, kBaseThree = 2 };

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "codec/codec.h"
-#include "isa/error.h"
 
 namespace {
 

@@ -17,12 +17,12 @@
 #include <thread>
 #include <vector>
 
-#include "engine/engine.h"
-#include "engine/ops.h"
-#include "engine/row_weights.h"
-#include "engine/threads.h"
-#include "isa/error.h"
+#include "base/error.h"
+#include "base/threads.h"
 #include "isa/isa.h"
+#include "ops/eager.h"
+#include "program/program.h"
+#include "weights/packed_rows.h"
 
 using namespace tops;
 
@@ -389,7 +389,7 @@ void test_float_conv(Rng& g) {
     }
 }
 
-// Layers that go by pairs of rows (engine/winograd.h), from the first or second on: odd heights,
+// Layers that go by pairs of rows (ops/winograd.h), from the first or second on: odd heights,
 // few and many columns, images behind each other, on memory that ends at guard pages.
 void test_row_pairs(Rng& g) {
   Case c = draw(g);

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "weights/packed_rows.h"
+
+namespace tops {
+
+// Input rows of a linear layer, `stride` elements apart: u8, or float32 to be quantized.
+struct RowsInput {
+  const void* data;
+  bool is_float;
+  int64_t m, stride;
+  float scale;
+  int32_t zero_point;
+};
+
+// y[i * n + o] = (sum over k of w[o][k] * (x[i][k] - zero_point)) * (scale[o] * x_scale) + bias[o];
+// bias null: 0. finish(begin, end) is called once for every range of outputs, on the thread that
+// made it, when y holds it for all input rows.
+void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, const float* bias,
+                   float* y, const std::function<void(int64_t, int64_t)>& finish);
+
+// The same of floats that are not quantized (weight-only), float32 or bfloat16 without gaps: y[i *
+// n
+// + o] = (sum over k of w[o][k] * x[i][k]) * scale[o] + bias[o], in float32. Rows of base three are
+// not read.
+void multiply_float_rows(const RowsView& w, const void* x, bool bfloat16, int64_t m,
+                         const float* scale, const float* bias, float* y);
+
+// Two-bit codes or base three for a layer of this size? Measured once a process for each kernel
+// set, thread count and power of two of bytes: base three reads a fifth less and decodes for
+// longer, so it pays where reading is slow. Layers that stay in a core's own caches are two-bit
+// unmeasured.
+RowCodes faster_codes(int64_t n, int64_t k);
+
+// pack_rows of weights/packed_rows.h with the codes that are faster here.
+Buffer pack_faster_rows(Weights weights, const void* plain, int64_t n, int64_t k,
+                        int64_t tail_bytes = 0);
+
+// Are rows faster than skipping the empty quads, at this share of occupied ones?
+bool rows_beat_sparse(Weights weights, int64_t m, double density);
+
+// Is there a number of rows for which they are not?
+bool sparse_pays(Weights weights, double density);
+
+}  // namespace tops

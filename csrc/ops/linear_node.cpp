@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Nodes whose values are rows of numbers, not images.
+#include <cstring>
+
+#include "base/scalar_math.h"
+#include "base/threads.h"
+#include "isa/isa.h"
+#include "ops/linear.h"
+#include "program/program.h"
+
+namespace tops {
+namespace {
+
+// Adds outputs [begin, end) of row i of the residual.
+void add_residual(const Grid& g, const Operand& residual, const uint8_t* r, int64_t i,
+                  int64_t begin, int64_t end, float* y) {
+  for (int64_t o = begin; o < end; ++o) {
+    float v;
+    if (residual.is_float)
+      std::memcpy(&v, r + (o * g.plane + i) * 4, 4);
+    else
+      v = dequantized(r[((o / 4) * g.plane + i) * 4 + o % 4], residual.scale, residual.zero_point);
+    y[o] = y[o] + v;
+  }
+}
+
+void store_codes(const Grid& g, const Epilogue& e, const float* y, int64_t i, int64_t begin,
+                 int64_t end, uint8_t* to) {
+  for (int64_t o = begin; o < end; ++o) to[((o / 4) * g.plane + i) * 4 + o % 4] = to_code(y[o], e);
+}
+
+}  // namespace
+
+void Plan::run_linear(const Work& w, const Frame& f) const {
+  const Node& node = w.node;
+  const LayerWeights& l = *node.layer;
+  const Grid& in = step(node.a).grid;
+  const Grid& g = w.step.grid;
+  uint8_t* const to = w.y;
+  // One float row ends up as it is computed.
+  const bool direct = g.is_float && g.plane == 1;
+  Buffer gathered(in.n > 1 ? in.n * in.cells * 4 : 0), floats(direct ? 0 : in.n * l.shape.o * 4);
+  const uint8_t* x = data(f, node.a);
+  if (in.n > 1) {  // a single row lies there already
+    for (int64_t q = 0; q < in.cells; ++q)
+      for (int64_t i = 0; i < in.n; ++i)
+        std::memcpy(gathered.data() + (i * in.cells + q) * 4, x + (q * in.plane + i) * 4, 4);
+    x = gathered.data();
+  }
+  float* const y = reinterpret_cast<float*>(direct ? to : floats.data());
+  const Operand residual = operand_of(nodes_, node.b);
+  const Epilogue e = make_epilogue(node.requantize, residual);
+  const auto finish = [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < in.n; ++i) {
+      float* const row = y + i * l.shape.o;
+      if (residual.present) {
+        const Step& r = step(node.b);
+        add_residual(r.grid, residual, data(f, node.b), i, begin, end, row);
+      }
+      if (g.is_float)
+        for (int64_t o = begin; o < end; ++o) row[o] = activate(row[o], e);
+      else
+        store_codes(g, e, row, i, begin, end, to);
+    }
+  };
+  if (in.is_float) {
+    multiply_float_rows(l.rows(), x, false, in.n, l.scale.data(), l.bias.data(), y);
+    finish(0, l.shape.o);
+  } else {
+    const int32_t zero_point = nodes_[static_cast<size_t>(node.a)].zero_point;
+    const RowsInput rows{x, false, in.n, in.cells * 4, 1.0f, zero_point};
+    multiply_rows(l.rows(), rows, l.scale.data(), l.bias.data(), y, finish);
+  }
+  if (g.is_float) {
+    if (!direct) grid_from_nchw(g, w.rows, y, 0, to);
+    return;
+  }
+  for (int64_t o = l.shape.o; o % 4; ++o)
+    for (int64_t i = 0; i < g.n; ++i) to[((o / 4) * g.plane + i) * 4 + o % 4] = 0;
+}
+
+void Plan::quantize_rows(const Node& node, const Grid& g, const float* x, uint8_t* y) const {
+  const KernelTable& kernel = kernels();
+  const float inv = 1.0f / node.scale;
+  parallel_for(g.n, g.n * g.cells / 4, [&](int64_t i, int) {
+    Buffer line(g.n > 1 ? g.cells * 4 : 0);
+    uint8_t* const row = g.n > 1 ? line.data() : y;
+    std::memset(row + (g.cells - 1) * 4, node.zero_point, 4);
+    kernel.quantize_row(x + i * g.channels, g.channels, inv, node.zero_point, row);
+    if (g.n > 1)
+      for (int64_t q = 0; q < g.cells; ++q) std::memcpy(y + (q * g.plane + i) * 4, row + q * 4, 4);
+  });
+}
+
+}  // namespace tops

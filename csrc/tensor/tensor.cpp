@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tensor/tensor.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "base/error.h"
+#include "base/threads.h"
+
+namespace tops {
+
+int64_t checked_mul(int64_t a, int64_t b) {
+  int64_t r;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &r) || r > (int64_t{1} << 46))
+    throw Error(ErrorKind::kUnsupportedShape, "the tensor is too large: " + std::to_string(a) +
+                                                  " x " + std::to_string(b) +
+                                                  " elements.\n  Split the batch or the image.");
+  return r;
+}
+
+Grid Grid::make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w, int64_t halo) {
+  Grid g;
+  g.channels = channels;
+  g.is_float = is_float;
+  g.cells = is_float ? channels : (channels + 3) / 4;
+  g.n = n;
+  g.h = h;
+  g.w = w;
+  g.halo = g.margin = halo;
+  g.pitch = w + halo;
+  g.image = checked_mul(h + 2 * halo, g.pitch);
+  g.set_plane(checked_mul(n, g.image) + halo);
+  return g;
+}
+
+void Grid::set_plane(int64_t used) {
+  plane = used;
+  if (h * w > 1 || halo > 0 || (is_float && n > 16)) plane = (divide_up(used, 16) | 1) * 16;
+}
+
+void Grid::keep(int64_t rows, int64_t margin_rows) {
+  margin = margin_rows;
+  image = checked_mul(h + 2 * margin, pitch);
+  set_plane(checked_mul(rows, pitch) + halo);
+}
+
+Grid Grid::strip(int64_t rows) const {
+  Grid g = *this;
+  g.h = rows;
+  g.margin = 0;
+  g.image = rows * pitch;
+  return g;
+}
+
+Buffer::Buffer(int64_t bytes) : size_(bytes) {
+  const size_t rounded = (static_cast<size_t>(bytes) + 63) / 64 * 64;
+  data_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, rounded ? rounded : 64)));
+  if (!data_) throw std::bad_alloc();
+}
+
+void fill_cells(uint8_t* p, uint32_t value, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) std::memcpy(p + i * 4, &value, 4);
+}
+
+void fill_halo(const Grid& g, Rows rows, uint8_t* data, uint32_t value, int64_t begin,
+               int64_t end) {
+  if (g.halo == 0 && g.margin == 0) return;
+  for (int64_t c = begin; c < end; ++c) {
+    uint8_t* const plane = data + c * g.plane * 4;
+    for (int64_t i = 0; i < g.n; ++i) {
+      // Everything from here to the next pixel run is halo.
+      int64_t at = rows.begin == 0 ? i * g.image : g.cell(i, rows.begin, -g.halo);
+      for (int64_t y = rows.begin; y < rows.end; ++y) {
+        const int64_t row = g.cell(i, y, 0);
+        fill_cells(plane + at * 4, value, row - at);
+        at = row + g.w;
+      }
+      const int64_t end_of = rows.end == g.h ? (i + 1) * g.image : g.cell(i, rows.end, -g.halo);
+      fill_cells(plane + at * 4, value, end_of + g.halo - at);
+    }
+  }
+}
+
+void fill_margins(const Grid& g, Rows rows, uint8_t* data, uint32_t value) {
+  for (int64_t c = 0; c < g.cells; ++c) {
+    uint8_t* const plane = data + c * g.plane * 4;
+    if (rows.begin == 0) fill_cells(plane, value, g.margin * g.pitch);
+    if (rows.end == g.h)
+      fill_cells(plane + g.cell(0, g.h, -g.halo) * 4, value, g.margin * g.pitch + g.halo);
+  }
+}
+
+namespace {
+
+// Rows of a matrix, which are images of one pixel: their cells lie n apart in the grid. Channels go
+// in runs of a cache line, since both ways one side is read or written a plane at a time.
+bool is_matrix(const Grid& g) { return g.is_float && g.h * g.w == 1 && g.halo == 0; }
+
+template <bool kToGrid>
+void transpose(const Grid& g, const void* from, void* to) {
+  constexpr int64_t kRun = 16;
+  parallel_for(divide_up(g.channels, kRun), g.cells * g.plane, [&](int64_t run, int) {
+    const int64_t first = run * kRun, last = std::min(first + kRun, g.channels);
+    const float* const a = static_cast<const float*>(from);
+    float* const b = static_cast<float*>(to);
+    for (int64_t i = 0; i < g.n; ++i)
+      for (int64_t c = first; c < last; ++c) {
+        const int64_t row = i * g.channels + c, cell = c * g.plane + i;
+        b[kToGrid ? cell : row] = a[kToGrid ? row : cell];
+      }
+  });
+}
+
+}  // namespace
+
+void grid_from_nchw(const Grid& g, Rows rows, const void* x, uint32_t halo_value, uint8_t* data) {
+  if (is_matrix(g)) return transpose<true>(g, x, data);
+  const int64_t image = g.h * g.w;
+  parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
+    uint8_t* const plane = data + c * g.plane * 4;
+    for (int64_t i = 0; i < g.n; ++i)
+      for (int64_t y = rows.begin; y < rows.end; ++y) {
+        uint8_t* const out = plane + g.cell(i, y, 0) * 4;
+        if (g.is_float) {
+          std::memcpy(out, static_cast<const float*>(x) + (i * g.channels + c) * image + y * g.w,
+                      static_cast<size_t>(g.w) * 4);
+          continue;
+        }
+        for (int64_t j = 0; j < 4; ++j) {
+          const int64_t channel = c * 4 + j;
+          if (channel >= g.channels) {
+            for (int64_t k = 0; k < g.w; ++k) out[k * 4 + j] = 0;
+            continue;
+          }
+          const uint8_t* const in =
+              static_cast<const uint8_t*>(x) + (i * g.channels + channel) * image + y * g.w;
+          for (int64_t k = 0; k < g.w; ++k) out[k * 4 + j] = in[k];
+        }
+      }
+    fill_halo(g, rows, data, halo_value, c, c + 1);
+  });
+}
+
+void grid_to_nchw(const Grid& g, Rows rows, const uint8_t* data, void* y) {
+  if (g.plane == 1) {  // one row of numbers
+    std::memcpy(y, data, static_cast<size_t>(g.channels) * (g.is_float ? 4 : 1));
+    return;
+  }
+  if (is_matrix(g)) return transpose<false>(g, data, y);
+  const int64_t image = g.h * g.w;
+  parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
+    const uint8_t* const plane = data + c * g.plane * 4;
+    for (int64_t i = 0; i < g.n; ++i)
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const uint8_t* const in = plane + g.cell(i, row, 0) * 4;
+        if (g.is_float) {
+          std::memcpy(static_cast<float*>(y) + (i * g.channels + c) * image + row * g.w, in,
+                      static_cast<size_t>(g.w) * 4);
+          continue;
+        }
+        for (int64_t j = 0; j < 4 && c * 4 + j < g.channels; ++j) {
+          uint8_t* const out =
+              static_cast<uint8_t*>(y) + (i * g.channels + c * 4 + j) * image + row * g.w;
+          for (int64_t k = 0; k < g.w; ++k) out[k] = in[k * 4 + j];
+        }
+      }
+  });
+}
+
+}  // namespace tops

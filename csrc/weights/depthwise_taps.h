@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/table.h"
+#include "weights/packed.h"
+
+namespace tops {
+
+// A filter for each channel, as csrc/kernels/depthwise.inl reads it.
+struct TapGroups {
+  std::vector<int32_t> rows;  // [cells + 1]
+  std::vector<TapGroup> groups;
+};
+
+// Is this a convolution of each channel with one filter of its own?
+inline bool is_depthwise(const PackedView& p) {
+  return p.sparse && p.weights != Weights::kFloat && p.shape.i == 1 &&
+         p.shape.groups == p.shape.o && p.entries;
+}
+
+// Four taps of one cell make a group. Neighboring taps of a group share a 16-bit lane on
+// instruction sets without a 4-way dot product, so they are matched such that no channel can exceed
+// it; a tap that exceeds it beside every other gets a lane of its own. offsets: of entry (cell,
+// tap), as ops/conv.cpp places them.
+TapGroups make_tap_groups(const PackedView& packed, const std::vector<int32_t>& offsets);
+
+}  // namespace tops

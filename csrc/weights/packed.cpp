@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "weights/packed.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "base/error.h"
+#include "isa/isa.h"
+#include "tensor/tensor.h"
+#include "weights/overflow_groups.h"
+#include "weights/quads.h"
+
+namespace tops {
+namespace {
+
+constexpr char kMagic[8] = {'T', 'O', 'P', 'S', 'P', 'A', 'C', 'K'};
+constexpr int32_t kVersion = 3;
+// Shorter filters do not pay for the smaller tiles of pixels that pairs of channels leave room for.
+constexpr int64_t kPairRows = 64;
+
+float float_at(const void* w, const WeightShape& s, int64_t o, int64_t tap, int64_t c) {
+  return static_cast<const float*>(w)[(o * s.r * s.s + tap) * s.i + c];
+}
+
+bool dense_possible(const WeightShape& s, Weights weights) {
+  if (s.groups == 1) return true;
+  return (weights == Weights::kFloat || s.i % 4 == 0) && (s.o / s.groups) % kBlock == 0;
+}
+
+template <class T>
+void append(std::vector<uint8_t>& out, const T* data, size_t n) {
+  const uint8_t* p = reinterpret_cast<const uint8_t*>(data);
+  out.insert(out.end(), p, p + n * sizeof(T));
+}
+
+// Four weights of one natural cell (channels 4 cell .. 4 cell + 3 of the whole input) that belong
+// to the group of output o, whose first channel may lie anywhere in a cell.
+int32_t quad_at(const Quads& w, const WeightShape& s, int64_t first, int64_t o, int64_t tap,
+                int64_t cell) {
+  uint32_t quad = 0;
+  for (int64_t j = 0; j < 4; ++j) {
+    const int64_t c = cell * 4 + j - first;
+    if (c >= 0 && c < s.i)
+      quad |= static_cast<uint32_t>(static_cast<uint8_t>(w.value(o, tap, c))) << (8 * j);
+  }
+  return static_cast<int32_t>(quad);
+}
+
+void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, const WeightShape& s) {
+  const int64_t taps = s.r * s.s, per_group = s.groups ? s.o / s.groups : 0;
+  const Quads quad(kind, w, s);
+  std::vector<int64_t> rows{0};
+  std::vector<Entry> entries;
+  std::vector<int32_t> bundles;
+  entries.reserve(static_cast<size_t>(occupied_quads(kind, w, s)));
+  for (int64_t o = 0; o < s.o; ++o) {
+    const int64_t first = (o / per_group) * s.i, last = first + s.i, first_cell = first / 4;
+    const size_t begin = entries.size();
+    if (first % 4 == 0) {
+      quad.append_occupied(o, first_cell, &entries);
+    } else {
+      for (int64_t cell = first_cell; cell * 4 < last; ++cell)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int32_t bits = quad_at(quad, s, first, o, tap, cell);
+          if (bits) entries.push_back({static_cast<int32_t>(cell * taps + tap), bits});
+        }
+    }
+    if (kind == Weights::kInt8) bundle_entries(begin, &entries, &bundles);
+    rows.push_back(static_cast<int64_t>(entries.size()));
+  }
+  append(blob, rows.data(), rows.size());
+  append(blob, bundles.data(), bundles.size());
+  append(blob, entries.data(), entries.size());
+}
+
+void append_pairs(std::vector<uint8_t>& blob, const void* w, const WeightShape& s) {
+  const int64_t taps = s.r * s.s;
+  const Quads quad(Weights::kInt8, w, s);
+  std::vector<int64_t> rows{0};
+  std::vector<PairEntry> entries;
+  std::vector<int32_t> bundles;
+  for (int64_t o = 0; o < s.o; o += 2) {
+    const size_t begin = entries.size();
+    for (int64_t cell = 0; cell < s.quads(); ++cell)
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int32_t a = quad(o, tap, cell), b = o + 1 < s.o ? quad(o + 1, tap, cell) : 0;
+        if (a || b) entries.push_back({static_cast<int32_t>(cell * taps + tap), {a, b}});
+      }
+    bundle_pairs(begin, &entries, &bundles);
+    rows.push_back(static_cast<int64_t>(entries.size()));
+  }
+  append(blob, rows.data(), rows.size());
+  append(blob, bundles.data(), bundles.size());
+  append(blob, entries.data(), entries.size());
+}
+
+int64_t dense_rows(Weights kind, const WeightShape& s) {
+  return (kind == Weights::kFloat ? s.i : s.quads()) * s.r * s.s;
+}
+
+int64_t panel_bytes_of(Weights kind, int64_t k) {
+  if (kind == Weights::kTernary) return checked_mul((k + kGroup - 1) / kGroup, kGroup * kBlock);
+  return checked_mul(k, kBlock * 4);
+}
+
+// One row of 8 quads or floats into a panel of int8 or float weights.
+template <class T>
+void put_row(uint8_t* panel, int64_t row, int64_t o, T value) {
+  std::memcpy(panel + (row * kBlock + o) * 4, &value, 4);
+}
+
+void append_dense(std::vector<uint8_t>& blob, Weights kind, const void* w, const WeightShape& s) {
+  const int64_t k = dense_rows(kind, s), taps = s.r * s.s, bytes = panel_bytes_of(kind, k);
+  const Quads quad(kind, w, s);
+  std::vector<uint8_t> panel(static_cast<size_t>(bytes));
+  for (int64_t first = 0; first < s.o; first += kBlock) {
+    std::fill(panel.begin(), panel.end(), uint8_t{0});
+    for (int64_t o = 0; o < std::min(kBlock, s.o - first); ++o)
+      for (int64_t row = 0; row < k; ++row) {
+        const int64_t tap = row % taps, cell = row / taps;
+        if (kind == Weights::kFloat) {
+          put_row(panel.data(), row, o, float_at(w, s, first + o, tap, cell));
+        } else if (kind == Weights::kInt8) {
+          put_row(panel.data(), row, o, quad(first + o, tap, cell));
+        } else {
+          const uint32_t bits = static_cast<uint32_t>(quad(first + o, tap, cell));
+          const int64_t in_group = row % kGroup;
+          uint8_t* const to =
+              &panel[static_cast<size_t>(row / kGroup * 64 + in_group % 2 * 32 + o * 4)];
+          for (int j = 0; j < 4; ++j)
+            to[j] = static_cast<uint8_t>(to[j] | ((bits >> (8 * j)) & 3) << (in_group / 2 * 2));
+        }
+      }
+    append(blob, panel.data(), panel.size());
+  }
+}
+
+}  // namespace
+
+void bad_blob(const char* what) {
+  throw Error(ErrorKind::kBadWeights,
+              std::string("packed weights are not valid: ") + what +
+                  ".\n  Make them with prepack in this version of ternary_ops.");
+}
+
+void check_shape(const WeightShape& s, Weights weights) {
+  auto fail = [](const std::string& what) { throw Error(ErrorKind::kUnsupportedShape, what); };
+  if (s.o < 0 || s.r < 1 || s.s < 1 || s.i < 0 || s.groups < 1)
+    fail("a weight needs O >= 0, R, S >= 1, I >= 0, groups >= 1, got O=" + std::to_string(s.o) +
+         " R=" + std::to_string(s.r) + " S=" + std::to_string(s.s) + " I=" + std::to_string(s.i) +
+         " groups=" + std::to_string(s.groups) + ".");
+  if (s.o % s.groups)
+    fail("output channels must divide by groups, got O=" + std::to_string(s.o) +
+         " groups=" + std::to_string(s.groups) + ".");
+  const int64_t k = checked_mul(checked_mul(s.r, s.s), s.i);
+  checked_mul(checked_mul(k, s.groups), 1);
+  checked_mul(k, s.o);
+  // 255 * max|w| * K must fit int32, and sparse entries number taps x cells with 31 bits.
+  const int64_t most = weights == Weights::kInt8 ? 2147483647 / (255 * 128) : 2147483647 / 255;
+  if (weights != Weights::kFloat && k > most)
+    fail("integer sums of " + std::to_string(k) + " products could overflow int32 (at most " +
+         std::to_string(most) + ").\n  Keep this layer in float32.");
+  if (checked_mul(checked_mul(s.r, s.s), s.channels() + 4) > 2147483647)
+    fail("the filter is too large.");
+}
+
+std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
+                                  const WeightShape& s) {
+  check_shape(s, weights);
+  if (!dense_possible(s, weights)) sparse = true;
+  PackedHeader h{};
+  std::memcpy(h.magic, kMagic, 8);
+  h.version = kVersion;
+  h.sparse = sparse;
+  h.weights = static_cast<int32_t>(weights);
+  h.paired = sparse && weights == Weights::kInt8 && s.groups == 1 &&
+             dense_rows(weights, s) >= kPairRows &&
+             density(weights, w, s) >= kernels().sparse_below.pairs_from;
+  h.o = s.o, h.r = s.r, h.s = s.s, h.i = s.i, h.groups = s.groups;
+  std::vector<uint8_t> blob;
+  append(blob, &h, 1);
+  std::vector<int32_t> sums = weight_sums(weights, w, s);
+  if (s.o % 2) sums.push_back(0);  // so that what follows stays 8-byte aligned
+  append(blob, sums.data(), sums.size());
+  if (h.paired)
+    append_pairs(blob, w, s);
+  else if (sparse && weights == Weights::kFloat)
+    append_blocks(blob, static_cast<const float*>(w), s);
+  else if (sparse)
+    append_sparse(blob, weights, w, s);
+  else
+    append_dense(blob, weights, w, s);
+  return blob;
+}
+
+std::vector<uint8_t> pack_filter_rows(Weights kind, const void* w, WeightShape s,
+                                      WeightShape* packed) {
+  const int64_t quads_a_row = (s.s * s.i + 3) / 4, unit = kind == Weights::kInt8 ? 4 : 1;
+  *packed = {s.o, s.r, quads_a_row, 4, 1};
+  const Quads source(kind, w, s);
+  std::vector<uint8_t> rows(static_cast<size_t>(s.o * s.r * quads_a_row * unit), 0);
+  for (int64_t row = 0; row < s.o * s.r; ++row)
+    for (int64_t t = 0; t < s.s * s.i; ++t) {
+      const int64_t o = row / s.r, tap = row % s.r * s.s + t / s.i;
+      const int8_t value = source.value(o, tap, t % s.i);
+      uint8_t* const quad = &rows[static_cast<size_t>((row * quads_a_row + t / 4) * unit)];
+      if (kind == Weights::kInt8)
+        quad[t % 4] = static_cast<uint8_t>(value);
+      else
+        *quad = static_cast<uint8_t>(*quad | ((value & 3) << (2 * (t % 4))));
+    }
+  return rows;
+}
+
+PackedView view_packed(const uint8_t* blob, int64_t bytes) {
+  PackedHeader h;
+  if (bytes < static_cast<int64_t>(sizeof(h))) bad_blob("too short");
+  std::memcpy(&h, blob, sizeof(h));
+  if (std::memcmp(h.magic, kMagic, 8) != 0 || h.version != kVersion) bad_blob("unknown header");
+  if (h.weights < 0 || h.weights > 2 || h.sparse < 0 || h.sparse > 1 || h.paired < 0 ||
+      h.paired > 1)
+    bad_blob("unknown kind");
+  if (reinterpret_cast<uintptr_t>(blob) % 8) bad_blob("not aligned to 8 bytes");
+  PackedView v;
+  v.shape = {h.o, h.r, h.s, h.i, h.groups};
+  v.weights = static_cast<Weights>(h.weights);
+  v.sparse = h.sparse;
+  check_shape(v.shape, v.weights);
+  const int64_t channels = checked_mul(h.i, h.groups);
+  v.cells = v.weights == Weights::kFloat ? channels : (channels + 3) / 4;
+  int64_t at = sizeof(h);
+  auto take = [&](int64_t n) {
+    if (n < 0 || n > bytes - at) bad_blob("truncated");
+    const uint8_t* p = blob + at;
+    at += n;
+    return p;
+  };
+  auto take_rows = [&](int64_t n) {
+    const int64_t* const rows = reinterpret_cast<const int64_t*>(take((n + 1) * 8));
+    if (rows[0] != 0) bad_blob("first row");
+    for (int64_t o = 0; o < n; ++o)
+      if (rows[o + 1] < rows[o] || rows[o + 1] > bytes / 8) bad_blob("row order");
+    return rows;
+  };
+  // Bundles of `most` entries down to one; together they hold the entries of their row.
+  auto take_bundles = [&](int64_t n, int64_t most, const int64_t* rows) {
+    const int32_t* const bundles = reinterpret_cast<const int32_t*>(take(n * most * 4));
+    for (int64_t o = 0; o < n; ++o) {
+      int64_t count = 0;
+      for (int64_t i = 0; i < most; ++i) {
+        if (bundles[o * most + i] < 0) bad_blob("bundles");
+        count += bundles[o * most + i] * (most - i);
+      }
+      if (count != rows[o + 1] - rows[o]) bad_blob("bundles");
+    }
+    return bundles;
+  };
+  v.sums = reinterpret_cast<const int32_t*>(take((h.o + h.o % 2) * 4));
+  if (v.sparse && h.paired) {
+    const int64_t pairs = (h.o + 1) / 2;
+    v.pair_rows = take_rows(pairs);
+    v.pair_bundles = take_bundles(pairs, kMostPairBundle, v.pair_rows);
+    v.pairs = reinterpret_cast<const PairEntry*>(
+        take(checked_mul(v.pair_count(), static_cast<int64_t>(sizeof(PairEntry)))));
+  } else if (v.sparse && v.weights == Weights::kFloat) {
+    v.blocks = view_blocks(blob + at, bytes - at, v.shape);
+    at = bytes;
+  } else if (v.sparse) {
+    v.rows = take_rows(h.o);
+    if (v.weights == Weights::kInt8) v.bundles = take_bundles(h.o, kMostBundle, v.rows);
+    v.entries = reinterpret_cast<const Entry*>(take(v.rows[h.o] * 8));
+  } else {
+    if (!dense_possible(v.shape, v.weights)) bad_blob("groups");
+    v.k = dense_rows(v.weights, v.shape);
+    v.panel_bytes = panel_bytes_of(v.weights, v.k);
+    v.panels = take(checked_mul((h.o + kBlock - 1) / kBlock, v.panel_bytes));
+  }
+  if (at != bytes) bad_blob("size");
+  return v;
+}
+
+bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s) {
+  const SparseBelow& below = kernels().sparse_below;
+  if (weights == Weights::kFloat) return occupied < below.real;
+  if (weights == Weights::kInt8) return occupied < below.int8;
+  return occupied < (r * s > 1 ? below.ternary : below.pointwise);
+}
+
+}  // namespace tops
