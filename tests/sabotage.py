@@ -50,7 +50,7 @@ class Fault(NamedTuple):
 
 
 def _rows(file: str, old: str, new: str) -> Fault:
-    return Fault(f"engine/{file}", old, new, ROWS)
+    return Fault(file, old, new, ROWS)
 
 
 FAULTS = {
@@ -101,10 +101,10 @@ FAULTS = {
         "    for (int64_t j = 1; j < taps; ++j) {",
         "    for (int64_t j = 1; j + 1 < taps; ++j) {",
     ),
-    "second channel of quantized cells": Fault(
+    "second channel of quantized packets": Fault(
         "kernels/elementwise.inl",
-        "y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(cells), low), zp)), s);",
-        "y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(cells), low), low)), s);",
+        "y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(packets), low), zp)), s);",
+        "y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(packets), low), low)), s);",
     ),
     "gradient where clipped": Fault(
         "kernels/fake_quant.inl",
@@ -117,67 +117,79 @@ FAULTS = {
         "for (int64_t i = next_.fetch_add(1); i < tasks_ - (use_ > 2); i = next_.fetch_add(1))",
     ),
     "rows: end of a window": _rows(
-        "bands.cpp", "+ (height - 1) * w.dil_h + 1};", "+ (height - 1) * w.dil_h};"
+        "program/row_schedule.cpp", "+ (height - 1) * w.dil_h + 1};", "+ (height - 1) * w.dil_h};"
     ),
     "rows: begin of a window": _rows(
-        "bands.cpp",
+        "program/row_schedule.cpp",
         "{rows.begin * w.stride_h - w.pad_h,",
         "{rows.begin * w.stride_h - w.pad_h + 1,",
     ),
     "rows: begin of a pixel shuffle": _rows(
-        "bands.cpp",
+        "program/row_schedule.cpp",
         "{divide_down(rows.begin, node.detail->factor_h),",
         "{divide_down(rows.begin, node.detail->factor_h) + 1,",
     ),
     "rows: begin of a pixel unshuffle": _rows(
-        "bands.cpp",
+        "program/row_schedule.cpp",
         "{rows.begin * node.detail->factor_h,",
         "{rows.begin * node.detail->factor_h + 1,",
     ),
     "rows: first row of a blend": _rows(
-        "bands.cpp", "{s.first, s.second + 1}", "{s.first + 1, s.second + 1}"
+        "program/row_schedule.cpp", "{s.first, s.second + 1}", "{s.first + 1, s.second + 1}"
     ),
     "rows: begin of what a reader needs": _rows(
-        "bands.cpp", ".begin + v.grid.margin;", ".begin + v.grid.margin + 1;"
+        "program/row_schedule.cpp", ".begin + v.grid.margin;", ".begin + v.grid.margin + 1;"
     ),
     "rows: a reader in the memory it reads": _rows(
-        "bands.cpp",
+        "program/row_schedule.cpp",
         "        const Rows next{done_[id], done_[id] + 1};\n",
         "        if (v.memory == values_[id].memory) return;\n"
         "        const Rows next{done_[id], done_[id] + 1};\n",
     ),
     "rows: padding below the last": _rows(
-        "bands.cpp", "(end < g.h ? 1 : 2)", "(end < g.h ? 1 : 1)"
+        "program/row_schedule.cpp", "(end < g.h ? 1 : 2)", "(end < g.h ? 1 : 1)"
     ),
     "rows: own rows let go": _rows(
-        "bands.cpp", "own = std::min(own, top(id));", "own = std::min(own, top(id) + 1);"
+        "program/row_schedule.cpp",
+        "own = std::min(own, top(id));",
+        "own = std::min(own, top(id) + 1);",
     ),
     "rows: kept when moved": _rows(
-        "bands.cpp", "task.keep = had - flow.low(m);", "task.keep = had - flow.low(m) - 1;"
+        "program/row_schedule.cpp",
+        "task.keep = had - flow.low(m);",
+        "task.keep = had - flow.low(m) - 1;",
     ),
     "rows: dropped when moved": _rows(
-        "bands.cpp",
+        "program/row_schedule.cpp",
         "task.drop = flow.low(m) - first[m];",
         "task.drop = flow.low(m) - first[m] + 1;",
     ),
     "rows: a memory's last": _rows(
-        "bands.cpp", "top - first[m] > room[m]", "top - first[m] > room[m] + 1"
+        "program/row_schedule.cpp", "top - first[m] > room[m]", "top - first[m] > room[m] + 1"
     ),
     "rows: a memory's size": _rows(
-        "bands.cpp", "(*rows)[m], top - flow.low(m)", "(*rows)[m], top - flow.low(m) - 1"
+        "program/row_schedule.cpp",
+        "(*rows)[m], top - flow.low(m)",
+        "(*rows)[m], top - flow.low(m) - 1",
     ),
-    "rows: pairs": _rows("bands.cpp", "p == Pairs::kOdd ? 1 : 0", "p == Pairs::kOdd ? 0 : 1"),
+    "rows: pairs": _rows(
+        "program/row_schedule.cpp", "p == Pairs::kOdd ? 1 : 0", "p == Pairs::kOdd ? 0 : 1"
+    ),
     "rows: padding of a reader": _rows(
-        "plan_bands.cpp",
+        "program/streaming_plan.cpp",
         "std::max(margin, node.window.pad_h)",
         "std::max(margin, node.window.pad_h - 1)",
     ),
     "rows: bytes moved": _rows(
-        "plan_bands.cpp", "task.keep * g.pitch + g.halo", "(task.keep - 1) * g.pitch + g.halo"
+        "program/streaming_plan.cpp",
+        "task.keep * g.pitch + g.halo",
+        "(task.keep - 1) * g.pitch + g.halo",
     ),
-    "rows: first of a memory": _rows("plan_bands.cpp", "+= task.drop;", "+= task.drop - 1;"),
+    "rows: first of a memory": _rows(
+        "program/streaming_plan.cpp", "+= task.drop;", "+= task.drop - 1;"
+    ),
     "rows: a grid's size": _rows(
-        "plan_bands.cpp", "keep(bands.rows[v.memory],", "keep(bands.rows[v.memory] - 1,"
+        "program/streaming_plan.cpp", "keep(bands.rows[v.memory],", "keep(bands.rows[v.memory] - 1,"
     ),
     "damaged end of a block": Fault(
         "codec/rans.h", "if (state_ != kStateFloor) damaged", "if (state_ < kStateFloor) damaged"

@@ -52,19 +52,19 @@ Array<float> input_array(const Engine& e, const py::array& x, int64_t dims[4]) {
 }
 
 // One value of a plan as a plain array: NCHW, or NC for rank 2.
-py::array value_array(const Node& node, const Grid& g, const uint8_t* data) {
+py::array value_array(const Node& node, const ActivationTensor& g, const uint8_t* data) {
   std::vector<py::ssize_t> shape = {g.n, g.channels};
   if (!node.rank2) shape.insert(shape.end(), {g.h, g.w});
   py::array out = node.is_float ? py::array(Array<float>(shape)) : py::array(Array<uint8_t>(shape));
-  grid_to_nchw(g, {0, g.h}, data, out.mutable_data());
+  tensor_to_nchw(g, {0, g.h}, data, out.mutable_data());
   return out;
 }
 
 struct ArenaLease {
-  explicit ArenaLease(std::shared_ptr<const Plan> p)
+  explicit ArenaLease(std::shared_ptr<const MemoryPlan> p)
       : plan(std::move(p)), arena(plan->take_arena()) {}
   ~ArenaLease() { plan->give_arena(std::move(arena)); }
-  std::shared_ptr<const Plan> plan;
+  std::shared_ptr<const MemoryPlan> plan;
   Buffer arena;
 };
 
@@ -72,7 +72,7 @@ py::array run(Engine& e, const py::array& x) {
   int64_t d[4];
   const Array<float> in = input_array(e, x, d);
   const int id = e.output_node();
-  const Grid out = e.plan(std::min<int64_t>(d[0], 1), d[2], d[3])->grid(id);
+  const ActivationTensor out = e.plan(std::min<int64_t>(d[0], 1), d[2], d[3])->grid(id);
   std::vector<py::ssize_t> shape = {d[0], out.channels};
   if (!e.nodes()[static_cast<size_t>(id)].rank2) shape.insert(shape.end(), {out.h, out.w});
   Array<float> y(shape);
@@ -128,13 +128,13 @@ py::list profile(Engine& e, const py::array& x, int repeats) {
 // its memory (-1: the caller's own), its rows, its padding rows above and below, and how many rows
 // its memory holds.
 py::dict schedule(Engine& e, int64_t h, int64_t w) {
-  const std::shared_ptr<const Plan> plan = e.plan(1, h, w);
+  const std::shared_ptr<const MemoryPlan> plan = e.plan(1, h, w);
   py::list tasks, values;
-  for (const Task& t : plan->tasks())
+  for (const RowTask& t : plan->tasks())
     tasks.append(py::make_tuple(t.id, t.rows.begin, t.rows.end, t.drop, t.keep));
   for (size_t i = 0; i < e.nodes().size(); ++i) {
     const int id = static_cast<int>(i);
-    const Grid& g = plan->grid(id);
+    const ActivationTensor& g = plan->grid(id);
     values.append(py::make_tuple(plan->memory(id), g.h, g.margin, plan->rows(id)));
   }
   py::dict out;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2, FMA and F16C: 8 cells a vector. Included inside the target region and the namespace of its
-// unit.
+// AVX2, FMA and F16C: 8 packets a vector. Included inside the target region and the namespace of
+// its unit.
 
 struct V {
   static constexpr int kLanes = 8;

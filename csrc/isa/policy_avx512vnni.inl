@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 F, DQ, BW, VL, VNNI: 16 cells a vector. Included inside the target region and the
+// AVX-512 F, DQ, BW, VL, VNNI: 16 packets a vector. Included inside the target region and the
 // namespace of its unit.
 
 struct V {
@@ -78,7 +78,8 @@ struct V {
         _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16);
   }
 
-  // Four channels of 16 pixels, int32 plus zero point, saturated to u8 and interleaved to 16 cells.
+  // Four channels of 16 pixels, int32 plus zero point, saturated to u8 and interleaved to 16
+  // packets.
   static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {
     const I ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point16);
     const I cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero_point16);
@@ -90,8 +91,8 @@ struct V {
     const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     return _mm512_permutexvar_epi32(order, pack_pixels(a, b, c, d, zero_point16));
   }
-  // Four pixels of 16 channels, int32, to u8 cells: 128-bit lane l holds the four pixels' cells of
-  // channels 4l .. 4l + 3.
+  // Four pixels of 16 channels, int32, to u8 packets: 128-bit lane l holds the four pixels' packets
+  // of channels 4l .. 4l + 3.
   static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
     return _mm512_packus_epi16(_mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point16),
                                _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero_point16));
@@ -121,7 +122,7 @@ struct V {
   static TOPS_INLINE I load_four(const void* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)));
   }
-  // Cells of four taps to quads of taps: to[j] holds pixel j of each 128-bit lane, one channel a
+  // Packets of four taps to quads of taps: to[j] holds pixel j of each 128-bit lane, one channel a
   // quad.
   static TOPS_INLINE void transpose_taps(I a, I b, I c, I d, I to[4]) {
     const I ab = _mm512_unpacklo_epi8(a, b), ab2 = _mm512_unpackhi_epi8(a, b);

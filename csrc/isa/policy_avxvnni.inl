@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2, FMA, F16C and AVX-VNNI: 8 cells a vector, four products of a cell in one instruction.
+// AVX2, FMA, F16C and AVX-VNNI: 8 packets a vector, four products of a packet in one instruction.
 
 struct V {
   static constexpr int kLanes = 8;

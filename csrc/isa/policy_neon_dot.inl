@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// 64-bit ARM with dot products (ARMv8.2 DotProd): 4 cells a vector. Included inside the target
+// 64-bit ARM with dot products (ARMv8.2 DotProd): 4 packets a vector. Included inside the target
 // region and the namespace of its unit. The instruction multiplies signed by signed bytes: inputs
 // are read less 128 (KernelTable::signed_input).
 
@@ -22,10 +22,10 @@ struct V {
   using Bytes = uint8x16_t;
 
   static TOPS_INLINE Bytes bytes(I a) { return vreinterpretq_u8_s32(a); }
-  static TOPS_INLINE I cells(Bytes a) { return vreinterpretq_s32_u8(a); }
+  static TOPS_INLINE I packets(Bytes a) { return vreinterpretq_s32_u8(a); }
 
   static TOPS_INLINE I load(const void* p) {
-    return cells(vld1q_u8(static_cast<const uint8_t*>(p)));
+    return packets(vld1q_u8(static_cast<const uint8_t*>(p)));
   }
   static TOPS_INLINE void store(void* p, I v) { vst1q_u8(static_cast<uint8_t*>(p), bytes(v)); }
   static TOPS_INLINE void store_n(void* p, I v, int64_t n) {
@@ -65,8 +65,8 @@ struct V {
   // As maxps and minps: the second operand where either is NaN.
   static TOPS_INLINE F maxf(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static TOPS_INLINE F minf(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
-  static TOPS_INLINE I max_u8(I a, I b) { return cells(vmaxq_u8(bytes(a), bytes(b))); }
-  static TOPS_INLINE I min_u8(I a, I b) { return cells(vminq_u8(bytes(a), bytes(b))); }
+  static TOPS_INLINE I max_u8(I a, I b) { return packets(vmaxq_u8(bytes(a), bytes(b))); }
+  static TOPS_INLINE I min_u8(I a, I b) { return packets(vminq_u8(bytes(a), bytes(b))); }
   static TOPS_INLINE I select(uint32_t bits, I a, I b) {
     static const uint32_t kLane[4] = {1, 2, 4, 8};
     return vbslq_s32(vtstq_u32(vdupq_n_u32(bits), vld1q_u32(kLane)), a, b);
@@ -76,7 +76,7 @@ struct V {
   }
   static constexpr uint32_t kAll = 0xf;
 
-  static TOPS_INLINE I less_128(I x) { return cells(veorq_u8(bytes(x), vdupq_n_u8(0x80))); }
+  static TOPS_INLINE I less_128(I x) { return packets(veorq_u8(bytes(x), vdupq_n_u8(0x80))); }
   static TOPS_INLINE I dot_signed(I acc, I x, I w) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(w));
   }
@@ -123,28 +123,28 @@ struct V {
   }
   static TOPS_INLINE I pack(I a, I b, I c, I d, I zero_point16) {
     static const uint8_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-    return cells(vqtbl1q_u8(bytes(pack_row(a, b, c, d, zero_point16)), vld1q_u8(kOrder)));
+    return packets(vqtbl1q_u8(bytes(pack_row(a, b, c, d, zero_point16)), vld1q_u8(kOrder)));
   }
   // 16 int32 values in their order to u8.
   static TOPS_INLINE I pack_row(I a, I b, I c, I d, I zero_point16) {
-    return cells(vcombine_u8(pack_two(a, b, zero_point16), pack_two(c, d, zero_point16)));
+    return packets(vcombine_u8(pack_two(a, b, zero_point16), pack_two(c, d, zero_point16)));
   }
-  // Four pixels of 4 channels, int32, to the u8 cells of those pixels.
+  // Four pixels of 4 channels, int32, to the u8 packets of those pixels.
   static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
     return pack_row(a, b, c, d, zero_point16);
   }
   static TOPS_INLINE void store_lanes(uint8_t* p, int64_t, I v) { store(p, v); }
   static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t) { return load(p); }
-  // Pixel j of cells packed as above, its bytes widened to int32 channels; an index past 15 gives
+  // Pixel j of packets packed as above, its bytes widened to int32 channels; an index past 15 gives
   // 0.
   static TOPS_INLINE I pixel_of(I v, int j) {
     static const uint8_t kFirst[16] = {0, 128, 128, 128, 1, 128, 128, 128,
                                        2, 128, 128, 128, 3, 128, 128, 128};
     const Bytes at = vaddq_u8(vld1q_u8(kFirst), vdupq_n_u8(static_cast<uint8_t>(4 * j)));
-    return cells(vqtbl1q_u8(bytes(v), at));
+    return packets(vqtbl1q_u8(bytes(v), at));
   }
   static TOPS_INLINE I load_four(const void* p) { return load(p); }
-  // Cells of four taps to quads of taps: to[j] holds pixel j, one channel a quad.
+  // Packets of four taps to quads of taps: to[j] holds pixel j, one channel a quad.
   static TOPS_INLINE void transpose_taps(I a, I b, I c, I d, I to[4]) {
     const uint16x8_t ab = vreinterpretq_u16_u8(vzip1q_u8(bytes(a), bytes(b))),
                      ab2 = vreinterpretq_u16_u8(vzip2q_u8(bytes(a), bytes(b))),
@@ -169,11 +169,11 @@ struct V {
       vst1q_u8(row + 6 * stride, vqtbl1q_u8(table, vshrq_n_u8(c, 6)));
     }
   }
-  static TOPS_INLINE I add_bytes(I a, I b) { return cells(vaddq_u8(bytes(a), bytes(b))); }
+  static TOPS_INLINE I add_bytes(I a, I b) { return packets(vaddq_u8(bytes(a), bytes(b))); }
   // a - b, at least 0.
-  static TOPS_INLINE I less_bytes(I a, I b) { return cells(vqsubq_u8(bytes(a), bytes(b))); }
+  static TOPS_INLINE I less_bytes(I a, I b) { return packets(vqsubq_u8(bytes(a), bytes(b))); }
   // (a + b + 1) / 2 of each byte.
-  static TOPS_INLINE I average_bytes(I a, I b) { return cells(vrhaddq_u8(bytes(a), bytes(b))); }
+  static TOPS_INLINE I average_bytes(I a, I b) { return packets(vrhaddq_u8(bytes(a), bytes(b))); }
   static TOPS_INLINE I load_stride2(const void* p) {
     return vuzp1q_s32(load(p), load(static_cast<const uint8_t*>(p) + 16));
   }
@@ -208,7 +208,7 @@ struct V {
       at = vsubq_u8(at, vdupq_n_u8(64));
       found = vqtbx4q_u8(found, part_of(table + 64 * part), at);
     }
-    return cells(found);
+    return packets(found);
   }
   static TOPS_INLINE uint8x16x4_t part_of(const uint8_t* table) {
     return {{vld1q_u8(table), vld1q_u8(table + 16), vld1q_u8(table + 32), vld1q_u8(table + 48)}};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plain C++, 4 cells a "vector": the fallback on any machine and the twin that the others are held
-// to.
+// Plain C++, 4 packets a "vector": the fallback on any machine and the twin that the others are
+// held to.
 
 struct V {
   static constexpr int kLanes = 4;
@@ -119,12 +119,12 @@ struct V {
   static TOPS_INLINE I pick_u8(I a, I b) {
     I r;
     for (int i = 0; i < 4; ++i) {
-      uint32_t cell = 0;
+      uint32_t packet = 0;
       for (int j = 0; j < 4; ++j) {
         const uint8_t x = byte(a.v[i], j), y = byte(b.v[i], j);
-        cell |= static_cast<uint32_t>((x > y) == kMax ? x : y) << (8 * j);
+        packet |= static_cast<uint32_t>((x > y) == kMax ? x : y) << (8 * j);
       }
-      r.v[i] = static_cast<int32_t>(cell);
+      r.v[i] = static_cast<int32_t>(packet);
     }
     return r;
   }
@@ -194,11 +194,11 @@ struct V {
     I r;
     for (int i = 0; i < 4; ++i) {
       const int32_t q[4] = {a.v[i], b.v[i], c.v[i], d.v[i]};
-      uint32_t cell = 0;
+      uint32_t packet = 0;
       for (int j = 0; j < 4; ++j)
-        cell |= static_cast<uint32_t>(saturate(saturate(q[j], -32768, 32767) + zp, 0, 255))
-                << (8 * j);
-      r.v[i] = static_cast<int32_t>(cell);
+        packet |= static_cast<uint32_t>(saturate(saturate(q[j], -32768, 32767) + zp, 0, 255))
+                  << (8 * j);
+      r.v[i] = static_cast<int32_t>(packet);
     }
     return r;
   }
@@ -206,7 +206,7 @@ struct V {
   static TOPS_INLINE I pack_row(I a, I b, I c, I d, I zero_point16) {
     return pack_pixels(a, b, c, d, zero_point16);
   }
-  // Four pixels of 4 channels, int32, to the u8 cells of those pixels.
+  // Four pixels of 4 channels, int32, to the u8 packets of those pixels.
   static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
     I q[4];
     for (int j = 0; j < 4; ++j) q[j] = {{a.v[j], b.v[j], c.v[j], d.v[j]}};
@@ -214,12 +214,12 @@ struct V {
   }
   static TOPS_INLINE void store_lanes(uint8_t* p, int64_t, I v) { store(p, v); }
   static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t) { return load(p); }
-  // Pixel j of cells packed as above, its bytes widened to int32 channels.
+  // Pixel j of packets packed as above, its bytes widened to int32 channels.
   static TOPS_INLINE I pixel_of(I v, int j) {
     return {{byte(v.v[j], 0), byte(v.v[j], 1), byte(v.v[j], 2), byte(v.v[j], 3)}};
   }
   static TOPS_INLINE I load_four(const void* p) { return load(p); }
-  // Cells of four taps to quads of taps: to[j] holds pixel j, one channel a quad.
+  // Packets of four taps to quads of taps: to[j] holds pixel j, one channel a quad.
   static TOPS_INLINE void transpose_taps(I a, I b, I c, I d, I to[4]) {
     for (int j = 0; j < 4; ++j)
       for (int i = 0; i < 4; ++i)
@@ -240,10 +240,10 @@ struct V {
   static TOPS_INLINE I each_byte(I a, I b, const Body& body) {
     I r;
     for (int i = 0; i < 4; ++i) {
-      uint32_t cell = 0;
+      uint32_t packet = 0;
       for (int j = 0; j < 4; ++j)
-        cell |= (body(byte(a.v[i], j), byte(b.v[i], j)) & 0xffu) << (8 * j);
-      r.v[i] = static_cast<int32_t>(cell);
+        packet |= (body(byte(a.v[i], j), byte(b.v[i], j)) & 0xffu) << (8 * j);
+      r.v[i] = static_cast<int32_t>(packet);
     }
     return r;
   }
@@ -285,9 +285,10 @@ struct V {
   static TOPS_INLINE I lookup(I a, const uint8_t* table) {
     I r;
     for (int i = 0; i < 4; ++i) {
-      uint32_t cell = 0;
-      for (int j = 0; j < 4; ++j) cell |= static_cast<uint32_t>(table[byte(a.v[i], j)]) << (8 * j);
-      r.v[i] = static_cast<int32_t>(cell);
+      uint32_t packet = 0;
+      for (int j = 0; j < 4; ++j)
+        packet |= static_cast<uint32_t>(table[byte(a.v[i], j)]) << (8 * j);
+      r.v[i] = static_cast<int32_t>(packet);
     }
     return r;
   }

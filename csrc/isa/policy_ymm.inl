@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inside a policy of 256-bit vectors, 8 cells each: everything but the dot products of bytes.
+// Inside a policy of 256-bit vectors, 8 packets each: everything but the dot products of bytes.
 
 using I = __m256i;
 using F = __m256;
@@ -74,7 +74,7 @@ static TOPS_INLINE I pack_row(I a, I b, I c, I d, I zero_point16) {
   return _mm256_permutevar8x32_epi32(pack_pixels(a, b, c, d, zero_point16),
                                      _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
-// Four pixels of 8 channels, int32, to u8 cells: 128-bit lane l holds the four pixels' cells of
+// Four pixels of 8 channels, int32, to u8 packets: 128-bit lane l holds the four pixels' packets of
 // channels 4l .. 4l + 3.
 static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
   return _mm256_packus_epi16(_mm256_adds_epi16(_mm256_packs_epi32(a, b), zero_point16),
@@ -98,7 +98,7 @@ static TOPS_INLINE I pixel_of(I v, int j) {
 static TOPS_INLINE I load_four(const void* p) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
 }
-// Cells of four taps to quads of taps: to[j] holds pixel j of each 128-bit lane, one channel a
+// Packets of four taps to quads of taps: to[j] holds pixel j of each 128-bit lane, one channel a
 // quad.
 static TOPS_INLINE void transpose_taps(I a, I b, I c, I d, I to[4]) {
   const I ab = _mm256_unpacklo_epi8(a, b), ab2 = _mm256_unpackhi_epi8(a, b);

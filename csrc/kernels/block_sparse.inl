@@ -39,7 +39,7 @@ struct BlockPanel {
 };
 
 template <int R, int NV>
-static void block_tile(const ConvArgs& a, const Finisher& finish, const BlockPanel& panel,
+static void block_tile(const ConvArgs& a, const EpilogueOp& finish, const BlockPanel& panel,
                        int64_t o, int64_t p) {
   V::I acc[kBlock * NV];
   const uint8_t* const x = a.x + p * 4;
@@ -53,7 +53,7 @@ static void block_tile(const ConvArgs& a, const Finisher& finish, const BlockPan
 }
 
 template <int R, int NV>
-static TOPS_INLINE void block_tile_of(const ConvArgs& a, const Finisher& finish,
+static TOPS_INLINE void block_tile_of(const ConvArgs& a, const EpilogueOp& finish,
                                       const BlockPanel& panel, int64_t o, int64_t p,
                                       int64_t vectors) {
   if constexpr (NV > 1) {
@@ -79,7 +79,7 @@ template <int R>
 static void block_pixels(const ConvArgs& a, int64_t begin, int64_t end, int64_t first, int64_t last,
                          uint8_t* scratch) {
   constexpr int64_t kMost = block_vectors<R>();
-  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  const EpilogueOp finish(a.epilogue, a.float_out, a.residual_float, a.halo);
   const int64_t total = (last - first + V::kLanes - 1) / V::kLanes;
   const int64_t tiles = (total + kMost - 1) / kMost;
   for (int64_t from = 0; from < tiles; from += a.blocks.tiles) {

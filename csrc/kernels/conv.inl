@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Convolution on a flat padded grid. Lanes are consecutive pixels, so a tap is one unaligned load
 // at a fixed offset:
-//   acc[o][pixel] += dot(x[pixel + offset(k)], w[o][k])   for every cell k = (input cell, tap)
+//   acc[o][pixel] += dot(x[pixel + offset(k)], w[o][k])   for every packet k = (input packet, tap)
 // dense:  8 output channels x kDenseVectors vectors in registers, weights broadcast, k innermost
 // sparse: one output channel x up to kSparseVectors vectors, k runs over its occupied quads only;
 // four channels, then one epilogue Work is split over outputs only, and float sums keep the order
@@ -45,8 +45,8 @@ static TOPS_INLINE int32_t load32(const void* p) {
 
 static TOPS_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Room for the outputs of one tile whose output grid is not the flat domain: cells go through here,
-// row segment by segment.
+// Room for the outputs of one tile whose output grid is not the flat domain: packets go through
+// here, row segment by segment.
 struct Staging {
   alignas(64) uint8_t y[4 * V::kSparseVectors * V::kLanes * 4];
   alignas(64) uint8_t r[4 * V::kSparseVectors * V::kLanes * 4];
@@ -65,14 +65,14 @@ static int64_t first_segment(const ConvArgs& a, int64_t p) {
   return lo;
 }
 
-// Copies the cells of flat indices [p, p + n) between the output grid and a staging buffer.
+// Copies the packets of flat indices [p, p + n) between the output grid and a staging buffer.
 template <bool kScatter>
 static void move_segments(const ConvArgs& a, uint8_t* grid, uint8_t* staged, int64_t p, int64_t n) {
   for (int64_t i = first_segment(a, p); i < a.segment_count && a.segments[i].flat < p + n; ++i) {
     const Segment& s = a.segments[i];
     const int64_t from = s.flat > p ? s.flat : p;
     const int64_t to = min64(s.flat + s.length, p + n);
-    uint8_t* const g = grid + (s.cell + from - s.flat) * 4;
+    uint8_t* const g = grid + (s.packet + from - s.flat) * 4;
     uint8_t* const t = staged + (from - p) * 4;
     if (kScatter)
       __builtin_memcpy(g, t, static_cast<size_t>(to - from) * 4);
@@ -81,10 +81,10 @@ static void move_segments(const ConvArgs& a, uint8_t* grid, uint8_t* staged, int
   }
 }
 
-// The epilogue where it is run most: u8 cells, written where they belong, everything that does not
-// change from vector to vector in registers.
+// The epilogue where it is run most: u8 packets, written where they belong, everything that does
+// not change from vector to vector in registers.
 template <Weights W, int NV>
-static TOPS_INLINE void finish_direct(const ConvArgs& a, const Finisher& finish, const V::I* acc,
+static TOPS_INLINE void finish_direct(const ConvArgs& a, const EpilogueOp& finish, const V::I* acc,
                                       int64_t o, int64_t p) {
   const float *const scale = a.epilogue.scale + o, *const bias = a.epilogue.bias + o;
   const V::F s0 = V::set1f(scale[0]), s1 = V::set1f(scale[1]), s2 = V::set1f(scale[2]),
@@ -93,33 +93,33 @@ static TOPS_INLINE void finish_direct(const ConvArgs& a, const Finisher& finish,
              b3 = V::set1f(bias[3]);
   const V::I outside = finish.outside;
   const uint8_t* const valid = a.valid;
-  const int64_t plane = (o / 4) * a.plane, cells = a.pixels - p;
+  const int64_t plane = (o / 4) * a.plane, packets = a.pixels - p;
   uint8_t* const y = a.y + plane + (a.origin + p) * 4;
   const uint8_t* const r =
       a.residual ? a.residual + (o / 4) * a.residual_plane + (a.origin + p) * 4 : nullptr;
   for (int v = 0; v < NV; ++v) {
     const int64_t at = v * V::kLanes;
-    if (at >= cells) break;
+    if (at >= packets) break;
     V::F f[4] = {V::addf(V::mulf(to_float<W>(acc[v]), s0), b0),
                  V::addf(V::mulf(to_float<W>(acc[NV + v]), s1), b1),
                  V::addf(V::mulf(to_float<W>(acc[2 * NV + v]), s2), b2),
                  V::addf(V::mulf(to_float<W>(acc[3 * NV + v]), s3), b3)};
     if (r) finish.add_residual(f, V::load(r + at * 4));
-    if (finish.slope) finish.bend(f, o);
-    V::I q = finish.to_cells(f);
+    if (finish.slope) finish.prelu(f, o);
+    V::I q = finish.to_packets(f);
     const uint32_t bits = V::bits_at(valid, p + at);
     if (bits != V::kAll) q = V::select(bits, q, outside);
-    if (cells - at >= V::kLanes)
+    if (packets - at >= V::kLanes)
       V::store(y + at * 4, q);
     else
-      V::store_n(y + at * 4, q, cells - at);
+      V::store_n(y + at * 4, q, packets - at);
   }
 }
 
 // Runs the epilogue of NV vectors of channels [o, o + 4), whose accumulators lie at acc[channel *
 // NV + v].
 template <Weights W, int NV>
-static TOPS_INLINE void finish_tile(const ConvArgs& a, const Finisher& finish, const V::I* acc,
+static TOPS_INLINE void finish_tile(const ConvArgs& a, const EpilogueOp& finish, const V::I* acc,
                                     int64_t o, int64_t p) {
   if (a.valid && !a.float_out && !a.residual_float && !a.gate)
     return finish_direct<W, NV>(a, finish, acc, o, p);
@@ -142,23 +142,23 @@ static TOPS_INLINE void finish_tile(const ConvArgs& a, const Finisher& finish, c
                            NV * V::kLanes);
   for (int v = 0; v < NV; ++v) {
     const int64_t at = p + v * V::kLanes;
-    Sink s;
+    OutputView s;
     if (a.valid) {
-      const int64_t cell = (a.origin + at) * 4;
-      s.y = y + cell;
+      const int64_t packet = (a.origin + at) * 4;
+      s.y = y + packet;
       s.y_plane = a.plane;
-      s.r = r ? r + cell : nullptr;
+      s.r = r ? r + packet : nullptr;
       s.r_plane = a.residual_plane;
-      s.g = g ? g + cell : nullptr;
+      s.g = g ? g + packet : nullptr;
       s.g_plane = a.gate_plane;
       s.bits = V::bits_at(a.valid, at);
       s.n = a.pixels - at;
       if (s.n <= 0) break;
     } else {
-      const int64_t cell = v * V::kLanes * 4;
-      s.y = staging.y + cell;
-      s.r = r ? staging.r + cell : nullptr;
-      s.g = g ? staging.g + cell : nullptr;
+      const int64_t packet = v * V::kLanes * 4;
+      s.y = staging.y + packet;
+      s.r = r ? staging.r + packet : nullptr;
+      s.g = g ? staging.g + packet : nullptr;
       s.y_plane = s.r_plane = s.g_plane = kBytes;
       s.bits = V::kAll;
       s.n = V::kLanes;
@@ -258,7 +258,7 @@ template <Weights W, int NV>
 static void dense_tile(const ConvArgs& a, const uint8_t* x, const uint8_t* panel, int64_t o,
                        int64_t p) {
   constexpr int kChannels = V::kDenseChannels;
-  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  const EpilogueOp finish(a.epilogue, a.float_out, a.residual_float, a.halo);
   x += p * 4;
   for (int64_t h = 0; h < kBlock && o + h < a.outputs; h += kChannels) {
     const uint8_t* const quads = panel + Factor<W>::kQuadBytes * h;
@@ -455,7 +455,7 @@ template <int NV>
 static void pair_tile(const ConvArgs& a, int64_t begin, int64_t end, int64_t p) {
   V::I acc[4 * NV];
   const uint8_t* const x = a.x + p * 4;
-  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  const EpilogueOp finish(a.epilogue, a.float_out, a.residual_float, a.halo);
   for (int64_t quad = begin; quad < end; ++quad) {
     const int64_t o = quad * 4;
     for (int64_t j = 0; j < 4; ++j)
@@ -484,7 +484,7 @@ template <Weights W, int NV>
 static void sparse_tile(const ConvArgs& a, int64_t begin, int64_t end, int64_t p) {
   V::I acc[4 * NV];
   const uint8_t* const x = a.x + p * 4;
-  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  const EpilogueOp finish(a.epilogue, a.float_out, a.residual_float, a.halo);
   for (int64_t quad = begin; quad < end; ++quad) {
     const int64_t o = quad * 4;
     for (int64_t j = 0; j < 4; ++j) {

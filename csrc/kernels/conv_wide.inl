@@ -12,7 +12,7 @@ constexpr int64_t kChunk = 24 * 1024 / (kWide * 4);
 // from the second level.
 constexpr int64_t kChunkPixels = 256;
 
-// Cells [k0, k1) of the packed blocks of 8 channels that make up wide block b, as rows of kWide
+// Packets [k0, k1) of the packed blocks of 8 channels that make up wide block b, as rows of kWide
 // quads. k0 is a multiple of kGroup.
 static void wide_panel(const ConvArgs& a, int64_t b, int64_t k0, int64_t k1, uint8_t* scratch) {
   const int64_t blocks = (a.outputs + kBlock - 1) / kBlock;
@@ -35,7 +35,7 @@ static void wide_panel(const ConvArgs& a, int64_t b, int64_t k0, int64_t k1, uin
 // the rest at x2.
 struct WideTile {
   const uint8_t *x, *x2;
-  int64_t cell, cell2, n;
+  int64_t packet, cell2, n;
 };
 
 // Pixels P - 1 .. 0 of a tile whose first kHalf lie in the first run; by name for the same reason
@@ -75,8 +75,8 @@ struct Pixels<W, 0, kHalf> {
 
 // The epilogue of four pixels (n of them real) and one vector of channels [o, o + kLanes); acc
 // holds pixel j at [2 j].
-static TOPS_INLINE void finish_pixels(const ConvArgs& a, const Finisher& f, const V::I* acc,
-                                      int64_t o, int64_t cell, int64_t n) {
+static TOPS_INLINE void finish_pixels(const ConvArgs& a, const EpilogueOp& f, const V::I* acc,
+                                      int64_t o, int64_t packet, int64_t n) {
   const int64_t planes = min64(V::kLanes / 4, (a.outputs - o + 3) / 4);
   const bool whole = n == 4 && planes == V::kLanes / 4;
   const V::F scale = V::as_f(V::load(a.epilogue.scale + o)),
@@ -85,7 +85,7 @@ static TOPS_INLINE void finish_pixels(const ConvArgs& a, const Finisher& f, cons
   alignas(64) uint8_t staged[V::kLanes * 4];
   V::I residual = V::set1(0);
   if (a.residual) {
-    const uint8_t* const r = a.residual + (o / 4) * a.residual_plane + cell * 4;
+    const uint8_t* const r = a.residual + (o / 4) * a.residual_plane + packet * 4;
     if (!whole) {
       V::store(staged, residual);
       for (int64_t l = 0; l < planes; ++l)
@@ -101,29 +101,29 @@ static TOPS_INLINE void finish_pixels(const ConvArgs& a, const Finisher& f, cons
     if (f.slope) y = sloped(y, slope);
     q[j] = V::round(V::minf(f.cap, V::mulf(y, f.inv)));
   }
-  const V::I cells = f.codes(V::pack_pixels(q[0], q[1], q[2], q[3], f.zero_point16));
-  uint8_t* const y = a.y + (o / 4) * a.plane + cell * 4;
+  const V::I packets = f.codes(V::pack_pixels(q[0], q[1], q[2], q[3], f.zero_point16));
+  uint8_t* const y = a.y + (o / 4) * a.plane + packet * 4;
   if (whole) {
-    V::store_lanes(y, a.plane, cells);
+    V::store_lanes(y, a.plane, packets);
     return;
   }
-  V::store(staged, cells);
+  V::store(staged, packets);
   for (int64_t l = 0; l < planes; ++l)
     __builtin_memcpy(y + l * a.plane, staged + l * 16, static_cast<size_t>(n) * 4);
 }
 
-// The part of one wide block's work that one panel serves: cells [k0, k1) of all its products.
+// The part of one wide block's work that one panel serves: packets [k0, k1) of all its products.
 struct WideChunk {
   const uint8_t* panel;
   int64_t o, k0, k1;
 };
 
-static TOPS_INLINE void finish_run(const ConvArgs& a, const Finisher& f, const V::I* acc, int64_t o,
-                                   int64_t cell, int64_t n) {
+static TOPS_INLINE void finish_run(const ConvArgs& a, const EpilogueOp& f, const V::I* acc,
+                                   int64_t o, int64_t packet, int64_t n) {
   for (int64_t j = 0; j < n; j += 4) {
-    finish_pixels(a, f, acc + 2 * j, o, cell + j, min64(4, n - j));
+    finish_pixels(a, f, acc + 2 * j, o, packet + j, min64(4, n - j));
     if (o + V::kLanes < a.outputs)
-      finish_pixels(a, f, acc + 2 * j + 1, o + V::kLanes, cell + j, min64(4, n - j));
+      finish_pixels(a, f, acc + 2 * j + 1, o + V::kLanes, packet + j, min64(4, n - j));
   }
 }
 
@@ -147,11 +147,11 @@ static void wide_tile(const ConvArgs& a, const WideChunk& c, const WideTile& t, 
     __builtin_memcpy(kept, acc, sizeof(acc));
     return;
   }
-  const Finisher finish(a.epilogue, false, false, 0);
-  if (t.cell2 == t.cell + P / 2) {
-    finish_run(a, finish, acc, c.o, t.cell, P);
+  const EpilogueOp finish(a.epilogue, false, false, 0);
+  if (t.cell2 == t.packet + P / 2) {
+    finish_run(a, finish, acc, c.o, t.packet, P);
   } else {
-    finish_run(a, finish, acc, c.o, t.cell, P / 2);
+    finish_run(a, finish, acc, c.o, t.packet, P / 2);
     finish_run(a, finish, acc + 2 * (P / 2), c.o, t.cell2, P - P / 2);
   }
 }
@@ -174,7 +174,7 @@ static void wide_rows(const ConvArgs& a, const WideChunk& c, int64_t first_row, 
     if (2 * s.length <= kMost && i + 1 < last_row && a.segments[i + 1].length == s.length) {
       const Segment& next = a.segments[++i];  // two short rows make one tile
       wide_tile_of<W, V::kWidePixels>(
-          a, c, {a.x + s.flat * 4, a.x + next.flat * 4, s.cell, next.cell, 2 * s.length}, kept);
+          a, c, {a.x + s.flat * 4, a.x + next.flat * 4, s.packet, next.packet, 2 * s.length}, kept);
       kept += kMost * kWide * 4;
       continue;
     }
@@ -183,7 +183,7 @@ static void wide_rows(const ConvArgs& a, const WideChunk& c, int64_t first_row, 
       const int64_t from = s.length * t / tiles, n = s.length * (t + 1) / tiles - from;
       const uint8_t* const x = a.x + (s.flat + from) * 4;
       wide_tile_of<W, V::kWidePixels>(
-          a, c, {x, x + n / 2 * 4, s.cell + from, s.cell + from + n / 2, n}, kept);
+          a, c, {x, x + n / 2 * 4, s.packet + from, s.packet + from + n / 2, n}, kept);
       kept += kMost * kWide * 4;
     }
   }

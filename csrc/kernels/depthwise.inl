@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolution of each channel with a filter of its own. A cell holds four channels, so four taps of
-// one pixel are transposed in registers: a channel's four taps become a quad, which meets its four
-// weights in one product.
+// Convolution of each channel with a filter of its own. A packet holds four channels, so four taps
+// of one pixel are transposed in registers: a channel's four taps become a quad, which meets its
+// four weights in one product.
 //   group of taps t0 .. t3:  acc[pixel][channel] += dot((x[t0], .., x[t3])[channel], w[channel])
 // Vectors hold pixel j of every four, four channels each; weights/depthwise_taps.h arranges the
 // taps.
@@ -10,11 +10,11 @@ struct PixelSums {
   V::I v[4];
 };
 
-static TOPS_INLINE PixelSums depthwise_sums(const ConvArgs& a, int64_t cell, const uint8_t* x) {
-  const V::I start = V::load_four(a.epilogue.start + 4 * cell);
+static TOPS_INLINE PixelSums depthwise_sums(const ConvArgs& a, int64_t packet, const uint8_t* x) {
+  const V::I start = V::load_four(a.epilogue.start + 4 * packet);
   PixelSums s = {{start, start, start, start}};
-  const TapGroup* const end = a.tap_groups + a.tap_rows[cell + 1];
-  for (const TapGroup* g = a.tap_groups + a.tap_rows[cell]; g < end; ++g) {
+  const TapGroup* const end = a.tap_groups + a.tap_rows[packet + 1];
+  for (const TapGroup* g = a.tap_groups + a.tap_rows[packet]; g < end; ++g) {
     V::I quads[4];
     V::transpose_taps(V::load(x + static_cast<int64_t>(g->offset[0]) * 4),
                       V::load(x + static_cast<int64_t>(g->offset[1]) * 4),
@@ -26,12 +26,12 @@ static TOPS_INLINE PixelSums depthwise_sums(const ConvArgs& a, int64_t cell, con
   return s;
 }
 
-// One vector of cells: the same steps as finish_direct, channels in the lanes.
-static TOPS_INLINE V::I depthwise_cells(const Finisher& f, const PixelSums& s, int64_t cell,
-                                        const Epilogue& e, const uint8_t* residual) {
-  const V::F scale = V::as_f(V::load_four(e.scale + 4 * cell)),
-             bias = V::as_f(V::load_four(e.bias + 4 * cell)),
-             slope = f.slope ? V::as_f(V::load_four(f.slope + 4 * cell)) : scale;
+// One vector of packets: the same steps as finish_direct, channels in the lanes.
+static TOPS_INLINE V::I depthwise_packets(const EpilogueOp& f, const PixelSums& s, int64_t packet,
+                                          const Epilogue& e, const uint8_t* residual) {
+  const V::F scale = V::as_f(V::load_four(e.scale + 4 * packet)),
+             bias = V::as_f(V::load_four(e.bias + 4 * packet)),
+             slope = f.slope ? V::as_f(V::load_four(f.slope + 4 * packet)) : scale;
   V::I q[4];
   const V::I r = residual ? V::load(residual) : V::set1(0);
   for (int j = 0; j < 4; ++j) {
@@ -44,28 +44,28 @@ static TOPS_INLINE V::I depthwise_cells(const Finisher& f, const PixelSums& s, i
   return f.codes(V::pack_pixels(q[0], q[1], q[2], q[3], f.zero_point16));
 }
 
-// Cells [begin, end) of all pixels [first, last); first is a multiple of lanes. u8 input and
+// Packets [begin, end) of all pixels [first, last); first is a multiple of lanes. u8 input and
 // output, u8 residual.
 static void conv_depthwise(const ConvArgs& a, int64_t begin, int64_t end, int64_t first,
                            int64_t last) {
   constexpr int64_t kTile = V::kSparseVectors * V::kLanes;
-  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
-  for (int64_t cell = begin; cell < end; ++cell) {
-    uint8_t* const y = a.y + cell * a.plane;
-    const uint8_t* const r = a.residual ? a.residual + cell * a.residual_plane : nullptr;
+  const EpilogueOp finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  for (int64_t packet = begin; packet < end; ++packet) {
+    uint8_t* const y = a.y + packet * a.plane;
+    const uint8_t* const r = a.residual ? a.residual + packet * a.residual_plane : nullptr;
     Staging staging;
     for (int64_t tile = first; tile < last; tile += kTile) {
       const int64_t n = min64(kTile, last - tile);
       if (!a.valid && r) move_segments<false>(a, const_cast<uint8_t*>(r), staging.r, tile, n);
       for (int64_t i = 0; i < n; i += V::kLanes) {
         const int64_t p = tile + i, at = (a.origin + p) * 4;
-        const PixelSums s = depthwise_sums(a, cell, a.x + p * 4);
+        const PixelSums s = depthwise_sums(a, packet, a.x + p * 4);
         if (!a.valid) {
-          V::store(staging.y + i * 4,
-                   depthwise_cells(finish, s, cell, a.epilogue, r ? staging.r + i * 4 : nullptr));
+          V::store(staging.y + i * 4, depthwise_packets(finish, s, packet, a.epilogue,
+                                                        r ? staging.r + i * 4 : nullptr));
           continue;
         }
-        V::I q = depthwise_cells(finish, s, cell, a.epilogue, r ? r + at : nullptr);
+        V::I q = depthwise_packets(finish, s, packet, a.epilogue, r ? r + at : nullptr);
         const uint32_t bits = V::bits_at(a.valid, p);
         if (bits != V::kAll) q = V::select(bits, q, finish.outside);
         V::store_n(y + at, q, min64(V::kLanes, a.pixels - p));

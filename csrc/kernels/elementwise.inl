@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pools, sums and the two edges of a network. All work on runs of cells; the engine knows the
+// Pools, sums and the two edges of a network. All work on runs of packets; the engine knows the
 // grids.
 
 template <bool kFloat>
@@ -7,7 +7,7 @@ static TOPS_INLINE V::I larger(V::I a, V::I b) {
   return kFloat ? V::as_i(V::maxf(V::as_f(b), V::as_f(a))) : V::max_u8(a, b);
 }
 
-// Largest of each column of a window: n cells of each row.
+// Largest of each column of a window: n packets of each row.
 static void max_rows(const uint8_t* const* rows, int64_t count, int64_t n, bool is_float,
                      uint8_t* y) {
   for (int64_t x = 0; x < n; x += V::kLanes) {
@@ -23,9 +23,9 @@ static void max_rows(const uint8_t* const* rows, int64_t count, int64_t n, bool 
 static TOPS_INLINE V::I load_strided(const uint8_t* p, int64_t stride) {
   if (stride == 1) return V::load(p);
   if (stride == 2) return V::load_stride2(p);
-  alignas(64) uint8_t cells[V::kLanes * 4];
-  for (int64_t l = 0; l < V::kLanes; ++l) __builtin_memcpy(cells + l * 4, p + l * stride * 4, 4);
-  return V::load(cells);
+  alignas(64) uint8_t packets[V::kLanes * 4];
+  for (int64_t l = 0; l < V::kLanes; ++l) __builtin_memcpy(packets + l * 4, p + l * stride * 4, 4);
+  return V::load(packets);
 }
 
 // Largest of each row of a window: y[i] = max over j < taps of x[i * stride + j * dilation].
@@ -42,17 +42,17 @@ static void max_columns(const uint8_t* x, int64_t taps, int64_t stride, int64_t 
   }
 }
 
-static TOPS_INLINE void split_codes(V::I cells, float scale, int32_t zero_point, V::F y[4]) {
+static TOPS_INLINE void split_codes(V::I packets, float scale, int32_t zero_point, V::F y[4]) {
   const V::I low = V::set1(0xff), zp = V::set1(zero_point);
   const V::F s = V::set1f(scale);
-  y[0] = V::mulf(V::to_f(V::sub(V::and_(cells, low), zp)), s);
-  y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(cells), low), zp)), s);
-  y[2] = V::mulf(V::to_f(V::sub(V::and_(V::shr<16>(cells), low), zp)), s);
-  y[3] = V::mulf(V::to_f(V::sub(V::shr<24>(cells), zp)), s);
+  y[0] = V::mulf(V::to_f(V::sub(V::and_(packets, low), zp)), s);
+  y[1] = V::mulf(V::to_f(V::sub(V::and_(V::shr<8>(packets), low), zp)), s);
+  y[2] = V::mulf(V::to_f(V::sub(V::and_(V::shr<16>(packets), low), zp)), s);
+  y[3] = V::mulf(V::to_f(V::sub(V::shr<24>(packets), zp)), s);
 }
 
 // Four channels of one vector as float32; absent float planes count as 0.
-static TOPS_INLINE void load_channels(const Cells& c, bool is_float, float scale,
+static TOPS_INLINE void load_channels(const Packets& c, bool is_float, float scale,
                                       int32_t zero_point, int64_t i, int64_t n, V::F y[4]) {
   if (is_float) {
     for (int j = 0; j < 4; ++j)
@@ -62,13 +62,13 @@ static TOPS_INLINE void load_channels(const Cells& c, bool is_float, float scale
   split_codes(load_some(c.channel[0] + i * 4, n), scale, zero_point, y);
 }
 
-// The same for every lane: the one cell of c.
-static TOPS_INLINE void spread_channels(const Cells& c, bool is_float, float scale,
+// The same for every lane: the one packet of c.
+static TOPS_INLINE void spread_channels(const Packets& c, bool is_float, float scale,
                                         int32_t zero_point, V::F y[4]) {
   if (!is_float) {
-    int32_t cell;
-    __builtin_memcpy(&cell, c.channel[0], 4);
-    split_codes(V::set1(cell), scale, zero_point, y);
+    int32_t packet;
+    __builtin_memcpy(&packet, c.channel[0], 4);
+    split_codes(V::set1(packet), scale, zero_point, y);
     return;
   }
   for (int j = 0; j < 4; ++j) {
@@ -78,9 +78,9 @@ static TOPS_INLINE void spread_channels(const Cells& c, bool is_float, float sca
   }
 }
 
-static void add(const AddArgs& a, const Cells& x, const Cells& b, const Cells& y, int64_t n) {
+static void add(const AddArgs& a, const Packets& x, const Packets& b, const Packets& y, int64_t n) {
   const Epilogue& e = a.epilogue;
-  const Finisher finish(e, a.float_out, false, 0);
+  const EpilogueOp finish(e, a.float_out, false, 0);
   V::F t[4];
   if (a.b_spread) spread_channels(b, a.b_float, e.res_scale, e.res_zero_point, t);
   for (int64_t i = 0; i < n; i += V::kLanes) {
@@ -106,7 +106,7 @@ static void lookup(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y
 }
 
 static void quantize(const float* const x[4], int64_t n, float inv, int32_t zero_point,
-                     uint8_t* cells) {
+                     uint8_t* packets) {
   const V::F scale = V::set1f(inv), cap = V::set1f(1073741824.0f);
   const V::I zp = V::set1(static_cast<int32_t>(static_cast<uint32_t>(zero_point) * 0x10001u));
   for (int64_t i = 0; i < n; i += V::kLanes) {
@@ -116,12 +116,12 @@ static void quantize(const float* const x[4], int64_t n, float inv, int32_t zero
       const V::F v = x[j] ? V::as_f(load_some(x[j] + i, m)) : V::set1f(0.0f);
       q[j] = V::round(V::minf(cap, V::mulf(v, scale)));
     }
-    store_some(cells + i * 4, V::pack(q[0], q[1], q[2], q[3], zp), m);
+    store_some(packets + i * 4, V::pack(q[0], q[1], q[2], q[3], zp), m);
   }
 }
 
 static void quantize_fine(const float* const x[4], int64_t n, float inv, int32_t zero_point,
-                          uint8_t* cells, uint8_t* rest) {
+                          uint8_t* packets, uint8_t* rest) {
   // So far beyond the codes nothing changes, and what is left is exact.
   const V::F scale = V::set1f(inv), most = V::set1f(1024.0f), least = V::set1f(-1024.0f);
   const V::F parts = V::set1f(kFineParts);
@@ -135,14 +135,14 @@ static void quantize_fine(const float* const x[4], int64_t n, float inv, int32_t
       q[j] = V::round(v);
       left[j] = V::round(V::mulf(V::subf(v, V::to_f(q[j])), parts));
     }
-    store_some(cells + i * 4, V::pack(q[0], q[1], q[2], q[3], zp), m);
+    store_some(packets + i * 4, V::pack(q[0], q[1], q[2], q[3], zp), m);
     store_some(rest + i * 4, V::pack(left[0], left[1], left[2], left[3], zp), m);
   }
 }
 
-static void dequantize(const uint8_t* cells, int64_t n, float scale, int32_t zero_point,
+static void dequantize(const uint8_t* packets, int64_t n, float scale, int32_t zero_point,
                        float* const y[4]) {
-  const Cells c = {{const_cast<uint8_t*>(cells), nullptr, nullptr, nullptr}};
+  const Packets c = {{const_cast<uint8_t*>(packets), nullptr, nullptr, nullptr}};
   for (int64_t i = 0; i < n; i += V::kLanes) {
     const int64_t m = n - i < V::kLanes ? n - i : V::kLanes;
     V::F v[4];
@@ -169,7 +169,7 @@ static const KernelTable kTable = {
     V::kWideSpeed,   conv_sparse,        conv_blocks,    conv_depthwise,
     winograd_rows,   winograd_finish,    linear,         linear_float<Float32Dots>,
     finish_row,      quantize_row,       max_rows,       max_columns,
-    lookup,          map_floats,         stretch_floats, stretch_cells,
+    lookup,          map_floats,         stretch_floats, bilinear_packets,
     blend_rows,      gate_row,           interleave,     add,
     quantize,        quantize_fine,      dequantize,     gather,
     fake_quantize,   fake_quantize_grad, dot_burst,      float_burst,

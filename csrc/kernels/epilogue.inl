@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// From accumulators to output cells: the one place where the integer semantics of
+// From accumulators to output packets: the one place where the integer semantics of
 // docs/architecture.md are written.
 
-// The same vector of pixels in up to four planes: u8 cells use the first only, float ones a plane a
-// channel.
-struct Sink {
+// The same vector of pixels in up to four planes: u8 packets use the first only, float ones a plane
+// a channel.
+struct OutputView {
   uint8_t* y;
   int64_t y_plane;
   const uint8_t* r;  // residual, or null
@@ -12,10 +12,10 @@ struct Sink {
   const uint8_t* g;  // gate, or null
   int64_t g_plane;
   uint32_t bits;  // which pixels are inside the image
-  int64_t n;      // how many cells may be written
+  int64_t n;      // how many packets may be written
 };
 
-static TOPS_INLINE void put(const Sink& s, uint8_t* p, V::I v, V::I halo) {
+static TOPS_INLINE void put(const OutputView& s, uint8_t* p, V::I v, V::I halo) {
   if (s.bits != V::kAll) v = V::select(s.bits, v, halo);
   store_some(p, v, s.n);
 }
@@ -28,13 +28,13 @@ static TOPS_INLINE V::F sloped(V::F x, V::F slope) {
 
 // The epilogue's constants as vectors. Made once a tile: stores through uint8_t* may alias the
 // arguments, so the compiler would otherwise load and broadcast them again for every vector.
-struct Finisher {
+struct EpilogueOp {
   V::F inv, cap, lo, hi, res_scale, gate_scale;
   V::I zero_point16, qlo, qhi, outside, res_zero_point, gate_zero_point, low;
   const float *bias, *slope;
   bool float_out, float_residual, float_gate, capped, clamped;
 
-  TOPS_INLINE Finisher(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
+  TOPS_INLINE EpilogueOp(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
       : inv(V::set1f(e.inv)),
         cap(V::set1f(1073741824.0f)),  // leaves room for the conversion; below, cvtps2dq's INT_MIN
                                        // saturates to the right code
@@ -66,7 +66,7 @@ struct Finisher {
   }
 
   // The gate's values, each times the sigmoid of a sum.
-  TOPS_INLINE void open_gate(V::F y[4], int64_t planes, const Sink& s) const {
+  TOPS_INLINE void open_gate(V::F y[4], int64_t planes, const OutputView& s) const {
     for (int j = 0; j < 4; ++j) y[j] = sigmoid(y[j]);
     if (float_gate) {
       for (int j = 0; j < 4 && j < planes; ++j)
@@ -85,7 +85,7 @@ struct Finisher {
     return clamped ? V::min_u8(V::max_u8(packed, qlo), qhi) : packed;
   }
 
-  // Adds one vector of u8 cells of the residual to its four channels.
+  // Adds one vector of u8 packets of the residual to its four channels.
   TOPS_INLINE void add_residual(V::F y[4], V::I r) const {
     y[0] = V::addf(y[0], residual(V::and_(r, low)));
     y[1] = V::addf(y[1], residual(V::and_(V::shr<8>(r), low)));
@@ -94,11 +94,11 @@ struct Finisher {
   }
 
   // o: the first of the four channels.
-  TOPS_INLINE void bend(V::F y[4], int64_t o) const {
+  TOPS_INLINE void prelu(V::F y[4], int64_t o) const {
     for (int j = 0; j < 4; ++j) y[j] = sloped(y[j], V::set1f(slope[o + j]));
   }
 
-  TOPS_INLINE V::I to_cells(V::F y[4]) const {
+  TOPS_INLINE V::I to_packets(V::F y[4]) const {
     for (int j = 0; j < 4; ++j) y[j] = V::mulf(y[j], inv);
     if (capped)
       for (int j = 0; j < 4; ++j) y[j] = V::minf(cap, y[j]);
@@ -108,7 +108,7 @@ struct Finisher {
 
   // y: four channels as float32, scaled; o: the first of them, a multiple of 4; planes: how many
   // exist.
-  TOPS_INLINE void operator()(V::F y[4], int64_t o, int64_t planes, const Sink& s) const {
+  TOPS_INLINE void operator()(V::F y[4], int64_t o, int64_t planes, const OutputView& s) const {
     for (int j = 0; j < 4; ++j) y[j] = V::addf(y[j], V::set1f(bias[o + j]));
     if (s.g) open_gate(y, planes, s);
     if (s.r) {
@@ -119,12 +119,12 @@ struct Finisher {
         add_residual(y, V::load(s.r));
       }
     }
-    if (slope) bend(y, o);
+    if (slope) prelu(y, o);
     if (float_out) {
       for (int j = 0; j < 4 && j < planes; ++j)
         put(s, s.y + j * s.y_plane, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
       return;
     }
-    put(s, s.y, to_cells(y), outside);
+    put(s, s.y, to_packets(y), outside);
   }
 };

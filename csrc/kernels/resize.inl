@@ -2,14 +2,14 @@
 // Rows of other sizes: a bilinear resize one axis after the other (a row stretched to the new
 // width, two such blended), and the rows of a pixel shuffle.
 
-static void stretch_floats(const Stretch& s, const float* x, int64_t n, float* __restrict y) {
+static void stretch_floats(const Bilinear& s, const float* x, int64_t n, float* __restrict y) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i)
     y[i] = s.first_share[i] * x[s.first[i]] + s.second_share[i] * x[s.second[i]];
 }
 
-static void stretch_cells(const Stretch& s, const uint8_t* x, int32_t zero_point, int64_t n,
-                          float* y) {
+static void bilinear_packets(const Bilinear& s, const uint8_t* x, int32_t zero_point, int64_t n,
+                             float* y) {
   for (int64_t i = 0; i < n; ++i) {
     const uint8_t *const a = x + 4 * static_cast<int64_t>(s.first[i]), *const b =
                                                                            x +

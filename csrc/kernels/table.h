@@ -8,8 +8,8 @@
 
 namespace tops {
 
-// Memory that a kernel may read past the last cell of a grid: one vector of the widest instruction
-// set.
+// Memory that a kernel may read past the last packet of a grid: one vector of the widest
+// instruction set.
 constexpr int64_t kSlackBytes = 256;
 // Output channels in one register block of the dense kernel, and in one block of its packed
 // weights.
@@ -28,14 +28,14 @@ constexpr int64_t kMostBundle = 4, kMostPairBundle = 2;
 // Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
 // widest instruction set.
 constexpr int64_t kChannelPad = 32;
-// Steps of a fine value's second cell in one of its first.
+// Steps of a fine value's second packet in one of its first.
 constexpr float kFineParts = 8.0f;
 
 enum class Weights : int32_t { kTernary = 0, kInt8 = 1, kFloat = 2 };
 
 // One occupied quad (or one float weight) of one output channel.
 struct Entry {
-  int32_t offset;  // in cells, from the first input cell of an output pixel
+  int32_t offset;  // in packets, from the first input packet of an output pixel
   int32_t weight;  // four int8, or the bits of a float
 };
 
@@ -53,20 +53,20 @@ enum class Values : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 struct BlockArgs {
   int64_t channels;        // 0: the weights have another form
   const int64_t* rows;     // [ceil(O / kBlock) * kBlock / channels + 1] first entry of each group
-  const int32_t* offsets;  // [entries] in cells, from the first input cell of an output pixel
+  const int32_t* offsets;  // [entries] in packets, from the first input packet of an output pixel
   const uint8_t* data;     // [entries][channels] of `values`
   Values values;
   int64_t tiles;  // of pixels that share what they read of the input before the weights change
 };
 
-// Four taps of one cell of a depthwise convolution; weight[4 * channel + tap].
+// Four taps of one packet of a depthwise convolution; weight[4 * channel + tap].
 struct TapGroup {
-  int32_t offset[4];  // in cells
+  int32_t offset[4];  // in packets
   int8_t weight[16];
 };
 
-// How an accumulator becomes an output cell: docs/architecture.md, "Integer semantics". Arrays are
-// padded to kBlock.
+// How an accumulator becomes an output packet: docs/architecture.md, "Integer semantics". Arrays
+// are padded to kBlock.
 struct Epilogue {
   const int32_t* start;  // [O] first value of the accumulator: -zero_point * sum of the weights
   const float* scale;    // [O]
@@ -87,17 +87,17 @@ struct Epilogue {
 
 // A run of output pixels that is contiguous both in the flat domain and in the output grid.
 struct Segment {
-  int64_t flat, length, cell;
+  int64_t flat, length, packet;
 };
 
-// Flat domain: output pixel (n, y, x) has index (n * rows + y) * pitch + x, and its input cells lie
-// at index + offset.
+// Flat domain: output pixel (n, y, x) has index (n * rows + y) * pitch + x, and its input packets
+// lie at index + offset.
 struct ConvArgs {
-  const uint8_t* x;  // first input cell of flat index 0
+  const uint8_t* x;  // first input packet of flat index 0
   int64_t pixels;    // length of the flat domain
   Weights weights;
-  const int64_t* offsets;  // dense: [K] byte offsets of tap and cell
-  int64_t k;               // dense: K, in cells
+  const int64_t* offsets;  // dense: [K] byte offsets of tap and packet
+  int64_t k;               // dense: K, in packets
   const uint8_t* panels;   // dense: weights/packed.h
   int64_t panel_bytes;     // of one block
   int64_t group_blocks;    // dense: blocks per group, bytes between the inputs of two groups
@@ -113,30 +113,30 @@ struct ConvArgs {
   const PairEntry* pairs;
   const int32_t* pair_bundles;
   BlockArgs blocks;         // sparse float
-  const int32_t* tap_rows;  // depthwise: [cells + 1]
+  const int32_t* tap_rows;  // depthwise: [packets + 1]
   const TapGroup* tap_groups;
   int64_t outputs;  // O
   bool sums;        // dense float: y takes the sums, in whole vectors, and there is no epilogue
   Epilogue epilogue;
   bool float_out;
-  uint8_t* y;               // output cell 0
-  int64_t plane;            // bytes between two output cell planes
-  const uint8_t* residual;  // its cells lie as those of y, or null
-  int64_t residual_plane;   // bytes between two of its cell planes
+  uint8_t* y;               // output packet 0
+  int64_t plane;            // bytes between two output packet planes
+  const uint8_t* residual;  // its packets lie as those of y, or null
+  int64_t residual_plane;   // bytes between two of its packet planes
   bool residual_float;
   const uint8_t* gate;  // likewise
   int64_t gate_plane;
   const uint8_t* valid;     // direct: one bit per flat index, set for output pixels; else null
-  int64_t origin;           // direct: output cell of flat index 0
+  int64_t origin;           // direct: output packet of flat index 0
   const Segment* segments;  // not direct
   int64_t segment_count;
-  uint32_t halo;  // what a cell outside the image holds
+  uint32_t halo;  // what a packet outside the image holds
 };
 
 struct AddArgs {
   bool a_float, b_float, has_b, float_out;
   bool multiply;  // a * b instead of a + b
-  bool b_spread;  // one cell of b meets every cell of a
+  bool b_spread;  // one packet of b meets every packet of a
   float a_scale;
   int32_t a_zero_point;
   Epilogue epilogue;  // the residual fields belong to b
@@ -183,9 +183,9 @@ struct RowFinish {
   const float* bias;  // or null
 };
 
-// Where a run of cells of four channels starts: one pointer for u8 cells, one a channel for float
-// (null: absent).
-struct Cells {
+// Where a run of packets of four channels starts: one pointer for u8 packets, one a channel for
+// float (null: absent).
+struct Packets {
   uint8_t* channel[4];
 };
 
@@ -215,7 +215,7 @@ struct SparseBelow {
 };
 
 // Output i of a resized row: the blend of two pixels of the source.
-struct Stretch {
+struct Bilinear {
   const int32_t *first, *second;
   const float *first_share, *second_share;
 };
@@ -253,10 +253,10 @@ struct KernelTable {
   // Blocks of kBlock output channels [begin, end). scratch: the float32 of a block's values.
   void (*conv_blocks)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
                       uint8_t* scratch);
-  // Depthwise: cells [begin, end).
+  // Depthwise: packets [begin, end).
   void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // Float 3 x 3 convolutions by pairs of rows, kernels/winograd.inl: four input rows of a channel
-  // to n cells of each of four planes (whole vectors are read and written), and the products of
+  // to n packets of each of four planes (whole vectors are read and written), and the products of
   // these to outputs a, b (or null), whose pixels begin at flat index 0.
   void (*winograd_rows)(const uint8_t* const d[4], int64_t n, uint8_t* to, int64_t apart);
   void (*winograd_finish)(const ConvArgs& a, const ConvArgs* b, const uint8_t* m, int64_t plane,
@@ -269,35 +269,36 @@ struct KernelTable {
   void (*finish_row)(const RowFinish&, int64_t n, float* y);
   // n floats to as many u8 values, in their order.
   void (*quantize_row)(const float* x, int64_t n, float inv, int32_t zero_point, uint8_t* q);
-  // A max pool of cells, in two passes: kernel_h + kernel_w maxima an output, not their product.
+  // A max pool of packets, in two passes: kernel_h + kernel_w maxima an output, not their product.
   // Both may read one vector (times the stride) more than asked for.
   void (*max_rows)(const uint8_t* const* rows, int64_t count, int64_t n, bool is_float, uint8_t* y);
   void (*max_columns)(const uint8_t* x, int64_t taps, int64_t stride, int64_t dilation,
                       bool is_float, uint8_t* y, int64_t n);
-  // y[i] = table[x[i]] for n cells; in place is fine.
+  // y[i] = table[x[i]] for n packets; in place is fine.
   void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
   // y[i] = the function of x[i]; in place is fine.
   void (*map_floats)(FloatMap map, float a, const float* x, int64_t n, float* y);
-  // One row of a resize to n pixels: of one float channel, or of cells as numbers that count from
+  // One row of a resize to n pixels: of one float channel, or of packets as numbers that count from
   // the zero point, four a pixel.
-  void (*stretch_floats)(const Stretch&, const float* x, int64_t n, float* y);
-  void (*stretch_cells)(const Stretch&, const uint8_t* x, int32_t zero_point, int64_t n, float* y);
+  void (*stretch_floats)(const Bilinear&, const float* x, int64_t n, float* y);
+  void (*bilinear_packets)(const Bilinear&, const uint8_t* x, int32_t zero_point, int64_t n,
+                           float* y);
   // y = a_share * a + b_share * b.
   void (*blend_rows)(const float* a, const float* b, float a_share, float b_share, int64_t n,
                      float* y);
   void (*gate_row)(const GateRow&, int64_t n);
   // y[i * rows + k] = x[k][i] for i < n.
   void (*interleave)(const float* const* x, int64_t rows, int64_t n, float* y);
-  void (*add)(const AddArgs&, const Cells& a, const Cells& b, const Cells& y, int64_t n);
-  // One row of pixels: four float channels (null: absent) to u8 cells, and back.
+  void (*add)(const AddArgs&, const Packets& a, const Packets& b, const Packets& y, int64_t n);
+  // One row of pixels: four float channels (null: absent) to u8 packets, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
-                   uint8_t* cells);
-  // The same, and in steps an eighth as large what that rounded away: eleven bits in two cells.
+                   uint8_t* packets);
+  // The same, and in steps an eighth as large what that rounded away: eleven bits in two packets.
   void (*quantize_fine)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
-                        uint8_t* cells, uint8_t* rest);
-  void (*dequantize)(const uint8_t* cells, int64_t n, float scale, int32_t zero_point,
+                        uint8_t* packets, uint8_t* rest);
+  void (*dequantize)(const uint8_t* packets, int64_t n, float scale, int32_t zero_point,
                      float* const y[4]);
-  // y[i] = x[i * stride], whole cells; may read one cell past the last one.
+  // y[i] = x[i * stride], whole packets; may read one packet past the last one.
   void (*gather)(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y);
   // y = q, clipped; NaN stays NaN.
   void (*fake_quantize)(const float* x, int64_t n, const FakeRange& r, float* y);

@@ -4,7 +4,7 @@
 //   d0 - d2, d1 + d2, d2 - d1, d1 - d3    from four input rows d
 //   m0 + m1 + m2, (m1 - m2) - m3          to two output rows, m: products with transformed weights
 
-// One input plane's four rows to n cells of four planes, `apart` bytes from one to the next.
+// One input plane's four rows to n packets of four planes, `apart` bytes from one to the next.
 static void winograd_rows(const uint8_t* const d[4], int64_t n, uint8_t* to, int64_t apart) {
   for (int64_t i = 0; i < n; i += V::kLanes) {
     const V::F d0 = V::as_f(V::load(d[0] + i * 4)), d1 = V::as_f(V::load(d[1] + i * 4)),
@@ -21,7 +21,7 @@ static void winograd_rows(const uint8_t* const d[4], int64_t n, uint8_t* to, int
 // to the outputs of two rows: those that `a` and `b` describe (b null: of one), by their epilogue.
 static void winograd_finish(const ConvArgs& a, const ConvArgs* b, const uint8_t* m, int64_t plane,
                             int64_t apart) {
-  const Finisher finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  const EpilogueOp finish(a.epilogue, a.float_out, a.residual_float, a.halo);
   for (int64_t o = 0; o < a.outputs; o += 4)
     for (int64_t p = 0; p < a.pixels; p += V::kLanes) {
       V::I first[4], second[4];

@@ -58,16 +58,16 @@ void map_floats(const KernelTable& kernel, const Detail& d, const float* x, floa
 
 }  // namespace
 
-void Plan::run_activation(const Work& w, const Frame& f) const {
-  const Grid &in = step(w.node.a).grid, &out = w.step.grid;
+void MemoryPlan::run_activation(const NodeTask& w, const RunContext& f) const {
+  const ActivationTensor &in = step(w.node.a).grid, &out = w.step.grid;
   const Detail& d = *w.node.detail;
   uint8_t* const from = data(f, w.node.a);
   const KernelTable& kernel = kernels();
   parallel_for(quads_of(out), 16 * vectors_of(out, w.rows), [&](int64_t quad, int) {
     for (int64_t n = 0; n < out.n; ++n)
       for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
-        const Cells x = cells_at(in, from, quad, in.cell(n, row, 0));
-        const Cells y = cells_at(out, w.y, quad, out.cell(n, row, 0));
+        const Packets x = packets_at(in, from, quad, in.packet(n, row, 0));
+        const Packets y = packets_at(out, w.y, quad, out.packet(n, row, 0));
         if (!out.is_float) {
           kernel.lookup(x.channel[0], out.w, d.codes.data(), y.channel[0]);
           continue;
@@ -84,15 +84,15 @@ void Plan::run_activation(const Work& w, const Frame& f) const {
   fill_all_halos(out, w.rows, w.y, halo_value(w.node));
 }
 
-void Plan::run_over_channels(const Work& w, const Frame& f) const {
+void MemoryPlan::run_over_channels(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
-  const Grid &in = step(node.a).grid, &out = w.step.grid;
+  const ActivationTensor &in = step(node.a).grid, &out = w.step.grid;
   const int64_t count = out.channels, lines = w.rows.end - w.rows.begin;
   const uint8_t* const from = data(f, node.a);
   parallel_for(out.n * lines, 16 * vectors_of(out, w.rows), [&](int64_t line, int) {
     const int64_t image = line / lines, row = w.rows.begin + line % lines;
-    const float* const x = reinterpret_cast<const float*>(from) + in.cell(image, row, 0);
-    float* const y = reinterpret_cast<float*>(w.y) + out.cell(image, row, 0);
+    const float* const x = reinterpret_cast<const float*>(from) + in.packet(image, row, 0);
+    float* const y = reinterpret_cast<float*>(w.y) + out.packet(image, row, 0);
     for (int64_t p = 0; p < out.w; ++p) {
       if (node.op == Op::kSoftmax) {
         float most = x[p], sum = 0.0f;

@@ -44,7 +44,7 @@ bool may_pass_cap(const PackedView& packed, const std::vector<float>& scale,
            1e9);
 }
 
-// Entries that name the cell and tap of a filter, with the offset of that place instead.
+// Entries that name the packet and tap of a filter, with the offset of that place instead.
 template <class E>
 std::vector<E> placed(const E* entries, int64_t count, const std::vector<int32_t>& offsets) {
   std::vector<E> list(entries, entries + count);
@@ -95,11 +95,11 @@ Epilogue make_epilogue(const Requantize& q, const Operand& residual, const Opera
 }
 
 ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bias,
-                   int32_t x_zero_point, const Grid& in, const Grid& out, const Window& w,
-                   const Operand& residual, const Requantize& q, const float* slope,
-                   int64_t row_filter, const Operand& gate, Pairs pairs)
-    : domain_(row_filter ? Domain::rows(in, packed.shape.r, row_filter, w, out.h, out.w)
-                         : Domain(in, packed.shape.r, packed.shape.s, w, out.h, out.w)),
+                   int32_t x_zero_point, const ActivationTensor& in, const ActivationTensor& out,
+                   const Window& w, const Operand& residual, const Requantize& q,
+                   const float* slope, int64_t row_filter, const Operand& gate, Pairs pairs)
+    : input_(row_filter ? ConvInput::rows(in, packed.shape.r, row_filter, w, out.h, out.w)
+                        : ConvInput(in, packed.shape.r, packed.shape.s, w, out.h, out.w)),
       out_(out),
       packed_(packed) {
   const WeightShape& s = packed.shape;
@@ -117,10 +117,10 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
     signed_start_[i] = start_[i] + 128 * packed.sums[o];
   }
   if (packed.sparse) {
-    std::vector<int32_t> table(static_cast<size_t>(packed.cells * taps));
-    for (int64_t c = 0; c < packed.cells; ++c)
+    std::vector<int32_t> table(static_cast<size_t>(packed.packets * taps));
+    for (int64_t c = 0; c < packed.packets; ++c)
       for (int64_t t = 0; t < taps; ++t)
-        table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(domain_.offset(c, t));
+        table[static_cast<size_t>(c * taps + t)] = static_cast<int32_t>(input_.offset(c, t));
     if (packed.blocks.channels) args_.blocks = packed.blocks.place(table, block_offsets_);
     if (packed.entries) entries_ = placed(packed.entries, packed.entry_count(), table);
     pairs_ = placed(packed.pairs, packed.pair_count(), table);
@@ -128,19 +128,19 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
       taps_ = make_tap_groups(packed, table);
   } else {
     for (int64_t c = 0; c < (taps ? packed.k / taps : 0); ++c)
-      for (int64_t t = 0; t < taps; ++t) offsets_.push_back(domain_.offset(c, t) * 4);
+      for (int64_t t = 0; t < taps; ++t) offsets_.push_back(input_.offset(c, t) * 4);
   }
   fill_ = in.is_float ? 0u : u8_cell(x_zero_point);
   halo_ = q.y_scale == 0.0f ? 0u : u8_cell(q.y_zero_point);
   ConvArgs& a = args_;
-  a.pixels = domain_.pixels();
+  a.pixels = input_.pixels();
   a.weights = packed.weights;
   a.offsets = offsets_.data();
   a.k = packed.k;
   a.panels = packed.panels;
   a.panel_bytes = packed.panel_bytes;
   a.group_blocks = s.groups > 1 ? s.o / s.groups / kBlock : divide_up(s.o, kBlock) + 1;
-  a.group_stride = (s.groups ? packed.cells / s.groups : 0) * domain_.plane() * 4;
+  a.group_stride = (s.groups ? packed.packets / s.groups : 0) * input_.plane() * 4;
   a.rows = packed.rows;
   a.bundles = packed.bundles;
   a.pair_rows = packed.pair_rows;
@@ -165,21 +165,20 @@ ConvPlan::ConvPlan(const PackedView& packed, const float* scale, const float* bi
   a.residual_float = residual.is_float;
   a.gate_plane = gate.plane ? gate.plane * 4 : a.plane;
   a.halo = halo_;
-  // The output cells of flat indices are consecutive too: whole vectors go straight to the output.
-  if (out.pitch == domain_.pitch() &&
-      (in.n == 1 || out.image == domain_.rows() * domain_.pitch())) {
-    valid_ = domain_.valid(out);
+  // The output packets of flat indices are consecutive too: whole vectors go straight to the
+  // output.
+  if (out.pitch == input_.pitch() && (in.n == 1 || out.image == input_.rows() * input_.pitch())) {
+    valid_ = input_.valid(out);
     a.valid = valid_.data();
-    a.origin = out.cell(0, 0, 0);
+    a.origin = out.packet(0, 0, 0);
   }
-  if (pairs != Pairs::kNone && a.valid && !row_filter && !domain_.scratch_bytes())
-    pairs_of_rows_ =
-        RowPairs(packed, in.n, out.h, out.w, domain_.pitch(), domain_.rows() * domain_.pitch(),
-                 domain_.plane(), pairs == Pairs::kOdd);
+  if (pairs != Pairs::kNone && a.valid && !row_filter && !input_.scratch_bytes())
+    pairs_of_rows_ = RowPairs(packed, in.n, out.h, out.w, input_.pitch(),
+                              input_.rows() * input_.pitch(), input_.plane(), pairs == Pairs::kOdd);
   wide_possible_ = !packed.sparse && packed.weights != Weights::kFloat && !a.float_out &&
                    !residual.is_float && !gate.present && s.groups == 1;
   if (!a.valid || wide_possible_) {
-    segments_ = domain_.segments(out);
+    segments_ = input_.segments(out);
     a.segments = segments_.data();
     a.segment_count = static_cast<int64_t>(segments_.size());
   }
@@ -189,7 +188,7 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
                    const uint8_t* gate) const {
   if (args_.pixels == 0 || args_.outputs == 0) return;
   ConvArgs a = args_;
-  a.x = domain_.prepare(x, scratch, fill_);
+  a.x = input_.prepare(x, scratch, fill_);
   a.y = y;
   a.residual = residual;
   a.gate = gate;
@@ -209,16 +208,16 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   else
     run_dense(a);
   if (out_.is_float || wide || pairs_of_rows_ || !a.valid) {
-    parallel_for(out_.cells, out_.cells * out_.n * out_.h / 8,
+    parallel_for(out_.packets, out_.packets * out_.n * out_.h / 8,
                  [&](int64_t c, int) { fill_halo(out_, {0, out_.h}, y, halo_, c, c + 1); });
     return;
   }
   const int64_t end =
       a.origin + a.pixels;  // between the first and the last pixel the kernel wrote the halo itself
-  for (int64_t c = 0; c < out_.cells; ++c) {
+  for (int64_t c = 0; c < out_.packets; ++c) {
     uint8_t* const plane = y + c * out_.plane * 4;
-    fill_cells(plane, halo_, a.origin);
-    fill_cells(plane + end * 4, halo_, out_.n * out_.image + out_.halo - end);
+    fill_packets(plane, halo_, a.origin);
+    fill_packets(plane + end * 4, halo_, out_.n * out_.image + out_.halo - end);
   }
 }
 
@@ -257,8 +256,8 @@ void ConvPlan::run_dense(const ConvArgs& a) const {
 
 int64_t ConvPlan::cached_pixels() const {
   const WeightShape& s = packed_.shape;
-  const int64_t pixel = std::max<int64_t>(1, packed_.cells / std::max<int64_t>(1, s.groups)) * 4;
-  const int64_t rows = kCachedInput / pixel - (s.r - 1) * domain_.pitch();
+  const int64_t pixel = std::max<int64_t>(1, packed_.packets / std::max<int64_t>(1, s.groups)) * 4;
+  const int64_t rows = kCachedInput / pixel - (s.r - 1) * input_.pitch();
   return std::max({rows, kCachedInput / (pixel * s.r), int64_t{256}});
 }
 
@@ -281,7 +280,7 @@ void ConvPlan::run_sparse(const ConvArgs& a) const {
 
 void ConvPlan::run_depthwise(const ConvArgs& a) const {
   const KernelTable& kernel = kernels();
-  parallel_for(out_.cells, static_cast<int64_t>(taps_.groups.size()) * (a.pixels / 4 + 1),
+  parallel_for(out_.packets, static_cast<int64_t>(taps_.groups.size()) * (a.pixels / 4 + 1),
                [&](int64_t c, int) { kernel.conv_depthwise(a, c, c + 1, 0, a.pixels); });
 }
 

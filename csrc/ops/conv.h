@@ -38,10 +38,10 @@ class ConvPlan {
   // slope: [O] of a PReLU at the end, or null. row_filter: 0, or the width of the filter whose rows
   // pack_rows has packed. pairs: of rows of float sums, kOdd: but the first.
   ConvPlan(const PackedView& packed, const float* scale, const float* bias, int32_t x_zero_point,
-           const Grid& in, const Grid& out, const Window& w, const Operand& residual,
-           const Requantize& q, const float* slope = nullptr, int64_t row_filter = 0,
-           const Operand& gate = {}, Pairs pairs = Pairs::kNone);
-  int64_t scratch_bytes() const { return domain_.scratch_bytes(); }
+           const ActivationTensor& in, const ActivationTensor& out, const Window& w,
+           const Operand& residual, const Requantize& q, const float* slope = nullptr,
+           int64_t row_filter = 0, const Operand& gate = {}, Pairs pairs = Pairs::kNone);
+  int64_t scratch_bytes() const { return input_.scratch_bytes(); }
   void run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch,
            const uint8_t* gate = nullptr) const;
 
@@ -54,8 +54,8 @@ class ConvPlan {
   void run_blocks(const ConvArgs& args) const;  // weights/block_sparse.cpp
   void run_depthwise(const ConvArgs& args) const;
 
-  Domain domain_;
-  Grid out_;
+  ConvInput input_;
+  ActivationTensor out_;
   PackedView packed_;
   ConvArgs args_{};
   bool wide_possible_ = false;  // dense, with channels in the lanes

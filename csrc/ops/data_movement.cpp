@@ -27,47 +27,47 @@ struct Moved {
   }
 };
 
-// whole: channels keep their places in the quads, so u8 cells move as they are.
+// whole: channels keep their places in the quads, so u8 packets move as they are.
 template <class Source>
-void move_rows(const Grid& in, const Grid& out, Rows rows, const uint8_t* x, uint8_t* y, bool whole,
-               const Moved& columns, const Source& source) {
-  const bool cells = out.is_float || whole;
+void move_rows(const ActivationTensor& in, const ActivationTensor& out, Rows rows, const uint8_t* x,
+               uint8_t* y, bool whole, const Moved& columns, const Source& source) {
+  const bool packets = out.is_float || whole;
   const int64_t step = out.is_float ? 1 : 4;
-  parallel_for(out.cells, 4 * vectors_of(out, rows), [&](int64_t c, int) {
+  parallel_for(out.packets, 4 * vectors_of(out, rows), [&](int64_t c, int) {
     for (int64_t n = 0; n < out.n; ++n)
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        uint8_t* const to = y + (c * out.plane + out.cell(n, row, 0)) * 4;
-        for (int64_t j = 0; j < (cells ? 1 : 4); ++j) {
+        uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
+        for (int64_t j = 0; j < (packets ? 1 : 4); ++j) {
           const bool absent = c * step + j >= out.channels;
           const Row from = absent ? Row{} : source(c * step + j, row);
-          const int64_t line = in.cell(n, from.line, from.column);
+          const int64_t line = in.packet(n, from.line, from.column);
           for (int64_t p = 0; p < out.w; ++p) {
             const auto i = static_cast<size_t>(p);
             const int64_t channel = from.channel + columns.extra[i];
-            const int64_t cell = line + columns.column[i];
-            if (cells)
-              std::memcpy(to + p * 4, x + (channel / step * in.plane + cell) * 4, 4);
+            const int64_t packet = line + columns.column[i];
+            if (packets)
+              std::memcpy(to + p * 4, x + (channel / step * in.plane + packet) * 4, 4);
             else
-              to[p * 4 + j] = absent ? 0 : x[(channel / 4 * in.plane + cell) * 4 + channel % 4];
+              to[p * 4 + j] = absent ? 0 : x[(channel / 4 * in.plane + packet) * 4 + channel % 4];
           }
         }
       }
   });
 }
 
-void shuffle_floats(const Grid& in, const Grid& out, Rows rows, const uint8_t* x, uint8_t* y,
-                    const Detail& d) {
+void shuffle_floats(const ActivationTensor& in, const ActivationTensor& out, Rows rows,
+                    const uint8_t* x, uint8_t* y, const Detail& d) {
   const int64_t fh = d.factor_h, fw = d.factor_w, whole = out.w / fw;
   const KernelTable& kernel = kernels();
-  parallel_for(out.cells, 2 * vectors_of(out, rows), [&](int64_t c, int) {
+  parallel_for(out.packets, 2 * vectors_of(out, rows), [&](int64_t c, int) {
     std::vector<const float*> from(static_cast<size_t>(fw));
     for (int64_t n = 0; n < out.n; ++n)
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const int64_t first = (c * fh + row % fh) * fw, cell = in.cell(n, row / fh, 0);
+        const int64_t first = (c * fh + row % fh) * fw, packet = in.packet(n, row / fh, 0);
         for (int64_t k = 0; k < fw; ++k)
           from[static_cast<size_t>(k)] =
-              reinterpret_cast<const float*>(x + ((first + k) * in.plane + cell) * 4);
-        float* const to = reinterpret_cast<float*>(y + (c * out.plane + out.cell(n, row, 0)) * 4);
+              reinterpret_cast<const float*>(x + ((first + k) * in.plane + packet) * 4);
+        float* const to = reinterpret_cast<float*>(y + (c * out.plane + out.packet(n, row, 0)) * 4);
         kernel.interleave(from.data(), fw, whole, to);
         for (int64_t p = whole * fw; p < out.w; ++p)
           to[p] = from[static_cast<size_t>(p % fw)][p / fw];
@@ -78,14 +78,14 @@ void shuffle_floats(const Grid& in, const Grid& out, Rows rows, const uint8_t* x
 }  // namespace
 
 // Fills g and returns true for the nodes of this file.
-bool Plan::infer_move(const Node& node, Grid& g) const {
-  const Grid& in = step(node.a).grid;
+bool MemoryPlan::infer_move(const Node& node, ActivationTensor& g) const {
+  const ActivationTensor& in = step(node.a).grid;
   int64_t channels = node.channels, h = in.h, w = in.w;
   switch (node.op) {
     case Op::kConcat:
       channels = 0;
       for (const int part : node.detail->parts) {
-        const Grid& other = step(part).grid;
+        const ActivationTensor& other = step(part).grid;
         if (other.h != h || other.w != w)
           throw Error(ErrorKind::kUnsupportedShape, "concat needs images of one size.");
         channels += other.channels;
@@ -124,13 +124,13 @@ bool Plan::infer_move(const Node& node, Grid& g) const {
   if (h < 1 || w < 1)
     throw Error(ErrorKind::kUnsupportedShape,
                 std::string(op_name(node.op)) + " leaves no pixels.\n  Use a larger image.");
-  g = Grid::make(channels, node.is_float, in.n, h, w, 0);
+  g = ActivationTensor::make(channels, node.is_float, in.n, h, w, 0);
   return true;
 }
 
-void Plan::run_move(const Work& w, const Frame& f) const {
+void MemoryPlan::run_move(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
-  const Grid &in = step(node.a).grid, &out = w.step.grid;
+  const ActivationTensor &in = step(node.a).grid, &out = w.step.grid;
   const Detail& d = *node.detail;
   const uint8_t* const x = data(f, node.a);
   uint8_t* const y = w.y;
@@ -164,16 +164,16 @@ void Plan::run_move(const Work& w, const Frame& f) const {
   fill_all_halos(out, w.rows, y, halo_value(node));
 }
 
-void Plan::run_concat(const Work& w, const Frame& f) const {
+void MemoryPlan::run_concat(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
-  const Grid& out = w.step.grid;
+  const ActivationTensor& out = w.step.grid;
   uint8_t* const y = w.y;
   const Epilogue e = make_epilogue(node.requantize, {});
   const KernelTable& kernel = kernels();
   int64_t offset = 0;
   for (const int id : node.detail->parts) {
     const Node& source = nodes_[static_cast<size_t>(id)];
-    const Grid& in = step(id).grid;
+    const ActivationTensor& in = step(id).grid;
     if (homes_[static_cast<size_t>(id)].concat == w.id) {  // lies there
       offset += in.channels;
       continue;
@@ -184,20 +184,20 @@ void Plan::run_concat(const Work& w, const Frame& f) const {
       codes[q] = to_code(dequantized(static_cast<uint8_t>(q), source.scale, source.zero_point), e);
     const bool same =
         node.is_float || (source.scale == node.scale && source.zero_point == node.zero_point);
-    parallel_for(in.cells, vectors_of(in, w.rows), [&](int64_t c, int) {
+    parallel_for(in.packets, vectors_of(in, w.rows), [&](int64_t c, int) {
       for (int64_t n = 0; n < in.n; ++n)
         for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
-          const uint8_t* const from = x + (c * in.plane + in.cell(n, row, 0)) * 4;
+          const uint8_t* const from = x + (c * in.plane + in.packet(n, row, 0)) * 4;
           const int64_t to = node.is_float ? offset + c : offset / 4 + c;
-          uint8_t* const cell = y + (to * out.plane + out.cell(n, row, 0)) * 4;
+          uint8_t* const packet = y + (to * out.plane + out.packet(n, row, 0)) * 4;
           if (node.is_float || (same && offset % 4 == 0)) {
-            std::memcpy(cell, from, static_cast<size_t>(in.w) * 4);
+            std::memcpy(packet, from, static_cast<size_t>(in.w) * 4);
           } else if (offset % 4 == 0) {
-            kernel.lookup(from, in.w, codes, cell);
-          } else {  // this part's channels lie across two cells of the whole
+            kernel.lookup(from, in.w, codes, packet);
+          } else {  // this part's channels lie across two packets of the whole
             for (int64_t j = 0; j < 4 && c * 4 + j < in.channels; ++j) {
               const int64_t k = offset + c * 4 + j;
-              uint8_t* const byte = y + (k / 4 * out.plane + out.cell(n, row, 0)) * 4 + k % 4;
+              uint8_t* const byte = y + (k / 4 * out.plane + out.packet(n, row, 0)) * 4 + k % 4;
               for (int64_t p = 0; p < in.w; ++p) byte[p * 4] = codes[from[p * 4 + j]];
             }
           }
@@ -208,9 +208,9 @@ void Plan::run_concat(const Work& w, const Frame& f) const {
   fill_all_halos(out, w.rows, y, halo_value(node));
 }
 
-void Plan::run_resize(const Work& w, const Frame& f) const {
+void MemoryPlan::run_resize(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
-  const Grid &in = step(node.a).grid, &out = w.step.grid;
+  const ActivationTensor &in = step(node.a).grid, &out = w.step.grid;
   const Detail& d = *node.detail;
   const uint8_t* const x = data(f, node.a);
   uint8_t* const y = w.y;
@@ -228,7 +228,7 @@ void Plan::run_resize(const Work& w, const Frame& f) const {
   const Columns columns(in.w, 0, out.w, wide, d.align);
   const KernelTable& kernel = kernels();
   const int64_t width = out.w * (in.is_float ? 1 : 4);
-  parallel_for(out.cells, 4 * vectors_of(out, w.rows), [&](int64_t c, int) {
+  parallel_for(out.packets, 4 * vectors_of(out, w.rows), [&](int64_t c, int) {
     Buffer memory(3 * width * 4);
     float* const blended = reinterpret_cast<float*>(memory.data()) + 2 * width;
     for (int64_t n = 0; n < out.n; ++n) {
@@ -238,18 +238,18 @@ void Plan::run_resize(const Work& w, const Frame& f) const {
         float* const row = reinterpret_cast<float*>(memory.data()) + line % 2 * width;
         if (held[line % 2] == line) return row;
         held[line % 2] = line;
-        const uint8_t* const from = x + (c * in.plane + in.cell(n, line, 0)) * 4;
+        const uint8_t* const from = x + (c * in.plane + in.packet(n, line, 0)) * 4;
         if (in.is_float)
           kernel.stretch_floats(columns.stretch(), reinterpret_cast<const float*>(from), out.w,
                                 row);
         else
-          kernel.stretch_cells(columns.stretch(), from, node.zero_point, out.w, row);
+          kernel.bilinear_packets(columns.stretch(), from, node.zero_point, out.w, row);
         return row;
       };
       for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
         const Sample v = sample(row, in.h, tall, d.align);
         const float *const above = stretched(v.first), *const below = stretched(v.second);
-        uint8_t* const to = y + (c * out.plane + out.cell(n, row, 0)) * 4;
+        uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
         kernel.blend_rows(above, below, v.first_share, v.second_share, width,
                           in.is_float ? reinterpret_cast<float*>(to) : blended);
         if (!in.is_float) kernel.quantize_row(blended, width, 1.0f, node.zero_point, to);

@@ -16,13 +16,13 @@ const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 
 }  // namespace
 
-void Plan::run_task(const Task& task, const Frame& f) const {
+void MemoryPlan::run_task(const RowTask& task, const RunContext& f) const {
   const Node& node = nodes_[static_cast<size_t>(task.id)];
-  const Step& s = step(task.id);
-  const Work w{task.id, node, s, task.rows, data(f, task.id)};
+  const NodePlan& s = step(task.id);
+  const NodeTask w{task.id, node, s, task.rows, data(f, task.id)};
   switch (node.op) {
     case Op::kInput:
-      if (!s.external) grid_from_nchw(s.grid, w.rows, f.x, 0, w.y);
+      if (!s.external) tensor_from_nchw(s.grid, w.rows, f.x, 0, w.y);
       break;
     case Op::kQuantize:
       run_quantize(w, f);
@@ -74,16 +74,16 @@ void Plan::run_task(const Task& task, const Frame& f) const {
   }
 }
 
-void Plan::run_conv(const Work& w, const Frame& f) const {
+void MemoryPlan::run_conv(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
   const ConvPlan& conv = *w.step.conv.at(conv_key(static_cast<size_t>(w.id), w.rows));
   const uint8_t* x = data(f, node.a);
   const uint8_t* residual = node.b < 0 ? nullptr : data(f, node.b);
   const uint8_t* gate = node.gate < 0 ? nullptr : data(f, node.gate);
   uint8_t* y = w.y;
-  const Grid& out = w.step.grid;
+  const ActivationTensor& out = w.step.grid;
   if (band_) {
-    const Grid& in = step(node.a).grid;
+    const ActivationTensor& in = step(node.a).grid;
     x += (rows_read(node, in, out, w.rows).begin + in.margin) * in.pitch * 4;
     y += (w.rows.begin + out.margin) * out.pitch * 4;
     if (residual) residual += (w.rows.begin + step(node.b).grid.margin) * out.pitch * 4;
@@ -93,18 +93,18 @@ void Plan::run_conv(const Work& w, const Frame& f) const {
   if (band_) fill_margins(out, w.rows, w.y, halo_value(node));
 }
 
-void Plan::run_quantize(const Work& w, const Frame& f) const {
+void MemoryPlan::run_quantize(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
-  const Step& from = step(node.a);
-  const Grid& g = w.step.grid;
+  const NodePlan& from = step(node.a);
+  const ActivationTensor& g = w.step.grid;
   const KernelTable& kernel = kernels();
   const float inv = 1.0f / node.scale;
   const uint8_t* const x = from.external ? nullptr : data(f, node.a);
-  if (from.external && g.h * g.w == 1 && g.cells && !g.halo && !node.fine)
+  if (from.external && g.h * g.w == 1 && g.packets && !g.halo && !node.fine)
     return quantize_rows(node, g, f.x, w.y);
   const int64_t channels = from.grid.channels;
   for_rows(g, w.rows, [&](int64_t quad, int64_t n, int64_t row) {
-    uint8_t* const to = w.y + (quad * g.plane + g.cell(n, row, 0)) * 4;
+    uint8_t* const to = w.y + (quad * g.plane + g.packet(n, row, 0)) * 4;
     if (node.fine && quad % 2) return;  // with the one before
     if (node.fine) quad /= 2;
     const float* in[4] = {nullptr, nullptr, nullptr, nullptr};
@@ -112,7 +112,7 @@ void Plan::run_quantize(const Work& w, const Frame& f) const {
       const int64_t c = quad * 4 + j;
       in[j] = from.external ? f.x + ((n * channels + c) * g.h + row) * g.w
                             : reinterpret_cast<const float*>(
-                                  x + (c * from.grid.plane + from.grid.cell(n, row, 0)) * 4);
+                                  x + (c * from.grid.plane + from.grid.packet(n, row, 0)) * 4);
     }
     if (node.fine)
       kernel.quantize_fine(in, g.w, inv, node.zero_point, to, to + g.plane * 4);
@@ -122,25 +122,25 @@ void Plan::run_quantize(const Work& w, const Frame& f) const {
   fill_all_halos(g, w.rows, w.y, halo_value(node));
 }
 
-void Plan::run_dequantize(const Work& w, const Frame& f) const {
-  const Grid &in = step(w.node.a).grid, &g = w.step.grid;
+void MemoryPlan::run_dequantize(const NodeTask& w, const RunContext& f) const {
+  const ActivationTensor &in = step(w.node.a).grid, &g = w.step.grid;
   const Node& source = nodes_[static_cast<size_t>(w.node.a)];
   const uint8_t* const x = data(f, w.node.a);
   const KernelTable& kernel = kernels();
   for_rows(g, w.rows, [&](int64_t quad, int64_t n, int64_t row) {
-    const Cells out = cells_at(g, w.y, quad, g.cell(n, row, 0));
+    const Packets out = packets_at(g, w.y, quad, g.packet(n, row, 0));
     float* y[4];
     for (int j = 0; j < 4; ++j) y[j] = reinterpret_cast<float*>(out.channel[j]);
-    kernel.dequantize(x + (quad * in.plane + in.cell(n, row, 0)) * 4, g.w, source.scale,
+    kernel.dequantize(x + (quad * in.plane + in.packet(n, row, 0)) * 4, g.w, source.scale,
                       source.zero_point, y);
   });
   fill_all_halos(g, w.rows, w.y, 0);
 }
 
-void Plan::run_max_pool(const Work& w, const Frame& f) const {
+void MemoryPlan::run_max_pool(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
-  const Grid& in = step(node.a).grid;
-  const Grid& out = w.step.grid;
+  const ActivationTensor& in = step(node.a).grid;
+  const ActivationTensor& out = w.step.grid;
   const Window& win = node.window;
   const Rows rows = w.rows;
   const float lowest = -__builtin_inff();
@@ -152,27 +152,27 @@ void Plan::run_max_pool(const Work& w, const Frame& f) const {
       std::max(win.pad_w + in.w, (out.w - 1) * win.stride_w + (node.kernel_w - 1) * win.dil_w + 1);
   const int64_t count_out = rows.end - rows.begin;
   const int64_t work = vectors_of(out, rows) * win.stride_h * win.stride_w;
-  parallel_for(out.cells, work * (node.kernel_h + 1), [&](int64_t c, int) {
+  parallel_for(out.packets, work * (node.kernel_h + 1), [&](int64_t c, int) {
     std::vector<const uint8_t*> lines(static_cast<size_t>(node.kernel_h));
     Buffer columns(pitch * count_out * 4 + kSlackBytes * win.stride_w);
-    fill_cells(columns.data(), fill, pitch * count_out);
+    fill_packets(columns.data(), fill, pitch * count_out);
     for (int64_t n = 0; n < out.n; ++n) {
       for (int64_t oy = rows.begin; oy < rows.end; ++oy) {
         size_t count = 0;
         for (int64_t i = 0; i < node.kernel_h; ++i) {
           const int64_t iy = oy * win.stride_h - win.pad_h + i * win.dil_h;
-          if (iy >= 0 && iy < in.h) lines[count++] = x + (c * in.plane + in.cell(n, iy, 0)) * 4;
+          if (iy >= 0 && iy < in.h) lines[count++] = x + (c * in.plane + in.packet(n, iy, 0)) * 4;
         }
         uint8_t* const row = columns.data() + ((oy - rows.begin) * pitch + win.pad_w) * 4;
         if (count)
           kernel.max_rows(lines.data(), static_cast<int64_t>(count), in.w, node.is_float, row);
         else
-          fill_cells(row, fill, in.w);
+          fill_packets(row, fill, in.w);
       }
       for (int64_t oy = rows.begin; oy < rows.end; ++oy)
         kernel.max_columns(columns.data() + (oy - rows.begin) * pitch * 4, node.kernel_w,
                            win.stride_w, win.dil_w, node.is_float,
-                           w.y + (c * out.plane + out.cell(n, oy, 0)) * 4, out.w);
+                           w.y + (c * out.plane + out.packet(n, oy, 0)) * 4, out.w);
     }
   });
   fill_all_halos(out, rows, w.y, halo_value(node));
@@ -185,7 +185,7 @@ struct PoolWindow {
   int64_t y0, y1, x0, x1, count;
 };
 
-PoolWindow window_at(const Node& node, const Grid& in, int64_t oy, int64_t ox) {
+PoolWindow window_at(const Node& node, const ActivationTensor& in, int64_t oy, int64_t ox) {
   if (node.op == Op::kAdaptiveAvgPool) {
     const int64_t y0 = oy * in.h / node.out_h, y1 = ((oy + 1) * in.h + node.out_h - 1) / node.out_h;
     const int64_t x0 = ox * in.w / node.out_w, x1 = ((ox + 1) * in.w + node.out_w - 1) / node.out_w;
@@ -204,15 +204,15 @@ PoolWindow window_at(const Node& node, const Grid& in, int64_t oy, int64_t ox) {
   return p;
 }
 
-// One pixel of four channels; row_at(iy): their cells at the first column of an input row.
+// One pixel of four channels; row_at(iy): their packets at the first column of an input row.
 template <class Row>
-void average_pixel(const Node& node, const Node& source, const Grid& in, const PoolWindow& win,
-                   const Epilogue& e, const Row& row_at, const Cells& to) {
+void average_pixel(const Node& node, const Node& source, const ActivationTensor& in,
+                   const PoolWindow& win, const Epilogue& e, const Row& row_at, const Packets& to) {
   const int64_t pixels = (win.y1 - win.y0) * (win.x1 - win.x0);
   int64_t sum[4] = {0, 0, 0, 0};
   float fsum[4] = {0, 0, 0, 0};
   for (int64_t iy = win.y0; iy < win.y1; ++iy) {
-    const Cells row = row_at(iy);
+    const Packets row = row_at(iy);
     for (int64_t ix = win.x0; ix < win.x1; ++ix)
       for (int j = 0; j < 4; ++j) {
         if (!in.is_float) {
@@ -240,7 +240,7 @@ void average_pixel(const Node& node, const Node& source, const Grid& in, const P
 }
 
 // Columns of the output whose windows lie inside the image from left to right.
-Rows inner_columns(const Node& node, const Grid& in, const Grid& out) {
+Rows inner_columns(const Node& node, const ActivationTensor& in, const ActivationTensor& out) {
   const Window& w = node.window;
   const int64_t begin = std::min(out.w, divide_up(w.pad_w, w.stride_w));
   const int64_t last = in.w + w.pad_w - node.kernel_w;  // where such a window may begin
@@ -249,8 +249,8 @@ Rows inner_columns(const Node& node, const Grid& in, const Grid& out) {
 }
 
 // The same sums in the same order as pixel by pixel, for many pixels of a row at once.
-void average_floats(const Node& node, const Grid& in, Rows columns, const PoolWindow& win,
-                    const uint8_t* x, const Epilogue& e, float* y) {
+void average_floats(const Node& node, const ActivationTensor& in, Rows columns,
+                    const PoolWindow& win, const uint8_t* x, const Epilogue& e, float* y) {
   const int64_t step = node.window.stride_w, count = columns.end - columns.begin;
   std::fill(y, y + count, 0.0f);
   for (int64_t iy = win.y0; iy < win.y1; ++iy)
@@ -268,10 +268,10 @@ void average_floats(const Node& node, const Grid& in, Rows columns, const PoolWi
 
 }  // namespace
 
-void Plan::run_avg_pool(const Work& w, const Frame& f) const {
+void MemoryPlan::run_avg_pool(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
-  const Grid& in = step(node.a).grid;
-  const Grid& out = w.step.grid;
+  const ActivationTensor& in = step(node.a).grid;
+  const ActivationTensor& out = w.step.grid;
   const Node& source = nodes_[static_cast<size_t>(node.a)];
   const Epilogue e = make_epilogue(node.requantize, {});
   uint8_t* const x = data(f, node.a);
@@ -285,8 +285,8 @@ void Plan::run_avg_pool(const Work& w, const Frame& f) const {
         for (int64_t ox = 0; ox < out.w; ++ox) {
           if (ox == inner.begin && inner.end > inner.begin) {
             const PoolWindow win = window_at(node, in, oy, ox);
-            const Cells from = cells_at(in, x, quad, in.cell(n, win.y0, 0));
-            const Cells to = cells_at(out, y, quad, out.cell(n, oy, ox));
+            const Packets from = packets_at(in, x, quad, in.packet(n, win.y0, 0));
+            const Packets to = packets_at(out, y, quad, out.packet(n, oy, ox));
             for (int j = 0; j < 4; ++j)
               if (to.channel[j])
                 average_floats(node, in, inner, win, from.channel[j], e,
@@ -296,21 +296,21 @@ void Plan::run_avg_pool(const Work& w, const Frame& f) const {
           }
           average_pixel(
               node, source, in, window_at(node, in, oy, ox), e,
-              [&](int64_t iy) { return cells_at(in, x, quad, in.cell(n, iy, 0)); },
-              cells_at(out, y, quad, out.cell(n, oy, ox)));
+              [&](int64_t iy) { return packets_at(in, x, quad, in.packet(n, iy, 0)); },
+              packets_at(out, y, quad, out.packet(n, oy, ox)));
         }
       }
   });
   fill_all_halos(out, w.rows, y, halo_value(node));
 }
 
-void Plan::run_add(const Work& w, const Frame& f) const {
+void MemoryPlan::run_add(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
-  const Grid& a = step(node.a).grid;
+  const ActivationTensor& a = step(node.a).grid;
   const Node& from = nodes_[static_cast<size_t>(node.a)];
   const bool two = node.b >= 0;
-  const Grid& b = two ? step(node.b).grid : a;
-  const Grid& g = w.step.grid;
+  const ActivationTensor& b = two ? step(node.b).grid : a;
+  const ActivationTensor& g = w.step.grid;
   const Node& other = nodes_[static_cast<size_t>(two ? node.b : node.a)];
   AddArgs args{};
   args.a_float = from.is_float;
@@ -327,31 +327,31 @@ void Plan::run_add(const Work& w, const Frame& f) const {
   uint8_t *const first = data(f, node.a), *const second = two ? data(f, node.b) : nullptr;
   const KernelTable& kernel = kernels();
   for_rows(g, w.rows, [&](int64_t quad, int64_t n, int64_t y) {
-    const int64_t b_cell = b.cell(n, args.b_spread ? 0 : y, 0);
-    kernel.add(args, cells_at(a, first, quad, a.cell(n, y, 0)),
-               two ? cells_at(b, second, quad, b_cell) : Cells{},
-               cells_at(g, w.y, quad, g.cell(n, y, 0)), g.w);
+    const int64_t b_packet = b.packet(n, args.b_spread ? 0 : y, 0);
+    kernel.add(args, packets_at(a, first, quad, a.packet(n, y, 0)),
+               two ? packets_at(b, second, quad, b_packet) : Packets{},
+               packets_at(g, w.y, quad, g.packet(n, y, 0)), g.w);
   });
   fill_all_halos(g, w.rows, w.y, halo_value(node));
 }
 
-void Plan::run_flatten(const Work& w, const Frame& f) const {
-  const Grid& in = step(w.node.a).grid;
-  const Grid& out = w.step.grid;
+void MemoryPlan::run_flatten(const NodeTask& w, const RunContext& f) const {
+  const ActivationTensor& in = step(w.node.a).grid;
+  const ActivationTensor& out = w.step.grid;
   const int64_t image = in.h * in.w;
   const uint8_t* const x = data(f, w.node.a);
   uint8_t* const y = w.y;
   if (!in.is_float)  // the last quad may have channels that nothing below writes
     for (int64_t n = 0; n < out.n; ++n)
-      std::memset(y + ((out.cells - 1) * out.plane + n) * 4, 0, 4);
+      std::memset(y + ((out.packets - 1) * out.plane + n) * 4, 0, 4);
   for (int64_t c = 0; c < in.channels; ++c)
     for (int64_t n = 0; n < in.n; ++n)
       for (int64_t p = 0; p < image; ++p) {
-        const int64_t k = c * image + p, cell = in.cell(n, p / in.w, p % in.w);
+        const int64_t k = c * image + p, packet = in.packet(n, p / in.w, p % in.w);
         if (in.is_float)
-          std::memcpy(y + (k * out.plane + n) * 4, x + (c * in.plane + cell) * 4, 4);
+          std::memcpy(y + (k * out.plane + n) * 4, x + (c * in.plane + packet) * 4, 4);
         else
-          y[((k / 4) * out.plane + n) * 4 + k % 4] = x[((c / 4) * in.plane + cell) * 4 + c % 4];
+          y[((k / 4) * out.plane + n) * 4 + k % 4] = x[((c / 4) * in.plane + packet) * 4 + c % 4];
       }
 }
 

@@ -97,16 +97,17 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
   const int64_t oh = window_out(h, s.r, window.stride_h, window.pad_h, window.dil_h);
   const int64_t ow = window_out(w, s.s, window.stride_w, window.pad_w, window.dil_w);
   const bool strided = window.stride_h > 1 || window.stride_w > 1;
-  const Grid in =
-      Grid::make(c, x.is_float, n, h, w, strided ? 0 : std::max(window.pad_h, window.pad_w));
+  const ActivationTensor in = ActivationTensor::make(
+      c, x.is_float, n, h, w, strided ? 0 : std::max(window.pad_h, window.pad_w));
   // The input's halo lets whole vectors be stored where the image keeps its size.
-  const Grid out = Grid::make(s.o, y.is_float, n, oh, ow, oh == h && ow == w ? in.halo : 0);
+  const ActivationTensor out =
+      ActivationTensor::make(s.o, y.is_float, n, oh, ow, oh == h && ow == w ? in.halo : 0);
   const ConvPlan plan(packed, scale, bias, x.is_float ? 0 : x.zero_point, in, out, window, {},
                       requantize_of(y));
   const CallMemory memory({in.bytes(), out.bytes(), plan.scratch_bytes()});
-  grid_from_nchw(in, {0, h}, x.data, x.is_float ? 0u : u8_cell(x.zero_point), memory.part(0));
+  tensor_from_nchw(in, {0, h}, x.data, x.is_float ? 0u : u8_cell(x.zero_point), memory.part(0));
   plan.run(memory.part(0), memory.part(1), nullptr, memory.part(2));
-  grid_to_nchw(out, {0, oh}, memory.part(1), y.data);
+  tensor_to_nchw(out, {0, oh}, memory.part(1), y.data);
 }
 
 namespace {
@@ -174,8 +175,8 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
   const PackedView sparse = view_packed(rows.tail, rows.tail_bytes);
   check_layer(sparse.shape, sparse.weights);
   const int64_t quads = sparse.entry_count() + 2 * sparse.pair_count();
-  const double cells = static_cast<double>(std::max<int64_t>(1, rows.n * sparse.cells));
-  if (rows_beat_sparse(weights, m, static_cast<double>(quads) / cells))
+  const double packets = static_cast<double>(std::max<int64_t>(1, rows.n * sparse.packets));
+  if (rows_beat_sparse(weights, m, static_cast<double>(quads) / packets))
     linear_rows(rows, x, m, scale, bias, y);
   else
     linear_pixels(x, m, sparse, scale, bias, y);

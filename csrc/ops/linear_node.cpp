@@ -12,7 +12,7 @@ namespace tops {
 namespace {
 
 // Adds outputs [begin, end) of row i of the residual.
-void add_residual(const Grid& g, const Operand& residual, const uint8_t* r, int64_t i,
+void add_residual(const ActivationTensor& g, const Operand& residual, const uint8_t* r, int64_t i,
                   int64_t begin, int64_t end, float* y) {
   for (int64_t o = begin; o < end; ++o) {
     float v;
@@ -24,27 +24,27 @@ void add_residual(const Grid& g, const Operand& residual, const uint8_t* r, int6
   }
 }
 
-void store_codes(const Grid& g, const Epilogue& e, const float* y, int64_t i, int64_t begin,
-                 int64_t end, uint8_t* to) {
+void store_codes(const ActivationTensor& g, const Epilogue& e, const float* y, int64_t i,
+                 int64_t begin, int64_t end, uint8_t* to) {
   for (int64_t o = begin; o < end; ++o) to[((o / 4) * g.plane + i) * 4 + o % 4] = to_code(y[o], e);
 }
 
 }  // namespace
 
-void Plan::run_linear(const Work& w, const Frame& f) const {
+void MemoryPlan::run_linear(const NodeTask& w, const RunContext& f) const {
   const Node& node = w.node;
   const LayerWeights& l = *node.layer;
-  const Grid& in = step(node.a).grid;
-  const Grid& g = w.step.grid;
+  const ActivationTensor& in = step(node.a).grid;
+  const ActivationTensor& g = w.step.grid;
   uint8_t* const to = w.y;
   // One float row ends up as it is computed.
   const bool direct = g.is_float && g.plane == 1;
-  Buffer gathered(in.n > 1 ? in.n * in.cells * 4 : 0), floats(direct ? 0 : in.n * l.shape.o * 4);
+  Buffer gathered(in.n > 1 ? in.n * in.packets * 4 : 0), floats(direct ? 0 : in.n * l.shape.o * 4);
   const uint8_t* x = data(f, node.a);
   if (in.n > 1) {  // a single row lies there already
-    for (int64_t q = 0; q < in.cells; ++q)
+    for (int64_t q = 0; q < in.packets; ++q)
       for (int64_t i = 0; i < in.n; ++i)
-        std::memcpy(gathered.data() + (i * in.cells + q) * 4, x + (q * in.plane + i) * 4, 4);
+        std::memcpy(gathered.data() + (i * in.packets + q) * 4, x + (q * in.plane + i) * 4, 4);
     x = gathered.data();
   }
   float* const y = reinterpret_cast<float*>(direct ? to : floats.data());
@@ -54,7 +54,7 @@ void Plan::run_linear(const Work& w, const Frame& f) const {
     for (int64_t i = 0; i < in.n; ++i) {
       float* const row = y + i * l.shape.o;
       if (residual.present) {
-        const Step& r = step(node.b);
+        const NodePlan& r = step(node.b);
         add_residual(r.grid, residual, data(f, node.b), i, begin, end, row);
       }
       if (g.is_float)
@@ -68,27 +68,29 @@ void Plan::run_linear(const Work& w, const Frame& f) const {
     finish(0, l.shape.o);
   } else {
     const int32_t zero_point = nodes_[static_cast<size_t>(node.a)].zero_point;
-    const RowsInput rows{x, false, in.n, in.cells * 4, 1.0f, zero_point};
+    const RowsInput rows{x, false, in.n, in.packets * 4, 1.0f, zero_point};
     multiply_rows(l.rows(), rows, l.scale.data(), l.bias.data(), y, finish);
   }
   if (g.is_float) {
-    if (!direct) grid_from_nchw(g, w.rows, y, 0, to);
+    if (!direct) tensor_from_nchw(g, w.rows, y, 0, to);
     return;
   }
   for (int64_t o = l.shape.o; o % 4; ++o)
     for (int64_t i = 0; i < g.n; ++i) to[((o / 4) * g.plane + i) * 4 + o % 4] = 0;
 }
 
-void Plan::quantize_rows(const Node& node, const Grid& g, const float* x, uint8_t* y) const {
+void MemoryPlan::quantize_rows(const Node& node, const ActivationTensor& g, const float* x,
+                               uint8_t* y) const {
   const KernelTable& kernel = kernels();
   const float inv = 1.0f / node.scale;
-  parallel_for(g.n, g.n * g.cells / 4, [&](int64_t i, int) {
-    Buffer line(g.n > 1 ? g.cells * 4 : 0);
+  parallel_for(g.n, g.n * g.packets / 4, [&](int64_t i, int) {
+    Buffer line(g.n > 1 ? g.packets * 4 : 0);
     uint8_t* const row = g.n > 1 ? line.data() : y;
-    std::memset(row + (g.cells - 1) * 4, node.zero_point, 4);
+    std::memset(row + (g.packets - 1) * 4, node.zero_point, 4);
     kernel.quantize_row(x + i * g.channels, g.channels, inv, node.zero_point, row);
     if (g.n > 1)
-      for (int64_t q = 0; q < g.cells; ++q) std::memcpy(y + (q * g.plane + i) * 4, row + q * 4, 4);
+      for (int64_t q = 0; q < g.packets; ++q)
+        std::memcpy(y + (q * g.plane + i) * 4, row + q * 4, 4);
   });
 }
 

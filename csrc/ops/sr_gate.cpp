@@ -8,9 +8,9 @@ namespace tops {
 namespace {
 
 // Rows of a small map, stretched to the width of a crop; the last two are kept.
-class StretchedRows {
+class BilinearRows {
  public:
-  StretchedRows(const float* map, int64_t width, const Columns& columns, int64_t crop)
+  BilinearRows(const float* map, int64_t width, const Columns& columns, int64_t crop)
       : map_(map), width_(width), columns_(columns), crop_(crop), memory_(2 * crop * 4) {}
   const float* operator()(int64_t line) {
     float* const row = reinterpret_cast<float*>(memory_.data()) + line % 2 * crop_;
@@ -48,7 +48,7 @@ void sr_gate(const GateCall& g) {
   const float wide = sampling_ratio(g.low_w, g.image_w, false, 0.0f);
   const Columns columns(g.low_w, g.left, g.w, wide, false);
   parallel_for(g.planes, 20 * vectors, [&](int64_t plane, int) {
-    StretchedRows rows(g.low + plane * g.low_h * g.low_w, g.low_w, columns, g.w);
+    BilinearRows rows(g.low + plane * g.low_h * g.low_w, g.low_w, columns, g.w);
     Buffer blended(g.w * 4);
     float* const low = reinterpret_cast<float*>(blended.data());
     for (int64_t y = 0; y < g.h; ++y) {

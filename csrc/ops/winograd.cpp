@@ -22,7 +22,7 @@ constexpr int64_t kColumns = 144;
 constexpr int64_t kTileBytes = 512 * 1024;
 constexpr int64_t kParts = 4;
 
-int64_t odd_lines(int64_t cells) { return (divide_up(cells, 16) | 1) * 16; }
+int64_t odd_lines(int64_t packets) { return (divide_up(packets, 16) | 1) * 16; }
 
 bool by_row_pairs(const PackedView& packed, const Window& w) {
   const WeightShape& s = packed.shape;
@@ -63,16 +63,16 @@ RowPairs::RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64
       pitch_(pitch),
       image_(image),
       plane_(plane),
-      cells_(packed.cells),
+      packets_(packed.packets),
       outputs_(packed.shape.o),
       odd_(odd) {
-  const int64_t blocks = divide_up(outputs_, kBlock), k = 3 * cells_;
+  const int64_t blocks = divide_up(outputs_, kBlock), k = 3 * packets_;
   panels_.resize(static_cast<size_t>(kParts * blocks * k * kBlock));
   // Weights G g, in float64: g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2 of a column of taps.
   for (int64_t b = 0; b < blocks; ++b) {
     const float* const from =
         reinterpret_cast<const float*>(packed.panels + b * packed.panel_bytes);
-    for (int64_t c = 0; c < cells_; ++c)
+    for (int64_t c = 0; c < packets_; ++c)
       for (int64_t s = 0; s < 3; ++s)
         for (int64_t j = 0; j < kBlock; ++j) {
           const auto tap = [&](int64_t r) {
@@ -85,10 +85,10 @@ RowPairs::RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64
                 static_cast<float>(made[t]);
         }
   }
-  const int64_t fits = kTileBytes / (kParts * 4 * (cells_ + outputs_)) / 48 * 48;
+  const int64_t fits = kTileBytes / (kParts * 4 * (packets_ + outputs_)) / 48 * 48;
   width_ = std::min(std::max<int64_t>(48, std::min(kColumns, fits)), divide_up(columns, 48) * 48);
   const int64_t apart = odd_lines(width_ + 2) * 4;
-  for (int64_t c = 0; c < cells_; ++c)
+  for (int64_t c = 0; c < packets_; ++c)
     for (int64_t s = 0; s < 3; ++s) offsets_.push_back(c * apart + s * 4);
   all_.assign(static_cast<size_t>(width_ / 8 + 16), 0xff);
 }
@@ -96,7 +96,7 @@ RowPairs::RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64
 void RowPairs::run(const ConvArgs& a) const {
   const int64_t alone = odd_ ? 1 : 0;
   const int64_t pairs = divide_up(rows_ - alone, 2) + alone, across = divide_up(columns_, width_);
-  const int64_t input = cells_ * odd_lines(width_ + 2), sums = outputs_ * odd_lines(width_);
+  const int64_t input = packets_ * odd_lines(width_ + 2), sums = outputs_ * odd_lines(width_);
   const int64_t bytes = kParts * (input + sums) * 4 + 2 * kSlackBytes;
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
@@ -112,12 +112,12 @@ void RowPairs::run(const ConvArgs& a) const {
 // Two rows, or one at an end of the image; `count` columns of them.
 void RowPairs::tile(const KernelTable& kernel, const ConvArgs& a, int64_t image, Rows rows_made,
                     int64_t column, int64_t count, uint8_t* scratch) const {
-  const int64_t own = odd_lines(width_ + 2) * 4, apart = cells_ * own;
+  const int64_t own = odd_lines(width_ + 2) * 4, apart = packets_ * own;
   const int64_t sum_plane = odd_lines(width_) * 4, sums_apart = outputs_ * sum_plane;
   uint8_t* const sums = scratch + kParts * apart + kSlackBytes;
   const bool both = rows_made.end - rows_made.begin == 2;
   const int64_t flat = image * image_ + rows_made.begin * pitch_ + column;
-  for (int64_t c = 0; c < cells_; ++c) {
+  for (int64_t c = 0; c < packets_; ++c) {
     const uint8_t* const x = a.x + (c * plane_ + flat) * 4;
     const uint8_t* d[4];
     for (int64_t i = 0; i < 4; ++i) d[i] = x + (i < 3 || both ? i : 1) * pitch_ * 4;
@@ -126,7 +126,7 @@ void RowPairs::tile(const KernelTable& kernel, const ConvArgs& a, int64_t image,
   ConvArgs part = a;
   part.pixels = count;
   part.offsets = offsets_.data();
-  part.k = 3 * cells_;
+  part.k = 3 * packets_;
   part.panel_bytes = part.k * kBlock * 4;
   part.sums = true;
   part.plane = sum_plane;

@@ -27,13 +27,13 @@ std::vector<Pairs> row_pairs(const std::vector<Node>& nodes);
 class RowPairs {
  public:
   RowPairs() = default;
-  // rows, columns: of the output; pitch and image: cells from one input row, and image, to the
-  // next; plane: cells from one input channel to the next; images: how many. odd: the first row
+  // rows, columns: of the output; pitch and image: packets from one input row, and image, to the
+  // next; plane: packets from one input channel to the next; images: how many. odd: the first row
   // stands alone.
   RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64_t columns, int64_t pitch,
            int64_t image, int64_t plane, bool odd);
   explicit operator bool() const { return !panels_.empty(); }
-  // a: of the whole convolution, its first input cell that of the first tap.
+  // a: of the whole convolution, its first input packet that of the first tap.
   void run(const ConvArgs& a) const;
 
  private:
@@ -41,10 +41,10 @@ class RowPairs {
             int64_t count, uint8_t* scratch) const;
 
   int64_t images_ = 0, rows_ = 0, columns_ = 0, pitch_ = 0, image_ = 0, plane_ = 0;
-  int64_t cells_ = 0, outputs_ = 0, width_ = 0;
+  int64_t packets_ = 0, outputs_ = 0, width_ = 0;
   bool odd_ = false;
-  std::vector<float> panels_;     // [4][ceil(O/8)][3 * cells][8]
-  std::vector<int64_t> offsets_;  // [3 * cells] bytes, in a tile's transformed input
+  std::vector<float> panels_;     // [4][ceil(O/8)][3 * packets][8]
+  std::vector<int64_t> offsets_;  // [3 * packets] bytes, in a tile's transformed input
   std::vector<uint8_t> all_;      // bits
 };
 

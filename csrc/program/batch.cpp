@@ -17,9 +17,9 @@ constexpr int64_t kSharedQuads = 4'000'000;
 
 // Memory of one run of a plan, which the next run takes over.
 struct Lease {
-  explicit Lease(const Plan& p) : plan(p), arena(p.take_arena()) {}
+  explicit Lease(const MemoryPlan& p) : plan(p), arena(p.take_arena()) {}
   ~Lease() { plan.give_arena(std::move(arena)); }
-  const Plan& plan;
+  const MemoryPlan& plan;
   Buffer arena;
 };
 
@@ -31,7 +31,7 @@ int64_t Engine::piece(int64_t n, int64_t h, int64_t w) {
   for (const Node& node : nodes_)
     if (node.op == Op::kLinear) shared += node.layer->shape.o * divide_up(node.layer->shape.i, 4);
   if (shared > kSharedQuads) return n;
-  const std::shared_ptr<const Plan> one = plan(1, h, w);
+  const std::shared_ptr<const MemoryPlan> one = plan(1, h, w);
   if (one->band()) return 1;
   return std::clamp(kPieceBytes / std::max<int64_t>(1, one->arena_bytes()), int64_t{1}, n);
 }
@@ -44,10 +44,10 @@ int64_t Engine::peak_bytes(int64_t n, int64_t h, int64_t w) {
 
 void Engine::run(const float* x, int64_t n, int64_t h, int64_t w, float* y) {
   const int64_t images = piece(n, h, w), pieces = images ? divide_up(n, images) : 1;
-  const std::shared_ptr<const Plan> whole = plan(images, h, w);
+  const std::shared_ptr<const MemoryPlan> whole = plan(images, h, w);
   const int64_t rest = n - (pieces - 1) * images;
-  const std::shared_ptr<const Plan> last = rest == images ? whole : plan(rest, h, w);
-  const Grid& out = whole->grid(output_);
+  const std::shared_ptr<const MemoryPlan> last = rest == images ? whole : plan(rest, h, w);
+  const ActivationTensor& out = whole->grid(output_);
   const int64_t from = nodes_[0].channels * h * w, to = out.channels * out.h * out.w;
   const KernelTable& kernel = kernels();
   auto run_piece = [&](int64_t i, int) {

@@ -35,7 +35,8 @@ Operand operand_of(const std::vector<Node>& nodes, int id) {
 
 namespace {
 
-// May the result take the place of the first operand? Every cell depends on the same cell of it.
+// May the result take the place of the first operand? Every packet depends on the same packet of
+// it.
 bool works_in_place(const Node& node) {
   return node.op == Op::kActivation || node.op == Op::kAdd || node.op == Op::kMul ||
          node.op == Op::kClamp;
@@ -71,8 +72,8 @@ int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) 
 
 }  // namespace
 
-Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
-           bool keep_all, const PlanDebug& debug)
+MemoryPlan::MemoryPlan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
+                       bool keep_all, const PlanDebug& debug)
     : nodes_(nodes), output_(output), pairs_(row_pairs(nodes)), poison_(debug.poison) {
   steps_.resize(nodes.size());
   homes_.resize(nodes.size());
@@ -82,8 +83,8 @@ Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int
   for (const Node& node : nodes_)
     for (const int input : inputs_of(node))
       if (input == 0 && node.op != Op::kQuantize) steps_[0].external = false;
-  Step& last = steps_[static_cast<size_t>(output)];
-  const Grid& out = last.grid;
+  NodePlan& last = steps_[static_cast<size_t>(output)];
+  const ActivationTensor& out = last.grid;
   last.external = !keep_all && output != 0 && out.is_float && out.n == 1 && out.h * out.w > 1 &&
                   !out.halo && !is_read(output);
   if (last.external) last.grid.close_up();
@@ -92,8 +93,8 @@ Plan::Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int
 }
 
 // A part of a concat can be made where it is wanted, if it is nothing else's part, is padded alike,
-// and its cells are the whole's.
-void Plan::find_homes() {
+// and its packets are the whole's.
+void MemoryPlan::find_homes() {
   std::map<int, int> parts;  // of how many concats
   for (const Node& node : nodes_)
     if (node.op == Op::kConcat)
@@ -103,8 +104,8 @@ void Plan::find_homes() {
     if (node.op != Op::kConcat || node.rank2 || steps_[id].external) continue;
     int64_t offset = 0;
     for (const int part : node.detail->parts) {
-      const Grid& g = step(part).grid;
-      Home& home = homes_[static_cast<size_t>(part)];
+      const ActivationTensor& g = step(part).grid;
+      ConcatAlias& home = homes_[static_cast<size_t>(part)];
       const Node& made = nodes_[static_cast<size_t>(part)];
       const bool alike = node.is_float || (made.scale == node.scale &&
                                            made.zero_point == node.zero_point && offset % 4 == 0);
@@ -120,32 +121,32 @@ void Plan::find_homes() {
 }
 
 // May a value take the place of its first operand, if nothing else reads that?
-bool Plan::may_replace(size_t id) const {
+bool MemoryPlan::may_replace(size_t id) const {
   const Node& node = nodes_[id];
-  const Step& s = steps_[id];
+  const NodePlan& s = steps_[id];
   if (!works_in_place(node) || s.external || homes_[id].concat >= 0) return false;
-  const Step& a = step(node.a);
-  const Home& home = homes_[static_cast<size_t>(node.a)];
+  const NodePlan& a = step(node.a);
+  const ConcatAlias& home = homes_[static_cast<size_t>(node.a)];
   return home.concat < 0 && !home.holds && a.grid.is_float == s.grid.is_float && !a.external;
 }
 
-bool Plan::is_read(int id) const {
+bool MemoryPlan::is_read(int id) const {
   for (const Node& node : nodes_)
     for (const int input : inputs_of(node))
       if (input == id) return true;
   return false;
 }
 
-void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
+void MemoryPlan::infer_shapes(int64_t n, int64_t h, int64_t w) {
   for (size_t id = 0; id < nodes_.size(); ++id) {
     const Node& node = nodes_[id];
-    Grid& g = steps_[id].grid;
+    ActivationTensor& g = steps_[id].grid;
     if (node.op == Op::kInput) {
-      g = Grid::make(node.channels, true, n, h, w, 0);
+      g = ActivationTensor::make(node.channels, true, n, h, w, 0);
       continue;
     }
     if (infer_move(node, g)) continue;
-    const Grid& in = step(node.a).grid;
+    const ActivationTensor& in = step(node.a).grid;
     int64_t channels = node.channels ? node.channels : in.channels, oh = in.h, ow = in.w;
     const Window& win = node.window;
     if (node.op == Op::kConv || node.op == Op::kMaxPool || node.op == Op::kAvgPool) {
@@ -166,7 +167,7 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
     }
     for (const int id_of : {node.b, node.gate}) {
       if (id_of < 0) continue;
-      const Grid& other = step(id_of).grid;
+      const ActivationTensor& other = step(id_of).grid;
       const bool spread = node.op == Op::kMul && other.h == 1 && other.w == 1;
       if (!spread && (other.h != oh || other.w != ow))
         throw Error(ErrorKind::kUnsupportedShape,
@@ -174,36 +175,36 @@ void Plan::infer_shapes(int64_t n, int64_t h, int64_t w) {
                         ") have different sizes: " + std::to_string(oh) + "x" + std::to_string(ow) +
                         " and " + std::to_string(other.h) + "x" + std::to_string(other.w) + ".");
     }
-    g = Grid::make(channels, node.is_float, n, oh, ow, 0);
+    g = ActivationTensor::make(channels, node.is_float, n, oh, ow, 0);
   }
 }
 
 // All images of one size share one halo, so that a layer's output and its residual have the same
 // layout as its input and whole vectors can be stored.
-void Plan::choose_halos() {
+void MemoryPlan::choose_halos() {
   std::map<std::pair<int64_t, int64_t>, int64_t> halo;
   for (const Node& node : nodes_) {
     if (node.op != Op::kConv || node.window.stride_h > 1 || node.window.stride_w > 1) continue;
     const int64_t pad = std::max(node.window.pad_h, node.window.pad_w);
-    const Grid& in = step(node.a).grid;
+    const ActivationTensor& in = step(node.a).grid;
     int64_t& h = halo[{in.h, in.w}];
     if (pad <= kMostHalo) h = std::max(h, pad);
   }
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    Grid& g = steps_[id].grid;
+    ActivationTensor& g = steps_[id].grid;
     const auto it = halo.find({g.h, g.w});
-    g = Grid::make(g.channels, g.is_float, g.n, g.h, g.w,
-                   nodes_[id].rank2 || it == halo.end() ? 0 : it->second);
+    g = ActivationTensor::make(g.channels, g.is_float, g.n, g.h, g.w,
+                               nodes_[id].rank2 || it == halo.end() ? 0 : it->second);
   }
 }
 
 // Strips of one height share a plan, but for the top of pairs that begin at odd rows.
-int64_t Plan::conv_key(size_t id, Rows rows) const {
+int64_t MemoryPlan::conv_key(size_t id, Rows rows) const {
   const bool top = rows.begin == 0 && pairs_[id] == Pairs::kOdd;
   return (rows.end - rows.begin) * 2 + (top ? 1 : 0);
 }
 
-const ConvPlan& Plan::add_conv(size_t id, Rows of) {
+const ConvPlan& MemoryPlan::add_conv(size_t id, Rows of) {
   const Node& node = nodes_[id];
   std::unique_ptr<ConvPlan>& made = steps_[id].conv[conv_key(id, of)];
   if (made) return *made;
@@ -211,7 +212,7 @@ const ConvPlan& Plan::add_conv(size_t id, Rows of) {
   const Pairs pairs = of.begin && pairs_[id] == Pairs::kOdd ? Pairs::kEven : pairs_[id];
   const Node& from = nodes_[static_cast<size_t>(node.a)];
   const LayerWeights& l = *node.layer;
-  Grid in = step(node.a).grid, out = step(static_cast<int>(id)).grid;
+  ActivationTensor in = step(node.a).grid, out = step(static_cast<int>(id)).grid;
   Window window = node.window;
   const auto operand = [&](int other) {
     Operand read = operand_of(nodes_, other);
@@ -233,7 +234,7 @@ const ConvPlan& Plan::add_conv(size_t id, Rows of) {
 
 // A value's memory is free again after its last reader. First fit, by time and by size: which of
 // the two leaves fewer holes depends on the network.
-void Plan::place_whole(bool keep_all) {
+void MemoryPlan::place_whole(bool keep_all) {
   std::vector<size_t> last(nodes_.size());
   for (size_t id = 0; id < nodes_.size(); ++id) {
     last[id] = keep_all || static_cast<int>(id) == output_ ? nodes_.size() : id;
@@ -244,7 +245,7 @@ void Plan::place_whole(bool keep_all) {
   std::map<size_t, size_t> homes;  // block of each concat that others lie in
   for (size_t id = 0; id < nodes_.size(); ++id) {
     const Node& node = nodes_[id];
-    Step& s = steps_[id];
+    NodePlan& s = steps_[id];
     tasks_.push_back({static_cast<int>(id), {0, s.grid.h}, 0, 0});
     const size_t a = static_cast<size_t>(node.a);
     if (may_replace(id) && last[a] == id) {
@@ -283,16 +284,17 @@ void Plan::place_whole(bool keep_all) {
   for (const Block& block : blocks) memories_.push_back({block.at, 0, 0});
 }
 
-void Plan::run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>* profile) const {
-  const Step& last = step(output_);
-  Buffer unwanted(!y && last.external ? last.grid.cells * last.grid.plane * 4 : 0);
-  Frame f{x, y ? y : reinterpret_cast<float*>(unwanted.data()), arena.data(), {}};
+void MemoryPlan::run(const float* x, float* y, Buffer& arena,
+                     std::vector<NodeProfile>* profile) const {
+  const NodePlan& last = step(output_);
+  Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.plane * 4 : 0);
+  RunContext f{x, y ? y : reinterpret_cast<float*>(unwanted.data()), arena.data(), {}};
   if (band_) f.first.assign(memories_.size(), 0);
   if (profile)
     for (size_t id = 0; id < nodes_.size(); ++id)
       profile->push_back({op_name(nodes_[id].op), 0.0, macs(static_cast<int>(id)),
                           nodes_[id].layer ? nodes_[id].layer->density : 1.0});
-  for (const Task& task : tasks_) {
+  for (const RowTask& task : tasks_) {
     std::chrono::steady_clock::time_point begin;
     if (profile) begin = std::chrono::steady_clock::now();
     if (task.drop) move_down(task, f);
@@ -303,19 +305,19 @@ void Plan::run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>
       (*profile)[static_cast<size_t>(task.id)].ms += took.count();
     }
     if (y && task.id == output_ && !last.external)
-      grid_to_nchw(last.grid, task.rows, data(f, output_), y);
+      tensor_to_nchw(last.grid, task.rows, data(f, output_), y);
   }
 }
 
-int64_t Plan::macs(int id) const {
+int64_t MemoryPlan::macs(int id) const {
   const Node& node = nodes_[static_cast<size_t>(id)];
   if (!node.layer) return 0;
   const WeightShape& w = node.layer->shape;
-  const Grid& g = step(id).grid;
+  const ActivationTensor& g = step(id).grid;
   return g.n * g.h * g.w * w.o * w.r * w.s * w.i;
 }
 
-Buffer Plan::take_arena() const {
+Buffer MemoryPlan::take_arena() const {
   Buffer arena = used_arena();
   if (!arena.data()) arena = Buffer(arena_bytes_);
   if (poison_) std::memset(arena.data(), 0xff, static_cast<size_t>(arena.size()));
@@ -323,7 +325,7 @@ Buffer Plan::take_arena() const {
 }
 
 // Of a run before; none: without memory.
-Buffer Plan::used_arena() const {
+Buffer MemoryPlan::used_arena() const {
   std::lock_guard<std::mutex> lock(mutex_);
   if (arenas_.empty()) return {};
   Buffer arena = std::move(arenas_.back());
@@ -331,7 +333,7 @@ Buffer Plan::used_arena() const {
   return arena;
 }
 
-void Plan::give_arena(Buffer arena) const {
+void MemoryPlan::give_arena(Buffer arena) const {
   std::lock_guard<std::mutex> lock(mutex_);
   arenas_.push_back(std::move(arena));
 }

@@ -248,7 +248,7 @@ void Engine::output(int x) {
   output_ = x;
 }
 
-std::shared_ptr<const Plan> Engine::plan(int64_t n, int64_t h, int64_t w, bool keep_all) {
+std::shared_ptr<const MemoryPlan> Engine::plan(int64_t n, int64_t h, int64_t w, bool keep_all) {
   if (output_ < 0) bad_graph("the program has no output.");
   const Key key{n, h, w, keep_all};
   std::lock_guard<std::mutex> lock(mutex_);
@@ -257,7 +257,7 @@ std::shared_ptr<const Plan> Engine::plan(int64_t n, int64_t h, int64_t w, bool k
       plans_.splice(plans_.begin(), plans_, it);
       return it->second;
     }
-  auto made = std::make_shared<const Plan>(nodes_, output_, n, h, w, keep_all, debug_);
+  auto made = std::make_shared<const MemoryPlan>(nodes_, output_, n, h, w, keep_all, debug_);
   plans_.emplace_front(key, made);
   if (plans_.size() > kPlans) plans_.pop_back();
   return made;

@@ -26,7 +26,7 @@ struct NodeProfile {
   double density = 1.0;
 };
 
-class Plan;
+class MemoryPlan;
 
 // What tests change in a plan. band: rows of the output that a band makes wherever bands can be
 // had, whatever the size of the image; 0: as many as fit the caches. poison: every run begins in
@@ -84,7 +84,7 @@ class Engine {
 
   // The plan for one input shape (h = w = 1 for rank 2); keep_all: every value keeps its memory
   // until the next run.
-  std::shared_ptr<const Plan> plan(int64_t n, int64_t h, int64_t w, bool keep_all = false);
+  std::shared_ptr<const MemoryPlan> plan(int64_t n, int64_t h, int64_t w, bool keep_all = false);
   // For tests: plans made from now on go by these.
   void debug(const PlanDebug& options);
 
@@ -101,27 +101,27 @@ class Engine {
   PlanDebug debug_;
   std::mutex mutex_;
   using Key = std::tuple<int64_t, int64_t, int64_t, bool>;
-  std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans_;  // most recent first
+  std::list<std::pair<Key, std::shared_ptr<const MemoryPlan>>> plans_;  // most recent first
 };
 
 // Everything that depends on the shape: grids, memory, offset tables, and what is done in which
 // order. Immutable; each run brings its own arena.
-class Plan {
+class MemoryPlan {
  public:
-  Plan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w, bool keep_all,
-       const PlanDebug& debug = {});
+  MemoryPlan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
+             bool keep_all, const PlanDebug& debug = {});
   int64_t arena_bytes() const { return arena_bytes_; }
   // Rows of the output at a time; 0: every value as a whole.
   int64_t band() const { return band_; }
-  const std::vector<Task>& tasks() const { return tasks_; }
+  const std::vector<RowTask>& tasks() const { return tasks_; }
   // Where a value of a plan in bands lies: its memory, or -1 for the caller's own.
   int64_t memory(int id) const {
-    const Step& s = step(id);
+    const NodePlan& s = step(id);
     return s.external ? -1 : static_cast<int64_t>(s.memory);
   }
   // Rows that such a memory holds.
   int64_t rows(int id) const { return memories_[step(id).memory].rows; }
-  const Grid& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
+  const ActivationTensor& grid(int id) const { return steps_[static_cast<size_t>(id)].grid; }
   // Of a plan that keeps all.
   const uint8_t* value(int id, const Buffer& arena) const {
     return arena.data() + memories_[steps_[static_cast<size_t>(id)].memory].at;
@@ -136,13 +136,13 @@ class Plan {
 
  private:
   Buffer used_arena() const;
-  struct Home {
+  struct ConcatAlias {
     int concat = -1;     // in whose memory a value lies
-    int64_t offset = 0;  // in cells, where it begins there
+    int64_t offset = 0;  // in packets, where it begins there
     bool holds = false;  // is it such a concat itself?
   };
-  struct Step {
-    Grid grid;
+  struct NodePlan {
+    ActivationTensor grid;
     size_t memory = 0, scratch = 0;                     // of memories_
     std::map<int64_t, std::unique_ptr<ConvPlan>> conv;  // by conv_key
     bool by_rows = false;
@@ -150,16 +150,16 @@ class Plan {
     bool external = false;
   };
   // One run: where everything is now.
-  struct Frame {
+  struct RunContext {
     const float* x;
     float* y;
     uint8_t* arena;
     std::vector<int64_t> first;  // bands: padded row of its values that a memory begins with
   };
-  struct Work {
+  struct NodeTask {
     int id;
     const Node& node;
-    const Step& step;
+    const NodePlan& step;
     Rows rows;
     uint8_t* y;
   };
@@ -175,35 +175,35 @@ class Plan {
   std::vector<BandValue> band_values(size_t& memories) const;
   int64_t conv_key(size_t id, Rows rows) const;
   const ConvPlan& add_conv(size_t id, Rows of);
-  // The first cell of a value, where all its rows would lie if they were there.
-  uint8_t* data(const Frame& f, int id) const;
-  void move_down(const Task& task, Frame& f) const;
-  void run_task(const Task& task, const Frame& f) const;
-  void run_conv(const Work& w, const Frame& f) const;
-  void run_quantize(const Work& w, const Frame& f) const;
-  void run_dequantize(const Work& w, const Frame& f) const;
-  void quantize_rows(const Node& node, const Grid& g, const float* x, uint8_t* y) const;
-  void run_linear(const Work& w, const Frame& f) const;
-  void run_max_pool(const Work& w, const Frame& f) const;
-  void run_avg_pool(const Work& w, const Frame& f) const;
-  void run_add(const Work& w, const Frame& f) const;
-  void run_flatten(const Work& w, const Frame& f) const;
-  bool infer_move(const Node& node, Grid& g) const;
-  void run_move(const Work& w, const Frame& f) const;
-  void run_concat(const Work& w, const Frame& f) const;
-  void run_resize(const Work& w, const Frame& f) const;
-  void run_activation(const Work& w, const Frame& f) const;
-  void run_over_channels(const Work& w, const Frame& f) const;
-  const Step& step(int id) const { return steps_[static_cast<size_t>(id)]; }
+  // The first packet of a value, where all its rows would lie if they were there.
+  uint8_t* data(const RunContext& f, int id) const;
+  void move_down(const RowTask& task, RunContext& f) const;
+  void run_task(const RowTask& task, const RunContext& f) const;
+  void run_conv(const NodeTask& w, const RunContext& f) const;
+  void run_quantize(const NodeTask& w, const RunContext& f) const;
+  void run_dequantize(const NodeTask& w, const RunContext& f) const;
+  void quantize_rows(const Node& node, const ActivationTensor& g, const float* x, uint8_t* y) const;
+  void run_linear(const NodeTask& w, const RunContext& f) const;
+  void run_max_pool(const NodeTask& w, const RunContext& f) const;
+  void run_avg_pool(const NodeTask& w, const RunContext& f) const;
+  void run_add(const NodeTask& w, const RunContext& f) const;
+  void run_flatten(const NodeTask& w, const RunContext& f) const;
+  bool infer_move(const Node& node, ActivationTensor& g) const;
+  void run_move(const NodeTask& w, const RunContext& f) const;
+  void run_concat(const NodeTask& w, const RunContext& f) const;
+  void run_resize(const NodeTask& w, const RunContext& f) const;
+  void run_activation(const NodeTask& w, const RunContext& f) const;
+  void run_over_channels(const NodeTask& w, const RunContext& f) const;
+  const NodePlan& step(int id) const { return steps_[static_cast<size_t>(id)]; }
 
   const std::vector<Node>& nodes_;
   int output_;
   std::vector<Pairs> pairs_;
-  std::vector<Step> steps_;
-  std::vector<Home> homes_;
-  std::vector<Task> tasks_;
+  std::vector<NodePlan> steps_;
+  std::vector<ConcatAlias> homes_;
+  std::vector<RowTask> tasks_;
   struct Memory {
-    int64_t at = 0, cells = 0, rows = 0;
+    int64_t at = 0, packets = 0, rows = 0;
   };
   std::vector<Memory> memories_;
   int64_t arena_bytes_ = 0, band_ = 0;

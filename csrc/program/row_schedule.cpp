@@ -21,12 +21,13 @@ int64_t divide_down(int64_t a, int64_t b) { return a >= 0 ? a / b : -divide_up(-
 
 // Input rows of a resize for each of its output rows. Never 0, as the ratio is where one row is
 // stretched with aligned corners: rows far above the output would still ask for the input's first.
-double steepness(const Detail& d, const Grid& in, const Grid& out) {
+double steepness(const Detail& d, const ActivationTensor& in, const ActivationTensor& out) {
   const double ratio = static_cast<double>(sampling_ratio(in.h, out.h, d.align, d.zoom_h));
   return std::max(ratio, 1.0 / static_cast<double>(out.h));
 }
 
-Rows rows_resized(const Node& node, const Grid& in, const Grid& out, Rows rows) {
+Rows rows_resized(const Node& node, const ActivationTensor& in, const ActivationTensor& out,
+                  Rows rows) {
   const Detail& d = *node.detail;
   const float ratio = sampling_ratio(in.h, out.h, d.align, d.zoom_h);
   const auto row = [&](int64_t y) {
@@ -45,7 +46,8 @@ Rows rows_resized(const Node& node, const Grid& in, const Grid& out, Rows rows) 
 
 // Where the input rows end that `end` rows of the output read, or a little later: a straight line
 // over the steps of rows_read.
-double smooth_end(const Node& node, const Grid& in, const Grid& out, double end) {
+double smooth_end(const Node& node, const ActivationTensor& in, const ActivationTensor& out,
+                  double end) {
   if (node.op == Op::kPixelShuffle) {
     const double f = static_cast<double>(node.detail->factor_h);
     return (end + f - 1) / f;
@@ -59,10 +61,10 @@ double smooth_end(const Node& node, const Grid& in, const Grid& out, double end)
 }
 
 // What the readers of a memory still need, and what has been made.
-class Flow {
+class RowSchedule {
  public:
-  Flow(const std::vector<Node>& nodes, const std::vector<BandValue>& values, size_t memories,
-       int output)
+  RowSchedule(const std::vector<Node>& nodes, const std::vector<BandValue>& values, size_t memories,
+              int output)
       : nodes_(nodes),
         values_(values),
         output_(static_cast<size_t>(output)),
@@ -88,7 +90,7 @@ class Flow {
       const int64_t rows_end = static_cast<int64_t>(std::floor(need_[id]));
       nothing = nothing && rows_end <= 0;
       each_input(id, [&](size_t input, bool beside) {
-        const Grid &in = values_[input].grid, &out = values_[id].grid;
+        const ActivationTensor &in = values_[input].grid, &out = values_[id].grid;
         double wanted = need_[id];
         if (!beside)
           wanted = std::max(
@@ -120,7 +122,7 @@ class Flow {
     for (size_t id = 0; id < nodes_.size(); ++id) {
       int64_t& own = low_[values_[id].memory];
       own = std::min(own, top(id));
-      const Grid& out = values_[id].grid;
+      const ActivationTensor& out = values_[id].grid;
       if (done_[id] >= out.h) continue;
       each_input(id, [&](size_t input, bool beside) {
         const BandValue& v = values_[input];
@@ -135,7 +137,7 @@ class Flow {
 
  private:
   int64_t padded_end(size_t id, int64_t end) const {
-    const Grid& g = values_[id].grid;
+    const ActivationTensor& g = values_[id].grid;
     if (end <= 0) return 0;
     return end + (end < g.h ? 1 : 2) * g.margin;
   }
@@ -161,22 +163,22 @@ class Flow {
 
 // All tasks of a run through memories of so many rows; rows: null, or what each memory came to
 // hold.
-std::vector<Task> pass(Flow flow, const std::vector<BandValue>& values, int64_t band,
-                       const std::vector<int64_t>& room, std::vector<int64_t>* rows) {
+std::vector<RowTask> pass(RowSchedule flow, const std::vector<BandValue>& values, int64_t band,
+                          const std::vector<int64_t>& room, std::vector<int64_t>* rows) {
   int64_t end = band;
   // The first rows of the first layers come bands before those of the output.
   while (!flow.ask(end)) {
     end -= band;
     flow.reset();
   }
-  std::vector<Task> tasks;
+  std::vector<RowTask> tasks;
   std::vector<int64_t> first(room.size(), 0), tops(room.size(), 0);
   for (; !flow.finished(); end += band) {
     flow.ask(end);
     for (size_t id = 0; id < values.size(); ++id) {
       const size_t m = values[id].memory;
       const int64_t had = tops[m];  // of all values that lie in it
-      Task task{static_cast<int>(id), flow.advance(id), 0, 0};
+      RowTask task{static_cast<int>(id), flow.advance(id), 0, 0};
       if (task.rows.begin == task.rows.end) continue;
       if (values[id].stored) {
         const int64_t top = tops[m] = std::max(had, flow.top(id));
@@ -196,7 +198,8 @@ std::vector<Task> pass(Flow flow, const std::vector<BandValue>& values, int64_t 
 
 }  // namespace
 
-Rows rows_read(const Node& node, const Grid& in, const Grid& out, Rows rows) {
+Rows rows_read(const Node& node, const ActivationTensor& in, const ActivationTensor& out,
+               Rows rows) {
   const Window& w = node.window;
   const int64_t height = node.op == Op::kConv ? node.layer->shape.r : node.kernel_h;
   switch (node.op) {
@@ -220,7 +223,7 @@ Rows rows_read(const Node& node, const Grid& in, const Grid& out, Rows rows) {
 bool has_bands(const std::vector<Node>& nodes, const std::vector<BandValue>& values) {
   for (size_t id = 0; id < nodes.size(); ++id) {
     const Node& node = nodes[id];
-    const Grid& g = values[id].grid;
+    const ActivationTensor& g = values[id].grid;
     if (node.rank2 || node.op == Op::kLinear || node.op == Op::kAdaptiveAvgPool || g.n != 1 ||
         g.margin > kMostMargin)
       return false;
@@ -233,7 +236,7 @@ bool has_bands(const std::vector<Node>& nodes, const std::vector<BandValue>& val
 
 Bands make_bands(const std::vector<Node>& nodes, const std::vector<BandValue>& values,
                  size_t memories, int output, int64_t band) {
-  const Flow flow(nodes, values, memories, output);
+  const RowSchedule flow(nodes, values, memories, output);
   Bands bands;
   bands.rows.assign(memories, 0);
   // Few rows get not one more than is needed: moving what stays costs less than a larger part of

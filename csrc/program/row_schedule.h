@@ -13,7 +13,7 @@
 namespace tops {
 
 // One step of a run: rows of a value, after `keep` rows of its memory have moved down by `drop`.
-struct Task {
+struct RowTask {
   int id = 0;
   Rows rows{0, 0};
   int64_t drop = 0, keep = 0;
@@ -21,21 +21,22 @@ struct Task {
 
 // What a value of one image is to the bands.
 struct BandValue {
-  Grid grid;  // margin: as many rows as any reader pads with
+  ActivationTensor grid;  // margin: as many rows as any reader pads with
   size_t memory = 0;
   bool stored = true;  // false: the caller's own input
   Pairs pairs = Pairs::kNone;
 };
 
 // Input rows that rows of the output read, as if the image had no end.
-Rows rows_read(const Node& node, const Grid& in, const Grid& out, Rows rows);
+Rows rows_read(const Node& node, const ActivationTensor& in, const ActivationTensor& out,
+               Rows rows);
 
 // Can every output row be had from a few input rows? Not where something sees the whole image.
 bool has_bands(const std::vector<Node>& nodes, const std::vector<BandValue>& values);
 
 // Each band makes `band` more rows of the output, and of everything else what these need.
 struct Bands {
-  std::vector<Task> tasks;
+  std::vector<RowTask> tasks;
   std::vector<int64_t> rows;  // that each memory holds, padding included
 };
 Bands make_bands(const std::vector<Node>& nodes, const std::vector<BandValue>& values,

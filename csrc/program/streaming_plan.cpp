@@ -22,19 +22,19 @@ constexpr int64_t kBandBytes = 512 * 1024;
 constexpr int64_t kGoodRows = 4;
 constexpr int64_t kGoodBytes = 48 * 1024 * 1024;
 
-int64_t row_bytes(const Grid& g) { return g.cells * g.pitch * 4; }
+int64_t row_bytes(const ActivationTensor& g) { return g.packets * g.pitch * 4; }
 
 }  // namespace
 
 // Each value with the padding rows that any reader of its size wants, in the memory it will lie in.
-std::vector<BandValue> Plan::band_values(size_t& memories) const {
+std::vector<BandValue> MemoryPlan::band_values(size_t& memories) const {
   std::vector<size_t> readers(nodes_.size(), 0);
   for (const Node& node : nodes_)
     for (const int input : inputs_of(node)) ++readers[static_cast<size_t>(input)];
   std::map<std::pair<int64_t, int64_t>, int64_t> margins;
   for (const Node& node : nodes_)
     if (node.op == Op::kConv) {
-      const Grid& in = step(node.a).grid;
+      const ActivationTensor& in = step(node.a).grid;
       int64_t& margin = margins[{in.h, in.w}];
       margin = std::max(margin, node.window.pad_h);
     }
@@ -42,7 +42,7 @@ std::vector<BandValue> Plan::band_values(size_t& memories) const {
   std::vector<BandValue> values;
   memories = 0;
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    const Step& s = steps_[id];
+    const NodePlan& s = steps_[id];
     BandValue v{s.grid, memories, !s.external, pairs_[id]};
     if (v.stored) v.grid.margin = margins[{v.grid.h, v.grid.w}];
     const size_t a = static_cast<size_t>(nodes_[id].a);
@@ -62,10 +62,10 @@ std::vector<BandValue> Plan::band_values(size_t& memories) const {
 
 // All memories for the whole run, since all are in use at once. False where bands cannot be had or
 // are not needed.
-bool Plan::place_bands(int64_t forced) {
+bool MemoryPlan::place_bands(int64_t forced) {
   const int64_t out_h = step(output_).grid.h, in_h = step(0).grid.h;
   int64_t largest = 0, widest = 0;
-  for (const Step& s : steps_) {
+  for (const NodePlan& s : steps_) {
     largest = std::max(largest, row_bytes(s.grid) * s.grid.h);
     widest = std::max(widest, divide_up(row_bytes(s.grid) * s.grid.h, out_h));
   }
@@ -96,7 +96,7 @@ bool Plan::place_bands(int64_t forced) {
 }
 
 // Plans the run in bands of so many output rows: memories, scratch and tasks.
-void Plan::schedule_bands(int64_t band) {
+void MemoryPlan::schedule_bands(int64_t band) {
   band_ = band;
   keep_short_homes(band);
   size_t memories = 0;
@@ -106,14 +106,14 @@ void Plan::schedule_bands(int64_t band) {
   std::vector<int64_t> bytes(memories, 0);
   for (size_t id = 0; id < nodes_.size(); ++id) {
     const BandValue& v = values[id];
-    Step& s = steps_[id];
+    NodePlan& s = steps_[id];
     s.memory = v.memory;
     s.grid = v.grid;
     if (!v.stored) continue;
     s.grid.keep(bands.rows[v.memory], v.grid.margin);
     bytes[v.memory] = std::max(bytes[v.memory], round_up(s.grid.bytes()));
-    int64_t& cells = memories_[v.memory].cells;
-    cells = std::max(cells, s.grid.cells);
+    int64_t& packets = memories_[v.memory].packets;
+    packets = std::max(packets, s.grid.packets);
   }
   for (size_t m = 0; m < memories; ++m) {
     memories_[m].at = arena_bytes_;
@@ -121,12 +121,12 @@ void Plan::schedule_bands(int64_t band) {
     arena_bytes_ += bytes[m];
   }
   int64_t scratch = 0;
-  for (const Task& task : bands.tasks) {
+  for (const RowTask& task : bands.tasks) {
     const size_t id = static_cast<size_t>(task.id);
     if (nodes_[id].op == Op::kConv)
       scratch = std::max(scratch, add_conv(id, task.rows).scratch_bytes());
   }
-  for (Step& s : steps_) s.scratch = memories;
+  for (NodePlan& s : steps_) s.scratch = memories;
   memories_.push_back({arena_bytes_, 0, 0});
   arena_bytes_ += round_up(scratch);
   tasks_ = std::move(bands.tasks);
@@ -134,8 +134,8 @@ void Plan::schedule_bands(int64_t band) {
 
 // In one memory all parts of a concat keep as many rows as the one that waits longest. Where that
 // is much more than what each would keep alone, they are copied instead.
-void Plan::keep_short_homes(int64_t band) {
-  std::vector<Home> wanted(nodes_.size());
+void MemoryPlan::keep_short_homes(int64_t band) {
+  std::vector<ConcatAlias> wanted(nodes_.size());
   wanted.swap(homes_);
   size_t memories = 0;
   const std::vector<BandValue> values = band_values(memories);
@@ -144,21 +144,21 @@ void Plan::keep_short_homes(int64_t band) {
   const auto rows = [&](size_t id) { return alone.rows[values[id].memory]; };
   for (size_t id = 0; id < nodes_.size(); ++id) {
     if (!homes_[id].holds) continue;
-    int64_t longest = rows(id), apart = longest * steps_[id].grid.cells;
+    int64_t longest = rows(id), apart = longest * steps_[id].grid.packets;
     for (size_t part = 0; part < id; ++part)
       if (homes_[part].concat == static_cast<int>(id)) {
         longest = std::max(longest, rows(part));
-        apart += rows(part) * steps_[part].grid.cells;
+        apart += rows(part) * steps_[part].grid.packets;
       }
-    if (4 * longest * steps_[id].grid.cells <= 5 * apart) continue;
-    for (Home& home : homes_)
+    if (4 * longest * steps_[id].grid.packets <= 5 * apart) continue;
+    for (ConcatAlias& home : homes_)
       if (home.concat == static_cast<int>(id)) home = {};
     homes_[id].holds = false;
   }
 }
 
-uint8_t* Plan::data(const Frame& f, int id) const {
-  const Step& s = step(id);
+uint8_t* MemoryPlan::data(const RunContext& f, int id) const {
+  const NodePlan& s = step(id);
   if (s.external) return reinterpret_cast<uint8_t*>(f.y);
   // Not within the memory where rows have been let go; no row of those is touched.
   const int64_t gone = f.first.empty() ? 0 : f.first[s.memory] * s.grid.pitch;
@@ -166,12 +166,12 @@ uint8_t* Plan::data(const Frame& f, int id) const {
   return f.arena + (memories_[s.memory].at + (before - gone) * 4);
 }
 
-void Plan::move_down(const Task& task, Frame& f) const {
-  const Step& s = step(task.id);
-  const Grid& g = s.grid;
+void MemoryPlan::move_down(const RowTask& task, RunContext& f) const {
+  const NodePlan& s = step(task.id);
+  const ActivationTensor& g = s.grid;
   const Memory& place = memories_[s.memory];
   uint8_t* const memory = f.arena + place.at;
-  parallel_for(place.cells, place.cells * task.keep * g.pitch / 16, [&](int64_t c, int) {
+  parallel_for(place.packets, place.packets * task.keep * g.pitch / 16, [&](int64_t c, int) {
     uint8_t* const plane = memory + c * g.plane * 4;
     std::memmove(plane, plane + task.drop * g.pitch * 4,
                  static_cast<size_t>(task.keep * g.pitch + g.halo) * 4);

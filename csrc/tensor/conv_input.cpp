@@ -13,8 +13,8 @@
 namespace tops {
 namespace {
 
-// Cells of the widest vector.
-constexpr int64_t kRowCells = 16;
+// Packets of the widest vector.
+constexpr int64_t kRowPackets = 16;
 
 }  // namespace
 
@@ -43,11 +43,12 @@ int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_
   return out;
 }
 
-Domain::Domain(const Grid& in, const Window& w, int64_t out_h, int64_t out_w)
-    : in_(in), window_(w), out_h_(out_h), out_w_(out_w), cells_(in.cells) {}
+ConvInput::ConvInput(const ActivationTensor& in, const Window& w, int64_t out_h, int64_t out_w)
+    : in_(in), window_(w), out_h_(out_h), out_w_(out_w), packets_(in.packets) {}
 
-Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w)
-    : Domain(in, w, out_h, out_w) {
+ConvInput::ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Window& w,
+                     int64_t out_h, int64_t out_w)
+    : ConvInput(in, w, out_h, out_w) {
   split_ = w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.margin || w.pad_w > in.halo ||
            out_w > in.pitch;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h * w.stride_w), -1);
@@ -79,15 +80,15 @@ Domain::Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t ou
   check_and_close();
 }
 
-// Each quad of a filter row has its own plane, so that output pixel x reads cell x of it: rows of
+// Each quad of a filter row has its own plane, so that output pixel x reads packet x of it: rows of
 // whole vectors make every load an aligned one.
-Domain Domain::rows(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h,
-                    int64_t out_w) {
-  Domain d(in, w, out_h, out_w);
+ConvInput ConvInput::rows(const ActivationTensor& in, int64_t r, int64_t s, const Window& w,
+                          int64_t out_h, int64_t out_w) {
+  ConvInput d(in, w, out_h, out_w);
   d.split_ = true;
-  d.cells_ = 1;
+  d.packets_ = 1;
   d.row_quads_ = divide_up(s * in.channels, 4);
-  d.pitch_ = divide_up(out_w, kRowCells) * kRowCells;
+  d.pitch_ = divide_up(out_w, kRowPackets) * kRowPackets;
   d.rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
   d.phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, d.rows_), d.pitch_), 16) | 1) * 16;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h), -1);
@@ -105,19 +106,19 @@ Domain Domain::rows(const Grid& in, int64_t r, int64_t s, const Window& w, int64
   return d;
 }
 
-void Domain::check_and_close() {
+void ConvInput::check_and_close() {
   const int64_t planes = std::max<int64_t>(1, row_quads_);
   if (split_)
     plane_ = checked_mul(phase_plane_, checked_mul(planes, static_cast<int64_t>(phases_.size())));
-  if (checked_mul(cells_, plane_) + plane_ > std::numeric_limits<int32_t>::max())
-    throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 cells, got " +
-                                                  std::to_string(cells_ * plane_) +
+  if (checked_mul(packets_, plane_) + plane_ > std::numeric_limits<int32_t>::max())
+    throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 packets, got " +
+                                                  std::to_string(packets_ * plane_) +
                                                   ".\n  Split the batch or the image.");
   pixels_ = in_.n ? ((in_.n - 1) * rows_ + out_h_ - 1) * pitch_ + out_w_ : 0;
 }
 
-void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out, int64_t phase,
-                        uint32_t fill) const {
+void ConvInput::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out,
+                           int64_t phase, uint32_t fill) const {
   const int64_t a = phase / window_.stride_w, b = phase % window_.stride_w;
   // Columns [first, last) of a phase row lie inside the image.
   const int64_t first = std::min(
@@ -131,23 +132,24 @@ void Domain::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* o
       uint8_t* const row = out + (n * rows_ + i) * pitch_ * 4;
       const int64_t y = i * window_.stride_h + a - window_.pad_h;
       if (y < 0 || y >= in_.h) {
-        fill_cells(row, fill, pitch_);
+        fill_packets(row, fill, pitch_);
         continue;
       }
-      fill_cells(row, fill, first);
+      fill_packets(row, fill, first);
       if (last > first)
-        kernel.gather(in + in_.cell(n, y, first * window_.stride_w + b - window_.pad_w) * 4,
+        kernel.gather(in + in_.packet(n, y, first * window_.stride_w + b - window_.pad_w) * 4,
                       window_.stride_w, last - first, row + first * 4);
-      fill_cells(row + last * 4, fill, pitch_ - last);
+      fill_packets(row + last * 4, fill, pitch_ - last);
     }
 }
 
 // Row y of image n (outside: fill) as a stream of bytes from the left padding on, and from it one
 // row of each plane, which begins at out.
-void Domain::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y, uint32_t fill) const {
+void ConvInput::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y,
+                         uint32_t fill) const {
   const int64_t c = in_.channels, step = window_.stride_w * c, left = window_.pad_w * c;
   if (y < 0 || y >= in_.h) {
-    for (int64_t q = 0; q < row_quads_; ++q) fill_cells(out + q * phase_plane_ * 4, fill, pitch_);
+    for (int64_t q = 0; q < row_quads_; ++q) fill_packets(out + q * phase_plane_ * 4, fill, pitch_);
     return;
   }
   static thread_local std::vector<uint8_t> stream;
@@ -155,11 +157,11 @@ void Domain::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y, uin
   stream.resize(static_cast<size_t>(std::max(wanted, left + in_.w * c) + 4));
   std::memset(stream.data(), static_cast<int>(fill & 0xff), static_cast<size_t>(left));
   uint8_t* to = stream.data() + left;
-  const uint8_t* const row = in + in_.cell(n, y, 0) * 4;
-  // Whole cells are copied; what lies beyond the channels is written over by the next pixel.
+  const uint8_t* const row = in + in_.packet(n, y, 0) * 4;
+  // Whole packets are copied; what lies beyond the channels is written over by the next pixel.
   for (int64_t x = 0; x < in_.w; ++x, to += c)
-    for (int64_t cell = 0; cell < in_.cells; ++cell)
-      std::memcpy(to + 4 * cell, row + (cell * in_.plane + x) * 4, 4);
+    for (int64_t packet = 0; packet < in_.packets; ++packet)
+      std::memcpy(to + 4 * packet, row + (packet * in_.plane + x) * 4, 4);
   std::memset(to, static_cast<int>(fill & 0xff),
               static_cast<size_t>(stream.data() + stream.size() - to));
   for (int64_t q = 0; q < row_quads_; ++q) {
@@ -169,7 +171,7 @@ void Domain::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y, uin
   }
 }
 
-const uint8_t* Domain::prepare(const uint8_t* in, uint8_t* scratch, uint32_t fill) const {
+const uint8_t* ConvInput::prepare(const uint8_t* in, uint8_t* scratch, uint32_t fill) const {
   if (!split_) return in + base_ * 4;
   const int64_t count = static_cast<int64_t>(phases_.size());
   if (row_quads_) {
@@ -183,20 +185,20 @@ const uint8_t* Domain::prepare(const uint8_t* in, uint8_t* scratch, uint32_t fil
   }
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
-  parallel_for(cells_ * count, cells_ * plane_, [&](int64_t i, int) {
+  parallel_for(packets_ * count, packets_ * plane_, [&](int64_t i, int) {
     copy_phase(kernel, in + (i / count) * in_.plane * 4, scratch + i * phase_plane_ * 4,
                phases_[static_cast<size_t>(i % count)], fill);
   });
   return scratch;
 }
 
-std::vector<Segment> Domain::segments(const Grid& out) const {
+std::vector<Segment> ConvInput::segments(const ActivationTensor& out) const {
   std::vector<Segment> list;
   for (int64_t n = 0; n < in_.n; ++n)
     for (int64_t y = 0; y < out_h_; ++y) {
-      const Segment s{(n * rows_ + y) * pitch_, out_w_, out.cell(n, y, 0)};
+      const Segment s{(n * rows_ + y) * pitch_, out_w_, out.packet(n, y, 0)};
       if (!list.empty() && list.back().flat + list.back().length == s.flat &&
-          list.back().cell + list.back().length == s.cell)
+          list.back().packet + list.back().length == s.packet)
         list.back().length += s.length;
       else
         list.push_back(s);
@@ -204,7 +206,7 @@ std::vector<Segment> Domain::segments(const Grid& out) const {
   return list;
 }
 
-std::vector<uint8_t> Domain::valid(const Grid& out) const {
+std::vector<uint8_t> ConvInput::valid(const ActivationTensor& out) const {
   std::vector<uint8_t> bits(static_cast<size_t>(pixels_ / 8 + 16), 0);
   for (const Segment& s : segments(out))
     for (int64_t p = s.flat; p < s.flat + s.length; ++p)

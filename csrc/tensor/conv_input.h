@@ -18,42 +18,44 @@ struct Window {
 int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil,
                    bool ceil = false);
 
-// Where the input cells of an output pixel lie: on the producer's own grid, or on a copy split into
-// stride x stride phases, so that along a row consecutive outputs always read consecutive cells.
-class Domain {
+// Where the input packets of an output pixel lie: on the producer's own grid, or on a copy split
+// into stride x stride phases, so that along a row consecutive outputs always read consecutive
+// packets.
+class ConvInput {
  public:
-  Domain(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h, int64_t out_w);
-  // For few channels, whose cells would be partly empty: a filter row of s taps x c channels is one
-  // run of s * c bytes of an image row, read as quads regardless of where a pixel ends. Tap (i, j)
-  // is quad j of row i (pack_rows makes such weights).
-  static Domain rows(const Grid& in, int64_t r, int64_t s, const Window& w, int64_t out_h,
-                     int64_t out_w);
-  int64_t scratch_bytes() const { return split_ ? cells_ * plane_ * 4 + kSlackBytes : 0; }
-  // Offset in cells of (input cell, tap) from the first cell of flat index 0.
-  int64_t offset(int64_t cell, int64_t tap) const {
-    return cell * plane_ + tap_[static_cast<size_t>(tap)];
+  ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Window& w, int64_t out_h,
+            int64_t out_w);
+  // For few channels, whose packets would be partly empty: a filter row of s taps x c channels is
+  // one run of s * c bytes of an image row, read as quads regardless of where a pixel ends. Tap (i,
+  // j) is quad j of row i (pack_rows makes such weights).
+  static ConvInput rows(const ActivationTensor& in, int64_t r, int64_t s, const Window& w,
+                        int64_t out_h, int64_t out_w);
+  int64_t scratch_bytes() const { return split_ ? packets_ * plane_ * 4 + kSlackBytes : 0; }
+  // Offset in packets of (input packet, tap) from the first packet of flat index 0.
+  int64_t offset(int64_t packet, int64_t tap) const {
+    return packet * plane_ + tap_[static_cast<size_t>(tap)];
   }
   int64_t pixels() const { return pixels_; }
   int64_t plane() const { return plane_; }
   int64_t pitch() const { return pitch_; }
   int64_t rows() const { return rows_; }
-  // Returns the first cell; copies into scratch where the domain is split, with fill outside the
+  // Returns the first packet; copies into scratch where the domain is split, with fill outside the
   // image.
   const uint8_t* prepare(const uint8_t* in, uint8_t* scratch, uint32_t fill) const;
-  std::vector<Segment> segments(const Grid& out) const;
+  std::vector<Segment> segments(const ActivationTensor& out) const;
   // One bit per flat index, with 8 bytes to spare.
-  std::vector<uint8_t> valid(const Grid& out) const;
+  std::vector<uint8_t> valid(const ActivationTensor& out) const;
 
  private:
-  Domain(const Grid& in, const Window& w, int64_t out_h, int64_t out_w);
+  ConvInput(const ActivationTensor& in, const Window& w, int64_t out_h, int64_t out_w);
   void check_and_close();
   void copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out, int64_t phase,
                   uint32_t fill) const;
   void copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y, uint32_t fill) const;
 
-  Grid in_;
+  ActivationTensor in_;
   Window window_;
-  int64_t out_h_, out_w_, cells_;
+  int64_t out_h_, out_w_, packets_;
   bool split_;
   int64_t base_ = 0, pitch_ = 0, rows_ = 0, plane_ = 0, phase_plane_ = 0, pixels_ = 0;
   std::vector<int64_t> tap_;

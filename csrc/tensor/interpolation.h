@@ -26,7 +26,7 @@ Sample sample(int64_t i, int64_t size, float ratio, bool align);
 class Columns {
  public:
   Columns(int64_t size, int64_t begin, int64_t count, float ratio, bool align);
-  Stretch stretch() const {
+  Bilinear stretch() const {
     return {first_.data(), second_.data(), first_share_.data(), second_share_.data()};
   }
 

@@ -19,11 +19,12 @@ int64_t checked_mul(int64_t a, int64_t b) {
   return r;
 }
 
-Grid Grid::make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w, int64_t halo) {
-  Grid g;
+ActivationTensor ActivationTensor::make(int64_t channels, bool is_float, int64_t n, int64_t h,
+                                        int64_t w, int64_t halo) {
+  ActivationTensor g;
   g.channels = channels;
   g.is_float = is_float;
-  g.cells = is_float ? channels : (channels + 3) / 4;
+  g.packets = is_float ? channels : (channels + 3) / 4;
   g.n = n;
   g.h = h;
   g.w = w;
@@ -34,19 +35,19 @@ Grid Grid::make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w
   return g;
 }
 
-void Grid::set_plane(int64_t used) {
+void ActivationTensor::set_plane(int64_t used) {
   plane = used;
   if (h * w > 1 || halo > 0 || (is_float && n > 16)) plane = (divide_up(used, 16) | 1) * 16;
 }
 
-void Grid::keep(int64_t rows, int64_t margin_rows) {
+void ActivationTensor::keep(int64_t rows, int64_t margin_rows) {
   margin = margin_rows;
   image = checked_mul(h + 2 * margin, pitch);
   set_plane(checked_mul(rows, pitch) + halo);
 }
 
-Grid Grid::strip(int64_t rows) const {
-  Grid g = *this;
+ActivationTensor ActivationTensor::strip(int64_t rows) const {
+  ActivationTensor g = *this;
   g.h = rows;
   g.margin = 0;
   g.image = rows * pitch;
@@ -59,69 +60,70 @@ Buffer::Buffer(int64_t bytes) : size_(bytes) {
   if (!data_) throw std::bad_alloc();
 }
 
-void fill_cells(uint8_t* p, uint32_t value, int64_t n) {
+void fill_packets(uint8_t* p, uint32_t value, int64_t n) {
   for (int64_t i = 0; i < n; ++i) std::memcpy(p + i * 4, &value, 4);
 }
 
-void fill_halo(const Grid& g, Rows rows, uint8_t* data, uint32_t value, int64_t begin,
+void fill_halo(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t value, int64_t begin,
                int64_t end) {
   if (g.halo == 0 && g.margin == 0) return;
   for (int64_t c = begin; c < end; ++c) {
     uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i) {
       // Everything from here to the next pixel run is halo.
-      int64_t at = rows.begin == 0 ? i * g.image : g.cell(i, rows.begin, -g.halo);
+      int64_t at = rows.begin == 0 ? i * g.image : g.packet(i, rows.begin, -g.halo);
       for (int64_t y = rows.begin; y < rows.end; ++y) {
-        const int64_t row = g.cell(i, y, 0);
-        fill_cells(plane + at * 4, value, row - at);
+        const int64_t row = g.packet(i, y, 0);
+        fill_packets(plane + at * 4, value, row - at);
         at = row + g.w;
       }
-      const int64_t end_of = rows.end == g.h ? (i + 1) * g.image : g.cell(i, rows.end, -g.halo);
-      fill_cells(plane + at * 4, value, end_of + g.halo - at);
+      const int64_t end_of = rows.end == g.h ? (i + 1) * g.image : g.packet(i, rows.end, -g.halo);
+      fill_packets(plane + at * 4, value, end_of + g.halo - at);
     }
   }
 }
 
-void fill_margins(const Grid& g, Rows rows, uint8_t* data, uint32_t value) {
-  for (int64_t c = 0; c < g.cells; ++c) {
+void fill_margins(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t value) {
+  for (int64_t c = 0; c < g.packets; ++c) {
     uint8_t* const plane = data + c * g.plane * 4;
-    if (rows.begin == 0) fill_cells(plane, value, g.margin * g.pitch);
+    if (rows.begin == 0) fill_packets(plane, value, g.margin * g.pitch);
     if (rows.end == g.h)
-      fill_cells(plane + g.cell(0, g.h, -g.halo) * 4, value, g.margin * g.pitch + g.halo);
+      fill_packets(plane + g.packet(0, g.h, -g.halo) * 4, value, g.margin * g.pitch + g.halo);
   }
 }
 
 namespace {
 
-// Rows of a matrix, which are images of one pixel: their cells lie n apart in the grid. Channels go
-// in runs of a cache line, since both ways one side is read or written a plane at a time.
-bool is_matrix(const Grid& g) { return g.is_float && g.h * g.w == 1 && g.halo == 0; }
+// Rows of a matrix, which are images of one pixel: their packets lie n apart in the grid. Channels
+// go in runs of a cache line, since both ways one side is read or written a plane at a time.
+bool is_matrix(const ActivationTensor& g) { return g.is_float && g.h * g.w == 1 && g.halo == 0; }
 
 template <bool kToGrid>
-void transpose(const Grid& g, const void* from, void* to) {
+void transpose(const ActivationTensor& g, const void* from, void* to) {
   constexpr int64_t kRun = 16;
-  parallel_for(divide_up(g.channels, kRun), g.cells * g.plane, [&](int64_t run, int) {
+  parallel_for(divide_up(g.channels, kRun), g.packets * g.plane, [&](int64_t run, int) {
     const int64_t first = run * kRun, last = std::min(first + kRun, g.channels);
     const float* const a = static_cast<const float*>(from);
     float* const b = static_cast<float*>(to);
     for (int64_t i = 0; i < g.n; ++i)
       for (int64_t c = first; c < last; ++c) {
-        const int64_t row = i * g.channels + c, cell = c * g.plane + i;
-        b[kToGrid ? cell : row] = a[kToGrid ? row : cell];
+        const int64_t row = i * g.channels + c, packet = c * g.plane + i;
+        b[kToGrid ? packet : row] = a[kToGrid ? row : packet];
       }
   });
 }
 
 }  // namespace
 
-void grid_from_nchw(const Grid& g, Rows rows, const void* x, uint32_t halo_value, uint8_t* data) {
+void tensor_from_nchw(const ActivationTensor& g, Rows rows, const void* x, uint32_t halo_value,
+                      uint8_t* data) {
   if (is_matrix(g)) return transpose<true>(g, x, data);
   const int64_t image = g.h * g.w;
-  parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
+  parallel_for(g.packets, g.packets * g.plane, [&](int64_t c, int) {
     uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i)
       for (int64_t y = rows.begin; y < rows.end; ++y) {
-        uint8_t* const out = plane + g.cell(i, y, 0) * 4;
+        uint8_t* const out = plane + g.packet(i, y, 0) * 4;
         if (g.is_float) {
           std::memcpy(out, static_cast<const float*>(x) + (i * g.channels + c) * image + y * g.w,
                       static_cast<size_t>(g.w) * 4);
@@ -142,18 +144,18 @@ void grid_from_nchw(const Grid& g, Rows rows, const void* x, uint32_t halo_value
   });
 }
 
-void grid_to_nchw(const Grid& g, Rows rows, const uint8_t* data, void* y) {
+void tensor_to_nchw(const ActivationTensor& g, Rows rows, const uint8_t* data, void* y) {
   if (g.plane == 1) {  // one row of numbers
     std::memcpy(y, data, static_cast<size_t>(g.channels) * (g.is_float ? 4 : 1));
     return;
   }
   if (is_matrix(g)) return transpose<false>(g, data, y);
   const int64_t image = g.h * g.w;
-  parallel_for(g.cells, g.cells * g.plane, [&](int64_t c, int) {
+  parallel_for(g.packets, g.packets * g.plane, [&](int64_t c, int) {
     const uint8_t* const plane = data + c * g.plane * 4;
     for (int64_t i = 0; i < g.n; ++i)
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const uint8_t* const in = plane + g.cell(i, row, 0) * 4;
+        const uint8_t* const in = plane + g.packet(i, row, 0) * 4;
         if (g.is_float) {
           std::memcpy(static_cast<float*>(y) + (i * g.channels + c) * image + row * g.w, in,
                       static_cast<size_t>(g.w) * 4);

@@ -18,19 +18,20 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // To whole cache lines.
 inline int64_t round_up(int64_t bytes) { return divide_up(bytes, 64) * 64; }
 
-// An activation tensor in memory: [cells][n][h + 2 margin][pitch] 4-byte cells, pitch = w + halo.
-// The right halo of a row is the left halo of the next one, so a padded row costs one halo, not
-// two. margin: padding rows above and below, as many as halo unless keep() or strip() says
+// An activation tensor in memory: [packets][n][h + 2 margin][pitch] 4-byte packets, pitch = w +
+// halo. The right halo of a row is the left halo of the next one, so a padded row costs one halo,
+// not two. margin: padding rows above and below, as many as halo unless keep() or strip() says
 // otherwise. Planes are an odd number of cache lines apart: with a power of two, the planes of one
 // pixel would share a few sets of the first-level cache.
-struct Grid {
-  int64_t channels = 0, cells = 0, n = 0, h = 0, w = 0, halo = 0, margin = 0;
+struct ActivationTensor {
+  int64_t channels = 0, packets = 0, n = 0, h = 0, w = 0, halo = 0, margin = 0;
   int64_t pitch = 0, image = 0, plane = 0;
   bool is_float = false;
 
-  static Grid make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w, int64_t halo);
-  int64_t bytes() const { return checked_mul(checked_mul(cells, plane), 4) + kSlackBytes; }
-  int64_t cell(int64_t i, int64_t y, int64_t x) const {
+  static ActivationTensor make(int64_t channels, bool is_float, int64_t n, int64_t h, int64_t w,
+                               int64_t halo);
+  int64_t bytes() const { return checked_mul(checked_mul(packets, plane), 4) + kSlackBytes; }
+  int64_t packet(int64_t i, int64_t y, int64_t x) const {
     return i * image + (y + margin) * pitch + x + halo;
   }
   // Memory for only so many rows of one image, which pass through it.
@@ -38,7 +39,7 @@ struct Grid {
   // As the caller of a network sees it: one plane behind the other. Only without padding.
   void close_up() { plane = h * w; }
   // So many of the rows of one image, as an image without padding above and below.
-  Grid strip(int64_t rows) const;
+  ActivationTensor strip(int64_t rows) const;
 
  private:
   void set_plane(int64_t used);
@@ -70,17 +71,19 @@ inline uint32_t u8_cell(int32_t zero_point) {
   return static_cast<uint32_t>(zero_point) * 0x01010101u;
 }
 
-// n cells of one value.
-void fill_cells(uint8_t* p, uint32_t value, int64_t n);
+// n packets of one value.
+void fill_packets(uint8_t* p, uint32_t value, int64_t n);
 
-// Writes value to every cell beside these rows, and above the first and below the last row of an
+// Writes value to every packet beside these rows, and above the first and below the last row of an
 // image, in planes [begin, end).
-void fill_halo(const Grid& g, Rows rows, uint8_t* data, uint32_t value, int64_t begin, int64_t end);
+void fill_halo(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t value, int64_t begin,
+               int64_t end);
 // The same of the padding rows alone.
-void fill_margins(const Grid& g, Rows rows, uint8_t* data, uint32_t value);
+void fill_margins(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t value);
 
-// NCHW rows to and from cells. u8: element size 1; float: 4.
-void grid_from_nchw(const Grid& g, Rows rows, const void* x, uint32_t halo_value, uint8_t* data);
-void grid_to_nchw(const Grid& g, Rows rows, const uint8_t* data, void* y);
+// NCHW rows to and from packets. u8: element size 1; float: 4.
+void tensor_from_nchw(const ActivationTensor& g, Rows rows, const void* x, uint32_t halo_value,
+                      uint8_t* data);
+void tensor_to_nchw(const ActivationTensor& g, Rows rows, const uint8_t* data, void* y);
 
 }  // namespace tops

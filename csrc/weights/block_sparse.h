@@ -16,7 +16,7 @@ struct WeightShape;
 // 16 bits are kept in 16 bits.
 //
 // In a blob: int32 channels, int32 values, int64 rows[groups + 1], int32 columns[count + count % 2]
-// (input cell * taps + tap, rising within a group), the values [count][channels], 64 zero bytes.
+// (input packet * taps + tap, rising within a group), the values [count][channels], 64 zero bytes.
 struct BlockView {
   int64_t channels = 0;  // 0: the weights have another form
   Values values = Values::kFloat32;

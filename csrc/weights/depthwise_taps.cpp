@@ -12,7 +12,7 @@ constexpr int kMost = 128;  // 255 * 128 < 2**15
 
 struct Tap {
   int32_t offset;
-  std::array<int, 4> weight;  // of the cell's four channels
+  std::array<int, 4> weight;  // of the packet's four channels
   int worst() const {
     int w = 0;
     for (int v : weight) w = std::max(w, std::abs(v));
@@ -50,18 +50,18 @@ std::vector<Tap> matched(std::vector<Tap> taps) {
   return pairs;
 }
 
-// The taps of one cell, in the order of their numbers, with the weights of its channels. Entries of
-// a split quad add up.
-std::vector<Tap> taps_of(const PackedView& packed, int64_t cell,
+// The taps of one packet, in the order of their numbers, with the weights of its channels. Entries
+// of a split quad add up.
+std::vector<Tap> taps_of(const PackedView& packed, int64_t packet,
                          const std::vector<int32_t>& offsets) {
   const int64_t taps = packed.shape.r * packed.shape.s;
   std::vector<Tap> list;
   for (int64_t t = 0; t < taps; ++t)
-    list.push_back({offsets[static_cast<size_t>(cell * taps + t)], {0, 0, 0, 0}});
-  for (int64_t c = 0; c < 4 && cell * 4 + c < packed.shape.o; ++c)
-    for (int64_t i = packed.rows[cell * 4 + c]; i < packed.rows[cell * 4 + c + 1]; ++i) {
+    list.push_back({offsets[static_cast<size_t>(packet * taps + t)], {0, 0, 0, 0}});
+  for (int64_t c = 0; c < 4 && packet * 4 + c < packed.shape.o; ++c)
+    for (int64_t i = packed.rows[packet * 4 + c]; i < packed.rows[packet * 4 + c + 1]; ++i) {
       const Entry& e = packed.entries[i];
-      list[static_cast<size_t>(e.offset - cell * taps)].weight[static_cast<size_t>(c)] +=
+      list[static_cast<size_t>(e.offset - packet * taps)].weight[static_cast<size_t>(c)] +=
           static_cast<int8_t>(e.weight >> (8 * c));
     }
   list.erase(std::remove_if(list.begin(), list.end(), [](const Tap& t) { return t.worst() == 0; }),
@@ -74,8 +74,8 @@ std::vector<Tap> taps_of(const PackedView& packed, int64_t cell,
 TapGroups make_tap_groups(const PackedView& packed, const std::vector<int32_t>& offsets) {
   TapGroups made;
   made.rows.push_back(0);
-  for (int64_t cell = 0; cell < packed.cells; ++cell) {
-    std::vector<Tap> taps = matched(taps_of(packed, cell, offsets));
+  for (int64_t packet = 0; packet < packed.packets; ++packet) {
+    std::vector<Tap> taps = matched(taps_of(packed, packet, offsets));
     while (taps.size() % 4) taps.push_back({taps.front().offset, {0, 0, 0, 0}});
     for (size_t i = 0; i < taps.size(); i += 4) {
       TapGroup g{};

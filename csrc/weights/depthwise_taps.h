@@ -11,7 +11,7 @@ namespace tops {
 
 // A filter for each channel, as csrc/kernels/depthwise.inl reads it.
 struct TapGroups {
-  std::vector<int32_t> rows;  // [cells + 1]
+  std::vector<int32_t> rows;  // [packets + 1]
   std::vector<TapGroup> groups;
 };
 
@@ -21,9 +21,9 @@ inline bool is_depthwise(const PackedView& p) {
          p.shape.groups == p.shape.o && p.entries;
 }
 
-// Four taps of one cell make a group. Neighboring taps of a group share a 16-bit lane on
+// Four taps of one packet make a group. Neighboring taps of a group share a 16-bit lane on
 // instruction sets without a 4-way dot product, so they are matched such that no channel can exceed
-// it; a tap that exceeds it beside every other gets a lane of its own. offsets: of entry (cell,
+// it; a tap that exceeds it beside every other gets a lane of its own. offsets: of entry (packet,
 // tap), as ops/conv.cpp places them.
 TapGroups make_tap_groups(const PackedView& packed, const std::vector<int32_t>& offsets);
 

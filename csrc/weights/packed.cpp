@@ -34,13 +34,13 @@ void append(std::vector<uint8_t>& out, const T* data, size_t n) {
   out.insert(out.end(), p, p + n * sizeof(T));
 }
 
-// Four weights of one natural cell (channels 4 cell .. 4 cell + 3 of the whole input) that belong
-// to the group of output o, whose first channel may lie anywhere in a cell.
+// Four weights of one natural packet (channels 4 packet .. 4 packet + 3 of the whole input) that
+// belong to the group of output o, whose first channel may lie anywhere in a packet.
 int32_t quad_at(const Quads& w, const WeightShape& s, int64_t first, int64_t o, int64_t tap,
-                int64_t cell) {
+                int64_t packet) {
   uint32_t quad = 0;
   for (int64_t j = 0; j < 4; ++j) {
-    const int64_t c = cell * 4 + j - first;
+    const int64_t c = packet * 4 + j - first;
     if (c >= 0 && c < s.i)
       quad |= static_cast<uint32_t>(static_cast<uint8_t>(w.value(o, tap, c))) << (8 * j);
   }
@@ -55,15 +55,15 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
   std::vector<int32_t> bundles;
   entries.reserve(static_cast<size_t>(occupied_quads(kind, w, s)));
   for (int64_t o = 0; o < s.o; ++o) {
-    const int64_t first = (o / per_group) * s.i, last = first + s.i, first_cell = first / 4;
+    const int64_t first = (o / per_group) * s.i, last = first + s.i, first_packet = first / 4;
     const size_t begin = entries.size();
     if (first % 4 == 0) {
-      quad.append_occupied(o, first_cell, &entries);
+      quad.append_occupied(o, first_packet, &entries);
     } else {
-      for (int64_t cell = first_cell; cell * 4 < last; ++cell)
+      for (int64_t packet = first_packet; packet * 4 < last; ++packet)
         for (int64_t tap = 0; tap < taps; ++tap) {
-          const int32_t bits = quad_at(quad, s, first, o, tap, cell);
-          if (bits) entries.push_back({static_cast<int32_t>(cell * taps + tap), bits});
+          const int32_t bits = quad_at(quad, s, first, o, tap, packet);
+          if (bits) entries.push_back({static_cast<int32_t>(packet * taps + tap), bits});
         }
     }
     if (kind == Weights::kInt8) bundle_entries(begin, &entries, &bundles);
@@ -82,10 +82,10 @@ void append_pairs(std::vector<uint8_t>& blob, const void* w, const WeightShape& 
   std::vector<int32_t> bundles;
   for (int64_t o = 0; o < s.o; o += 2) {
     const size_t begin = entries.size();
-    for (int64_t cell = 0; cell < s.quads(); ++cell)
+    for (int64_t packet = 0; packet < s.quads(); ++packet)
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const int32_t a = quad(o, tap, cell), b = o + 1 < s.o ? quad(o + 1, tap, cell) : 0;
-        if (a || b) entries.push_back({static_cast<int32_t>(cell * taps + tap), {a, b}});
+        const int32_t a = quad(o, tap, packet), b = o + 1 < s.o ? quad(o + 1, tap, packet) : 0;
+        if (a || b) entries.push_back({static_cast<int32_t>(packet * taps + tap), {a, b}});
       }
     bundle_pairs(begin, &entries, &bundles);
     rows.push_back(static_cast<int64_t>(entries.size()));
@@ -118,13 +118,13 @@ void append_dense(std::vector<uint8_t>& blob, Weights kind, const void* w, const
     std::fill(panel.begin(), panel.end(), uint8_t{0});
     for (int64_t o = 0; o < std::min(kBlock, s.o - first); ++o)
       for (int64_t row = 0; row < k; ++row) {
-        const int64_t tap = row % taps, cell = row / taps;
+        const int64_t tap = row % taps, packet = row / taps;
         if (kind == Weights::kFloat) {
-          put_row(panel.data(), row, o, float_at(w, s, first + o, tap, cell));
+          put_row(panel.data(), row, o, float_at(w, s, first + o, tap, packet));
         } else if (kind == Weights::kInt8) {
-          put_row(panel.data(), row, o, quad(first + o, tap, cell));
+          put_row(panel.data(), row, o, quad(first + o, tap, packet));
         } else {
-          const uint32_t bits = static_cast<uint32_t>(quad(first + o, tap, cell));
+          const uint32_t bits = static_cast<uint32_t>(quad(first + o, tap, packet));
           const int64_t in_group = row % kGroup;
           uint8_t* const to =
               &panel[static_cast<size_t>(row / kGroup * 64 + in_group % 2 * 32 + o * 4)];
@@ -156,7 +156,7 @@ void check_shape(const WeightShape& s, Weights weights) {
   const int64_t k = checked_mul(checked_mul(s.r, s.s), s.i);
   checked_mul(checked_mul(k, s.groups), 1);
   checked_mul(k, s.o);
-  // 255 * max|w| * K must fit int32, and sparse entries number taps x cells with 31 bits.
+  // 255 * max|w| * K must fit int32, and sparse entries number taps x packets with 31 bits.
   const int64_t most = weights == Weights::kInt8 ? 2147483647 / (255 * 128) : 2147483647 / 255;
   if (weights != Weights::kFloat && k > most)
     fail("integer sums of " + std::to_string(k) + " products could overflow int32 (at most " +
@@ -228,7 +228,7 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
   v.sparse = h.sparse;
   check_shape(v.shape, v.weights);
   const int64_t channels = checked_mul(h.i, h.groups);
-  v.cells = v.weights == Weights::kFloat ? channels : (channels + 3) / 4;
+  v.packets = v.weights == Weights::kFloat ? channels : (channels + 3) / 4;
   int64_t at = sizeof(h);
   auto take = [&](int64_t n) {
     if (n < 0 || n > bytes - at) bad_blob("truncated");

@@ -30,8 +30,8 @@ struct PackedView {
   WeightShape shape;
   Weights weights = Weights::kTernary;
   bool sparse = false;
-  int64_t cells = 0;                 // input cells of one pixel, all groups
-  int64_t k = 0;                     // dense: cells of one group x taps
+  int64_t packets = 0;               // input packets of one pixel, all groups
+  int64_t k = 0;                     // dense: packets of one group x taps
   const int32_t* sums = nullptr;     // [O] sum of the weights
   const int64_t* rows = nullptr;     // sparse: [O + 1]
   const int32_t* bundles = nullptr;  // sparse int8: [O][kMostBundle], weights/overflow_groups.h
@@ -39,7 +39,7 @@ struct PackedView {
   const int64_t* pair_rows = nullptr;
   const int32_t* pair_bundles = nullptr;
   const PairEntry* pairs = nullptr;
-  const Entry* entries = nullptr;   // sparse: offset holds cell * taps + tap
+  const Entry* entries = nullptr;   // sparse: offset holds packet * taps + tap
   BlockView blocks;                 // sparse float
   const uint8_t* panels = nullptr;  // dense
   int64_t panel_bytes = 0;
@@ -53,7 +53,7 @@ struct PackedView {
 std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
                                   const WeightShape& shape);
 
-// For Domain::rows: the filter as one of [R, ceil(S * I / 4)] taps x 4 channels whose tap (i, j)
+// For ConvInput::rows: the filter as one of [R, ceil(S * I / 4)] taps x 4 channels whose tap (i, j)
 // holds values 4j .. 4j + 3 of filter row i, taps first, channels innermost. Same kinds and
 // layouts.
 std::vector<uint8_t> pack_filter_rows(Weights weights, const void* w, WeightShape shape,

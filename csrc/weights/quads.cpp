@@ -107,10 +107,10 @@ int32_t Quads::expanded(uint8_t codes, int64_t o, int64_t tap, int64_t quad) con
   return table_[codes];
 }
 
-void Quads::append_occupied(int64_t o, int64_t first_cell, std::vector<Entry>* entries) const {
+void Quads::append_occupied(int64_t o, int64_t first_packet, std::vector<Entry>* entries) const {
   const int64_t taps = s_.r * s_.s;
   const auto entry = [&](int64_t tap, int64_t quad, int32_t bits) {
-    return Entry{static_cast<int32_t>((first_cell + quad) * taps + tap), bits};
+    return Entry{static_cast<int32_t>((first_packet + quad) * taps + tap), bits};
   };
   if (kind_ == Weights::kInt8) {
     for (int64_t quad = 0; quad < count_; ++quad)

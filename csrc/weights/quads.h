@@ -31,9 +31,9 @@ class Quads {
   int8_t value(int64_t o, int64_t tap, int64_t c) const {
     return static_cast<int8_t>((*this)(o, tap, c / 4) >> (8 * (c % 4)));
   }
-  // The occupied quads of one output whose group begins at input cell first_cell, by cell, then by
-  // tap. Throws as operator() does.
-  void append_occupied(int64_t o, int64_t first_cell, std::vector<Entry>* entries) const;
+  // The occupied quads of one output whose group begins at input packet first_packet, by packet,
+  // then by tap. Throws as operator() does.
+  void append_occupied(int64_t o, int64_t first_packet, std::vector<Entry>* entries) const;
 
  private:
   int32_t int8_at(int64_t at) const {

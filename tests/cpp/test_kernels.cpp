@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every instruction set of this machine against plain loops, with a guard page right after (and
 // before) every buffer: a kernel that reads or writes one byte outside dies here. Random values,
-// never zeros; outputs start as a pattern that a missed cell keeps.
+// never zeros; outputs start as a pattern that a missed packet keeps.
 //   test_kernels [--seed N] [--cases N]
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -280,8 +280,9 @@ void test_grid_bounds(Rng& g) {
   Layer l(c, g);
   const int64_t oh = window_out(c.h, c.r, c.window.stride_h, c.window.pad_h, c.window.dil_h);
   const int64_t ow = window_out(c.w, c.s, c.window.stride_w, c.window.pad_w, c.window.dil_w);
-  const Grid in = Grid::make(c.groups * c.i, false, c.n, c.h, c.w, g.in(0, 3)),
-             out = Grid::make(c.o, false, c.n, oh, ow, g.in(0, 2));
+  const ActivationTensor in = ActivationTensor::make(c.groups * c.i, false, c.n, c.h, c.w,
+                                                     g.in(0, 3)),
+                         out = ActivationTensor::make(c.o, false, c.n, oh, ow, g.in(0, 2));
   WeightShape shape{c.o, c.r, c.s, c.i, c.groups};
   const bool by_rows = c.groups == 1 && c.window.dil_w == 1 && g.in(0, 1);
   std::vector<uint8_t> rows;
@@ -300,21 +301,22 @@ void test_grid_bounds(Rng& g) {
     set_num_threads(1);
     Guarded x(static_cast<size_t>(in.bytes())), y(static_cast<size_t>(out.bytes() - kSlackBytes)),
         scratch(static_cast<size_t>(plan.scratch_bytes()));
-    grid_from_nchw(in, {0, in.h}, l.x.data(), static_cast<uint32_t>(c.zp) * 0x01010101u, x.data());
+    tensor_from_nchw(in, {0, in.h}, l.x.data(), static_cast<uint32_t>(c.zp) * 0x01010101u,
+                     x.data());
     plan.run(x.data(), y.data(), nullptr, scratch.data());
     Guarded nchw(static_cast<size_t>(c.n * c.o * oh * ow));
-    grid_to_nchw(out, {0, out.h}, y.data(), nchw.data());
+    tensor_to_nchw(out, {0, out.h}, y.data(), nchw.data());
     Case u8 = c;
     u8.float_out = false;
     bool halo = true;
     std::vector<bool> pixel(static_cast<size_t>(out.plane), false);
     for (int64_t n = 0; n < out.n; ++n)
       for (int64_t p = 0; p < oh * ow; ++p)
-        pixel[static_cast<size_t>(out.cell(n, p / ow, p % ow))] = true;
-    for (int64_t cell = 0; cell < out.cells * out.plane; ++cell)
-      if (cell % out.plane < out.n * out.image + out.halo &&
-          !pixel[static_cast<size_t>(cell % out.plane)])
-        halo = halo && y.data()[cell * 4] == c.yzp && y.data()[cell * 4 + 3] == c.yzp;
+        pixel[static_cast<size_t>(out.packet(n, p / ow, p % ow))] = true;
+    for (int64_t packet = 0; packet < out.packets * out.plane; ++packet)
+      if (packet % out.plane < out.n * out.image + out.halo &&
+          !pixel[static_cast<size_t>(packet % out.plane)])
+        halo = halo && y.data()[packet * 4] == c.yzp && y.data()[packet * 4 + 3] == c.yzp;
     check(matches(u8, l, nchw, oh, ow), "grid " + isa.name + " " + c.text());
     check(halo, "halo " + isa.name + " " + c.text());
   }
@@ -401,8 +403,8 @@ void test_row_pairs(Rng& g) {
   const int64_t pad = g.in(0, 1);
   c.window = {1, 1, pad, pad, 1, 1};
   const int64_t oh = c.h + 2 * pad - 2, ow = c.w + 2 * pad - 2;
-  const Grid in = Grid::make(c.i, true, c.n, c.h, c.w, 1),
-             out = Grid::make(c.o, true, c.n, oh, ow, g.in(0, 1));
+  const ActivationTensor in = ActivationTensor::make(c.i, true, c.n, c.h, c.w, 1),
+                         out = ActivationTensor::make(c.o, true, c.n, oh, ow, g.in(0, 1));
   std::vector<float> w(static_cast<size_t>(c.o * 9 * c.i)), ones(static_cast<size_t>(c.o), 1.0f),
       image(static_cast<size_t>(c.n * c.i * c.h * c.w));
   for (float& v : w) v = g.real(-1, 1);
@@ -443,13 +445,13 @@ void test_row_pairs(Rng& g) {
     Guarded x(static_cast<size_t>(in.bytes())), y(static_cast<size_t>(out.bytes() - kSlackBytes)),
         scratch(static_cast<size_t>(plan.scratch_bytes()));
     std::memset(y.data(), 0xFF, y.size());  // NaN
-    grid_from_nchw(in, {0, in.h}, image.data(), 0, x.data());
+    tensor_from_nchw(in, {0, in.h}, image.data(), 0, x.data());
     plan.run(x.data(), y.data(), nullptr, scratch.data());
     double worst = 0;
     for (int64_t at = 0; at < c.n * c.o * oh * ow; ++at) {
       const int64_t n = at / (c.o * oh * ow), o = at / (oh * ow) % c.o;
       const double made =
-          static_cast<double>(y.as<float>()[o * out.plane + out.cell(n, at / ow % oh, at % ow)]);
+          static_cast<double>(y.as<float>()[o * out.plane + out.packet(n, at / ow % oh, at % ow)]);
       const double err =
           std::fabs(made - sums[static_cast<size_t>(at)]) / sizes[static_cast<size_t>(at)];
       worst = err > worst || err != err ? err : worst;
