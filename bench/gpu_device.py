@@ -29,7 +29,7 @@ from _measure import conclude
 from torch import Tensor
 
 from ternary_ops import ops
-from ternary_ops.ops import codes as layout
+from ternary_ops.layout import codes as layout
 from ternary_ops.ops._attention import composed_esa, composed_hf
 
 CLOSE = 2e-3

@@ -11,11 +11,11 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ternary_ops import _moved
 from ternary_ops._version import __version__
 
 if TYPE_CHECKING:
     from ternary_ops import (
-        engine,
         errors,
         interchange,
         io,
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
         runtime,
         sr,
     )
-    from ternary_ops.engine import compile  # noqa: A004
+    from ternary_ops.compiler import compile  # noqa: A004
     from ternary_ops.quantize import TernaryConfig, fallback_, load, pack_, quantize_, save
-    from ternary_ops.quantize.calibrate import calibrate
-    from ternary_ops.quantize.plan import plan
-    from ternary_ops.quantize.sensitivity import sensitivity
+    from ternary_ops.quantize.calibration import calibrate
+    from ternary_ops.quantize.layer_sensitivity import sensitivity
+    from ternary_ops.quantize.plans import plan
     from ternary_ops.reporting import report
     from ternary_ops.runtime import Program
 
@@ -41,7 +41,6 @@ __all__ = [
     "__version__",
     "calibrate",
     "compile",
-    "engine",
     "errors",
     "fallback_",
     "interchange",
@@ -63,14 +62,13 @@ __all__ = [
 ]
 
 _MODULES = frozenset(
-    {"engine", "errors", "interchange", "io", "models", "nn", "ops"}
-    | {"prune", "quantize", "runtime", "sr"}
+    {"errors", "interchange", "io", "models", "nn", "ops"} | {"prune", "quantize", "runtime", "sr"}
 )
 _HOME = {
     "Program": "runtime",
     "TernaryConfig": "quantize",
     "calibrate": "quantize",
-    "compile": "engine",
+    "compile": "compiler",
     "fallback_": "quantize",
     "load": "quantize",
     "pack_": "quantize",
@@ -110,5 +108,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+_moved.install()
 if "torch" in sys.modules:
     importlib.import_module("ternary_ops.ops")  # defines torch.ops.ternary_ops.*

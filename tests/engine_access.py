@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 import ternary_ops as tops
-from ternary_ops import runtime
-from ternary_ops.engine import rules
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.shapes import infer
-from ternary_ops.engine.simulate import node_value
-from ternary_ops.engine.weight import Weight
+from ternary_ops import reference, runtime
 from ternary_ops.errors import FormatError, UnsupportedShape
-from ternary_ops.ops import functions, reference_moves
+from ternary_ops.program import op_spec
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.interpret import node_value
+from ternary_ops.program.shapes import infer
+from ternary_ops.program.weight import Weight
+from ternary_ops.reference import activations
 from ternary_ops.runtime import Program
 
 __all__ = [
@@ -36,9 +36,9 @@ __all__ = [
     "Program",
     "UnsupportedShape",
     "Weight",
-    "functions",
+    "activations",
     "infer",
-    "reference_moves",
+    "reference",
 ]
 
 Array = NDArray[Any]
@@ -100,7 +100,7 @@ def running(isa: str, threads: int) -> Iterator[None]:
 
 def operators() -> tuple[str, ...]:
     """All that a program knows."""
-    return tuple(rules.OPS)
+    return tuple(op_spec.OPS)
 
 
 def available_isas() -> list[str]:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.weight import Params
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.weight import Params
 
 Operands = list[tuple[Tensor, "Params | None"]]
 

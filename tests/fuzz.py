@@ -42,9 +42,9 @@ from containers import forge  # noqa: E402
 from programs import PROGRAMS, example, random_program  # noqa: E402
 
 from ternary_ops import runtime  # noqa: E402
-from ternary_ops.engine import files, shapes  # noqa: E402
 from ternary_ops.errors import FormatError, TernaryOpsError  # noqa: E402
 from ternary_ops.io import safetensors  # noqa: E402
+from ternary_ops.program import program_file, shapes  # noqa: E402
 
 _CHUNK = 5000
 # What survives is run, unless the program is larger than this.
@@ -64,7 +64,7 @@ def seeds() -> list[bytes]:
         for build in (*PROGRAMS.values(), random_program):
             for seed in range(3):
                 graph = build(seed)
-                files.write(file, graph, example(graph, 1, 11, 9).shape)
+                program_file.write(file, graph, example(graph, 1, 11, 9).shape)
                 made.append(file.read_bytes())
     return made
 
@@ -80,7 +80,7 @@ def damaged(case: int, valid: list[bytes]) -> bytes:
         return data
     tensors = safetensors.read(io.BytesIO(data), len(data))[1]
     deflated, payload = bytes(tensors["index"]), bytes(tensors["payload"])
-    about: dict[str, Any] = {"kind": files.KIND}
+    about: dict[str, Any] = {"kind": program_file.KIND}
     index: Any = json.loads(zlib.decompress(deflated))
     for _ in range(places):
         if kind == 1:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.weight import Weight
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.weight import Weight
 
 
 class Builder:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from engine_access import Graph, Schedule, Task, reference_moves
+from engine_access import Graph, Schedule, Task, reference
 
 Shapes = list[tuple[int, ...]]
 _IN_PLACE = ("activation", "add", "mul", "clamp")
@@ -25,7 +25,7 @@ def _resized(size: int, out: int, mode: str, align: bool, zoom: float | None) ->
     """Input rows with a share in each output row."""
     bright = np.eye(size, dtype=np.float32).reshape(1, size, size, 1)
     zooms = None if zoom is None else (zoom, 1.0)
-    made = np.asarray(reference_moves.resize(bright, (out, 1), mode, align, zooms))
+    made = np.asarray(reference.resize(bright, (out, 1), mode, align, zooms))
     return [np.flatnonzero(made[0, :, y, 0]).tolist() for y in range(out)]
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import ternary_ops as tops
+from ternary_ops.budget.allocate import Budget, Choice, choose, hull
 from ternary_ops.errors import BadConfig
 from ternary_ops.models import digits_resnet
-from ternary_ops.quantize.allocate import Budget, Choice, choose, hull
 
 ANY = tops.TernaryConfig()
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import runtime
-from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
+from ternary_ops.program.interpret import simulate
 from ternary_ops.runtime import Program
 
 

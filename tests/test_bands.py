@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from programs import Builder, example, random_program
 
 from ternary_ops import runtime
-from ternary_ops.engine.build import build
-from ternary_ops.engine.ir import Graph
-from ternary_ops.engine.shapes import infer
 from ternary_ops.errors import UnsupportedShape
+from ternary_ops.program.graph import Graph
+from ternary_ops.program.native import build
+from ternary_ops.program.shapes import infer
 
 
 def whole(engine: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:

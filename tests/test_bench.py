@@ -17,11 +17,11 @@ from torch import nn
 
 import ternary_ops as tops
 from ternary_ops import quantize, runtime
-from ternary_ops.engine import ceiling
-from ternary_ops.engine.simulate import simulate
+from ternary_ops.benchmark import baselines, networks, runner
+from ternary_ops.benchmark.agreement import agreement
 from ternary_ops.errors import BadConfig
-from ternary_ops.study import benchmark, networks, rivals
-from ternary_ops.study.agreement import agreement
+from ternary_ops.program import peak
+from ternary_ops.program.interpret import simulate
 
 
 @pytest.fixture
@@ -151,9 +151,9 @@ def test_agreement_tells_rounding_from_another_network() -> None:
 def test_ceilings_are_positive_and_float_layers_are_held_to_float() -> None:
     for isa in runtime.available_isas():
         with runtime.force_isa(isa):
-            int8, single = ceiling.products()
+            int8, single = peak.products()
             assert int8 > 0 and single > 0
-    found = ceiling.Ceilings(4.0, 3.0, 2.0, 1.0)
+    found = peak.Ceilings(4.0, 3.0, 2.0, 1.0)
     assert found.of("float") == 3.0 and found.of("ternary") == found.of("int8") == 4.0
 
 
@@ -165,14 +165,14 @@ def test_engines_run_a_batch_at_a_time() -> None:
         return x.sum((1, 2, 3), keepdims=False)[:, None]
 
     images = np.random.default_rng(0).random((7, 2, 3, 3), np.float32)
-    got = rivals.Engine("x", run, "").in_batches(images, 3)
+    got = baselines.Engine("x", run, "").in_batches(images, 3)
     assert sizes == [3, 3, 3]
     np.testing.assert_array_equal(got[:, 0], images.sum((1, 2, 3)))
 
 
 def test_torch_rivals_compute_the_same_network(no_data: None) -> None:
     net = networks.by_name("digits_resnet", 0.5, batch=2, samples=16)
-    found = rivals.engines(["torch"], net.dense, net.x, networks.images(16, 1, 8), threads=1)
+    found = baselines.engines(["torch"], net.dense, net.x, networks.images(16, 1, 8), threads=1)
     seen = networks.images(6, 1, 8, start=50)
     with torch.no_grad():
         wanted = net.dense(seen).numpy()
@@ -180,16 +180,16 @@ def test_torch_rivals_compute_the_same_network(no_data: None) -> None:
     close = [agreement(e.in_batches(seen.numpy(), 2), wanted) for e in found]
     assert close[0].error < 1e-5 < close[1].error and close[1].match
     with pytest.raises(BadConfig, match="rival"):
-        rivals.engines(["tvm"], net.dense, net.x, seen, threads=1)
+        baselines.engines(["tvm"], net.dense, net.x, seen, threads=1)
 
 
 def test_a_wrong_program_gets_no_time(no_data: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(graph: Any, x: Any) -> list[Any]:
         return [-value for value in simulate(graph, x)]
 
-    monkeypatch.setattr(benchmark, "simulate", wrong)
-    settings = benchmark.Settings(batch=1, zeros=0.5, threads=1, seconds=0.01)
-    result = benchmark.of_network("digits_resnet", None, settings, ["torch"], "1x4")
+    monkeypatch.setattr(runner, "simulate", wrong)
+    settings = runner.Settings(batch=1, zeros=0.5, threads=1, seconds=0.01)
+    result = runner.of_network("digits_resnet", None, settings, ["torch"], "1x4")
     assert not result.match and result.engines[0]["match"] == "NO"
     assert all(np.isnan(row["times ours"]) for row in result.engines)
 

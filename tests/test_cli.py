@@ -16,10 +16,9 @@ import pytest
 import torch
 
 import ternary_ops as tops
-from ternary_ops import runtime, selftest
+from ternary_ops import reference, runtime, selftest
 from ternary_ops.cli import main
 from ternary_ops.models import digits_resnet
-from ternary_ops.ops import reference
 
 COMMANDS = ("info", "verify", "compress", "run", "report", "export", "bench")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ternary_ops._native import core
 from ternary_ops.errors import BadWeights, FormatError, UnsupportedShape
 from ternary_ops.io.sizes import entropy_bound
-from ternary_ops.ops.codes import pack_codes
+from ternary_ops.layout.codes import pack_codes
 
 
 def quad_sparse(rng, rows, width, density, shares=(0.35, 0.3, 0.35)):

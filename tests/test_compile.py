@@ -17,10 +17,10 @@ from networks import images, layers_of, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops
-from ternary_ops.engine.simulate import simulate
+from ternary_ops import reference
 from ternary_ops.errors import BadWeights, UnsupportedModel, UnsupportedShape
 from ternary_ops.models.resnet import BasicBlock, Bottleneck, ResNet
-from ternary_ops.ops import reference
+from ternary_ops.program.interpret import simulate
 from ternary_ops.quantize import fold_batchnorm_
 from ternary_ops.runtime import Program
 

@@ -239,18 +239,18 @@ def test_statistics_of_the_batch_are_not_folded() -> None:
 
 def test_a_fold_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison is with the layers as they were: a wrong fold changes nothing."""
-    from ternary_ops.quantize import fold
+    from ternary_ops.graph import fold_batchnorm
 
     model = settled(net())
     x, before = torch.randn(2, 3, 9, 9), state(model)
-    real = fold._fold
+    real = fold_batchnorm._fold
 
     def wrong(name: str, layer: Any, norm: Any) -> None:
         real(name, layer, norm)
         if name == "3":
             layer.weight.data[1] *= 1.01
 
-    monkeypatch.setattr(fold, "_fold", wrong)
+    monkeypatch.setattr(fold_batchnorm, "_fold", wrong)
     with pytest.raises(UnsupportedModel, match="3 with 4 folded in"):
         fold_batchnorm_(model)
     assert unchanged(model, before)
@@ -259,15 +259,15 @@ def test_a_fold_that_computes_something_else_is_refused(monkeypatch: pytest.Monk
 
 
 def test_compile_is_held_to_the_untouched_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ternary_ops.engine import compiler
+    from ternary_ops.compiler import pipeline
 
-    real = compiler.fold_pairs_
+    real = pipeline.fold_pairs_
 
     def wrong(model: Any, pairs: Any) -> None:
         real(model, pairs)
         model[6].weight.data *= 1.01
 
-    monkeypatch.setattr(compiler, "fold_pairs_", wrong)
+    monkeypatch.setattr(pipeline, "fold_pairs_", wrong)
     for quantized in (False, True):
         model = settled(net())
         x = torch.randn(2, 3, 9, 9)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, FormatError
 from ternary_ops.nn import TernaryConv2d, TernaryLayer
+from ternary_ops.nn.patterns import get_pattern, unit_scores, unit_sums
+from ternary_ops.nn.ternarize import cosine
 from ternary_ops.prune import Pruner
-from ternary_ops.prune.criteria import CRITERIA
-from ternary_ops.prune.units import get_pattern, unit_scores, unit_sums
+from ternary_ops.prune.scores import CRITERIA
 from ternary_ops.quantize import TernaryConfig, plan, quantize_
-from ternary_ops.quantize.ternarize import cosine
 
 
 def net() -> nn.Sequential:

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.checkpoint import Checkpoint
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, UnsupportedShape
 from ternary_ops.models import digits_resnet
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import TernaryConfig, calibrate, quantize_
-from ternary_ops.quantize.distill import Distillation
 from ternary_ops.study.fit import Course, fit, optimizer_for
-from ternary_ops.study.views import KeptLogits, Views
+from ternary_ops.train.augment import KeptLogits, Views
+from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.distillation import Distillation
 
 
 def pair() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:

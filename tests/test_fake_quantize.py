@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ternary_ops import _native
+from ternary_ops import _native, reference
 from ternary_ops.nn import fake_quant
-from ternary_ops.ops import reference
 
 RANGES = [(-2.0, 3.0), (0.0, 4.0), (-1.5, 0.0), (-1e-3, 2e-3), (-1e37, 2e37)]
 

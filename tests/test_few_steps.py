@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig
 from ternary_ops.prune import SCHEDULES, Pruner
-from ternary_ops.quantize.distill import Distillation
-from ternary_ops.rates import one_cycle
 from ternary_ops.study.fit import WARMUP, Course, fit, optimizer_for
-from ternary_ops.study.views import Views
+from ternary_ops.train.augment import Views
+from ternary_ops.train.distillation import Distillation
+from ternary_ops.train.rates import one_cycle
 
 _TO_TARGET = sorted(name for name, schedule in SCHEDULES.items() if schedule.last == 1.0)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedModel
+from ternary_ops.graph.trace import fused_chain, is_layer, trace
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.quantize import TernaryConfig, calibrate, fold_batchnorm_, plan, quantize_
-from ternary_ops.quantize.trace import fused_chain, is_layer, trace
 
 
 class Block(nn.Module):

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import runtime
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.simulate import simulate
-from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import FormatError
-from ternary_ops.ops.functions import sigmoid32
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.weight import Weight
+from ternary_ops.reference.activations import sigmoid32
 
 ISAS = pytest.mark.parametrize("isa", runtime.available_isas())
 

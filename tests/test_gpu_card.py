@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels have no machine code", allow_module_level=True)
 
 from ternary_ops.cli import main
-from ternary_ops.gpu import card, cases, targets
+from ternary_ops.gpu import cases, devices, report
 
 
 def good() -> dict[str, Any]:
@@ -37,27 +37,27 @@ def good() -> dict[str, Any]:
     ],
 )
 def test_what_got_worse_is_named(change: dict[str, Any], words: str) -> None:
-    limits = card.Limits("IGMMA", 1.0)
-    assert card.check(good(), limits) == []
-    assert card.check(good() | {"per_unit": 1.09}, limits) == []
-    (line,) = card.check(good() | change, limits)
+    limits = report.Limits("IGMMA", 1.0)
+    assert report.check(good(), limits) == []
+    assert report.check(good() | {"per_unit": 1.09}, limits) == []
+    (line,) = report.check(good() | change, limits)
     assert words in line and "a on sm_90" in line
 
 
 def test_a_row_has_figures_of_machine_code_and_of_the_model() -> None:
     case = cases.linear(16, 512, 1024, torch.uint8)
-    (row,) = card.rows(case, "sm_90")
+    (row,) = report.rows(case, "sm_90")
     assert row["device"] == "H100" and row["kernel"] == "_matmul" and row["tensor_core"] == "IGMMA"
     assert row["widest_load"] == 16 and row["spill_bytes"] == 0 and row["launches"] >= 2
     assert 0 < row["kernel_per_unit"] < row["per_unit"]
     assert row["predicted_us"] > row["roofline_us"] > 0
-    assert [r["device"] for r in card.rows(case, "sm_86")] == [""]
-    assert {r["device"] for r in card.rows(case, "sm_89")} == {"L4", "4090"}
+    assert [r["device"] for r in report.rows(case, "sm_86")] == [""]
+    assert {r["device"] for r in report.rows(case, "sm_89")} == {"L4", "4090"}
 
 
 def test_what_a_target_cannot_run_says_so() -> None:
-    (row,) = card.rows(cases.linear(16, 512, 1024, torch.float16), "sm_100")
-    assert row["note"].startswith("unsupported") and card.check(row, None) == []
+    (row,) = report.rows(cases.linear(16, 512, 1024, torch.float16), "sm_100")
+    assert row["note"].startswith("unsupported") and report.check(row, None) == []
 
 
 @pytest.mark.parametrize("name", ["sm_80", "sm_90"])
@@ -71,13 +71,13 @@ def test_convolutions_and_attention_compile_without_spills(name: str) -> None:
         cases.hf_attention(50, 12, 40, 40, layers=6),
         cases.sr_gate(8, 16, 16),
     ):
-        for row in card.rows(case, name):
-            assert card.check(row, None) == []
+        for row in report.rows(case, name):
+            assert report.check(row, None) == []
 
 
 def test_bench_static(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(cases, "all_cases", lambda: [cases.sr_gate(8, 16, 16)])
-    monkeypatch.setattr(targets, "TARGETS", {"sm_90": targets.TARGETS["sm_90"]})
+    monkeypatch.setattr(devices, "TARGETS", {"sm_90": devices.TARGETS["sm_90"]})
     assert main(["bench", "--static", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["target"] == "sm_90" and row["widest_load"] == 16

@@ -19,12 +19,12 @@ if triton.knobs.runtime.interpret:
 import gpu_kernels  # noqa: E402  (it imports Triton)
 
 from ternary_ops.errors import BadConfig, MissingExtra, UnsupportedDevice  # noqa: E402
-from ternary_ops.gpu import score  # noqa: E402
-from ternary_ops.gpu._listing import Instruction, find_loops, parse_sass  # noqa: E402
+from ternary_ops.gpu import perf_model  # noqa: E402
 from ternary_ops.gpu._triton import triton_module  # noqa: E402
-from ternary_ops.gpu.machine_code import Binary  # noqa: E402
-from ternary_ops.gpu.record import Launch, record  # noqa: E402
-from ternary_ops.gpu.targets import Target, find_device, find_target  # noqa: E402
+from ternary_ops.gpu.binary import Binary  # noqa: E402
+from ternary_ops.gpu.capture import Launch, record  # noqa: E402
+from ternary_ops.gpu.devices import Target, find_device, find_target  # noqa: E402
+from ternary_ops.gpu.disassembly import Instruction, find_loops, parse_sass  # noqa: E402
 
 active = triton.runtime.driver
 
@@ -229,13 +229,13 @@ def launch_of(opcodes: Sequence[str], blocks: int, registers: int = 32) -> Launc
     ],
 )
 def test_occupancy(registers: int, shared_bytes: int, num_warps: int, expected: int) -> None:
-    found = score.occupancy(find_device("A100"), registers, shared_bytes, num_warps)
+    found = perf_model.occupancy(find_device("A100"), registers, shared_bytes, num_warps)
     assert found == expected
 
 
 def test_occupancy_refuses_what_does_not_fit() -> None:
     with pytest.raises(BadConfig, match="fits on one SM"):
-        score.occupancy(find_device("A100"), 255, 0, 16)
+        perf_model.occupancy(find_device("A100"), 255, 0, 16)
 
 
 def test_prediction_of_known_code() -> None:
@@ -243,15 +243,15 @@ def test_prediction_of_known_code() -> None:
     # 100 FFMA at 2 cycles each, 16 warps in each quarter of an SM, one wave of 16 blocks an SM.
     code = ["FFMA"] * 100
     one_wave = 100 * 2 * 16 / 1.41e3 / 0.66
-    whole = score.predict([(launch_of(code, 108 * 16), [])], a100, 0, 0)
+    whole = perf_model.predict([(launch_of(code, 108 * 16), [])], a100, 0, 0)
     assert whole.sm_us == pytest.approx(one_wave)
     assert whole.us == pytest.approx(one_wave + 2 + 2 * 0.6)
     assert (whole.bound, whole.occupancy, whole.waves) == ("float", 16, 1.0)
     # Half a wave more costs half as much more; two launches pay their overhead twice.
-    more = score.predict([(launch_of(code, 108 * 24), [])] * 2, a100, 0, 0)
+    more = perf_model.predict([(launch_of(code, 108 * 24), [])] * 2, a100, 0, 0)
     assert more.us == pytest.approx(2 * (1.5 * one_wave + 3.2))
     # 512 fp16 multiply-adds a cycle and quarter: 2048 / 256 cycles of the tensor pipe.
-    matrix = score.predict([(launch_of(["HMMA.16816.F32"] * 10, 108 * 16), [])], a100, 0, 0)
+    matrix = perf_model.predict([(launch_of(["HMMA.16816.F32"] * 10, 108 * 16), [])], a100, 0, 0)
     assert matrix.sm_us == pytest.approx(10 * 8 * 16 / 1.41e3 / 0.66)
     assert matrix.bound == "tensor"
 
@@ -260,16 +260,16 @@ def test_prediction_of_memory() -> None:
     a100 = find_device("A100")
     launch = launch_of(["LDG.E.128"] * 8, 108 * 16)
     # 108 * 16 * 4 warps with 8 loads of 16 bytes a lane: far above 1.555e12 * 600e-9 under way.
-    found = score.predict([(launch, [])], a100, 1e9, 1e9)
+    found = perf_model.predict([(launch, [])], a100, 1e9, 1e9)
     assert found.bound == "dram"
     assert found.dram_us == pytest.approx(1e9 / (1.555e12 * 0.88) * 1e6)
     assert found.l2_us == pytest.approx(250)
-    assert score.predict([(launch, [])], a100, 1e8, 1e9).bound == "l2"
+    assert perf_model.predict([(launch, [])], a100, 1e8, 1e9).bound == "l2"
     # One block has 4 * 32 * 16 * 8 bytes under way: so much of the rate it can ask for.
-    lonely = score.predict([(launch_of(["LDG.E.128"] * 8, 1), [])], a100, 1e9, 0)
+    lonely = perf_model.predict([(launch_of(["LDG.E.128"] * 8, 1), [])], a100, 1e9, 0)
     assert lonely.dram_us == pytest.approx(1e9 / 0.88 / (4 * 32 * 16 * 8) * 600e-3)
     with pytest.raises(BadConfig, match="Record it for sm_90"):
-        score.predict([(launch, [])], find_device("H100"), 0, 0)
+        perf_model.predict([(launch, [])], find_device("H100"), 0, 0)
 
 
 def test_a_trap_is_no_kernel() -> None:
@@ -279,7 +279,7 @@ def test_a_trap_is_no_kernel() -> None:
     assert binary.trapped
     with pytest.raises(UnsupportedDevice, match="given_up, got a trap"):
         launch = Launch("given_up", (1, 1, 1), 4, binary, {})
-        score.predict([(launch, [])], find_device("A100"), 0, 0)
+        perf_model.predict([(launch, [])], find_device("A100"), 0, 0)
     checked = Binary({}, metadata, find_target("sm_80"))
     checked.instructions = [*binary.instructions, *(Instruction(0, "FADD") for _ in range(100))]
     assert not checked.trapped
@@ -288,20 +288,20 @@ def test_a_trap_is_no_kernel() -> None:
 def test_matrix_instruction_of_unknown_shape_is_refused() -> None:
     launch = launch_of(["HMMA.161616.F32"], 1)
     with pytest.raises(UnsupportedDevice, match="16816"):
-        score.predict([(launch, [])], find_device("A100"), 0, 0)
+        perf_model.predict([(launch, [])], find_device("A100"), 0, 0)
 
 
 def test_roofline() -> None:
     h100 = find_device("H100")
     macs = 512 * 4096 * 4096
-    int8 = score.roofline(h100, macs, 4096 * 4096 / 4, "int8")
+    int8 = perf_model.roofline(h100, macs, 4096 * 4096 / 4, "int8")
     assert (int8.us, int8.bound) == (pytest.approx(macs / (132 * 1.7e3 * 4096)), "tensor")
-    bf16 = score.roofline(h100, macs, 0, "bf16")
+    bf16 = perf_model.roofline(h100, macs, 0, "bf16")
     assert bf16.us == pytest.approx(2 * int8.us)
-    thin = score.roofline(h100, 4096 * 4096, 4096 * 4096 / 4, "int8")
+    thin = perf_model.roofline(h100, 4096 * 4096, 4096 * 4096 / 4, "int8")
     assert (thin.us, thin.bound) == (pytest.approx(4096 * 4096 / 4 / (3.35e6 * 0.9)), "dram")
     with pytest.raises(BadConfig, match="fp16, bf16, int8"):
-        score.roofline(find_device("A100"), 1, 1, "fp8")
+        perf_model.roofline(find_device("A100"), 1, 1, "fp8")
 
 
 def test_published_matmul_is_predicted_as_when_the_model_was_fitted() -> None:
@@ -313,7 +313,7 @@ def test_published_matmul_is_predicted_as_when_the_model_was_fitted() -> None:
             some, some, some, n, k, BM=128, BN=256, BK=64, num_warps=8, num_stages=3
         )
     dram, l2 = 2 * (m * k + n * k + m * n), 2 * (m * k * (n // 256) + n * k * (m // 128))
-    found = score.predict([(launches[0], [k // 64])], find_device("H100"), dram, l2)
+    found = perf_model.predict([(launches[0], [k // 64])], find_device("H100"), dram, l2)
     assert found.us == pytest.approx(562 * 1.05, rel=0.03)
     assert (found.bound, found.occupancy) == ("tensor", 1)
 
@@ -324,6 +324,6 @@ def test_block_level_instructions_need_their_size() -> None:
     b200 = find_device("B200")
     trips = [16] * len(launch.binary.loops)
     with pytest.raises(BadConfig, match="multiply-adds"):
-        score.predict([(launch, trips)], b200, 0, 0)
-    found = score.predict([(launch, trips)], b200, 0, 0, macs=1e12)
+        perf_model.predict([(launch, trips)], b200, 0, 0)
+    found = perf_model.predict([(launch, trips)], b200, 0, 0, macs=1e12)
     assert found.sm_us == pytest.approx(1e12 / (148 * 1.85e3 * 4096) / 0.66)

@@ -23,9 +23,9 @@ from programs import PROGRAMS, Builder, example
 
 import ternary_ops as tops
 from ternary_ops import runtime
-from ternary_ops.engine import files
-from ternary_ops.engine.ir import Graph
 from ternary_ops.errors import TernaryOpsError, UnsupportedShape
+from ternary_ops.program import program_file
+from ternary_ops.program.graph import Graph
 
 
 def heavy() -> Graph:
@@ -43,7 +43,7 @@ def heavy() -> Graph:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hardship") / "p.safetensors"
     graph = PROGRAMS["image"](1)
-    files.write(path, graph, example(graph, 1, 40, 44).shape)
+    program_file.write(path, graph, example(graph, 1, 40, 44).shape)
     return path
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ternary_ops.cli import main
 from ternary_ops.errors import FormatError
-from ternary_ops.sr.pictures import read
+from ternary_ops.sr.inference.image_io import read
 
 RNG = np.random.default_rng(3)
 Array = np.ndarray[Any, Any]

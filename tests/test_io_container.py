@@ -19,9 +19,9 @@ import safetensors.numpy
 from containers import GOLDEN, GOLDEN_INDEX, GOLDEN_KIND, assert_same, forge, golden_entries
 from safetensors import safe_open
 
+from ternary_ops._atomic import replace_file
 from ternary_ops.errors import BadWeights, FormatError
 from ternary_ops.io import container
-from ternary_ops.io.atomic import replace_file
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.io.sizes import Sizes, entropy_bound, sizes
 
@@ -194,7 +194,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     container.write(path, "old", {}, golden_entries())
     code = """
         import os, signal, sys
-        from ternary_ops.io.atomic import replace_file
+        from ternary_ops._atomic import replace_file
         def write(path):
             path.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)

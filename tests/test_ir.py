@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import PROGRAMS, Builder, example, image_program, mixed_program
 
-from ternary_ops.engine.index import from_index, to_arrays, to_index
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.rules import OPS
-from ternary_ops.engine.shapes import infer, macs
-from ternary_ops.engine.simulate import simulate
-from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import FormatError, UnsupportedShape
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.op_spec import OPS
+from ternary_ops.program.serialize import from_index, to_arrays, to_index
+from ternary_ops.program.shapes import infer, macs
+from ternary_ops.program.weight import Weight
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -13,7 +13,7 @@ from networks import images, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops
-from ternary_ops.engine.islands import Island, IslandProgram
+from ternary_ops.compiler.partition import Island, IslandProgram
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
 
 

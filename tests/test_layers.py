@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ternary_ops import reference
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape
 from ternary_ops.nn import TernaryConv2d, TernaryLayer, TernaryLinear, fake_quant
-from ternary_ops.ops import reference
 from ternary_ops.quantize import TernaryConfig
 
 TERNARY = TernaryConfig()

@@ -30,9 +30,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ternary_ops as tops
+from ternary_ops import reference
 from ternary_ops._native import core
-from ternary_ops.ops import codes as layout
-from ternary_ops.ops import reference
+from ternary_ops.layout import codes as layout
 
 ISAS = core().available_isas()
 THREADS = (1, 2, 3, 7)

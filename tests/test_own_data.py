@@ -19,13 +19,15 @@ from torch import nn
 
 from ternary_ops import runtime
 from ternary_ops.cli import main
+from ternary_ops.data import classification, image_folder
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedModel
+from ternary_ops.models import zoo
 from ternary_ops.progress import progress_bars
 from ternary_ops.quantize.recipes import get_recipe
-from ternary_ops.study import compressing, data, images, zoo
+from ternary_ops.study import compressing
 from ternary_ops.study.compressing import Job, compress
 from ternary_ops.study.fit import Course
-from ternary_ops.study.views import Views
+from ternary_ops.train.augment import Views
 
 NET = """
 import numpy as np
@@ -86,8 +88,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_becomes_normalized_images(folder: Path) -> None:
     (folder / "photos/train/class1/broken.jpg").write_bytes(b"\xff\xd8 no image")
     (folder / "photos/train/class1/notes.txt").write_text("not an image")
-    reading = data.Reading(mean=(0.5, 0.25, 0.125), std=(0.5, 2.0, 1.0))
-    split = data.load_folder(folder / "photos", reading)
+    reading = classification.Reading(mean=(0.5, 0.25, 0.125), std=(0.5, 2.0, 1.0))
+    split = classification.load_folder(folder / "photos", reading)
     assert split.x_train.shape == (60, 3, 10, 8) and split.x_test.shape == (30, 3, 10, 8)
     assert any("1 images could not be read" in note for note in split.notes)
     assert any("broken.jpg" in note for note in split.notes)
@@ -99,24 +101,30 @@ def test_a_folder_becomes_normalized_images(folder: Path) -> None:
 
 def test_a_folder_without_parts_is_split_once_and_scaled(folder: Path) -> None:
     photos = folder / "photos" / "train"
-    first, second = (data.load_folder(photos, data.Reading(size=(6, 4), gray=True)) for _ in "ab")
+    first, second = (
+        classification.load_folder(photos, classification.Reading(size=(6, 4), gray=True))
+        for _ in "ab"
+    )
     assert first.x_train.shape == (48, 1, 6, 4) and len(first.x_test) == 12
     assert torch.equal(first.x_test[:], second.x_test[:])
     # The middle is kept: a square of a wide image has no part of its ends.
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, :10], wide[:, 20:] = 200, 200
     Image.fromarray(wide).save(photos / "class0" / "!wide.png")
-    pixels = images.read_folder(photos, (5, 5)).train[0][0]
+    pixels = image_folder.read_folder(photos, (5, 5)).train[0][0]
     assert int(pixels[:, :, 1:-1].max()) == 0
 
 
 def test_bytes_and_floats_of_one_image_are_one_input() -> None:
     x = np.random.default_rng(0).integers(0, 256, (20, 3, 4, 4)).astype(np.uint8)
     y = np.arange(20) % 4
-    reading = data.Reading((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    reading = classification.Reading((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     given = {"x": x, "y": y, "x_test": x, "y_test": y}
     floats = {**given, "x": x.astype(np.float32) / 255, "x_test": x.astype(np.float32) / 255}
-    ours, theirs = data.from_arrays(given, reading), data.from_arrays(floats, reading)
+    ours, theirs = (
+        classification.from_arrays(given, reading),
+        classification.from_arrays(floats, reading),
+    )
     assert torch.equal(ours.x_test[:], theirs.x_test[:])
     numbers = torch.tensor([3, 1, 7])
     a, b = (Views(s.x_train, 2, True).take(5, numbers) for s in (ours, theirs))
@@ -134,15 +142,15 @@ def test_bytes_and_floats_of_one_image_are_one_input() -> None:
 def test_folders_that_are_refused(folder: Path, change: Any, said: str) -> None:
     change(folder / "photos")
     with pytest.raises((BadConfig, FormatError), match=said):
-        data.load_folder(folder / "photos", data.Reading(size=(8, 8)))
+        classification.load_folder(folder / "photos", classification.Reading(size=(8, 8)))
 
 
 def test_more_pixels_than_memory_are_refused_before_any_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "free_memory", lambda: 1e4)
+    monkeypatch.setattr(image_folder, "free_memory", lambda: 1e4)
     with pytest.raises(BadConfig, match="GB free"):
-        data.load_folder(folder / "photos")
+        classification.load_folder(folder / "photos")
 
 
 def compress_command(*more: str) -> list[str]:
@@ -153,7 +161,7 @@ def test_compress_takes_a_folder(folder: Path, capsys: pytest.CaptureFixture[str
     options = ["--data", "photos", "--mean", "0.3", "--std", "0.2", "--flip", "-o", "a.safetensors"]
     assert main(compress_command(*options)) == 0
     assert "3 classes: class0, class1, class2" in capsys.readouterr().out
-    split = data.load_folder(Path("photos"), data.Reading((0.3,), (0.2,)))
+    split = classification.load_folder(Path("photos"), classification.Reading((0.3,), (0.2,)))
     logits = runtime.load("a.safetensors")(split.x_test[:].numpy())
     right = (logits.argmax(1) == split.y_test.numpy()).mean()
     assert right > 0.8
@@ -227,9 +235,9 @@ class Stop:
 
 
 def job(folder: Path, **changes: Any) -> Job:
-    from ternary_ops.study.own import load_builder
+    from ternary_ops.data.user_code import load_builder
 
-    split = data.load_folder(folder / "photos")
+    split = classification.load_folder(folder / "photos")
     course = Course(epochs=2, rate=3e-3, batch=12)
     given: dict[str, Any] = {"dense": course, "ternary": course, "flip": True} | changes
     return Job("net", load_builder(str(folder / "net.py:build")), split, threads=1, **given)
@@ -281,13 +289,13 @@ def test_two_processes_train_one_network(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("wrote c.safetensors") == 1
-    split = data.load_folder(folder / "photos")
+    split = classification.load_folder(folder / "photos")
     logits = runtime.load("c.safetensors")(split.x_test[:].numpy())
     assert (logits.argmax(1) == split.y_test.numpy()).mean() > 0.6
 
 
 def test_processes_that_cannot_share_a_batch(folder: Path) -> None:
-    from ternary_ops.study.ranks import Ranks
+    from ternary_ops.train.distributed import Ranks
 
     with progress_bars(quiet=True) as quiet, pytest.raises(BadConfig, match="3 processes"):
         compress(

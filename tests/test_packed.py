@@ -14,10 +14,10 @@ from cases import LinearShape, operands
 from torch import nn
 
 import ternary_ops as tops
+from ternary_ops import reference
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape
 from ternary_ops.nn import PackedConv2d, PackedLayer, PackedLinear, TernaryConv2d, TernaryLinear
 from ternary_ops.nn.packed import quantize
-from ternary_ops.ops import reference
 
 GEOMETRIES: list[dict[str, Any]] = [
     {},

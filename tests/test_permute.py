@@ -14,11 +14,11 @@ from networks import TorchvisionNet, ready
 from programs import PROGRAMS, Builder, example, random_program
 
 import ternary_ops as tops
-from ternary_ops.engine import grouping
-from ternary_ops.engine.ir import Graph
-from ternary_ops.engine.permute import permute
-from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import UnsupportedShape
+from ternary_ops.program import column_grouping
+from ternary_ops.program.graph import Graph
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.permute import permute
 from ternary_ops.runtime import Program
 
 RELU = (0.0, None)
@@ -154,21 +154,23 @@ def test_an_order_of_few_columns_is_the_best_there_is() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
         mask, weights = rng.random((30, 8)) < 0.2, rng.integers(1, 9, 30).astype(float)
-        order = grouping.best_order(mask, weights, [0] * 8)
+        order = column_grouping.best_order(mask, weights, [0] * 8)
         least = min(
-            grouping.cost(mask[:, [0, *rest]], weights) for rest in permutations(range(1, 8))
+            column_grouping.cost(mask[:, [0, *rest]], weights) for rest in permutations(range(1, 8))
         )
         assert sorted(order) == list(range(8))
-        assert grouping.cost(mask[:, order], weights) <= 1.02 * least
+        assert column_grouping.cost(mask[:, order], weights) <= 1.02 * least
 
 
 def test_labels_keep_columns_among_their_own() -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, 21)
     mask = rng.random((200, 21)) < 0.1
-    order = grouping.best_order(mask, np.ones(200), list(labels))
+    order = column_grouping.best_order(mask, np.ones(200), list(labels))
     assert np.array_equal(labels[order], labels) and not np.array_equal(order, np.arange(21))
-    assert grouping.cost(mask[:, order], np.ones(200)) < grouping.cost(mask, np.ones(200))
+    assert column_grouping.cost(mask[:, order], np.ones(200)) < column_grouping.cost(
+        mask, np.ones(200)
+    )
 
 
 def test_compile_permutes_on_request(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from cases import EPS, PoolShape, pools
 
+from ternary_ops import reference
 from ternary_ops._native import core
-from ternary_ops.ops import reference
 
 ISAS = core().available_isas()
 X = (0.05, 93)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from programs import PROGRAMS, example
 
 from ternary_ops import runtime
-from ternary_ops.engine.index import to_arrays, to_index
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.rounding import round_vectors
-from ternary_ops.engine.simulate import simulate
-from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import FormatError
 from ternary_ops.io import container
-from ternary_ops.ops.codes import TernaryCodes
+from ternary_ops.layout.codes import TernaryCodes
+from ternary_ops.program.compact import round_vectors
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.serialize import to_arrays, to_index
+from ternary_ops.program.weight import Weight
 from ternary_ops.runtime import Program
 
 

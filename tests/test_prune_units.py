@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ternary_ops.errors import BadConfig
-from ternary_ops.prune.units import (
+from ternary_ops.nn.patterns import (
     Pattern,
     best_units,
     fit_pattern,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, FormatError, UnsupportedModel
 from ternary_ops.nn import TernaryConv2d
+from ternary_ops.nn.patterns import get_pattern, unit_scores
 from ternary_ops.prune import SCHEDULES, Pruner, one_cycle
-from ternary_ops.prune.units import get_pattern, unit_scores
 from ternary_ops.quantize import TernaryConfig
 
 

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 import ternary_ops as tops
+from ternary_ops.data.classification import Split, digits
 from ternary_ops.models import digits_resnet
 from ternary_ops.nn import TernaryLayer
+from ternary_ops.nn.ternarize import cosine
 from ternary_ops.quantize import Distillation
-from ternary_ops.quantize.ternarize import cosine
-from ternary_ops.study.data import Split, digits
 from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
-from ternary_ops.study.views import Views
+from ternary_ops.train.augment import Views
 
 SEEDS, EPOCHS, ZEROS = (0, 1, 2), 6, 0.88
 

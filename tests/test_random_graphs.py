@@ -43,7 +43,7 @@ def test_the_networks_drawn_have_every_operator_and_function() -> None:
     nodes = [node for graph in graphs for node in graph.nodes]
     assert {node.op for node in nodes} == set(access.operators())
     assert {n.attrs["fn"] for n in nodes if n.op == "activation"} == set(FUNCTIONS)
-    assert set(FUNCTIONS) == set(access.functions.FUNCTIONS)
+    assert set(FUNCTIONS) == set(access.activations.FUNCTIONS)
     kinds = {w.kind for graph in graphs for w in graph.weights}
     assert kinds == {"float", "int8", "ternary"}
     assert any(value.fine for graph in graphs for value in graph.values)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import models
-from ternary_ops.engine import grouping
 from ternary_ops.errors import BadConfig, UnsupportedModel
+from ternary_ops.program import column_grouping
 from ternary_ops.quantize import reorder_channels_
 
 
@@ -147,11 +147,12 @@ def test_fours_are_near_the_best_there_are(seed: int) -> None:
     likeness = a.T @ a
     orders = [p for p in permutations(range(8)) if p[0] == 0 and list(p[:4]) == sorted(p[:4])]
     best = max(
-        grouping._within_fours(likeness - np.diag(likeness.diagonal()), np.array(p)) for p in orders
+        column_grouping._within_fours(likeness - np.diag(likeness.diagonal()), np.array(p))
+        for p in orders
     )
-    order = grouping.strongest_fours(likeness, [0] * 8)
-    found = grouping._within_fours(likeness - np.diag(likeness.diagonal()), order)
-    start = grouping._within_fours(likeness - np.diag(likeness.diagonal()), np.arange(8))
+    order = column_grouping.strongest_fours(likeness, [0] * 8)
+    found = column_grouping._within_fours(likeness - np.diag(likeness.diagonal()), order)
+    start = column_grouping._within_fours(likeness - np.diag(likeness.diagonal()), np.arange(8))
     assert sorted(order) == list(range(8))
     assert start <= found <= best * (1 + 1e-9) and found > 0.99 * best
 
@@ -159,5 +160,5 @@ def test_fours_are_near_the_best_there_are(seed: int) -> None:
 def test_labels_bind_columns_to_their_places() -> None:
     rng = np.random.default_rng(0)
     a, labels = rng.random((40, 16)), np.array([0] * 5 + [1] * 6 + [2] * 5)
-    order = grouping.strongest_fours(a.T @ a, list(labels))
+    order = column_grouping.strongest_fours(a.T @ a, list(labels))
     assert np.array_equal(labels[order], labels) and sorted(order) == list(range(16))

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from programs import PROGRAMS, example, random_program
 
 from ternary_ops import runtime
-from ternary_ops.engine.describe import rows
-from ternary_ops.engine.ir import Graph
-from ternary_ops.engine.shapes import infer
-from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape
+from ternary_ops.program.graph import Graph
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.shapes import infer
+from ternary_ops.program.summary import rows
 
 SIZES = [(2, 19, 22), (1, 15, 18), (3, 33, 17)]
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ternary_ops as tops
-from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import BadConfig, UnsupportedModel
 from ternary_ops.nn import TernaryLayer
+from ternary_ops.program.interpret import simulate
 from ternary_ops.quantize import TernaryConfig
-from ternary_ops.quantize.sensitivity import _effect
+from ternary_ops.quantize.layer_sensitivity import _effect
 
 INT8 = TernaryConfig(weights="int8")
 

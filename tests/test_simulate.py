@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from programs import PROGRAMS, Builder, example
 
-from ternary_ops.engine.shapes import infer
-from ternary_ops.engine.simulate import simulate
 from ternary_ops.errors import UnsupportedShape
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.shapes import infer
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -13,11 +13,11 @@ from torch import nn
 
 import ternary_ops as tops
 from ternary_ops import runtime
-from ternary_ops.engine.index import from_index, to_arrays, to_index
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.simulate import simulate
-from ternary_ops.engine.weight import Weight
 from ternary_ops.errors import FormatError
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.serialize import from_index, to_arrays, to_index
+from ternary_ops.program.weight import Weight
 
 
 def ops(program: runtime.Program) -> list[str]:

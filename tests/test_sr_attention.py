@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import ternary_ops as tops
-from ternary_ops import ops, runtime, sr
+from ternary_ops import ops, reference, runtime, sr
 from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape
-from ternary_ops.ops import reference_gates as reference
-from ternary_ops.sr.attention import ESA
-from ternary_ops.sr.fmen import HFAB
+from ternary_ops.sr.models.attention import ESA
+from ternary_ops.sr.models.fmen import HFAB
 
 ISAS = runtime.available_isas()
 

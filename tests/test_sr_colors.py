@@ -8,8 +8,8 @@ import pytest
 
 from ternary_ops import runtime, sr
 from ternary_ops.errors import BadConfig, UnsupportedModel
-from ternary_ops.sr import colors
-from ternary_ops.sr.fidelity import Fidelity, check_colors
+from ternary_ops.sr.inference import colors
+from ternary_ops.sr.inference.fidelity import Fidelity, check_colors
 
 MODELS = sorted(sr.MODELS.items())
 

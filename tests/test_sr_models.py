@@ -18,7 +18,7 @@ from ternary_ops import runtime, sr
 from ternary_ops.cli import main
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel
 from ternary_ops.runtime import Program
-from ternary_ops.sr.programs import facts
+from ternary_ops.sr.inference.pretrained import facts
 
 
 def eight_bits(name: str) -> sr.SRNetwork:
@@ -92,7 +92,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_our_own_models(scale: int, tmp_path: Path) -> None:
     """Small, quick to open, exact in tiles where they see only a part, good on any image."""
     name = sr.MODELS[scale]
-    file = Path(sr.__file__).parent / "models" / f"{name}.safetensors"
+    file = Path(sr.__file__).parent / "weights" / f"{name}.safetensors"
     assert file.stat().st_size < 300_000
     program = sr.open_model(name)
     assert isinstance(program, runtime.Program)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from packs import DATA, needs_weights
+from ternary_ops.sr.training.metrics import quality
 from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import sr
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape
-from ternary_ops.sr.fmen import HFAB
-from ternary_ops.sr.metrics import quality
-from ternary_ops.sr.reparam import EDBB, RRRB
+from ternary_ops.sr.models.fmen import HFAB
+from ternary_ops.sr.models.reparam import EDBB, RRRB
 
 WEIGHTS, REFERENCE = DATA / "sr_weights", DATA / "sr_reference"
 

@@ -14,8 +14,8 @@ from packs import DATA, needs_weights
 
 import ternary_ops as tops
 from ternary_ops import sr
-from ternary_ops.checkpoint import Checkpoint
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape
+from ternary_ops.train.checkpoint import Checkpoint
 
 
 def by_hand(a: np.ndarray, b: np.ndarray, patch: int, kernel: list[list[int]]) -> float:

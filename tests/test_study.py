@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from ternary_ops import quantize, runtime
+from ternary_ops.benchmark import torch_free_process
 from ternary_ops.cli import main
+from ternary_ops.data import classification, user_code
 from ternary_ops.errors import (
     BadConfig,
     FormatError,
@@ -22,7 +24,6 @@ from ternary_ops.errors import (
 )
 from ternary_ops.models import digits_resnet
 from ternary_ops.models.weights import load_weights
-from ternary_ops.study import data, isolated, own
 from ternary_ops.study.fit import Course
 
 NET = """
@@ -59,7 +60,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     x[y == 1, :, ::2] += 120
     x[y == 2, :, :, ::2] += 120
     np.savez(tmp_path / "data.npz", x=x, y=y)
-    state = own.load_builder("net.py:build")().state_dict()
+    state = user_code.load_builder("net.py:build")().state_dict()
     torch.save(state, tmp_path / "net.pt")
     save_file(state, tmp_path / "net.safetensors")
     return tmp_path
@@ -78,7 +79,7 @@ def test_the_demo_keeps_its_promise(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found["report"]["file_bytes"] == output.stat().st_size < found["fp32_bytes"] / 49
     assert {"torch fp32", "ternary-ops"} <= set(found["ms_per_image"][0]["ms"])
     assert output.with_suffix(".png").exists()
-    split = data.digits()
+    split = classification.digits()
     y = runtime.load(output)(split.x_test.numpy())
     right = 100 * (y.argmax(1) == split.y_test.numpy()).mean()
     assert right == pytest.approx(accuracy["ternary"])
@@ -173,7 +174,7 @@ def test_pickles_with_code_are_refused(tmp_path: Path) -> None:
         load_weights(tmp_path / "evil.pt")
     np.savez(tmp_path / "evil.npz", x=np.array([Evil()], dtype=object), y=np.zeros(1))
     with pytest.raises(FormatError):
-        data.load_npz(tmp_path / "evil.npz")
+        classification.load_npz(tmp_path / "evil.npz")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -195,7 +196,7 @@ def test_arrays_of_the_wrong_kind(
 ) -> None:
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(error):
-        data.load_npz(tmp_path / "d.npz")
+        classification.load_npz(tmp_path / "d.npz")
 
 
 def test_npz_is_split_once_or_as_given(tmp_path: Path) -> None:
@@ -203,13 +204,16 @@ def test_npz_is_split_once_or_as_given(tmp_path: Path) -> None:
     x = rng.integers(0, 256, (50, 1, 2, 2)).astype(np.uint8)
     y = np.arange(50) % 7
     np.savez(tmp_path / "a.npz", x=x, y=y)
-    first, second = data.load_npz(tmp_path / "a.npz"), data.load_npz(tmp_path / "a.npz")
+    first, second = (
+        classification.load_npz(tmp_path / "a.npz"),
+        classification.load_npz(tmp_path / "a.npz"),
+    )
     assert torch.equal(first.x_test[:], second.x_test[:]) and len(first.x_test) == 10
     both = torch.cat([first.x_train[:], first.x_test[:]]).flatten(1).sort(0).values
     assert torch.equal(both, torch.from_numpy(x / np.float32(255)).flatten(1).sort(0).values)
     assert first.classes == 7
     np.savez(tmp_path / "b.npz", x=x, y=y, x_test=x[:3], y_test=y[:3])
-    assert torch.equal(data.load_npz(tmp_path / "b.npz").y_test, torch.from_numpy(y[:3]))
+    assert torch.equal(classification.load_npz(tmp_path / "b.npz").y_test, torch.from_numpy(y[:3]))
 
 
 def test_steps_count_full_batches() -> None:
@@ -220,9 +224,11 @@ def test_steps_count_full_batches() -> None:
 def test_isolated_failure_names_the_reason(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(TernaryOpsError, match="without torch: .*FormatError"):
-        isolated.run_without_torch(tmp_path / "x.safetensors", np.zeros((1, 1), np.float32))
+        torch_free_process.run_without_torch(
+            tmp_path / "x.safetensors", np.zeros((1, 1), np.float32)
+        )
 
 
 def test_a_network_that_cannot_be_loaded_says_why(files: Path) -> None:
     with pytest.raises(UnsupportedModel, match="KeyError: 'oops'"):
-        own.load_builder("net.py:broken")
+        user_code.load_builder("net.py:broken")

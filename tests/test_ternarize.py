@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ternary_ops.errors import BadConfig
 from ternary_ops.nn import TernaryLinear
-from ternary_ops.quantize import Ternarizer, TernaryConfig, ptq, register_ternarizer
-from ternary_ops.quantize.ternarize import (
+from ternary_ops.nn.ternarize import (
     INT8,
     StraightThrough,
     cosine,
@@ -21,6 +20,7 @@ from ternary_ops.quantize.ternarize import (
     lsq_scale,
     unit_scale,
 )
+from ternary_ops.quantize import Ternarizer, TernaryConfig, ptq, register_ternarizer
 
 NAMES = ["ptq", "twn", "absmean"]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops.models import digits_resnet
 from ternary_ops.nn import TernaryConv2d, TernaryLayer
+from ternary_ops.nn.ternarize import LearnedPoles, pole_scale
 from ternary_ops.prune import Pruner
-from ternary_ops.quantize.ternarize import LearnedPoles, pole_scale
 
 CONFIG = tops.TernaryConfig(ternarizer="ttq", zeros=0.5, pattern="element")
 

@@ -16,9 +16,9 @@ from programs import PROGRAMS, Builder, example
 
 import ternary_ops as tops
 from ternary_ops import runtime
-from ternary_ops.engine.build import build
-from ternary_ops.engine.ir import Graph
 from ternary_ops.errors import BadConfig, FormatError
+from ternary_ops.program.graph import Graph
+from ternary_ops.program.native import build
 from ternary_ops.runtime import Program
 
 

@@ -12,12 +12,12 @@ from programs import Builder
 from torch import Tensor, nn
 
 import ternary_ops as tops
-from ternary_ops import interchange, runtime
-from ternary_ops.engine.simulate import simulate
-from ternary_ops.engine.weight import Weight
+from ternary_ops import interchange, reference, runtime
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel
+from ternary_ops.layout import codes
 from ternary_ops.nn import fake_quant
-from ternary_ops.ops import codes, reference
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.weight import Weight
 
 ONE = np.ones(1, np.float32)
 FINE = tops.TernaryConfig("int8", activations="uint11")

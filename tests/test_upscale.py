@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ternary_ops import sr
 from ternary_ops.errors import BadConfig, UnsupportedShape
-from ternary_ops.sr import tiles
-from ternary_ops.sr.attention import ESA, Place
-from ternary_ops.sr.tiles import cut
+from ternary_ops.sr.inference import tiling
+from ternary_ops.sr.inference.tiling import cut
+from ternary_ops.sr.models.attention import ESA, Place
 
 
 class Smooth(sr.SRNetwork):
@@ -128,7 +128,7 @@ def test_little_memory_means_tiles_and_the_same_image(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(run, "program", watched)
     watched.peak_bytes = inner.peak_bytes  # type: ignore[attr-defined]
-    monkeypatch.setattr(tiles, "free_memory", lambda: 3e6)
+    monkeypatch.setattr(tiling, "free_memory", lambda: 3e6)
     np.testing.assert_array_equal(sr.upscale(pixels, run), whole)
     assert len(sizes) > 1
     assert all(inner.peak_bytes(size) <= 1.5e6 for size in sizes)

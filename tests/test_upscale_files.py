@@ -18,9 +18,9 @@ from PIL import Image, ImageCms
 from ternary_ops import sr
 from ternary_ops.cli import main
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedShape
-from ternary_ops.sr import batch, picture
-from ternary_ops.sr.picture import Picture
-from ternary_ops.sr.pictures import read, write
+from ternary_ops.sr.inference import jobs, picture
+from ternary_ops.sr.inference.image_io import read, write
+from ternary_ops.sr.inference.picture import Picture
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -243,9 +243,9 @@ def test_bad_input(
 def test_progress_never_falls(tmp_path: Path) -> None:
     _folder(tmp_path / "in")
     network = sr.Upscaler(sr.FMEN(2, 4, 4, 4, 1, [0, 0]))
-    works = batch.plan([str(tmp_path / "in")], tmp_path / "out", False, None)
+    works = jobs.plan([str(tmp_path / "in")], tmp_path / "out", False, None)
     seen: list[float] = []
-    outcomes = list(batch.run(works, network, batch.Options(tile=3), seen.append))
+    outcomes = list(jobs.run(works, network, jobs.Options(tile=3), seen.append))
     assert [o.work for o in outcomes] == works
     assert seen == sorted(seen) and seen[-1] == len(works) and len(seen) > 2 * len(works)
 
@@ -253,21 +253,19 @@ def test_progress_never_falls(tmp_path: Path) -> None:
 def test_a_run_that_is_cut_off_leaves_whole_files(tmp_path: Path) -> None:
     _folder(tmp_path / "in")
     network = sr.Upscaler(sr.FMEN(2, 4, 4, 4, 1, [0, 0]))
-    works = batch.plan([str(tmp_path / "in")], tmp_path / "out", False, None)
+    works = jobs.plan([str(tmp_path / "in")], tmp_path / "out", False, None)
 
     def interrupt(done: float) -> None:
         if done > 2.5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(batch.run(works, network, batch.Options(), interrupt))
+        list(jobs.run(works, network, jobs.Options(), interrupt))
     left = sorted((tmp_path / "out").iterdir())
     assert [p.name for p in left] == ["0.png", "1.png"]
     for path in left:
         assert read(path).pixels.shape[1] == 10
-    again = {
-        o.work.target.name: o.state for o in batch.run(works, network, batch.Options(), _quiet)
-    }
+    again = {o.work.target.name: o.state for o in jobs.run(works, network, jobs.Options(), _quiet)}
     assert [again[f"{i}.png"] for i in range(5)] == ["kept"] * 2 + ["made"] * 3
 
 

@@ -17,9 +17,9 @@ from torch import nn
 
 import ternary_ops as tops
 from ternary_ops import runtime
-from ternary_ops.engine.ir import Graph
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
-from ternary_ops.ops import functions
+from ternary_ops.program.graph import Graph
+from ternary_ops.reference import activations
 
 PARAMS = {"affine": (-1.7, 0.3), "leaky_relu": (0.2,), "elu": (1.3,), "softplus": (2.0, 5.0)}
 
@@ -33,22 +33,22 @@ def program(seed: int, fn: str, quantized: bool, y: Any = None) -> Graph:
     return b.graph()
 
 
-@pytest.mark.parametrize("fn", functions.FUNCTIONS)
+@pytest.mark.parametrize("fn", activations.FUNCTIONS)
 def test_the_reference_is_pytorchs_function(fn: str) -> None:
     x = np.concatenate([np.linspace(-40, 40, 4001), np.random.standard_normal(4000) * 3])
     params = PARAMS.get(fn, ())
     want = FUNCTIONS[fn](torch.from_numpy(x.astype(np.float32)).double(), *params).float().numpy()
-    got = functions.evaluate(fn, params, x.astype(np.float32))
+    got = activations.evaluate(fn, params, x.astype(np.float32))
     np.testing.assert_allclose(got, want, rtol=3e-7, atol=1e-12)
 
 
 def test_erf_is_right_to_the_last_digits() -> None:
     x = np.linspace(-7, 7, 2001)
-    np.testing.assert_allclose(functions._erf(x), [math.erf(v) for v in x], atol=1e-13)
+    np.testing.assert_allclose(activations._erf(x), [math.erf(v) for v in x], atol=1e-13)
 
 
 @pytest.mark.parametrize("isa", runtime.available_isas())
-@pytest.mark.parametrize("fn", functions.FUNCTIONS)
+@pytest.mark.parametrize("fn", activations.FUNCTIONS)
 def test_floats_stay_within_a_bound(fn: str, isa: str) -> None:
     """A handful of float32 functions in a row, each good to 2 ulp; terms that cancel are of the
     size of x, so the bound is relative to |x| + |f(x)|.
@@ -57,20 +57,20 @@ def test_floats_stay_within_a_bound(fn: str, isa: str) -> None:
     x = np.random.standard_normal((2, 5, 7, 9)).astype(np.float32) * 5
     with runtime.force_isa(isa):
         got = runtime.Program(graph, x.shape)(x)
-    want = functions.evaluate(fn, PARAMS.get(fn, ()), x).astype(np.float64)
+    want = activations.evaluate(fn, PARAMS.get(fn, ()), x).astype(np.float64)
     assert np.ptp(want) > 0
     assert (np.abs(got - want) <= 8 * 2**-23 * (np.abs(x) + np.abs(want))).all()
 
 
 @pytest.mark.parametrize("y", [None, (0.031, 87)], ids=["to floats", "to u8"])
-@pytest.mark.parametrize("fn", functions.FUNCTIONS)
+@pytest.mark.parametrize("fn", activations.FUNCTIONS)
 def test_codes_are_exact(fn: str, y: Any) -> None:
     graph = program(1, fn, True, y)
     x = np.random.standard_normal((2, 5, 7, 9)).astype(np.float32) * 3
     for isa in runtime.available_isas():
         with runtime.force_isa(isa):
             _, q, got, *_ = runtime.Program(graph, x.shape).trace(x)
-        table = functions.over_codes(fn, graph.nodes[2].attrs["params"], *graph.values[1].y)
+        table = activations.over_codes(fn, graph.nodes[2].attrs["params"], *graph.values[1].y)
         want = table[q]
         if y is not None:
             want = np.clip(np.rint(want * (np.float32(1) / np.float32(y[0]))) + y[1], 0, 255)

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import ternary_ops as tops
-from ternary_ops import runtime
-from ternary_ops.engine.simulate import simulate
-from ternary_ops.ops import codes as layout
-from ternary_ops.ops import reference
+from ternary_ops import reference, runtime
+from ternary_ops.layout import codes as layout
+from ternary_ops.program.interpret import simulate
 
 SIZES = [
     (1, 1),

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ternary_ops import runtime
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.simulate import simulate
-from ternary_ops.engine.weight import Weight
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.weight import Weight
 
 ISAS = pytest.mark.parametrize("isa", runtime.available_isas())
 

@@ -38,9 +38,9 @@ from ternary_ops.errors import BadConfig, MissingExtra, need
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ternary_ops.data.classification import Split
     from ternary_ops.progress import Progress
     from ternary_ops.study.compressing import Job
-    from ternary_ops.study.data import Split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,9 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
         do = "pip install 'ternary-ops[train]'"
         raise MissingExtra(need("compress needs PyTorch", "none installed", do))
     from ternary_ops.progress import progress_bars
-    from ternary_ops.study import summary
+    from ternary_ops.study import report
     from ternary_ops.study.compressing import compress
-    from ternary_ops.study.ranks import ranks
+    from ternary_ops.train.distributed import ranks
 
     start = time.perf_counter()
     output = _output(arguments)
@@ -111,12 +111,12 @@ def run(arguments: argparse.Namespace) -> int:
     chart = output.with_suffix(".png")
     drawn = importlib.util.find_spec("matplotlib") is not None
     if drawn:
-        summary.chart(outcome, chart)
+        report.chart(outcome, chart)
     seconds = time.perf_counter() - start
     if arguments.json:
-        print(json.dumps({**summary.to_dict(outcome), "seconds": seconds}, indent=2))
+        print(json.dumps({**report.to_dict(outcome), "seconds": seconds}, indent=2))
         return 0
-    summary.table(outcome).show()
+    report.table(outcome).show()
     print(f"\nwrote {output}" + (f" and {chart}" if drawn else "") + f" in {seconds:.0f} s")
     return 0
 
@@ -173,9 +173,9 @@ _OWN = ("data", "weights", "trained", "size", "gray", "mean", "std", "flip")
 
 
 def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
-    from ternary_ops.study import data, own
-    from ternary_ops.study.images import count_images
-    from ternary_ops.study.zoo import MEAN, STD, is_zoo
+    from ternary_ops.data import classification, user_code
+    from ternary_ops.data.image_folder import count_images
+    from ternary_ops.models.zoo import MEAN, STD, is_zoo
 
     usual = (MEAN, STD) if is_zoo(arguments.model) and not arguments.gray else ((0.0,), (1.0,))
     mean, std = (
@@ -184,17 +184,17 @@ def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
             ("mean", "std"), (arguments.mean, arguments.std), usual, strict=True
         )
     )
-    reading = data.Reading(mean, std, _size(arguments.size), arguments.gray)
+    reading = classification.Reading(mean, std, _size(arguments.size), arguments.gray)
     path = Path(arguments.data)
     if path.is_dir():
         with progress.stage("read images", count_images(path)) as tick:
-            return data.load_folder(path, reading, tick)
+            return classification.load_folder(path, reading, tick)
     if arguments.size or arguments.gray:
         do = "Leave them out, or pass a folder."
         raise BadConfig(need("--size and --gray go with a folder of images", str(path), do))
     if ".py:" in arguments.data:
-        return data.from_arrays(own.load_arrays(arguments.data), reading)
-    return data.load_npz(path, reading)
+        return classification.from_arrays(user_code.load_arrays(arguments.data), reading)
+    return classification.load_npz(path, reading)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -209,8 +209,9 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _network(
     arguments: argparse.Namespace, split: Split
 ) -> tuple[Callable[[], nn.Module], Mapping[str, Tensor] | None]:
+    from ternary_ops.data import user_code
+    from ternary_ops.models import zoo
     from ternary_ops.models.weights import load_weights
-    from ternary_ops.study import own, zoo
 
     weights = load_weights(arguments.weights) if arguments.weights else None
     if zoo.is_zoo(arguments.model):
@@ -224,8 +225,8 @@ def _network(
             got = arguments.model
             raise BadConfig(need("--trained goes with torchvision: or timm:", got, do))
         if arguments.model.endswith(".onnx"):
-            return own.load_onnx_builder(arguments.model, weights)
-        build = own.load_builder(arguments.model)
+            return user_code.load_onnx_builder(arguments.model, weights)
+        build = user_code.load_builder(arguments.model)
     if arguments.weights and weights is not None:
-        own.check_fit(build, weights, arguments.weights)
+        user_code.check_fit(build, weights, arguments.weights)
     return build, weights

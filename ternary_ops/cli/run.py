@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary_ops._atomic import replace_file
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedShape, need
-from ternary_ops.io.atomic import replace_file
 from ternary_ops.table import Table
 
 _SHOWN = 20

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ternary_ops._atomic import replace_file
 from ternary_ops.errors import FormatError, UnsupportedDevice, need
-from ternary_ops.io.atomic import replace_file
 from ternary_ops.table import Table
 
 _VERSION = 1

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from ternary_ops.interchange.library import Refused
-from ternary_ops.interchange.ranges import Codes
+from ternary_ops.interchange.import_ranges import Codes
+from ternary_ops.interchange.onnx_package import Refused
 from ternary_ops.interchange.rules import Attributes, Made
 
 if TYPE_CHECKING:
-    from ternary_ops.interchange.loading import Loader
+    from ternary_ops.interchange.importer import Loader
 
 _KINDS = {"UINT8": np.uint8, "INT8": np.int8}
 _CONSTANTS = (np.uint8, np.int8, np.int32)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 from torch import fx
 
-from ternary_ops.interchange.library import Refused
+from ternary_ops.interchange.onnx_package import Refused
 
 if TYPE_CHECKING:
-    from ternary_ops.interchange.loading import Loader
+    from ternary_ops.interchange.importer import Loader
 
 Made = fx.Node | NDArray[Any] | None
 Attributes = dict[str, Any]

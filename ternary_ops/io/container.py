@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary_ops._atomic import replace_file
 from ternary_ops._native import core
 from ternary_ops.errors import FormatError, need
 from ternary_ops.io import safetensors
-from ternary_ops.io.atomic import replace_file
 from ternary_ops.io.safetensors import DAMAGED
-from ternary_ops.ops.codes import TernaryCodes, quads, to_array
+from ternary_ops.layout.codes import TernaryCodes, quads, to_array
 
 FORMAT = "ternary_ops"
 VERSION = 1

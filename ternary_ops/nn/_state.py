@@ -26,7 +26,7 @@ from ternary_ops.nn._integers import versions
 from ternary_ops.nn._marks import OFFSET, PHASES, set_base
 from ternary_ops.nn._old_state import renewed, take_old
 from ternary_ops.nn._views import StateView
-from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.nn.config import TernaryConfig
 
 _WHOLE = 0.25  # how far a code of an average may lie from a whole number
 _NEVER: tuple[tuple[int, int], ...] = ()  # no versions of a tensor

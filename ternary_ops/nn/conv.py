@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedShape, check_type, need
-from ternary_ops.nn._base import TernaryLayer
+from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.geometry import GEOMETRY
-from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.nn.ternary import TernaryLayer
 
 
 class TernaryConv2d(TernaryLayer):

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ternary_ops import ops
 from ternary_ops._native import core
 from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, need
-from ternary_ops.nn._base import result_dtype
+from ternary_ops.layout import codes as layout
 from ternary_ops.nn._integers import check_digest, digest, versions
 from ternary_ops.nn.conv import TernaryConv2d
 from ternary_ops.nn.geometry import ConvGeometry
 from ternary_ops.nn.linear import TernaryLinear
-from ternary_ops.ops import codes as layout
+from ternary_ops.nn.ternary import result_dtype
 from ternary_ops.ops._decode import decode_weight
 
 _DTYPES = {"ternary": torch.uint8, "int8": torch.int8}

@@ -10,8 +10,8 @@ from typing import NoReturn
 import torch
 
 from ternary_ops.errors import UnsupportedShape, need
-from ternary_ops.ops.codes import quads
-from ternary_ops.ops.reference import conv_size
+from ternary_ops.layout.codes import quads
+from ternary_ops.reference.arithmetic import conv_size
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 

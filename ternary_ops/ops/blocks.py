@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from ternary_ops.errors import BadWeights, UnsupportedShape, need
-from ternary_ops.ops import _launch
+from ternary_ops.ops import _native_call
 
 
 class Blocks(NamedTuple):
@@ -96,7 +96,7 @@ def pack(
     inner = -(-channels // blocks.values.shape[2])
     validate(blocks, kernel_size[0] * kernel_size[1] * inner)
     dense = to_dense(blocks, out_channels, channels, kernel_size)
-    return _launch.pack(dense.detach(), "sparse", channels, groups, float_x=True)
+    return _native_call.pack(dense.detach(), "sparse", channels, groups, float_x=True)
 
 
 def _grid(dense: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:

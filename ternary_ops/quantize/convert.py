@@ -8,18 +8,18 @@ from collections.abc import Mapping
 
 from torch import nn
 
-import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
+import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, check_type, need
-from ternary_ops.quantize.changes import Changes
-from ternary_ops.quantize.config import TernaryConfig
-from ternary_ops.quantize.fold import find_pairs, fold_pairs_
-from ternary_ops.quantize.observed import travel_in_state
-from ternary_ops.quantize.plan import Plan, check_finite, plan, weight_shape
-from ternary_ops.quantize.planned import check_finished, warn_of_zeros
-from ternary_ops.quantize.replace import replace_modules
-from ternary_ops.quantize.trace import OutsideTree, TraceFailed, trace
-from ternary_ops.quantize.usage import Usage
-from ternary_ops.wrappers import unwrap
+from ternary_ops.graph.changes import Changes
+from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
+from ternary_ops.graph.observed import travel_in_state
+from ternary_ops.graph.replace import replace_modules
+from ternary_ops.graph.trace import OutsideTree, TraceFailed, trace
+from ternary_ops.graph.usage import Usage
+from ternary_ops.graph.wrappers import unwrap
+from ternary_ops.nn.config import TernaryConfig
+from ternary_ops.nn.planned import check_finished, warn_of_zeros
+from ternary_ops.quantize.plans import Plan, check_finite, plan, weight_shape
 
 _log = logging.getLogger(__name__)
 

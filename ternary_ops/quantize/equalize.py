@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
-from ternary_ops.quantize.batches import samples
-from ternary_ops.quantize.channels import Channels, scales
-from ternary_ops.quantize.trace import Interpreter, is_layer, module_of, trace
-from ternary_ops.signature import result
-from ternary_ops.wrappers import unwrap
+from ternary_ops.graph.batches import samples
+from ternary_ops.graph.channels import Channels, scales
+from ternary_ops.graph.signature import result
+from ternary_ops.graph.trace import Interpreter, is_layer, module_of, trace
+from ternary_ops.graph.wrappers import unwrap
 
 _STEPS = 400
 _RATE = 0.05  # of Adam, on logarithms of factors

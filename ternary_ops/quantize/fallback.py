@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
+import ternary_ops.nn as tnn
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
-from ternary_ops.quantize.config import TernaryConfig
-from ternary_ops.quantize.sensitivity import PARTS, Effect, Probe, Sensitivity
+from ternary_ops.nn.config import TernaryConfig
+from ternary_ops.quantize.layer_sensitivity import PARTS, Effect, Probe, Sensitivity
 from ternary_ops.table import Table
 
 _log = logging.getLogger(__name__)

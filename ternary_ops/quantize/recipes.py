@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from ternary_ops.errors import BadConfig, need
-from ternary_ops.quantize.config import TernaryConfig
-from ternary_ops.quantize.plan import Plan, plan
+from ternary_ops.nn.config import TernaryConfig
+from ternary_ops.quantize.plans import Plan, plan
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ternary_ops import reference
 from ternary_ops.errors import UnsupportedShape
-from ternary_ops.ops import reference_gates as reference
 from ternary_ops.ops._attention import _gpu_esa, _gpu_hf
 from ternary_ops.ops._sr_gate import _gpu as gate_op
 

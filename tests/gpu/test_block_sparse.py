@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ternary_ops import reference
 from ternary_ops.kernels import _walk, block_sparse_conv2d
 from ternary_ops.ops import blocks as layout
-from ternary_ops.ops import reference
 
 HALF_STEP = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 # x, output channels, filter, block; stride, padding, dilation, groups.

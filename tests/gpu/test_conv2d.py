@@ -16,8 +16,8 @@ from ternary_ops.kernels._tune import ConvBlocks
 from ternary_ops.kernels.linear import Output
 from torch import Tensor
 
+from ternary_ops import reference
 from ternary_ops.kernels import _image, _walk, conv2d, sparse_conv2d
-from ternary_ops.ops import reference
 
 
 class Case(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ternary_ops import reference
 from ternary_ops.kernels import _epilogue
-from ternary_ops.ops import reference
 
 
 @triton.jit

@@ -9,10 +9,11 @@ import torch
 from ternary_ops.kernels._tune import linear_blocks
 from torch import Tensor
 
+from ternary_ops import reference
 from ternary_ops.errors import BadWeights, UnsupportedDevice, UnsupportedShape
 from ternary_ops.kernels import _target, linear
-from ternary_ops.ops import _gpu, reference
-from ternary_ops.ops import codes as layout
+from ternary_ops.layout import codes as layout
+from ternary_ops.ops import _gpu
 from ternary_ops.ops._linear import _gpu as linear_op
 from ternary_ops.ops._prepack import _gpu as prepack_op
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of super-resolution networks: patches, losses, metrics."""
