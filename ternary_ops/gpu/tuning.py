@@ -2,9 +2,9 @@
 """Sizes of blocks by the clock of a GPU, kept in a file.
 
 The rules of kernels/_block_sizes.py choose from shape and target. `tune` tries what lies next to
-their choice, one number at a time, and keeps what is faster, for this process and, with a cache, for
-later ones: `load_tuning` applies it. Integer results keep their bits; floats that are split along
-the depth in another way are rounded in another order.
+their choice, one number at a time, and keeps what is faster, for this process and, given a cache,
+for later ones: `load_tuning` applies it. Integer results keep their bits; floats that are split
+along the depth in another way are rounded in another order.
 """
 
 from __future__ import annotations
