@@ -56,7 +56,7 @@ class Budget:
         limits = [value for value in (self.ms, self.bytes) if value is not None]
         if len(limits) != 1 or not limits[0] > 0 or self.threads < 1:
             do = "Pass Budget(ms=2.5) or Budget(bytes=500_000)."
-            raise BadConfig(need("a budget is one limit > 0 and threads >= 1", self, do))
+            raise BadConfig(need("a budget with one limit > 0 and threads >= 1", self, do))
 
     @property
     def limit(self) -> float:
@@ -118,7 +118,7 @@ def allocate(
         least = rest + sum(min(c.cost for c in choices) for choices in table.values())
         raise BadConfig(
             need(
-                f"the network must fit into {budget.limit:g} {budget.unit}",
+                f"a network that fits into {budget.limit:g} {budget.unit}",
                 f"{least:.4g} {budget.unit} with every layer at its cheapest, {rest:.4g} of them "
                 f"outside of these layers",
                 "Raise the budget, or give fixed layers cheaper rules.",

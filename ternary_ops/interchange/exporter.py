@@ -48,7 +48,7 @@ def save_onnx(program: Program, path: str | os.PathLike[str], form: str = "exact
     for another form, MissingExtra without the package onnx.
     """
     if form not in FORMS:
-        raise BadConfig(need(f"form is one of {', '.join(FORMS)}", repr(form), "Pick one."))
+        raise BadConfig(need(f"form as one of {', '.join(FORMS)}", repr(form), "Pick one."))
     model = _Writer(program, form).model()
     replace_file(Path(path), lambda target: target.write_bytes(model.SerializeToString()))
 
