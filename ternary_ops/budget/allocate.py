@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ternary_ops import runtime
+from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.wrappers import copy_of
@@ -65,6 +67,12 @@ class Budget:
     def unit(self) -> str:
         """ "ms" or "bytes"."""
         return "ms" if self.ms is not None else "bytes"
+
+    def allocate(
+        self, model: nn.Module, plan: Plan, free: list[str], batches: Iterable[Any]
+    ) -> Plan:
+        """See `allocate`: what plan(auto=True) asks for."""
+        return allocate(model, plan, free, batches, self)
 
 
 @dataclass(frozen=True)
@@ -195,10 +203,7 @@ def _costs(
     trial: nn.Module, x: Tensor, free: list[str], budget: Budget
 ) -> tuple[dict[str, float], float]:
     """What each free layer costs in the compiled network, and everything else together."""
-    import ternary_ops.compiler as engine
-    from ternary_ops import runtime
-
-    program = engine.compile(trial, x)
+    program = compile(trial, x)
     if budget.unit == "ms":
         with runtime.num_threads(budget.threads):
             nodes = program.profile(x.contiguous().numpy(), _REPEATS)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ternary_ops import runtime
-from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape, need
+from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape, need, needs_package
 from ternary_ops.io import container
 from ternary_ops.program.graph import Graph, Node
 from ternary_ops.program.shapes import infer
@@ -48,9 +48,9 @@ def open_model(model: str | os.PathLike[str] | int) -> SRNetwork | runtime.Progr
         raise BadConfig(need(f"a model is {names} or a file", str(model), "Check the name."))
     if path.suffix == ".safetensors" and _is_program(path):
         return runtime.load(path)
-    from ternary_ops import sr
-
-    return sr.load(path)
+    with needs_package("torch", "a checkpoint", "pip install 'ternary-ops[sr]'"):
+        from ternary_ops.sr.models.checkpoint import load
+    return load(path)
 
 
 def _is_program(path: Path) -> bool:
