@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ternary_ops import reference
-from ternary_ops.kernels import _walk, block_sparse_conv2d
+from ternary_ops.kernels import _implicit_gemm, block_sparse_conv2d
 from ternary_ops.ops import blocks as layout
 
 HALF_STEP = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
@@ -97,7 +97,7 @@ def test_absent_blocks_are_not_multiplied() -> None:
 def test_indices_of_32_bits_and_a_batch_too_large_for_one_launch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_walk, "_MOST_PIXELS", 30)
+    monkeypatch.setattr(_implicit_gemm, "_MOST_PIXELS", 30)
     size, out, filter_, block, window = CASES["ends"]
     weight, x = sparse_weight("ends", torch.float32), torch.randn(size)
     values, crow, col = layout.from_dense(weight, block)

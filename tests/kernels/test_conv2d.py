@@ -12,12 +12,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from ternary_ops.kernels._tune import ConvBlocks
+from ternary_ops.kernels._block_sizes import ConvBlocks
 from ternary_ops.kernels.linear import Output
 from torch import Tensor
 
 from ternary_ops import reference
-from ternary_ops.kernels import _image, _walk, conv2d, sparse_conv2d
+from ternary_ops.kernels import _im2col, _implicit_gemm, conv2d, sparse_conv2d
 
 
 class Case(NamedTuple):
@@ -154,13 +154,13 @@ def test_blocks_of_any_size(
 
 @pytest.mark.parametrize("name", ["odd", "im2col"])
 def test_a_batch_too_large_for_one_launch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_walk, "_MOST_PIXELS", 30)
+    monkeypatch.setattr(_implicit_gemm, "_MOST_PIXELS", 30)
     integer_case(conv2d.run, conv2d.prepack, CASES[name], True, True)
     integer_case(sparse_conv2d.run, sparse_conv2d.prepack, CASES[name], True, True)
 
 
 def test_results_too_large_for_32_bit_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = _walk.constants
+    constants = _implicit_gemm.constants
     monkeypatch.setattr(conv2d, "constants", lambda *args: constants(*args) | {"FAR": True})
     integer_case(conv2d.run, conv2d.prepack, CASES["odd"], True, False)
 
@@ -210,7 +210,7 @@ def test_empty_chunks_are_not_stored_nor_read() -> None:
 @triton.jit
 def _quotients(p, out, multiplier, places):
     i = tl.arange(0, 1024)
-    tl.store(out + i, _image.divide(tl.load(p + i), multiplier, places, 1))
+    tl.store(out + i, _im2col.divide(tl.load(p + i), multiplier, places, 1))
 
 
 def test_divide_is_exact_below_two_to_the_31() -> None:
@@ -220,5 +220,5 @@ def test_divide_is_exact_below_two_to_the_31() -> None:
         near = torch.cat([multiples + step for step in (-1, 0, 1)]).clamp(0, top)
         p = torch.cat([near, torch.tensor([0, 1, top - 1, top])]).to(torch.int32)
         out = torch.empty(1024, dtype=torch.int32)
-        _quotients[(1,)](p, out, *_image.reciprocal(divisor))
+        _quotients[(1,)](p, out, *_im2col.reciprocal(divisor))
         np.testing.assert_array_equal(out.numpy(), p.numpy() // divisor)

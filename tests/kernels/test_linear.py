@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ternary_ops.kernels._tune import linear_blocks
+from ternary_ops.kernels._block_sizes import linear_blocks
 from torch import Tensor
 
 from ternary_ops import reference

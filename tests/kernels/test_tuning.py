@@ -14,15 +14,15 @@ from ternary_ops.kernels._epilogue import Output
 
 from ternary_ops.errors import FormatError, UnsupportedDevice
 from ternary_ops.gpu.tuning import load_tuning, tune
-from ternary_ops.kernels import _tune, block_sparse_conv2d, conv2d, linear
+from ternary_ops.kernels import _block_sizes, block_sparse_conv2d, conv2d, linear
 from ternary_ops.ops import blocks
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    _tune.chosen.clear()
+    _block_sizes.chosen.clear()
     yield
-    _tune.chosen.clear()
+    _block_sizes.chosen.clear()
 
 
 def _linear(m: int, dtype: torch.dtype = torch.uint8) -> Any:
@@ -67,7 +67,7 @@ def test_whatever_is_tried_makes_the_same(name: str) -> None:
 
     def clock(run: Any) -> float:
         assert torch.equal(run(), expected)
-        tried.append(dict(_tune.chosen))
+        tried.append(dict(_block_sizes.chosen))
         return 1.0 / len(tried)  # the latest is the best: the search goes as far as it may
 
     (row,) = tune(call, clock=clock).rows
@@ -115,17 +115,17 @@ def test_another_error_leaves_nothing_behind() -> None:
 
     with pytest.raises(RuntimeError, match="lost"):
         tune(_linear(20), clock=clock)
-    assert not _tune.chosen
+    assert not _block_sizes.chosen
 
 
 def test_the_file_answers_later(tmp_path: Path) -> None:
     file, call = tmp_path / "tuned.json", _linear(20)
     count = iter(range(1, 1000))
     (row,) = tune(call, cache=file, clock=lambda run: 1.0 / next(count)).rows
-    _tune.chosen.clear()
+    _block_sizes.chosen.clear()
     assert load_tuning(file) == 1
-    assert next(iter(_tune.chosen.values())) == row.after
-    _tune.chosen.clear()
+    assert next(iter(_block_sizes.chosen.values())) == row.after
+    _block_sizes.chosen.clear()
 
     def never(run: Any) -> float:
         raise AssertionError("measured again")
@@ -151,7 +151,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
         load_tuning(file)
     with pytest.raises(FormatError):
         tune(_linear(20), cache=file, clock=lambda run: 1.0)
-    assert file.read_text() == text and not _tune.chosen
+    assert file.read_text() == text and not _block_sizes.chosen
 
 
 def test_without_a_gpu_there_is_no_clock() -> None:

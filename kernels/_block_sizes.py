@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
-from ternary_ops.kernels._planes import DEPTH
 from ternary_ops.kernels._target import Target
+from ternary_ops.kernels._unpack import DEPTH
 
 Site = tuple[Any, ...]  # a rule's name and its arguments, the last of them a Target
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])

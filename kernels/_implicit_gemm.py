@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels share that walk a map of pixels (_image.py): addresses, products, results.
+"""What kernels share that walk a map of pixels (_im2col.py): addresses, products, results.
 
 Columns of their products are pixels p of all images of the result, image after image, row after
 row. A column starts at its window's first pixel in the map; chunk q of the window, tap q // CHUNKS
@@ -19,8 +19,8 @@ import torch
 import triton
 import triton.language as tl
 from ternary_ops.kernels._epilogue import Output, finish
-from ternary_ops.kernels._image import Layout, Map, divide, reciprocal
-from ternary_ops.kernels._planes import plane8, plane16
+from ternary_ops.kernels._im2col import Layout, Map, divide, reciprocal
+from ternary_ops.kernels._unpack import plane8, plane16
 from torch import Tensor
 
 _MOST_PIXELS = 2**31 - 2**16  # of a launch: their numbers are 32-bit
