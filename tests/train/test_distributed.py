@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import SUPPORT
 from distributed_worker import CASES, train
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
+WORKER = SUPPORT / "distributed_worker.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small quantized networks in every phase, and the file of their states that commit cf631c5 wrote.
 
-`PYTHONPATH=tests python -m state_networks FILE` wrote tests/data/states_v0.safetensors at cf631c5;
-a later version of the package writes other states. Keys are CASE/model/NAME, CASE/y (the output for
+`PYTHONPATH=tests/support python -m state_networks FILE` wrote states_v0.safetensors at cf631c5; a
+later version of the package writes other states. Keys are CASE/model/NAME, CASE/y (the output for
 the first two images of batch(200), in eval mode), CASE/codes and CASE/scale (integer_weight of the
 middle layer), and the tensors of a Pruner's and an optimizer's state; metadata has the plans.
 """

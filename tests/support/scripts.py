@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-BENCH = Path(__file__).resolve().parents[1] / "bench"
+from checkout import BENCH
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:

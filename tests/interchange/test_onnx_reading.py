@@ -250,7 +250,7 @@ def test_damaged_and_contradicting_files(tmp_path: Path) -> None:
 
 
 def test_random_nodes_equal_onnxruntime_or_are_refused(tmp_path: Path) -> None:
-    """`python tests/onnx_nodes.py FIRST LAST` tries more seeds."""
+    """`python tests/support/onnx_nodes.py FIRST LAST` tries more seeds."""
     counts = compare(range(250), tmp_path / "node.onnx")
     assert counts["equal"] > 110
 

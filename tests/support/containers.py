@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from pathlib import Path
 
 import numpy as np
+from checkout import DATA
 
 from ternary_ops.io import container, safetensors
 from ternary_ops.io.container import WeightEntry
 
-GOLDEN = Path(__file__).parent / "data" / "container_v1.safetensors"
+GOLDEN = DATA / "container_v1.safetensors"
 GOLDEN_KIND = "golden"
 GOLDEN_INDEX = {"name": "gölden", "list": [1, 2.5, None, True, {"deep": []}]}
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
 import state_networks as states
 import torch
+from checkout import DATA
 from safetensors import safe_open
 from torch import Tensor, nn
 
 import ternary_ops as tops
-
-DATA = Path(__file__).parent / "data"
 
 
 def stored(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

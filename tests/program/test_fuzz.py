@@ -8,10 +8,10 @@ from pathlib import Path
 
 import fuzz
 import pytest
+from checkout import DATA
 
-_DATA = Path(__file__).parent / "data"
-CORPUS = sorted((_DATA / "fuzz").glob("*.safetensors"))
-REASONS = _DATA / "refused.zip"
+CORPUS = sorted((DATA / "fuzz").glob("*.safetensors"))
+REASONS = DATA / "refused.zip"
 
 
 def test_files_load_and_run_or_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of an image that go through a network in bands: each is there when it is read.
 
-Schedules are held against tests/row_oracle.py without computing a value, and then with values.
+Schedules are held against support/row_oracle.py without computing a value, and then with values.
 """
 
 from __future__ import annotations

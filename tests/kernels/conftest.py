@@ -3,7 +3,7 @@
 
 Triton decides when it is imported whether kernels are interpreted, and for the whole process; the
 other tests shall see it as users do. Hence two runs: `pytest tests`, which skips this folder, and
-`TRITON_INTERPRET=1 pytest tests/gpu`.
+`TRITON_INTERPRET=1 pytest tests/kernels`.
 """
 
 from __future__ import annotations
