@@ -74,10 +74,10 @@ FAULTS = {
         "for (int c = 2; c < kChains; ++c) sums[0][v] = V::add(",
     ),
     "zero point of the input": Fault(
-        "ops/conv.cpp", "start_[i] = -x_zero_point * packed.sums[o];", "start_[i] = 0;"
+        "ops/conv.cpp", "start_[i] = -spec.x_zero_point * packed_.sums[o];", "start_[i] = 0;"
     ),
     "scale of the last channel": Fault(
-        "ops/conv.cpp", "    scale_[i] = scale[o];", "    scale_[i] = scale[o - (o == s.o - 1)];"
+        "ops/conv.cpp", "spec.scale[o];", "spec.scale[o - (o == outputs - 1)];"
     ),
     "overflow of narrow sums": Fault(
         "isa/policy_avx2.inl", "kNarrowSteps = 64;", "kNarrowSteps = 68;"

@@ -35,7 +35,7 @@ static void wide_panel(const ConvArgs& a, int64_t b, int64_t k0, int64_t k1, uin
 // the rest at x2.
 struct WideTile {
   const uint8_t *x, *x2;
-  int64_t packet, cell2, n;
+  int64_t packet, packet2, n;
 };
 
 // Pixels P - 1 .. 0 of a tile whose first kHalf lie in the first run; by name for the same reason
@@ -148,11 +148,11 @@ static void wide_tile(const ConvArgs& a, const WideChunk& c, const WideTile& t, 
     return;
   }
   const EpilogueOp finish(a.epilogue, false, false, 0);
-  if (t.cell2 == t.packet + P / 2) {
+  if (t.packet2 == t.packet + P / 2) {
     finish_run(a, finish, acc, c.o, t.packet, P);
   } else {
     finish_run(a, finish, acc, c.o, t.packet, P / 2);
-    finish_run(a, finish, acc + 2 * (P / 2), c.o, t.cell2, P - P / 2);
+    finish_run(a, finish, acc + 2 * (P / 2), c.o, t.packet2, P - P / 2);
   }
 }
 

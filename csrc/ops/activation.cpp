@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "isa/isa.h"
+#include "program/program.h"
 #include "tensor/for_each_row.h"
 
 namespace tops {

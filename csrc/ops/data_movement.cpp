@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/scalar_math.h"
 #include "isa/isa.h"
+#include "program/program.h"
 #include "tensor/for_each_row.h"
 #include "tensor/interpolation.h"
 

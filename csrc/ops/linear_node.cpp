@@ -64,12 +64,12 @@ void MemoryPlan::run_linear(const NodeTask& w, const RunContext& f) const {
     }
   };
   if (in.is_float) {
-    multiply_float_rows(l.rows(), x, false, in.n, l.scale.data(), l.bias.data(), y);
+    gemv_float(l.weight_rows(), x, false, in.n, l.scale.data(), l.bias.data(), y);
     finish(0, l.shape.o);
   } else {
     const int32_t zero_point = nodes_[static_cast<size_t>(node.a)].zero_point;
-    const RowsInput rows{x, false, in.n, in.packets * 4, 1.0f, zero_point};
-    multiply_rows(l.rows(), rows, l.scale.data(), l.bias.data(), y, finish);
+    const GemvInput rows{x, false, in.n, in.packets * 4, 1.0f, zero_point};
+    gemv(l.weight_rows(), rows, l.scale.data(), l.bias.data(), y, finish);
   }
   if (g.is_float) {
     if (!direct) tensor_from_nchw(g, w.rows, y, 0, to);

@@ -54,11 +54,11 @@ ConvInput::ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Win
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h * w.stride_w), -1);
   if (split_) {
     pitch_ = out_w + (s - 1) * w.dil_w / w.stride_w;
-    rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
-    phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, rows_), pitch_), 16) | 1) * 16;
+    image_rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
+    phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, image_rows_), pitch_), 16) | 1) * 16;
   } else {
     pitch_ = in.pitch;
-    rows_ = in.h + 2 * in.margin;
+    image_rows_ = in.h + 2 * in.margin;
     base_ = (in.margin - w.pad_h) * in.pitch + in.halo - w.pad_w;
     plane_ = in.plane;
   }
@@ -82,15 +82,16 @@ ConvInput::ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Win
 
 // Each quad of a filter row has its own plane, so that output pixel x reads packet x of it: rows of
 // whole vectors make every load an aligned one.
-ConvInput ConvInput::rows(const ActivationTensor& in, int64_t r, int64_t s, const Window& w,
-                          int64_t out_h, int64_t out_w) {
+ConvInput ConvInput::from_filter_rows(const ActivationTensor& in, int64_t r, int64_t s,
+                                      const Window& w, int64_t out_h, int64_t out_w) {
   ConvInput d(in, w, out_h, out_w);
   d.split_ = true;
   d.packets_ = 1;
   d.row_quads_ = divide_up(s * in.channels, 4);
   d.pitch_ = divide_up(out_w, kRowPackets) * kRowPackets;
-  d.rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
-  d.phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, d.rows_), d.pitch_), 16) | 1) * 16;
+  d.image_rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
+  d.phase_plane_ =
+      (divide_up(checked_mul(checked_mul(in.n, d.image_rows_), d.pitch_), 16) | 1) * 16;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h), -1);
   for (int64_t i = 0; i < r; ++i) {
     const int64_t y = i * w.dil_h;
@@ -114,7 +115,7 @@ void ConvInput::check_and_close() {
     throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 packets, got " +
                                                   std::to_string(packets_ * plane_) +
                                                   ".\n  Split the batch or the image.");
-  pixels_ = in_.n ? ((in_.n - 1) * rows_ + out_h_ - 1) * pitch_ + out_w_ : 0;
+  pixels_ = in_.n ? ((in_.n - 1) * image_rows_ + out_h_ - 1) * pitch_ + out_w_ : 0;
 }
 
 void ConvInput::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out,
@@ -128,8 +129,8 @@ void ConvInput::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t
   const int64_t last =
       std::max(first, std::min(pitch_, reach > 0 ? divide_up(reach, window_.stride_w) : 0));
   for (int64_t n = 0; n < in_.n; ++n)
-    for (int64_t i = 0; i < rows_; ++i) {
-      uint8_t* const row = out + (n * rows_ + i) * pitch_ * 4;
+    for (int64_t i = 0; i < image_rows_; ++i) {
+      uint8_t* const row = out + (n * image_rows_ + i) * pitch_ * 4;
       const int64_t y = i * window_.stride_h + a - window_.pad_h;
       if (y < 0 || y >= in_.h) {
         fill_packets(row, fill, pitch_);
@@ -175,11 +176,12 @@ const uint8_t* ConvInput::prepare(const uint8_t* in, uint8_t* scratch, uint32_t 
   if (!split_) return in + base_ * 4;
   const int64_t count = static_cast<int64_t>(phases_.size());
   if (row_quads_) {
-    parallel_for(in_.n * rows_, plane_, [&](int64_t i, int) {
+    parallel_for(in_.n * image_rows_, plane_, [&](int64_t i, int) {
       for (int64_t p = 0; p < count; ++p)
-        copy_row(in, scratch + (p * row_quads_ * phase_plane_ + i * pitch_) * 4, i / rows_,
-                 i % rows_ * window_.stride_h + phases_[static_cast<size_t>(p)] - window_.pad_h,
-                 fill);
+        copy_row(
+            in, scratch + (p * row_quads_ * phase_plane_ + i * pitch_) * 4, i / image_rows_,
+            i % image_rows_ * window_.stride_h + phases_[static_cast<size_t>(p)] - window_.pad_h,
+            fill);
     });
     return scratch;
   }
@@ -196,7 +198,7 @@ std::vector<Segment> ConvInput::segments(const ActivationTensor& out) const {
   std::vector<Segment> list;
   for (int64_t n = 0; n < in_.n; ++n)
     for (int64_t y = 0; y < out_h_; ++y) {
-      const Segment s{(n * rows_ + y) * pitch_, out_w_, out.packet(n, y, 0)};
+      const Segment s{(n * image_rows_ + y) * pitch_, out_w_, out.packet(n, y, 0)};
       if (!list.empty() && list.back().flat + list.back().length == s.flat &&
           list.back().packet + list.back().length == s.packet)
         list.back().length += s.length;

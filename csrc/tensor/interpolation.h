@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a resized image reads its source, as PyTorch computes it in float32.
+// Nearest and bilinear interpolation: where a resized image reads its source, as PyTorch computes
+// it in float32.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+// Activation tensors: [C packets][N][H + 2 margin][pitch] channel packets of 4 bytes, each four u8
+// channels of one pixel or one float32.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +20,11 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // To whole cache lines.
 inline int64_t round_up(int64_t bytes) { return divide_up(bytes, 64) * 64; }
 
-// An activation tensor in memory: [packets][n][h + 2 margin][pitch] 4-byte packets, pitch = w +
-// halo. The right halo of a row is the left halo of the next one, so a padded row costs one halo,
-// not two. margin: padding rows above and below, as many as halo unless keep() or strip() says
-// otherwise. Planes are an odd number of cache lines apart: with a power of two, the planes of one
-// pixel would share a few sets of the first-level cache.
+// Shape and layout of one; the memory is elsewhere. pitch = w + halo: the right halo of a row is
+// the left halo of the next one, so a padded row costs one halo, not two. margin: padding rows
+// above and below, as many as halo unless keep() or strip() says otherwise. Channel packets are an
+// odd number of cache lines apart: with a power of two, those of one pixel would share a few sets
+// of the first-level cache.
 struct ActivationTensor {
   int64_t channels = 0, packets = 0, n = 0, h = 0, w = 0, halo = 0, margin = 0;
   int64_t pitch = 0, image = 0, plane = 0;
@@ -67,7 +69,7 @@ class Buffer {
 };
 
 // Four u8 channels that all hold the zero point: what lies outside an image.
-inline uint32_t u8_cell(int32_t zero_point) {
+inline uint32_t u8_packet(int32_t zero_point) {
   return static_cast<uint32_t>(zero_point) * 0x01010101u;
 }
 
