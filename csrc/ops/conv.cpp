@@ -97,14 +97,14 @@ void ConvPlan::place_sparse(const ConvSpec& spec) {
   if (is_depthwise(packed_) && spec.requantize.y_scale != 0.0f && !spec.residual.is_float &&
       !spec.gate.present)
     taps_ = make_tap_groups(packed_, offsets);
-  a.rows = packed_.row_ptr;
-  a.bundles = packed_.overflow_groups;
-  a.entries = entries_.data();
-  a.pair_rows = packed_.pair_row_ptr;
-  a.pairs = packed_.pairs ? pairs_.data() : nullptr;
-  a.pair_bundles = packed_.pair_overflow_groups;
-  a.tap_rows = taps_.row_ptr.data();
-  a.tap_groups = taps_.groups.data();
+  a.sparse.row_ptr = packed_.row_ptr;
+  a.sparse.overflow_groups = packed_.overflow_groups;
+  a.sparse.entries = entries_.data();
+  a.pairs.row_ptr = packed_.pair_row_ptr;
+  a.pairs.entries = packed_.pairs ? pairs_.data() : nullptr;
+  a.pairs.overflow_groups = packed_.pair_overflow_groups;
+  a.depthwise.row_ptr = taps_.row_ptr.data();
+  a.depthwise.groups = taps_.groups.data();
 }
 
 void ConvPlan::place_dense() {
@@ -113,12 +113,12 @@ void ConvPlan::place_dense() {
   for (int64_t c = 0; c < (taps ? packed_.k / taps : 0); ++c)
     for (int64_t t = 0; t < taps; ++t) offsets_.push_back(input_.offset(c, t) * 4);
   ConvArgs& a = args_;
-  a.offsets = offsets_.data();
-  a.k = packed_.k;
-  a.panels = packed_.panels;
-  a.panel_bytes = packed_.panel_bytes;
-  a.group_blocks = s.groups > 1 ? s.o / s.groups / kBlock : divide_up(s.o, kBlock) + 1;
-  a.group_stride = (s.groups ? packed_.packets / s.groups : 0) * input_.plane() * 4;
+  a.dense.offsets = offsets_.data();
+  a.dense.k = packed_.k;
+  a.dense.panels = packed_.panels;
+  a.dense.panel_bytes = packed_.panel_bytes;
+  a.dense.group_blocks = s.groups > 1 ? s.o / s.groups / kBlock : divide_up(s.o, kBlock) + 1;
+  a.dense.group_stride = (s.groups ? packed_.packets / s.groups : 0) * input_.plane() * 4;
 }
 
 void ConvPlan::set_epilogue(const ConvSpec& spec) {
@@ -133,35 +133,36 @@ void ConvPlan::set_epilogue(const ConvSpec& spec) {
 void ConvPlan::set_output(const ConvSpec& spec) {
   ConvArgs& a = args_;
   const Requantize& q = spec.requantize;
-  a.float_out = q.y_scale == 0.0f;
-  a.halo = a.float_out ? 0u : u8_packet(q.y_zero_point);
-  a.plane = out_.plane * 4;
-  a.residual_plane = spec.residual.plane ? spec.residual.plane * 4 : a.plane;
-  a.residual_float = spec.residual.is_float;
-  a.gate_plane = spec.gate.plane ? spec.gate.plane * 4 : a.plane;
+  a.y.is_float = q.y_scale == 0.0f;
+  a.y.halo = a.y.is_float ? 0u : u8_packet(q.y_zero_point);
+  a.y.channel_stride = out_.plane * 4;
+  a.residual.channel_stride = spec.residual.plane ? spec.residual.plane * 4 : a.y.channel_stride;
+  a.residual.is_float = spec.residual.is_float;
+  a.gate.is_float = spec.gate.is_float;
+  a.gate.channel_stride = spec.gate.plane ? spec.gate.plane * 4 : a.y.channel_stride;
   // The output packets of flat indices are consecutive too: whole vectors go straight to the
   // output.
   if (out_.pitch == input_.pitch() &&
       (in_.n == 1 || out_.image == input_.image_rows() * input_.pitch())) {
     valid_ = input_.valid(out_);
-    a.valid = valid_.data();
-    a.origin = out_.packet(0, 0, 0);
+    a.y.valid = valid_.data();
+    a.y.origin = out_.packet(0, 0, 0);
   }
 }
 
 void ConvPlan::choose_kernel(const ConvSpec& spec) {
   ConvArgs& a = args_;
-  if (spec.pairs != Pairs::kNone && a.valid && !spec.row_filter && !input_.scratch_bytes())
+  if (spec.pairs != Pairs::kNone && a.y.valid && !spec.row_filter && !input_.scratch_bytes())
     winograd_ = WinogradConv(packed_,
                              {in_.n, out_.h, out_.w, input_.pitch(),
                               input_.image_rows() * input_.pitch(), input_.plane()},
                              spec.pairs);
-  wide_possible_ = !packed_.sparse && packed_.weights != Weights::kFloat && !a.float_out &&
+  wide_possible_ = !packed_.sparse && packed_.weights != Weights::kFloat && !a.y.is_float &&
                    !spec.residual.is_float && !spec.gate.present && packed_.shape.groups == 1;
-  if (!a.valid || wide_possible_) {
+  if (!a.y.valid || wide_possible_) {
     segments_ = input_.segments(out_);
-    a.segments = segments_.data();
-    a.segment_count = static_cast<int64_t>(segments_.size());
+    a.y.segments = segments_.data();
+    a.y.segment_count = static_cast<int64_t>(segments_.size());
   }
 }
 

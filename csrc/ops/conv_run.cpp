@@ -51,9 +51,9 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
   if (args_.pixels == 0 || args_.outputs == 0) return;
   ConvArgs a = args_;
   a.x = input_.prepare(x, scratch, fill_);
-  a.y = y;
-  a.residual = residual;
-  a.gate = gate;
+  a.y.data = y;
+  a.residual.data = residual;
+  a.gate.data = gate;
   a.epilogue.start = (kernels().signed_input ? signed_start_ : start_).data();
   const bool wide =
       wide_possible_ && prefers_wide(kernels(), a.outputs, out_.n * out_.h * out_.w, a.pixels);
@@ -74,17 +74,18 @@ void ConvPlan::run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_
 
 // The packets of y beside the image. pixels_only: the kernel wrote nothing but pixels.
 void ConvPlan::fill_around(const ConvArgs& a, bool pixels_only) const {
-  if (out_.is_float || pixels_only || !a.valid) {
-    parallel_for(out_.packets, out_.packets * out_.n * out_.h / 8,
-                 [&](int64_t c, int) { fill_halo(out_, {0, out_.h}, a.y, a.halo, c, c + 1); });
+  if (out_.is_float || pixels_only || !a.y.valid) {
+    parallel_for(out_.packets, out_.packets * out_.n * out_.h / 8, [&](int64_t c, int) {
+      fill_halo(out_, {0, out_.h}, a.y.data, a.y.halo, c, c + 1);
+    });
     return;
   }
   // Between the first and the last pixel the kernel wrote the halo itself.
-  const int64_t end = a.origin + a.pixels;
+  const int64_t end = a.y.origin + a.pixels;
   for (int64_t c = 0; c < out_.packets; ++c) {
-    uint8_t* const plane = a.y + c * out_.plane * 4;
-    fill_packets(plane, a.halo, a.origin);
-    fill_packets(plane + end * 4, a.halo, out_.n * out_.image + out_.halo - end);
+    uint8_t* const plane = a.y.data + c * out_.plane * 4;
+    fill_packets(plane, a.y.halo, a.y.origin);
+    fill_packets(plane + end * 4, a.y.halo, out_.n * out_.image + out_.halo - end);
   }
 }
 
@@ -93,12 +94,12 @@ void ConvPlan::run_wide(const ConvArgs& a) const {
   const int64_t wide = 2 * kernel.lanes, blocks = divide_up(a.outputs, wide);
   const int64_t wanted = num_threads() > 1 ? 2 * num_threads() : 1;
   const int64_t cached = divide_up(a.pixels, cached_pixels());
-  const int64_t chunks = std::min(std::max(divide_up(wanted, blocks), cached), a.segment_count);
-  const int64_t scratch = kernel.wide_scratch(a.k);
-  parallel_for(blocks * chunks, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
+  const int64_t chunks = std::min(std::max(divide_up(wanted, blocks), cached), a.y.segment_count);
+  const int64_t scratch = kernel.wide_scratch(a.dense.k);
+  parallel_for(blocks * chunks, a.outputs * a.dense.k * a.pixels / 16, [&](int64_t i, int) {
     const int64_t b = i % blocks, c = i / blocks;
-    kernel.conv_wide(a, b, b + 1, a.segment_count * c / chunks, a.segment_count * (c + 1) / chunks,
-                     thread_scratch(scratch));
+    kernel.conv_wide(a, b, b + 1, a.y.segment_count * c / chunks,
+                     a.y.segment_count * (c + 1) / chunks, thread_scratch(scratch));
   });
 }
 
@@ -112,9 +113,9 @@ void ConvPlan::run_dense(const ConvArgs& a) const {
   const int64_t most = std::min(divide_up(a.pixels, parts), cached_pixels());
   const int64_t chunk = divide_up(most, step) * step;
   const int64_t chunks = divide_up(a.pixels, chunk);
-  const int64_t scratch = a.weights == Weights::kFloat ? 0 : dense_scratch(a.k);
+  const int64_t scratch = a.weights == Weights::kFloat ? 0 : dense_scratch(a.dense.k);
   // All channels of a chunk, then the next: its input stays in the cache.
-  parallel_for(blocks * chunks, a.outputs * a.k * a.pixels / 16, [&](int64_t i, int) {
+  parallel_for(blocks * chunks, a.outputs * a.dense.k * a.pixels / 16, [&](int64_t i, int) {
     const int64_t b = i % blocks, first = (i / blocks) * chunk;
     kernel.conv_dense(a, b, b + 1, first, std::min(first + chunk, a.pixels),
                       thread_scratch(scratch));

@@ -226,7 +226,7 @@ void MemoryPlan::run_resize(const NodeTask& w, const RunContext& f) const {
     fill_all_halos(out, w.rows, y, halo_value(node));
     return;
   }
-  const Columns columns(in.w, 0, out.w, wide, d.align);
+  const BilinearColumns columns(in.w, 0, out.w, wide, d.align);
   const KernelTable& kernel = kernels();
   const int64_t width = out.w * (in.is_float ? 1 : 4);
   parallel_for(out.packets, 4 * vectors_of(out, w.rows), [&](int64_t c, int) {
@@ -241,17 +241,17 @@ void MemoryPlan::run_resize(const NodeTask& w, const RunContext& f) const {
         held[line % 2] = line;
         const uint8_t* const from = x + (c * in.plane + in.packet(n, line, 0)) * 4;
         if (in.is_float)
-          kernel.stretch_floats(columns.stretch(), reinterpret_cast<const float*>(from), out.w,
-                                row);
+          kernel.bilinear_floats(columns.bilinear(), reinterpret_cast<const float*>(from), out.w,
+                                 row);
         else
-          kernel.bilinear_packets(columns.stretch(), from, node.zero_point, out.w, row);
+          kernel.bilinear_packets(columns.bilinear(), from, node.zero_point, out.w, row);
         return row;
       };
       for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
         const Sample v = sample(row, in.h, tall, d.align);
         const float *const above = stretched(v.first), *const below = stretched(v.second);
         uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
-        kernel.blend_rows(above, below, v.first_share, v.second_share, width,
+        kernel.blend_rows(above, below, v.first_weight, v.second_weight, width,
                           in.is_float ? reinterpret_cast<float*>(to) : blended);
         if (!in.is_float) kernel.quantize_row(blended, width, 1.0f, node.zero_point, to);
       }

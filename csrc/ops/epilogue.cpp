@@ -30,7 +30,6 @@ Epilogue make_epilogue(const Requantize& q, const Operand& residual, const Opera
   }
   e.res_scale = residual.scale;
   e.res_zero_point = residual.zero_point;
-  e.gate_float = gate.is_float;
   e.gate_scale = gate.scale;
   e.gate_zero_point = gate.zero_point;
   return e;

@@ -68,10 +68,11 @@ void gemv(const WeightRows& w, const GemvInput& x, const float* scale, const flo
   for_weight_rows(w, w.n * divide_up(w.k, 64) * m, [&](int64_t begin, int64_t end) {
     kernel.linear(args, begin, end);
     for (int64_t i = 0; i < m; ++i) {
-      const RowFinish f{w.sums + begin, (is_signed || kernel.signed_input ? 128 : 0) - x.zero_point,
-                        x_sum[i],       scale + begin,
-                        x.scale,        bias ? bias + begin : nullptr};
-      kernel.finish_row(f, end - begin, y + i * w.n + begin);
+      const LinearEpilogue f{
+          w.sums + begin, (is_signed || kernel.signed_input ? 128 : 0) - x.zero_point,
+          x_sum[i],       scale + begin,
+          x.scale,        bias ? bias + begin : nullptr};
+      kernel.linear_epilogue(f, end - begin, y + i * w.n + begin);
     }
     finish(begin, end);
   });
@@ -79,8 +80,8 @@ void gemv(const WeightRows& w, const GemvInput& x, const float* scale, const flo
 
 void gemv_float(const WeightRows& w, const void* x, bool bfloat16, int64_t m, const float* scale,
                 const float* bias, float* y) {
-  const FloatRowsKernel halves = bfloat16 ? bfloat16_rows() : nullptr;
-  const FloatRowsKernel kernel = halves ? halves : kernels().linear_float;
+  const FloatLinearKernel halves = bfloat16 ? bfloat16_linear() : nullptr;
+  const FloatLinearKernel kernel = halves ? halves : kernels().linear_float;
   const int64_t width = w.width(), given = bfloat16 ? 2 : 4, size = halves ? 2 : 4;
   // Padded to whole blocks of weights, and off the powers of two that share a set of the cache.
   const int64_t stride = width + kRowBlock / size;
@@ -94,8 +95,8 @@ void gemv_float(const WeightRows& w, const void* x, bool bfloat16, int64_t m, co
       widen_bfloat16(from, w.k, to);
     std::memset(to + w.k * size, 0, static_cast<size_t>((stride - w.k) * size));
   });
-  const FloatRowsArgs args{rows.data(), stride, m,    w.data, w.row_bytes, width,
-                           w.codes,     scale,  bias, y,      w.n};
+  const FloatLinearArgs args{rows.data(), stride, m,    w.data, w.row_bytes, width,
+                             w.codes,     scale,  bias, y,      w.n};
   for_weight_rows(w, w.n * divide_up(w.k, 16) * m,
                   [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }

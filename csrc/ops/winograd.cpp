@@ -24,7 +24,7 @@ int64_t odd_lines(int64_t packets) { return (divide_up(packets, 16) | 1) * 16; }
 
 }  // namespace
 
-bool winograd_pays(const PackedView& packed, const Window& w) {
+bool by_row_pairs(const PackedView& packed, const Window& w) {
   const WeightShape& s = packed.shape;
   return packed.weights == Weights::kFloat && !packed.sparse && s.r == 3 && s.s == 3 &&
          s.groups == 1 && w.stride_h == 1 && w.stride_w == 1 && w.dil_h == 1 && w.dil_w == 1 &&
@@ -76,7 +76,7 @@ void WinogradConv::run(const ConvArgs& a) const {
   const int64_t bytes = kParts * (input + sums) * 4 + 2 * kSlackBytes;
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
-  parallel_for(shape_.images * pairs * across, a.outputs * a.k * a.pixels / 16,
+  parallel_for(shape_.images * pairs * across, a.outputs * a.dense.k * a.pixels / 16,
                [&](int64_t i, int) {
                  const int64_t column = i % across * width_, pair = i / across;
                  const int64_t first = std::max<int64_t>(0, pair % pairs * 2 - alone);
@@ -90,7 +90,7 @@ void WinogradConv::run(const ConvArgs& a) const {
 void WinogradConv::tile(const KernelTable& kernel, const ConvArgs& a, int64_t image, Rows rows,
                         int64_t column, int64_t count, uint8_t* scratch) const {
   const int64_t own = odd_lines(width_ + 2) * 4, apart = packets_ * own;
-  const int64_t sum_plane = odd_lines(width_) * 4, sums_apart = outputs_ * sum_plane;
+  const int64_t sum_stride = odd_lines(width_) * 4, sums_apart = outputs_ * sum_stride;
   uint8_t* const sums = scratch + kParts * apart + kSlackBytes;
   const bool both = rows.end - rows.begin == 2;
   const int64_t row_stride = shape_.row_stride;
@@ -103,29 +103,30 @@ void WinogradConv::tile(const KernelTable& kernel, const ConvArgs& a, int64_t im
   }
   ConvArgs part = a;
   part.pixels = count;
-  part.offsets = offsets_.data();
-  part.k = 3 * packets_;
-  part.panel_bytes = part.k * kBlock * 4;
-  part.sums = true;
-  part.plane = sum_plane;
+  part.dense.offsets = offsets_.data();
+  part.dense.k = 3 * packets_;
+  part.dense.panel_bytes = part.dense.k * kBlock * 4;
+  part.dense.sums_only = true;
+  part.y.channel_stride = sum_stride;
   const int64_t blocks = divide_up(outputs_, kBlock);
   for (int64_t t = 0; t < kParts; ++t) {
     part.x = scratch + t * apart;
-    part.y = sums + t * sums_apart;
-    part.panels = reinterpret_cast<const uint8_t*>(panels_.data() + t * blocks * part.k * kBlock);
+    part.y.data = sums + t * sums_apart;
+    part.dense.panels =
+        reinterpret_cast<const uint8_t*>(panels_.data() + t * blocks * part.dense.k * kBlock);
     kernel.conv_dense(part, 0, blocks, 0, count, nullptr);
   }
   const ConvArgs first = output_row(a, flat, count),
                  second = output_row(a, flat + row_stride, count);
-  kernel.winograd_finish(first, both ? &second : nullptr, sums, sum_plane, sums_apart);
+  kernel.winograd_finish(first, both ? &second : nullptr, sums, sum_stride, sums_apart);
 }
 
 // The convolution whose only output is `count` pixels from this flat index on.
 ConvArgs WinogradConv::output_row(const ConvArgs& a, int64_t flat, int64_t count) const {
   ConvArgs row = a;
   row.pixels = count;
-  row.valid = all_.data();
-  row.origin = a.origin + flat;
+  row.y.valid = all_.data();
+  row.y.origin = a.y.origin + flat;
   return row;
 }
 

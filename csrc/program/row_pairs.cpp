@@ -21,7 +21,7 @@ std::vector<Pairs> row_pairs(const std::vector<Node>& nodes) {
     if (node.op == Op::kConv && w.stride_h == 1) {
       const int64_t below = w.dil_h * (node.layer->shape.r - 1) - w.pad_h;
       odd[id] = odd[static_cast<size_t>(node.a)] != (below % 2 != 0);
-      if (winograd_pays(node.layer->view(), w)) pairs[id] = odd[id] ? Pairs::kOdd : Pairs::kEven;
+      if (by_row_pairs(node.layer->view(), w)) pairs[id] = odd[id] ? Pairs::kOdd : Pairs::kEven;
     } else if (keeps_rows(node.op)) {
       odd[id] = odd[static_cast<size_t>(node.a)];
     }

@@ -123,12 +123,12 @@ void group_entries(size_t begin, std::vector<E>* entries, std::vector<int32_t>* 
 }  // namespace
 
 void make_overflow_groups(size_t begin, std::vector<Entry>* entries, std::vector<int32_t>* counts) {
-  group_entries<Entry, kMostBundle>(begin, entries, counts);
+  group_entries<Entry, kOverflowGroup>(begin, entries, counts);
 }
 
 void make_overflow_groups(size_t begin, std::vector<PairEntry>* entries,
                           std::vector<int32_t>* counts) {
-  group_entries<PairEntry, kMostPairBundle>(begin, entries, counts);
+  group_entries<PairEntry, kPairOverflowGroup>(begin, entries, counts);
 }
 
 }  // namespace tops

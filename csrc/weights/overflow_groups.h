@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Overflow-safe accumulation groups of 8-bit entries, for instruction sets without a 4-way dot
 // product. Two neighboring 8-bit products are first added in a 16-bit lane, where 255 * 128 fits. A
-// group is up to kMostBundle entries whose weights leave every lane within that bound, whatever the
-// input: their products may be added there, and widened once.
+// group is up to kOverflowGroup entries whose weights leave every lane within that bound, whatever
+// the input: their products may be added there, and widened once.
 #pragma once
 
 #include <cstdint>

@@ -160,14 +160,14 @@ const int32_t* take_overflow_groups(BlobReader& blob, int64_t rows, int64_t most
 void view_pairs(BlobReader& blob, PackedView& v) {
   const int64_t pairs = (v.shape.o + 1) / 2;
   v.pair_row_ptr = blob.take_row_ptr(pairs, sizeof(PairEntry));
-  v.pair_overflow_groups = take_overflow_groups(blob, pairs, kMostPairBundle, v.pair_row_ptr);
+  v.pair_overflow_groups = take_overflow_groups(blob, pairs, kPairOverflowGroup, v.pair_row_ptr);
   v.pairs = blob.take<PairEntry>(v.pair_count());
 }
 
 void view_sparse(BlobReader& blob, PackedView& v) {
   v.row_ptr = blob.take_row_ptr(v.shape.o, sizeof(Entry));
   if (v.weights == Weights::kInt8)
-    v.overflow_groups = take_overflow_groups(blob, v.shape.o, kMostBundle, v.row_ptr);
+    v.overflow_groups = take_overflow_groups(blob, v.shape.o, kOverflowGroup, v.row_ptr);
   v.entries = blob.take<Entry>(v.entry_count());
 }
 

@@ -36,7 +36,7 @@ struct PackedView {
   int64_t k = 0;                     // dense: packets of one group x taps
   const int32_t* sums = nullptr;     // [O] sum of the weights
   const int64_t* row_ptr = nullptr;  // sparse: [O + 1] first entry of each output channel
-  // Sparse int8: [O][kMostBundle], weights/overflow_groups.h.
+  // Sparse int8: [O][kOverflowGroup], weights/overflow_groups.h.
   const int32_t* overflow_groups = nullptr;
   // Sparse int8 by pairs of channels, instead: kernels/table.h.
   const int64_t* pair_row_ptr = nullptr;
