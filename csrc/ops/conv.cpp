@@ -118,7 +118,7 @@ void ConvPlan::place_dense() {
   a.dense.panels = packed_.panels;
   a.dense.panel_bytes = packed_.panel_bytes;
   a.dense.group_blocks = s.groups > 1 ? s.o / s.groups / kBlock : divide_up(s.o, kBlock) + 1;
-  a.dense.group_stride = (s.groups ? packed_.packets / s.groups : 0) * input_.plane() * 4;
+  a.dense.group_stride = (s.groups ? packed_.packets / s.groups : 0) * input_.channel_stride() * 4;
 }
 
 void ConvPlan::set_epilogue(const ConvSpec& spec) {
@@ -135,11 +135,13 @@ void ConvPlan::set_output(const ConvSpec& spec) {
   const Requantize& q = spec.requantize;
   a.y.is_float = q.y_scale == 0.0f;
   a.y.halo = a.y.is_float ? 0u : u8_packet(q.y_zero_point);
-  a.y.channel_stride = out_.plane * 4;
-  a.residual.channel_stride = spec.residual.plane ? spec.residual.plane * 4 : a.y.channel_stride;
+  a.y.channel_stride = out_.channel_stride * 4;
+  a.residual.channel_stride =
+      spec.residual.channel_stride ? spec.residual.channel_stride * 4 : a.y.channel_stride;
   a.residual.is_float = spec.residual.is_float;
   a.gate.is_float = spec.gate.is_float;
-  a.gate.channel_stride = spec.gate.plane ? spec.gate.plane * 4 : a.y.channel_stride;
+  a.gate.channel_stride =
+      spec.gate.channel_stride ? spec.gate.channel_stride * 4 : a.y.channel_stride;
   // The output packets of flat indices are consecutive too: whole vectors go straight to the
   // output.
   if (out_.pitch == input_.pitch() &&
@@ -155,7 +157,7 @@ void ConvPlan::choose_kernel(const ConvSpec& spec) {
   if (spec.pairs != Pairs::kNone && a.y.valid && !spec.row_filter && !input_.scratch_bytes())
     winograd_ = WinogradConv(packed_,
                              {in_.n, out_.h, out_.w, input_.pitch(),
-                              input_.image_rows() * input_.pitch(), input_.plane()},
+                              input_.image_rows() * input_.pitch(), input_.channel_stride()},
                              spec.pairs);
   wide_possible_ = !packed_.sparse && packed_.weights != Weights::kFloat && !a.y.is_float &&
                    !spec.residual.is_float && !spec.gate.present && packed_.shape.groups == 1;

@@ -83,9 +83,9 @@ void ConvPlan::fill_around(const ConvArgs& a, bool pixels_only) const {
   // Between the first and the last pixel the kernel wrote the halo itself.
   const int64_t end = a.y.origin + a.pixels;
   for (int64_t c = 0; c < out_.packets; ++c) {
-    uint8_t* const plane = a.y.data + c * out_.plane * 4;
-    fill_packets(plane, a.y.halo, a.y.origin);
-    fill_packets(plane + end * 4, a.y.halo, out_.n * out_.image + out_.halo - end);
+    uint8_t* const channel = a.y.data + c * out_.channel_stride * 4;
+    fill_packets(channel, a.y.halo, a.y.origin);
+    fill_packets(channel + end * 4, a.y.halo, out_.n * out_.image + out_.halo - end);
   }
 }
 

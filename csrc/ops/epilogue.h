@@ -20,7 +20,7 @@ struct Operand {
   bool present = false, is_float = false;
   float scale = 1.0f;
   int32_t zero_point = 0;
-  int64_t plane = 0;  // of its tensor; 0: as the output's
+  int64_t channel_stride = 0;  // of its tensor; 0: as the output's
 };
 
 // The epilogue but for its arrays of one number an output channel.

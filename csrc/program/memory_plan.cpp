@@ -217,7 +217,7 @@ const ConvPlan& MemoryPlan::add_conv(size_t id, Rows of) {
   Window window = node.window;
   const auto operand = [&](int other) {
     Operand read = operand_of(nodes_, other);
-    if (read.present) read.plane = step(other).grid.plane;
+    if (read.present) read.channel_stride = step(other).grid.channel_stride;
     return read;
   };
   if (band_) {  // the padding is there, as rows like others
@@ -295,7 +295,7 @@ void MemoryPlan::place_whole(bool keep_all) {
 void MemoryPlan::run(const float* x, float* y, Buffer& arena,
                      std::vector<NodeProfile>* profile) const {
   const NodePlan& last = step(output_);
-  Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.plane * 4 : 0);
+  Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.channel_stride * 4 : 0);
   RunContext f{x, y ? y : reinterpret_cast<float*>(unwanted.data()), arena.data(), {}};
   if (band_) f.first.assign(memories_.size(), 0);
   if (profile)

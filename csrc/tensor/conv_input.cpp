@@ -55,12 +55,12 @@ ConvInput::ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Win
   if (split_) {
     pitch_ = out_w + (s - 1) * w.dil_w / w.stride_w;
     image_rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
-    phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, image_rows_), pitch_), 16) | 1) * 16;
+    phase_stride_ = (divide_up(checked_mul(checked_mul(in.n, image_rows_), pitch_), 16) | 1) * 16;
   } else {
     pitch_ = in.pitch;
     image_rows_ = in.h + 2 * in.margin;
     base_ = (in.margin - w.pad_h) * in.pitch + in.halo - w.pad_w;
-    plane_ = in.plane;
+    channel_stride_ = in.channel_stride;
   }
   for (int64_t i = 0; i < r; ++i)
     for (int64_t j = 0; j < s; ++j) {
@@ -73,14 +73,14 @@ ConvInput::ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Win
           index = static_cast<int64_t>(phases_.size());
           phases_.push_back(phase);
         }
-        at += index * phase_plane_;
+        at += index * phase_stride_;
       }
       tap_.push_back(at);
     }
   check_and_close();
 }
 
-// Each quad of a filter row has its own plane, so that output pixel x reads packet x of it: rows of
+// Each quad of a filter row has its own array, so that output pixel x reads packet x of it: rows of
 // whole vectors make every load an aligned one.
 ConvInput ConvInput::from_filter_rows(const ActivationTensor& in, int64_t r, int64_t s,
                                       const Window& w, int64_t out_h, int64_t out_w) {
@@ -90,7 +90,7 @@ ConvInput ConvInput::from_filter_rows(const ActivationTensor& in, int64_t r, int
   d.row_quads_ = divide_up(s * in.channels, 4);
   d.pitch_ = divide_up(out_w, kRowPackets) * kRowPackets;
   d.image_rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
-  d.phase_plane_ =
+  d.phase_stride_ =
       (divide_up(checked_mul(checked_mul(in.n, d.image_rows_), d.pitch_), 16) | 1) * 16;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h), -1);
   for (int64_t i = 0; i < r; ++i) {
@@ -101,7 +101,7 @@ ConvInput ConvInput::from_filter_rows(const ActivationTensor& in, int64_t r, int
       d.phases_.push_back(y % w.stride_h);
     }
     for (int64_t q = 0; q < d.row_quads_; ++q)
-      d.tap_.push_back((index * d.row_quads_ + q) * d.phase_plane_ + y / w.stride_h * d.pitch_);
+      d.tap_.push_back((index * d.row_quads_ + q) * d.phase_stride_ + y / w.stride_h * d.pitch_);
   }
   d.check_and_close();
   return d;
@@ -110,10 +110,12 @@ ConvInput ConvInput::from_filter_rows(const ActivationTensor& in, int64_t r, int
 void ConvInput::check_and_close() {
   const int64_t planes = std::max<int64_t>(1, row_quads_);
   if (split_)
-    plane_ = checked_mul(phase_plane_, checked_mul(planes, static_cast<int64_t>(phases_.size())));
-  if (checked_mul(packets_, plane_) + plane_ > std::numeric_limits<int32_t>::max())
+    channel_stride_ =
+        checked_mul(phase_stride_, checked_mul(planes, static_cast<int64_t>(phases_.size())));
+  if (checked_mul(packets_, channel_stride_) + channel_stride_ >
+      std::numeric_limits<int32_t>::max())
     throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 packets, got " +
-                                                  std::to_string(packets_ * plane_) +
+                                                  std::to_string(packets_ * channel_stride_) +
                                                   ".\n  Split the batch or the image.");
   pixels_ = in_.n ? ((in_.n - 1) * image_rows_ + out_h_ - 1) * pitch_ + out_w_ : 0;
 }
@@ -145,12 +147,13 @@ void ConvInput::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t
 }
 
 // Row y of image n (outside: fill) as a stream of bytes from the left padding on, and from it one
-// row of each plane, which begins at out.
+// row of each array, which begins at out.
 void ConvInput::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y,
                          uint32_t fill) const {
   const int64_t c = in_.channels, step = window_.stride_w * c, left = window_.pad_w * c;
   if (y < 0 || y >= in_.h) {
-    for (int64_t q = 0; q < row_quads_; ++q) fill_packets(out + q * phase_plane_ * 4, fill, pitch_);
+    for (int64_t q = 0; q < row_quads_; ++q)
+      fill_packets(out + q * phase_stride_ * 4, fill, pitch_);
     return;
   }
   static thread_local std::vector<uint8_t> stream;
@@ -162,13 +165,13 @@ void ConvInput::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y,
   // Whole packets are copied; what lies beyond the channels is written over by the next pixel.
   for (int64_t x = 0; x < in_.w; ++x, to += c)
     for (int64_t packet = 0; packet < in_.packets; ++packet)
-      std::memcpy(to + 4 * packet, row + (packet * in_.plane + x) * 4, 4);
+      std::memcpy(to + 4 * packet, row + (packet * in_.channel_stride + x) * 4, 4);
   std::memset(to, static_cast<int>(fill & 0xff),
               static_cast<size_t>(stream.data() + stream.size() - to));
   for (int64_t q = 0; q < row_quads_; ++q) {
     const uint8_t* from = stream.data() + 4 * q;
-    uint8_t* const plane = out + q * phase_plane_ * 4;
-    for (int64_t x = 0; x < pitch_; ++x, from += step) std::memcpy(plane + x * 4, from, 4);
+    uint8_t* const packets = out + q * phase_stride_ * 4;
+    for (int64_t x = 0; x < pitch_; ++x, from += step) std::memcpy(packets + x * 4, from, 4);
   }
 }
 
@@ -176,10 +179,10 @@ const uint8_t* ConvInput::prepare(const uint8_t* in, uint8_t* scratch, uint32_t 
   if (!split_) return in + base_ * 4;
   const int64_t count = static_cast<int64_t>(phases_.size());
   if (row_quads_) {
-    parallel_for(in_.n * image_rows_, plane_, [&](int64_t i, int) {
+    parallel_for(in_.n * image_rows_, channel_stride_, [&](int64_t i, int) {
       for (int64_t p = 0; p < count; ++p)
         copy_row(
-            in, scratch + (p * row_quads_ * phase_plane_ + i * pitch_) * 4, i / image_rows_,
+            in, scratch + (p * row_quads_ * phase_stride_ + i * pitch_) * 4, i / image_rows_,
             i % image_rows_ * window_.stride_h + phases_[static_cast<size_t>(p)] - window_.pad_h,
             fill);
     });
@@ -187,8 +190,8 @@ const uint8_t* ConvInput::prepare(const uint8_t* in, uint8_t* scratch, uint32_t 
   }
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
-  parallel_for(packets_ * count, packets_ * plane_, [&](int64_t i, int) {
-    copy_phase(kernel, in + (i / count) * in_.plane * 4, scratch + i * phase_plane_ * 4,
+  parallel_for(packets_ * count, packets_ * channel_stride_, [&](int64_t i, int) {
+    copy_phase(kernel, in + (i / count) * in_.channel_stride * 4, scratch + i * phase_stride_ * 4,
                phases_[static_cast<size_t>(i % count)], fill);
   });
   return scratch;

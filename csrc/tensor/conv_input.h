@@ -31,13 +31,15 @@ class ConvInput {
   // j) is quad j of row i (pack_filter_rows makes such weights).
   static ConvInput from_filter_rows(const ActivationTensor& in, int64_t r, int64_t s,
                                     const Window& w, int64_t out_h, int64_t out_w);
-  int64_t scratch_bytes() const { return split_ ? packets_ * plane_ * 4 + kSlackBytes : 0; }
+  int64_t scratch_bytes() const {
+    return split_ ? packets_ * channel_stride_ * 4 + kSlackBytes : 0;
+  }
   // Offset in packets of (input packet, tap) from the first packet of flat index 0.
   int64_t offset(int64_t packet, int64_t tap) const {
-    return packet * plane_ + tap_[static_cast<size_t>(tap)];
+    return packet * channel_stride_ + tap_[static_cast<size_t>(tap)];
   }
   int64_t pixels() const { return pixels_; }
-  int64_t plane() const { return plane_; }
+  int64_t channel_stride() const { return channel_stride_; }
   int64_t pitch() const { return pitch_; }
   int64_t image_rows() const { return image_rows_; }  // from one image to the next
   // Returns the packet of flat index 0; copies into scratch where the view is split, with fill
@@ -58,7 +60,8 @@ class ConvInput {
   Window window_;
   int64_t out_h_, out_w_, packets_;
   bool split_;
-  int64_t base_ = 0, pitch_ = 0, image_rows_ = 0, plane_ = 0, phase_plane_ = 0, pixels_ = 0;
+  int64_t base_ = 0, pitch_ = 0, image_rows_ = 0, channel_stride_ = 0, phase_stride_ = 0,
+          pixels_ = 0;
   std::vector<int64_t> tap_;
   std::vector<int64_t> phases_;  // split: the phases that some tap needs; filter rows: of rows
   int64_t row_quads_ = 0;        // filter rows: quads of each; else 0

@@ -12,11 +12,11 @@ namespace tops {
 inline Packets packets_at(const ActivationTensor& g, uint8_t* data, int64_t quad, int64_t packet) {
   Packets c = {{nullptr, nullptr, nullptr, nullptr}};
   if (!g.is_float) {
-    c.channel[0] = data + (quad * g.plane + packet) * 4;
+    c.channel[0] = data + (quad * g.channel_stride + packet) * 4;
     return c;
   }
   for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j)
-    c.channel[j] = data + ((quad * 4 + j) * g.plane + packet) * 4;
+    c.channel[j] = data + ((quad * 4 + j) * g.channel_stride + packet) * 4;
   return c;
 }
 

@@ -149,8 +149,8 @@ void test_row_pairs(Rng& g) {
     double worst = 0;
     for (int64_t at = 0; at < c.n * c.o * oh * ow; ++at) {
       const int64_t n = at / (c.o * oh * ow), o = at / (oh * ow) % c.o;
-      const double made =
-          static_cast<double>(y.as<float>()[o * out.plane + out.packet(n, at / ow % oh, at % ow)]);
+      const double made = static_cast<double>(
+          y.as<float>()[o * out.channel_stride + out.packet(n, at / ow % oh, at % ow)]);
       const double err =
           std::fabs(made - sums[static_cast<size_t>(at)]) / sizes[static_cast<size_t>(at)];
       worst = err > worst || err != err ? err : worst;

@@ -223,13 +223,13 @@ void test_grid_bounds(Rng& g) {
     Case u8 = c;
     u8.float_out = false;
     bool halo = true;
-    std::vector<bool> pixel(static_cast<size_t>(out.plane), false);
+    std::vector<bool> pixel(static_cast<size_t>(out.channel_stride), false);
     for (int64_t n = 0; n < out.n; ++n)
       for (int64_t p = 0; p < oh * ow; ++p)
         pixel[static_cast<size_t>(out.packet(n, p / ow, p % ow))] = true;
-    for (int64_t packet = 0; packet < out.packets * out.plane; ++packet)
-      if (packet % out.plane < out.n * out.image + out.halo &&
-          !pixel[static_cast<size_t>(packet % out.plane)])
+    for (int64_t packet = 0; packet < out.packets * out.channel_stride; ++packet)
+      if (packet % out.channel_stride < out.n * out.image + out.halo &&
+          !pixel[static_cast<size_t>(packet % out.channel_stride)])
         halo = halo && y.data()[packet * 4] == c.yzp && y.data()[packet * 4 + 3] == c.yzp;
     check(matches(u8, l, nchw, oh, ow), "grid " + isa + " " + c.text());
     check(halo, "halo " + isa + " " + c.text());
