@@ -15,7 +15,7 @@ from _measure import NETWORKS, RESULTS, interleave, ratio, read_rows, spread, st
 
 import ternary_ops as tops
 from ternary_ops._native import core
-from ternary_ops.study.timing import int8_rival, torch_call
+from ternary_ops.benchmark.timing import int8_rival, torch_call
 
 
 def measure(threads: int, rounds: int, isa: str) -> None:

@@ -37,13 +37,13 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import models, reporting
-from ternary_ops.checkpoint import Checkpoint
-from ternary_ops.io.atomic import replace_file
+from ternary_ops._atomic import replace_file
+from ternary_ops.data.classification import Split
 from ternary_ops.quantize import recalibrate_batchnorm_
-from ternary_ops.quantize.distill import Distillation
-from ternary_ops.study.data import Split
 from ternary_ops.study.fit import accuracy, fit, optimizer_for, predictions
-from ternary_ops.study.views import KeptLogits, Views
+from ternary_ops.train.augment import KeptLogits, Views
+from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.distillation import Distillation
 
 # Views repeat after so many epochs: a teacher's logits are computed once and serve every run.
 VIEWS = 12

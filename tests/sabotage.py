@@ -25,17 +25,17 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = (
-    "test_ops.py",
-    "test_runtime.py",
-    "test_fake_quantize.py",
-    "test_codec.py",
-    "test_pools.py",
-    "test_worst_case.py",
+    "ops/test_ops.py",
+    "program/test_runtime.py",
+    "nn/test_fake_quantize.py",
+    "io/test_codec.py",
+    "program/test_pools.py",
+    "program/test_worst_case.py",
 )
 
 
 # The tests of the schedule of rows, which notice most of its faults without computing a value.
-ROWS = ("test_row_schedule.py", "test_bands.py", "test_random_graphs.py")
+ROWS = ("program/test_row_schedule.py", "program/test_bands.py", "compiler/test_random_graphs.py")
 
 
 class Fault(NamedTuple):

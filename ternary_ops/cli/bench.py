@@ -68,23 +68,23 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments, against, file)
     if importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("bench builds networks with PyTorch", "none installed", do))
-    from ternary_ops.study import benchmark
+        raise MissingExtra(need("PyTorch for the networks of bench", "none installed", do))
+    from ternary_ops.benchmark import runner
 
-    settings = benchmark.Settings(
+    settings = runner.Settings(
         arguments.batch, arguments.zeros, arguments.threads, arguments.seconds
     )
     if arguments.op:
-        result = benchmark.of_layer(arguments.op, _sizes(arguments), settings, against)
+        result = runner.of_layer(arguments.op, _sizes(arguments), settings, against)
     elif file:
-        result = benchmark.of_file(arguments.model, arguments.size, settings)
+        result = runner.of_file(arguments.model, arguments.size, settings)
     else:
         name, size = arguments.model, arguments.size
-        result = benchmark.of_network(name, size, settings, against, arguments.pattern)
+        result = runner.of_network(name, size, settings, against, arguments.pattern)
     if arguments.csv:
         write_csv(arguments.csv, result.rows())
     if arguments.plot:
-        benchmark.plot(result, arguments.plot)
+        runner.plot(result, arguments.plot)
     if arguments.json:
         print(json.dumps({"engines": result.engines, "nodes": result.nodes}, indent=2))
     else:
@@ -98,15 +98,15 @@ def _static(arguments: argparse.Namespace) -> int:
     """The report card of ternary_ops.gpu; 1 where a kernel spills or is a trap."""
     if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[gpu]'"
-        raise MissingExtra(need("bench --static compiles with Triton", "none installed", do))
-    from ternary_ops.gpu import card, cases, targets
+        raise MissingExtra(need("Triton for bench --static", "none installed", do))
+    from ternary_ops.gpu import cases, devices, report
     from ternary_ops.progress import progress_bars
 
-    every = [(target, case) for target in targets.TARGETS for case in cases.all_cases()]
+    every = [(target, case) for target in devices.TARGETS for case in cases.all_cases()]
     rows: list[dict[str, Any]] = []
     with progress_bars() as bars, bars.stage("compiling", len(every)) as step:
         for target, case in every:
-            rows += card.rows(case, target)
+            rows += report.rows(case, target)
             step()
     names = list(dict.fromkeys(name for row in rows for name in row))
     full = [{name: row.get(name) for name in names} for row in rows]
@@ -118,7 +118,7 @@ def _static(arguments: argparse.Namespace) -> int:
         kept = [name for name in names if name in _STATIC]
         words = ("case", "target", "device", "tensor_core", "bound", "note")
         _show([{name: row[name] for name in kept} for row in full], words)
-    return 1 if any(card.check(row, None) for row in rows) else 0
+    return 1 if any(report.check(row, None) for row in rows) else 0
 
 
 def _check(arguments: argparse.Namespace, against: list[str], file: bool) -> None:

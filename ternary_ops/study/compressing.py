@@ -18,21 +18,21 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import reporting
-from ternary_ops.checkpoint import Checkpoint
-from ternary_ops.engine.simulate import simulate
+from ternary_ops._atomic import replace_file
+from ternary_ops.benchmark.timing import int8_rival, per_image, torch_threads
+from ternary_ops.benchmark.torch_free_process import run_without_torch
+from ternary_ops.data.classification import Split
+from ternary_ops.data.image_folder import Source
 from ternary_ops.errors import BadConfig, TernaryOpsError, UnsupportedModel, need
-from ternary_ops.io.atomic import replace_file
+from ternary_ops.graph.signature import pick
+from ternary_ops.program.interpret import simulate
 from ternary_ops.progress import Progress
-from ternary_ops.quantize.distill import Distillation
 from ternary_ops.quantize.recipes import Recipe, get_recipe
-from ternary_ops.signature import pick
-from ternary_ops.study.data import Split
 from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
-from ternary_ops.study.images import Source
-from ternary_ops.study.isolated import run_without_torch
-from ternary_ops.study.ranks import ALONE, Ranks
-from ternary_ops.study.timing import int8_rival, per_image, torch_threads
-from ternary_ops.study.views import Views
+from ternary_ops.train.augment import Views
+from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.distillation import Distillation
+from ternary_ops.train.distributed import ALONE, Ranks
 
 CALIBRATION = 256
 # Images on which the saved program is held to the NumPy reference, which is slow.
