@@ -241,7 +241,9 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         do = "pip install 'ternary-ops[bench]'"
-        raise MissingExtra(need(f"this comparison needs {name}", "none installed", do)) from error
+        raise MissingExtra(
+            need(f"the package {name} for this comparison", "none installed", do)
+        ) from error
 
 
 RIVALS: dict[str, Callable[[nn.Module, Tensor, Tensor, int], list[Engine]]] = {

@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ternary_ops import runtime
+from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.wrappers import copy_of
@@ -54,7 +56,7 @@ class Budget:
         limits = [value for value in (self.ms, self.bytes) if value is not None]
         if len(limits) != 1 or not limits[0] > 0 or self.threads < 1:
             do = "Pass Budget(ms=2.5) or Budget(bytes=500_000)."
-            raise BadConfig(need("a budget is one limit > 0 and threads >= 1", self, do))
+            raise BadConfig(need("a budget with one limit > 0 and threads >= 1", self, do))
 
     @property
     def limit(self) -> float:
@@ -65,6 +67,12 @@ class Budget:
     def unit(self) -> str:
         """ "ms" or "bytes"."""
         return "ms" if self.ms is not None else "bytes"
+
+    def allocate(
+        self, model: nn.Module, plan: Plan, free: list[str], batches: Iterable[Any]
+    ) -> Plan:
+        """See `allocate`: what plan(auto=True) asks for."""
+        return allocate(model, plan, free, batches, self)
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def allocate(
         least = rest + sum(min(c.cost for c in choices) for choices in table.values())
         raise BadConfig(
             need(
-                f"the network must fit into {budget.limit:g} {budget.unit}",
+                f"a network that fits into {budget.limit:g} {budget.unit}",
                 f"{least:.4g} {budget.unit} with every layer at its cheapest, {rest:.4g} of them "
                 f"outside of these layers",
                 "Raise the budget, or give fixed layers cheaper rules.",
@@ -195,10 +203,7 @@ def _costs(
     trial: nn.Module, x: Tensor, free: list[str], budget: Budget
 ) -> tuple[dict[str, float], float]:
     """What each free layer costs in the compiled network, and everything else together."""
-    import ternary_ops.compiler as engine
-    from ternary_ops import runtime
-
-    program = engine.compile(trial, x)
+    program = compile(trial, x)
     if budget.unit == "ms":
         with runtime.num_threads(budget.threads):
             nodes = program.profile(x.contiguous().numpy(), _REPEATS)

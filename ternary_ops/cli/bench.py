@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments, against, file)
     if importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("bench builds networks with PyTorch", "none installed", do))
+        raise MissingExtra(need("PyTorch for the networks of bench", "none installed", do))
     from ternary_ops.benchmark import runner
 
     settings = runner.Settings(
@@ -98,7 +98,7 @@ def _static(arguments: argparse.Namespace) -> int:
     """The report card of ternary_ops.gpu; 1 where a kernel spills or is a trap."""
     if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[gpu]'"
-        raise MissingExtra(need("bench --static compiles with Triton", "none installed", do))
+        raise MissingExtra(need("Triton for bench --static", "none installed", do))
     from ternary_ops.gpu import cases, devices, report
     from ternary_ops.progress import progress_bars
 

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = sr.Upscaler(sr.open_model(named or arguments.scale or _SCALE))
     if arguments.scale not in (None, model.scale):
         got = f"{arguments.scale}; {named} makes {model.scale}"
-        raise BadConfig(need("--scale is that of the weights", got, "Pass other weights."))
+        raise BadConfig(need("--scale like that of the weights", got, "Pass other weights."))
     options = jobs.Options(
         *(arguments.tile, arguments.alpha, arguments.overwrite, arguments.compare)
     )

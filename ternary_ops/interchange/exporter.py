@@ -19,6 +19,7 @@ from ternary_ops.runtime import Program
 
 FORMS = ("exact", "qdq")
 _DO = "Save the program file instead, or leave this operator out of the network."
+# Importing export_layers and export_ops registers who writes what.
 __all__ = ["FORMS", "export_layers", "export_ops", "save_onnx"]
 
 
@@ -36,7 +37,7 @@ def save_onnx(program: Program, path: str | os.PathLike[str], form: str = "exact
     for another form, MissingExtra without the package onnx.
     """
     if form not in FORMS:
-        raise BadConfig(need(f"form is one of {', '.join(FORMS)}", repr(form), "Pick one."))
+        raise BadConfig(need(f"form as one of {', '.join(FORMS)}", repr(form), "Pick one."))
     model = _model(program.graph, form == "exact")
     replace_file(Path(path), lambda target: target.write_bytes(model.SerializeToString()))
 

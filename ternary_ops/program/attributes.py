@@ -74,7 +74,7 @@ def _brief(value: int) -> str:
     power = (value + 1).bit_length() - 1
     if value <= MAX_EXTENT or value not in (1 << power, (1 << power) - 1):
         return str(value)
-    return f"2**{power}" if value == 1 << power else f"2**{power} - 1"
+    return f"2^{power}" if value == 1 << power else f"2^{power} - 1"
 
 
 def whole(least: int, most: int, says: str = "") -> Check:
@@ -168,8 +168,8 @@ FLAG = Check("true or false", _read_flag)
 SCALE_AND_ZERO_POINT = Check("scale and zero point", _read_affine)
 BOUNDS = Check("lo and hi, each or none", _read_bounds)
 NUMBERS = Check("at most 8 numbers", _read_numbers)
-POSITIVE = Check("2**-60..2**20", _read_positive)
-ZOOM = Check("2 of 2**-60..2**20", _read_zoom)
+POSITIVE = Check("2^-60..2^20", _read_positive)
+ZOOM = Check("2 of 2^-60..2^20", _read_zoom)
 
 # Attributes that several operators have.
 WEIGHT = Attribute(whole(0, MAX_WEIGHTS, "index of a weight"))

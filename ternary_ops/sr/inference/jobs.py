@@ -67,18 +67,18 @@ def plan(inputs: Sequence[str], output: Path, recursive: bool, suffix: str | Non
     go to one place.
     """
     if suffix not in (None, *SUFFIXES):
-        raise BadConfig(need(f"a format is one of {', '.join(SUFFIXES)}", suffix, "Take one."))
+        raise BadConfig(need(f"a format out of {', '.join(SUFFIXES)}", suffix, "Take one."))
     found: list[tuple[Path, Path]] = []  # the file, and its name below the output
     for text in inputs:
         paths = [Path(text)] if Path(text).exists() else [Path(p) for p in sorted(glob.glob(text))]
         if not paths:
-            raise BadConfig(need("inputs are files, folders or patterns", text, "Correct it."))
+            raise BadConfig(need("files, folders or patterns as inputs", text, "Correct it."))
         for path in paths:
             below = _images(path, recursive) if path.is_dir() else [path]
             found += [(p, p.relative_to(path) if path.is_dir() else Path(p.name)) for p in below]
     if not found:
         do = f"Images end in {', '.join(SUFFIXES)}; folders within take --recursive."
-        raise BadConfig(need("the inputs hold images", "none", do))
+        raise BadConfig(need("images in the inputs", "none", do))
     if len(found) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir():
         return [Work(found[0][0], output)]
     if _FILE_NAME.search(output.name) and not output.is_dir():
@@ -91,7 +91,7 @@ def plan(inputs: Sequence[str], output: Path, recursive: bool, suffix: str | Non
         other = seen.setdefault(work.target, work.source)
         if other is not work.source:
             got = f"{other} and {work.source} both as {work.target}"
-            raise BadConfig(need("every image has a place of its own", got, "Rename one."))
+            raise BadConfig(need("an output file of its own for every image", got, "Rename one."))
     return works
 
 

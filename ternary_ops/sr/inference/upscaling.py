@@ -71,9 +71,9 @@ def upscale(
 def check_options(tile: int | None, alpha: str) -> None:
     """Raise BadConfig unless `upscale` takes them."""
     if alpha not in ALPHA:
-        raise BadConfig(need(f"alpha is one of {', '.join(ALPHA)}", repr(alpha), "Pick one."))
+        raise BadConfig(need(f"alpha as one of {', '.join(ALPHA)}", repr(alpha), "Pick one."))
     if tile is not None and tile < 1:
-        raise BadConfig(need("tile is a number of pixels, at least 1", tile, "Leave it out."))
+        raise BadConfig(need("tile as a number of pixels, at least 1", tile, "Leave it out."))
 
 
 def _planes(image: Image) -> Pixels:
@@ -134,7 +134,7 @@ def _interpolated(mask: Pixels, scale: int) -> Pixels:
         from PIL import Image as pillow
     except ImportError as error:
         do = "pip install 'ternary-ops[upscale]'"
-        raise MissingExtra(need("interpolation needs Pillow", "none installed", do)) from error
+        raise MissingExtra(need("Pillow for interpolation", "none installed", do)) from error
     height, width = mask.shape[1:]
     size, kernel = (width * scale, height * scale), pillow.Resampling.BICUBIC
     large: Pixels = np.asarray(pillow.fromarray(mask[0]).resize(size, kernel))
@@ -150,7 +150,7 @@ def _uncovered(colors: Pixels, mask: Pixels) -> Pixels:
         from scipy.ndimage import distance_transform_edt
     except ImportError as error:
         do = "pip install 'ternary-ops[upscale]'"
-        raise MissingExtra(need("alpha needs SciPy", "none installed", do)) from error
+        raise MissingExtra(need("SciPy for alpha", "none installed", do)) from error
     rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
     near: Pixels = colors[:, rows, columns]
     return near
