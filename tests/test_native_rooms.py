@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
-# From the ground up: a folder includes itself and the ones before it. Operators and the program that
-# runs them know each other.
+# From the ground up: a folder includes itself and the ones before it. Operators and the program
+# that runs them know each other.
 LEVELS = (
     ("kernels",),
     ("base",),
@@ -25,7 +25,9 @@ FILES = sorted(p for p in SOURCES.rglob("*") if p.suffix in (".cpp", ".h", ".inl
 
 
 def test_every_folder_has_its_level() -> None:
-    assert {p.name for p in SOURCES.iterdir() if p.is_dir() and any(p.glob("*.[chi]*"))} == set(LEVEL)
+    assert {p.name for p in SOURCES.iterdir() if p.is_dir() and any(p.glob("*.[chi]*"))} == set(
+        LEVEL
+    )
 
 
 @pytest.mark.parametrize("folder", LEVEL)

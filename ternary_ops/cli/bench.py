@@ -28,7 +28,7 @@ _STATIC = (
     *("case", "target", "device", "registers", "spill_bytes", "tensor_core", "widest_load"),
     *("kernel_per_unit", "per_unit", "of_least_bytes", "predicted_us", "of_roofline", "note"),
 )
-RIVALS = ("torch", "openvino", "onnxruntime")
+BASELINES = ("torch", "openvino", "onnxruntime")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="1x4, element, int8 (dense, 8 bits), int8+1x4, element+permute",
     )
     parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--against", help=f"of {','.join(RIVALS)} (default torch; a FILE: none)")
+    parser.add_argument("--against", help=f"of {','.join(BASELINES)} (default torch; a FILE: none)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring (default 3)")
     parser.add_argument("--csv", metavar="OUT.csv", help="save the table")
     parser.add_argument("--plot", metavar="OUT.png", help="save a chart")
@@ -122,8 +122,8 @@ def _static(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace, against: list[str], file: bool) -> None:
-    if unknown := sorted(set(against) - set(RIVALS)):
-        what = f"--against takes {', '.join(RIVALS)}"
+    if unknown := sorted(set(against) - set(BASELINES)):
+        what = f"--against takes {', '.join(BASELINES)}"
         raise BadConfig(need(what, unknown[0], "Separate them by commas."))
     if file and against:
         what = "--against needs a network by name: a program holds no float weights"
