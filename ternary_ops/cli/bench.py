@@ -11,6 +11,7 @@ example: ternary-ops bench --model resnet18 --zeros 0.9 --against torch,openvino
 example: ternary-ops bench --model net.safetensors
 example: ternary-ops bench --op conv2d --shape 64,56,56,64,3 --csv layer.csv
 example: ternary-ops bench --static --csv kernels.csv
+example: ternary-ops bench --list
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--static", action="store_true", help="GPU kernels: their machine code, no GPU needed"
     )
+    what.add_argument(
+        "--list", action="store_true", help="every benchmark of the project and its question"
+    )
     what.add_argument("--op", choices=("conv2d", "linear"), help="one layer in place of a network")
     parser.add_argument("--shape", help="conv2d: C,H,W,O,K (K x K filter); linear: K,N")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
@@ -59,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a row per engine and per node; 0, or 1 where results do not match."""
+    if arguments.list:
+        return _list(arguments)
     if arguments.static:
         return _static(arguments)
     file = not arguments.op and Path(arguments.model).is_file()
@@ -92,6 +98,19 @@ def run(arguments: argparse.Namespace) -> int:
         print()
         _show(result.engines, ("match", "note"))
     return 0 if result.match else 1
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    """The registry; only `ternary-ops bench` itself runs without a checkout of the repository."""
+    from ternary_ops.benchmark.registry import BENCHES, COLUMNS
+
+    rows = [bench.cells() for bench in BENCHES]
+    if arguments.json:
+        print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=2))
+    else:
+        notes = ["python bench/...: in a checkout of the repository; results: in bench/results"]
+        Table(COLUMNS, rows, notes=notes, words=COLUMNS).show()
+    return 0
 
 
 def _static(arguments: argparse.Namespace) -> int:
