@@ -83,7 +83,7 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
         names = [
             graph.weight(node).name
             for node in graph.nodes
-            if node.op in ("conv2d", "linear") and spaces.root(node.inputs[0]) == root
+            if node.operator.is_layer and spaces.root(node.inputs[0]) == root
         ]
         order = _best_order([_filters(model, name) for name in names], labels)
         if order is not None:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 MODELS = {2: "efdn-x2", 4: "efdn-x4"}
 _FOLDER = Path(__file__).parent.parent / "weights"
 _MOST_SMALLEST = 256
-_POINTWISE = ("quantize", "dequantize", "add", "mul", "clamp", "activation", "concat", "slice")
-_LOCAL = (*_POINTWISE, "channel_shuffle", "softmax", "layer_norm")
 
 
 def open_model(model: str | os.PathLike[str] | int) -> SRNetwork | runtime.Program:
@@ -116,7 +114,7 @@ def _radius(graph: Graph) -> int | None:
             far += step * _window(graph, node)
         elif node.op == "pixel_shuffle" and node.attrs["crop"] == (0, 0):
             step /= node.attrs["factor"][0]
-        elif node.op not in _LOCAL:
+        elif not node.operator.per_pixel:
             return None
         if node.attrs.get("stride", (1, 1)) != (1, 1):
             return None
