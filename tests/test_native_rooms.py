@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
-# From the ground up: a folder includes itself and the ones before it. Operators and the program that
-# runs them know each other.
+# From the ground up: a folder includes itself and the ones before it. Operators and the program
+# that runs them know each other.
 LEVELS = (
     ("kernels",),
     ("base",),

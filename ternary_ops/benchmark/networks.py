@@ -201,7 +201,7 @@ def by_name(
 
 
 def dense_twin(model: nn.Module) -> nn.Module:
-    """The float32 network of the same weights: what rivals are given and are compared with."""
+    """The float32 network of the same weights: what baselines are given and are compared with."""
     twin = copy.deepcopy(model).eval()
     layers: dict[nn.Module, nn.Module] = {}
     for module in twin.modules():

@@ -187,8 +187,8 @@ def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
     reading = classification.Reading(mean, std, _size(arguments.size), arguments.gray)
     path = Path(arguments.data)
     if path.is_dir():
-        with progress.stage("read images", count_images(path)) as tick:
-            return classification.load_folder(path, reading, tick)
+        with progress.stage("read images", count_images(path)) as advance:
+            return classification.load_folder(path, reading, advance)
     if arguments.size or arguments.gray:
         do = "Leave them out, or pass a folder."
         raise BadConfig(need("--size and --gray go with a folder of images", str(path), do))

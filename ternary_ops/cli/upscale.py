@@ -108,14 +108,14 @@ def _counter(advance: Callable[[], None]) -> Callable[[float], None]:
     """From how many images are done to steps of the bar."""
     shown = 0
 
-    def tick(done: float) -> None:
+    def on_progress(done: float) -> None:
         nonlocal shown
         wanted = math.floor(_STEPS * done + 1e-6)
         for _ in range(wanted - shown):
             advance()
         shown = max(shown, wanted)
 
-    return tick
+    return on_progress
 
 
 def _show(outcomes: list[Outcome], arguments: argparse.Namespace) -> None:

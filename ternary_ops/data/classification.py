@@ -128,13 +128,13 @@ def from_arrays(arrays: Mapping[str, NDArray[np.generic]], reading: Reading = _P
 
 
 def load_folder(
-    path: Path, reading: Reading = _PLAIN, tick: Callable[[], None] = lambda: None
+    path: Path, reading: Reading = _PLAIN, advance: Callable[[], None] = lambda: None
 ) -> Split:
     """Images by class, as `images.read_folder` finds them; a fifth is set apart if no part is.
 
     Raises what it raises.
     """
-    folder = read_folder(path, reading.size, reading.gray, tick)
+    folder = read_folder(path, reading.size, reading.gray, advance)
     mean, std = reading.vectors(folder.train[0].shape[1])
     notes = [f"{len(folder.classes)} classes: {', '.join(folder.classes[:5])}, ..."]
     if folder.skipped:

@@ -90,7 +90,7 @@ def read_folder(
     path: Path,
     size: tuple[int, int] | None,
     gray: bool = False,
-    tick: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Folder:
     """Read CLASS/images below `path`, or below its parts train and test (or val).
 
@@ -109,7 +109,7 @@ def read_folder(
         do = "Give both parts the same classes."
         raise BadConfig(need(f"classes of {test} that {train} has too", min(strange), do))
     files = [_files(part, classes) if part is not None else [] for part in (train, test)]
-    reader = _Reader(size, gray, tick)
+    reader = _Reader(size, gray, advance)
     reader.reserve(sum(map(len, files)), files[0][0][0])
     arrays = [reader.read(part) for part in files]
     found = set(arrays[0][1].tolist())
@@ -128,14 +128,16 @@ def count_images(path: Path) -> int:
 class _Reader:
     """Decodes, crops and scales; remembers what could not be read."""
 
-    def __init__(self, size: tuple[int, int] | None, gray: bool, tick: Callable[[], None]) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None, gray: bool, advance: Callable[[], None]
+    ) -> None:
         try:
             from PIL import Image
         except ImportError as error:
             do = "pip install 'ternary-ops[image]'"
             raise MissingExtra(need("Pillow for image folders", "none installed", do)) from error
         self.pillow: Any = Image
-        self.size, self.mode, self.tick = size, "L" if gray else "RGB", tick
+        self.size, self.mode, self.advance = size, "L" if gray else "RGB", advance
         self.skipped: list[str] = []
 
     def reserve(self, count: int, example: Path) -> None:
@@ -164,7 +166,7 @@ class _Reader:
                 labels.append(label)
             except Exception as error:  # Pillow's plug-ins raise whatever they meet
                 self.skipped.append(f"{path}: {_reason(error)}")
-            self.tick()
+            self.advance()
         made = torch.from_numpy(pixels[: len(labels)])
         return made, torch.tensor(labels, dtype=torch.int64)
 

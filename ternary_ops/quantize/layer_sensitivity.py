@@ -151,14 +151,14 @@ class Probe:
         found = []
         present = self.present()
         with progress_bars(quiet=not progress) as bars:
-            with bars.stage("sensitivity", len(present)) as tick:
+            with bars.stage("sensitivity", len(present)) as advance:
                 for name, part in present:
                     with self._quantized([(name, part)]):
                         effect = _effect(self.reference, self.outputs())
                     config = self.layers[name].config
                     form = config.activations if part == "activations" else config.weights
                     found.append(Sensitivity(name, part, form, effect))
-                    tick()
+                    advance()
         return found
 
     def total(self) -> Effect:

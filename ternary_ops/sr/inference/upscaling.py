@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ternary_ops.sr.models.base import SRNetwork
 
 Image = NDArray[Any]
-Tick = Callable[[float], None]
+OnProgress = Callable[[float], None]
 ALPHA = ("model", "bicubic", "drop")
 _ROWS = 16
 
@@ -29,7 +29,7 @@ def upscale(
     model: Upscaler | SRNetwork | Program | str | os.PathLike[str] | int = 4,
     tile: int | None = None,
     alpha: str = "model",
-    tick: Tick = lambda done: None,
+    on_progress: OnProgress = lambda done: None,
 ) -> Image:
     """An image `scale` times as high and wide, of the same kind.
 
@@ -38,7 +38,8 @@ def upscale(
     up to single steps of integers where a value lies between two.
 
     model: a scale or name of the package's own models, a file (`open_model`), or what that gives;
-    for many images, an `Upscaler` of it, which compiles a network once. tile, tick: see `Upscaler`.
+    for many images, an `Upscaler` of it, which compiles a network once. tile and
+    on_progress: see `Upscaler`.
 
     alpha: "model": it goes through the network as a gray image; "bicubic": it is interpolated;
     "drop": it is left out. One value everywhere stays. Colors of pixels that cannot be seen are
@@ -60,9 +61,9 @@ def upscale(
     if len(mask):
         colors = _uncovered(colors, mask[0])
     passes = 2 if alpha == "model" and len(mask) and np.ptp(mask) else 1
-    made = [_through(model, colors, tile, lambda done: tick(done / passes))]
+    made = [_through(model, colors, tile, lambda done: on_progress(done / passes))]
     if passes == 2:
-        made.append(_through(model, mask, tile, lambda done: tick((1 + done) / 2)))
+        made.append(_through(model, mask, tile, lambda done: on_progress((1 + done) / 2)))
     elif len(mask):
         made.append(_interpolated(mask, model.scale))
     return _as_given([plane for planes in made for plane in planes], image)
@@ -116,9 +117,9 @@ def _as_given(planes: Sequence[NDArray[np.float32]], image: Image) -> Image:
     return made[..., 0] if image.ndim == 2 else made
 
 
-def _through(model: Upscaler, planes: Pixels, tile: int | None, tick: Tick) -> Pixels:
+def _through(model: Upscaler, planes: Pixels, tile: int | None, on_progress: OnProgress) -> Pixels:
     """Colors through the network; one plane as a gray image, by the mean of what comes out."""
-    made = model(np.broadcast_to(planes, (3, *planes.shape[1:])), tile, tick)
+    made = model(np.broadcast_to(planes, (3, *planes.shape[1:])), tile, on_progress)
     return made if len(planes) == 3 else made.mean(0, keepdims=True)
 
 

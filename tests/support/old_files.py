@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
-from ternary_ops.checkpoint import Checkpoint
-from ternary_ops.quantize.distill import Distillation
 from ternary_ops.study.fit import Course, fit, optimizer_for
-from ternary_ops.study.views import Views
+from ternary_ops.train.augment import Views
+from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.distillation import Distillation
 
 Array = NDArray[np.float32]
 # Random programs that, with PROGRAMS, have every operator, gates among them, and integer codes to
