@@ -6,8 +6,7 @@
 #include "base/threads.h"
 #include "isa/isa.h"
 #include "ops/conv.h"
-#include "program/node.h"
-#include "weights/layer_weights.h"
+#include "tensor/conv_input.h"
 
 namespace tops {
 namespace {
@@ -24,35 +23,13 @@ constexpr int64_t kParts = 4;
 
 int64_t odd_lines(int64_t packets) { return (divide_up(packets, 16) | 1) * 16; }
 
+}  // namespace
+
 bool by_row_pairs(const PackedView& packed, const Window& w) {
   const WeightShape& s = packed.shape;
   return packed.weights == Weights::kFloat && !packed.sparse && s.r == 3 && s.s == 3 &&
          s.groups == 1 && w.stride_h == 1 && w.stride_w == 1 && w.dil_h == 1 && w.dil_w == 1 &&
          std::min(s.o, s.i) >= kLeastChannels && s.o * s.i <= kMostWeights;
-}
-
-bool keeps_rows(Op op) {
-  return op == Op::kQuantize || op == Op::kDequantize || op == Op::kAdd || op == Op::kMul ||
-         op == Op::kClamp || op == Op::kActivation || op == Op::kConcat || op == Op::kSlice;
-}
-
-}  // namespace
-
-std::vector<Pairs> row_pairs(const std::vector<Node>& nodes) {
-  std::vector<Pairs> pairs(nodes.size(), Pairs::kNone);
-  std::vector<bool> odd(nodes.size(), false);  // where a value's rows had better end
-  for (size_t id = 0; id < nodes.size(); ++id) {
-    const Node& node = nodes[id];
-    const Window& w = node.window;
-    if (node.op == Op::kConv && w.stride_h == 1) {
-      const int64_t below = w.dil_h * (node.layer->shape.r - 1) - w.pad_h;
-      odd[id] = odd[static_cast<size_t>(node.a)] != (below % 2 != 0);
-      if (by_row_pairs(node.layer->view(), w)) pairs[id] = odd[id] ? Pairs::kOdd : Pairs::kEven;
-    } else if (keeps_rows(node.op)) {
-      odd[id] = odd[static_cast<size_t>(node.a)];
-    }
-  }
-  return pairs;
 }
 
 RowPairs::RowPairs(const PackedView& packed, int64_t images, int64_t rows, int64_t columns,

@@ -15,14 +15,12 @@
 
 namespace tops {
 
-struct Node;
 struct Window;
 
 enum class Pairs : uint8_t { kNone, kEven, kOdd };  // at which rows they begin
 
-// Of every node, as far as weights and windows say. One layer's pairs end where the next one's stop
-// reading, so that none makes a row before it is needed.
-std::vector<Pairs> row_pairs(const std::vector<Node>& nodes);
+// Do weights and window suit pairs of rows?
+bool by_row_pairs(const PackedView& packed, const Window& w);
 
 class RowPairs {
  public:

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Convolution windows, and ConvInput: where the input packets of a convolution's outputs lie.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,12 @@ struct Window {
 // is not a window.
 int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil,
                    bool ceil = false);
+
+// Input rows that windows of so many taps read for rows of the output, as if the image had no end.
+inline Rows rows_of_windows(const Window& w, int64_t taps, Rows rows) {
+  return {rows.begin * w.stride_h - w.pad_h,
+          (rows.end - 1) * w.stride_h - w.pad_h + (taps - 1) * w.dil_h + 1};
+}
 
 // Where the input packets of an output pixel lie: on the producer's own grid, or on a copy split
 // into stride x stride phases, so that along a row consecutive outputs always read consecutive

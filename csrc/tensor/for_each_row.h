@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Walking the rows of a grid, for nodes that work pixel by pixel.
+// Loops over the rows of an activation tensor, for operators that work pixel by pixel.
 #pragma once
 
 #include "base/threads.h"
-#include "program/program.h"
+#include "kernels/table.h"
+#include "tensor/tensor.h"
 
 namespace tops {
-
-inline uint32_t halo_value(const Node& n) { return n.is_float ? 0u : u8_cell(n.zero_point); }
 
 // The packets of channels [4 quad, 4 quad + 4) at one place: one pointer for u8, one a channel for
 // float.

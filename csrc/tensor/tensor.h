@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Activation tensors in memory: 4-byte packets of four u8 channels or one float channel.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,9 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // To whole cache lines.
 inline int64_t round_up(int64_t bytes) { return divide_up(bytes, 64) * 64; }
 
-// An activation tensor in memory: [packets][n][h + 2 margin][pitch] 4-byte packets, pitch = w +
-// halo. The right halo of a row is the left halo of the next one, so a padded row costs one halo,
+// An activation tensor of rank 4 in memory; rows [N, C] lie as images of one pixel, tokens [N, L,
+// C] as images of one row of L pixels. [packets][n][h + 2 margin][pitch] 4-byte packets, pitch = w
+// + halo. The right halo of a row is the left halo of the next one, so a padded row costs one halo,
 // not two. margin: padding rows above and below, as many as halo unless keep() or strip() says
 // otherwise. Planes are an odd number of cache lines apart: with a power of two, the planes of one
 // pixel would share a few sets of the first-level cache.
@@ -85,5 +87,8 @@ void fill_margins(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t 
 void tensor_from_nchw(const ActivationTensor& g, Rows rows, const void* x, uint32_t halo_value,
                       uint8_t* data);
 void tensor_to_nchw(const ActivationTensor& g, Rows rows, const uint8_t* data, void* y);
+// Channels last, [N, H * W, C], whole and without padding.
+void tensor_from_nhwc(const ActivationTensor& g, const float* x, uint8_t* data);
+void tensor_to_nhwc(const ActivationTensor& g, const uint8_t* data, void* y);
 
 }  // namespace tops
