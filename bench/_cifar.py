@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops import models
+from ternary_ops.benchmark.networks import data_folder
+from ternary_ops.data.classification import Split
 from ternary_ops.errors import BadConfig, need
-from ternary_ops.study.data import Split
-from ternary_ops.study.networks import data_folder
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

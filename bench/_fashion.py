@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ternary_ops.data.classification import Split
 from ternary_ops.errors import BadConfig, need
-from ternary_ops.study.data import Split
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 

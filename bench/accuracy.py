@@ -37,13 +37,13 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import models, reporting
-from ternary_ops.checkpoint import Checkpoint
-from ternary_ops.io.atomic import replace_file
+from ternary_ops._atomic import replace_file
+from ternary_ops.data.classification import Split
 from ternary_ops.quantize import recalibrate_batchnorm_
-from ternary_ops.quantize.distill import Distillation
-from ternary_ops.study.data import Split
 from ternary_ops.study.fit import accuracy, fit, optimizer_for, predictions
-from ternary_ops.study.views import KeptLogits, Views
+from ternary_ops.train.augment import KeptLogits, Views
+from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.distillation import Distillation
 
 # Views repeat after so many epochs: a teacher's logits are computed once and serve every run.
 VIEWS = 12
@@ -87,11 +87,11 @@ def start(run: Run, runs: Path, split: Split) -> nn.Module:
     else:
         model = trained(run.start)
     if run.reorder:
-        tops.quantize.reorder_channels_(model, split.x_test[:2])
+        tops.reorder_channels_(model, split.x_test[:2])
     if run.config is not None:
         auto: dict[str, Any] = {}
         if run.budget:
-            budget = tops.quantize.Budget(bytes=run.budget)
+            budget = tops.Budget(bytes=run.budget)
             auto = {"auto": True, "budget": budget, "batches": [split.x_train[:64]]}
         tops.quantize_(model, tops.plan(model, run.config, rules=run.rules, **auto))
     if run.goes_on:

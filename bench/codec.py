@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ternary_ops._native import core
 from ternary_ops.io.sizes import entropy_bound
-from ternary_ops.ops.codes import pack_codes
+from ternary_ops.layout.codes import pack_codes
 
 DENSITIES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 WIDTH = 256

@@ -28,7 +28,7 @@ from sr_train import RUNS, published, samples
 import ternary_ops as tops
 from ternary_ops import runtime, sr
 from ternary_ops._native import core
-from ternary_ops.sr.training import validate
+from ternary_ops.sr.training.trainer import validate
 
 NETWORKS = ("fmen-s-x4-int8", "efdn-x4-int8", "efdn-x2-int8")
 FINE = tops.TernaryConfig("int8", activations="uint11")

@@ -73,12 +73,12 @@ print(json.dumps({"peak": status("VmHWM") - before, "ms": took * 1e3}))
 
 def write_files(net: Any, sample: Any, folder: Path) -> dict[str, Path]:
     """Every engine's file of the network."""
-    from ternary_ops.study import rivals
+    from ternary_ops.benchmark import baselines
 
     files = {"ternary-ops": folder / "net.safetensors"}
     net.program.save(files["ternary-ops"])
     for name in ("openvino", "onnxruntime", "torch"):
-        files[f"{name} int8"] = rivals.save_int8(name, net.dense, net.x, sample, folder)
+        files[f"{name} int8"] = baselines.save_int8(name, net.dense, net.x, sample, folder)
     return files
 
 
@@ -101,8 +101,8 @@ def measure(model: str, zeros: float, runs: int) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
-    from ternary_ops.study import networks
-    from ternary_ops.study.agreement import agreement
+    from ternary_ops.benchmark import networks
+    from ternary_ops.benchmark.agreement import agreement
 
     net = networks.by_name(model, zeros, samples=16)
     sample = networks.images(16, net.x.shape[1], net.x.shape[2])

@@ -29,7 +29,7 @@ from _measure import conclude
 from torch import Tensor
 
 from ternary_ops import ops
-from ternary_ops.ops import codes as layout
+from ternary_ops.layout import codes as layout
 from ternary_ops.ops._attention import composed_esa, composed_hf
 
 CLOSE = 2e-3
@@ -186,7 +186,7 @@ def main() -> int:
         print("No GPU: --rehearse checks the kernels under Triton's interpreter.")
         return 2
     if options.rehearse:
-        sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "gpu"))
+        sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
         importlib.import_module("interpreter").install()
     device = "cpu" if options.rehearse else "cuda"
     about = {"gpu": "none" if options.rehearse else torch.cuda.get_device_name()}

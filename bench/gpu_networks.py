@@ -9,7 +9,7 @@ the launches of every convolution and attention block; assumed: one after the ot
 memory, nothing between them, no time for launching, residual sums and ReLU within the convolutions;
 left out: the pools, the last linear layer, the pixel shuffle. `roofline_us`: of each part, the
 longer of its least bytes and its multiplications at the device's peak. The model ranks, with errors
-of up to 30 %: ternary_ops/gpu/score.py.
+of up to 30 %: ternary_ops/gpu/perf_model.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from importlib.metadata import version
 import torch
 from _measure import write_csv
 
-from ternary_ops.gpu import card
+from ternary_ops.gpu import report
 from ternary_ops.gpu.cases import Case, conv2d, hf_attention
-from ternary_ops.gpu.targets import DEVICES
+from ternary_ops.gpu.devices import DEVICES
 
 Parts = list[tuple[int, Case]]
 HALF, CODES = torch.float16, torch.uint8
@@ -64,7 +64,7 @@ NETWORKS = {
 def rows(target: str) -> Iterator[dict[str, object]]:
     """One for each network and device of a target."""
     for name, parts_of in NETWORKS.items():
-        made = [(count, card.rows(case, target)) for count, case in parts_of()]
+        made = [(count, report.rows(case, target)) for count, case in parts_of()]
         for i, device in enumerate(found["device"] for found in made[0][1]):
             chosen = [(count, found[i]) for count, found in made]
             notes = {str(row["note"]) for _, row in chosen if "note" in row}

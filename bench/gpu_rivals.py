@@ -29,9 +29,9 @@ import torch
 from _measure import write_csv
 from torch.overrides import TorchFunctionMode
 
-from ternary_ops.gpu import card, cases, record, score
-from ternary_ops.gpu.record import Launch
-from ternary_ops.gpu.targets import DEVICES, find_target
+from ternary_ops.gpu import capture, cases, perf_model, report
+from ternary_ops.gpu.capture import Launch
+from ternary_ops.gpu.devices import DEVICES, find_target
 
 TABLE = "gpu_rivals.csv"
 SIDE = 4096  # of linear weights
@@ -92,12 +92,12 @@ def _row(
     # The first device of the target, as for ours.
     device = next(d for d in DEVICES.values() if d.target.name == target)
     timed = [(one, turns(one)) for one in launches]
-    found = score.predict(timed, device, case.least_bytes, case.least_bytes, macs=case.macs)
+    found = perf_model.predict(timed, device, case.least_bytes, case.least_bytes, macs=case.macs)
     return row | {"device": device.name, "predicted_us": round(found.us, 2)}
 
 
 def _gemlite(target: str) -> Iterator[dict[str, Any]]:
-    with record.record(target, lambda tried: _instructions(tried, _turns)) as launches, _OnCPU():
+    with capture.record(target, lambda tried: _instructions(tried, _turns)) as launches, _OnCPU():
         import gemlite
         from gemlite.helper import A16W158_INT, A8W158_INT_dynamic
 
@@ -133,7 +133,7 @@ def _torch_sparse(target: str) -> Iterator[dict[str, Any]]:
     for columns, warps, stages in product((64, 128, 256), (4, 8), (2, 3)):
         meta = {"SPLIT_N": 1024 // columns, "num_warps": warps, "num_stages": stages}
         meta |= {"GROUP_SIZE_ROW": 4}
-        with record.record(target) as launches:
+        with capture.record(target) as launches:
             try:
                 upstream.bsr_dense_addmm(y, weight, x, beta=0, out=y, meta=meta)
             except Exception as error:  # too much shared memory
@@ -154,7 +154,7 @@ def rows(target: str) -> list[dict[str, Any]]:
     jobs.append(cases.block_sparse(1, SIDE, 32, SIDE, 1, 0.25))
     ours = {}
     for case in jobs:
-        row = card.rows(case, target)[0]
+        row = report.rows(case, target)[0]
         ours[case.name] = {"engine": "ternary_ops"} | row
     _pretend(target)
     theirs = [*_gemlite(target), *_torch_sparse(target)]

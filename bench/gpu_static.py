@@ -9,7 +9,7 @@
 Columns: registers, spills, shared memory, tensor-core instruction, widest global load of the
 longest kernel; thread instructions per unit, of that kernel and of all launches; bytes against the
 least; predicted microseconds and their share of the roofline (a model that ranks, fitted on six
-published times, with errors of up to 30 % outside of them: ternary_ops/gpu/score.py).
+published times, with errors of up to 30 % outside of them: ternary_ops/gpu/perf_model.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from importlib.metadata import version
 
 from _measure import RESULTS, write_csv
 
-from ternary_ops.gpu import card, targets
+from ternary_ops.gpu import devices, report
 from ternary_ops.gpu.cases import all_cases
 
 PINNED = "3.7.1"  # by the extra gpu; what other versions of Triton make has a table of its own
@@ -33,12 +33,12 @@ def table() -> str:
     return "gpu_static.csv" if found == PINNED else f"gpu_static_triton_{found}.csv"
 
 
-def committed() -> dict[tuple[str, str], card.Limits]:
+def committed() -> dict[tuple[str, str], report.Limits]:
     """What the card in the repository promises."""
     with (RESULTS / table()).open(newline="") as file:
         kept = [row for row in csv.DictReader(file) if row["per_unit"]]
     return {
-        (row["case"], row["target"]): card.Limits(row["tensor_core"], float(row["per_unit"]))
+        (row["case"], row["target"]): report.Limits(row["tensor_core"], float(row["per_unit"]))
         for row in kept
     }
 
@@ -49,7 +49,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--targets", nargs="+", default=list(targets.TARGETS))
+    parser.add_argument("--targets", nargs="+", default=list(devices.TARGETS))
     parser.add_argument("--cases", default="", help="those whose name holds this")
     options = parser.parse_args()
     cases = [case for case in all_cases() if options.cases in case.name]
@@ -57,12 +57,12 @@ def main() -> int:
     wrong, rows = [], []
     for target in options.targets:
         for case in cases:
-            for row in card.rows(case, target):
-                wrong += card.check(row, limits.get((row["case"], row["target"])))
+            for row in report.rows(case, target):
+                wrong += report.check(row, limits.get((row["case"], row["target"])))
                 rows.append(row | {"triton": version("triton")})
                 shown = {k: v for k, v in row.items() if k not in ("unit", "bytes", "triton")}
                 print(*(f"{k}={v}" for k, v in shown.items() if v != ""), flush=True)
-    everything = not options.cases and options.targets == list(targets.TARGETS)
+    everything = not options.cases and options.targets == list(devices.TARGETS)
     if everything and not options.check:
         names = dict.fromkeys(name for row in rows for name in row)
         print("written:", write_csv(table(), [{n: row.get(n, "") for n in names} for row in rows]))

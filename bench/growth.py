@@ -43,9 +43,9 @@ def measure(axis: str, density: float, size: int, options: argparse.Namespace) -
     import torch
 
     from ternary_ops import runtime
-    from ternary_ops.study import benchmark, networks, rivals
-    from ternary_ops.study.agreement import agreement
-    from ternary_ops.study.timing import torch_threads
+    from ternary_ops.benchmark import baselines, networks, runner
+    from ternary_ops.benchmark.agreement import agreement
+    from ternary_ops.benchmark.timing import torch_threads
 
     zeros = min(1 - density, 0.999)
     net = networks.by_name(options.model, zeros, size=size, samples=options.samples)
@@ -53,12 +53,12 @@ def measure(axis: str, density: float, size: int, options: argparse.Namespace) -
     seen = networks.images(8, net.x.shape[1], size, start=options.samples)
     x = np.ascontiguousarray(net.x.numpy())
     with torch_threads(1), runtime.num_threads(1), torch.inference_mode():
-        found = rivals.engines([options.against], net.dense, net.x, sample, 1)
+        found = baselines.engines([options.against], net.dense, net.x, sample, 1)
         (rival,) = [engine for engine in found if engine.name.endswith("int8")]
-        ours = rivals.Engine("ternary-ops", net.program, "")
+        ours = baselines.Engine("ternary-ops", net.program, "")
         wanted = net.dense(seen).numpy()
         agrees = [agreement(e.in_batches(seen.numpy(), 1), wanted).match for e in (ours, rival)]
-        match = all(agrees) and benchmark.exact(net.program, x)
+        match = all(agrees) and runner.exact(net.program, x)
         timers = {
             e.name: stopwatch(partial(e.run, x), CLOCKS[options.clock]) for e in (ours, rival)
         }
@@ -133,7 +133,7 @@ def main() -> int:
     if not options.plot_only:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         print(*machine().values(), sep="\n")
-        from ternary_ops.study.networks import shape_of
+        from ternary_ops.benchmark.networks import shape_of
 
         side = shape_of(options.model)[1]
         points = [("density", density, side) for density in DENSITIES]

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from _measure import interleave, ratio, setup, spread, stopwatch, warm, write_csv
 
+from ternary_ops import reference
 from ternary_ops._native import core
-from ternary_ops.ops import codes, reference
+from ternary_ops.layout import codes
 
 X_SCALE, X_ZERO, Y_SCALE, Y_ZERO = 0.05, 3, 0.4, 5
 

@@ -25,10 +25,11 @@ from _linear_rivals import rivals
 from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 
 import ternary_ops as tops
+from ternary_ops import reference
 from ternary_ops._native import core
-from ternary_ops.engine.ir import Graph, Node
-from ternary_ops.engine.weight import Weight
-from ternary_ops.ops import codes, reference
+from ternary_ops.layout import codes
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.weight import Weight
 from ternary_ops.runtime import Program
 
 SHAPES = ((512, 4608), (1000, 512), (4096, 4096), (11008, 4096))  # N, K

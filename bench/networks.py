@@ -8,7 +8,7 @@ first (that one, depthwise ones and the classifier are dense, 8 bits); weights a
 and BatchNorm come from the images. Rivals get the float32 network of the same weights and quantize
 it themselves. Engines take turns in one process that may use as many cores as it has threads; a
 ratio is the median over rounds. `match`: the same outputs on --images images, up to 8-bit rounding
-(ternary_ops/study/agreement.py); ours also equals the NumPy reference bit for bit on a corner.
+(ternary_ops/benchmark/agreement.py); ours also equals the NumPy reference bit for bit on a corner.
 Without a match on both sides no ratio is printed. Rows that --out holds already are not measured
 again: an interrupted run goes on where it was. --patterns: 1x4, element and element+permute are
 ternary, int8+1x4 has 8-bit weights in quads, int8 is dense at 8 bits whatever --zeros says.
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """All combinations; density does not matter to pattern int8, which comes once."""
-    from ternary_ops.study.networks import shape_of
+    from ternary_ops.benchmark.networks import shape_of
 
     grids = (options.models, options.patterns, options.zeros, options.batch, options.threads)
     lists = [[part for part in text.split(",") if part] for text in grids]
@@ -105,11 +105,11 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
 
     from ternary_ops import runtime
-    from ternary_ops.engine import ceiling
-    from ternary_ops.engine.shapes import infer, macs
-    from ternary_ops.study import benchmark, networks, rivals
-    from ternary_ops.study.agreement import agreement
-    from ternary_ops.study.timing import torch_threads
+    from ternary_ops.benchmark import baselines, networks, runner
+    from ternary_ops.benchmark.agreement import agreement
+    from ternary_ops.benchmark.timing import torch_threads
+    from ternary_ops.program import peak
+    from ternary_ops.program.shapes import infer, macs
 
     net = networks.by_name(
         *(case.model, case.zeros, case.pattern, case.batch, case.size, options.scope),
@@ -119,11 +119,11 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     sample = networks.images(options.samples, channels, case.size)
     seen = networks.images(options.images, channels, case.size, start=options.samples)
     array, program = np.ascontiguousarray(net.x.numpy()), net.program
-    exact = benchmark.exact(program, array)
+    exact = runner.exact(program, array)
     with torch_threads(case.threads), runtime.num_threads(case.threads), torch.inference_mode():
         families = [name for name in options.against.split(",") if name]
-        found = rivals.engines(families, net.dense, net.x, sample, case.threads)
-        ours = rivals.Engine("ternary-ops", program, f"isa {runtime.isa()}, exact {exact}")
+        found = baselines.engines(families, net.dense, net.x, sample, case.threads)
+        ours = baselines.Engine("ternary-ops", program, f"isa {runtime.isa()}, exact {exact}")
         wanted = net.dense(seen).numpy()
         fake = agreement(program(seen.numpy()), net.trained(seen).numpy())
         agrees = {
@@ -136,7 +136,7 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
             e.name: stopwatch(partial(e.run, array), CLOCKS[options.clock]) for e in (ours, *found)
         }
         times = interleave(timers, options.rounds)
-        peak = ceiling.measure()
+        peak = peak.measure()
     count = sum(macs(program.graph, infer(program.graph, case.batch, *array.shape[2:])))
     always = {
         **{name: round(value, 1) for name, value in vars(peak).items()},

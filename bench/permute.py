@@ -27,8 +27,8 @@ from torch import nn
 
 import ternary_ops as tops
 from ternary_ops import models, runtime
-from ternary_ops.engine.permute import permute
 from ternary_ops.nn import TernaryLayer
+from ternary_ops.program.permute import permute
 
 Case = tuple[str, nn.Module, torch.Tensor, str, Callable[[nn.Module], None]]
 

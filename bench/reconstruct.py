@@ -21,7 +21,7 @@ from sr_train import RUNS, published, reconstruct
 
 import ternary_ops as tops
 from ternary_ops import sr
-from ternary_ops.sr.training import validate
+from ternary_ops.sr.training.trainer import validate
 
 NETWORKS = ("fmen-s-x4-int8", "efdn-x4-int8")
 EDGES = ["head", "tail.0"]

@@ -28,11 +28,11 @@ import torch
 from _measure import RESULTS, read_rows, write_csv
 from torch import nn
 
+from ternary_ops.data.classification import Split
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import Distillation
-from ternary_ops.study.data import Split
 from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
-from ternary_ops.study.views import Views
+from ternary_ops.train.augment import Views
 
 TABLE = "schedules.csv"
 SCHEDULES = ("one_cycle", "one_shot", "iterative", "agp")

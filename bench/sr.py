@@ -32,11 +32,11 @@ from _sr import FILES, Array, by_arrays, pairs, training_images
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
-from ternary_ops.engine import ceiling
-from ternary_ops.engine.shapes import infer, macs
-from ternary_ops.sr.fidelity import check_colors
-from ternary_ops.sr.training import validate
-from ternary_ops.study import rivals
+from ternary_ops.benchmark import baselines
+from ternary_ops.program import peak
+from ternary_ops.program.shapes import infer, macs
+from ternary_ops.sr.inference.fidelity import check_colors
+from ternary_ops.sr.training.trainer import validate
 
 CALIBRATION = 16  # patches of training images that 8-bit ranges come from
 EXACT = 1e-5
@@ -106,11 +106,11 @@ def engines(
         programs[file.stem] = runtime.load(file)
     ours = {key: Engine(program, 1.0) for key, program in programs.items()}
     fixed, any_size = {**eagers, **ours}, {"eager NCHW": eagers["eager NCHW"], **ours}
-    for kind, graph in rivals.openvino_graphs(network, x, samples).items():
-        fixed[f"openvino {kind}"] = Engine(rivals.openvino_run(graph, threads), white)
+    for kind, graph in baselines.openvino_graphs(network, x, samples).items():
+        fixed[f"openvino {kind}"] = Engine(baselines.openvino_run(graph, threads), white)
         free = graph.clone()
         free.reshape([1, 3, -1, -1])
-        any_size[f"openvino {kind}"] = Engine(rivals.openvino_run(free, threads), white)
+        any_size[f"openvino {kind}"] = Engine(baselines.openvino_run(free, threads), white)
     return fixed, any_size
 
 
@@ -139,7 +139,7 @@ def measure(name: str, options: Any) -> list[dict[str, object]]:
     timed = {key: stopwatch(partial(e.run, inputs[key])) for key, e in fixed.items()}
     times = interleave(timed, options.rounds)
     best = min(("eager NCHW", "eager NHWC"), key=lambda key: spread(times[key])[0])
-    peak = ceiling.measure()
+    limits = peak.measure()
     all_products = products(fixed["float32"].run, options)
     rows, matches = [], {}
     for key, (run, own_white) in fixed.items():
@@ -157,7 +157,7 @@ def measure(name: str, options: Any) -> list[dict[str, object]]:
             "loss": round(float_psnr - psnr, 3),
             "error": f"{error:.1e}",
         }
-        rate = peak.float_gmac_s if is_float else peak.int8_gmac_s
+        rate = limits.float_gmac_s if is_float else limits.int8_gmac_s
         held = isinstance(run, runtime.Program)
         count = products(run, options) if held else all_products
         row["of_ceiling"] = round(count / ms / 1e6 / rate / options.threads, 2)

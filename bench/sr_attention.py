@@ -22,9 +22,8 @@ import torch
 from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 from torch import Tensor
 
-from ternary_ops import ops
+from ternary_ops import ops, reference
 from ternary_ops._native import core
-from ternary_ops.ops import reference_gates as reference
 from ternary_ops.ops._attention import composed_esa, composed_hf
 from ternary_ops.ops._sr_gate import composed
 

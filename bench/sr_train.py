@@ -32,10 +32,10 @@ from _sr import FILES, SETS, by_arrays, pairs, training_images
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
-from ternary_ops.checkpoint import Checkpoint
-from ternary_ops.sr.fidelity import check_colors
-from ternary_ops.sr.programs import facts
-from ternary_ops.sr.training import reduced, validate
+from ternary_ops.sr.inference.fidelity import check_colors
+from ternary_ops.sr.inference.pretrained import facts
+from ternary_ops.sr.training.trainer import reduced, validate
+from ternary_ops.train.checkpoint import Checkpoint
 
 TABLE = "sr_quality.csv"
 BUNDLED = "int8"  # the kind of the package's own models
@@ -225,7 +225,7 @@ def bundle() -> None:
     for scale, name in sr.MODELS.items():
         trained = runtime.load(FILES / f"{name}-{BUNDLED}.safetensors")
         program = sr.keep_colors(trained, *KEPT[scale])
-        program.save(Path(sr.__file__).parent / "models" / f"{name}.safetensors")
+        program.save(Path(sr.__file__).parent / "weights" / f"{name}.safetensors")
 
 
 def evaluate(name: str) -> None:

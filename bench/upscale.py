@@ -28,7 +28,7 @@ from _waifu2x import enlarge, open_net
 from PIL import Image
 
 from ternary_ops import sr
-from ternary_ops.sr.training import validate
+from ternary_ops.sr.training.trainer import validate
 
 SIZE = (2000, 1500)
 BENCH = Path(__file__).resolve().parent

@@ -20,8 +20,9 @@ import torch
 from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 
 import ternary_ops as tops
+from ternary_ops import reference
 from ternary_ops._native import core
-from ternary_ops.ops import codes, reference
+from ternary_ops.layout import codes
 
 SHAPES = ((1000, 512), (4096, 4096))  # N, K
 ROWS = (1, 8, 32, 128)

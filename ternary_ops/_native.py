@@ -16,7 +16,7 @@ def core() -> ModuleType:
     Raises:
         BuildMismatch: it is missing, or was built from another version of the package.
     """
-    from ternary_ops import __version__
+    from ternary_ops._version import __version__
 
     try:
         from ternary_ops import _core

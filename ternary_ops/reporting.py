@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.engine.describe import stored_bytes, zeros_planned
-from ternary_ops.engine.shapes import infer, macs
-from ternary_ops.engine.weight import Weight
+from ternary_ops._atomic import replace_file
 from ternary_ops.errors import MissingExtra, UnsupportedModel, UnsupportedShape, need
-from ternary_ops.io.atomic import replace_file
 from ternary_ops.io.sizes import general_compressors, lowest_bound
+from ternary_ops.program.shapes import infer_from, macs
+from ternary_ops.program.summary import stored_bytes, zeros_planned
+from ternary_ops.program.weight import Weight
 from ternary_ops.table import Table, write_csv
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def new_figure(columns: int) -> tuple[Any, Sequence[Any]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("charts need matplotlib", "none installed", do)) from error
+        raise MissingExtra(need("matplotlib for charts", "none installed", do)) from error
     figure = Figure(figsize=(4.2 * columns, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(1, columns, 1 + i) for i in range(columns)]
@@ -289,12 +289,12 @@ def save_figure(figure: Any, path: str | Path) -> None:
 
 def _layers(program: Program, x: Array) -> list[Layer]:
     graph = program.graph
-    shapes = infer(graph, x.shape[0], *x.shape[2:])
+    shapes = infer_from(graph, x.shape)
     counts = macs(graph, shapes)
     profile = program.profile(x, repeats=_REPEATS)
     nodes: dict[int, list[int]] = {}  # of each filter bank, which may be read more than once
     for index, node in enumerate(graph.nodes):
-        if node.op in ("conv2d", "linear"):
+        if node.operator.is_layer:
             nodes.setdefault(node.attrs["w"], []).append(index)
     return [
         _layer(
@@ -373,7 +373,7 @@ def _program(model: nn.Module | Program, sample: Tensor | Array, allow: bool) ->
         return model
     import torch
 
-    from ternary_ops.engine import compile as compile_model
+    from ternary_ops.compiler import compile as compile_model
 
     if not isinstance(model, torch.nn.Module):
         what = "report takes a network or a Program"
@@ -388,8 +388,8 @@ def _runner(model: nn.Module | Program) -> Callable[[Array], Array]:
         return model
     import torch
 
-    from ternary_ops.signature import pick, signature_of
-    from ternary_ops.wrappers import unwrap
+    from ternary_ops.graph.signature import pick, signature_of
+    from ternary_ops.graph.wrappers import unwrap
 
     network = unwrap(model).eval()
     signature = signature_of(network)

@@ -16,9 +16,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops import runtime
+from ternary_ops import reference, runtime
 from ternary_ops._native import core
-from ternary_ops.ops import codes, reference
+from ternary_ops.layout import codes
 
 Array = NDArray[Any]
 
@@ -215,7 +215,7 @@ def _linear_problem(rng: np.random.Generator, m: int, wtype: str, cell: str, y: 
 
 def _program_problems(seed: int) -> list[Problem]:
     """One small program with every operator of uint8, at three image sizes."""
-    from ternary_ops.engine.simulate import simulate
+    from ternary_ops.program.interpret import simulate
 
     rng = np.random.default_rng([seed, 1])
     graph = _every_operator(rng)
@@ -230,8 +230,8 @@ def _program_problems(seed: int) -> list[Problem]:
 
 
 def _every_operator(rng: np.random.Generator) -> Any:
-    from ternary_ops.engine.ir import Graph, Node
-    from ternary_ops.engine.weight import Weight
+    from ternary_ops.program.graph import Graph, Node
+    from ternary_ops.program.weight import Weight
 
     def weight(name: str, kind: str, o: int, r: int, i: int) -> Weight:
         values = _random_weights(rng, (o, i, r, r), kind, 0.4)

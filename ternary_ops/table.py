@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ternary_ops.io.atomic import replace_file
+from ternary_ops._atomic import replace_file
 
 
 @dataclass(frozen=True)

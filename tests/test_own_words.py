@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import errors, quantize, runtime
-from ternary_ops.checkpoint import Checkpoint
 from ternary_ops.errors import TernaryOpsError, need
 from ternary_ops.prune import Pruner, reconstruct_
 from ternary_ops.quantize import Budget, Distillation, Plan
+from ternary_ops.train.checkpoint import Checkpoint
 
 X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
 WIDE = torch.randn(2, 5, 9, 9, generator=torch.Generator().manual_seed(1))
@@ -160,7 +160,7 @@ CASES: dict[str, tuple[Callable[[], object], type[TernaryOpsError], str]] = {
         M,
         r"\[2, 5, 9, 9\]",
     ),
-    "reorder_channels_": (lambda: quantize.reorder_channels_(net(), wrong("x")), M, "got str"),
+    "reorder_channels_": (lambda: tops.reorder_channels_(net(), wrong("x")), M, "got str"),
     "reconstruct_": (lambda: reconstruct_(net(), [WIDE], 0.5), M, r"\[2, 5, 9, 9\]"),
     "Pruner schedule": (lambda: pruner(schedule=wrong(["a"])), C, r"got \['a'\]"),
     "Pruner zeros": (lambda: pruner(zeros=wrong("a")), C, "zeros .*got 'a'"),

@@ -17,7 +17,7 @@ from torch import nn
 import ternary_ops as tops
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
 from ternary_ops.io.sizes import entropy_bound, general_compressors
-from ternary_ops.ops.codes import pack_codes
+from ternary_ops.layout.codes import pack_codes
 from ternary_ops.table import Table
 
 

@@ -73,9 +73,9 @@ void Concat::copy(const NodeRun& node, size_t i, int64_t offset) const {
   parallel_for(in.packets, vectors_of(in, node.rows), [&](int64_t c, int) {
     for (int64_t n = 0; n < in.n; ++n)
       for (int64_t row = node.rows.begin; row < node.rows.end; ++row) {
-        const uint8_t* const from = x + (c * in.plane + in.packet(n, row, 0)) * 4;
+        const uint8_t* const from = x + (c * in.channel_stride + in.packet(n, row, 0)) * 4;
         const int64_t to = floats ? offset + c : offset / 4 + c;
-        uint8_t* const packet = y + (to * out.plane + out.packet(n, row, 0)) * 4;
+        uint8_t* const packet = y + (to * out.channel_stride + out.packet(n, row, 0)) * 4;
         if (floats || (same && offset % 4 == 0)) {
           std::memcpy(packet, from, static_cast<size_t>(in.w) * 4);
         } else if (offset % 4 == 0) {
@@ -83,7 +83,8 @@ void Concat::copy(const NodeRun& node, size_t i, int64_t offset) const {
         } else {  // this part's channels lie across two packets of the whole
           for (int64_t j = 0; j < 4 && c * 4 + j < in.channels; ++j) {
             const int64_t k = offset + c * 4 + j;
-            uint8_t* const byte = y + (k / 4 * out.plane + out.packet(n, row, 0)) * 4 + k % 4;
+            uint8_t* const byte =
+                y + (k / 4 * out.channel_stride + out.packet(n, row, 0)) * 4 + k % 4;
             for (int64_t p = 0; p < in.w; ++p) byte[p * 4] = codes[from[p * 4 + j]];
           }
         }

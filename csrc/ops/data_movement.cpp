@@ -70,16 +70,18 @@ class Flatten : public OpKernel {
     uint8_t* const y = node.y();
     if (!in.is_float)  // the last quad may have channels that nothing below writes
       for (int64_t n = 0; n < out.n; ++n)
-        std::memset(y + ((out.packets - 1) * out.plane + n) * 4, 0, 4);
+        std::memset(y + ((out.packets - 1) * out.channel_stride + n) * 4, 0, 4);
     for (int64_t c = 0; c < in.channels; ++c)
       for (int64_t n = 0; n < in.n; ++n)
         for (int64_t p = 0; p < image; ++p) {
           const int64_t k = from_tokens_ ? p * in.channels + c : c * image + p;
           const int64_t packet = in.packet(n, p / in.w, p % in.w);
           if (in.is_float)
-            std::memcpy(y + (k * out.plane + n) * 4, x + (c * in.plane + packet) * 4, 4);
+            std::memcpy(y + (k * out.channel_stride + n) * 4,
+                        x + (c * in.channel_stride + packet) * 4, 4);
           else
-            y[((k / 4) * out.plane + n) * 4 + k % 4] = x[((c / 4) * in.plane + packet) * 4 + c % 4];
+            y[((k / 4) * out.channel_stride + n) * 4 + k % 4] =
+                x[((c / 4) * in.channel_stride + packet) * 4 + c % 4];
         }
   }
 
@@ -158,8 +160,9 @@ void PixelShuffle::run_floats(const NodeRun& node) const {
         const int64_t first = (c * fh + row % fh) * fw, packet = in.packet(n, row / fh, 0);
         for (int64_t k = 0; k < fw; ++k)
           from[static_cast<size_t>(k)] =
-              reinterpret_cast<const float*>(x + ((first + k) * in.plane + packet) * 4);
-        float* const to = reinterpret_cast<float*>(y + (c * out.plane + out.packet(n, row, 0)) * 4);
+              reinterpret_cast<const float*>(x + ((first + k) * in.channel_stride + packet) * 4);
+        float* const to =
+            reinterpret_cast<float*>(y + (c * out.channel_stride + out.packet(n, row, 0)) * 4);
         kernel.interleave(from.data(), fw, whole, to);
         for (int64_t p = whole * fw; p < out.w; ++p)
           to[p] = from[static_cast<size_t>(p % fw)][p / fw];

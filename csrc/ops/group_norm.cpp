@@ -69,21 +69,22 @@ class GroupNorm : public OpKernel {
 void GroupNorm::run_group(const NodeRun& node, int64_t n, int64_t first, int64_t last) const {
   const ActivationTensor &in = node.in(0), &out = node.out();
   const double count = static_cast<double>((last - first) * in.h * in.w);
-  const auto plane = [&](int64_t c) {
-    return reinterpret_cast<const float*>(node.x(0)) + c * in.plane + n * in.image;
+  const auto channel = [&](int64_t c) {
+    return reinterpret_cast<const float*>(node.x(0)) + c * in.channel_stride + n * in.image;
   };
   double mean = 0.0, square = 0.0;
   for (int64_t c = first; c < last; ++c)
-    mean += sum_of_rows(in, plane(c), [](double v) { return v; });
+    mean += sum_of_rows(in, channel(c), [](double v) { return v; });
   mean /= count;
   for (int64_t c = first; c < last; ++c)
-    square += sum_of_rows(in, plane(c), [=](double v) { return (v - mean) * (v - mean); });
+    square += sum_of_rows(in, channel(c), [=](double v) { return (v - mean) * (v - mean); });
   const double spread = std::sqrt(square / count + static_cast<double>(eps_));
   for (int64_t c = first; c < last; ++c) {
     const float weight = weight_[static_cast<size_t>(c)], bias = bias_[static_cast<size_t>(c)];
     for (int64_t row = 0; row < in.h; ++row) {
-      const float* const x = plane(c) + in.packet(0, row, 0);
-      float* const y = reinterpret_cast<float*>(node.y()) + c * out.plane + out.packet(n, row, 0);
+      const float* const x = channel(c) + in.packet(0, row, 0);
+      float* const y =
+          reinterpret_cast<float*>(node.y()) + c * out.channel_stride + out.packet(n, row, 0);
       for (int64_t p = 0; p < in.w; ++p)
         y[p] = static_cast<float>((static_cast<double>(x[p]) - mean) / spread) * weight + bias;
     }

@@ -4,8 +4,8 @@
 
 #include <memory>
 
+#include "ops/layer_weights.h"
 #include "program/op_kernel.h"
-#include "weights/layer_weights.h"
 
 namespace tops {
 

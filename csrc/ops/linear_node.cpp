@@ -19,16 +19,18 @@ void add_residual(const ActivationTensor& g, const Operand& residual, const uint
   for (int64_t o = begin; o < end; ++o) {
     float v;
     if (residual.is_float)
-      std::memcpy(&v, r + (o * g.plane + i) * 4, 4);
+      std::memcpy(&v, r + (o * g.channel_stride + i) * 4, 4);
     else
-      v = dequantized(r[((o / 4) * g.plane + i) * 4 + o % 4], residual.scale, residual.zero_point);
+      v = dequantized(r[((o / 4) * g.channel_stride + i) * 4 + o % 4], residual.scale,
+                      residual.zero_point);
     y[o] = y[o] + v;
   }
 }
 
 void store_codes(const ActivationTensor& g, const Epilogue& e, const float* y, int64_t i,
                  int64_t begin, int64_t end, uint8_t* to) {
-  for (int64_t o = begin; o < end; ++o) to[((o / 4) * g.plane + i) * 4 + o % 4] = to_code(y[o], e);
+  for (int64_t o = begin; o < end; ++o)
+    to[((o / 4) * g.channel_stride + i) * 4 + o % 4] = to_code(y[o], e);
 }
 
 // Rows of a matrix that a value holds.
@@ -45,6 +47,7 @@ class Linear : public LayerOp {
       bad_node(at.op(), std::to_string(w.shape.i) + " features", std::to_string(in[0].channels));
     const bool weight_only = in[0].is_float && w.kind != Weights::kFloat;
     if (!weight_only) need_like_kinds(at, in[0], w.kind);
+    if (w.slope) bad_node(at.op(), "no slope", "one");
     layer_ = std::make_unique<const LayerWeights>(
         w, weight_only ? LayerWeights::Layer::kWeightOnly : LayerWeights::Layer::kLinear, nullptr);
     need_operands(at, in);
@@ -62,36 +65,37 @@ class Linear : public LayerOp {
   }
 
   std::unique_ptr<Prepared> prepare(const PlannedNode& node, Rows rows) const override {
-    return layer_->by_rows(rows_of(node.in(0))) ? nullptr : LayerOp::prepare(node, rows);
+    return layer_->use_gemv(rows_of(node.in(0))) ? nullptr : LayerOp::prepare(node, rows);
   }
 
   void run(const NodeRun& node) const override {
     if (node.prepared())
       run_conv(node);
     else
-      run_rows(node);
+      run_gemv(node);
   }
 
   int64_t shared_quads() const override { return layer_->shape.o * divide_up(layer_->shape.i, 4); }
 
  private:
-  void run_rows(const NodeRun& node) const;
+  void run_gemv(const NodeRun& node) const;
 };
 
-void Linear::run_rows(const NodeRun& node) const {
+void Linear::run_gemv(const NodeRun& node) const {
   const LayerWeights& l = *layer_;
   const ActivationTensor& in = node.in(0);
   const ActivationTensor& g = node.out();
   const int64_t m = rows_of(in);  // row i is packet i: neither side has padding
   uint8_t* const to = node.y();
   // One float row ends up as it is computed.
-  const bool direct = g.is_float && g.plane == 1;
+  const bool direct = g.is_float && g.channel_stride == 1;
   Buffer gathered(m > 1 ? m * in.packets * 4 : 0), floats(direct ? 0 : m * l.shape.o * 4);
   const uint8_t* x = node.x(0);
   if (m > 1) {  // a single row lies there already
     for (int64_t q = 0; q < in.packets; ++q)
       for (int64_t i = 0; i < m; ++i)
-        std::memcpy(gathered.data() + (i * in.packets + q) * 4, x + (q * in.plane + i) * 4, 4);
+        std::memcpy(gathered.data() + (i * in.packets + q) * 4, x + (q * in.channel_stride + i) * 4,
+                    4);
     x = gathered.data();
   }
   float* const y = reinterpret_cast<float*>(direct ? to : floats.data());
@@ -109,18 +113,18 @@ void Linear::run_rows(const NodeRun& node) const {
     }
   };
   if (in.is_float) {
-    multiply_float_rows(l.rows(), x, false, m, l.scale.data(), l.bias.data(), y);
+    gemv_float(l.weight_rows(), x, false, m, l.scale.data(), l.bias.data(), y);
     finish(0, l.shape.o);
   } else {
-    const RowsInput rows_in{x, false, m, in.packets * 4, 1.0f, node.in_type(0).zero_point};
-    multiply_rows(l.rows(), rows_in, l.scale.data(), l.bias.data(), y, finish);
+    const GemvInput rows_in{x, false, m, in.packets * 4, 1.0f, node.in_type(0).zero_point};
+    gemv(l.weight_rows(), rows_in, l.scale.data(), l.bias.data(), y, finish);
   }
   if (g.is_float) {
     if (!direct) tensor_from_nhwc(g, y, to);
     return;
   }
   for (int64_t o = l.shape.o; o % 4; ++o)
-    for (int64_t i = 0; i < m; ++i) to[((o / 4) * g.plane + i) * 4 + o % 4] = 0;
+    for (int64_t i = 0; i < m; ++i) to[((o / 4) * g.channel_stride + i) * 4 + o % 4] = 0;
 }
 
 const RegisterOp<Linear> kLinear("linear", 1, 2);

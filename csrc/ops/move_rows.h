@@ -39,7 +39,7 @@ void move_rows(const NodeRun& node, bool whole, const MovedColumns& columns, con
   parallel_for(out.packets, 4 * vectors_of(out, rows), [&](int64_t c, int) {
     for (int64_t n = 0; n < out.n; ++n)
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
+        uint8_t* const to = y + (c * out.channel_stride + out.packet(n, row, 0)) * 4;
         for (int64_t j = 0; j < (packets ? 1 : 4); ++j) {
           const bool absent = c * step + j >= out.channels;
           const SourceRow from = absent ? SourceRow{} : source(c * step + j, row);
@@ -49,9 +49,10 @@ void move_rows(const NodeRun& node, bool whole, const MovedColumns& columns, con
             const int64_t channel = from.channel + columns.extra[i];
             const int64_t packet = line + columns.column[i];
             if (packets)
-              std::memcpy(to + p * 4, x + (channel / step * in.plane + packet) * 4, 4);
+              std::memcpy(to + p * 4, x + (channel / step * in.channel_stride + packet) * 4, 4);
             else
-              to[p * 4 + j] = absent ? 0 : x[(channel / 4 * in.plane + packet) * 4 + channel % 4];
+              to[p * 4 + j] =
+                  absent ? 0 : x[(channel / 4 * in.channel_stride + packet) * 4 + channel % 4];
           }
         }
       }

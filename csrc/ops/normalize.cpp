@@ -43,7 +43,8 @@ class Softmax : public OverChannels {
   using OverChannels::OverChannels;
 
   void run(const NodeRun& node) const override {
-    const int64_t count = node.out().channels, in = node.in(0).plane, out = node.out().plane;
+    const int64_t count = node.out().channels, in = node.in(0).channel_stride,
+                  out = node.out().channel_stride;
     each_pixel(node, [=](const float* x, float* y) {
       float most = x[0], sum = 0.0f;
       for (int64_t c = 1; c < count; ++c) most = std::max(most, x[c * in]);
@@ -78,7 +79,8 @@ class LayerNorm : public OverChannels {
   }
 
   void run(const NodeRun& node) const override {
-    const int64_t count = node.out().channels, in = node.in(0).plane, out = node.out().plane;
+    const int64_t count = node.out().channels, in = node.in(0).channel_stride,
+                  out = node.out().channel_stride;
     each_pixel(node, [=](const float* x, float* y) {
       double mean = 0.0, square = 0.0;  // of many channels: float32 sums would lose digits
       for (int64_t c = 0; c < count; ++c) mean += static_cast<double>(x[c * in]);

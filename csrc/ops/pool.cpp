@@ -79,7 +79,8 @@ void MaxPool2d::run(const NodeRun& node) const {
         size_t count = 0;
         for (int64_t i = 0; i < kernel_h_; ++i) {
           const int64_t iy = oy * win.stride_h - win.pad_h + i * win.dil_h;
-          if (iy >= 0 && iy < in.h) lines[count++] = x + (c * in.plane + in.packet(n, iy, 0)) * 4;
+          if (iy >= 0 && iy < in.h)
+            lines[count++] = x + (c * in.channel_stride + in.packet(n, iy, 0)) * 4;
         }
         uint8_t* const row = columns.data() + ((oy - rows.begin) * pitch + win.pad_w) * 4;
         if (count)
@@ -89,8 +90,8 @@ void MaxPool2d::run(const NodeRun& node) const {
       }
       for (int64_t oy = rows.begin; oy < rows.end; ++oy)
         kernel.max_columns(columns.data() + (oy - rows.begin) * pitch * 4, kernel_w_, win.stride_w,
-                           win.dil_w, is_float, y + (c * out.plane + out.packet(n, oy, 0)) * 4,
-                           out.w);
+                           win.dil_w, is_float,
+                           y + (c * out.channel_stride + out.packet(n, oy, 0)) * 4, out.w);
     }
   });
   fill_all_halos(out, rows, y, halo_value(type_));

@@ -51,18 +51,18 @@ void Quantize::run_channels(const NodeRun& node) const {
   const int64_t channels = from.channels;
   const bool fine = fine_;
   for_rows(g, node.rows, [&](int64_t quad, int64_t n, int64_t row) {
-    uint8_t* const to = y + (quad * g.plane + g.packet(n, row, 0)) * 4;
+    uint8_t* const to = y + (quad * g.channel_stride + g.packet(n, row, 0)) * 4;
     if (fine && quad % 2) return;  // with the one before
     if (fine) quad /= 2;
     const float* in[4] = {nullptr, nullptr, nullptr, nullptr};
     for (int64_t j = 0; j < 4 && quad * 4 + j < channels; ++j) {
       const int64_t c = quad * 4 + j;
-      in[j] =
-          array ? array + ((n * channels + c) * g.h + row) * g.w
-                : reinterpret_cast<const float*>(x + (c * from.plane + from.packet(n, row, 0)) * 4);
+      in[j] = array ? array + ((n * channels + c) * g.h + row) * g.w
+                    : reinterpret_cast<const float*>(
+                          x + (c * from.channel_stride + from.packet(n, row, 0)) * 4);
     }
     if (fine)
-      kernel.quantize_fine(in, g.w, inv, zero_point, to, to + g.plane * 4);
+      kernel.quantize_fine(in, g.w, inv, zero_point, to, to + g.channel_stride * 4);
     else
       kernel.quantize(in, g.w, inv, zero_point, to);
   });
@@ -81,7 +81,7 @@ void Quantize::run_rows(const ActivationTensor& g, const float* x, uint8_t* y) c
     kernel.quantize_row(x + i * g.channels, g.channels, inv, type_.zero_point, row);
     if (count > 1)
       for (int64_t q = 0; q < g.packets; ++q)
-        std::memcpy(y + (q * g.plane + i) * 4, row + q * 4, 4);
+        std::memcpy(y + (q * g.channel_stride + i) * 4, row + q * 4, 4);
   });
 }
 
@@ -101,8 +101,8 @@ class Dequantize : public RowwiseOp {
       const Packets out = packets_at(g, node.y(), quad, g.packet(n, row, 0));
       float* y[4];
       for (int j = 0; j < 4; ++j) y[j] = reinterpret_cast<float*>(out.channel[j]);
-      kernel.dequantize(x + (quad * in.plane + in.packet(n, row, 0)) * 4, g.w, source.scale,
-                        source.zero_point, y);
+      kernel.dequantize(x + (quad * in.channel_stride + in.packet(n, row, 0)) * 4, g.w,
+                        source.scale, source.zero_point, y);
     });
     fill_all_halos(g, node.rows, node.y(), 0);
   }

@@ -106,7 +106,7 @@ void Resize::run_bilinear(const NodeRun& node) const {
   const uint8_t* const x = node.x(0);
   uint8_t* const y = node.y();
   const int32_t zero_point = type_.zero_point;
-  const Columns columns(in.w, 0, out.w, wide, align_);
+  const BilinearColumns columns(in.w, 0, out.w, wide, align_);
   const KernelTable& kernel = kernels();
   const int64_t width = out.w * (in.is_float ? 1 : 4);
   parallel_for(out.packets, 4 * vectors_of(out, node.rows), [&](int64_t c, int) {
@@ -119,19 +119,19 @@ void Resize::run_bilinear(const NodeRun& node) const {
         float* const row = reinterpret_cast<float*>(memory.data()) + line % 2 * width;
         if (held[line % 2] == line) return row;
         held[line % 2] = line;
-        const uint8_t* const from = x + (c * in.plane + in.packet(n, line, 0)) * 4;
+        const uint8_t* const from = x + (c * in.channel_stride + in.packet(n, line, 0)) * 4;
         if (in.is_float)
-          kernel.stretch_floats(columns.stretch(), reinterpret_cast<const float*>(from), out.w,
-                                row);
+          kernel.bilinear_floats(columns.bilinear(), reinterpret_cast<const float*>(from), out.w,
+                                 row);
         else
-          kernel.bilinear_packets(columns.stretch(), from, zero_point, out.w, row);
+          kernel.bilinear_packets(columns.bilinear(), from, zero_point, out.w, row);
         return row;
       };
       for (int64_t row = node.rows.begin; row < node.rows.end; ++row) {
         const Sample v = sample(row, in.h, tall, align_);
         const float *const above = interpolated(v.first), *const below = interpolated(v.second);
-        uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
-        kernel.blend_rows(above, below, v.first_share, v.second_share, width,
+        uint8_t* const to = y + (c * out.channel_stride + out.packet(n, row, 0)) * 4;
+        kernel.blend_rows(above, below, v.first_weight, v.second_weight, width,
                           in.is_float ? reinterpret_cast<float*>(to) : blended);
         if (!in.is_float) kernel.quantize_row(blended, width, 1.0f, zero_point, to);
       }

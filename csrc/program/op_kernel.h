@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/conv.h"
+#include "ops/epilogue.h"
 #include "ops/winograd.h"
 #include "program/attributes.h"
 #include "tensor/tensor.h"
@@ -147,7 +147,7 @@ class RowwiseOp : public OpKernel {
   RowPairing row_pairing(bool odd_input) const override { return {odd_input, Pairs::kNone}; }
 };
 
-inline uint32_t halo_value(const ValueType& t) { return t.is_float ? 0u : u8_cell(t.zero_point); }
+inline uint32_t halo_value(const ValueType& t) { return t.is_float ? 0u : u8_packet(t.zero_point); }
 
 // For constructors. Attribute y, [scale, zero point] of u8 output or None for floats, and
 // attribute clamp, [lo, hi] or None each.

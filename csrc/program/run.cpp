@@ -22,7 +22,7 @@ const ValueType& PlannedNode::in_type(size_t i) const {
 
 Operand PlannedNode::operand(size_t i) const {
   const ValueType& t = in_type(i);
-  return {true, t.is_float, t.scale, t.zero_point, in(i).plane};
+  return {true, t.is_float, t.scale, t.zero_point, in(i).channel_stride};
 }
 
 bool PlannedNode::streaming() const { return plan_.band() > 0; }
@@ -54,7 +54,7 @@ uint8_t* MemoryPlan::data(const RunContext& context, int id) const {
   if (s.external) return reinterpret_cast<uint8_t*>(context.y);
   // Not within the memory where rows have been let go; no row of those is touched.
   const int64_t gone = context.first.empty() ? 0 : context.first[s.memory] * s.grid.pitch;
-  const int64_t before = aliases_[static_cast<size_t>(id)].offset * s.grid.plane;
+  const int64_t before = aliases_[static_cast<size_t>(id)].offset * s.grid.channel_stride;
   return context.arena + (memories_[s.memory].at + (before - gone) * 4);
 }
 
@@ -65,8 +65,8 @@ void MemoryPlan::move_down(const RowTask& task, RunContext& context) const {
   const Memory& place = memories_[s.memory];
   uint8_t* const memory = context.arena + place.at;
   parallel_for(place.packets, place.packets * task.keep * g.pitch / 16, [&](int64_t c, int) {
-    uint8_t* const plane = memory + c * g.plane * 4;
-    std::memmove(plane, plane + task.drop * g.pitch * 4,
+    uint8_t* const channel = memory + c * g.channel_stride * 4;
+    std::memmove(channel, channel + task.drop * g.pitch * 4,
                  static_cast<size_t>(task.keep * g.pitch + g.halo) * 4);
   });
   context.first[s.memory] += task.drop;
@@ -87,7 +87,7 @@ void MemoryPlan::run_task(const RowTask& task, RunContext& context) const {
 void MemoryPlan::run(const float* x, float* y, Buffer& arena,
                      std::vector<NodeProfile>* profile) const {
   const NodePlan& last = node_plan(output_);
-  Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.plane * 4 : 0);
+  Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.channel_stride * 4 : 0);
   RunContext context{x, y, arena.data(), {}};
   if (!y && last.external) context.y = reinterpret_cast<float*>(unwanted.data());
   if (band_) context.first.assign(memories_.size(), 0);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loops over the rows of an activation tensor, for operators that work pixel by pixel.
+// Walking the image rows of a tensor, for operators that work pixel by pixel.
 #pragma once
 
 #include "base/threads.h"
-#include "kernels/table.h"
 #include "tensor/tensor.h"
 
 namespace tops {
@@ -13,11 +12,11 @@ namespace tops {
 inline Packets packets_at(const ActivationTensor& g, uint8_t* data, int64_t quad, int64_t packet) {
   Packets c = {{nullptr, nullptr, nullptr, nullptr}};
   if (!g.is_float) {
-    c.channel[0] = data + (quad * g.plane + packet) * 4;
+    c.channel[0] = data + (quad * g.channel_stride + packet) * 4;
     return c;
   }
   for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j)
-    c.channel[j] = data + ((quad * 4 + j) * g.plane + packet) * 4;
+    c.channel[j] = data + ((quad * 4 + j) * g.channel_stride + packet) * 4;
   return c;
 }
 

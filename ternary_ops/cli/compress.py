@@ -38,9 +38,9 @@ from ternary_ops.errors import BadConfig, MissingExtra, need
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ternary_ops.data.classification import Split
     from ternary_ops.progress import Progress
     from ternary_ops.study.compressing import Job
-    from ternary_ops.study.data import Split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,11 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Print one table, save the file and a chart; 0."""
     if importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("compress needs PyTorch", "none installed", do))
+        raise MissingExtra(need("PyTorch for compress", "none installed", do))
     from ternary_ops.progress import progress_bars
-    from ternary_ops.study import summary
+    from ternary_ops.study import report
     from ternary_ops.study.compressing import compress
-    from ternary_ops.study.ranks import ranks
+    from ternary_ops.train.distributed import ranks
 
     start = time.perf_counter()
     output = _output(arguments)
@@ -111,25 +111,25 @@ def run(arguments: argparse.Namespace) -> int:
     chart = output.with_suffix(".png")
     drawn = importlib.util.find_spec("matplotlib") is not None
     if drawn:
-        summary.chart(outcome, chart)
+        report.chart(outcome, chart)
     seconds = time.perf_counter() - start
     if arguments.json:
-        print(json.dumps({**summary.to_dict(outcome), "seconds": seconds}, indent=2))
+        print(json.dumps({**report.to_dict(outcome), "seconds": seconds}, indent=2))
         return 0
-    summary.table(outcome).show()
+    report.table(outcome).show()
     print(f"\nwrote {output}" + (f" and {chart}" if drawn else "") + f" in {seconds:.0f} s")
     return 0
 
 
 def _output(arguments: argparse.Namespace) -> Path:
     if arguments.epochs < 1:
-        raise BadConfig(need("--epochs is at least 1", arguments.epochs, "Leave it out for 40."))
+        raise BadConfig(need("--epochs of at least 1", arguments.epochs, "Leave it out for 40."))
     if arguments.batch < 2:
-        raise BadConfig(need("--batch is at least 2", arguments.batch, "Leave it out for 64."))
+        raise BadConfig(need("--batch of at least 2", arguments.batch, "Leave it out for 64."))
     if not 0 < arguments.rate < 10:
         raise BadConfig(need("0 < --rate < 10", arguments.rate, "Leave it out for 0.003."))
     if arguments.shift < 0:
-        raise BadConfig(need("--shift is not negative", arguments.shift, "Leave it out for 1."))
+        raise BadConfig(need("--shift of at least 0", arguments.shift, "Leave it out for 1."))
     stem = "digits" if arguments.model is None else arguments.model.rpartition(":")[2]
     stem = Path(stem).name.removesuffix(".onnx")
     output = Path(arguments.output or f"{stem}-ternary.safetensors")
@@ -149,11 +149,11 @@ def _job(arguments: argparse.Namespace, output: Path, progress: Progress) -> Job
     if arguments.model is None:
         if given:
             do = "Add --model, or leave it out."
-            raise BadConfig(need(f"--{given[0]} goes with --model", "no --model", do))
+            raise BadConfig(need(f"--model beside --{given[0]}", "no --model", do))
         job = digits_job()
     else:
         if arguments.data is None:
-            raise BadConfig(need("--model goes with --data", "no --data", "Add --data FILE.npz."))
+            raise BadConfig(need("--data beside --model", "no --data", "Add --data FILE.npz."))
         split = _split(arguments, progress)
         build, weights = _network(arguments, split)
         job = Job(arguments.model, build, split, weights, flip=arguments.flip)
@@ -173,9 +173,9 @@ _OWN = ("data", "weights", "trained", "size", "gray", "mean", "std", "flip")
 
 
 def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
-    from ternary_ops.study import data, own
-    from ternary_ops.study.images import count_images
-    from ternary_ops.study.zoo import MEAN, STD, is_zoo
+    from ternary_ops.data import classification, user_code
+    from ternary_ops.data.image_folder import count_images
+    from ternary_ops.models.zoo import MEAN, STD, is_zoo
 
     usual = (MEAN, STD) if is_zoo(arguments.model) and not arguments.gray else ((0.0,), (1.0,))
     mean, std = (
@@ -184,17 +184,17 @@ def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
             ("mean", "std"), (arguments.mean, arguments.std), usual, strict=True
         )
     )
-    reading = data.Reading(mean, std, _size(arguments.size), arguments.gray)
+    reading = classification.Reading(mean, std, _size(arguments.size), arguments.gray)
     path = Path(arguments.data)
     if path.is_dir():
-        with progress.stage("read images", count_images(path)) as tick:
-            return data.load_folder(path, reading, tick)
+        with progress.stage("read images", count_images(path)) as advance:
+            return classification.load_folder(path, reading, advance)
     if arguments.size or arguments.gray:
         do = "Leave them out, or pass a folder."
         raise BadConfig(need("--size and --gray go with a folder of images", str(path), do))
     if ".py:" in arguments.data:
-        return data.from_arrays(own.load_arrays(arguments.data), reading)
-    return data.load_npz(path, reading)
+        return classification.from_arrays(user_code.load_arrays(arguments.data), reading)
+    return classification.load_npz(path, reading)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -202,15 +202,16 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(p.isdigit() and 0 < int(p) <= 1 << 14 for p in parts):
-        raise BadConfig(need("--size is 224 or 160x240 (H x W)", repr(text), "Correct it."))
+        raise BadConfig(need("--size like 224 or 160x240 (H x W)", repr(text), "Correct it."))
     return int(parts[0]), int(parts[-1])
 
 
 def _network(
     arguments: argparse.Namespace, split: Split
 ) -> tuple[Callable[[], nn.Module], Mapping[str, Tensor] | None]:
+    from ternary_ops.data import user_code
+    from ternary_ops.models import zoo
     from ternary_ops.models.weights import load_weights
-    from ternary_ops.study import own, zoo
 
     weights = load_weights(arguments.weights) if arguments.weights else None
     if zoo.is_zoo(arguments.model):
@@ -222,10 +223,10 @@ def _network(
         if arguments.trained:
             do = "Pass --weights FILE."
             got = arguments.model
-            raise BadConfig(need("--trained goes with torchvision: or timm:", got, do))
+            raise BadConfig(need("--trained beside a model of torchvision: or timm:", got, do))
         if arguments.model.endswith(".onnx"):
-            return own.load_onnx_builder(arguments.model, weights)
-        build = own.load_builder(arguments.model)
+            return user_code.load_onnx_builder(arguments.model, weights)
+        build = user_code.load_builder(arguments.model)
     if arguments.weights and weights is not None:
-        own.check_fit(build, weights, arguments.weights)
+        user_code.check_fit(build, weights, arguments.weights)
     return build, weights

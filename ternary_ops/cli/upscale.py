@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from ternary_ops.errors import BadConfig, need
 
 if TYPE_CHECKING:
-    from ternary_ops.sr.batch import Outcome
+    from ternary_ops.sr.inference.jobs import Outcome
 
 _STEPS = 100  # of the progress bar, an image
 _FAILED = 1
@@ -59,16 +59,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Make every image; 0, or 1 where some failed."""
     from ternary_ops import sr
     from ternary_ops.progress import progress_bars
-    from ternary_ops.sr import batch
+    from ternary_ops.sr.inference import jobs
 
     suffix = None if arguments.format is None else "." + arguments.format.lower().lstrip(".")
-    works = batch.plan(arguments.inputs, Path(arguments.output), arguments.recursive, suffix)
+    works = jobs.plan(arguments.inputs, Path(arguments.output), arguments.recursive, suffix)
     named = arguments.weights or arguments.model
     model = sr.Upscaler(sr.open_model(named or arguments.scale or _SCALE))
     if arguments.scale not in (None, model.scale):
         got = f"{arguments.scale}; {named} makes {model.scale}"
-        raise BadConfig(need("--scale is that of the weights", got, "Pass other weights."))
-    options = batch.Options(
+        raise BadConfig(need("--scale like that of the weights", got, "Pass other weights."))
+    options = jobs.Options(
         *(arguments.tile, arguments.alpha, arguments.overwrite, arguments.compare)
     )
     outcomes = []
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress_bars(quiet) as progress,
         progress.stage("upscale", _STEPS * len(works)) as advance,
     ):
-        for outcome in batch.run(works, model, options, _counter(advance)):
+        for outcome in jobs.run(works, model, options, _counter(advance)):
             outcomes.append(outcome)
     _show(outcomes, arguments)
     return _FAILED if any(o.state == "failed" for o in outcomes) else 0
@@ -108,14 +108,14 @@ def _counter(advance: Callable[[], None]) -> Callable[[float], None]:
     """From how many images are done to steps of the bar."""
     shown = 0
 
-    def tick(done: float) -> None:
+    def on_progress(done: float) -> None:
         nonlocal shown
         wanted = math.floor(_STEPS * done + 1e-6)
         for _ in range(wanted - shown):
             advance()
         shown = max(shown, wanted)
 
-    return tick
+    return on_progress
 
 
 def _show(outcomes: list[Outcome], arguments: argparse.Namespace) -> None:

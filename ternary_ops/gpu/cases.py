@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ternary_ops.gpu.record import Launch
+from ternary_ops.gpu.capture import Launch
 from ternary_ops.ops._gpu import gpu_module
 
 

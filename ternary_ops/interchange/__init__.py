@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ternary_ops.interchange.loading import load_onnx
-    from ternary_ops.interchange.saving import save_onnx
+    from ternary_ops.interchange.exporter import save_onnx
+    from ternary_ops.interchange.importer import load_onnx
 
 __all__ = ["load_onnx", "save_onnx"]
 
-_HOME = {"load_onnx": "loading", "save_onnx": "saving"}
+_HOME = {"load_onnx": "importer", "save_onnx": "exporter"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,20 +6,18 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ternary_ops.interchange import facts
-from ternary_ops.interchange.library import Refused
+from ternary_ops.interchange import import_constants
+from ternary_ops.interchange.loader import Loader
+from ternary_ops.interchange.onnx_package import Refused
 from ternary_ops.interchange.read_layers import channelwise
 from ternary_ops.interchange.rules import Attributes, Made, Read
-
-if TYPE_CHECKING:
-    from ternary_ops.interchange.loading import Loader
 
 # What torch's nearest neighbours are, for whole factors.
 _NEAREST = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}
@@ -40,9 +38,9 @@ def binary(function: Any) -> Read:
     """Arithmetic of two values, or of a value and a constant, which broadcast as torch does."""
 
     def read(loader: Loader, node: Any, at: Attributes) -> Made:
-        known = [facts.is_fact(loader, name) for name in node.input]
+        known = [import_constants.is_fact(loader, name) for name in node.input]
         if all(known):
-            return facts.arithmetic(loader, node, function)
+            return import_constants.arithmetic(loader, node, function)
         if not any(known):
             return loader.call(function, loader.value(node, 0), loader.value(node, 1))
         place = known.index(True)
@@ -121,8 +119,8 @@ def softmax(loader: Loader, node: Any, at: Attributes) -> Made:
 
 def concat(loader: Loader, node: Any, at: Attributes) -> Made:
     """Of computed values, or of facts."""
-    if all(facts.is_fact(loader, name) for name in node.input):
-        return facts.concatenated(loader, node, at)
+    if all(import_constants.is_fact(loader, name) for name in node.input):
+        return import_constants.concatenated(loader, node, at)
     values = [loader.value(node, number) for number in range(len(node.input))]
     rank, axis = loader.rank(node.input[0]), int(at.get("axis", 1))
     if not -rank <= axis < rank:
@@ -150,7 +148,7 @@ def reshape(loader: Loader, node: Any, at: Attributes) -> Made:
     wanted = [int(v) for v in at["shape"]] if "shape" in at else _shape(loader, node)
     if at.get("allowzero", 0) and 0 in wanted:
         raise Refused("allowzero = 0", "allowzero = 1")
-    if facts.is_fact(loader, node.input[0]):
+    if import_constants.is_fact(loader, node.input[0]):
         return _reshaped_fact(loader, node, wanted)
     x, dims = loader.value(node, 0), loader.dims(node.input[0])
     rank = loader.rank(node.input[0])
@@ -179,14 +177,14 @@ def _keeps_batch(loader: Loader, x: fx.Node, sizes: list[Any], rest: Sequence[An
 
 
 def _shape(loader: Loader, node: Any) -> list[Any]:
-    array = facts.fact(loader, node, 1, "the shape")
+    array = import_constants.fact(loader, node, 1, "the shape")
     if array.ndim != 1 or (array.dtype != object and array.dtype.kind not in "iu"):
         raise Refused("a shape as a list of whole numbers", f"{array.dtype} {list(array.shape)}")
     return [v if isinstance(v, fx.Node) else int(v) for v in array]
 
 
 def _reshaped_fact(loader: Loader, node: Any, wanted: list[Any]) -> Made:
-    array = facts.fact(loader, node, 0, "sizes or a constant")
+    array = import_constants.fact(loader, node, 0, "sizes or a constant")
     if any(isinstance(v, fx.Node) for v in wanted):
         raise Refused("a constant shape of a constant", "a computed one")
     if any(v == 0 and axis >= array.ndim for axis, v in enumerate(wanted)):
@@ -196,15 +194,15 @@ def _reshaped_fact(loader: Loader, node: Any, wanted: list[Any]) -> Made:
     fits = given > 0 and array.size % given == 0 if free else array.size == given
     if min(sizes, default=0) < -1 or free > 1 or not fits:
         raise Refused(f"a shape for {array.size} numbers", wanted)
-    return facts.keep(loader, node, array.reshape(sizes))
+    return import_constants.keep(loader, node, array.reshape(sizes))
 
 
 def squeeze(loader: Loader, node: Any, at: Attributes) -> Made:
     """Away with axes that the file says have length 1."""
-    axes = facts.axes_of(loader, node, at)
-    if facts.is_fact(loader, node.input[0]):
-        array = facts.fact(loader, node, 0, "sizes or a constant")
-        return facts.keep(loader, node, facts.squeezed(array, axes))
+    axes = import_constants.axes_of(loader, node, at)
+    if import_constants.is_fact(loader, node.input[0]):
+        array = import_constants.fact(loader, node, 0, "sizes or a constant")
+        return import_constants.keep(loader, node, import_constants.squeezed(array, axes))
     rank, dims, x = loader.rank(node.input[0]), loader.dims(node.input[0]), loader.value(node, 0)
     if axes is None or dims is None or not all(-rank <= a < rank for a in axes):
         raise Refused(f"axes of {rank}", f"axes = {axes}")
@@ -217,12 +215,12 @@ def squeeze(loader: Loader, node: Any, at: Attributes) -> Made:
 
 def unsqueeze(loader: Loader, node: Any, at: Attributes) -> Made:
     """Axes of length 1."""
-    axes = facts.axes_of(loader, node, at)
+    axes = import_constants.axes_of(loader, node, at)
     if axes is None:
         raise Refused("axes", "none")
-    if facts.is_fact(loader, node.input[0]):
-        array = facts.fact(loader, node, 0, "sizes or a constant")
-        return facts.keep(loader, node, facts.expanded(array, axes))
+    if import_constants.is_fact(loader, node.input[0]):
+        array = import_constants.fact(loader, node, 0, "sizes or a constant")
+        return import_constants.keep(loader, node, import_constants.expanded(array, axes))
     rank = loader.rank(node.input[0]) + len(axes)
     if not all(-rank <= a < rank for a in axes) or len({a % rank for a in axes}) != len(axes):
         raise Refused(f"different axes of {rank}", f"axes = {axes}")
@@ -289,7 +287,7 @@ def _check_lengths(dims: Sequence[Any], zoom: tuple[float, float]) -> None:
 def _to_size(loader: Loader, node: Any, mode: str, place: str) -> fx.Node:
     """Bilinear to sizes, constant or of other values."""
     x, dims = loader.value(node, 0), loader.dims(node.input[0])
-    sizes = list(facts.fact(loader, node, 3, "sizes"))
+    sizes = list(import_constants.fact(loader, node, 3, "sizes"))
     if len(sizes) != 4 or dims is None:
         raise Refused("sizes of an image", f"{len(sizes)} sizes")
     for axis in (0, 1):

@@ -3,12 +3,12 @@
 ones whose weights are mostly zero blocks.
 """
 
-from ternary_ops.nn._base import TernaryLayer
-from ternary_ops.nn._blocks import BlockSparseLayer
-from ternary_ops.nn.blocks import BlockSparseConv2d, BlockSparseLinear
+from ternary_ops.nn.block_sparse import BlockSparseConv2d, BlockSparseLinear
+from ternary_ops.nn.block_sparse_base import BlockSparseLayer
 from ternary_ops.nn.conv import TernaryConv2d
 from ternary_ops.nn.linear import TernaryLinear
 from ternary_ops.nn.packed import PackedConv2d, PackedLayer, PackedLinear
+from ternary_ops.nn.ternary import TernaryLayer
 
 __all__ = [
     "BlockSparseConv2d",

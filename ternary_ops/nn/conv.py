@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedShape, check_type, need
-from ternary_ops.nn._base import TernaryLayer
+from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.geometry import GEOMETRY
-from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.nn.ternary import TernaryLayer
 
 
 class TernaryConv2d(TernaryLayer):
@@ -103,7 +103,7 @@ class TernaryConv2d(TernaryLayer):
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise UnsupportedShape(
                 need(
-                    f"TernaryConv2d needs an input [N, {self.in_channels}, H, W]",
+                    f"an input [N, {self.in_channels}, H, W] of TernaryConv2d",
                     list(x.shape),
                     "Check what comes before it.",
                 )
@@ -119,7 +119,7 @@ class TernaryConv2d(TernaryLayer):
         if any(size < span for size, span in zip(sizes, spans, strict=True)):
             raise UnsupportedShape(
                 need(
-                    f"a filter that spans {spans} pixels needs as many",
+                    f"at least the {spans} pixels that a filter spans",
                     f"{sizes} with padding",
                     "Pad more, or use a larger image.",
                 )

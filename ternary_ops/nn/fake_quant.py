@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ternary_ops import _native
-from ternary_ops.ops.codes import FINE_PARTS
+from ternary_ops.layout.codes import FINE_PARTS
 
 LEVELS = 255
 _TINY = torch.finfo(torch.float32).tiny

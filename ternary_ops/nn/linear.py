@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedShape, check_type, need
-from ternary_ops.nn._base import TernaryLayer
-from ternary_ops.quantize.config import TernaryConfig
+from ternary_ops.nn.config import TernaryConfig
+from ternary_ops.nn.ternary import TernaryLayer
 
 
 class TernaryLinear(TernaryLayer):
@@ -63,7 +63,7 @@ class TernaryLinear(TernaryLayer):
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise UnsupportedShape(
                 need(
-                    f"TernaryLinear needs an input [..., {self.in_features}]",
+                    f"an input [..., {self.in_features}] of TernaryLinear",
                     list(x.shape),
                     "Check what comes before it.",
                 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators. `reference` and `codes` need NumPy alone; every other name loads PyTorch when used.
+"""PyTorch operators; each name loads PyTorch when used.
 
 torch.ops.ternary_ops.* is there once such a name was used, after `register()`, or at once when
 PyTorch was imported before this package.
@@ -11,8 +11,10 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ternary_ops import _moved
+
 if TYPE_CHECKING:
-    from ternary_ops.ops import blocks, codes, reference
+    from ternary_ops.ops import blocks
     from ternary_ops.ops._attention import esa, hf_attention
     from ternary_ops.ops._block_sparse_conv2d import block_sparse_conv2d
     from ternary_ops.ops._conv2d import conv2d
@@ -31,18 +33,16 @@ _OPS = {
     "sparse_conv2d": "_sparse_conv2d",
     "sr_gate": "_sr_gate",
 }
-_MODULES = ("blocks", "codes", "reference")
+_MODULES = ("blocks",)
 
 __all__ = [
     "block_sparse_conv2d",
     "blocks",
-    "codes",
     "conv2d",
     "esa",
     "hf_attention",
     "linear",
     "prepack",
-    "reference",
     "register",
     "sparse_conv2d",
     "sr_gate",
@@ -59,7 +59,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"ternary_ops.ops.{name}")
     if name not in _OPS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _moved.attribute(__name__, name)
     register()
     return globals()[name]
 

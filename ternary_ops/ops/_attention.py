@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ternary_ops.ops import _check
 from ternary_ops.ops._gpu import gpu_module
-from ternary_ops.ops._registry import define, differentiate
+from ternary_ops.ops._library import define, differentiate
 
 _Tensors = Sequence[Tensor]
 
@@ -101,17 +101,17 @@ def composed_esa(x: Tensor, weights: _Tensors, biases: _Tensors) -> Tensor:
 
 
 def _cpu_hf(x: Tensor, weights: _Tensors, biases: _Tensors, slopes: Sequence[float]) -> Tensor:
-    from ternary_ops.engine import attention
+    from ternary_ops.program import gate_programs
 
     check_hf(x, weights, biases, slopes)
-    return _run(attention.hf_attention, x, weights, biases, slopes)
+    return _run(gate_programs.hf_attention, x, weights, biases, slopes)
 
 
 def _cpu_esa(x: Tensor, weights: _Tensors, biases: _Tensors) -> Tensor:
-    from ternary_ops.engine import attention
+    from ternary_ops.program import gate_programs
 
     check_esa(x, weights, biases)
-    return _run(attention.esa, x, weights, biases)
+    return _run(gate_programs.esa, x, weights, biases)
 
 
 def _run(

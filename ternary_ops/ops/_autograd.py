@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from ternary_ops.ops._registry import Kernel, below_autograd, differentiate
+from ternary_ops.ops._library import Kernel, below_autograd, differentiate
 
 # (grad of acc float32, x's shape, codes, *geometry) -> grad of x float32
 InputGradient = Callable[..., torch.Tensor]

@@ -20,10 +20,10 @@ from torch.nn.grad import conv2d_weight
 from ternary_ops.ops import _check
 from ternary_ops.ops._conv2d import input_gradient, run_convolution
 from ternary_ops.ops._gpu import gpu_module
-from ternary_ops.ops._launch import operands
-from ternary_ops.ops._registry import below_autograd, define, differentiate
+from ternary_ops.ops._library import below_autograd, define, differentiate
+from ternary_ops.ops._native_call import operands
 from ternary_ops.ops.blocks import Blocks, gather, pack, to_dense
-from ternary_ops.ops.reference import Pair, pair
+from ternary_ops.reference.arithmetic import Pair, pair
 
 _NAME = "block_sparse_conv2d"
 _SCHEMA = (

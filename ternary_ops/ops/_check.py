@@ -10,15 +10,15 @@ from typing import NoReturn
 import torch
 
 from ternary_ops.errors import UnsupportedShape, need
-from ternary_ops.ops.codes import quads
-from ternary_ops.ops.reference import conv_size
+from ternary_ops.layout.codes import quads
+from ternary_ops.reference.arithmetic import conv_size
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def refuse(op: str, what: str, got: object, do: str) -> NoReturn:
     """Raise UnsupportedShape: what the op needs, what it got, what to do."""
-    raise UnsupportedShape(need(f"ternary_ops.{op} needs {what}", got, do))
+    raise UnsupportedShape(need(f"for ternary_ops.{op} {what}", got, do))
 
 
 def output_dtype(

@@ -21,9 +21,9 @@ from ternary_ops.ops import _check
 from ternary_ops.ops._autograd import differentiate_codes
 from ternary_ops.ops._conv2d_gpu import gpu_kernel
 from ternary_ops.ops._decode import decode_weight
-from ternary_ops.ops._launch import CELL, operands, pack, packed_span
-from ternary_ops.ops._registry import Kernel, define
-from ternary_ops.ops.reference import Pair, pair
+from ternary_ops.ops._library import Kernel, define
+from ternary_ops.ops._native_call import CELL, operands, pack, packed_span
+from ternary_ops.reference.arithmetic import Pair, pair
 
 _ARGUMENTS = (
     "(Tensor x, Tensor codes, Tensor scale, Tensor? bias=None, SymInt[2] stride=1, "

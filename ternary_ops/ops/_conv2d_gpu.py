@@ -10,7 +10,7 @@ import torch
 
 from ternary_ops.ops import _check
 from ternary_ops.ops._gpu import gpu_module, gpu_pack
-from ternary_ops.ops._registry import Kernel
+from ternary_ops.ops._library import Kernel
 
 
 def gpu_kernel(name: str, kind: str) -> Kernel:

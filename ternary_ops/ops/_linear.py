@@ -20,8 +20,8 @@ from ternary_ops.ops import _check
 from ternary_ops.ops._autograd import differentiate_codes
 from ternary_ops.ops._decode import decode
 from ternary_ops.ops._gpu import gpu_module, gpu_pack
-from ternary_ops.ops._launch import CELL, FLOAT_ROWS, WEIGHTS, operands, pack, packed_span
-from ternary_ops.ops._registry import define
+from ternary_ops.ops._library import define
+from ternary_ops.ops._native_call import CELL, FLOAT_ROWS, WEIGHTS, operands, pack, packed_span
 
 _SCHEMA = (
     "linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias=None, *, float? x_scale=None, "

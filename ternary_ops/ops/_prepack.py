@@ -12,8 +12,8 @@ import torch
 
 from ternary_ops.ops import _check
 from ternary_ops.ops._gpu import gpu_pack
-from ternary_ops.ops._launch import WEIGHTS, pack
-from ternary_ops.ops._registry import define
+from ternary_ops.ops._library import define
+from ternary_ops.ops._native_call import WEIGHTS, pack
 
 _SCHEMA = (
     "prepack(Tensor codes, str kind, SymInt in_channels, SymInt groups=1, "

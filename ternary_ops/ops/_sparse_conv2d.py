@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ternary_ops.ops._conv2d import define_convolution
-from ternary_ops.ops.reference import Pair, pair
+from ternary_ops.reference.arithmetic import Pair, pair
 
 _OP = define_convolution("sparse_conv2d", "sparse")
 

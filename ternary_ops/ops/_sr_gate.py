@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ternary_ops import _native
 from ternary_ops.ops import _check
+from ternary_ops.ops._bilinear import stretched
 from ternary_ops.ops._gpu import gpu_module
-from ternary_ops.ops._registry import define, differentiate
-from ternary_ops.ops._stretch import stretched
+from ternary_ops.ops._library import define, differentiate
 
 _NAME = "sr_gate"
 _SCHEMA = (

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from ternary_ops.errors import BadWeights, UnsupportedShape, need
-from ternary_ops.ops import _launch
+from ternary_ops.ops import _native_call
 
 
 class Blocks(NamedTuple):
@@ -33,7 +33,7 @@ def from_dense(weight: torch.Tensor, block: tuple[int, int]) -> Blocks:
     if weight.dim() not in (2, 4) or min(block) < 1:
         raise UnsupportedShape(
             need(
-                "blocks need a [O, I, R, S] or [N, K] weight and sides >= 1",
+                "a weight [O, I, R, S] or [N, K] and sides of blocks >= 1",
                 f"{list(weight.shape)} and {block}",
                 "Reshape the weight.",
             )
@@ -55,7 +55,7 @@ def from_bsr(matrix: torch.Tensor) -> Blocks:
     if matrix.layout != torch.sparse_bsr or matrix.dim() != 2 or matrix.dense_dim():
         got = f"{matrix.layout} {list(matrix.shape)}"
         raise UnsupportedShape(
-            need("from_bsr needs one torch.sparse_bsr matrix", got, "Call .to_sparse_bsr(block).")
+            need("one torch.sparse_bsr matrix for from_bsr", got, "Call .to_sparse_bsr(block).")
         )
     return Blocks(matrix.values(), matrix.crow_indices(), matrix.col_indices())
 
@@ -96,7 +96,7 @@ def pack(
     inner = -(-channels // blocks.values.shape[2])
     validate(blocks, kernel_size[0] * kernel_size[1] * inner)
     dense = to_dense(blocks, out_channels, channels, kernel_size)
-    return _launch.pack(dense.detach(), "sparse", channels, groups, float_x=True)
+    return _native_call.pack(dense.detach(), "sparse", channels, groups, float_x=True)
 
 
 def _grid(dense: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:

@@ -20,11 +20,11 @@ from ternary_ops.errors import (
     check_type,
     need,
 )
-from ternary_ops.prune.criteria import Criterion
-from ternary_ops.prune.progress import Progress
+from ternary_ops.graph.wrappers import plain_name, unwrap
+from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.schedules import Schedule, get_schedule
+from ternary_ops.prune.scores import Criterion
 from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
-from ternary_ops.wrappers import plain_name, unwrap
 
 _log = logging.getLogger(__name__)
 # A ranking can cost as much as a small network's whole step; 200 of them follow a curve closely.

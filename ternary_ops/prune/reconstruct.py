@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
+from ternary_ops.graph.batches import samples
+from ternary_ops.graph.signature import result, signature_of
+from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.prune.layer_matrix import LayerMatrix
 from ternary_ops.prune.pruner import SummaryRow
 from ternary_ops.prune.targets import Target, find_targets, is_quantized, make_groups
-from ternary_ops.quantize.batches import samples
-from ternary_ops.signature import result, signature_of
-from ternary_ops.wrappers import copy_of, unwrap
 
 _ROUNDS = 2  # random directions of the output in each batch
 _LAST = 0.97  # of a filter's units whose order is worked out; the rest would go last

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, check_type, need
-from ternary_ops.prune.criteria import Criterion
-from ternary_ops.prune.progress import Progress
-from ternary_ops.prune.units import (
+from ternary_ops.nn.patterns import (
     Pattern,
     best_units,
     fit_pattern,
@@ -24,6 +22,8 @@ from ternary_ops.prune.units import (
     unit_scores,
     unit_sums,
 )
+from ternary_ops.nn.pruning_progress import Progress
+from ternary_ops.prune.scores import Criterion
 
 
 class _Config(Protocol):

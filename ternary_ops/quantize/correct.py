@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import ternary_ops.nn as tnn  # by module: ternary_ops.nn may itself be what imports this package
+import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.quantize.batches import samples
-from ternary_ops.signature import signature_of
-from ternary_ops.wrappers import unwrap
+from ternary_ops.graph.batches import samples
+from ternary_ops.graph.signature import signature_of
+from ternary_ops.graph.wrappers import unwrap
 
 
 @torch.no_grad()

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
-from ternary_ops.quantize.batches import samples
-from ternary_ops.quantize.channels import Channels, scales
-from ternary_ops.quantize.trace import Interpreter, is_layer, module_of, trace
-from ternary_ops.signature import result
-from ternary_ops.wrappers import unwrap
+from ternary_ops.graph.batches import samples
+from ternary_ops.graph.channels import Channels, scales
+from ternary_ops.graph.signature import result
+from ternary_ops.graph.trace import Interpreter, is_layer, module_of, trace
+from ternary_ops.graph.wrappers import unwrap
 
 _STEPS = 400
 _RATE = 0.05  # of Adam, on logarithms of factors
@@ -63,7 +63,11 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call equalize_ on the float network, then quantize_."
-        raise BadConfig(need("channels are equalized before quantize_", "quantized layers", do))
+        raise BadConfig(
+            need(
+                "a float network (channels are equalized before quantize_)", "quantized layers", do
+            )
+        )
     inputs = [x for x, _ in samples(model, batches)]
     training = model.training
     model.eval()
@@ -160,7 +164,7 @@ def _check_finite(watch: _Watch) -> None:
     for node, seen in watch.seen.items():
         if not bool((seen.high - seen.low).isfinite().all()):
             do = "Check the weights before it, and the batches."
-            raise BadWeights(need("values must be finite", f"NaN or infinity in {node.name}", do))
+            raise BadWeights(need("finite values", f"NaN or infinity in {node.name}", do))
 
 
 @dataclass

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from ternary_ops.errors import BadConfig, need
-from ternary_ops.quantize.config import TernaryConfig
-from ternary_ops.quantize.plan import Plan, plan
+from ternary_ops.nn.config import TernaryConfig
+from ternary_ops.quantize.plans import Plan, plan
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,5 @@ def get_recipe(name: str) -> Recipe:
     """The recipe of that name; BadConfig lists those there are."""
     if name not in RECIPES:
         names = ", ".join(RECIPES)
-        raise BadConfig(need(f"a recipe is one of {names}", repr(name), "Pick one."))
+        raise BadConfig(need(f"a recipe out of {names}", repr(name), "Pick one."))
     return RECIPES[name]

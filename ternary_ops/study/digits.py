@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from ternary_ops.data.classification import digits
 from ternary_ops.models import digits_resnet
 from ternary_ops.study.compressing import Job
-from ternary_ops.study.data import digits
 
 
 def digits_job() -> Job:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ternary_ops.checkpoint import Checkpoint, Stateful
+from ternary_ops.data.image_folder import Source
 from ternary_ops.errors import BadWeights, need
+from ternary_ops.graph.signature import pick
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import calibrate
-from ternary_ops.quantize.distill import Distillation
-from ternary_ops.rates import one_cycle
-from ternary_ops.signature import pick
-from ternary_ops.study.images import Source
-from ternary_ops.study.ranks import ALONE, Ranks
-from ternary_ops.study.views import Taught, Views
+from ternary_ops.train.augment import Taught, Views
+from ternary_ops.train.checkpoint import Checkpoint, Stateful
+from ternary_ops.train.distillation import Distillation
+from ternary_ops.train.distributed import ALONE, Ranks
+from ternary_ops.train.rates import one_cycle
 
 # The largest share of the learning rate's cycle comes after its peak.
 WARMUP = 0.2

@@ -183,7 +183,7 @@ def operands(
     shape: LinearShape | ConvShape, weights: str = "ternary", seed: int = 0, extreme: bool = False
 ) -> Operands:
     """Draw operands; `extreme` draws only the smallest and largest values, where sums overflow."""
-    from ternary_ops.ops import codes as layout
+    from ternary_ops.layout import codes as layout
 
     rng = np.random.default_rng(seed)
     w = _integers(rng, shape.weight, weights, extreme)

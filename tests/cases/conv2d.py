@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from cases import ConvShape, OpCase
-from ternary_ops.ops import reference
+from ternary_ops import reference
 
 SHAPES = (
     ConvShape(1, 4, (8, 8), 8, (3, 3), padding=(1, 1)),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from cases import LinearShape, OpCase
-from ternary_ops.ops import reference
+from ternary_ops import reference
 
 CASE = OpCase(
     op="linear",

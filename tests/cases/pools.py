@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from cases import OpCase, PoolShape
-from ternary_ops.ops import reference
+from ternary_ops import reference
 
 _WINDOWS = (
     ((2, 7, 8), (2, 2), (2, 2), (0, 0)),

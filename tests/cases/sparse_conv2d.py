@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cases import ConvShape, OpCase, conv2d
-from ternary_ops.ops import reference
+from ternary_ops import reference
 
 CASE = OpCase(
     op="sparse_conv2d",

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tops.compile: a PyTorch network becomes a program."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
+
+import torch
+from torch import Tensor, fx, nn
+
+from ternary_ops.compiler.fuse import read_steps
+from ternary_ops.compiler.lower import lower
+from ternary_ops.compiler.node import run_checked
+from ternary_ops.compiler.partition import IslandProgram, compile_with_islands
+from ternary_ops.compiler.prepare import check_read, float_activations, prepare
+from ternary_ops.compiler.read_layers import Range
+from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
+from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
+from ternary_ops.graph.functional_layers import name_layers_
+from ternary_ops.graph.observed import ranges_of
+from ternary_ops.graph.signature import Signature, signature_of, tensor_of
+from ternary_ops.graph.trace import trace
+from ternary_ops.graph.wrappers import copy_of, unwrap
+from ternary_ops.nn import PackedLayer
+from ternary_ops.nn.block_sparse import float_twins
+from ternary_ops.program.graph import Graph
+from ternary_ops.program.permute import permute as permute_channels
+from ternary_ops.program.shapes import infer
+from ternary_ops.runtime import Program
+
+_log = logging.getLogger(__name__)
+Example: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
+
+
+@overload
+def compile(  # noqa: A001
+    model: nn.Module,
+    example_input: Example,
+    *,
+    permute: bool = False,
+    tune: bool = False,
+    output: str | None = None,
+    allow_unfinished: bool = False,
+) -> Program: ...
+@overload
+def compile(  # noqa: A001
+    model: nn.Module,
+    example_input: Example,
+    *,
+    islands: bool,
+    permute: bool = False,
+    tune: bool = False,
+    output: str | None = None,
+    allow_unfinished: bool = False,
+) -> Program | IslandProgram: ...
+def compile(  # noqa: A001
+    model: nn.Module,
+    example_input: Example,
+    *,
+    islands: bool = False,
+    permute: bool = False,
+    tune: bool = False,
+    output: str | None = None,
+    allow_unfinished: bool = False,
+) -> Program | IslandProgram:
+    """Turn a float, quantized or packed network into a Program.
+
+    Works on a copy in eval mode and folds BatchNorm there. Layers with uint8 activations run in
+    integers, from their own codes whatever the phase; torch.nn's layers, block-sparse and
+    weight-only ones run in float32, convolutions without what is zero in their weights and linear
+    layers from the codes as they are stored. DataParallel and other wrappers are looked into.
+
+    example_input: one float tensor [N, C, H, W] or [N, K], which fixes the channels; N, H and W
+    stay free. Or a tuple of positional or a dict of keyword arguments that holds one such tensor;
+    what is beside it stays constant.
+
+    output: of a network that returns several tensors the one that counts, by its key, field or
+    index ("logits", "0", "aux.1").
+
+    islands: where a module has no program form, run it in PyTorch between programs and return an
+    IslandProgram, which names such modules and cannot be saved.
+
+    permute: reorder inner channels so that zeros fall into fewer quads (`program.permute`): the
+    outputs keep their bits, networks pruned element by element get faster, compiling slower.
+    tune: time every integer layer on example_input, dense and sparse (`Program.tune`).
+    allow_unfinished: take the codes of this moment although a Pruner has not come to its freeze.
+
+    The network runs on example_input once, untouched, and what compile makes of it is compared with
+    that. Weights that torch.nn.utils.prune, weight_norm, spectral_norm or a parametrization compute
+    are taken as they are in eval mode; hooks that only look on are left out. Warnings name planned
+    layers that do not run, and those with fewer zeros than planned.
+
+    Raises UnsupportedModel listing every part that has no program form, every layer whose range
+    calibrate has not set, the names of several inputs or outputs, hooks that change values, layers
+    held outside the module tree, weights of quantized layers that the model's code reads, or layers
+    that are still being pruned; BadWeights for weights that are not finite.
+    """
+    model = unwrap(model)
+    signature = signature_of(model, example_input, output)
+    x = _example(tensor_of(model, example_input))
+    network = float_twins(copy_of(model).cpu().float().eval())
+    untouched = prepare(model, network, x, signature, islands, allow_unfinished)
+    ranges = ranges_of(model)
+    whole = Task(signature, ranges, permute, tune)
+    if not islands:
+        return _whole(network, x, untouched, whole)
+
+    def part(module: nn.Module, sample: Tensor) -> Program:
+        own, task = copy_of(module), Task(signature_of(module), ranges, permute, tune)
+        expected = prepare(module, own, sample, task.signature, False, True)
+        return _whole(own, sample, expected, task)
+
+    with torch.no_grad():
+        made = compile_with_islands(network, x, signature, part)
+    return made if made.islands else _whole(network, x, untouched, whole)
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a network is called, observed ranges by name of a value, and what is asked of compile."""
+
+    signature: Signature
+    ranges: Mapping[str, Range]
+    permute: bool
+    tune: bool
+
+
+def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program:
+    with torch.no_grad():
+        traced = trace(network, signature=task.signature)
+        check_read(network, traced)
+        pairs = find_pairs(network, traced.graph)
+        if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
+            # Packed layers round their input always, and a last bit may turn that: compare before.
+            with float_activations(network):
+                run_checked(traced, x, untouched)
+            untouched = None
+        fold_pairs_(network, pairs)
+        traced = trace(network, signature=task.signature)
+        name_layers_(traced)
+        with float_activations(network):
+            expected = run_checked(traced, x, untouched)
+        graph = _lower(traced, x, task.ranges)
+    shape = infer(graph, x.shape[0], *x.shape[2:])[-1]
+    if shape != tuple(expected.shape):
+        raise UnsupportedModel(
+            need(
+                f"the program's output needs the model's shape {list(expected.shape)}",
+                list(shape),
+                "Report this model; it was misread.",
+            )
+        )
+    program = Program(_permuted(graph, x.shape) if task.permute else graph, tuple(x.shape))
+    if task.tune:
+        program.tune(x.numpy())
+    return program
+
+
+def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:
+    made, report = permute_channels(graph, shape)
+    _log.info("permute: occupied quads times pixels %d -> %d", report.before, report.after)
+    return made
+
+
+def _lower(traced: fx.GraphModule, x: Tensor, ranges: Mapping[str, Range]) -> Graph:
+    try:
+        return lower(read_steps(traced, ranges), x.shape)
+    except FormatError as error:  # what a program cannot hold, a model cannot ask for
+        raise UnsupportedModel(str(error)) from error
+
+
+def _example(x: object) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim not in (2, 4):
+        got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise UnsupportedShape(
+            need(
+                "example_input is one float tensor [N, C, H, W] or [N, K]",
+                got,
+                "Pass a batch that the model takes.",
+            )
+        )
+    return x.detach().cpu().float()

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be done to a module of a network: the one rule that plan, fold_batchnorm_, pack_ and
+compile ask before they replace a layer, write into it or read its weight once and for all.
+
+A weight may be written or read only where it is a tensor of the module's own. One that a hook or a
+parametrization computes anew at every call (torch.nn.utils.prune, weight_norm, spectral_norm) would
+forget what was written, and may hold the value of an earlier call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+import ternary_ops.nn as tnn
+from ternary_ops.graph.trace import BATCH_NORMS
+
+Kinds = tuple[type[nn.Module], ...]
+_FLOAT: Kinds = (nn.Linear, nn.Conv2d)
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+Rule = Callable[["Changes", nn.Module], str]  # the reason against a change, or ""
+
+
+class Changes:
+    """What may be done to each module of one network, as it is now."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph | None = None) -> None:
+        """graph: a trace of the model, which shows weights that its code reads without a call of
+        their layer; without one these are not seen.
+        """
+        self._names: dict[nn.Module, str] = {}
+        self._holders: dict[int, list[nn.Module]] = {}
+        for name, module in model.named_modules():
+            self._names[module] = name
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self._holders.setdefault(id(parameter), []).append(module)
+        self._read = {} if graph is None else read_without_call(graph)
+
+    def why_not(self, module: nn.Module, change: str) -> str:
+        """The reason against a change of `module`, empty if there is none.
+
+        change: "quantize" (another layer takes its place and its weight), "fold" (its weight and
+        bias are scaled), "absorb" (a BatchNorm's numbers go into the layer before it), "pass" (it
+        stands between those two), "pack" (packed codes take its place), "read" (a program takes its
+        tensors and what it computes by its type).
+        """
+        for obstacle in _OBSTACLES[change]:
+            if reason := obstacle(self, module):
+                return reason
+        return ""
+
+    def tied(self, module: nn.Module, rank: int = 0) -> str:
+        """Another module holds a parameter of this one that has `rank` axes or more: what is
+        written into one would change both.
+        """
+        others: list[str] = []
+        for parameter in module._parameters.values():
+            matters = parameter is not None and (
+                nn.parameter.is_lazy(parameter) or parameter.ndim >= rank
+            )
+            if matters:
+                holders = self._holders.get(id(parameter), [])
+                others += [self._names[m] for m in holders if m is not module]
+        return f"weight tied to {', '.join(dict.fromkeys(others))}" if others else ""
+
+    def read_elsewhere(self, module: nn.Module) -> str:
+        """The model's code takes a weight of this module without calling the module."""
+        for parameter in module._parameters.values():
+            if id(parameter) in self._read:
+                return f"its weight is read by {self._read[id(parameter)]} as well"
+        return ""
+
+    def unnamed(self, module: nn.Module) -> str:
+        """The model is nothing but this layer."""
+        alone = not self._names.get(module, "")
+        return "the model is this one layer: wrap it in nn.Sequential" if alone else ""
+
+
+def read_without_call(graph: fx.Graph) -> dict[int, str]:
+    """Parameters that the traced code reads itself: id -> the function or method that does."""
+    found: dict[int, str] = {}
+    for node in graph.nodes:
+        if node.op != "get_attr" or graph.owning_module is None:
+            continue
+        value: Any = graph.owning_module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor) and node.users:
+            target = next(iter(node.users)).target
+            found[id(value)] = f"{getattr(target, '__name__', target)}()"
+    return found
+
+
+def replaced_forward(module: nn.Module) -> str:
+    """This very object has a forward of its own, which its type says nothing of."""
+    return "its forward was replaced by another function" if "forward" in vars(module) else ""
+
+
+def lazy(module: nn.Module) -> str:
+    """No weight yet."""
+    waits = any(p is not None and nn.parameter.is_lazy(p) for p in module._parameters.values())
+    return "not initialized: run the model once first" if waits else ""
+
+
+def parametrized(module: nn.Module) -> str:
+    """torch.nn.utils.parametrize computes a tensor of it."""
+    made = hasattr(module, "parametrizations")
+    return "parametrized: remove the parametrization first" if made else ""
+
+
+def computed(module: nn.Module) -> str:
+    """A hook computes its weight or bias before every call."""
+    for name in _TENSORS:
+        if isinstance(vars(module).get(name), Tensor):
+            how = "weight_norm, spectral_norm, torch.nn.utils.prune"
+            return f"{name} computed by a hook ({how}): remove it first"
+    return ""
+
+
+def hooked(module: nn.Module) -> str:
+    """Hooks see, and may change, its weight, what it is given or what it returns."""
+    here = any(getattr(module, kind) for kind in _HOOKS)
+    return "hooks are registered on it" if here else ""
+
+
+def _quantizable(module: nn.Module) -> str:
+    kind = type(module)
+    if kind in _packed():
+        return "already packed"
+    if isinstance(module, _FLOAT) and kind not in _FLOAT:
+        return f"a subclass of {kind.__mro__[1].__name__}: its forward may differ"
+    if kind not in _FLOAT and not isinstance(module, tnn.TernaryLayer):
+        return "no ternary twin of this type"
+    return ""
+
+
+def _quantized() -> Kinds:
+    return tnn.TernaryLinear, tnn.TernaryConv2d
+
+
+def _packed() -> Kinds:
+    return tnn.PackedLinear, tnn.PackedConv2d
+
+
+def _exactly(kinds: Callable[[], Kinds]) -> Rule:
+    def check(changes: Changes, module: nn.Module) -> str:
+        kind, known = type(module), kinds()
+        if kind in known:
+            return ""
+        based = [k.__name__ for k in known if isinstance(module, k)]
+        of = f"a subclass of {based[0]}" if based else f"a {kind.__name__}"
+        return f"{of}: what it computes is not known"
+
+    return check
+
+
+def _dtype(module: nn.Module) -> str:
+    weight = module._parameters.get("weight")
+    known = weight is None or weight.is_floating_point()
+    return "" if weight is None or known else f"weight of dtype {weight.dtype}"
+
+
+def _alone(rule: Callable[[nn.Module], str]) -> Rule:
+    return lambda changes, module: rule(module)
+
+
+# A parametrization, and a lazy layer, change the type as well: they come before rules on types.
+_SETTLED = (_alone(lazy), _alone(parametrized))
+_CONSTANT = (_alone(computed), _alone(replaced_forward))
+_OBSTACLES: dict[str, tuple[Rule, ...]] = {
+    "quantize": (
+        *_SETTLED,
+        _alone(_quantizable),
+        *_CONSTANT,
+        _alone(_dtype),
+        Changes.unnamed,
+        lambda changes, module: changes.tied(module, rank=2),
+    ),
+    "fold": (
+        *_SETTLED,
+        _exactly(lambda: (*_FLOAT, *_quantized())),
+        *_CONSTANT,
+        Changes.tied,
+        Changes.read_elsewhere,
+        _alone(hooked),
+    ),
+    "absorb": (
+        *_SETTLED,
+        _exactly(lambda: BATCH_NORMS),
+        *_CONSTANT,
+        Changes.read_elsewhere,
+        _alone(hooked),
+    ),
+    "pass": (_alone(replaced_forward), _alone(hooked)),
+    "pack": (*_SETTLED, _exactly(_quantized), *_CONSTANT, Changes.read_elsewhere),
+    "read": (*_SETTLED, *_CONSTANT),
+}

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fold BatchNorm into the layer before it: its statistics become part of scale and bias."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import ternary_ops.nn as tnn
+from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.changes import Changes
+from ternary_ops.graph.replace import replace_modules
+from ternary_ops.graph.trace import fused_chain, is_layer, module_of, trace
+from ternary_ops.graph.wrappers import unwrap
+from ternary_ops.nn.ternarize import per_filter
+
+_log = logging.getLogger(__name__)
+_TINY = torch.finfo(torch.float32).tiny
+_ROUNDINGS = 256  # of the float type: what sums of thousands of terms may differ by
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer, the BatchNorm behind it, what takes the place of both, and their names."""
+
+    layer: Any
+    norm: Any
+    folded: Any
+    names: tuple[str, str]
+
+
+@torch.no_grad()
+def fold_batchnorm_(model: nn.Module) -> list[str]:
+    """Fold each BatchNorm that alone follows a Conv2d or Linear, float or quantized, in place.
+
+    The BatchNorm becomes nn.Identity; returns the names of those folded and appends them to
+    `model._tops_folded`. What is computed is that of eval mode. Ternary codes keep their zeros and
+    change sign where gamma is negative; a filter whose gamma is (nearly) zero becomes empty. Where
+    rounding or a threshold over the whole layer would move codes, the layer is frozen first.
+
+    A BatchNorm stays where a hook or a parametrization computes the layer's weight, where another
+    layer shares it or the model's code reads it, where hooks are registered on either, or the layer
+    is of a subclass (`changes.Changes`); a warning names it and says why. It stays as well where it
+    or its layer runs more than once.
+
+    Every folded layer is compared with the layer and BatchNorm it replaces before anything is
+    written. Raises UnsupportedModel when the model cannot be traced or they differ; the model is
+    then as it was.
+    """
+    model = unwrap(model)
+    pairs = find_pairs(model, trace(model).graph)
+    fold_pairs_(model, pairs)
+    return [pair.names[1] for pair in pairs]
+
+
+@torch.no_grad()
+def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
+    """What fold_batchnorm_ would fold, compared; `graph` is a trace of the model."""
+    calls = Counter(id(module_of(n)) for n in graph.nodes if n.op == "call_module")
+    changes = Changes(model, graph)
+    pairs = []
+    for node in graph.nodes:
+        layer = module_of(node)
+        named = is_layer(node) or isinstance(layer, (nn.Conv2d, nn.Linear))
+        batchnorm = fused_chain(node).batchnorm if named else None
+        norm = None if batchnorm is None else module_of(batchnorm)
+        if batchnorm is None or norm is None or isinstance(layer, tnn.PackedLayer):
+            continue
+        if calls[id(layer)] > 1 or calls[id(norm)] > 1:
+            _log.info("%s not folded: it or its layer runs more than once", batchnorm.target)
+            continue
+        reasons = _reasons(changes, node, batchnorm)
+        if reasons:
+            _log.warning("%s is not folded: %s", batchnorm.target, "; ".join(reasons))
+            continue
+        names = str(node.target), str(batchnorm.target)
+        pairs.append(Pair(layer, norm, _folded(layer, norm, names), names))
+    return pairs
+
+
+@torch.no_grad()
+def fold_pairs_(model: nn.Module, pairs: list[Pair]) -> None:
+    """Fold what find_pairs returned, in place."""
+    for pair in pairs:
+        _take_over(pair.layer, pair.folded)
+    replace_modules(model, {pair.norm: nn.Identity() for pair in pairs})
+    names: Any = getattr(model, "_tops_folded", [])
+    folded = [pair.names[1] for pair in pairs]
+    model._tops_folded = [*names, *folded]  # type: ignore[assignment]  # a plain attribute
+
+
+def _reasons(changes: Changes, layer: fx.Node, batchnorm: fx.Node) -> list[str]:
+    """Why the two must stay apart: one reason a module, from the layer to the BatchNorm."""
+    found, node, change = [], layer, "fold"
+    while True:
+        module = module_of(node)
+        why = "" if module is None else changes.why_not(module, change)
+        if why:
+            found.append(f"{node.target}: {why}")
+        if node is batchnorm:
+            return found
+        (node,) = node.users
+        change = "absorb" if node is batchnorm else "pass"
+
+
+def _folded(layer: Any, norm: Any, names: tuple[str, str]) -> Any:
+    """A copy of the layer with the BatchNorm in it; raises UnsupportedModel unless that does what
+    the two do.
+    """
+    before, after = _copy(layer), _copy(layer)
+    if isinstance(before, tnn.TernaryLayer):
+        before.settle()  # one scale for a filter: a part of folding that does change values
+    _fold(names[0], after, norm)
+    if layer.weight.is_meta or not layer.weight.numel():
+        return after
+    x = _sample(before)
+    y, found = _run(before, x), _run(after, x)
+    mean, gain = norm.running_mean.double(), _gain(norm)
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
+    # Rounding of the sums, of the weight and of the bias, each relative to what is rounded.
+    largest = gain.abs() * (y.abs().amax(0) + mean.abs()) + beta.abs()
+    bound = _ROUNDINGS * torch.finfo(layer.weight.dtype).eps * largest + _TINY
+    if bool(((found - ((y - mean) * gain + beta)).abs() > bound).any()):
+        raise UnsupportedModel(
+            need(
+                f"{names[0]} with {names[1]} folded in computes what both do",
+                "another result",
+                "Nothing was changed. Report this model; it was misread.",
+            )
+        )
+    return after
+
+
+def _take_over(layer: Any, folded: Any) -> None:
+    """Write what _folded made into the layer; its parameters stay the same objects."""
+    quantized = isinstance(layer, tnn.TernaryLayer)
+    if quantized:
+        layer.settle()
+    layer.weight.copy_(folded.weight)
+    if layer.bias is None:
+        layer.bias = folded.bias
+    else:
+        layer.bias.copy_(folded.bias)
+    if quantized:
+        if layer.phase != folded.phase:
+            layer.phase = folded.phase
+        if layer.phase == "frozen":
+            layer.codes.copy_(folded.codes)
+
+
+def _copy(layer: Any) -> Any:
+    """The layer with tensors of its own. Its hooks may hold the whole network: not copied."""
+    twin = copy.copy(layer)
+    parameters = {
+        name: None if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
+        for name, p in layer._parameters.items()
+    }
+    buffers = {name: None if b is None else b.clone() for name, b in layer._buffers.items()}
+    twin.__dict__.update(_parameters=parameters, _buffers=buffers)
+    return twin
+
+
+def _sample(layer: Any) -> Tensor:
+    """A random input of the layer: [2, K], or [2, C, H, W] of two windows and the padding."""
+    shape: tuple[int, ...] = (2, layer.weight.shape[1])
+    if hasattr(layer, "kernel_size"):
+        more = 0 if isinstance(layer.padding, str) else max(layer.padding)
+        spans = zip(layer.dilation, layer.kernel_size, strict=True)
+        shape = (2, layer.in_channels, *(2 * d * k + more for d, k in spans))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+
+
+def _run(layer: Any, x: Tensor) -> Tensor:
+    """The layer's output, float64 [samples, O], without its hooks."""
+    y: Tensor = layer.forward(x).double()
+    return y.movedim(1, -1).flatten(0, -2)
+
+
+def _gain(norm: Any) -> Tensor:
+    """gamma / sqrt(var + eps), float64 [O]."""
+    gain: Tensor = (norm.running_var.double() + norm.eps).rsqrt()
+    return gain if norm.weight is None else gain * norm.weight.double()
+
+
+def _fold(name: str, layer: Any, norm: Any) -> None:
+    """weight *= gain and bias = (bias - mean) * gain + beta."""
+    gain, weight, bias = _gain(norm), layer.weight, layer.bias
+    mean = norm.running_mean.double()
+    start = torch.zeros_like(mean) if bias is None else bias.double()
+    shift = (start - mean) * gain
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    # Below the normal numbers a product loses its bits, and with them the codes: such a filter
+    # adds nothing that float32 could tell from its bias.
+    if weight.numel():
+        peak = weight.double().abs().flatten(1).amax(1) * gain.abs()
+        gain = torch.where(peak < _TINY, 0.0, gain)
+    if isinstance(layer, tnn.TernaryLayer):
+        _scale_ternary(name, layer, gain)
+    else:
+        weight.copy_(weight.double() * per_filter(gain, weight))
+    if bias is None:
+        layer.bias = nn.Parameter(shift.to(weight.dtype))
+    else:
+        bias.copy_(shift)
+
+
+def _scale_ternary(name: str, layer: tnn.TernaryLayer, gain: Tensor) -> None:
+    """Scale the latent weight; the codes must follow by their sign alone."""
+    layer.settle()
+    weight, sign = layer.weight, per_filter(gain.sign().to(torch.int8), layer.weight)
+    codes = layer.integer_weight()[0] * sign
+    scaled = weight.double() * per_filter(gain, weight)
+    if layer.phase != "frozen" and layer.config.weights == "ternary":
+        kept = weight.detach().clone()
+        weight.copy_(scaled)
+        if torch.equal(layer.integer_weight()[0], codes):
+            return
+        if layer.phase == "float":
+            return
+        weight.copy_(kept)
+        layer.phase = "frozen"
+        _log.info("%s frozen: folding would have moved some of its codes", name)
+    weight.copy_(scaled)
+    if layer.phase == "frozen":
+        layer.codes = codes
+    elif layer.phase == "ternary":
+        # 8 bits: a weight half way between two codes may have gone to the other one.
+        rounded, scale = layer.integer_weight()
+        middle = (codes * per_filter(scale, codes)).to(weight.dtype)
+        weight.copy_(torch.where(rounded == codes, weight, middle))

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The onnx package, which reads, checks and writes the files."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ternary_ops.errors import MissingExtra, need
+
+
+class Refused(Exception):
+    """What a node would need and what it has; the caller names the node and says what to do."""
+
+    def __init__(self, what: str, got: object) -> None:
+        super().__init__(f"needs {what}, got {got}")
+
+
+class UnknownInput(Exception):
+    """A node reads what a refused node would have made: nothing to say about it."""
+
+
+def onnx_library() -> Any:
+    """The package with its helper, numpy_helper and checker; MissingExtra without it."""
+    try:
+        library = importlib.import_module("onnx")
+    except ImportError as error:
+        do = "pip install 'ternary-ops[onnx]'"
+        raise MissingExtra(need("the package onnx for ONNX files", "none installed", do)) from error
+    for part in ("defs", "helper", "numpy_helper", "checker", "shape_inference"):
+        importlib.import_module(f"onnx.{part}")
+    return library

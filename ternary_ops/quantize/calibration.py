@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Set the uint8 ranges of activations from sample data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import ternary_ops.nn as tnn
+from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
+from ternary_ops.graph.batches import samples
+from ternary_ops.graph.observed import keep_ranges, value_name
+from ternary_ops.graph.signature import signature_of
+from ternary_ops.graph.trace import (
+    Interpreter,
+    fused_chain,
+    is_layer,
+    is_pass,
+    links,
+    module_of,
+    trace_around,
+)
+from ternary_ops.graph.usage import Usage, evaluating, watching
+from ternary_ops.graph.wrappers import unwrap
+from ternary_ops.quantize.histogram import METHODS, Histogram
+
+_log = logging.getLogger(__name__)
+_MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    method: str = "mse",
+    percentile: float = 99.99,
+    rules: Mapping[str, str | float] | None = None,
+) -> None:
+    """Set `input_range` of every layer with uint8 activations, and `output_range` where needed.
+
+    batches     tensors, or tuples whose first element is the input; moved to the model's device
+    method      "minmax"; "percentile" (of each side, see `percentile`); "mse": the clipping that
+                makes the squared quantization error smallest ("uint11" inputs: "minmax")
+    rules       globs on layer names -> another method, or a number: that percentile. The last match
+                counts, for the layer's input and output range
+
+    `output_range` is for values that no layer reads as its input: what a layer, with the BatchNorm,
+    residual add and activation fused behind it, hands to a pool or to another's residual add. What
+    no layer makes either (a BatchNorm that stays unfolded, sums, products, functions) is seen too,
+    and its range kept by the model. Both are found by tracing, around modules that torch.fx cannot
+    trace; where that is the model itself, it gets input ranges alone, with a warning.
+
+    What is observed is the network in eval mode, with float activations and weights as their phase
+    has them: calling again gives the same ranges. The former mode is restored. Input ranges are
+    parameters, from which training goes on. Calls of every quantized layer are counted
+    (`TernaryLayer.calls`); a warning names those that did not run.
+
+    Raises BadConfig for an unknown method, a percentile that is not in 50 to 100 or a glob that
+    matches no layer, UnsupportedModel without any batch, when an activation is not finite, when no
+    quantized layer runs, or when the model calls a float layer that quantize_ replaced; then the
+    former ranges stay.
+    """
+    _check(method, percentile)
+    model = unwrap(model)
+    check_type(
+        "rules", {} if rules is None else rules, Mapping, "Pass a dict of globs and methods."
+    )
+    quantized = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}
+    layers = {module: n for n, module in quantized.items() if module.config.integer_input}
+    if not layers:
+        do = "Call quantize_ first."
+        raise UnsupportedModel(need("layers with uint8 activations to calibrate", "none", do))
+    choices = _choices(layers, (method, percentile), rules or {})
+    inputs = {layer: Histogram(f"the input of {name}") for layer, name in layers.items()}
+    outputs: dict[tnn.TernaryLayer, Histogram] = {}
+    values: dict[str, Histogram] = {}
+    with _observing(model, layers):
+        run = _runner(model, layers, outputs, values)
+        with watching(model) as usage, _hooks(inputs):
+            for x, _ in samples(model, batches):
+                run(x)
+        _check_usage(usage, quantized)
+    calls = usage.calls
+    for layer in quantized.values():
+        layer.calls = calls[layer]
+    for seen, attribute in ((inputs, "input_range"), (outputs, "output_range")):
+        for layer, histogram in seen.items():
+            if histogram.count == 0:
+                continue
+            setattr(layer, attribute, histogram.range(*choices[layers[layer]]))
+    seen_values = {n: h.range(method, percentile) for n, h in values.items() if h.count}
+    keep_ranges(model, seen_values)
+
+
+def _check_usage(usage: Usage, layers: Mapping[str, tnn.TernaryLayer]) -> None:
+    """Name what was planned and not run, and what was run and not planned."""
+    usage.check_replaced(layers)
+    usage.warn_outside()
+    calls = usage.calls
+    idle = [name for name, layer in layers.items() if not calls[layer]]
+    if len(idle) == len(layers):
+        do = "Call these layers in forward: a weight that is used as a tensor alone stays float."
+        what = "quantized layers that run"
+        raise UnsupportedModel(need(what, f"no call of {', '.join(idle)}", do))
+    for name in idle:
+        _log.warning("%s was never computed in eval mode: its ranges stay unset", name)
+
+
+def _check(method: object, percentile: float) -> tuple[str, float]:
+    if not isinstance(method, str) or method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
+        raise BadConfig(need(f"method as one of {names}", repr(method), "Pick one."))
+    check_type("percentile", percentile, (int, float), "99.99 is usual.")
+    if not 50.0 < percentile <= 100.0:
+        raise BadConfig(need("percentile lies in 50 to 100", percentile, "99.99 is usual."))
+    return method, percentile
+
+
+def _choices(
+    layers: Mapping[tnn.TernaryLayer, str],
+    default: tuple[str, float],
+    rules: Mapping[str, str | float],
+) -> dict[str, tuple[str, float]]:
+    """Method and percentile of every layer; of eleven bits "mse" would clip nothing."""
+    choices = dict.fromkeys(layers.values(), default)
+    if default[0] == "mse":
+        fine = (n for m, n in layers.items() if m.config.activations == "uint11")
+        choices.update(dict.fromkeys(fine, ("minmax", default[1])))
+    for glob, rule in rules.items():
+        number = isinstance(rule, (int, float)) and not isinstance(rule, bool)
+        choice = _check("percentile", float(rule)) if number else _check(rule, default[1])
+        matched = [name for name in choices if fnmatchcase(name, glob)]
+        if not matched:
+            what = f"every glob in rules must match a layer with a range ({', '.join(choices)})"
+            raise BadConfig(need(what, repr(glob), "Correct it or leave it out."))
+        choices.update(dict.fromkeys(matched, choice))
+    return choices
+
+
+def _runner(
+    model: nn.Module,
+    layers: dict[tnn.TernaryLayer, str],
+    outputs: dict[tnn.TernaryLayer, Histogram],
+    values: dict[str, Histogram],
+) -> Callable[[Tensor], object]:
+    """What to call with a batch: an interpreter that also observes outputs of layers and values
+    without a layer, or just the model.
+    """
+    try:
+        graph_module, failed = trace_around(model)
+    except UnsupportedModel as error:
+        _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
+        return partial(signature_of(model).call, model)
+    for part in failed:
+        _log.warning("output ranges inside %s stay unset: %s", part.path, part)
+    watched: dict[fx.Node, Histogram] = {}
+    owned: set[fx.Node] = set()
+    for node in graph_module.graph.nodes:
+        layer = module_of(node)
+        if is_layer(node):
+            owned.update(links(fused_chain(node)))
+        if isinstance(layer, tnn.TernaryLayer) and layer in layers:
+            end = fused_chain(node).end
+            if not (read_as_uint8(end) or _only_output(end)):
+                name = f"the output of {layers[layer]}"
+                watched[end] = outputs.setdefault(layer, Histogram(name))
+    for node in graph_module.graph.nodes:
+        stays = node.op == "get_attr" or node in owned or keeps_range(node)
+        if not (stays or node.op == "output" or read_as_uint8(node) or _only_output(node)):
+            watched[node] = values.setdefault(value_name(node), Histogram(f"the value {node}"))
+    return _Watching(graph_module, watched).run
+
+
+class _Watching(Interpreter):
+    """Runs the traced model and adds the values of some nodes to histograms."""
+
+    def __init__(self, module: fx.GraphModule, watched: dict[fx.Node, Histogram]) -> None:
+        super().__init__(module)
+        self._watched = watched
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value, seen."""
+        value = super().run_node(n)
+        if n in self._watched and isinstance(value, Tensor) and value.is_floating_point():
+            self._watched[n].add(value)
+        return value
+
+
+def read_as_uint8(node: fx.Node) -> bool:
+    """True when a layer reads this value as its uint8 input."""
+    return any(_reads_uint8(u) or (keeps_range(u) and read_as_uint8(u)) for u in node.users)
+
+
+def _only_output(node: fx.Node) -> bool:
+    """True when nothing but the network's output reads this value: it stays float."""
+    users = node.users
+    return all(u.op == "output" or (keeps_range(u) and _only_output(u)) for u in users)
+
+
+def _reads_uint8(node: fx.Node) -> bool:
+    layer = module_of(node)
+    return isinstance(layer, tnn.TernaryLayer) and layer.config.integer_input
+
+
+def keeps_range(node: fx.Node) -> bool:
+    """Nodes whose output has the range of their input."""
+    moves = (torch.flatten, "flatten", "view", "reshape")
+    module = module_of(node)
+    pooled = isinstance(module, nn.MaxPool2d) or node.target in _MAX_POOL
+    return pooled or is_pass(node) or isinstance(module, nn.Flatten) or node.target in moves
+
+
+@contextmanager
+def _observing(model: nn.Module, layers: Iterable[tnn.TernaryLayer]) -> Iterator[None]:
+    """Eval mode and unset ranges; modes are restored, ranges too if the body fails."""
+    former = [layer.kept_ranges() for layer in layers]
+    try:
+        for layer in layers:
+            layer.input_range = layer.output_range = None
+        with evaluating(model):
+            yield
+    except BaseException:
+        for restore in former:
+            restore()
+        raise
+
+
+@contextmanager
+def _hooks(inputs: dict[tnn.TernaryLayer, Histogram]) -> Iterator[None]:
+    """Count what each layer is given."""
+
+    def watch(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if isinstance(layer, tnn.TernaryLayer):
+            inputs[layer].add(arguments[0])
+
+    handles = [layer.register_forward_pre_hook(watch) for layer in inputs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

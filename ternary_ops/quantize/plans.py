@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What quantize_ would do to each weighted layer of a network, and why. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+import ternary_ops.nn as tnn
+from ternary_ops.errors import BadConfig, BadWeights, check_type, need
+from ternary_ops.graph.changes import Changes
+from ternary_ops.graph.usage import running_order
+from ternary_ops.graph.wrappers import unwrap
+from ternary_ops.nn.config import TernaryConfig
+from ternary_ops.nn.patterns import fit_pattern, get_pattern
+from ternary_ops.table import Table
+
+_COLUMNS = ("name", "type", "shape", "action", "pattern", "reason")
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One weighted layer. `action`: "ternary", "int8", "float" (by config), "skip" (see reason)."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    action: str
+    pattern: str  # "" unless ternary, or 8 bits with zeros
+    reason: str
+    config: TernaryConfig | None  # what the layer gets; None unless ternary or int8
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        config = None if self.config is None else self.config.to_dict()
+        return {**vars(self), "shape": list(self.shape), "config": config}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PlanRow:
+        """The inverse of to_dict."""
+        config = values["config"]
+        parsed = None if config is None else TernaryConfig.from_dict(config)
+        return cls(**{**values, "shape": tuple(values["shape"]), "config": parsed})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row per weighted layer, in the order of named_modules(). str() is a table."""
+
+    rows: tuple[PlanRow, ...]
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> PlanRow:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        cells = [
+            (
+                row.name,
+                row.type,
+                "x".join(map(str, row.shape)),
+                row.action,
+                row.pattern or "-",
+                row.reason,
+            )
+            for row in self.rows
+        ]
+        return str(Table(_COLUMNS, cells, words=_COLUMNS))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"rows": [row.to_dict() for row in self.rows]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of to_dict."""
+        try:
+            return cls(tuple(PlanRow.from_dict(row) for row in values["rows"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            do = "Pass what Plan.to_dict() returned."
+            raise BadConfig(need("a plan as plain values", repr(error), do)) from error
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """Chooses weights and zeros of layers within a limit: `budget.Budget`."""
+
+    def allocate(
+        self, model: nn.Module, plan: Plan, free: list[str], batches: Iterable[Any]
+    ) -> Plan:
+        """`plan` with the configs of the layers named in `free` replaced."""
+        ...
+
+
+def plan(
+    model: nn.Module,
+    config: TernaryConfig | None = None,
+    rules: Mapping[str, TernaryConfig] | None = None,
+    only: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | None = None,
+    *,
+    auto: bool = False,
+    budget: Allocator | None = None,
+    batches: Iterable[Any] | None = None,
+    example: Tensor | None = None,
+) -> Plan:
+    """Decide for every weighted layer of `model`; nothing is changed.
+
+    By default the first convolution, depthwise convolutions and the last linear layer become dense
+    int8 and the rest what `config` says (default TernaryConfig()). First and last are those that
+    run first and last in eval mode: on `example`, an input of the model, or without one in a trace
+    of its code. Where torch.fx cannot trace it they are those declared first and last, and the
+    reason says so. With an example, layers that do not run on it are left alone, unless a rule
+    names them.
+
+    `rules` maps globs on layer names to configs that override this; the last match counts. `only`
+    and `skip` are globs: what is not in `only`, or is in `skip`, is left alone. A layer under
+    several names goes by the first; globs may use any of them.
+
+    auto: choose weights (ternary or 8 bits) and zeros of every layer that `config` alone would
+    make ternary, so that the compiled network keeps to `budget` (`budget.Budget`: ms or bytes) and
+    its output changes least. `batches`, as for calibrate, are what it is measured on, one sample of
+    them for the time. It takes about a dozen compilations, and one pass over the batches for every
+    layer and candidate; 32 to 64 samples are plenty.
+
+    Raises BadConfig when a glob matches no weighted layer, when a rule has no effect because skip
+    or only leave out all its layers or asks for something else of a layer that is quantized
+    already, when auto lacks budget or batches (or they lack auto), or when the budget is too small;
+    BadWeights when a weight is not finite.
+    """
+    _check_auto(auto, budget, batches)
+    model = unwrap(model)
+    config = TernaryConfig() if config is None else config
+    _check_types(config, rules, only, skip)
+    rules = dict(rules or {})
+    chosen, left_out = _globs(only), _globs(skip)
+    layers = _weighted_layers(model)
+    _check_globs([*rules, *(chosen or ()), *(left_out or ())], layers)
+    _check_conflicts(rules, chosen, left_out, layers)
+    order, how = running_order(model, example)
+    ran = set(layers if order is None else order)
+    special = _special_layers(list(layers), order, how)
+    changes = Changes(model)
+    rows: list[PlanRow] = []
+    fixed: set[str] = set()  # ruled or already quantized
+    for module, names in layers.items():
+        if reason := changes.why_not(module, "quantize"):
+            rows.append(_row(module, names, "skip", reason))
+            continue
+        ruled = [g for g in rules if _matches(names, g)]
+        out = _left_out(names, chosen, left_out)
+        if isinstance(module, tnn.TernaryLayer):
+            if ruled and not out:
+                _check_kept(module, names, ruled[-1], rules[ruled[-1]])
+            fixed.add(names[0])
+            rows.append(
+                _row(module, names, module.config.weights, "already quantized", module.config)
+            )
+            continue
+        check_finite(module, names[0])
+        if out:
+            rows.append(_row(module, names, "skip", out))
+        elif ruled:
+            fixed.add(names[0])
+            rows.append(_planned(module, names, rules[ruled[-1]], f"rule {ruled[-1]!r}"))
+        elif example is not None and module not in ran:
+            rows.append(_row(module, names, "skip", "does not run on the example in eval mode"))
+        elif module in special and (config.weights == "ternary" or config.zeros > 0):
+            dense = replace(config, weights="int8", zeros=0.0)
+            rows.append(_planned(module, names, dense, special[module]))
+        else:
+            rows.append(_planned(module, names, config, ""))
+    made = Plan(tuple(rows))
+    if budget is None or batches is None:
+        return made
+    free = [row.name for row in rows if row.action == "ternary" and row.name not in fixed]
+    return _allocated(model, made, free, budget, batches)
+
+
+def _check_auto(auto: bool, budget: Allocator | None, batches: Iterable[Any] | None) -> None:
+    if auto != (budget is not None) or auto != (batches is not None):
+        got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
+        do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
+        raise BadConfig(need("auto, budget and batches go together", got, do))
+
+
+def _allocated(
+    model: nn.Module, made: Plan, free: list[str], budget: Allocator, batches: Iterable[Any]
+) -> Plan:
+    """The plan with weights and zeros of the `free` layers chosen for the budget."""
+    check_type("budget", budget, Allocator, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
+    if not free:
+        do = "Pass a ternary config, or fewer rules."
+        raise BadConfig(need("a layer that is ternary by `config` for auto", "none", do))
+    return budget.allocate(model, made, free, batches)
+
+
+def _check_types(config: object, rules: object, only: object, skip: object) -> None:
+    check_type("config", config, TernaryConfig, 'Pass TernaryConfig(weights="int8").')
+    if rules is not None:
+        check_type("rules", rules, Mapping, "Pass a dict of globs and configs.")
+    for glob, rule in rules.items() if isinstance(rules, Mapping) else ():
+        check_type(f"the rule {glob!r}", rule, TernaryConfig, "Pass a TernaryConfig.")
+    for name, globs in (("only", only), ("skip", skip)):
+        if globs is not None:
+            check_type(name, globs, (str, Sequence), "Pass a glob, or a list of them.")
+
+
+def _planned(module: nn.Module, names: list[str], config: TernaryConfig, reason: str) -> PlanRow:
+    """The row of a layer whose config is settled, with the pattern it can really take."""
+    if config.weights == "float":
+        return _row(module, names, "float", reason)
+    if config.weights == "int8" and config.zeros == 0:
+        return _row(module, names, "int8", reason, config)
+    weight, groups = module.weight, getattr(module, "groups", 1)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{names[0]} has no weight tensor")  # unreachable: _cannot refused it
+    asked = get_pattern(config.pattern)
+    fitted = fit_pattern(asked, weight.shape, groups)
+    if fitted != asked:
+        config = replace(config, pattern=fitted.name)
+        narrow = f"{weight.shape[1]} input channels per group: too narrow for {asked.name}"
+        reason = f"{reason}; {narrow}" if reason else narrow
+    return _row(module, names, config.weights, reason, config)
+
+
+def _row(
+    module: nn.Module,
+    names: list[str],
+    action: str,
+    reason: str,
+    config: TernaryConfig | None = None,
+) -> PlanRow:
+    if len(names) > 1:
+        also = f"also {', '.join(names[1:])}"
+        reason = f"{reason}; {also}" if reason else also
+    shape = weight_shape(module)
+    prunable = config is not None and (action == "ternary" or config.zeros > 0)
+    pattern = config.pattern if config is not None and prunable else ""
+    return PlanRow(names[0], type(module).__name__, shape, action, pattern, reason, config)
+
+
+def weight_shape(module: nn.Module | None) -> tuple[int, ...]:
+    """The shape of module.weight; () where there is none, or none yet."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and not nn.parameter.is_lazy(weight):
+        return tuple(weight.shape)
+    return ()
+
+
+def _weighted_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Modules that own a weight matrix (or could hide one), each with all its names."""
+    layers: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        own = [p for p in module._parameters.values() if p is not None]
+        matrix = any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in own)
+        packed = type(module).__name__ in ("PackedLinear", "PackedConv2d")
+        if matrix or packed or isinstance(module, (nn.Linear, nn.Conv2d, tnn.TernaryLayer)):
+            layers.setdefault(module, []).append(name)
+    return layers
+
+
+def _special_layers(
+    layers: list[nn.Module], order: list[nn.Module] | None, how: str
+) -> dict[nn.Module, str]:
+    """Layers that the default keeps at 8 bits, with the reason; quantized ones keep their place.
+
+    order: the layers that run, first to last; None: unknown, that of `layers` counts.
+    """
+    running = layers if order is None else order
+    convs = [m for m in running if isinstance(m, (nn.Conv2d, tnn.TernaryConv2d))]
+    linears = [m for m in running if isinstance(m, (nn.Linear, tnn.TernaryLinear))]
+    special: dict[nn.Module, str] = {
+        m: "depthwise"
+        for m in layers
+        if isinstance(m, (nn.Conv2d, tnn.TernaryConv2d))
+        if m.groups == m.in_channels and m.groups > 1
+    }
+    if convs:
+        special[convs[0]] = f"first convolution{how}"
+    if linears:
+        special[linears[-1]] = f"last linear layer{how}"
+    return special
+
+
+def _left_out(names: list[str], chosen: list[str] | None, left_out: list[str] | None) -> str:
+    """Why `skip` or `only` keep a layer out of the plan; empty if they do not."""
+    if left_out and any(_matches(names, g) for g in left_out):
+        return "in skip"
+    if chosen is not None and not any(_matches(names, g) for g in chosen):
+        return "not in only"
+    return ""
+
+
+def _check_kept(
+    module: tnn.TernaryLayer, names: list[str], glob: str, config: TernaryConfig
+) -> None:
+    """Raise BadConfig where a rule asks for another config than a quantized layer has."""
+    if config.weights == "float" or _planned(module, names, config, "").config != module.config:
+        raise BadConfig(
+            need(
+                f"layers that are not quantized yet for rule {glob!r}",
+                f"{names[0]}, quantized with another config ({module.config})",
+                "Narrow the glob, or plan from the float network.",
+            )
+        )
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raise BadWeights at the first weight or bias of a layer that is NaN or infinite."""
+    for key in ("weight", "bias"):
+        parameter = module._parameters.get(key)
+        if parameter is None or parameter.is_meta:
+            continue
+        value = parameter.detach()
+        finite = torch.isfinite(value)
+        if not finite.all():
+            at = tuple(int(i) for i in (~finite).nonzero()[0])
+            raise BadWeights(
+                need(
+                    "finite weights to quantize",
+                    f"{float(value[at])} at {name}.{key}{list(at)}",
+                    "Repair or retrain this layer, or skip it.",
+                )
+            )
+
+
+def _globs(given: str | Sequence[str] | None) -> list[str] | None:
+    if given is None:
+        return None
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _matches(names: list[str], glob: str) -> bool:
+    return any(fnmatchcase(name, glob) for name in names)
+
+
+def _check_conflicts(
+    rules: Mapping[str, TernaryConfig],
+    chosen: list[str] | None,
+    left_out: list[str] | None,
+    layers: dict[nn.Module, list[str]],
+) -> None:
+    """A rule all of whose layers stay out contradicts skip or only: refuse to pick a winner."""
+
+    def stays(names: list[str]) -> bool:
+        skipped = any(_matches(names, glob) for glob in left_out or ())
+        return skipped or (chosen is not None and not any(_matches(names, g) for g in chosen))
+
+    for glob in rules:
+        ruled = [names for names in layers.values() if _matches(names, glob)]
+        if all(stays(names) for names in ruled):
+            raise BadConfig(
+                need(
+                    f"a layer that rule {glob!r} applies to",
+                    f"all of {', '.join(n[0] for n in ruled)} in skip or not in only",
+                    "Remove the rule, or let a layer of it in.",
+                )
+            )
+
+
+def _check_globs(globs: list[str], layers: dict[nn.Module, list[str]]) -> None:
+    for glob in globs:
+        if not any(_matches(names, glob) for names in layers.values()):
+            known = ", ".join(names[0] for names in layers.values())
+            raise BadConfig(
+                need(
+                    f"globs in rules, only and skip that match a weighted layer ({known})",
+                    repr(glob),
+                    "Correct it or leave it out.",
+                )
+            )

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References of products, functions, and of what moves or blends values without filters.
+
+Operands and results as in `reference.arithmetic`. Moves take the plain array (codes keep their
+scale and zero point).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops.reference import activations
+from ternary_ops.reference.arithmetic import Array, Params, Quantized, clamp, quantize
+
+Sampling: TypeAlias = tuple[Array, Array, Array, Array]
+
+
+def activation(
+    x: Array | Quantized, fn: str, params: Sequence[float] = (), y: Params | None = None
+) -> Array:
+    """A function of `reference.activations`, in float64, rounded to float32, then to u8."""
+    return clamp(activations.evaluate(fn, params, clamp(x)), y=y)
+
+
+def mul(
+    a: Array | Quantized,
+    b: Array | Quantized,
+    lo: float | None = None,
+    hi: float | None = None,
+    y: Params | None = None,
+) -> Array:
+    """a * b, then the activation; b has a's shape or is [N, C, 1, 1]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = clamp(a) * clamp(b)
+    return clamp(out, lo, hi, y)
+
+
+def concat(parts: Sequence[Array | Quantized], y: Params | None = None) -> Array:
+    """Along channels; quantized parts are requantized to y (the same codes where it is theirs)."""
+    return np.concatenate([clamp(part, y=y) for part in parts], axis=1)
+
+
+def pixel_shuffle(x: Array, factor: tuple[int, int], crop: tuple[int, int] = (0, 0)) -> Array:
+    """[N, C*R*S, H, W] -> [N, C, H*R - crop, W*S - crop]; the crop is at the bottom and right."""
+    (r, s), (n, c, h, w) = factor, x.shape
+    out = x.reshape(n, c // (r * s), r, s, h, w).transpose(0, 1, 4, 2, 5, 3)
+    out = out.reshape(n, c // (r * s), h * r, w * s)
+    return np.ascontiguousarray(out[:, :, : h * r - crop[0], : w * s - crop[1]])
+
+
+def pixel_unshuffle(x: Array, factor: tuple[int, int]) -> Array:
+    """The inverse: [N, C, H*R, W*S] -> [N, C*R*S, H, W]."""
+    (r, s), (n, c, h, w) = factor, x.shape
+    out = x.reshape(n, c, h // r, r, w // s, s).transpose(0, 1, 3, 5, 2, 4)
+    return np.ascontiguousarray(out.reshape(n, c * r * s, h // r, w // s))
+
+
+def channel_shuffle(x: Array, groups: int) -> Array:
+    """Channel k of group g becomes channel k * groups + g."""
+    n, c, *image = x.shape
+    out = x.reshape(n, groups, c // groups, *image).swapaxes(1, 2)
+    return np.ascontiguousarray(out.reshape(x.shape))
+
+
+def resize(
+    x: Array | Quantized,
+    size: tuple[int, int],
+    mode: str,
+    align: bool = False,
+    zoom: tuple[float, float] | None = None,
+) -> Array:
+    """PyTorch's interpolate, "nearest" or "bilinear", to `size`; `zoom` is its scale_factor.
+
+    Codes are blended as q - zp in float32, rounded half to even, and keep scale and zero point.
+    """
+    array = x[0] if isinstance(x, tuple) else np.asarray(x, np.float32)
+    ratios = [sampling_ratio(i, o, align, z) for i, o, z in _axes(array, size, zoom)]
+    if mode == "nearest":
+        rows, cols = (
+            nearest_positions(i, o, r)
+            for (i, o, _), r in zip(_axes(array, size, zoom), ratios, strict=True)
+        )
+        return np.ascontiguousarray(array[:, :, rows][:, :, :, cols])
+    zp = x[2] if isinstance(x, tuple) else 0
+    steps = array.astype(np.float32) - np.float32(zp)
+    (top, bottom, h0, h1), (left, right, w0, w1) = (
+        bilinear_positions(i, o, r, align)
+        for (i, o, _), r in zip(_axes(array, size, zoom), ratios, strict=True)
+    )
+    above, below = (
+        w0 * steps[:, :, rows][:, :, :, left] + w1 * steps[:, :, rows][:, :, :, right]
+        for rows in (top, bottom)
+    )
+    out: Array = h0[:, None] * above + h1[:, None] * below
+    return quantize(out, 1.0, zp) if isinstance(x, tuple) else out
+
+
+def sampling_ratio(size: int, out: int, align: bool, zoom: float | None) -> np.float32:
+    """Input pixels per output pixel along one axis."""
+    if align:
+        return np.float32(size - 1) / np.float32(out - 1) if out > 1 else np.float32(0)
+    return np.float32(1 / zoom) if zoom is not None else np.float32(size) / np.float32(out)
+
+
+def nearest_positions(size: int, out: int, ratio: np.float32) -> Array:
+    """The input pixel of each output pixel."""
+    at: Array = np.floor(np.arange(out, dtype=np.float32) * ratio).astype(np.int64)
+    return at.clip(max=size - 1)
+
+
+def bilinear_positions(size: int, out: int, ratio: np.float32, align: bool) -> Sampling:
+    """Both input pixels of each output pixel and their float32 weights."""
+    at = np.arange(out, dtype=np.float32)
+    if not align:
+        half = np.float32(0.5)
+        at = np.maximum((at + half) * ratio - half, np.float32(0))
+    else:
+        at = at * ratio
+    first = np.minimum(at.astype(np.int64), size - 1)
+    second = np.minimum(first + 1, size - 1)
+    share = np.clip(at - first.astype(np.float32), np.float32(0), np.float32(1))
+    return first, second, np.float32(1) - share, share
+
+
+def softmax(x: Array) -> NDArray[np.float64]:
+    """Over channels, in float64."""
+    shifted = np.asarray(x, np.float64)
+    grown = np.exp(shifted - shifted.max(axis=1, keepdims=True))
+    out: NDArray[np.float64] = grown / grown.sum(axis=1, keepdims=True)
+    return out
+
+
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """Over channels, in float64: (x - mean) / sqrt(var + eps) * weight + bias."""
+    per_channel = (1, -1, *[1] * (x.ndim - 2))
+    wide = np.asarray(x, np.float64)
+    centered = wide - wide.mean(axis=1, keepdims=True)
+    out: Array = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + eps)
+    out = out * np.asarray(weight, np.float64).reshape(per_channel)
+    if bias is not None:
+        out = out + np.asarray(bias, np.float64).reshape(per_channel)
+    return out
+
+
+def _axes(
+    x: Array, size: tuple[int, int], zoom: tuple[float, float] | None
+) -> list[tuple[int, int, float | None]]:
+    zooms = (None, None) if zoom is None else zoom
+    return list(zip(x.shape[2:], size, zooms, strict=True))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upscaling images with a program: files, tiles, colors. Never torch."""

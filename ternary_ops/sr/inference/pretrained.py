@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Super-resolution programs, whose white is 1: what they are, from files, and our own. No torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ternary_ops import runtime
+from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape, need, needs_package
+from ternary_ops.io import container
+from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.shapes import infer
+
+if TYPE_CHECKING:
+    from ternary_ops.sr.models.base import SRNetwork
+
+# What comes with the package, by scale: models/README.md.
+MODELS = {2: "efdn-x2", 4: "efdn-x4"}
+_FOLDER = Path(__file__).parent.parent / "weights"
+_MOST_SMALLEST = 256
+
+
+def open_model(model: str | os.PathLike[str] | int) -> SRNetwork | runtime.Program:
+    """A model by its scale (2 or 4: what comes with the package), its name, or its file.
+
+    A file is a program that `to_program` made, or a checkpoint as `load` takes it, for which it
+    needs torch. Raises
+    BadConfig for a scale or name that is not there, and what reading the file raises.
+    """
+    if isinstance(model, int):
+        if model not in MODELS:
+            scales = " and ".join(map(str, MODELS))
+            do = "Pass a checkpoint with --weights."
+            raise BadConfig(
+                need(f"a scale of {scales}, for which the package has models", model, do)
+            )
+        model = MODELS[model]
+    if model in MODELS.values():
+        return runtime.load(_FOLDER / f"{model}.safetensors")
+    path = Path(model)
+    if not path.exists() and not path.suffix:
+        names = ", ".join(MODELS.values())
+        raise BadConfig(need(f"as model {names} or a file", str(model), "Check the name."))
+    if path.suffix == ".safetensors" and _is_program(path):
+        return runtime.load(path)
+    with needs_package("torch", "a checkpoint", "pip install 'ternary-ops[sr]'"):
+        from ternary_ops.sr.models.checkpoint import load
+    return load(path)
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        return container.read(path).kind == "program"
+    except FormatError:
+        return False  # a checkpoint: whoever loads it says what is wrong
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a program does to images.
+
+    scale     factor of height and width
+    smallest  least height and width it takes
+    radius    input pixels that an output pixel sees to each side; None: more than a part
+    """
+
+    scale: int
+    smallest: int
+    radius: int | None
+
+
+def facts(program: runtime.Program) -> Facts:
+    """What is known of a program by its nodes; raises FormatError where it does not make images
+    larger.
+    """
+    graph = program.graph
+    smallest = next((n for n in range(1, _MOST_SMALLEST) if _takes(graph, n)), None)
+    shapes = None if smallest is None else infer(graph, 1, smallest, smallest)
+    if smallest is None or shapes is None or shapes[0][1] != 3 or len(shapes[-1]) != 4:
+        got, do = f"{program!r}", "Pass a program that sr.to_program made."
+        raise FormatError(need("a model of images [N, 3, H, W]", got, do))
+    scale, rest = divmod(shapes[-1][2], smallest)
+    if rest or scale < 1 or shapes[-1][1:] != (3, scale * smallest, scale * smallest):
+        got, do = f"{list(shapes[0])} to {list(shapes[-1])}", "Pass a super-resolution program."
+        raise FormatError(need("a model that makes images larger by a whole factor", got, do))
+    return Facts(scale, smallest, _radius(graph))
+
+
+def _takes(graph: Graph, side: int) -> bool:
+    try:
+        infer(graph, 1, side, side)
+    except UnsupportedShape:
+        return False
+    return True
+
+
+def _radius(graph: Graph) -> int | None:
+    steps: list[Fraction] = []  # input pixels from one pixel of a value to the next
+    reach: list[Fraction] = []  # to each side
+    for node in graph.nodes:
+        if node.op == "input":
+            steps.append(Fraction(1))
+            reach.append(Fraction(0))
+            continue
+        step, far = steps[node.inputs[0]], max(reach[i] for i in node.inputs)
+        if any(steps[i] != step for i in node.inputs):
+            return None
+        if node.op == "conv2d":
+            far += step * _window(graph, node)
+        elif node.op == "pixel_shuffle" and node.attrs["crop"] == (0, 0):
+            step /= node.attrs["factor"][0]
+        elif not node.operator.per_pixel:
+            return None
+        if node.attrs.get("stride", (1, 1)) != (1, 1):
+            return None
+        steps.append(step)
+        reach.append(far)
+    return math.ceil(reach[-1])
+
+
+def _window(graph: Graph, node: Node) -> int:
+    """Pixels that a filter reads to the farther side."""
+    sides = zip(
+        graph.weight(node).shape[1:3], node.attrs["padding"], node.attrs["dilation"], strict=True
+    )
+    return int(max(max(p, d * (k - 1) - p) for k, p, d in sides))
