@@ -21,9 +21,9 @@ import numpy as np
 
 from ternary_ops.compiler.read_layers import Layer, Range, range_of
 from ternary_ops.compiler.step import CODES, FINE, FLOATS, Step
-from ternary_ops.compiler.traits import TRAITS
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import Bounds
+from ternary_ops.program.ops import OPS
 from ternary_ops.program.weight import Array, Params
 from ternary_ops.reference.activations import over_codes
 from ternary_ops.reference.arithmetic import affine_params
@@ -82,10 +82,10 @@ def is_cheap(step: Step) -> bool:
 
 def _ask(step: Step, user: Step) -> None:
     """Let a reader say what it asks of a step's value."""
-    layer, op = user.layer, TRAITS[user.op]
-    if user.op == "output" or op.floats:
+    if user.op == "output" or OPS[user.op].floats_only:
         return
-    if user.op == "concat" or op.keeps_range:
+    layer = user.layer
+    if user.op == "concat" or OPS[user.op].keeps_params:
         if user.op != "resize" or user.inputs[0] is step:  # the second gives its size only
             step.wanted = _widest(step.wanted, user.wanted)
             step.flexible |= user.flexible
@@ -131,12 +131,11 @@ class _Chooser:
 
     def choose(self, step: Step) -> None:
         """Set `reads` and `y` of one step, those before it are set."""
-        op = TRAITS[step.op]
-        if step.op in ("input", "output") or op.floats:
+        if step.op in ("input", "output") or OPS[step.op].floats_only:
             step.reads = [FLOATS] * len(step.inputs)
         elif step.layer is not None:
             self._choose_layer(step, step.layer)
-        elif op.keeps_range:
+        elif OPS[step.op].keeps_params:
             x, *sized_like = step.inputs
             codes = (step.wanted is not None or x.y is not None) and step.fine is None
             step.reads = [CODES if codes else FLOATS, *[None] * len(sized_like)]
@@ -175,7 +174,7 @@ class _Chooser:
             return None
         if step.observed is not None:
             return _affine(step.observed)
-        if TRAITS[step.op].averages:
+        if OPS[step.op].averages:
             return codes_of(step.inputs[0])
         layer = step.layer
         if layer is not None and not layer.follows and not step.attrs.get("gate"):

@@ -14,8 +14,8 @@ from typing import TypeAlias
 import numpy as np
 
 from ternary_ops.compiler.step import Step
-from ternary_ops.compiler.traits import TRAITS
 from ternary_ops.graph.nodes import Bounds
+from ternary_ops.program.ops import OPS
 from ternary_ops.program.weight import Array
 
 Fusion: TypeAlias = Callable[[Step], Sequence[Step]]
@@ -89,9 +89,9 @@ def clamp_into_producer(step: Step) -> Sequence[Step]:
 
 def _clampable(step: Step) -> Step | None:
     """The step whose values this one passes on, if it can clamp and nothing else reads them."""
-    while TRAITS[step.op].moves and len(step.users) == 1:
+    while OPS[step.op].rearranges and len(step.users) == 1:
         step = step.inputs[0]
-    fits = TRAITS[step.op].can_clamp and len(step.users) == 1 and step.slope is None
+    fits = "clamp" in OPS[step.op].attrs and len(step.users) == 1 and step.slope is None
     return step if fits else None
 
 

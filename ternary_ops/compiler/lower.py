@@ -11,8 +11,8 @@ from typing import Any
 
 from ternary_ops.compiler.domains import codes_of, is_cheap
 from ternary_ops.compiler.step import CODES, FINE, FLOATS, Step
-from ternary_ops.compiler.traits import TRAITS
 from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.ops import OPS
 from ternary_ops.program.weight import Weight
 from ternary_ops.reference.arithmetic import fine_params
 
@@ -68,7 +68,7 @@ class _Emitter:
             known["w"] = self._weight(
                 weight if step.slope is None else replace(weight, slope=step.slope)
             )
-        return {name: value for name, value in known.items() if name in TRAITS[step.op].attrs}
+        return {name: value for name, value in known.items() if name in OPS[step.op].attrs}
 
     def _node_of(self, step: Step, form: str | None, reader: Step) -> int:
         """The node of a step's value in a form."""
