@@ -70,11 +70,19 @@ class Ours:
         o, i, r, s = weight.shape
         last = np.ascontiguousarray(weight.permute(0, 2, 3, 1).numpy())
         self.engine, self.x = core().Engine(), x.numpy()
-        self.node = self.engine.conv2d(
-            self.engine.input(i, 4), -1, -1, "float", last, o, r, s, i,
-            np.ones(o, np.float32), None, None,
-            (1, 1), (1, 1), (1, 1), 1, -np.inf, np.inf, 0.0, 0, -1,
-        )  # fmt: skip
+        attrs = {
+            "kind": "float",
+            "shape": (o, r, s, i),
+            "weights": last,
+            "scale": np.ones(o, np.float32),
+            "stride": (1, 1),
+            "padding": (1, 1),
+            "dilation": (1, 1),
+            "groups": 1,
+            "gate": False,
+        }
+        image = self.engine.add("input", [], {"c": i, "rank": 4})
+        self.node = self.engine.add("conv2d", [image], attrs)
         self.engine.output(self.node)
         blocks = ops.blocks.from_dense(weight, block)
         packed = ops.blocks.pack(blocks, o, i, (r, s))

@@ -38,7 +38,7 @@ MODULES = {
     "engine.permute": "program.permute",
     "engine.prepare": "compiler.prepare",
     "engine.rounding": "program.compact",
-    "engine.rules": "program.op_spec",
+    "engine.rules": "program.attributes",
     "engine.shapes": "program.shapes",
     "engine.simulate": "program.interpret",
     "engine.steps": "compiler.fuse",

@@ -18,7 +18,7 @@ def new_figure(columns: int) -> tuple[Any, Sequence[Any]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("charts need matplotlib", "none installed", do)) from error
+        raise MissingExtra(need("matplotlib for charts", "none installed", do)) from error
     figure = Figure(figsize=(4.2 * columns, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(1, columns, 1 + i) for i in range(columns)]

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ternary_ops.charts import bars, new_figure, save_figure
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, need
 from ternary_ops.io.sizes import general_compressors, lowest_bound
-from ternary_ops.program.shapes import infer, macs
+from ternary_ops.program.shapes import infer_from, macs
 from ternary_ops.program.summary import stored_bytes, zeros_planned
 from ternary_ops.program.weight import Weight
 from ternary_ops.table import Table, write_csv
@@ -248,12 +248,12 @@ def of_program(
 
 def _layers(program: Program, x: Array) -> list[Layer]:
     graph = program.graph
-    shapes = infer(graph, x.shape[0], *x.shape[2:])
+    shapes = infer_from(graph, x.shape)
     counts = macs(graph, shapes)
     profile = program.profile(x, repeats=_REPEATS)
     nodes: dict[int, list[int]] = {}  # of each filter bank, which may be read more than once
     for index, node in enumerate(graph.nodes):
-        if node.op in ("conv2d", "linear"):
+        if node.operator.is_layer:
             nodes.setdefault(node.attrs["w"], []).append(index)
     return [
         _layer(

@@ -60,7 +60,11 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call reorder_channels_ on the float network, then quantize_."
-        raise BadConfig(need("channels are reordered before quantize_", "quantized layers", do))
+        raise BadConfig(
+            need(
+                "a float network (channels are reordered before quantize_)", "quantized layers", do
+            )
+        )
     graph = _integer_graph(model, example_input)
     spaces = Spaces(graph)
     weights = []
@@ -79,7 +83,7 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
         names = [
             graph.weight(node).name
             for node in graph.nodes
-            if node.op in ("conv2d", "linear") and spaces.root(node.inputs[0]) == root
+            if node.operator.is_layer and spaces.root(node.inputs[0]) == root
         ]
         order = _best_order([_filters(model, name) for name in names], labels)
         if order is not None:

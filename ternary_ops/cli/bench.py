@@ -29,7 +29,7 @@ _STATIC = (
     *("case", "target", "device", "registers", "spill_bytes", "tensor_core", "widest_load"),
     *("kernel_per_unit", "per_unit", "of_least_bytes", "predicted_us", "of_roofline", "note"),
 )
-RIVALS = ("torch", "openvino", "onnxruntime")
+BASELINES = ("torch", "openvino", "onnxruntime")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="1x4, element, int8 (dense, 8 bits), int8+1x4, element+permute",
     )
     parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--against", help=f"of {','.join(RIVALS)} (default torch; a FILE: none)")
+    parser.add_argument("--against", help=f"of {','.join(BASELINES)} (default torch; a FILE: none)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring (default 3)")
     parser.add_argument("--csv", metavar="OUT.csv", help="save the table")
     parser.add_argument("--plot", metavar="OUT.png", help="save a chart")
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments, against, file)
     if importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("bench builds networks with PyTorch", "none installed", do))
+        raise MissingExtra(need("PyTorch for the networks of bench", "none installed", do))
     from ternary_ops.benchmark import runner
 
     settings = runner.Settings(
@@ -117,7 +117,7 @@ def _static(arguments: argparse.Namespace) -> int:
     """The report card of ternary_ops.gpu; 1 where a kernel spills or is a trap."""
     if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[gpu]'"
-        raise MissingExtra(need("bench --static compiles with Triton", "none installed", do))
+        raise MissingExtra(need("Triton for bench --static", "none installed", do))
     from ternary_ops.gpu import cases, devices, report
     from ternary_ops.progress import progress_bars
 
@@ -141,8 +141,8 @@ def _static(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace, against: list[str], file: bool) -> None:
-    if unknown := sorted(set(against) - set(RIVALS)):
-        what = f"--against takes {', '.join(RIVALS)}"
+    if unknown := sorted(set(against) - set(BASELINES)):
+        what = f"--against takes {', '.join(BASELINES)}"
         raise BadConfig(need(what, unknown[0], "Separate them by commas."))
     if file and against:
         what = "--against needs a network by name: a program holds no float weights"

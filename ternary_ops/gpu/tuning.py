@@ -176,7 +176,7 @@ def _do_bench() -> Clock:
 
     if not torch.cuda.is_available():
         do = "Run this on a machine with one, or pass a clock."
-        raise UnsupportedDevice(need("tuning needs a GPU", "none", do))
+        raise UnsupportedDevice(need("a GPU to tune on", "none", do))
     from ternary_ops.ops._gpu import gpu_module
 
     bench = gpu_module("_target").triton.testing.do_bench

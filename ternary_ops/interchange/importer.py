@@ -43,7 +43,7 @@ def load_onnx(path: str | os.PathLike[str]) -> nn.Module:
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker raise many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise FormatError(need(f"{path} is an ONNX model", reason, do)) from error
+        raise FormatError(need(f"an ONNX model in {path}", reason, do)) from error
     return _Importer(onnx, model).load()
 
 

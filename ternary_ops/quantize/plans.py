@@ -184,7 +184,7 @@ class _Wish:
             if all(self.left_out(names) for names in ruled):
                 raise BadConfig(
                     need(
-                        f"rule {glob!r} must apply to a layer",
+                        f"a layer that rule {glob!r} applies to",
                         f"all of {', '.join(n[0] for n in ruled)} in skip or not in only",
                         "Remove the rule, or let a layer of it in.",
                     )
@@ -244,7 +244,7 @@ def _allocated(
     check_type("budget", budget, Allocator, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
     if not free:
         do = "Pass a ternary config, or fewer rules."
-        raise BadConfig(need("auto needs a layer that is ternary by `config`", "none", do))
+        raise BadConfig(need("a layer that is ternary by `config` for auto", "none", do))
     return budget.allocate(model, made, free, batches)
 
 
@@ -343,7 +343,7 @@ def _check_kept(
     if config.weights == "float" or _planned(module, names, config, "").config != module.config:
         raise BadConfig(
             need(
-                f"rule {glob!r} applies to layers that are not quantized yet",
+                f"layers that are not quantized yet for rule {glob!r}",
                 f"{names[0]}, quantized with another config ({module.config})",
                 "Narrow the glob, or plan from the float network.",
             )
@@ -362,7 +362,7 @@ def check_finite(module: nn.Module, name: str) -> None:
             at = tuple(int(i) for i in (~finite).nonzero()[0])
             raise BadWeights(
                 need(
-                    "quantizing needs finite weights",
+                    "finite weights to quantize",
                     f"{float(value[at])} at {name}.{key}{list(at)}",
                     "Repair or retrain this layer, or skip it.",
                 )
@@ -385,7 +385,7 @@ def _check_globs(globs: list[str], layers: dict[nn.Module, list[str]]) -> None:
             known = ", ".join(names[0] for names in layers.values())
             raise BadConfig(
                 need(
-                    f"every glob in rules, only and skip must match a weighted layer ({known})",
+                    f"globs in rules, only and skip that match a weighted layer ({known})",
                     repr(glob),
                     "Correct it or leave it out.",
                 )

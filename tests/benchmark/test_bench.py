@@ -179,7 +179,7 @@ def test_torch_rivals_compute_the_same_network(no_data: None) -> None:
     assert [e.name for e in found] == ["torch fp32", "torch int8"]
     close = [agreement(e.in_batches(seen.numpy(), 2), wanted) for e in found]
     assert close[0].error < 1e-5 < close[1].error and close[1].match
-    with pytest.raises(BadConfig, match="rival"):
+    with pytest.raises(BadConfig, match="baseline"):
         baselines.engines(["tvm"], net.dense, net.x, seen, threads=1)
 
 

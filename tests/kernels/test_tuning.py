@@ -155,5 +155,5 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_without_a_gpu_there_is_no_clock() -> None:
-    with pytest.raises(UnsupportedDevice, match="needs a GPU"):
+    with pytest.raises(UnsupportedDevice, match="a GPU to tune on"):
         tune(_linear(20))

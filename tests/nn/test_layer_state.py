@@ -113,7 +113,7 @@ def test_codes_of_different_networks_are_not_averaged(weights: str) -> None:
     a.phase = b.phase = "frozen"
     soup = mixed(a, b, 0.5)
     for use in (lambda: soup(x), soup.integer_weight, lambda: tops.compile(nn.Sequential(soup), x)):
-        with pytest.raises(BadWeights, match="frozen codes are whole numbers"):
+        with pytest.raises(BadWeights, match="whole numbers as frozen codes"):
             use()
     soup.phase = "ternary"
     assert soup(x).isfinite().all()

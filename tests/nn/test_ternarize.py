@@ -247,7 +247,7 @@ def test_registered_ternarizers_are_used_and_names_stay_unique() -> None:
         register_ternarizer(name, lambda weight, mask, pattern: weight)
     with pytest.raises(BadConfig, match="free name"):
         register_ternarizer("ptq", ptq())
-    with pytest.raises(BadConfig, match="ste is one of"):
+    with pytest.raises(BadConfig, match="ste as one of"):
         register_ternarizer(f"{name}-2", lambda weight, mask, pattern: weight, ste="none")
 
 

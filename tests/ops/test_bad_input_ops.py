@@ -55,7 +55,7 @@ CONV: dict[str, tuple[dict[str, Any], str]] = {
     "bias": ({"bias": torch.ones(5)}, r"bias float32 \[4\].*got torch.float32 \[5\]"),
     "stride": ({"stride": [0, 1]}, "stride and dilation >= 1"),
     "padding": ({"padding": [0, -1]}, "padding >= 0"),
-    "dilation": ({"dilation": [3, 1]}, r"spans 7 pixels needs as many, got 5 \+ 2\*0"),
+    "dilation": ({"dilation": [3, 1]}, r"at least the 7 pixels that a filter spans, got 5 \+ 2\*0"),
     "empty image": ({"x": torch.randn(1, 6, 0, 5), "padding": [3, 3]}, "image, kernel"),
     "float64": ({"x": torch.randn(1, 6, 5, 5).double()}, "got torch.float64"),
     "int32": ({"x": torch.ones(1, 6, 5, 5, dtype=torch.int32)}, "x of uint8, float32"),

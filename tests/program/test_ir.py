@@ -16,7 +16,7 @@ from programs import PROGRAMS, Builder, example, image_program, mixed_program
 from ternary_ops.errors import FormatError, UnsupportedShape
 from ternary_ops.program.graph import Graph, Node
 from ternary_ops.program.interpret import simulate
-from ternary_ops.program.op_spec import OPS
+from ternary_ops.program.ops import OPS
 from ternary_ops.program.serialize import from_index, to_arrays, to_index
 from ternary_ops.program.shapes import infer, macs
 from ternary_ops.program.weight import Weight
@@ -57,7 +57,7 @@ def test_every_op_is_in_the_test_programs() -> None:
 # One wrong value per attribute check, for whichever attributes a node has.
 _WRONG: dict[str, list[Any]] = {
     "c": [0, -1, 2**25, 1.0, True, "3", None, [3]],
-    "rank": [3, 0, True, "4", 4.0],
+    "rank": [1, 5, 0, True, "4", 4.0],
     "w": [-1, 99, 2**40, 0.0, True, None],
     "stride": [[0, 1], [1], [1, 1, 1], 1, [1.0, 1], [5000, 1], [True, 1], "11", {}],
     "padding": [[-1, 0], [0, 5000], [0], 0, [None, 0]],
@@ -97,7 +97,7 @@ def test_every_attribute_mutation_is_refused() -> None:
         for i, entry in enumerate(index["nodes"]):
             for attribute in OPS[entry[0]].attrs:
                 for wrong in _WRONG[attribute]:
-                    if wrong is OPS[entry[0]].attrs[attribute][1]:
+                    if wrong is OPS[entry[0]].attrs[attribute].default:
                         continue  # saying nothing
                     bad = copy.deepcopy(index)
                     if type(bad["nodes"][i][-1]) is not dict:

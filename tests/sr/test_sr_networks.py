@@ -337,5 +337,5 @@ def test_images_that_do_not_fit_are_refused() -> None:
             network(x)
     with pytest.raises(UnsupportedShape, match="sr.upscale"):
         network(torch.zeros(1, 3, 20, 20, dtype=torch.uint8))
-    with pytest.raises(BadConfig, match="up needs 5"):
+    with pytest.raises(BadConfig, match="up as 5"):
         sr.FMEN(up=[1, 2])

@@ -187,7 +187,7 @@ def test_compress_takes_a_function(folder: Path, capsys: pytest.CaptureFixture[s
         (["--data", "photos", "--size", "8x8x8"], "--size"),
         (["--data", "photos", "--mean", "1,2"], "fits 3 channels"),
         (["--data", "photos", "--std", "0"], "--std"),
-        (["--data", "photos", "--std", "a"], "--std takes numbers"),
+        (["--data", "photos", "--std", "a"], "numbers for --std"),
         (["--data", "photos", "--trained"], "torchvision: or timm:"),
         (["--data", "photos", "--batch", "1"], "--batch"),
         (["--data", "photos", "--rate", "0"], "--rate"),

@@ -21,9 +21,9 @@ from torch import nn
 import ternary_ops as tops
 from ternary_ops import reference, runtime
 from ternary_ops.errors import FormatError, UnsupportedShape
-from ternary_ops.program import op_spec
 from ternary_ops.program.graph import Graph, Node
 from ternary_ops.program.interpret import node_value
+from ternary_ops.program.ops import OPS
 from ternary_ops.program.shapes import infer
 from ternary_ops.program.weight import Weight
 from ternary_ops.reference import activations
@@ -100,7 +100,7 @@ def running(isa: str, threads: int) -> Iterator[None]:
 
 def operators() -> tuple[str, ...]:
     """All that a program knows."""
-    return tuple(op_spec.OPS)
+    return tuple(OPS)
 
 
 def available_isas() -> list[str]:

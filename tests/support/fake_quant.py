@@ -6,7 +6,7 @@ Independent of the NumPy reference: only PyTorch's operators, float64 where sums
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,33 +33,12 @@ def run(graph: Graph, x: np.ndarray[Any, Any]) -> list[Tensor]:
 
 def node_value(graph: Graph, node: Node, values: Sequence[Tensor]) -> Tensor:
     """Value of one node, not the input, from those of the nodes before it."""
-    return _node(graph, node, [(values[j], graph.values[j].y) for j in node.inputs])
+    operands = [(values[j], graph.values[j].y) for j in node.inputs]
+    return _OPERATORS[node.op](graph, node, operands)
 
 
-def _node(graph: Graph, node: Node, operands: Operands) -> Tensor:
-    (x, y), at = operands[0], node.attrs
-    if node.op in _MOVES:
-        return _MOVES[node.op](graph, node, operands)
-    if node.op == "quantize" and at["fine"]:
-        return _eleven_bits(x, at["y"])
-    if node.op == "quantize":
-        return _finish(x, (None, None), at["y"])
-    if node.op == "dequantize":
-        return _real(x, y)
-    if node.op == "flatten":
-        return torch.flatten(x, 1)
-    if node.op == "max_pool2d":
-        return F.max_pool2d(
-            x, at["kernel"], at["stride"], at["padding"], at["dilation"], at["ceil"]
-        )
-    if node.op in ("add", "clamp"):
-        total = _real(x, y)
-        for other in operands[1:]:
-            total = total + _real(*other)
-        return _finish(total, at["clamp"], at["y"])
-    if node.op in ("conv2d", "linear"):
-        return _layer(graph, node, operands)
-    return _mean(node, x, y)
+def _channel_axis(x: Tensor) -> int:
+    return 2 if x.dim() == 3 else 1
 
 
 FUNCTIONS: dict[str, Any] = {
@@ -79,6 +58,24 @@ FUNCTIONS: dict[str, Any] = {
 }
 
 
+def _quantize(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    x, at = operands[0][0], node.attrs
+    return _eleven_bits(x, at["y"]) if at["fine"] else _finish(x, (None, None), at["y"])
+
+
+def _max_pool(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    at = node.attrs
+    window = at["kernel"], at["stride"], at["padding"], at["dilation"]
+    return F.max_pool2d(operands[0][0], *window, at["ceil"])
+
+
+def _add(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    total = _real(*operands[0])
+    for other in operands[1:]:
+        total = total + _real(*other)
+    return _finish(total, node.attrs["clamp"], node.attrs["y"])
+
+
 def _function(graph: Graph, node: Node, operands: Operands) -> Tensor:
     at = node.attrs
     out = FUNCTIONS[at["fn"]](_real(*operands[0]).double(), *at["params"]).float()
@@ -91,7 +88,8 @@ def _mul(graph: Graph, node: Node, operands: Operands) -> Tensor:
 
 
 def _concat(graph: Graph, node: Node, operands: Operands) -> Tensor:
-    return _finish(torch.cat([_real(*o) for o in operands], 1), (None, None), node.attrs["y"])
+    parts = [_real(*o) for o in operands]
+    return _finish(torch.cat(parts, _channel_axis(parts[0])), (None, None), node.attrs["y"])
 
 
 def _shuffle(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -119,23 +117,14 @@ def _resize(graph: Graph, node: Node, operands: Operands) -> Tensor:
 def _layer_norm(graph: Graph, node: Node, operands: Operands) -> Tensor:
     x, w = operands[0][0].double(), graph.weight(node)
     weight, bias = (torch.from_numpy(v.ravel().astype(np.float64)) for v in (w.array, w.bias))
-    rows = F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, node.attrs["eps"])
-    return rows.movedim(-1, 1).float()
+    axis = _channel_axis(x)
+    rows = F.layer_norm(x.movedim(axis, -1), (len(weight),), weight, bias, node.attrs["eps"])
+    return rows.movedim(-1, axis).float()
 
 
-_MOVES: dict[str, Any] = {
-    "activation": _function,
-    "mul": _mul,
-    "concat": _concat,
-    "slice": lambda g, node, o: o[0][0][:, node.attrs["begin"] : node.attrs["end"]],
-    "pixel_shuffle": _shuffle,
-    "pixel_unshuffle": _shuffle,
-    "channel_shuffle": lambda g, node, o: F.channel_shuffle(o[0][0], node.attrs["groups"]),
-    "resize": _resize,
-    "unflatten": lambda g, node, o: o[0][0][:, :, None, None],
-    "softmax": lambda g, node, o: F.softmax(o[0][0].double(), 1).float(),
-    "layer_norm": _layer_norm,
-}
+def _softmax(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    x = operands[0][0].double()
+    return F.softmax(x, _channel_axis(x)).float()
 
 
 def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -153,7 +142,7 @@ def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
         )
     else:
         acc = F.linear(steps, filters.flatten(1))
-    broadcast = (-1, *[1] * (acc.dim() - 2))
+    broadcast = (-1, *[1] * (acc.dim() - 2)) if node.op == "conv2d" else (-1,)
     out = acc.float()
     if w.scale is not None:
         scale = torch.from_numpy(w.scale.copy()) * (1.0 if y is None else y[0])
@@ -180,9 +169,9 @@ def _eleven_bits(x: Tensor, y: Params) -> Tensor:
     return both.clamp(0, 255).reshape(n, -1, *image)
 
 
-def _mean(node: Node, x: Tensor, y: Params | None) -> Tensor:
+def _mean(graph: Graph, node: Node, operands: Operands) -> Tensor:
     """Sums come from PyTorch's own mean, exact in float64 once multiplied by its own count."""
-    at = node.attrs
+    (x, y), at = operands[0], node.attrs
 
     def pool(t: Tensor) -> Tensor:
         if node.op == "adaptive_avg_pool2d":
@@ -225,3 +214,28 @@ def _finish(out: Tensor, clamp: tuple[float | None, float | None], y: Params | N
         return out
     inverse = 1 / torch.tensor(y[0], dtype=torch.float32)
     return torch.clamp(torch.round(out * inverse) + y[1], 0, 255)
+
+
+_OPERATORS: dict[str, Callable[[Graph, Node, Operands], Tensor]] = {
+    "activation": _function,
+    "adaptive_avg_pool2d": _mean,
+    "add": _add,
+    "avg_pool2d": _mean,
+    "channel_shuffle": lambda g, node, o: F.channel_shuffle(o[0][0], node.attrs["groups"]),
+    "clamp": _add,
+    "concat": _concat,
+    "conv2d": _layer,
+    "dequantize": lambda g, node, o: _real(*o[0]),
+    "flatten": lambda g, node, o: torch.flatten(o[0][0], 1),
+    "layer_norm": _layer_norm,
+    "linear": _layer,
+    "max_pool2d": _max_pool,
+    "mul": _mul,
+    "pixel_shuffle": _shuffle,
+    "pixel_unshuffle": _shuffle,
+    "quantize": _quantize,
+    "resize": _resize,
+    "slice": lambda g, node, o: o[0][0][:, node.attrs["begin"] : node.attrs["end"]],
+    "softmax": _softmax,
+    "unflatten": lambda g, node, o: o[0][0][:, :, None, None],
+}

@@ -170,6 +170,26 @@ def wide_program(seed: int = 0) -> Graph:
     return b.graph()
 
 
+def token_program(seed: int = 0) -> Graph:
+    """Tokens [N, L, 12]: every operator that takes them, on uint8, then on floats."""
+    b = Builder(seed, c=12, rank=3)
+    q = b("quantize", 0, y=b.params())
+    x = b("linear", q, w=b.weight("ternary", 22, 12), clamp=(0.0, None), y=b.params(0))
+    x = b("activation", x, fn="gelu", y=b.params(-0.4))
+    x = b("linear", x, q, w=b.weight("int8", 12, 22), y=b.params())
+    x = b("add", x, q, clamp=(-2.0, 4.0), y=b.params(-2, 4))
+    y = b("mul", x, q, y=b.params())
+    y = b("clamp", y, clamp=(None, 1.5), y=b.params(-3, 1.5))
+    y = b("concat", x, y, q, y=b.params())
+    y = b("dequantize", y)
+    y = b("layer_norm", y, w=b.weight("float", 36, 1, zeros=0), eps=1e-5)
+    y = b("linear", y, w=b.weight("float", 18, 36), clamp=(-3.0, None))
+    z = b("linear", y, y, w=b.weight("int8", 18, 18))
+    z = b("softmax", b("add", y, z))
+    b("mul", b("activation", y, fn="silu"), z)
+    return b.graph()
+
+
 PROGRAMS = {
     "image": image_program,
     "mixed": mixed_program,
@@ -179,9 +199,9 @@ PROGRAMS = {
 
 
 def example(graph: Graph, n: int, h: int, w: int, seed: int = 0) -> NDArray[np.float32]:
-    """A random batch for the program's input."""
+    """A random batch for the program's input; of tokens, h each."""
     at = graph.nodes[0].attrs
-    shape = (n, at["c"], h, w)[: at["rank"]]
+    shape = (n, h, at["c"]) if at["rank"] == 3 else (n, at["c"], h, w)[: at["rank"]]
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 

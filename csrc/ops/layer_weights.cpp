@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "weights/layer_weights.h"
+#include "ops/layer_weights.h"
 
 #include <cmath>
 #include <cstring>
@@ -11,8 +11,8 @@
 namespace tops {
 namespace {
 
-// Does packing filter rows save more products than copying the image costs?
-bool rows_pay(const WeightShape& s, const Window& w) {
+// Whether packing filter rows saves more products than copying the image costs.
+bool filter_rows_pay(const WeightShape& s, const Window& w) {
   if (s.groups != 1 || w.dil_w != 1 || s.i > 16) return false;
   const int64_t saved = s.r * (s.s * divide_up(s.i, 4) - divide_up(s.s * s.i, 4));
   return saved * s.o >= 64;
@@ -39,15 +39,15 @@ LayerWeights::LayerWeights(const ConvWeights& w, Layer layer, const Window* wind
   if (w.bias) bias.assign(w.bias, w.bias + w.shape.o);
   if (w.slope) slope.assign(w.slope, w.slope + w.shape.o);
   const bool weight_only = layer == Layer::kWeightOnly;
-  if (weight_only || (layer == Layer::kLinear && rows_fit(w.kind, w.shape.i))) {
+  if (weight_only || (layer == Layer::kLinear && weight_rows_fit(w.kind, w.shape.i))) {
     const RowCodes codes = w.kind == Weights::kInt8 ? RowCodes::kInt8 : RowCodes::kTwoBit;
-    rows_memory_ = weight_only ? pack_rows(codes, w.data, w.shape.o, w.shape.i, 0)
-                               : pack_faster_rows(w.kind, w.data, w.shape.o, w.shape.i);
-    rows_ = view_rows(rows_memory_.data(), rows_memory_.size());
+    rows_memory_ = weight_only ? pack_weight_rows(codes, w.data, w.shape.o, w.shape.i, 0)
+                               : pack_faster_weight_rows(w.kind, w.data, w.shape.o, w.shape.i);
+    weight_rows_ = view_weight_rows(rows_memory_.data(), rows_memory_.size());
     return;
   }
   std::call_once(once_, [&] {
-    if (!window || !rows_pay(w.shape, *window)) return pack(w.data, w.shape, density);
+    if (!window || !filter_rows_pay(w.shape, *window)) return pack(w.data, w.shape, density);
     row_filter = w.shape.s;
     WeightShape by_rows;
     const std::vector<uint8_t> rows = pack_filter_rows(w.kind, w.data, w.shape, &by_rows);
@@ -56,19 +56,19 @@ LayerWeights::LayerWeights(const ConvWeights& w, Layer layer, const Window* wind
 }
 
 const PackedView& LayerWeights::view() const {
-  std::call_once(once_, [&] { pack(plain_of(rows_).data(), shape, density); });
+  std::call_once(once_, [&] { pack(unpack_weight_rows(weight_rows_).data(), shape, density); });
   return view_;
 }
 
-bool LayerWeights::by_rows(int64_t m) const {
-  if (!rows_.data) return false;
+bool LayerWeights::use_gemv(int64_t m) const {
+  if (!weight_rows_.data) return false;
   if (layer_ == Layer::kWeightOnly) return true;
-  return sparse_ < 0 ? rows_beat_sparse(kind, m, density) : !sparse_;
+  return sparse_ < 0 ? gemv_beats_sparse(kind, m, density) : !sparse_;
 }
 
 void LayerWeights::pack(const void* data, const WeightShape& s, double occupied) const {
   const bool sparse =
-      sparse_ < 0 ? rows_.data || prefer_sparse(kind, occupied, s.r, s.s) : sparse_ != 0;
+      sparse_ < 0 ? weight_rows_.data || prefer_sparse(kind, occupied, s.r, s.s) : sparse_ != 0;
   const std::vector<uint8_t> blob = pack_weights(sparse, kind, data, s);
   packed_ = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
   std::memcpy(packed_.data(), blob.data(), blob.size());
