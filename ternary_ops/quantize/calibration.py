@@ -81,14 +81,12 @@ def calibrate(
             for x, _ in samples(model, batches):
                 run(x)
         _check_usage(usage, quantized)
-    calls = usage.calls
     for layer in quantized.values():
-        layer.calls = calls[layer]
+        layer.calls = usage.calls[layer]
     for seen, attribute in ((inputs, "input_range"), (outputs, "output_range")):
         for layer, histogram in seen.items():
-            if histogram.count == 0:
-                continue
-            setattr(layer, attribute, histogram.range(*choices[layers[layer]]))
+            if histogram.count:
+                setattr(layer, attribute, histogram.range(*choices[layers[layer]]))
     seen_values = {n: h.range(method, percentile) for n, h in values.items() if h.count}
     keep_ranges(model, seen_values)
 
