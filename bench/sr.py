@@ -29,7 +29,6 @@ import torch
 from _cifar import folder
 from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 from _sr import FILES, Array, by_arrays, pairs, training_images
-from ternary_ops.sr.training.trainer import validate
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
@@ -37,6 +36,7 @@ from ternary_ops.benchmark import baselines
 from ternary_ops.program import peak
 from ternary_ops.program.shapes import infer, macs
 from ternary_ops.sr.inference.fidelity import check_colors
+from ternary_ops.sr.training.trainer import validate
 
 CALIBRATION = 16  # patches of training images that 8-bit ranges come from
 EXACT = 1e-5

@@ -29,12 +29,12 @@ from _graphics import drawings
 from _measure import RESULTS, read_rows, write_csv
 from _narrow import narrowed
 from _sr import FILES, SETS, by_arrays, pairs, training_images
-from ternary_ops.sr.training.trainer import reduced, validate
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
 from ternary_ops.sr.inference.fidelity import check_colors
 from ternary_ops.sr.inference.pretrained import facts
+from ternary_ops.sr.training.trainer import reduced, validate
 from ternary_ops.train.checkpoint import Checkpoint
 
 TABLE = "sr_quality.csv"

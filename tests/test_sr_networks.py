@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from packs import DATA, needs_weights
-from ternary_ops.sr.training.metrics import quality
 from torch import Tensor, nn
 
 import ternary_ops as tops
@@ -19,6 +18,7 @@ from ternary_ops import sr
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape
 from ternary_ops.sr.models.fmen import HFAB
 from ternary_ops.sr.models.reparam import EDBB, RRRB
+from ternary_ops.sr.training.metrics import quality
 
 WEIGHTS, REFERENCE = DATA / "sr_weights", DATA / "sr_reference"
 
