@@ -87,11 +87,11 @@ def start(run: Run, runs: Path, split: Split) -> nn.Module:
     else:
         model = trained(run.start)
     if run.reorder:
-        tops.quantize.reorder_channels_(model, split.x_test[:2])
+        tops.reorder_channels_(model, split.x_test[:2])
     if run.config is not None:
         auto: dict[str, Any] = {}
         if run.budget:
-            budget = tops.quantize.Budget(bytes=run.budget)
+            budget = tops.Budget(bytes=run.budget)
             auto = {"auto": True, "budget": budget, "batches": [split.x_train[:64]]}
         tops.quantize_(model, tops.plan(model, run.config, rules=run.rules, **auto))
     if run.goes_on:

@@ -42,7 +42,7 @@ MODULES = {
     "engine.permute": "program.permute",
     "engine.prepare": "compiler.prepare",
     "engine.rounding": "program.compact",
-    "engine.rules": "program.op_spec",
+    "engine.rules": "program.attributes",
     "engine.shapes": "program.shapes",
     "engine.simulate": "program.interpret",
     "engine.steps": "compiler.fuse",
@@ -65,7 +65,7 @@ MODULES = {
     "nn.blocks": "nn.block_sparse",
     "ops.codes": "layout.codes",
     "ops.functions": "reference.activations",
-    "ops.reference": "reference.arithmetic",
+    "ops.reference": "reference",
     "ops.reference_gates": "reference.gates",
     "ops.reference_moves": "reference.data_movement",
     "prune.criteria": "prune.scores",
@@ -115,7 +115,6 @@ MODULES = {
     "sr.rfdn": "sr.models.rfdn",
     "sr.tiff": "sr.inference.tiff",
     "sr.tiles": "sr.inference.tiling",
-    "sr.training": "sr.training.trainer",
     "study.agreement": "benchmark.agreement",
     "study.benchmark": "benchmark.runner",
     "study.data": "data.classification",
@@ -133,12 +132,16 @@ MODULES = {
 }
 # What a package used to export: the module that has it now, and ":name" if it is another.
 NAMES = {
-    "ops": {"codes": "layout.codes", "reference": "reference"},
     "quantize": {
         "Budget": "budget",
         "Distillation": "train.distillation",
         "ReorderRow": "budget",
         "reorder_channels_": "budget",
+    },
+    "sr.training": {
+        "Patches": "sr.training.trainer",
+        "SRCourse": "sr.training.trainer",
+        "train": "sr.training.trainer",
     },
 }
 
@@ -151,14 +154,15 @@ def install() -> None:
 
 def attribute(package: str, name: str) -> Any:
     """A former attribute of a package, with a warning; AttributeError for what never was one."""
-    short = package.removeprefix("ternary_ops.")
-    home = NAMES.get(short, {}).get(name)
+    old = f"{package}.{name}".removeprefix("ternary_ops.")
+    if old in MODULES:
+        return importlib.import_module(f"ternary_ops.{old}")  # by the finder, which warns
+    home = NAMES.get(package.removeprefix("ternary_ops."), {}).get(name)
     if home is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     _warn(f"{package}.{name}", f"ternary_ops.{home}")
     path, _, new = home.partition(":")
-    module = importlib.import_module(f"ternary_ops.{path}")
-    return module if path.rpartition(".")[2] == name else getattr(module, new or name)
+    return getattr(importlib.import_module(f"ternary_ops.{path}"), new or name)
 
 
 class renamed:  # noqa: N801  # used like property

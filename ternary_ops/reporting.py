@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ternary_ops._atomic import replace_file
 from ternary_ops.errors import MissingExtra, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.io.sizes import general_compressors, lowest_bound
-from ternary_ops.program.shapes import infer, macs
+from ternary_ops.program.shapes import infer_from, macs
 from ternary_ops.program.summary import stored_bytes, zeros_planned
 from ternary_ops.program.weight import Weight
 from ternary_ops.table import Table, write_csv
@@ -253,7 +253,7 @@ def new_figure(columns: int) -> tuple[Any, Sequence[Any]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("charts need matplotlib", "none installed", do)) from error
+        raise MissingExtra(need("matplotlib for charts", "none installed", do)) from error
     figure = Figure(figsize=(4.2 * columns, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(1, columns, 1 + i) for i in range(columns)]
@@ -289,12 +289,12 @@ def save_figure(figure: Any, path: str | Path) -> None:
 
 def _layers(program: Program, x: Array) -> list[Layer]:
     graph = program.graph
-    shapes = infer(graph, x.shape[0], *x.shape[2:])
+    shapes = infer_from(graph, x.shape)
     counts = macs(graph, shapes)
     profile = program.profile(x, repeats=_REPEATS)
     nodes: dict[int, list[int]] = {}  # of each filter bank, which may be read more than once
     for index, node in enumerate(graph.nodes):
-        if node.op in ("conv2d", "linear"):
+        if node.operator.is_layer:
             nodes.setdefault(node.attrs["w"], []).append(index)
     return [
         _layer(

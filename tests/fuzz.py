@@ -6,12 +6,12 @@ python tests/fuzz.py --case 123456                   # one case again
 python tests/fuzz.py --count 5000 --keep tests/data/fuzz
 python tests/fuzz.py --count 30000 --reasons tests/data/refused.zip
 
-Case n is a program file that n alone decides: a random program of tests/programs.py, damaged in one
+Case n is a program file that n alone decides: a random program of programs.py, damaged in one
 to four places, either in its bytes (which checksums must catch) or in its index, its payload or its
 metadata with the checksum made right again (which every later check must catch). Cases run in child
 processes; one that kills its process, or takes more than --seconds, is found by its number, and
-kept with --keep as a file that tests/test_fuzz.py reads from then on. --reasons keeps the smallest
-file for every reason that files are refused for, which must stay refused.
+kept with --keep as a file that program/test_fuzz.py reads from then on. --reasons keeps the
+smallest file for every reason that files are refused for, which must stay refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from typing import Any
 
 import numpy as np
 
-SUITE = Path(__file__).resolve().parent
-sys.path.insert(0, str(SUITE))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 
 from containers import forge  # noqa: E402
 from programs import PROGRAMS, example, random_program  # noqa: E402

@@ -25,17 +25,17 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = (
-    "test_ops.py",
-    "test_runtime.py",
-    "test_fake_quantize.py",
-    "test_codec.py",
-    "test_pools.py",
-    "test_worst_case.py",
+    "ops/test_ops.py",
+    "program/test_runtime.py",
+    "nn/test_fake_quantize.py",
+    "io/test_codec.py",
+    "program/test_pools.py",
+    "program/test_worst_case.py",
 )
 
 
 # The tests of the schedule of rows, which notice most of its faults without computing a value.
-ROWS = ("test_row_schedule.py", "test_bands.py", "test_random_graphs.py")
+ROWS = ("program/test_row_schedule.py", "program/test_bands.py", "compiler/test_random_graphs.py")
 
 
 class Fault(NamedTuple):
@@ -64,25 +64,25 @@ FAULTS = {
         "kernels/epilogue.inl", "    if (capped)\n", "    if (capped && clamped)\n"
     ),
     "halo": Fault(
-        "kernels/conv.inl",
+        "kernels/conv_tile.inl",
         "    if (bits != V::kAll) q = V::select(bits, q, outside);\n",
         "    if (bits == 0) q = V::select(bits, q, outside);\n",
     ),
     "second chain of sums": Fault(
-        "kernels/conv.inl",
+        "kernels/conv_sparse.inl",
         "for (int c = 1; c < kChains; ++c) sums[0][v] = V::add(",
         "for (int c = 2; c < kChains; ++c) sums[0][v] = V::add(",
     ),
     "zero point of the input": Fault(
-        "ops/conv.cpp", "start_[i] = -x_zero_point * packed.sums[o];", "start_[i] = 0;"
+        "ops/conv.cpp", "start_[i] = -spec.x_zero_point * packed_.sums[o];", "start_[i] = 0;"
     ),
     "scale of the last channel": Fault(
-        "ops/conv.cpp", "    scale_[i] = scale[o];", "    scale_[i] = scale[o - (o == s.o - 1)];"
+        "ops/conv.cpp", "spec.scale[o];", "spec.scale[o - (o == outputs - 1)];"
     ),
     "overflow of narrow sums": Fault(
         "isa/policy_avx2.inl", "kNarrowSteps = 64;", "kNarrowSteps = 68;"
     ),
-    "overflow of bundles": Fault("weights/overflow_groups.cpp", "kMost = 128;", "kMost = 140;"),
+    "overflow of groups": Fault("weights/overflow_groups.cpp", "kMost = 128;", "kMost = 140;"),
     "rounding of halves": Fault(
         "isa/policy_scalar.inl", "__builtin_lrintf(a)", "__builtin_floorf(a + 0.5f)"
     ),

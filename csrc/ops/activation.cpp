@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "isa/isa.h"
+#include "program/program.h"
 #include "tensor/for_each_row.h"
 
 namespace tops {
@@ -96,26 +97,26 @@ void MemoryPlan::run_over_channels(const NodeTask& w, const RunContext& f) const
     for (int64_t p = 0; p < out.w; ++p) {
       if (node.op == Op::kSoftmax) {
         float most = x[p], sum = 0.0f;
-        for (int64_t c = 1; c < count; ++c) most = std::max(most, x[c * in.plane + p]);
+        for (int64_t c = 1; c < count; ++c) most = std::max(most, x[c * in.channel_stride + p]);
         for (int64_t c = 0; c < count; ++c)
-          sum += y[c * out.plane + p] = std::exp(x[c * in.plane + p] - most);
-        for (int64_t c = 0; c < count; ++c) y[c * out.plane + p] /= sum;
+          sum += y[c * out.channel_stride + p] = std::exp(x[c * in.channel_stride + p] - most);
+        for (int64_t c = 0; c < count; ++c) y[c * out.channel_stride + p] /= sum;
         continue;
       }
       const Detail& d = *node.detail;
       double mean = 0.0, square = 0.0;  // of many channels: float32 sums would lose digits
-      for (int64_t c = 0; c < count; ++c) mean += static_cast<double>(x[c * in.plane + p]);
+      for (int64_t c = 0; c < count; ++c) mean += static_cast<double>(x[c * in.channel_stride + p]);
       mean /= static_cast<double>(count);
       for (int64_t c = 0; c < count; ++c) {
-        const double v = static_cast<double>(x[c * in.plane + p]) - mean;
+        const double v = static_cast<double>(x[c * in.channel_stride + p]) - mean;
         square += v * v;
       }
       const double spread =
           std::sqrt(square / static_cast<double>(count) + static_cast<double>(d.eps));
       for (int64_t c = 0; c < count; ++c) {
-        const double v = (static_cast<double>(x[c * in.plane + p]) - mean) / spread;
-        y[c * out.plane + p] = static_cast<float>(v) * d.params[static_cast<size_t>(c)] +
-                               d.params[static_cast<size_t>(count + c)];
+        const double v = (static_cast<double>(x[c * in.channel_stride + p]) - mean) / spread;
+        y[c * out.channel_stride + p] = static_cast<float>(v) * d.params[static_cast<size_t>(c)] +
+                                        d.params[static_cast<size_t>(count + c)];
       }
     }
   });

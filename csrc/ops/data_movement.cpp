@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/scalar_math.h"
 #include "isa/isa.h"
+#include "program/program.h"
 #include "tensor/for_each_row.h"
 #include "tensor/interpolation.h"
 
@@ -36,7 +37,7 @@ void move_rows(const ActivationTensor& in, const ActivationTensor& out, Rows row
   parallel_for(out.packets, 4 * vectors_of(out, rows), [&](int64_t c, int) {
     for (int64_t n = 0; n < out.n; ++n)
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
+        uint8_t* const to = y + (c * out.channel_stride + out.packet(n, row, 0)) * 4;
         for (int64_t j = 0; j < (packets ? 1 : 4); ++j) {
           const bool absent = c * step + j >= out.channels;
           const Row from = absent ? Row{} : source(c * step + j, row);
@@ -46,9 +47,10 @@ void move_rows(const ActivationTensor& in, const ActivationTensor& out, Rows row
             const int64_t channel = from.channel + columns.extra[i];
             const int64_t packet = line + columns.column[i];
             if (packets)
-              std::memcpy(to + p * 4, x + (channel / step * in.plane + packet) * 4, 4);
+              std::memcpy(to + p * 4, x + (channel / step * in.channel_stride + packet) * 4, 4);
             else
-              to[p * 4 + j] = absent ? 0 : x[(channel / 4 * in.plane + packet) * 4 + channel % 4];
+              to[p * 4 + j] =
+                  absent ? 0 : x[(channel / 4 * in.channel_stride + packet) * 4 + channel % 4];
           }
         }
       }
@@ -66,8 +68,9 @@ void shuffle_floats(const ActivationTensor& in, const ActivationTensor& out, Row
         const int64_t first = (c * fh + row % fh) * fw, packet = in.packet(n, row / fh, 0);
         for (int64_t k = 0; k < fw; ++k)
           from[static_cast<size_t>(k)] =
-              reinterpret_cast<const float*>(x + ((first + k) * in.plane + packet) * 4);
-        float* const to = reinterpret_cast<float*>(y + (c * out.plane + out.packet(n, row, 0)) * 4);
+              reinterpret_cast<const float*>(x + ((first + k) * in.channel_stride + packet) * 4);
+        float* const to =
+            reinterpret_cast<float*>(y + (c * out.channel_stride + out.packet(n, row, 0)) * 4);
         kernel.interleave(from.data(), fw, whole, to);
         for (int64_t p = whole * fw; p < out.w; ++p)
           to[p] = from[static_cast<size_t>(p % fw)][p / fw];
@@ -187,9 +190,9 @@ void MemoryPlan::run_concat(const NodeTask& w, const RunContext& f) const {
     parallel_for(in.packets, vectors_of(in, w.rows), [&](int64_t c, int) {
       for (int64_t n = 0; n < in.n; ++n)
         for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
-          const uint8_t* const from = x + (c * in.plane + in.packet(n, row, 0)) * 4;
+          const uint8_t* const from = x + (c * in.channel_stride + in.packet(n, row, 0)) * 4;
           const int64_t to = node.is_float ? offset + c : offset / 4 + c;
-          uint8_t* const packet = y + (to * out.plane + out.packet(n, row, 0)) * 4;
+          uint8_t* const packet = y + (to * out.channel_stride + out.packet(n, row, 0)) * 4;
           if (node.is_float || (same && offset % 4 == 0)) {
             std::memcpy(packet, from, static_cast<size_t>(in.w) * 4);
           } else if (offset % 4 == 0) {
@@ -197,7 +200,8 @@ void MemoryPlan::run_concat(const NodeTask& w, const RunContext& f) const {
           } else {  // this part's channels lie across two packets of the whole
             for (int64_t j = 0; j < 4 && c * 4 + j < in.channels; ++j) {
               const int64_t k = offset + c * 4 + j;
-              uint8_t* const byte = y + (k / 4 * out.plane + out.packet(n, row, 0)) * 4 + k % 4;
+              uint8_t* const byte =
+                  y + (k / 4 * out.channel_stride + out.packet(n, row, 0)) * 4 + k % 4;
               for (int64_t p = 0; p < in.w; ++p) byte[p * 4] = codes[from[p * 4 + j]];
             }
           }
@@ -225,7 +229,7 @@ void MemoryPlan::run_resize(const NodeTask& w, const RunContext& f) const {
     fill_all_halos(out, w.rows, y, halo_value(node));
     return;
   }
-  const Columns columns(in.w, 0, out.w, wide, d.align);
+  const BilinearColumns columns(in.w, 0, out.w, wide, d.align);
   const KernelTable& kernel = kernels();
   const int64_t width = out.w * (in.is_float ? 1 : 4);
   parallel_for(out.packets, 4 * vectors_of(out, w.rows), [&](int64_t c, int) {
@@ -238,19 +242,19 @@ void MemoryPlan::run_resize(const NodeTask& w, const RunContext& f) const {
         float* const row = reinterpret_cast<float*>(memory.data()) + line % 2 * width;
         if (held[line % 2] == line) return row;
         held[line % 2] = line;
-        const uint8_t* const from = x + (c * in.plane + in.packet(n, line, 0)) * 4;
+        const uint8_t* const from = x + (c * in.channel_stride + in.packet(n, line, 0)) * 4;
         if (in.is_float)
-          kernel.stretch_floats(columns.stretch(), reinterpret_cast<const float*>(from), out.w,
-                                row);
+          kernel.bilinear_floats(columns.bilinear(), reinterpret_cast<const float*>(from), out.w,
+                                 row);
         else
-          kernel.bilinear_packets(columns.stretch(), from, node.zero_point, out.w, row);
+          kernel.bilinear_packets(columns.bilinear(), from, node.zero_point, out.w, row);
         return row;
       };
       for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
         const Sample v = sample(row, in.h, tall, d.align);
         const float *const above = stretched(v.first), *const below = stretched(v.second);
-        uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
-        kernel.blend_rows(above, below, v.first_share, v.second_share, width,
+        uint8_t* const to = y + (c * out.channel_stride + out.packet(n, row, 0)) * 4;
+        kernel.blend_rows(above, below, v.first_weight, v.second_weight, width,
                           in.is_float ? reinterpret_cast<float*>(to) : blended);
         if (!in.is_float) kernel.quantize_row(blended, width, 1.0f, node.zero_point, to);
       }

@@ -104,18 +104,19 @@ void MemoryPlan::run_quantize(const NodeTask& w, const RunContext& f) const {
     return quantize_rows(node, g, f.x, w.y);
   const int64_t channels = from.grid.channels;
   for_rows(g, w.rows, [&](int64_t quad, int64_t n, int64_t row) {
-    uint8_t* const to = w.y + (quad * g.plane + g.packet(n, row, 0)) * 4;
+    uint8_t* const to = w.y + (quad * g.channel_stride + g.packet(n, row, 0)) * 4;
     if (node.fine && quad % 2) return;  // with the one before
     if (node.fine) quad /= 2;
     const float* in[4] = {nullptr, nullptr, nullptr, nullptr};
     for (int64_t j = 0; j < 4 && quad * 4 + j < channels; ++j) {
       const int64_t c = quad * 4 + j;
-      in[j] = from.external ? f.x + ((n * channels + c) * g.h + row) * g.w
-                            : reinterpret_cast<const float*>(
-                                  x + (c * from.grid.plane + from.grid.packet(n, row, 0)) * 4);
+      in[j] = from.external
+                  ? f.x + ((n * channels + c) * g.h + row) * g.w
+                  : reinterpret_cast<const float*>(
+                        x + (c * from.grid.channel_stride + from.grid.packet(n, row, 0)) * 4);
     }
     if (node.fine)
-      kernel.quantize_fine(in, g.w, inv, node.zero_point, to, to + g.plane * 4);
+      kernel.quantize_fine(in, g.w, inv, node.zero_point, to, to + g.channel_stride * 4);
     else
       kernel.quantize(in, g.w, inv, node.zero_point, to);
   });
@@ -131,7 +132,7 @@ void MemoryPlan::run_dequantize(const NodeTask& w, const RunContext& f) const {
     const Packets out = packets_at(g, w.y, quad, g.packet(n, row, 0));
     float* y[4];
     for (int j = 0; j < 4; ++j) y[j] = reinterpret_cast<float*>(out.channel[j]);
-    kernel.dequantize(x + (quad * in.plane + in.packet(n, row, 0)) * 4, g.w, source.scale,
+    kernel.dequantize(x + (quad * in.channel_stride + in.packet(n, row, 0)) * 4, g.w, source.scale,
                       source.zero_point, y);
   });
   fill_all_halos(g, w.rows, w.y, 0);
@@ -161,7 +162,8 @@ void MemoryPlan::run_max_pool(const NodeTask& w, const RunContext& f) const {
         size_t count = 0;
         for (int64_t i = 0; i < node.kernel_h; ++i) {
           const int64_t iy = oy * win.stride_h - win.pad_h + i * win.dil_h;
-          if (iy >= 0 && iy < in.h) lines[count++] = x + (c * in.plane + in.packet(n, iy, 0)) * 4;
+          if (iy >= 0 && iy < in.h)
+            lines[count++] = x + (c * in.channel_stride + in.packet(n, iy, 0)) * 4;
         }
         uint8_t* const row = columns.data() + ((oy - rows.begin) * pitch + win.pad_w) * 4;
         if (count)
@@ -172,7 +174,7 @@ void MemoryPlan::run_max_pool(const NodeTask& w, const RunContext& f) const {
       for (int64_t oy = rows.begin; oy < rows.end; ++oy)
         kernel.max_columns(columns.data() + (oy - rows.begin) * pitch * 4, node.kernel_w,
                            win.stride_w, win.dil_w, node.is_float,
-                           w.y + (c * out.plane + out.packet(n, oy, 0)) * 4, out.w);
+                           w.y + (c * out.channel_stride + out.packet(n, oy, 0)) * 4, out.w);
     }
   });
   fill_all_halos(out, rows, w.y, halo_value(node));
@@ -343,15 +345,17 @@ void MemoryPlan::run_flatten(const NodeTask& w, const RunContext& f) const {
   uint8_t* const y = w.y;
   if (!in.is_float)  // the last quad may have channels that nothing below writes
     for (int64_t n = 0; n < out.n; ++n)
-      std::memset(y + ((out.packets - 1) * out.plane + n) * 4, 0, 4);
+      std::memset(y + ((out.packets - 1) * out.channel_stride + n) * 4, 0, 4);
   for (int64_t c = 0; c < in.channels; ++c)
     for (int64_t n = 0; n < in.n; ++n)
       for (int64_t p = 0; p < image; ++p) {
         const int64_t k = c * image + p, packet = in.packet(n, p / in.w, p % in.w);
         if (in.is_float)
-          std::memcpy(y + (k * out.plane + n) * 4, x + (c * in.plane + packet) * 4, 4);
+          std::memcpy(y + (k * out.channel_stride + n) * 4,
+                      x + (c * in.channel_stride + packet) * 4, 4);
         else
-          y[((k / 4) * out.plane + n) * 4 + k % 4] = x[((c / 4) * in.plane + packet) * 4 + c % 4];
+          y[((k / 4) * out.channel_stride + n) * 4 + k % 4] =
+              x[((c / 4) * in.channel_stride + packet) * 4 + c % 4];
       }
 }
 

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/threads.h"
 #include "program/program.h"
+#include "program/row_pairs.h"
 
 namespace tops {
 namespace {
@@ -216,7 +217,7 @@ const ConvPlan& MemoryPlan::add_conv(size_t id, Rows of) {
   Window window = node.window;
   const auto operand = [&](int other) {
     Operand read = operand_of(nodes_, other);
-    if (read.present) read.plane = step(other).grid.plane;
+    if (read.present) read.channel_stride = step(other).grid.channel_stride;
     return read;
   };
   if (band_) {  // the padding is there, as rows like others
@@ -225,10 +226,17 @@ const ConvPlan& MemoryPlan::add_conv(size_t id, Rows of) {
     out = out.strip(rows);
     window.pad_h = 0;
   }
-  made = std::make_unique<ConvPlan>(
-      l.view(), l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, out, window,
-      operand(node.b), node.requantize, l.slope.empty() ? nullptr : l.slope.data(), l.row_filter,
-      operand(node.gate), pairs);
+  ConvSpec spec{l.view(), l.scale.data()};
+  spec.bias = l.bias.data();
+  spec.slope = l.slope.empty() ? nullptr : l.slope.data();
+  spec.x_zero_point = in.is_float ? 0 : from.zero_point;
+  spec.window = window;
+  spec.requantize = node.requantize;
+  spec.residual = operand(node.b);
+  spec.gate = operand(node.gate);
+  spec.row_filter = l.row_filter;
+  spec.pairs = pairs;
+  made = std::make_unique<ConvPlan>(spec, in, out);
   return *made;
 }
 
@@ -263,7 +271,7 @@ void MemoryPlan::place_whole(bool keep_all) {
       if (home >= 0) homes[owner] = s.memory;
     }
     blocks[s.memory].until = std::max(blocks[s.memory].until, last[id]);
-    s.by_rows = node.op == Op::kLinear && node.layer->by_rows(step(node.a).grid.n);
+    s.by_rows = node.op == Op::kLinear && node.layer->use_gemv(step(node.a).grid.n);
     if (s.by_rows || (node.op != Op::kConv && node.op != Op::kLinear)) continue;
     if (const int64_t scratch = add_conv(id, {0, s.grid.h}).scratch_bytes()) {
       s.scratch = blocks.size();
@@ -287,7 +295,7 @@ void MemoryPlan::place_whole(bool keep_all) {
 void MemoryPlan::run(const float* x, float* y, Buffer& arena,
                      std::vector<NodeProfile>* profile) const {
   const NodePlan& last = step(output_);
-  Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.plane * 4 : 0);
+  Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.channel_stride * 4 : 0);
   RunContext f{x, y ? y : reinterpret_cast<float*>(unwanted.data()), arena.data(), {}};
   if (band_) f.first.assign(memories_.size(), 0);
   if (profile)

@@ -6,8 +6,9 @@
 #include <memory>
 #include <vector>
 
-#include "ops/conv.h"
-#include "weights/layer_weights.h"
+#include "ops/epilogue.h"
+#include "ops/layer_weights.h"
+#include "tensor/conv_input.h"
 
 namespace tops {
 
@@ -88,5 +89,8 @@ std::vector<int> inputs_of(const Node& node);
 
 // The value `id` as something that a node reads beside its input; none where id is negative.
 Operand operand_of(const std::vector<Node>& nodes, int id);
+
+// A packet of the value outside the image.
+inline uint32_t halo_value(const Node& n) { return n.is_float ? 0u : u8_packet(n.zero_point); }
 
 }  // namespace tops

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "ops/conv.h"
+#include "ops/layer_weights.h"
 #include "program/node.h"
 #include "program/row_schedule.h"
-#include "weights/layer_weights.h"
 
 namespace tops {
 

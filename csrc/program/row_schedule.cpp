@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "tensor/interpolation.h"
-#include "weights/layer_weights.h"
 
 namespace tops {
 namespace {

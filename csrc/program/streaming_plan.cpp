@@ -162,7 +162,7 @@ uint8_t* MemoryPlan::data(const RunContext& f, int id) const {
   if (s.external) return reinterpret_cast<uint8_t*>(f.y);
   // Not within the memory where rows have been let go; no row of those is touched.
   const int64_t gone = f.first.empty() ? 0 : f.first[s.memory] * s.grid.pitch;
-  const int64_t before = homes_[static_cast<size_t>(id)].offset * s.grid.plane;
+  const int64_t before = homes_[static_cast<size_t>(id)].offset * s.grid.channel_stride;
   return f.arena + (memories_[s.memory].at + (before - gone) * 4);
 }
 
@@ -172,7 +172,7 @@ void MemoryPlan::move_down(const RowTask& task, RunContext& f) const {
   const Memory& place = memories_[s.memory];
   uint8_t* const memory = f.arena + place.at;
   parallel_for(place.packets, place.packets * task.keep * g.pitch / 16, [&](int64_t c, int) {
-    uint8_t* const plane = memory + c * g.plane * 4;
+    uint8_t* const plane = memory + c * g.channel_stride * 4;
     std::memmove(plane, plane + task.drop * g.pitch * 4,
                  static_cast<size_t>(task.keep * g.pitch + g.halo) * 4);
   });

@@ -86,7 +86,7 @@ def images(count: int, channels: int, size: int, start: int = 0) -> Tensor:
         from PIL import Image
     except ImportError as error:
         do = "pip install 'ternary-ops[image]'"
-        raise MissingExtra(need("real images need Pillow", "none installed", do)) from error
+        raise MissingExtra(need("Pillow for real images", "none installed", do)) from error
     with np.load(pack) as archive:
         data, ends = archive["data"], archive["off"]
     known = len(ends) - 1
@@ -124,7 +124,7 @@ def network(name: str) -> nn.Module:
 def shape_of(name: str, size: int | None = None) -> tuple[int, int]:
     """Channels and side of the images; BadConfig for a network that is not in SHAPES."""
     if name not in SHAPES:
-        raise BadConfig(need(f"a model is one of {', '.join(SHAPES)}", repr(name), "Pick one."))
+        raise BadConfig(need(f"one of the models {', '.join(SHAPES)}", repr(name), "Pick one."))
     channels, side = SHAPES[name]
     return channels, side if size is None else size
 
@@ -201,7 +201,7 @@ def by_name(
 
 
 def dense_twin(model: nn.Module) -> nn.Module:
-    """The float32 network of the same weights: what rivals are given and are compared with."""
+    """The float32 network of the same weights: what baselines are given and are compared with."""
     twin = copy.deepcopy(model).eval()
     layers: dict[nn.Module, nn.Module] = {}
     for module in twin.modules():

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.graph.signature import result
 from ternary_ops.graph.trace import fused_chain, is_layer, module_of, trace
@@ -59,7 +60,11 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call reorder_channels_ on the float network, then quantize_."
-        raise BadConfig(need("channels are reordered before quantize_", "quantized layers", do))
+        raise BadConfig(
+            need(
+                "a float network (channels are reordered before quantize_)", "quantized layers", do
+            )
+        )
     graph = _integer_graph(model, example_input)
     spaces = Spaces(graph)
     weights = []
@@ -78,7 +83,7 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
         names = [
             graph.weight(node).name
             for node in graph.nodes
-            if node.op in ("conv2d", "linear") and spaces.root(node.inputs[0]) == root
+            if node.operator.is_layer and spaces.root(node.inputs[0]) == root
         ]
         order = _best_order([_filters(model, name) for name in names], labels)
         if order is not None:
@@ -89,8 +94,6 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
 
 def _integer_graph(model: nn.Module, example_input: Tensor) -> Any:
     """A program of the network in which every layer reads integers: floats would be pinned."""
-    from ternary_ops.compiler import compile  # noqa: A004  # the engine imports this package
-
     trial = copy_of(model).cpu().float().eval()
     quantize_(trial, plan(trial, TernaryConfig("int8")))
     calibrate(trial, [example_input])

@@ -46,7 +46,7 @@ def load_onnx_builder(
     model = load_onnx(path)
     if any(isinstance(m, TernaryLayer) for m in model.modules()):
         do = "Pass the float network that it was made from."
-        raise BadConfig(need(f"{path} is a float network", "an 8-bit one", do))
+        raise BadConfig(need(f"a float network in {path}", "an 8-bit one", do))
     state = model.state_dict() if weights is None else weights
     return lambda: copy.deepcopy(model), state
 

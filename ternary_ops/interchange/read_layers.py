@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.interchange import import_constants
 from ternary_ops.interchange.import_ranges import Codes
+from ternary_ops.interchange.loader import Loader
 from ternary_ops.interchange.onnx_package import Refused
 from ternary_ops.interchange.rules import Attributes, Made
-
-if TYPE_CHECKING:
-    from ternary_ops.interchange.importer import Loader
 
 
 def _pads(at: Attributes) -> tuple[int, int]:

@@ -86,7 +86,7 @@ class LayerState(nn.Module):
     def phase(self, phase: str) -> None:
         if phase not in PHASES:
             names = ", ".join(map(repr, PHASES))
-            raise BadConfig(need(f"phase is one of {names}", repr(phase), "Pick one."))
+            raise BadConfig(need(f"phase as one of {names}", repr(phase), "Pick one."))
         codes = self.integer_weight()[0] if phase == "frozen" else None
         self._write(phase, self.kept(), codes)
 
@@ -111,7 +111,7 @@ class LayerState(nn.Module):
     def codes(self, codes: Tensor) -> None:
         if self.phase != "frozen":
             do = 'Set phase = "frozen" first.'
-            raise BadConfig(need('codes are set in phase "frozen"', repr(self._phase), do))
+            raise BadConfig(need('phase "frozen" where codes are set', repr(self._phase), do))
         self._check_shape("codes", codes)
         self._write("frozen", self.kept(), codes)
 
@@ -196,7 +196,7 @@ class LayerState(nn.Module):
                 "the averaged weights."
             )
             got = f"{value:.3f} at {at}: an average over networks of different codes"
-            raise BadWeights(need("frozen codes are whole numbers", got, do))
+            raise BadWeights(need("whole numbers as frozen codes", got, do))
 
     @torch.no_grad()
     def _write(self, phase: str, mask: Tensor, codes: Tensor | None) -> None:

@@ -54,7 +54,7 @@ class TernaryConfig:
         if not (number and 0.0 <= self.zeros < 1.0):
             raise BadConfig(
                 need(
-                    "TernaryConfig.zeros needs a share 0 <= zeros < 1",
+                    "TernaryConfig.zeros as a fraction 0 <= zeros < 1",
                     repr(self.zeros),
                     "0.9 keeps one unit in ten.",
                 )
@@ -79,7 +79,11 @@ class TernaryConfig:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise BadConfig(
-                need(f"TernaryConfig has {', '.join(known)}", unknown[0], "Remove or rename it.")
+                need(
+                    f"fields of TernaryConfig ({', '.join(known)})",
+                    unknown[0],
+                    "Remove or rename it.",
+                )
             )
         return cls(**values)
 
@@ -87,4 +91,4 @@ class TernaryConfig:
 def _choice(field: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         names = ", ".join(repr(a) for a in allowed)
-        raise BadConfig(need(f"TernaryConfig.{field} is one of {names}", repr(value), "Pick one."))
+        raise BadConfig(need(f"TernaryConfig.{field} as one of {names}", repr(value), "Pick one."))

@@ -165,7 +165,7 @@ def ptq(threshold: float = 0.5, scale: str = "lsq", ste: str = "identity") -> Te
     if scale not in scales or ste not in STE_MODES:
         raise BadConfig(
             need(
-                f"ptq needs scale in {tuple(scales)} and ste in {STE_MODES}",
+                f"for ptq a scale in {tuple(scales)} and an ste in {STE_MODES}",
                 f"{scale!r} and {ste!r}",
                 "Correct it.",
             )
@@ -191,9 +191,9 @@ def register_ternarizer(
     name it. Raises BadConfig for a taken name or an unknown ste.
     """
     if name in _REGISTRY:
-        raise BadConfig(need("a new ternarizer needs a free name", repr(name), "Choose another."))
+        raise BadConfig(need("a free name for a new ternarizer", repr(name), "Choose another."))
     if ste not in STE_MODES:
-        raise BadConfig(need(f"ste is one of {STE_MODES}", repr(ste), "Pick one."))
+        raise BadConfig(need(f"ste as one of {STE_MODES}", repr(ste), "Pick one."))
     _REGISTRY[name] = fn if isinstance(fn, Ternarizer) else Ternarizer(fn, scale, ste)
 
 
@@ -203,7 +203,7 @@ def get_ternarizer(name: str) -> Ternarizer:
     if found is None:
         raise BadConfig(
             need(
-                f"TernaryConfig.ternarizer is one of {', '.join(map(repr, _REGISTRY))}",
+                f"TernaryConfig.ternarizer as one of {', '.join(map(repr, _REGISTRY))}",
                 repr(name),
                 "Pick one, or add yours with register_ternarizer(name, fn).",
             )

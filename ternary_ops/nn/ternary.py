@@ -81,7 +81,7 @@ class TernaryLayer(LayerState, ABC):
         if config.weights == "float":
             raise BadConfig(
                 need(
-                    f'{type(self).__name__} needs config.weights "ternary" or "int8"',
+                    f'config.weights "ternary" or "int8" for {type(self).__name__}',
                     "'float'",
                     "Keep the torch.nn layer instead.",
                 )
@@ -89,7 +89,7 @@ class TernaryLayer(LayerState, ABC):
         if config.activations == "uint11" and getattr(self, "groups", 0) != 1:
             raise BadConfig(
                 need(
-                    'activations "uint11" need a convolution with groups=1',
+                    'a convolution with groups=1 for activations "uint11"',
                     type(self).__name__,
                     'Give this layer activations="uint8" by a rule.',
                 )
@@ -128,7 +128,7 @@ class TernaryLayer(LayerState, ABC):
         if not finite.all():
             at = tuple(int(i) for i in (~finite).nonzero()[0])
             raise BadWeights(
-                need("quantizing needs finite weights", f"{self.weight[at]} at {at}", "Train anew.")
+                need("finite weights to quantize", f"{self.weight[at]} at {at}", "Train anew.")
             )
         if self.phase == "frozen":
             self._check_codes()
@@ -302,7 +302,7 @@ class TernaryLayer(LayerState, ABC):
     def _check_dtype(self, x: Tensor) -> None:
         if not x.is_floating_point():
             raise UnsupportedShape(
-                need(f"{type(self).__name__} takes a float input", x.dtype, "Convert it first.")
+                need(f"a float input of {type(self).__name__}", x.dtype, "Convert it first.")
             )
 
     def _needs(self, weights: str) -> None:

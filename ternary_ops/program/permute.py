@@ -19,7 +19,7 @@ import numpy as np
 
 from ternary_ops.program import column_grouping
 from ternary_ops.program.graph import Graph, Node
-from ternary_ops.program.shapes import infer
+from ternary_ops.program.shapes import infer_from, sizes_of
 from ternary_ops.program.weight import Array, Weight
 from ternary_ops.table import Table
 
@@ -96,8 +96,8 @@ def permute(graph: Graph, sample: Sequence[int]) -> tuple[Graph, PermuteReport]:
 
     Raises UnsupportedShape for a sample that the program does not take.
     """
-    shapes = infer(graph, sample[0], *sample[2:])
-    pixels = [int(np.prod(shape[2:])) for shape in shapes]
+    shapes = infer_from(graph, sample)
+    pixels = [int(np.prod(sizes_of(shape))) for shape in shapes]
     spaces = Spaces(graph)
     weights = list(graph.weights)
     readers = _readers(graph)

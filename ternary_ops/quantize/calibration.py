@@ -77,7 +77,7 @@ def calibrate(
     layers = {module: n for n, module in quantized.items() if module.config.integer_input}
     if not layers:
         do = "Call quantize_ first."
-        raise UnsupportedModel(need("calibrating needs layers with uint8 activations", "none", do))
+        raise UnsupportedModel(need("layers with uint8 activations to calibrate", "none", do))
     choices = _choices(layers, (method, percentile), rules or {})
     inputs = {layer: Histogram(f"the input of {name}") for layer, name in layers.items()}
     outputs: dict[tnn.TernaryLayer, Histogram] = {}
@@ -117,7 +117,7 @@ def _check_usage(usage: Usage, layers: Mapping[str, tnn.TernaryLayer]) -> None:
 def _check(method: object, percentile: float) -> tuple[str, float]:
     if not isinstance(method, str) or method not in METHODS:
         names = ", ".join(map(repr, METHODS))
-        raise BadConfig(need(f"method is one of {names}", repr(method), "Pick one."))
+        raise BadConfig(need(f"method as one of {names}", repr(method), "Pick one."))
     check_type("percentile", percentile, (int, float), "99.99 is usual.")
     if not 50.0 < percentile <= 100.0:
         raise BadConfig(need("percentile lies in 50 to 100", percentile, "99.99 is usual."))

@@ -63,7 +63,11 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call equalize_ on the float network, then quantize_."
-        raise BadConfig(need("channels are equalized before quantize_", "quantized layers", do))
+        raise BadConfig(
+            need(
+                "a float network (channels are equalized before quantize_)", "quantized layers", do
+            )
+        )
     inputs = [x for x, _ in samples(model, batches)]
     training = model.training
     model.eval()
@@ -160,7 +164,7 @@ def _check_finite(watch: _Watch) -> None:
     for node, seen in watch.seen.items():
         if not bool((seen.high - seen.low).isfinite().all()):
             do = "Check the weights before it, and the batches."
-            raise BadWeights(need("values must be finite", f"NaN or infinity in {node.name}", do))
+            raise BadWeights(need("finite values", f"NaN or infinity in {node.name}", do))
 
 
 @dataclass

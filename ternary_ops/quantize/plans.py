@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.patterns import fit_pattern, get_pattern
 from ternary_ops.table import Table
-
-if TYPE_CHECKING:
-    from ternary_ops.budget.allocate import Budget
 
 _COLUMNS = ("name", "type", "shape", "action", "pattern", "reason")
 
@@ -97,6 +94,17 @@ class Plan:
             raise BadConfig(need("a plan as plain values", repr(error), do)) from error
 
 
+@runtime_checkable
+class Allocator(Protocol):
+    """Chooses weights and zeros of layers within a limit: `budget.Budget`."""
+
+    def allocate(
+        self, model: nn.Module, plan: Plan, free: list[str], batches: Iterable[Any]
+    ) -> Plan:
+        """`plan` with the configs of the layers named in `free` replaced."""
+        ...
+
+
 def plan(
     model: nn.Module,
     config: TernaryConfig | None = None,
@@ -105,7 +113,7 @@ def plan(
     skip: str | Sequence[str] | None = None,
     *,
     auto: bool = False,
-    budget: Budget | None = None,
+    budget: Allocator | None = None,
     batches: Iterable[Any] | None = None,
     example: Tensor | None = None,
 ) -> Plan:
@@ -123,7 +131,7 @@ def plan(
     several names goes by the first; globs may use any of them.
 
     auto: choose weights (ternary or 8 bits) and zeros of every layer that `config` alone would
-    make ternary, so that the compiled network keeps to `budget` (allocate.Budget: ms or bytes) and
+    make ternary, so that the compiled network keeps to `budget` (`budget.Budget`: ms or bytes) and
     its output changes least. `batches`, as for calibrate, are what it is measured on, one sample of
     them for the time. It takes about a dozen compilations, and one pass over the batches for every
     layer and candidate; 32 to 64 samples are plenty.
@@ -182,7 +190,7 @@ def plan(
     return _allocated(model, made, free, budget, batches)
 
 
-def _check_auto(auto: bool, budget: Budget | None, batches: Iterable[Any] | None) -> None:
+def _check_auto(auto: bool, budget: Allocator | None, batches: Iterable[Any] | None) -> None:
     if auto != (budget is not None) or auto != (batches is not None):
         got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
         do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
@@ -190,17 +198,14 @@ def _check_auto(auto: bool, budget: Budget | None, batches: Iterable[Any] | None
 
 
 def _allocated(
-    model: nn.Module, made: Plan, free: list[str], budget: Budget, batches: Iterable[Any]
+    model: nn.Module, made: Plan, free: list[str], budget: Allocator, batches: Iterable[Any]
 ) -> Plan:
     """The plan with weights and zeros of the `free` layers chosen for the budget."""
-    # It compiles, and so imports this module.
-    from ternary_ops.budget.allocate import Budget, allocate
-
-    check_type("budget", budget, Budget, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
+    check_type("budget", budget, Allocator, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
     if not free:
         do = "Pass a ternary config, or fewer rules."
-        raise BadConfig(need("auto needs a layer that is ternary by `config`", "none", do))
-    return allocate(model, made, free, batches, budget)
+        raise BadConfig(need("a layer that is ternary by `config` for auto", "none", do))
+    return budget.allocate(model, made, free, batches)
 
 
 def _check_types(config: object, rules: object, only: object, skip: object) -> None:
@@ -307,7 +312,7 @@ def _check_kept(
     if config.weights == "float" or _planned(module, names, config, "").config != module.config:
         raise BadConfig(
             need(
-                f"rule {glob!r} applies to layers that are not quantized yet",
+                f"layers that are not quantized yet for rule {glob!r}",
                 f"{names[0]}, quantized with another config ({module.config})",
                 "Narrow the glob, or plan from the float network.",
             )
@@ -326,7 +331,7 @@ def check_finite(module: nn.Module, name: str) -> None:
             at = tuple(int(i) for i in (~finite).nonzero()[0])
             raise BadWeights(
                 need(
-                    "quantizing needs finite weights",
+                    "finite weights to quantize",
                     f"{float(value[at])} at {name}.{key}{list(at)}",
                     "Repair or retrain this layer, or skip it.",
                 )
@@ -360,7 +365,7 @@ def _check_conflicts(
         if all(stays(names) for names in ruled):
             raise BadConfig(
                 need(
-                    f"rule {glob!r} must apply to a layer",
+                    f"a layer that rule {glob!r} applies to",
                     f"all of {', '.join(n[0] for n in ruled)} in skip or not in only",
                     "Remove the rule, or let a layer of it in.",
                 )
@@ -373,7 +378,7 @@ def _check_globs(globs: list[str], layers: dict[nn.Module, list[str]]) -> None:
             known = ", ".join(names[0] for names in layers.values())
             raise BadConfig(
                 need(
-                    f"every glob in rules, only and skip must match a weighted layer ({known})",
+                    f"globs in rules, only and skip that match a weighted layer ({known})",
                     repr(glob),
                     "Correct it or leave it out.",
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ternary_ops.errors import MissingExtra, need
+from ternary_ops.errors import needs_package
 
 if TYPE_CHECKING:
     from ternary_ops.sr.inference.colors import keep_colors
@@ -83,12 +83,8 @@ def __getattr__(name: str) -> Any:
     """Load a name at first use; MissingExtra when it needs torch and torch is absent."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    do = "pip install 'ternary-ops[sr]', or upscale with a program: sr.open_model."
+    with needs_package("torch", f"sr.{name}", do):
         module = importlib.import_module(f"{__name__}.{_HOME[name]}")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        do = "pip install 'ternary-ops[sr]', or upscale with a program: sr.open_model."
-        raise MissingExtra(need(f"sr.{name} needs PyTorch", "none installed", do)) from error
     value = globals()[name] = getattr(module, name)
     return value

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import reporting
 from ternary_ops._atomic import replace_file
-from ternary_ops.benchmark.timing import int8_rival, per_image, torch_threads
+from ternary_ops.benchmark.timing import int8_baseline, per_image, torch_threads
 from ternary_ops.benchmark.torch_free_process import run_without_torch
 from ternary_ops.data.classification import Split
 from ternary_ops.data.image_folder import Source
@@ -131,7 +131,7 @@ def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -
         tick()
     if job.checkpoints is not None:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
-    speeds, rival, note = _speeds(dense, program, split, progress)
+    speeds, baseline, note = _speeds(dense, program, split, progress)
     predicted = torch.from_numpy(logits).argmax(1)
     return Outcome(
         name=job.name,
@@ -140,7 +140,9 @@ def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -
         fp32_bytes=sum(4 * p.numel() for p in dense.parameters()),
         accuracy_dense=accuracy(predictions(dense, split.x_test), split.y_test),
         accuracy_int8=(
-            None if rival is None else accuracy(predictions(rival, split.x_test), split.y_test)
+            None
+            if baseline is None
+            else accuracy(predictions(baseline, split.x_test), split.y_test)
         ),
         accuracy=accuracy(predicted, split.y_test),
         agreement=accuracy(predicted, predictions(model, split.x_test)),
@@ -272,13 +274,13 @@ def _must_compile(model: nn.Module, job: Job) -> None:
 def _speeds(
     dense: nn.Module, program: tops.Program, split: Split, progress: Progress
 ) -> tuple[tuple[Speed, ...], nn.Module | None, str]:
-    rival, note = int8_rival(dense, split.x_train[:CALIBRATION])
-    rivals = {"torch fp32": dense} | ({"torch int8": rival} if rival is not None else {})
+    baseline, note = int8_baseline(dense, split.x_train[:CALIBRATION])
+    baselines = {"torch fp32": dense} | ({"torch int8": baseline} if baseline is not None else {})
     cases = [(t, n) for t in sorted({1, os.cpu_count() or 1}) for n in BATCHES]
     speeds = []
     with progress.stage("measure", len(cases)) as tick:
         for threads, batch in cases:
-            ms = per_image(rivals, program, split.x_test[:batch], threads)
+            ms = per_image(baselines, program, split.x_test[:batch], threads)
             speeds.append(Speed(threads, batch, ms))
             tick()
-    return tuple(speeds), rival, note
+    return tuple(speeds), baseline, note
