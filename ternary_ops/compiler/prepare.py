@@ -50,7 +50,7 @@ def prepare(
     layers = _quantized(network)
     check_finished(layers, allow_unfinished)
     for layer in layers.values():
-        layer.settle()  # programs have one scale a filter
+        layer.fold_scales()  # programs have one scale a filter
     with watching(network) as usage, _hooks_seen(network) as hooks, float_activations(network):
         expected = signature.result(network, x.clone())
     _materialize(network)

@@ -103,7 +103,7 @@ def _folded(layer: Any, norm: Any, names: tuple[str, str]) -> Any:
     """
     before, after = _copy(layer), _copy(layer)
     if isinstance(before, tnn.TernaryLayer):
-        before.settle()  # one scale for a filter: a part of folding that does change values
+        before.fold_scales()  # one scale for a filter: a part of folding that does change values
     _fold(names[0], after, norm)
     if layer.weight.is_meta or not layer.weight.numel():
         return after
@@ -129,7 +129,7 @@ def _take_over(layer: Any, folded: Any) -> None:
     """Write what _folded made into the layer; its parameters stay the same objects."""
     quantized = isinstance(layer, tnn.TernaryLayer)
     if quantized:
-        layer.settle()
+        layer.fold_scales()
     layer.weight.copy_(folded.weight)
     if layer.bias is None:
         layer.bias = folded.bias
@@ -201,7 +201,7 @@ def _fold(name: str, layer: Any, norm: Any) -> None:
 
 def _scale_ternary(name: str, layer: tnn.TernaryLayer, gain: Tensor) -> None:
     """Scale the latent weight; the codes must follow by their sign alone."""
-    layer.settle()
+    layer.fold_scales()
     weight, sign = layer.weight, per_filter(gain.sign().to(torch.int8), layer.weight)
     codes = layer.integer_weight()[0] * sign
     scaled = weight.double() * per_filter(gain, weight)
