@@ -42,7 +42,8 @@ def save_onnx(program: Program, path: str | os.PathLike[str], form: str = "exact
 
 def _model(graph: Graph, exact: bool) -> Any:
     """The checked ModelProto; raises UnsupportedModel that names every node ONNX cannot express."""
-    out, failed, names = GraphBuilder(), [], []
+    names: list[str] = []
+    out, failed = GraphBuilder(), []
     for number, node in enumerate(graph.nodes):
         try:
             inputs = tuple(names[j] for j in node.inputs)

@@ -248,6 +248,22 @@ def float_bound(terms: int) -> float:
     return (min(terms, 4 * math.sqrt(terms)) + 2) / 2
 
 
+def normalized_error(
+    shape: LinearShape | ConvShape, o: Operands, y: NDArray[Any], w: NDArray[Any]
+) -> float:
+    """Largest |y - reference| in units of eps * (scale * sum |w||x| + |bias|)."""
+    from ternary_ops import reference
+
+    function = reference.conv2d if isinstance(shape, ConvShape) else reference.linear
+    want = function(o.x, w, o.scale, o.bias, **shape.geometry)
+    size = function(
+        np.abs(o.x), np.abs(w.astype(np.float64)), o.scale, np.abs(o.bias), **shape.geometry
+    )
+    if y.shape != want.shape:
+        raise AssertionError(f"shape {y.shape}, expected {want.shape}")
+    return float(np.max(np.abs(y - want) / (EPS * size), initial=0.0))
+
+
 def _integers(
     rng: np.random.Generator, shape: tuple[int, ...], weights: str, extreme: bool
 ) -> NDArray[np.int8]:
