@@ -195,6 +195,7 @@ PROGRAMS = {
     "mixed": mixed_program,
     "flat": flat_program,
     "wide": wide_program,
+    "tokens": token_program,
 }
 
 
