@@ -57,7 +57,8 @@ def test_what_operators_claim_of_their_results_holds(name: str) -> None:
         if kind.per_channel and not value.fine and x.channels is not None:
             assert value.multiple == x.multiple
         if kind.per_pixel:
-            assert made.shape[2:] == before.shape[2:]
+            pixels = slice(1, 2) if x.rank == 3 else slice(2, None)
+            assert made.shape[pixels] == before.shape[pixels]
         if kind.rearranges and not any(node.attrs.get("crop", ())):
             assert np.array_equal(np.sort(made, axis=None), np.sort(before, axis=None))
         assert kind.is_layer == (kind.macs(graph.bound(node), made.shape) > 0)

@@ -35,8 +35,7 @@ def scattered(graph: Graph, seed: int, keep: float = 0.25) -> Graph:
 
 
 def sample_of(graph: Graph, n: int = 2, h: int = 41, w: int = 38) -> tuple[int, ...]:
-    at = graph.nodes[0].attrs
-    return (n, at["c"], h, w)[: at["rank"]]
+    return example(graph, n, h, w).shape
 
 
 def same_bits(graph: Graph, made: Graph) -> None:
