@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import torch
 from numpy.typing import NDArray
-from programs import PROGRAMS, example, random_program
+from programs import example, random_program
 from torch import Tensor, nn
 
 import ternary_ops as tops
@@ -31,7 +32,8 @@ from ternary_ops.train.checkpoint import Checkpoint
 from ternary_ops.train.distillation import Distillation
 
 Array = NDArray[np.float32]
-# Random programs that, with PROGRAMS, have every operator, gates among them, and integer codes to
+PROGRAMS = {name: programs.PROGRAMS[name] for name in ("image", "mixed", "flat", "wide")}
+# Random programs that, with these, have every operator, gates among them, and integer codes to
 # the end.
 SEEDS = (41, 66, 101)
 CONFIGS: dict[str, dict[str, Any]] = {
