@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_quant import FUNCTIONS
-from networks import images
 from programs import Builder
+from small_networks import images
 from torch import nn
 
 import ternary_ops as tops
