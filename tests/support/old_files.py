@@ -191,9 +191,9 @@ def _programs(folder: Path, expected: dict[str, Array]) -> None:
     for name, graph in graphs.items():
         x = example(graph, 2, 17, 19)
         made[name] = runtime.Program(graph, x.shape), x
-    x = images(2)
+    batch = images(2)
     for name, config in CONFIGS.items():
-        made[name] = tops.compile(quantized(config), x), x.numpy()
+        made[name] = tops.compile(quantized(config), batch), batch.numpy()
     for name, (program, sample) in made.items():
         program.save(folder / f"programs/{name}.safetensors")
         expected[f"x/{name}"], expected[f"y/{name}"] = sample, run(program, sample, name)
@@ -210,7 +210,7 @@ def _weights(folder: Path, expected: dict[str, Array]) -> None:
 def _runs(folder: Path, expected: dict[str, Array]) -> None:
     model, optimizer, pruner = pruning()
     prune(model, optimizer, pruner, range(PRUNED_STOP))
-    parts = {"model": model, "optimizer": optimizer, "pruner": pruner}
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "pruner": pruner}
     states = {name: part.state_dict() for name, part in parts.items()}
     torch.save(states, folder / "pruner.pt")
     prune(model, optimizer, pruner, range(PRUNED_STOP, PRUNED_STEPS))
