@@ -134,7 +134,7 @@ def test_bytes_and_floats_of_one_image_are_one_input() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda p: (p / "train" / "class3").mkdir(), "class3 has a readable image"),
+        (lambda p: (p / "train" / "class3").mkdir(), "readable image to train on in class class3"),
         (lambda p: (p / "val" / "strange").mkdir(), "strange"),
         (lambda p: [f.write_bytes(b"x") for f in (p / "train/class0").iterdir()], "class0"),
     ],
@@ -262,7 +262,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
             if stage == "dense"
             else job(folder, checkpoints=kept, resume=True, recipe=get_recipe("safe"))
         )
-        with pytest.raises(FormatError, match="is of the run"):
+        with pytest.raises(FormatError, match="of the run"):
             compress(changed, folder / "b.safetensors", quiet)
         resumed = job(folder, checkpoints=kept, resume=True)
         assert compress(resumed, folder / "b.safetensors", quiet) is not None

@@ -198,10 +198,10 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path: Path) -> None
         run(course, file, about="b")
     assert file.read_bytes() == before
     file.write_bytes(before[: len(before) // 2])
-    with pytest.raises(FormatError, match="is a checkpoint"):
+    with pytest.raises(FormatError, match="a checkpoint in"):
         run(course, file)
     file.write_bytes(b"")
-    with pytest.raises(FormatError, match="is a checkpoint"):
+    with pytest.raises(FormatError, match="a checkpoint in"):
         run(course, file)
 
 
