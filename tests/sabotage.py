@@ -117,25 +117,25 @@ FAULTS = {
         "for (int64_t i = next_.fetch_add(1); i < tasks_ - (use_ > 2); i = next_.fetch_add(1))",
     ),
     "rows: end of a window": _rows(
-        "program/row_schedule.cpp", "+ (height - 1) * w.dil_h + 1};", "+ (height - 1) * w.dil_h};"
+        "tensor/conv_input.h", "+ (taps - 1) * w.dil_h + 1};", "+ (taps - 1) * w.dil_h};"
     ),
     "rows: begin of a window": _rows(
-        "program/row_schedule.cpp",
+        "tensor/conv_input.h",
         "{rows.begin * w.stride_h - w.pad_h,",
         "{rows.begin * w.stride_h - w.pad_h + 1,",
     ),
     "rows: begin of a pixel shuffle": _rows(
-        "program/row_schedule.cpp",
-        "{divide_down(rows.begin, node.detail->factor_h),",
-        "{divide_down(rows.begin, node.detail->factor_h) + 1,",
+        "ops/data_movement.cpp",
+        "{divide_down(rows.begin, factor_h_),",
+        "{divide_down(rows.begin, factor_h_) + 1,",
     ),
     "rows: begin of a pixel unshuffle": _rows(
-        "program/row_schedule.cpp",
-        "{rows.begin * node.detail->factor_h,",
-        "{rows.begin * node.detail->factor_h + 1,",
+        "ops/data_movement.cpp",
+        "{rows.begin * factor_h_,",
+        "{rows.begin * factor_h_ + 1,",
     ),
     "rows: first row of a blend": _rows(
-        "program/row_schedule.cpp", "{s.first, s.second + 1}", "{s.first + 1, s.second + 1}"
+        "ops/resize.cpp", "{s.first, s.second + 1}", "{s.first + 1, s.second + 1}"
     ),
     "rows: begin of what a reader needs": _rows(
         "program/row_schedule.cpp", ".begin + v.grid.margin;", ".begin + v.grid.margin + 1;"
@@ -156,40 +156,40 @@ FAULTS = {
     ),
     "rows: kept when moved": _rows(
         "program/row_schedule.cpp",
-        "task.keep = had - flow.low(m);",
-        "task.keep = had - flow.low(m) - 1;",
+        "task.keep = had - demand.low(m);",
+        "task.keep = had - demand.low(m) - 1;",
     ),
     "rows: dropped when moved": _rows(
         "program/row_schedule.cpp",
-        "task.drop = flow.low(m) - first[m];",
-        "task.drop = flow.low(m) - first[m] + 1;",
+        "task.drop = demand.low(m) - first[m];",
+        "task.drop = demand.low(m) - first[m] + 1;",
     ),
     "rows: a memory's last": _rows(
         "program/row_schedule.cpp", "top - first[m] > room[m]", "top - first[m] > room[m] + 1"
     ),
     "rows: a memory's size": _rows(
         "program/row_schedule.cpp",
-        "(*rows)[m], top - flow.low(m)",
-        "(*rows)[m], top - flow.low(m) - 1",
+        "(*rows)[m], top - demand.low(m)",
+        "(*rows)[m], top - demand.low(m) - 1",
     ),
     "rows: pairs": _rows(
         "program/row_schedule.cpp", "p == Pairs::kOdd ? 1 : 0", "p == Pairs::kOdd ? 0 : 1"
     ),
     "rows: padding of a reader": _rows(
         "program/streaming_plan.cpp",
-        "std::max(margin, node.window.pad_h)",
-        "std::max(margin, node.window.pad_h - 1)",
+        "std::max(margin, wanted)",
+        "std::max(margin, wanted - 1)",
     ),
     "rows: bytes moved": _rows(
-        "program/streaming_plan.cpp",
+        "program/run.cpp",
         "task.keep * g.pitch + g.halo",
         "(task.keep - 1) * g.pitch + g.halo",
     ),
-    "rows: first of a memory": _rows(
-        "program/streaming_plan.cpp", "+= task.drop;", "+= task.drop - 1;"
-    ),
+    "rows: first of a memory": _rows("program/run.cpp", "+= task.drop;", "+= task.drop - 1;"),
     "rows: a grid's size": _rows(
-        "program/streaming_plan.cpp", "keep(bands.rows[v.memory],", "keep(bands.rows[v.memory] - 1,"
+        "program/streaming_plan.cpp",
+        "keep(schedule.rows[v.memory],",
+        "keep(schedule.rows[v.memory] - 1,",
     ),
     "damaged end of a block": Fault(
         "codec/rans.h", "if (state_ != kStateFloor) damaged", "if (state_ < kStateFloor) damaged"

@@ -95,21 +95,22 @@ void fill_margins(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t 
 
 namespace {
 
-// Rows of a matrix, which are images of one pixel: their packets lie next to each other. Channels
-// go in runs of a cache line, since both ways one side is read or written a channel at a time.
 bool is_matrix(const ActivationTensor& g) { return g.is_float && g.h * g.w == 1 && g.halo == 0; }
 
-template <bool kToGrid>
+// Floats between [pixels, channels] and packets, without padding. Channels go in runs of a cache
+// line, since both ways one side is read or written a channel at a time.
+template <bool kToPackets>
 void transpose(const ActivationTensor& g, const void* from, void* to) {
   constexpr int64_t kRun = 16;
+  const int64_t pixels = g.n * g.h * g.w;
   parallel_for(divide_up(g.channels, kRun), g.packets * g.channel_stride, [&](int64_t run, int) {
     const int64_t first = run * kRun, last = std::min(first + kRun, g.channels);
     const float* const a = static_cast<const float*>(from);
     float* const b = static_cast<float*>(to);
-    for (int64_t i = 0; i < g.n; ++i)
+    for (int64_t i = 0; i < pixels; ++i)
       for (int64_t c = first; c < last; ++c) {
         const int64_t row = i * g.channels + c, packet = c * g.channel_stride + i;
-        b[kToGrid ? packet : row] = a[kToGrid ? row : packet];
+        b[kToPackets ? packet : row] = a[kToPackets ? row : packet];
       }
   });
 }
@@ -169,6 +170,18 @@ void tensor_to_nchw(const ActivationTensor& g, Rows rows, const uint8_t* data, v
         }
       }
   });
+}
+
+void tensor_from_nhwc(const ActivationTensor& g, const float* x, uint8_t* data) {
+  transpose<true>(g, x, data);
+}
+
+void tensor_to_nhwc(const ActivationTensor& g, const uint8_t* data, void* y) {
+  if (g.is_float) return transpose<false>(g, data, y);
+  uint8_t* const codes = static_cast<uint8_t*>(y);
+  for (int64_t i = 0; i < g.n * g.h * g.w; ++i)
+    for (int64_t c = 0; c < g.channels; ++c)
+      codes[i * g.channels + c] = data[(c / 4 * g.channel_stride + i) * 4 + c % 4];
 }
 
 }  // namespace tops

@@ -20,11 +20,12 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // To whole cache lines.
 inline int64_t round_up(int64_t bytes) { return divide_up(bytes, 64) * 64; }
 
-// Shape and layout of one; the memory is elsewhere. pitch = w + halo: the right halo of a row is
-// the left halo of the next one, so a padded row costs one halo, not two. margin: padding rows
-// above and below, as many as halo unless keep() or strip() says otherwise. Channel packets are an
-// odd number of cache lines apart: with a power of two, those of one pixel would share a few sets
-// of the first-level cache.
+// Shape and layout of one of rank 4; the memory is elsewhere. Rows [N, C] lie as images of one
+// pixel, tokens [N, L, C] as images of one row of L pixels. pitch = w + halo: the right halo of a
+// row is the left halo of the next one, so a padded row costs one halo, not two. margin: padding
+// rows above and below, as many as halo unless keep() or strip() says otherwise. Channel packets
+// are an odd number of cache lines apart: with a power of two, those of one pixel would share a few
+// sets of the first-level cache.
 struct ActivationTensor {
   int64_t channels = 0, packets = 0, n = 0, h = 0, w = 0, halo = 0, margin = 0;
   int64_t pitch = 0, image = 0, channel_stride = 0;
@@ -89,5 +90,8 @@ void fill_margins(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t 
 void tensor_from_nchw(const ActivationTensor& g, Rows rows, const void* x, uint32_t halo_value,
                       uint8_t* data);
 void tensor_to_nchw(const ActivationTensor& g, Rows rows, const uint8_t* data, void* y);
+// Channels last, [N, H * W, C], whole and without padding.
+void tensor_from_nhwc(const ActivationTensor& g, const float* x, uint8_t* data);
+void tensor_to_nhwc(const ActivationTensor& g, const uint8_t* data, void* y);
 
 }  // namespace tops

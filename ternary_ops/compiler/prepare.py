@@ -20,8 +20,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.changes import Changes, read_without_call
+from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.signature import Signature
-from ternary_ops.graph.trace import is_leaf, module_of
+from ternary_ops.graph.trace import is_leaf
 from ternary_ops.graph.usage import Usage, watching
 from ternary_ops.nn import PackedLayer, TernaryLayer
 from ternary_ops.nn.planned import check_finished, listed, warn_of_zeros

@@ -26,18 +26,20 @@ def restore_core() -> Iterator[None]:
     core().set_num_threads(0)
 
 
-def results(x: Array, quantized: bool, add_pool: Any) -> Iterator[tuple[str, Array, Array]]:
+def results(
+    x: Array, quantized: bool, op: str, attrs: dict[str, Any]
+) -> Iterator[tuple[str, Array, Array]]:
     """Per instruction set and thread count: a label, the pool's input and its output."""
     for isa in ISAS:
         core().set_isa(isa)
         for threads in (1, 3):
             core().set_num_threads(threads)
             engine = core().Engine()
-            value = engine.input(x.shape[1], 4)
+            value = engine.add("input", [], {"c": x.shape[1], "rank": 4})
             if quantized:
-                value = engine.quantize(value, *X)
-            pool = add_pool(engine, value)
-            engine.output(engine.dequantize(pool) if quantized else pool)
+                value = engine.add("quantize", [value], {"y": X, "fine": False})
+            pool = engine.add(op, [value], attrs)
+            engine.output(engine.add("dequantize", [pool], {}) if quantized else pool)
             values = engine.run_all(x)
             yield f"{isa}, {threads} threads", values[value], values[pool]
 
@@ -51,8 +53,10 @@ def image(n: int, c: int, h: int, w: int) -> Array:
 def test_max_pool(shape: PoolShape, quantized: bool) -> None:
     dilation, ceil = shape.options.get("dilation", (1, 1)), shape.options.get("ceil", False)
     geometry = (shape.kernel, shape.stride, shape.padding, dilation, ceil)
+    names = ("kernel", "stride", "padding", "dilation", "ceil")
+    attrs = dict(zip(names, geometry, strict=True))
     x = image(shape.n, shape.c, *shape.size)
-    for machine, q, y in results(x, quantized, lambda e, v: e.max_pool2d(v, *geometry)):
+    for machine, q, y in results(x, quantized, "max_pool2d", attrs):
         assert np.array_equal(y, reference.max_pool2d(q, *geometry)), machine
 
 
@@ -61,15 +65,11 @@ def test_max_pool(shape: PoolShape, quantized: bool) -> None:
 def test_avg_pool(shape: PoolShape, quantized: bool) -> None:
     ceil, include_pad = shape.options.get("ceil", False), shape.options.get("include_pad", True)
     divisor = shape.options.get("divisor")
-    y_params = Y if quantized else (0.0, 0)
-
-    def add(engine: Any, value: int) -> int:
-        native = (shape.kernel, shape.stride, shape.padding, ceil, include_pad, divisor or 0)
-        return int(engine.avg_pool2d(value, *native, *y_params))
-
     geometry = (shape.kernel, shape.stride, shape.padding, ceil, include_pad, divisor)
+    names = ("kernel", "stride", "padding", "ceil", "include_pad", "divisor")
+    attrs = {**dict(zip(names, geometry, strict=True)), "y": Y if quantized else None}
     x = image(shape.n, shape.c, *shape.size)
-    for machine, q, y in results(x, quantized, add):
+    for machine, q, y in results(x, quantized, "avg_pool2d", attrs):
         if quantized:
             want = reference.avg_pool2d((q, *X), *geometry, Y)
             assert np.array_equal(y, want), machine
@@ -85,10 +85,9 @@ def test_avg_pool(shape: PoolShape, quantized: bool) -> None:
 @pytest.mark.parametrize("quantized", [True, False], ids=["u8", "f32"])
 def test_adaptive_avg_pool(case: tuple[tuple[int, ...], tuple[int, int]], quantized: bool) -> None:
     (n, c, h, w), size = case
-    y_params = Y if quantized else (0.0, 0)
     x = image(n, c, h, w)
-    add = lambda e, v: e.adaptive_avg_pool2d(v, *size, *y_params)  # noqa: E731
-    for machine, q, y in results(x, quantized, add):
+    attrs = {"size": size, "y": Y if quantized else None}
+    for machine, q, y in results(x, quantized, "adaptive_avg_pool2d", attrs):
         if quantized:
             assert np.array_equal(y, reference.adaptive_avg_pool2d((q, *X), size, Y)), machine
         else:

@@ -104,7 +104,9 @@ class _Layer(Operator):
         if x.fine:
             values = codes.fine_filters(w.array)
             shape = (*shape[:3], values.shape[3])
-        slope = None if w.slope is None else np.broadcast_to(w.slope, shape[0])
+        slope = w.slope
+        if slope is not None:
+            slope = np.ascontiguousarray(np.broadcast_to(slope, shape[0]))
         vectors = {"scale": scale, "bias": w.bias, "slope": slope}
         return {"kind": kind, "weights": values, "shape": shape, **vectors}
 
