@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from networks import TorchvisionNet
+from small_networks import TorchvisionNet
 from torch import Tensor, nn
 
 import ternary_ops as tops

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from cases import activations as cases
 from fake_quant import FUNCTIONS
-from networks import images
 from programs import Builder
+from small_networks import images
 from torch import nn
 
 import ternary_ops as tops
