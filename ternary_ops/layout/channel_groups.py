@@ -176,7 +176,9 @@ class ChannelGroups:
 
     def groups(self) -> list[ChannelGroup]:
         """Every group, in the order in which their channels were added."""
-        classes = self._moves.numbers()
+        numbers = self._moves.numbers()
+        in_order = np.argsort(np.unique(numbers, return_index=True)[1])
+        classes = np.argsort(in_order)[numbers]  # numbered by their first channel
         of_class, representative = self._alike(classes)
         positions: list[dict[Hashable, Index]] = [{} for _ in representative]
         for value, slots in self._slots.items():
@@ -188,7 +190,7 @@ class ChannelGroups:
                 positions[g][value] = at.reshape(-1, copies)
         fixed = self._moves.reasons_by_number()
         return [
-            self._group(where, fixed[first])
+            self._group(where, fixed[in_order[first]])
             for where, first in zip(positions, representative, strict=True)
         ]
 
