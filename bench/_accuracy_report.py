@@ -15,7 +15,7 @@ from _measure import NETWORKS, RESULTS, interleave, ratio, read_rows, spread, st
 
 import ternary_ops as tops
 from ternary_ops._native import core
-from ternary_ops.benchmark.timing import int8_rival, torch_call
+from ternary_ops.benchmark.timing import int8_baseline, torch_call
 
 
 def measure(threads: int, rounds: int, isa: str) -> None:
@@ -34,7 +34,7 @@ def measure(threads: int, rounds: int, isa: str) -> None:
     x = split.x_test[:1].contiguous()
     timers, rows = {}, []
     for parent in parents:
-        rival, note = int8_rival(trained(parent), split.x_train[:256])
+        rival, note = int8_baseline(trained(parent), split.x_train[:256])
         if rival is None:
             raise SystemExit(f"torch int8 of {parent}: {note}")
         timers[f"torch int8 {parent}"] = stopwatch(torch_call(rival, x))

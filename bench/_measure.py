@@ -12,6 +12,7 @@ import csv
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+import ternary_ops
 from ternary_ops._native import core
 
 # Threads of the engine before spin for a while, on cores that this one needs; then its own must be
@@ -97,6 +99,13 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
     }
+
+
+def commit() -> str:
+    """The short name of the commit that the package in use was checked out from."""
+    folder = Path(ternary_ops.__file__).parent
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
 
 
 def setup(

@@ -38,6 +38,7 @@ LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 BLOCKS = ((4, 4), (1, 16))
 CHAIN = 4
+RIVALS = ("oneDNN, blocked", "oneDNN, channels_last", "torch conv2d", "OpenVINO")
 
 Run = Callable[[], Any]
 
@@ -69,11 +70,19 @@ class Ours:
         o, i, r, s = weight.shape
         last = np.ascontiguousarray(weight.permute(0, 2, 3, 1).numpy())
         self.engine, self.x = core().Engine(), x.numpy()
-        self.node = self.engine.conv2d(
-            self.engine.input(i, 4), -1, -1, "float", last, o, r, s, i,
-            np.ones(o, np.float32), None, None,
-            (1, 1), (1, 1), (1, 1), 1, -np.inf, np.inf, 0.0, 0, -1,
-        )  # fmt: skip
+        attrs = {
+            "kind": "float",
+            "shape": (o, r, s, i),
+            "weights": last,
+            "scale": np.ones(o, np.float32),
+            "stride": (1, 1),
+            "padding": (1, 1),
+            "dilation": (1, 1),
+            "groups": 1,
+            "gate": False,
+        }
+        image = self.engine.add("input", [], {"c": i, "rank": 4})
+        self.node = self.engine.add("conv2d", [image], attrs)
         self.engine.output(self.node)
         blocks = ops.blocks.from_dense(weight, block)
         packed = ops.blocks.pack(blocks, o, i, (r, s))
@@ -129,7 +138,7 @@ def rivals(x: torch.Tensor, weight: torch.Tensor, threads: int) -> tuple[dict[st
         "torch conv2d": lambda: F.conv2d(x, weight, padding=1),
     }
     match = all(
-        within_bound(y.to_dense() if y.layout == torch._mkldnn else y, x, weight)
+        within_bound(y.to_dense() if str(y.layout) == "torch._mkldnn" else y, x, weight)
         for y in (run() for run in found.values())
     )
     chain = openvino_chain(x, weight, threads)
@@ -191,12 +200,7 @@ def measure(channels: int, size: int, rounds: int, threads: int) -> list[dict[st
                 "best": best,
                 **{
                     f"{name} us": round(spread(times[name])[0] * 1e3, 1) if name in times else ""
-                    for name in (
-                        "oneDNN, blocked",
-                        "oneDNN, channels_last",
-                        "torch conv2d",
-                        "OpenVINO",
-                    )
+                    for name in RIVALS
                 },
                 "ceiling_gmac_s": round(1 / spread(times["ceiling"])[0] / 1e6, 1),
                 "threads": threads,
@@ -215,7 +219,7 @@ def break_even(points: list[tuple[float, float]], level: float) -> float | None:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Time against the share of kept blocks, one axis a layer; the fastest rival as a level."""
-    from ternary_ops.reporting import new_figure, save_figure
+    from ternary_ops.charts import new_figure, save_figure
 
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     figure, axes = new_figure(len(layers))

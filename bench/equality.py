@@ -5,7 +5,7 @@
 
 Nodes: on --nodes images every value of every node against the NumPy reference
 (program/interpret.py); integer nodes must be the same bits, floats of integer layers too. On
-all images, the program against itself as a fake-quantized PyTorch network (tests/fake_quant.py:
+all images, the program against itself as a fake-quantized PyTorch network (tests' fake_quant.py:
 operators on integer-valued tensors, sums in float64); the first class must be the same on 99.9 %.
 `layers_top1` compares, for information, with the trained module, whose skip connections stay float.
 Needs real images: TERNARY_OPS_DATA names the folder.
@@ -26,7 +26,7 @@ from ternary_ops import runtime
 from ternary_ops.benchmark import networks
 from ternary_ops.program.interpret import simulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import fake_quant  # noqa: E402  (lies beside the tests, which hold every operator to it)
 
 _LEAST_TOP1 = 0.999

@@ -24,11 +24,11 @@ import torch
 from _measure import interleave, ratio, stopwatch, write_csv
 from _sr import SETS, by_arrays, pairs
 from sr_train import RUNS, published, samples
-from ternary_ops.sr.training.trainer import validate
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
 from ternary_ops._native import core
+from ternary_ops.sr.training.trainer import validate
 
 NETWORKS = ("fmen-s-x4-int8", "efdn-x4-int8", "efdn-x2-int8")
 FINE = tops.TernaryConfig("int8", activations="uint11")

@@ -186,7 +186,7 @@ def main() -> int:
         print("No GPU: --rehearse checks the kernels under Triton's interpreter.")
         return 2
     if options.rehearse:
-        sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "gpu"))
+        sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
         importlib.import_module("interpreter").install()
     device = "cpu" if options.rehearse else "cuda"
     about = {"gpu": "none" if options.rehearse else torch.cuda.get_device_name()}

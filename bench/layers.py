@@ -79,14 +79,23 @@ class Ours:
 
     def __init__(self, layer: Layer, weights: Any, scale: Any, x: Any) -> None:
         self.engine = core().Engine()
-        q = self.engine.quantize(self.engine.input(layer.channels, 4), X_SCALE, X_ZERO)
         o, i, k, _ = weights.shape
-        pair = (layer.padding, layer.padding)
-        y = self.engine.conv2d(
-            q, -1, -1, "ternary", codes.conv_codes(weights), o, k, k, i, scale, None, None,
-            (layer.stride, layer.stride), pair, (1, 1), 1, -np.inf, np.inf, Y_SCALE, Y_ZERO, -1,
-        )  # fmt: skip
-        self.engine.output(self.engine.dequantize(y))
+        image = self.engine.add("input", [], {"c": layer.channels, "rank": 4})
+        q = self.engine.add("quantize", [image], {"y": (X_SCALE, X_ZERO), "fine": False})
+        attrs = {
+            "kind": "ternary",
+            "shape": (o, k, k, i),
+            "weights": codes.conv_codes(weights),
+            "scale": scale,
+            "stride": (layer.stride, layer.stride),
+            "padding": (layer.padding, layer.padding),
+            "dilation": (1, 1),
+            "groups": 1,
+            "gate": False,
+            "y": (Y_SCALE, Y_ZERO),
+        }
+        y = self.engine.add("conv2d", [q], attrs)
+        self.engine.output(self.engine.add("dequantize", [y], {}))
         self.node, self.x = y, x
 
     def milliseconds(self) -> float:

@@ -18,10 +18,10 @@ import torch
 from _measure import write_csv
 from _sr import by_arrays, pairs
 from sr_train import RUNS, published, reconstruct
-from ternary_ops.sr.training.trainer import validate
 
 import ternary_ops as tops
 from ternary_ops import sr
+from ternary_ops.sr.training.trainer import validate
 
 NETWORKS = ("fmen-s-x4-int8", "efdn-x4-int8")
 EDGES = ["head", "tail.0"]

@@ -29,7 +29,6 @@ import torch
 from _cifar import folder
 from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 from _sr import FILES, Array, by_arrays, pairs, training_images
-from ternary_ops.sr.training.trainer import validate
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
@@ -37,6 +36,7 @@ from ternary_ops.benchmark import baselines
 from ternary_ops.program import peak
 from ternary_ops.program.shapes import infer, macs
 from ternary_ops.sr.inference.fidelity import check_colors
+from ternary_ops.sr.training.trainer import validate
 
 CALIBRATION = 16  # patches of training images that 8-bit ranges come from
 EXACT = 1e-5
@@ -164,7 +164,8 @@ def measure(name: str, options: Any) -> list[dict[str, object]]:
         kept = check_colors(run, network.scale, side=9, others=3) if held else None
         row["flats_off"] = f"{kept.flats.off} of {kept.flats.count}" if kept else ""
         row["flats_worst"], row["white"] = (kept.flats.worst, kept.white) if kept else ("", "")
-        row["peak_mb"] = round(run.peak_bytes(tuple(x.shape)) / 1e6, 1) if held else ""
+        held_bytes = run.peak_bytes(tuple(x.shape)) if isinstance(run, runtime.Program) else None
+        row["peak_mb"] = "" if held_bytes is None else round(held_bytes / 1e6, 1)
         rows.append(row)
     for row in rows:
         for column, rival in (

@@ -26,9 +26,9 @@ from _measure import conclude, interleave, ratio, setup, spread
 from _sr import pairs
 from _waifu2x import enlarge, open_net
 from PIL import Image
-from ternary_ops.sr.training.trainer import validate
 
 from ternary_ops import sr
+from ternary_ops.sr.training.trainer import validate
 
 SIZE = (2000, 1500)
 BENCH = Path(__file__).resolve().parent

@@ -25,7 +25,7 @@ Products are those of x's dtype with float32 sums; float32 ones are not rounded 
 import torch
 import triton
 import triton.language as tl
-from ternary_ops.kernels._stretch import between
+from ternary_ops.kernels._bilinear import between
 from ternary_ops.kernels._target import target
 from torch import Tensor
 

@@ -2,7 +2,7 @@
 """2-d convolution with float weights in blocks of N output x M input channels at one tap.
 
 values [nnz, N, M], crow_indices and col_indices as ternary_ops/ops/blocks.py defines them; x as a
-map of pixels (_image.py) whose channels are padded to whole blocks, so that a column index, times
+map of pixels (_im2col.py) whose channels are padded to whole blocks, so that a column index, times
 the constant M, is the place of what it multiplies:
 
     a row of blocks  crow[b] .. crow[b + 1]         map
@@ -20,8 +20,9 @@ tiles of less than 16 x 16 would mostly multiply padding.
 import torch
 import triton
 import triton.language as tl
+from ternary_ops.kernels._block_sizes import block_sparse_blocks
 from ternary_ops.kernels._epilogue import Output
-from ternary_ops.kernels._image import (
+from ternary_ops.kernels._im2col import (
     NONE,
     Layout,
     Window,
@@ -30,9 +31,7 @@ from ternary_ops.kernels._image import (
     make_map,
     on_tensor_cores,
 )
-from ternary_ops.kernels._target import check_compiler, target
-from ternary_ops.kernels._tune import block_sparse_blocks
-from ternary_ops.kernels._walk import (
+from ternary_ops.kernels._implicit_gemm import (
     Finishing,
     accumulate,
     columns_of,
@@ -42,6 +41,7 @@ from ternary_ops.kernels._walk import (
     place,
     write,
 )
+from ternary_ops.kernels._target import check_compiler, target
 from torch import Tensor
 
 from ternary_ops.kernels import conv2d

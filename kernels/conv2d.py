@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """2-d convolution with integer weights, ternary or 8-bit: an implicit matrix product.
 
-A first kernel writes x as a map of pixels that hold their channels, padding included (_image.py).
+A first kernel writes x as a map of pixels that hold their channels, padding included (_im2col.py).
 The main one multiplies, with the weights on the left (on Hopper they come from registers; elsewhere
 warps side by side extract a plane each) and pixels of all images and rows as columns:
 
@@ -29,8 +29,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from ternary_ops.kernels._block_sizes import conv_blocks
 from ternary_ops.kernels._epilogue import Output, finish
-from ternary_ops.kernels._image import (
+from ternary_ops.kernels._im2col import (
     Layout,
     Window,
     arrange,
@@ -38,10 +39,7 @@ from ternary_ops.kernels._image import (
     make_map,
     on_tensor_cores,
 )
-from ternary_ops.kernels._planes import FACTOR16, pack_planes
-from ternary_ops.kernels._target import check_compiler, target
-from ternary_ops.kernels._tune import conv_blocks
-from ternary_ops.kernels._walk import (
+from ternary_ops.kernels._implicit_gemm import (
     Finishing,
     accumulate,
     columns_of,
@@ -51,6 +49,8 @@ from ternary_ops.kernels._walk import (
     place,
     write,
 )
+from ternary_ops.kernels._target import check_compiler, target
+from ternary_ops.kernels._unpack import FACTOR16, pack_planes
 from torch import Tensor
 
 

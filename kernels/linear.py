@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """y [M, N] = x [M, K] @ W [N, K].T for integer weights W, ternary or 8-bit.
 
-Weights lie as rows of lanes (`prepack`): ternary ones in 2-bit planes (_planes.py), 64 bytes for
+Weights lie as rows of lanes (`prepack`): ternary ones in 2-bit planes (_unpack.py), 64 bytes for
 256 weights; 8-bit ones as they are. Rows are padded to ROWS, depths to DEPTH, with zeros, so that
 no load of weights needs a mask.
 
@@ -25,10 +25,10 @@ shifts, the sums of the weights' rows take back.
 import torch
 import triton
 import triton.language as tl
+from ternary_ops.kernels._block_sizes import linear_blocks
 from ternary_ops.kernels._epilogue import Output, finish
-from ternary_ops.kernels._planes import DEPTH, FACTOR16, pack_planes, plane8, plane16
 from ternary_ops.kernels._target import check_compiler, target
-from ternary_ops.kernels._tune import linear_blocks
+from ternary_ops.kernels._unpack import DEPTH, FACTOR16, pack_planes, plane8, plane16
 from torch import Tensor
 
 ROWS = 256  # W's rows are padded to a multiple

@@ -21,8 +21,9 @@ A zero weight within a kept chunk multiplies: an infinity under it becomes NaN, 
 import torch
 import triton
 import triton.language as tl
+from ternary_ops.kernels._block_sizes import conv_blocks
 from ternary_ops.kernels._epilogue import Output
-from ternary_ops.kernels._image import (
+from ternary_ops.kernels._im2col import (
     Layout,
     Window,
     arrange,
@@ -30,10 +31,7 @@ from ternary_ops.kernels._image import (
     make_map,
     on_tensor_cores,
 )
-from ternary_ops.kernels._planes import FACTOR16
-from ternary_ops.kernels._target import check_compiler, target
-from ternary_ops.kernels._tune import conv_blocks
-from ternary_ops.kernels._walk import (
+from ternary_ops.kernels._implicit_gemm import (
     Finishing,
     accumulate,
     columns_of,
@@ -43,6 +41,8 @@ from ternary_ops.kernels._walk import (
     place,
     write,
 )
+from ternary_ops.kernels._target import check_compiler, target
+from ternary_ops.kernels._unpack import FACTOR16
 from torch import Tensor
 
 from ternary_ops.kernels import conv2d

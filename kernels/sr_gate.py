@@ -10,7 +10,7 @@ Bytes a pixel: x and gate read, y written, in x's dtype; sums in float32, rounde
 import torch
 import triton
 import triton.language as tl
-from ternary_ops.kernels._stretch import between
+from ternary_ops.kernels._bilinear import between
 from torch import Tensor
 
 BLOCK = 1024

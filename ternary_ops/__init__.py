@@ -13,36 +13,65 @@ from typing import TYPE_CHECKING, Any
 
 from ternary_ops import _moved
 from ternary_ops._version import __version__
+from ternary_ops.errors import needs_package
 
 if TYPE_CHECKING:
     from ternary_ops import (
+        benchmark,
+        budget,
         errors,
+        gpu,
         interchange,
         io,
         models,
         nn,
         ops,
+        program,
         prune,
         quantize,
+        reference,
         runtime,
         sr,
+        study,
+        train,
     )
+    from ternary_ops.budget import Budget, reorder_channels_
     from ternary_ops.compiler import compile  # noqa: A004
-    from ternary_ops.quantize import TernaryConfig, fallback_, load, pack_, quantize_, save
-    from ternary_ops.quantize.calibration import calibrate
-    from ternary_ops.quantize.layer_sensitivity import sensitivity
-    from ternary_ops.quantize.plans import plan
+    from ternary_ops.quantize import (
+        TernaryConfig,
+        calibrate,
+        correct_bias_,
+        equalize_,
+        fallback_,
+        fold_batchnorm_,
+        get_recipe,
+        load,
+        pack_,
+        plan,
+        quantize_,
+        recalibrate_batchnorm_,
+        save,
+        sensitivity,
+    )
     from ternary_ops.reporting import report
     from ternary_ops.runtime import Program
 
 __all__ = [
+    "Budget",
     "Program",
     "TernaryConfig",
     "__version__",
+    "benchmark",
+    "budget",
     "calibrate",
     "compile",
+    "correct_bias_",
+    "equalize_",
     "errors",
     "fallback_",
+    "fold_batchnorm_",
+    "get_recipe",
+    "gpu",
     "interchange",
     "io",
     "load",
@@ -51,29 +80,60 @@ __all__ = [
     "ops",
     "pack_",
     "plan",
+    "program",
     "prune",
     "quantize",
     "quantize_",
+    "recalibrate_batchnorm_",
+    "reference",
+    "reorder_channels_",
     "report",
     "runtime",
     "save",
     "sensitivity",
     "sr",
+    "study",
+    "train",
 ]
 
 _MODULES = frozenset(
-    {"errors", "interchange", "io", "models", "nn", "ops"} | {"prune", "quantize", "runtime", "sr"}
+    {
+        "benchmark",
+        "budget",
+        "errors",
+        "gpu",
+        "interchange",
+        "io",
+        "models",
+        "nn",
+        "ops",
+        "program",
+        "prune",
+        "quantize",
+        "reference",
+        "runtime",
+        "sr",
+        "study",
+        "train",
+    }
 )
 _HOME = {
+    "Budget": "budget",
     "Program": "runtime",
     "TernaryConfig": "quantize",
     "calibrate": "quantize",
     "compile": "compiler",
+    "correct_bias_": "quantize",
+    "equalize_": "quantize",
     "fallback_": "quantize",
+    "fold_batchnorm_": "quantize",
+    "get_recipe": "quantize",
     "load": "quantize",
     "pack_": "quantize",
     "plan": "quantize",
     "quantize_": "quantize",
+    "recalibrate_batchnorm_": "quantize",
+    "reorder_channels_": "budget",
     "report": "reporting",
     "save": "quantize",
     "sensitivity": "quantize",
@@ -83,21 +143,9 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     """Load a public name at first use; MissingExtra when it needs torch and torch is absent."""
     if name not in _MODULES and name not in _HOME:
-        raise AttributeError(f"module 'ternary_ops' has no attribute {name!r}")
-    try:
+        return _moved.attribute(__name__, name)
+    with needs_package("torch", f"ternary_ops.{name}", "pip install 'ternary-ops[train]'"):
         module = importlib.import_module(f"ternary_ops.{_HOME.get(name, name)}")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        from ternary_ops.errors import MissingExtra, need
-
-        raise MissingExtra(
-            need(
-                f"ternary_ops.{name} needs PyTorch",
-                "none installed",
-                "pip install 'ternary-ops[train]'",
-            )
-        ) from error
     value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value

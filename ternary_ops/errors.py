@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class TernaryOpsError(Exception):
     """Base of every error this package raises on purpose."""
@@ -55,6 +58,17 @@ def check_type(name: str, value: object, kinds: type | tuple[type, ...], do: str
         return
     wanted = " or ".join(kind.__name__ for kind in kinds)
     raise BadConfig(need(f"{name} of type {wanted}", f"{value!r:.80}", do))
+
+
+@contextmanager
+def needs_package(module: str, what: str, do: str) -> Iterator[None]:
+    """MissingExtra, "expected PACKAGE for `what`", where the body fails to import `module`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise MissingExtra(need(f"{module} for {what}", "none installed", do)) from error
 
 
 def first_line(error: Exception) -> str:

@@ -6,12 +6,12 @@ python tests/fuzz.py --case 123456                   # one case again
 python tests/fuzz.py --count 5000 --keep tests/data/fuzz
 python tests/fuzz.py --count 30000 --reasons tests/data/refused.zip
 
-Case n is a program file that n alone decides: a random program of tests/programs.py, damaged in one
+Case n is a program file that n alone decides: a random program of programs.py, damaged in one
 to four places, either in its bytes (which checksums must catch) or in its index, its payload or its
 metadata with the checksum made right again (which every later check must catch). Cases run in child
 processes; one that kills its process, or takes more than --seconds, is found by its number, and
-kept with --keep as a file that tests/test_fuzz.py reads from then on. --reasons keeps the smallest
-file for every reason that files are refused for, which must stay refused.
+kept with --keep as a file that program/test_fuzz.py reads from then on. --reasons keeps the
+smallest file for every reason that files are refused for, which must stay refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from typing import Any
 
 import numpy as np
 
-SUITE = Path(__file__).resolve().parent
-sys.path.insert(0, str(SUITE))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 
 from containers import forge  # noqa: E402
 from programs import PROGRAMS, example, random_program  # noqa: E402
@@ -165,7 +164,8 @@ def survive(data: bytes, file: Path) -> str:
     try:
         program = runtime.load(file)
         at = program.graph.nodes[0].attrs
-        sizes = program._shapes_of((1, at["c"], 11, 9)[: at["rank"]])
+        rank, c = at["rank"], at["c"]
+        sizes = program._shapes_of((1, 11, c) if rank == 3 else (1, c, 11, 9)[:rank])
         work = sum(shapes.macs(program.graph, sizes)) + sum(map(math.prod, sizes))
         if work > _MOST_WORK:
             return "large"

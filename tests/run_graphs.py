@@ -4,7 +4,7 @@
 python tests/run_graphs.py --seeds 0:20000 --log bench/results/random_graphs.txt
 python tests/run_graphs.py --seeds 0:500 --topologies pan unet --natural
 
-tests/test_random_graphs.py runs some of them in CI. Ends with 1 and prints the smallest network
+compiler/test_random_graphs.py runs some of them in CI. Ends with 1 and prints the smallest network
 found when two ways differ. The log says which seeds ran and what they covered.
 """
 
@@ -20,9 +20,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from engine_access import available_isas
-from graph_checks import Tally, run_seed
-from topologies import TOPOLOGIES
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
+
+from engine_access import available_isas  # noqa: E402
+from graph_checks import Tally, run_seed  # noqa: E402
+from topologies import TOPOLOGIES  # noqa: E402
 
 _BLOCK = 250
 

@@ -25,17 +25,17 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = (
-    "test_ops.py",
-    "test_runtime.py",
-    "test_fake_quantize.py",
-    "test_codec.py",
-    "test_pools.py",
-    "test_worst_case.py",
+    "ops/test_ops.py",
+    "program/test_runtime.py",
+    "nn/test_fake_quantize.py",
+    "io/test_codec.py",
+    "program/test_pools.py",
+    "program/test_worst_case.py",
 )
 
 
 # The tests of the schedule of rows, which notice most of its faults without computing a value.
-ROWS = ("test_row_schedule.py", "test_bands.py", "test_random_graphs.py")
+ROWS = ("program/test_row_schedule.py", "program/test_bands.py", "compiler/test_random_graphs.py")
 
 
 class Fault(NamedTuple):
@@ -64,25 +64,25 @@ FAULTS = {
         "kernels/epilogue.inl", "    if (capped)\n", "    if (capped && clamped)\n"
     ),
     "halo": Fault(
-        "kernels/conv.inl",
+        "kernels/conv_tile.inl",
         "    if (bits != V::kAll) q = V::select(bits, q, outside);\n",
         "    if (bits == 0) q = V::select(bits, q, outside);\n",
     ),
     "second chain of sums": Fault(
-        "kernels/conv.inl",
+        "kernels/conv_sparse.inl",
         "for (int c = 1; c < kChains; ++c) sums[0][v] = V::add(",
         "for (int c = 2; c < kChains; ++c) sums[0][v] = V::add(",
     ),
     "zero point of the input": Fault(
-        "ops/conv.cpp", "start_[i] = -x_zero_point * packed.sums[o];", "start_[i] = 0;"
+        "ops/conv.cpp", "start_[i] = -spec.x_zero_point * packed_.sums[o];", "start_[i] = 0;"
     ),
     "scale of the last channel": Fault(
-        "ops/conv.cpp", "    scale_[i] = scale[o];", "    scale_[i] = scale[o - (o == s.o - 1)];"
+        "ops/conv.cpp", "spec.scale[o];", "spec.scale[o - (o == outputs - 1)];"
     ),
     "overflow of narrow sums": Fault(
         "isa/policy_avx2.inl", "kNarrowSteps = 64;", "kNarrowSteps = 68;"
     ),
-    "overflow of bundles": Fault("weights/overflow_groups.cpp", "kMost = 128;", "kMost = 140;"),
+    "overflow of groups": Fault("weights/overflow_groups.cpp", "kMost = 128;", "kMost = 140;"),
     "rounding of halves": Fault(
         "isa/policy_scalar.inl", "__builtin_lrintf(a)", "__builtin_floorf(a + 0.5f)"
     ),
@@ -117,25 +117,25 @@ FAULTS = {
         "for (int64_t i = next_.fetch_add(1); i < tasks_ - (use_ > 2); i = next_.fetch_add(1))",
     ),
     "rows: end of a window": _rows(
-        "program/row_schedule.cpp", "+ (height - 1) * w.dil_h + 1};", "+ (height - 1) * w.dil_h};"
+        "tensor/conv_input.h", "+ (taps - 1) * w.dil_h + 1};", "+ (taps - 1) * w.dil_h};"
     ),
     "rows: begin of a window": _rows(
-        "program/row_schedule.cpp",
+        "tensor/conv_input.h",
         "{rows.begin * w.stride_h - w.pad_h,",
         "{rows.begin * w.stride_h - w.pad_h + 1,",
     ),
     "rows: begin of a pixel shuffle": _rows(
-        "program/row_schedule.cpp",
-        "{divide_down(rows.begin, node.detail->factor_h),",
-        "{divide_down(rows.begin, node.detail->factor_h) + 1,",
+        "ops/data_movement.cpp",
+        "{divide_down(rows.begin, factor_h_),",
+        "{divide_down(rows.begin, factor_h_) + 1,",
     ),
     "rows: begin of a pixel unshuffle": _rows(
-        "program/row_schedule.cpp",
-        "{rows.begin * node.detail->factor_h,",
-        "{rows.begin * node.detail->factor_h + 1,",
+        "ops/data_movement.cpp",
+        "{rows.begin * factor_h_,",
+        "{rows.begin * factor_h_ + 1,",
     ),
     "rows: first row of a blend": _rows(
-        "program/row_schedule.cpp", "{s.first, s.second + 1}", "{s.first + 1, s.second + 1}"
+        "ops/resize.cpp", "{s.first, s.second + 1}", "{s.first + 1, s.second + 1}"
     ),
     "rows: begin of what a reader needs": _rows(
         "program/row_schedule.cpp", ".begin + v.grid.margin;", ".begin + v.grid.margin + 1;"
@@ -156,40 +156,40 @@ FAULTS = {
     ),
     "rows: kept when moved": _rows(
         "program/row_schedule.cpp",
-        "task.keep = had - flow.low(m);",
-        "task.keep = had - flow.low(m) - 1;",
+        "task.keep = had - demand.low(m);",
+        "task.keep = had - demand.low(m) - 1;",
     ),
     "rows: dropped when moved": _rows(
         "program/row_schedule.cpp",
-        "task.drop = flow.low(m) - first[m];",
-        "task.drop = flow.low(m) - first[m] + 1;",
+        "task.drop = demand.low(m) - first[m];",
+        "task.drop = demand.low(m) - first[m] + 1;",
     ),
     "rows: a memory's last": _rows(
         "program/row_schedule.cpp", "top - first[m] > room[m]", "top - first[m] > room[m] + 1"
     ),
     "rows: a memory's size": _rows(
         "program/row_schedule.cpp",
-        "(*rows)[m], top - flow.low(m)",
-        "(*rows)[m], top - flow.low(m) - 1",
+        "(*rows)[m], top - demand.low(m)",
+        "(*rows)[m], top - demand.low(m) - 1",
     ),
     "rows: pairs": _rows(
         "program/row_schedule.cpp", "p == Pairs::kOdd ? 1 : 0", "p == Pairs::kOdd ? 0 : 1"
     ),
     "rows: padding of a reader": _rows(
         "program/streaming_plan.cpp",
-        "std::max(margin, node.window.pad_h)",
-        "std::max(margin, node.window.pad_h - 1)",
+        "std::max(margin, wanted)",
+        "std::max(margin, wanted - 1)",
     ),
     "rows: bytes moved": _rows(
-        "program/streaming_plan.cpp",
+        "program/run.cpp",
         "task.keep * g.pitch + g.halo",
         "(task.keep - 1) * g.pitch + g.halo",
     ),
-    "rows: first of a memory": _rows(
-        "program/streaming_plan.cpp", "+= task.drop;", "+= task.drop - 1;"
-    ),
+    "rows: first of a memory": _rows("program/run.cpp", "+= task.drop;", "+= task.drop - 1;"),
     "rows: a grid's size": _rows(
-        "program/streaming_plan.cpp", "keep(bands.rows[v.memory],", "keep(bands.rows[v.memory] - 1,"
+        "program/streaming_plan.cpp",
+        "keep(schedule.rows[v.memory],",
+        "keep(schedule.rows[v.memory] - 1,",
     ),
     "damaged end of a block": Fault(
         "codec/rans.h", "if (state_ != kStateFloor) damaged", "if (state_ < kStateFloor) damaged"

@@ -160,7 +160,7 @@ CASES: dict[str, tuple[Callable[[], object], type[TernaryOpsError], str]] = {
         M,
         r"\[2, 5, 9, 9\]",
     ),
-    "reorder_channels_": (lambda: quantize.reorder_channels_(net(), wrong("x")), M, "got str"),
+    "reorder_channels_": (lambda: tops.reorder_channels_(net(), wrong("x")), M, "got str"),
     "reconstruct_": (lambda: reconstruct_(net(), [WIDE], 0.5), M, r"\[2, 5, 9, 9\]"),
     "Pruner schedule": (lambda: pruner(schedule=wrong(["a"])), C, r"got \['a'\]"),
     "Pruner zeros": (lambda: pruner(zeros=wrong("a")), C, "zeros .*got 'a'"),

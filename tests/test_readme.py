@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from ternary_ops.cli import _parser
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 

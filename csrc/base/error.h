@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+// The one exception of the core: the C++ side of ternary_ops.errors. csrc/bind turns its kind into
+// the Python class of that name.
 #pragma once
 
 #include <stdexcept>
@@ -6,7 +8,6 @@
 
 namespace tops {
 
-// The C++ side of ternary_ops.errors: bind.cpp turns the kind into the Python class of that name.
 enum class ErrorKind {
   kUnsupportedShape,
   kUnsupportedDevice,

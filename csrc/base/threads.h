@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// The thread pool of the core.
 #pragma once
 
 #include <cstdint>

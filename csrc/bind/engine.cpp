@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstring>
-#include <limits>
-#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "base/threads.h"
@@ -11,52 +10,81 @@
 namespace tops::bind {
 namespace {
 
-using MaybeVector = std::optional<Array<float>>;
-
-// Checks that the arrays have the sizes that the shape says; their memory is read only during the
-// call.
-ConvWeights layer_weights(const std::string& kind, const py::array& w, const WeightShape& shape,
-                          const Array<float>& scale, const MaybeVector& bias,
-                          const MaybeVector& slope, int sparse) {
-  const Weights weights = weights_of(kind);
-  check_shape(shape, weights);
-  const int64_t taps = shape.o * shape.r * shape.s, quads = (shape.i + 3) / 4;
-  const char want = weights == Weights::kTernary ? 'B' : weights == Weights::kInt8 ? 'b' : 'f';
-  const int64_t size = taps * (weights == Weights::kTernary ? quads
-                               : weights == Weights::kInt8  ? 4 * quads
-                                                            : shape.i);
-  if (w.dtype().char_() != want || w.size() != size || !(w.flags() & py::array::c_style))
-    bad_argument(kind + " weights need " + std::to_string(size) + " contiguous elements of type '" +
-                 want + "', got " + std::to_string(w.size()) + " of '" + w.dtype().char_() + "'.");
-  if (scale.size() != shape.o || (bias && bias->size() != shape.o) ||
-      (slope && slope->size() != shape.o))
-    bad_argument("scale, bias and slope need " + std::to_string(shape.o) + " values each.");
-  return {weights,
-          w.data(),
-          shape,
-          scale.data(),
-          bias ? bias->data() : nullptr,
-          slope ? slope->data() : nullptr,
-          sparse};
+// An attribute of a list or tuple: numbers, of which some may be None.
+Attributes::Numbers numbers_of(const std::string& name, const py::sequence& list) {
+  Attributes::Numbers numbers;
+  for (const py::handle& item : list) {
+    if (item.is_none())
+      numbers.emplace_back();
+    else if (PyNumber_Check(item.ptr()))
+      numbers.emplace_back(py::cast<double>(py::float_(py::reinterpret_borrow<py::object>(item))));
+    else
+      bad_argument("expected attribute '" + name + "' as a list of numbers, got another list.");
+  }
+  return numbers;
 }
 
-Array<float> input_array(const Engine& e, const py::array& x, int64_t dims[4]) {
-  const Node& in = e.nodes().at(0);
-  const py::ssize_t rank = in.rank2 ? 2 : 4;
-  if (x.ndim() != rank || x.shape(1) != in.channels)
-    bad_argument("the program needs an input of rank " + std::to_string(rank) + " with " +
+Attributes::Value attribute_of(const std::string& name, const py::handle& v) {
+  if (py::isinstance<py::bool_>(v)) return v.cast<bool>();
+  if (py::isinstance<py::str>(v)) return v.cast<std::string>();
+  if (py::isinstance<py::array>(v)) {
+    const auto a = py::reinterpret_borrow<py::array>(v);
+    if (!(a.flags() & py::array::c_style))
+      bad_argument("expected attribute '" + name + "' as a contiguous array, got one with gaps.");
+    return ArrayView{a.dtype().char_(), a.data(), {a.shape(), a.shape() + a.ndim()}};
+  }
+  if (PyIndex_Check(v.ptr())) {
+    int overflow = 0;
+    const int64_t i = PyLong_AsLongLongAndOverflow(py::int_(v.cast<py::object>()).ptr(), &overflow);
+    if (overflow)
+      bad_argument("expected attribute '" + name + "' in 64 bits, got a larger integer.");
+    return i;
+  }
+  if (py::isinstance<py::list>(v) || py::isinstance<py::tuple>(v))
+    return numbers_of(name, py::reinterpret_borrow<py::sequence>(v));
+  if (PyNumber_Check(v.ptr())) return py::cast<double>(py::float_(v.cast<py::object>()));
+  bad_argument("expected attribute '" + name + "' as a bool, a number, a string, numbers or an " +
+               "array, got " + py::str(py::type::of(v)).cast<std::string>() + ".");
+}
+
+// Attributes that are None are absent. Arrays are read only during the call.
+int add(Program& e, const std::string& op, const std::vector<int>& inputs, const py::dict& given) {
+  Attributes attributes(op);
+  for (const auto& [key, v] : given) {
+    const auto name = key.cast<std::string>();
+    if (!v.is_none()) attributes.set(name, attribute_of(name, v));
+  }
+  return e.add(attributes, inputs);
+}
+
+Array<float> input_array(const Program& e, const py::array& x, int64_t dims[4]) {
+  const ValueType& in = e.nodes().at(0).type();
+  const py::ssize_t channels = in.rank == 3 ? 2 : 1;
+  if (x.ndim() != in.rank || x.shape(channels) != in.channels)
+    bad_argument("expected an input of rank " + std::to_string(in.rank) + " with " +
                  std::to_string(in.channels) + " channels, got rank " + std::to_string(x.ndim()) +
-                 (x.ndim() > 1 ? " with " + std::to_string(x.shape(1)) : "") + ".");
+                 (x.ndim() > channels ? " with " + std::to_string(x.shape(channels)) : "") + ".");
   for (py::ssize_t i = 0; i < 4; ++i) dims[i] = i < x.ndim() ? x.shape(i) : 1;
+  if (in.rank == 3) std::tie(dims[2], dims[3]) = std::pair(int64_t{1}, dims[1]);
+  dims[1] = in.channels;
   return Array<float>::ensure(x);
 }
 
-// One value of a plan as a plain array: NCHW, or NC for rank 2.
-py::array value_array(const Node& node, const ActivationTensor& g, const uint8_t* data) {
-  std::vector<py::ssize_t> shape = {g.n, g.channels};
-  if (!node.rank2) shape.insert(shape.end(), {g.h, g.w});
-  py::array out = node.is_float ? py::array(Array<float>(shape)) : py::array(Array<uint8_t>(shape));
-  tensor_to_nchw(g, {0, g.h}, data, out.mutable_data());
+// Of n images as the caller's array has it: [N, C], [N, L, C] or [N, C, H, W].
+std::vector<py::ssize_t> shape_of(int rank, int64_t n, const ActivationTensor& g) {
+  if (rank == 2) return {n, g.channels};
+  if (rank == 3) return {n, g.h * g.w, g.channels};
+  return {n, g.channels, g.h, g.w};
+}
+
+// One value of a plan as a plain array.
+py::array value_array(const ValueType& type, const ActivationTensor& g, const uint8_t* data) {
+  const std::vector<py::ssize_t> shape = shape_of(type.rank, g.n, g);
+  py::array out = type.is_float ? py::array(Array<float>(shape)) : py::array(Array<uint8_t>(shape));
+  if (type.rank == 3)
+    tensor_to_nhwc(g, data, out.mutable_data());
+  else
+    tensor_to_nchw(g, {0, g.h}, data, out.mutable_data());
   return out;
 }
 
@@ -68,14 +96,12 @@ struct ArenaLease {
   Buffer arena;
 };
 
-py::array run(Engine& e, const py::array& x) {
+py::array run(Program& e, const py::array& x) {
   int64_t d[4];
   const Array<float> in = input_array(e, x, d);
   const int id = e.output_node();
   const ActivationTensor out = e.plan(std::min<int64_t>(d[0], 1), d[2], d[3])->grid(id);
-  std::vector<py::ssize_t> shape = {d[0], out.channels};
-  if (!e.nodes()[static_cast<size_t>(id)].rank2) shape.insert(shape.end(), {out.h, out.w});
-  Array<float> y(shape);
+  Array<float> y(shape_of(e.nodes()[static_cast<size_t>(id)].type().rank, d[0], out));
   {
     py::gil_scoped_release release;
     e.run(in.data(), d[0], d[2], d[3], y.mutable_data());
@@ -83,7 +109,7 @@ py::array run(Engine& e, const py::array& x) {
   return y;
 }
 
-py::list run_all(Engine& e, const py::array& x) {
+py::list run_all(Program& e, const py::array& x) {
   int64_t d[4];
   const Array<float> in = input_array(e, x, d);
   ArenaLease lease(e.plan(d[0], d[2], d[3], true));
@@ -93,12 +119,12 @@ py::list run_all(Engine& e, const py::array& x) {
   }
   py::list out;
   for (size_t i = 0; i < e.nodes().size(); ++i)
-    out.append(value_array(e.nodes()[i], lease.plan->grid(static_cast<int>(i)),
+    out.append(value_array(e.nodes()[i].type(), lease.plan->grid(static_cast<int>(i)),
                            lease.plan->value(static_cast<int>(i), lease.arena)));
   return out;
 }
 
-py::list profile(Engine& e, const py::array& x, int repeats) {
+py::list profile(Program& e, const py::array& x, int repeats) {
   int64_t d[4];
   const Array<float> in = input_array(e, x, d);
   ArenaLease lease(e.plan(d[0], d[2], d[3]));
@@ -127,7 +153,7 @@ py::list profile(Engine& e, const py::array& x, int repeats) {
 // a whole), tasks (value, first row, end, rows let go before, rows kept then), and of each value
 // its memory (-1: the caller's own), its rows, its padding rows above and below, and how many rows
 // its memory holds.
-py::dict schedule(Engine& e, int64_t h, int64_t w) {
+py::dict schedule(Program& e, int64_t h, int64_t w) {
   const std::shared_ptr<const MemoryPlan> plan = e.plan(1, h, w);
   py::list tasks, values;
   for (const RowTask& t : plan->tasks())
@@ -144,86 +170,22 @@ py::dict schedule(Engine& e, int64_t h, int64_t w) {
   return out;
 }
 
-Window window(const Pair& stride, const Pair& padding, const Pair& dilation) {
-  return {stride.first,   stride.second,  padding.first,
-          padding.second, dilation.first, dilation.second};
-}
-
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  py::class_<Engine>(m, "Engine")
+  py::class_<Program>(m, "Engine")
       .def(py::init<>())
-      .def("input", &Engine::input, py::arg("channels"), py::arg("rank"))
-      .def("quantize", &Engine::quantize, py::arg("x"), py::arg("scale"), py::arg("zero_point"),
-           py::arg("fine") = false)
-      .def("dequantize", &Engine::dequantize, py::arg("x"))
-      .def("conv2d",
-           [](Engine& e, int x, int residual, int gate, const std::string& kind, const py::array& w,
-              int64_t o, int64_t r, int64_t s, int64_t i, const Array<float>& scale,
-              const MaybeVector& bias, const MaybeVector& slope, const Pair& stride,
-              const Pair& padding, const Pair& dilation, int64_t groups, float lo, float hi,
-              float y_scale, int y_zp, int sparse) {
-             return e.conv2d(
-                 x, residual, gate,
-                 layer_weights(kind, w, {o, r, s, i, groups}, scale, bias, slope, sparse),
-                 window(stride, padding, dilation), {lo, hi, y_scale, y_zp});
-           })
-      .def("linear",
-           [](Engine& e, int x, int residual, const std::string& kind, const py::array& w,
-              int64_t n, int64_t k, const Array<float>& scale, const MaybeVector& bias, float lo,
-              float hi, float y_scale, int y_zp, int sparse) {
-             return e.linear(x, residual,
-                             layer_weights(kind, w, {n, 1, 1, k, 1}, scale, bias, {}, sparse),
-                             {lo, hi, y_scale, y_zp});
-           })
-      .def("max_pool2d",
-           [](Engine& e, int x, const Pair& kernel, const Pair& stride, const Pair& padding,
-              const Pair& dilation, bool ceil) {
-             return e.max_pool2d(x, kernel.first, kernel.second, window(stride, padding, dilation),
-                                 ceil);
-           })
-      .def("avg_pool2d",
-           [](Engine& e, int x, const Pair& kernel, const Pair& stride, const Pair& padding,
-              bool ceil, bool include_pad, int64_t divisor, float y_scale, int y_zp) {
-             constexpr float inf = std::numeric_limits<float>::infinity();
-             return e.avg_pool2d(x, kernel.first, kernel.second, window(stride, padding, {1, 1}),
-                                 ceil, include_pad, divisor, {-inf, inf, y_scale, y_zp});
-           })
-      .def("adaptive_avg_pool2d",
-           [](Engine& e, int x, int64_t oh, int64_t ow, float y_scale, int y_zp) {
-             constexpr float inf = std::numeric_limits<float>::infinity();
-             return e.adaptive_avg_pool2d(x, oh, ow, {-inf, inf, y_scale, y_zp});
-           })
-      .def("add",
-           [](Engine& e, int a, int b, float lo, float hi, float y_scale, int y_zp) {
-             if (b < 0) bad_argument("add needs two values.");
-             return e.add(a, b, {lo, hi, y_scale, y_zp});
-           })
-      .def("clamp", [](Engine& e, int x, float lo, float hi, float y_scale,
-                       int y_zp) { return e.add(x, -1, {lo, hi, y_scale, y_zp}); })
-      .def("flatten", &Engine::flatten)
-      .def("activation", &Engine::activation)
-      .def("mul", &Engine::mul)
-      .def("concat", &Engine::concat)
-      .def("slice", &Engine::slice)
-      .def("pixel_shuffle", &Engine::pixel_shuffle)
-      .def("pixel_unshuffle", &Engine::pixel_unshuffle)
-      .def("channel_shuffle", &Engine::channel_shuffle)
-      .def("resize", &Engine::resize)
-      .def("unflatten", &Engine::unflatten)
-      .def("softmax", &Engine::softmax)
-      .def("layer_norm", &Engine::layer_norm)
-      .def("output", &Engine::output)
+      .def("add", &add, py::arg("op"), py::arg("inputs"), py::arg("attrs"))
+      .def("output", &Program::output)
       .def("run", &run)
       .def("run_all", &run_all)
       .def("profile", &profile, py::arg("x"), py::arg("repeats") = 20)
-      .def("peak_bytes", &Engine::peak_bytes)
+      .def("peak_bytes", &Program::peak_bytes)
       .def(
-          "debug", [](Engine& e, int64_t band, bool poison) { e.debug({band, poison}); },
+          "debug", [](Program& e, int64_t band, bool poison) { e.debug({band, poison}); },
           py::arg("band") = 0, py::arg("poison") = false)
       .def("schedule", &schedule)
-      .def("band", [](Engine& e, int64_t h, int64_t w) { return e.plan(1, h, w)->band(); });
+      .def("band", [](Program& e, int64_t h, int64_t w) { return e.plan(1, h, w)->band(); });
 }
 
 }  // namespace tops::bind

@@ -80,10 +80,10 @@ Array<uint8_t> prepack_linear(const std::string& kind, const std::string& weight
   {
     py::gil_scoped_release release;
     if (kind == "two_bit" || kind == "base_three" || kind == "int8")
-      blob = tops::pack_rows(kind == "two_bit"      ? tops::RowCodes::kTwoBit
-                             : kind == "base_three" ? tops::RowCodes::kBaseThree
-                                                    : tops::RowCodes::kInt8,
-                             plain, n, k, 0);
+      blob = tops::pack_weight_rows(kind == "two_bit"      ? tops::RowCodes::kTwoBit
+                                    : kind == "base_three" ? tops::RowCodes::kBaseThree
+                                                           : tops::RowCodes::kInt8,
+                                    plain, n, k, 0);
     else if (kind == "dense" || kind == "sparse")
       blob = tops::pack_linear(kind == "sparse", type, plain, n, k);
     else
@@ -206,8 +206,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("prepack", &prepack);
   m.def("prepack_linear", &prepack_linear);
   m.def("pack_codes", &pack_codes);
-  m.def("rows_fit",
-        [](const std::string& kind, int64_t k) { return tops::rows_fit(weights_of(kind), k); });
+  m.def("rows_fit", [](const std::string& kind, int64_t k) {
+    return tops::weight_rows_fit(weights_of(kind), k);
+  });
   m.def("prefer_sparse", [](const std::string& kind, double occupied, int64_t r, int64_t s) {
     return tops::prefer_sparse(weights_of(kind), occupied, r, s);
   });

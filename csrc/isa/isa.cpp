@@ -126,7 +126,7 @@ const std::vector<IsaReport>& isa_report() {
 
 const KernelTable& kernels() { return forced ? *forced : best(); }
 
-FloatRowsKernel bfloat16_rows() {
+FloatLinearKernel bfloat16_linear() {
 #if defined(__x86_64__) && !defined(TOPS_EMULATED)
   static const bool has = read_cpu().avx512_bf16;
   if (has && &kernels() == &avx512vnni_kernels()) return linear_bfloat16;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Instruction sets: which this machine can use, and which is in force on this thread.
 #pragma once
 
 #include <string>
@@ -22,8 +23,8 @@ const KernelTable& kernels();
 
 // KernelTable::linear_float of bfloat16 rows that belongs to those kernels; null where they or the
 // CPU have none.
-using FloatRowsKernel = void (*)(const FloatRowsArgs&, int64_t begin, int64_t end);
-FloatRowsKernel bfloat16_rows();
+using FloatLinearKernel = void (*)(const FloatLinearArgs&, int64_t begin, int64_t end);
+FloatLinearKernel bfloat16_linear();
 
 // Forces a set on the calling thread; the empty name clears. Throws kUnsupportedDevice.
 void force_isa(const std::string& name);

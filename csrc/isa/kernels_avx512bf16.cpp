@@ -55,7 +55,7 @@ struct Bfloat16Dots {
 TOPS_TARGET_END
 
 namespace tops {
-void linear_bfloat16(const FloatRowsArgs& a, int64_t begin, int64_t end) {
+void linear_bfloat16(const FloatLinearArgs& a, int64_t begin, int64_t end) {
   avx512bf16_impl::linear_float<avx512bf16_impl::Bfloat16Dots>(a, begin, end);
 }
 }  // namespace tops

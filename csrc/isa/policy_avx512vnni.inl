@@ -97,20 +97,20 @@ struct V {
     return _mm512_packus_epi16(_mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point16),
                                _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero_point16));
   }
-  static TOPS_INLINE void store_lanes(uint8_t* p, int64_t plane, I v) {
+  static TOPS_INLINE void store_lanes(uint8_t* p, int64_t stride, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(v));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + plane), _mm512_extracti32x4_epi32(v, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * plane), _mm512_extracti32x4_epi32(v, 2));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 3 * plane), _mm512_extracti32x4_epi32(v, 3));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + stride), _mm512_extracti32x4_epi32(v, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * stride), _mm512_extracti32x4_epi32(v, 2));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 3 * stride), _mm512_extracti32x4_epi32(v, 3));
   }
   static TOPS_INLINE __m128i lane_at(const uint8_t* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   }
-  static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t plane) {
+  static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t stride) {
     I v = _mm512_castsi128_si512(lane_at(p));
-    v = _mm512_inserti32x4(v, lane_at(p + plane), 1);
-    v = _mm512_inserti32x4(v, lane_at(p + 2 * plane), 2);
-    return _mm512_inserti32x4(v, lane_at(p + 3 * plane), 3);
+    v = _mm512_inserti32x4(v, lane_at(p + stride), 1);
+    v = _mm512_inserti32x4(v, lane_at(p + 2 * stride), 2);
+    return _mm512_inserti32x4(v, lane_at(p + 3 * stride), 3);
   }
   // Pixel j of lanes packed as above, its bytes widened to int32 channels.
   static TOPS_INLINE I pixel_of(I v, int j) {

@@ -80,12 +80,12 @@ static TOPS_INLINE I pack_pixels(I a, I b, I c, I d, I zero_point16) {
   return _mm256_packus_epi16(_mm256_adds_epi16(_mm256_packs_epi32(a, b), zero_point16),
                              _mm256_adds_epi16(_mm256_packs_epi32(c, d), zero_point16));
 }
-static TOPS_INLINE void store_lanes(uint8_t* p, int64_t plane, I v) {
+static TOPS_INLINE void store_lanes(uint8_t* p, int64_t stride, I v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(v));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + plane), _mm256_extracti128_si256(v, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + stride), _mm256_extracti128_si256(v, 1));
 }
-static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t plane) {
-  return _mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + plane)),
+static TOPS_INLINE I load_lanes(const uint8_t* p, int64_t stride) {
+  return _mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + stride)),
                           _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 // Pixel j of lanes packed as above, its bytes widened to int32 channels.

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Code for one instruction set: target pragmas and forced inlining, for the compilers we know.
 #pragma once
 
 // A region compiled for more than the baseline. Open it after every #include, so that no inline

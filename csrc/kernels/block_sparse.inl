@@ -33,7 +33,7 @@ static TOPS_INLINE void block_sums(const uint8_t* x, const int32_t* offsets, con
 
 // The weights of a block of kBlock output channels, as float32.
 struct BlockPanel {
-  const int64_t* rows;  // [kBlock / R + 1] first entry of each R channels
+  const int64_t* row_ptr;  // [kBlock / R + 1] first entry of each R channels
   const int32_t* offsets;
   const float* weights;
 };
@@ -44,9 +44,9 @@ static void block_tile(const ConvArgs& a, const EpilogueOp& finish, const BlockP
   V::I acc[kBlock * NV];
   const uint8_t* const x = a.x + p * 4;
   for (int64_t g = 0; g < kBlock / R; ++g) {
-    const int64_t at = panel.rows[g] - panel.rows[0];
+    const int64_t at = panel.row_ptr[g] - panel.row_ptr[0];
     block_sums<R, NV>(x, panel.offsets + at, panel.weights + at * R,
-                      panel.rows[g + 1] - panel.rows[g], acc + g * R * NV);
+                      panel.row_ptr[g + 1] - panel.row_ptr[g], acc + g * R * NV);
   }
   finish_tile<Weights::kFloat, NV>(a, finish, acc, o, p);
   if (o + 4 < a.outputs) finish_tile<Weights::kFloat, NV>(a, finish, acc + 4 * NV, o + 4, p);
@@ -79,16 +79,16 @@ template <int R>
 static void block_pixels(const ConvArgs& a, int64_t begin, int64_t end, int64_t first, int64_t last,
                          uint8_t* scratch) {
   constexpr int64_t kMost = block_vectors<R>();
-  const EpilogueOp finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  const EpilogueOp finish(a);
   const int64_t total = (last - first + V::kLanes - 1) / V::kLanes;
   const int64_t tiles = (total + kMost - 1) / kMost;
   for (int64_t from = 0; from < tiles; from += a.blocks.tiles) {
     const int64_t to = min64(tiles, from + a.blocks.tiles);
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t* const rows = a.blocks.rows + b * (kBlock / R);
-      const int64_t count = rows[kBlock / R] - rows[0];
-      const BlockPanel panel{rows, a.blocks.offsets + rows[0],
-                             widen_values(a, rows[0] * R, count * R, scratch)};
+      const int64_t* const row_ptr = a.blocks.row_ptr + b * (kBlock / R);
+      const int64_t count = row_ptr[kBlock / R] - row_ptr[0];
+      const BlockPanel panel{row_ptr, a.blocks.offsets + row_ptr[0],
+                             widen_values(a, row_ptr[0] * R, count * R, scratch)};
       for (int64_t t = from; t < to; ++t) {  // even tiles rather than full ones and a rest
         const int64_t at = total * t / tiles;
         block_tile_of<R, block_vectors<R>()>(a, finish, panel, b * kBlock, first + at * V::kLanes,

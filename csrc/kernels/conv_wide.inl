@@ -18,7 +18,7 @@ static void wide_panel(const ConvArgs& a, int64_t b, int64_t k0, int64_t k1, uin
   const int64_t blocks = (a.outputs + kBlock - 1) / kBlock;
   for (int64_t i = 0; i < kWide / kBlock; ++i) {
     const int64_t block = b * (kWide / kBlock) + i;
-    const uint8_t* const from = a.panels + block * a.panel_bytes;
+    const uint8_t* const from = a.dense.panels + block * a.dense.panel_bytes;
     uint8_t* const to = scratch + i * kBlock * 4;
     if (block >= blocks) {
       for (int64_t k = 0; k < k1 - k0; ++k) __builtin_memset(to + k * kWide * 4, 0, kBlock * 4);
@@ -35,7 +35,7 @@ static void wide_panel(const ConvArgs& a, int64_t b, int64_t k0, int64_t k1, uin
 // the rest at x2.
 struct WideTile {
   const uint8_t *x, *x2;
-  int64_t packet, cell2, n;
+  int64_t packet, packet2, n;
 };
 
 // Pixels P - 1 .. 0 of a tile whose first kHalf lie in the first run; by name for the same reason
@@ -84,32 +84,33 @@ static TOPS_INLINE void finish_pixels(const ConvArgs& a, const EpilogueOp& f, co
              slope = f.slope ? V::as_f(V::load(f.slope + o)) : scale;
   alignas(64) uint8_t staged[V::kLanes * 4];
   V::I residual = V::set1(0);
-  if (a.residual) {
-    const uint8_t* const r = a.residual + (o / 4) * a.residual_plane + packet * 4;
+  if (a.residual.data) {
+    const uint8_t* const r = a.residual.data + (o / 4) * a.residual.channel_stride + packet * 4;
     if (!whole) {
       V::store(staged, residual);
       for (int64_t l = 0; l < planes; ++l)
-        __builtin_memcpy(staged + l * 16, r + l * a.residual_plane, static_cast<size_t>(n) * 4);
+        __builtin_memcpy(staged + l * 16, r + l * a.residual.channel_stride,
+                         static_cast<size_t>(n) * 4);
     }
-    residual = whole ? V::load_lanes(r, a.residual_plane) : V::load(staged);
+    residual = whole ? V::load_lanes(r, a.residual.channel_stride) : V::load(staged);
   }
   V::I q[4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     V::F y = V::addf(V::mulf(V::to_f(acc[2 * (j < n ? j : 0)]), scale), bias);
-    if (a.residual) y = V::addf(y, f.residual(V::pixel_of(residual, j)));
+    if (a.residual.data) y = V::addf(y, f.residual(V::pixel_of(residual, j)));
     if (f.slope) y = sloped(y, slope);
     q[j] = V::round(V::minf(f.cap, V::mulf(y, f.inv)));
   }
   const V::I packets = f.codes(V::pack_pixels(q[0], q[1], q[2], q[3], f.zero_point16));
-  uint8_t* const y = a.y + (o / 4) * a.plane + packet * 4;
+  uint8_t* const y = a.y.data + (o / 4) * a.y.channel_stride + packet * 4;
   if (whole) {
-    V::store_lanes(y, a.plane, packets);
+    V::store_lanes(y, a.y.channel_stride, packets);
     return;
   }
   V::store(staged, packets);
   for (int64_t l = 0; l < planes; ++l)
-    __builtin_memcpy(y + l * a.plane, staged + l * 16, static_cast<size_t>(n) * 4);
+    __builtin_memcpy(y + l * a.y.channel_stride, staged + l * 16, static_cast<size_t>(n) * 4);
 }
 
 // The part of one wide block's work that one panel serves: packets [k0, k1) of all its products.
@@ -140,19 +141,19 @@ static void wide_tile(const ConvArgs& a, const WideChunk& c, const WideTile& t, 
   }
   const uint8_t* panel = c.panel;
   for (int64_t k = c.k0; k < c.k1; ++k, panel += kWide * 4)
-    pixels.step(t.x + a.offsets[k], t.x2 + a.offsets[k], V::load(panel),
+    pixels.step(t.x + a.dense.offsets[k], t.x2 + a.dense.offsets[k], V::load(panel),
                 V::load(panel + V::kLanes * 4));
   pixels.copy(acc);
-  if (c.k1 < a.k) {
+  if (c.k1 < a.dense.k) {
     __builtin_memcpy(kept, acc, sizeof(acc));
     return;
   }
-  const EpilogueOp finish(a.epilogue, false, false, 0);
-  if (t.cell2 == t.packet + P / 2) {
+  const EpilogueOp finish(a.epilogue, false, false, false, 0);
+  if (t.packet2 == t.packet + P / 2) {
     finish_run(a, finish, acc, c.o, t.packet, P);
   } else {
     finish_run(a, finish, acc, c.o, t.packet, P / 2);
-    finish_run(a, finish, acc + 2 * (P / 2), c.o, t.cell2, P - P / 2);
+    finish_run(a, finish, acc + 2 * (P / 2), c.o, t.packet2, P - P / 2);
   }
 }
 
@@ -170,9 +171,9 @@ static void wide_rows(const ConvArgs& a, const WideChunk& c, int64_t first_row, 
                       uint8_t* kept) {
   constexpr int64_t kMost = V::kWidePixels;
   for (int64_t i = first_row; i < last_row; ++i) {
-    const Segment& s = a.segments[i];
-    if (2 * s.length <= kMost && i + 1 < last_row && a.segments[i + 1].length == s.length) {
-      const Segment& next = a.segments[++i];  // two short rows make one tile
+    const Segment& s = a.y.segments[i];
+    if (2 * s.length <= kMost && i + 1 < last_row && a.y.segments[i + 1].length == s.length) {
+      const Segment& next = a.y.segments[++i];  // two short rows make one tile
       wide_tile_of<W, V::kWidePixels>(
           a, c, {a.x + s.flat * 4, a.x + next.flat * 4, s.packet, next.packet, 2 * s.length}, kept);
       kept += kMost * kWide * 4;
@@ -193,11 +194,11 @@ static void wide_rows(const ConvArgs& a, const WideChunk& c, int64_t first_row, 
 static void conv_wide(const ConvArgs& a, int64_t begin, int64_t end, int64_t first_row,
                       int64_t last_row, uint8_t* scratch) {
   int64_t pixels = 0;
-  for (int64_t i = first_row; i < last_row; ++i) pixels += a.segments[i].length;
-  const int64_t chunk = pixels <= kChunkPixels && a.k > kChunk ? kChunk : a.k;
+  for (int64_t i = first_row; i < last_row; ++i) pixels += a.y.segments[i].length;
+  const int64_t chunk = pixels <= kChunkPixels && a.dense.k > kChunk ? kChunk : a.dense.k;
   for (int64_t b = begin; b < end; ++b)
-    for (int64_t k0 = 0; k0 < a.k; k0 += chunk) {
-      const WideChunk c{scratch, b * kWide, k0, min64(k0 + chunk, a.k)};
+    for (int64_t k0 = 0; k0 < a.dense.k; k0 += chunk) {
+      const WideChunk c{scratch, b * kWide, k0, min64(k0 + chunk, a.dense.k)};
       uint8_t* const kept = scratch + (chunk + kGroup) * kWide * 4;
       wide_panel(a, b, c.k0, c.k1, scratch);
       if (a.weights == Weights::kTernary)

@@ -13,8 +13,8 @@ struct PixelSums {
 static TOPS_INLINE PixelSums depthwise_sums(const ConvArgs& a, int64_t packet, const uint8_t* x) {
   const V::I start = V::load_four(a.epilogue.start + 4 * packet);
   PixelSums s = {{start, start, start, start}};
-  const TapGroup* const end = a.tap_groups + a.tap_rows[packet + 1];
-  for (const TapGroup* g = a.tap_groups + a.tap_rows[packet]; g < end; ++g) {
+  const TapGroup* const end = a.depthwise.groups + a.depthwise.row_ptr[packet + 1];
+  for (const TapGroup* g = a.depthwise.groups + a.depthwise.row_ptr[packet]; g < end; ++g) {
     V::I quads[4];
     V::transpose_taps(V::load(x + static_cast<int64_t>(g->offset[0]) * 4),
                       V::load(x + static_cast<int64_t>(g->offset[1]) * 4),
@@ -49,28 +49,29 @@ static TOPS_INLINE V::I depthwise_packets(const EpilogueOp& f, const PixelSums& 
 static void conv_depthwise(const ConvArgs& a, int64_t begin, int64_t end, int64_t first,
                            int64_t last) {
   constexpr int64_t kTile = V::kSparseVectors * V::kLanes;
-  const EpilogueOp finish(a.epilogue, a.float_out, a.residual_float, a.halo);
+  const EpilogueOp finish(a);
   for (int64_t packet = begin; packet < end; ++packet) {
-    uint8_t* const y = a.y + packet * a.plane;
-    const uint8_t* const r = a.residual ? a.residual + packet * a.residual_plane : nullptr;
+    uint8_t* const y = a.y.data + packet * a.y.channel_stride;
+    const uint8_t* const r =
+        a.residual.data ? a.residual.data + packet * a.residual.channel_stride : nullptr;
     Staging staging;
     for (int64_t tile = first; tile < last; tile += kTile) {
       const int64_t n = min64(kTile, last - tile);
-      if (!a.valid && r) move_segments<false>(a, const_cast<uint8_t*>(r), staging.r, tile, n);
+      if (!a.y.valid && r) move_segments<false>(a, const_cast<uint8_t*>(r), staging.r, tile, n);
       for (int64_t i = 0; i < n; i += V::kLanes) {
-        const int64_t p = tile + i, at = (a.origin + p) * 4;
+        const int64_t p = tile + i, at = (a.y.origin + p) * 4;
         const PixelSums s = depthwise_sums(a, packet, a.x + p * 4);
-        if (!a.valid) {
+        if (!a.y.valid) {
           V::store(staging.y + i * 4, depthwise_packets(finish, s, packet, a.epilogue,
                                                         r ? staging.r + i * 4 : nullptr));
           continue;
         }
         V::I q = depthwise_packets(finish, s, packet, a.epilogue, r ? r + at : nullptr);
-        const uint32_t bits = V::bits_at(a.valid, p);
+        const uint32_t bits = V::bits_at(a.y.valid, p);
         if (bits != V::kAll) q = V::select(bits, q, finish.outside);
         V::store_n(y + at, q, min64(V::kLanes, a.pixels - p));
       }
-      if (!a.valid) move_segments<true>(a, y, staging.y, tile, n);
+      if (!a.y.valid) move_segments<true>(a, y, staging.y, tile, n);
     }
   }
 }

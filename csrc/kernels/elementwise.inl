@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pools, sums and the two edges of a network. All work on runs of packets; the engine knows the
-// grids.
+// tensors.
 
 template <bool kFloat>
 static TOPS_INLINE V::I larger(V::I a, V::I b) {
@@ -80,7 +80,7 @@ static TOPS_INLINE void spread_channels(const Packets& c, bool is_float, float s
 
 static void add(const AddArgs& a, const Packets& x, const Packets& b, const Packets& y, int64_t n) {
   const Epilogue& e = a.epilogue;
-  const EpilogueOp finish(e, a.float_out, false, 0);
+  const EpilogueOp finish(e, a.float_out, false, false, 0);
   V::F t[4];
   if (a.b_spread) spread_channels(b, a.b_float, e.res_scale, e.res_zero_point, t);
   for (int64_t i = 0; i < n; i += V::kLanes) {
@@ -164,13 +164,13 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
 }
 
 static const KernelTable kTable = {
-    TOPS_ISA_NAME,   V::kSparseBelow,    V::kLanes,      V::kSparseVectors,
-    V::kSignedInput, conv_dense,         conv_wide,      wide_scratch,
-    V::kWideSpeed,   conv_sparse,        conv_blocks,    conv_depthwise,
-    winograd_rows,   winograd_finish,    linear,         linear_float<Float32Dots>,
-    finish_row,      quantize_row,       max_rows,       max_columns,
-    lookup,          map_floats,         stretch_floats, bilinear_packets,
-    blend_rows,      gate_row,           interleave,     add,
-    quantize,        quantize_fine,      dequantize,     gather,
-    fake_quantize,   fake_quantize_grad, dot_burst,      float_burst,
+    TOPS_ISA_NAME,   V::kSparseBelow,    V::kLanes,       V::kSparseVectors,
+    V::kSignedInput, conv_dense,         conv_wide,       wide_scratch,
+    V::kWideSpeed,   conv_sparse,        conv_blocks,     conv_depthwise,
+    winograd_rows,   winograd_finish,    linear,          linear_float<Float32Dots>,
+    linear_epilogue, quantize_row,       max_rows,        max_columns,
+    lookup,          map_floats,         bilinear_floats, bilinear_packets,
+    blend_rows,      gate_row,           interleave,      add,
+    quantize,        quantize_fine,      dequantize,      gather,
+    fake_quantize,   fake_quantize_grad, dot_burst,       float_burst,
     read_burst};

@@ -2,25 +2,25 @@
 // From accumulators to output packets: the one place where the integer semantics of
 // docs/architecture.md are written.
 
-// The same vector of pixels in up to four planes: u8 packets use the first only, float ones a plane
-// a channel.
+// Where a vector of pixels goes: one packet of four u8 channels, or up to four float channels a
+// stride apart.
 struct OutputView {
   uint8_t* y;
-  int64_t y_plane;
+  int64_t y_stride;
   const uint8_t* r;  // residual, or null
-  int64_t r_plane;
+  int64_t r_stride;
   const uint8_t* g;  // gate, or null
-  int64_t g_plane;
+  int64_t g_stride;
   uint32_t bits;  // which pixels are inside the image
   int64_t n;      // how many packets may be written
 };
 
-static TOPS_INLINE void put(const OutputView& s, uint8_t* p, V::I v, V::I halo) {
+static TOPS_INLINE void store_masked(const OutputView& s, uint8_t* p, V::I v, V::I halo) {
   if (s.bits != V::kAll) v = V::select(s.bits, v, halo);
   store_some(p, v, s.n);
 }
 
-// A PReLU.
+// PReLU.
 static TOPS_INLINE V::F sloped(V::F x, V::F slope) {
   const V::F zero = V::set1f(0.0f);
   return V::addf(V::maxf(zero, x), V::mulf(slope, V::minf(zero, x)));
@@ -34,7 +34,11 @@ struct EpilogueOp {
   const float *bias, *slope;
   bool float_out, float_residual, float_gate, capped, clamped;
 
-  TOPS_INLINE EpilogueOp(const Epilogue& e, bool float_output, bool float_res, uint32_t halo)
+  TOPS_INLINE explicit EpilogueOp(const ConvArgs& a)
+      : EpilogueOp(a.epilogue, a.y.is_float, a.residual.is_float, a.gate.is_float, a.y.halo) {}
+
+  TOPS_INLINE EpilogueOp(const Epilogue& e, bool float_output, bool float_res, bool gate_float,
+                         uint32_t halo)
       : inv(V::set1f(e.inv)),
         cap(V::set1f(1073741824.0f)),  // leaves room for the conversion; below, cvtps2dq's INT_MIN
                                        // saturates to the right code
@@ -53,7 +57,7 @@ struct EpilogueOp {
         slope(e.slope),
         float_out(float_output),
         float_residual(float_res),
-        float_gate(e.gate_float),
+        float_gate(gate_float),
         capped(e.capped),
         clamped(e.qlo > 0 || e.qhi < 255) {}
 
@@ -70,7 +74,7 @@ struct EpilogueOp {
     for (int j = 0; j < 4; ++j) y[j] = sigmoid(y[j]);
     if (float_gate) {
       for (int j = 0; j < 4 && j < planes; ++j)
-        y[j] = V::mulf(y[j], V::as_f(V::load(s.g + j * s.g_plane)));
+        y[j] = V::mulf(y[j], V::as_f(V::load(s.g + j * s.g_stride)));
       return;
     }
     const V::I g = V::load(s.g);
@@ -114,7 +118,7 @@ struct EpilogueOp {
     if (s.r) {
       if (float_residual) {
         for (int j = 0; j < 4 && j < planes; ++j)
-          y[j] = V::addf(y[j], V::as_f(V::load(s.r + j * s.r_plane)));
+          y[j] = V::addf(y[j], V::as_f(V::load(s.r + j * s.r_stride)));
       } else {
         add_residual(y, V::load(s.r));
       }
@@ -122,9 +126,9 @@ struct EpilogueOp {
     if (slope) prelu(y, o);
     if (float_out) {
       for (int j = 0; j < 4 && j < planes; ++j)
-        put(s, s.y + j * s.y_plane, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
+        store_masked(s, s.y + j * s.y_stride, V::as_i(V::minf(hi, V::maxf(lo, y[j]))), outside);
       return;
     }
-    put(s, s.y, to_packets(y), outside);
+    store_masked(s, s.y, to_packets(y), outside);
   }
 };

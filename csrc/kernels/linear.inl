@@ -61,7 +61,7 @@ static TOPS_INLINE void code_block(const LinearArgs& a, const uint8_t* x, int64_
   constexpr int64_t kBytes = V::kLanes * 4;
   V::I acc[R];
   for (int i = 0; i < R; ++i) acc[i] = V::set1(0);
-  const uint8_t* const row = a.rows + n * a.row_bytes;
+  const uint8_t* const row = a.weight_rows + n * a.row_bytes;
   for (int64_t b = first; b < last; ++b) {
     // Pieces of rows are no stream that the hardware would prefetch.
     __builtin_prefetch(row + b * kRowBlock + kRowsAhead * a.row_bytes);
@@ -99,7 +99,7 @@ static void two_bit_row(const LinearArgs& a, const uint8_t* x, int64_t begin, in
   constexpr int64_t kRun = V::kNarrowSteps ? V::kNarrowSteps / 8 * kBytes : 32 * kRowBlock;
   const V::I low = V::set1(0x03030303), high = V::set1(0x0c0c0c0c);
   for (int64_t n = begin; n < end; ++n) {
-    const uint8_t* const row = a.rows + n * a.row_bytes;
+    const uint8_t* const row = a.weight_rows + n * a.row_bytes;
     V::I ones = V::set1(0), fours = ones;
     const uint8_t* in = x;
     for (int64_t run = 0; run < a.row_bytes; run += kRun) {
@@ -124,7 +124,7 @@ static void two_bit_row(const LinearArgs& a, const uint8_t* x, int64_t begin, in
 static void int8_row(const LinearArgs& a, const uint8_t* x, int64_t begin, int64_t end,
                      int32_t* y) {
   for (int64_t n = begin; n < end; ++n) {
-    const uint8_t* const row = a.rows + n * a.row_bytes;
+    const uint8_t* const row = a.weight_rows + n * a.row_bytes;
     V::I acc = V::set1(0);
     for (int64_t k = 0; k < a.row_bytes; k += V::kLanes * 4)
       acc = V::dot_int8(acc, V::load(x + k), V::load(row + k));
@@ -146,7 +146,7 @@ static void int8_rows(const LinearArgs& a, const uint8_t* x, int64_t begin, int6
       for (int i = 0; i < R; ++i)
         wide[v * R + i] = V::wide_input(V::load(x + i * a.x_stride + k + v * kBytes));
     for (int64_t n = begin; n < end; ++n) {
-      const uint8_t* const row = a.rows + n * a.row_bytes + k;
+      const uint8_t* const row = a.weight_rows + n * a.row_bytes + k;
       V::I acc[R];
       for (int i = 0; i < R; ++i) acc[i] = V::set1(0);
       for (int64_t v = 0; v < vectors; ++v) {
@@ -190,7 +190,7 @@ static void linear(const LinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-static void finish_row(const RowFinish& f, int64_t n, float* y) {
+static void linear_epilogue(const LinearEpilogue& f, int64_t n, float* y) {
   const V::I shift = V::set1(f.shift), x_sum = V::set1(f.x_sum);
   const V::F x_scale = V::set1f(f.x_scale);
   for (int64_t i = 0; i < n; i += V::kLanes) {

@@ -27,7 +27,7 @@ struct FloatSums {
 
 // Weights [first, last) of a row, whole blocks of it.
 template <class D, int R>
-static TOPS_INLINE FloatSums<D, R> two_bit_sums(const FloatRowsArgs& a, const uint8_t* row,
+static TOPS_INLINE FloatSums<D, R> two_bit_sums(const FloatLinearArgs& a, const uint8_t* row,
                                                 const typename D::X* x, int64_t first,
                                                 int64_t last) {
   static_assert(kFloatBlock % (4 * kRowBlock) == 0, "blocks of rows are not cut");
@@ -47,7 +47,7 @@ static TOPS_INLINE FloatSums<D, R> two_bit_sums(const FloatRowsArgs& a, const ui
 }
 
 template <class D, int R>
-static TOPS_INLINE FloatSums<D, R> int8_sums(const FloatRowsArgs& a, const uint8_t* row,
+static TOPS_INLINE FloatSums<D, R> int8_sums(const FloatLinearArgs& a, const uint8_t* row,
                                              const typename D::X* x, int64_t first, int64_t last) {
   // A row's length is a multiple of kRowBlock: wide vectors cannot fill all chains.
   constexpr int kChains = kRowBlock < kFloatChains * D::kWeights
@@ -66,14 +66,14 @@ static TOPS_INLINE FloatSums<D, R> int8_sums(const FloatRowsArgs& a, const uint8
 }
 
 template <class D, int R>
-static void float_rows(const FloatRowsArgs& a, int64_t i, int64_t begin, int64_t end) {
+static void float_rows(const FloatLinearArgs& a, int64_t i, int64_t begin, int64_t end) {
   const typename D::X* const x = static_cast<const typename D::X*>(a.x) + i * a.x_stride;
   float* const y = a.y + i * a.y_stride;
   for (int r = 0; r < R; ++r)
     for (int64_t n = begin; n < end; ++n) y[r * a.y_stride + n] = 0.0f;
   const auto add_block = [&](int64_t n, int64_t first) {
     const int64_t last = a.width - first < kFloatBlock ? a.width : first + kFloatBlock;
-    const uint8_t* const row = a.rows + n * a.row_bytes;
+    const uint8_t* const row = a.weight_rows + n * a.row_bytes;
     const FloatSums<D, R> sums = a.codes == RowCodes::kInt8
                                      ? int8_sums<D, R>(a, row, x, first, last)
                                      : two_bit_sums<D, R>(a, row, x, first, last);
@@ -93,7 +93,7 @@ static void float_rows(const FloatRowsArgs& a, int64_t i, int64_t begin, int64_t
 }
 
 template <class D>
-static void linear_float(const FloatRowsArgs& a, int64_t begin, int64_t end) {
+static void linear_float(const FloatLinearArgs& a, int64_t begin, int64_t end) {
   const int64_t fit = kFloatBytes / a.row_bytes, step = fit < 1 ? 1 : fit;
   for (int64_t n = begin; n < end; n += step) {
     const int64_t until = end - n < step ? end : n + step;

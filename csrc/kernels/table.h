@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel is told, and the table of kernels that each instruction set fills. Plain data: no
-// torch, no Python.
+// Kernel argument structs and the per-ISA dispatch table. Plain data: no torch, no Python. Arrays
+// of one number an output channel are padded to kChannelPad; packets are the 4-byte channel packets
+// of tensor/tensor.h.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +9,7 @@
 
 namespace tops {
 
-// Memory that a kernel may read past the last packet of a grid: one vector of the widest
+// Memory that a kernel may read past the last packet of a tensor: one vector of the widest
 // instruction set.
 constexpr int64_t kSlackBytes = 256;
 // Output channels in one register block of the dense kernel, and in one block of its packed
@@ -21,9 +22,9 @@ constexpr int64_t kGroup = 8;
 // widened to 16 bits.
 constexpr int64_t dense_scratch(int64_t k) { return (k + kGroup) * kBlock * 8; }
 
-// Entries of 8-bit quads whose products may be added in 16 bits, at most
-// (weights/overflow_groups.h).
-constexpr int64_t kMostBundle = 4, kMostPairBundle = 2;
+// Most entries of an overflow-safe accumulation group: 8-bit quads whose products may be added in
+// 16 bits (weights/overflow_groups.h).
+constexpr int64_t kOverflowGroup = 4, kPairOverflowGroup = 2;
 
 // Scale, bias and start are padded to this: the wide kernel reads them as two whole vectors of the
 // widest instruction set.
@@ -48,11 +49,11 @@ struct PairEntry {
 
 enum class Values : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
-// Float weights of which most are absent: `channels` (1, 2 or 4) consecutive output channels
-// share an entry, one input channel at one tap.
+// Sparse float weights: `channels` (1, 2 or 4) consecutive output channels share an entry, one
+// input channel at one tap.
 struct BlockArgs {
   int64_t channels;        // 0: the weights have another form
-  const int64_t* rows;     // [ceil(O / kBlock) * kBlock / channels + 1] first entry of each group
+  const int64_t* row_ptr;  // [ceil(O / kBlock) * kBlock / channels + 1] first entry of each group
   const int32_t* offsets;  // [entries] in packets, from the first input packet of an output pixel
   const uint8_t* data;     // [entries][channels] of `values`
   Values values;
@@ -65,8 +66,7 @@ struct TapGroup {
   int8_t weight[16];
 };
 
-// How an accumulator becomes an output packet: docs/architecture.md, "Integer semantics". Arrays
-// are padded to kBlock.
+// How an accumulator becomes an output packet: docs/architecture.md, "Integer semantics".
 struct Epilogue {
   const int32_t* start;  // [O] first value of the accumulator: -zero_point * sum of the weights
   const float* scale;    // [O]
@@ -80,57 +80,84 @@ struct Epilogue {
   float res_scale;
   int32_t res_zero_point;
   // What the sigmoid of the sum is multiplied with, before the residual is added.
-  bool gate_float;
   float gate_scale;
   int32_t gate_zero_point;
 };
 
-// A run of output pixels that is contiguous both in the flat domain and in the output grid.
+// A run of output pixels that is contiguous both in the flat index and in the output.
 struct Segment {
   int64_t flat, length, packet;
 };
 
-// Flat domain: output pixel (n, y, x) has index (n * rows + y) * pitch + x, and its input packets
-// lie at index + offset.
-struct ConvArgs {
-  const uint8_t* x;  // first input packet of flat index 0
-  int64_t pixels;    // length of the flat domain
-  Weights weights;
-  const int64_t* offsets;  // dense: [K] byte offsets of tap and packet
-  int64_t k;               // dense: K, in packets
-  const uint8_t* panels;   // dense: weights/packed.h
-  int64_t panel_bytes;     // of one block
-  int64_t group_blocks;    // dense: blocks per group, bytes between the inputs of two groups
-  int64_t group_stride;
-  const int64_t* rows;   // sparse: [O + 1] first entry of each output channel
-  const Entry* entries;  // sparse
-  // Sparse int8: [O][kMostBundle] how many bundles of 4, 3, 2 and 1 entries each channel has, in
-  // the order of its entries.
-  const int32_t* bundles;
-  // Or, instead of rows, entries and bundles, by pairs of channels: [ceil(O/2) + 1] and
-  // [ceil(O/2)][kMostPairBundle].
-  const int64_t* pair_rows;
-  const PairEntry* pairs;
-  const int32_t* pair_bundles;
-  BlockArgs blocks;         // sparse float
-  const int32_t* tap_rows;  // depthwise: [packets + 1]
-  const TapGroup* tap_groups;
-  int64_t outputs;  // O
-  bool sums;        // dense float: y takes the sums, in whole vectors, and there is no epilogue
-  Epilogue epilogue;
-  bool float_out;
-  uint8_t* y;               // output packet 0
-  int64_t plane;            // bytes between two output packet planes
-  const uint8_t* residual;  // its packets lie as those of y, or null
-  int64_t residual_plane;   // bytes between two of its packet planes
-  bool residual_float;
-  const uint8_t* gate;  // likewise
-  int64_t gate_plane;
-  const uint8_t* valid;     // direct: one bit per flat index, set for output pixels; else null
-  int64_t origin;           // direct: output packet of flat index 0
-  const Segment* segments;  // not direct
-  int64_t segment_count;
+// Dense weights, weights/packed.h.
+struct DenseArgs {
+  const int64_t* offsets;  // [k] bytes from the first input packet of an output pixel
+  int64_t k;               // input packets of one group x taps
+  const uint8_t* panels;
+  int64_t panel_bytes;   // of a block of kBlock output channels
+  int64_t group_blocks;  // blocks of a group of channels
+  int64_t group_stride;  // bytes between the inputs of two groups
+  bool sums_only;        // float: y takes the sums, in whole vectors, and there is no epilogue
+};
+
+// Sparse integer weights: CSR over output channels.
+struct SparseArgs {
+  const int64_t* row_ptr;  // [O + 1] first entry of each output channel
+  const Entry* entries;
+  // int8: [O][kOverflowGroup] how many groups of 4, 3, 2 and 1 entries each channel has, in the
+  // order of its entries.
+  const int32_t* overflow_groups;
+};
+
+// The same of int8 over pairs of output channels.
+struct PairArgs {
+  const int64_t* row_ptr;          // [ceil(O / 2) + 1]
+  const PairEntry* entries;        // null: the weights have another form
+  const int32_t* overflow_groups;  // [ceil(O / 2)][kPairOverflowGroup]
+};
+
+struct DepthwiseArgs {
+  const int32_t* row_ptr;  // [packets + 1] first group of each packet
+  const TapGroup* groups;
+};
+
+struct OutputArgs {
+  uint8_t* data;           // packet 0
+  int64_t channel_stride;  // bytes from one channel packet to the next
+  bool is_float;
   uint32_t halo;  // what a packet outside the image holds
+  // Direct, where output packets of flat indices are consecutive: one bit per flat index, set for
+  // pixels, and the packet of flat index 0.
+  const uint8_t* valid;  // null: not direct
+  int64_t origin;
+  // Not direct, and of the wide kernel.
+  const Segment* segments;
+  int64_t segment_count;
+};
+
+// A residual or gate: its packets lie as those of the output.
+struct OperandArgs {
+  const uint8_t* data;  // or null
+  int64_t channel_stride;
+  bool is_float;
+};
+
+// A convolution as an implicit GEMM: output pixel (n, y, x) has the flat index (n * image_rows + y)
+// * pitch + x, and its input packets lie at index + offset (tensor/conv_input.h). One form of the
+// weights is set.
+struct ConvArgs {
+  const uint8_t* x;  // input packet of flat index 0
+  int64_t pixels;    // flat indices
+  int64_t outputs;   // O
+  Weights weights;
+  DenseArgs dense;
+  SparseArgs sparse;
+  PairArgs pairs;
+  BlockArgs blocks;
+  DepthwiseArgs depthwise;
+  Epilogue epilogue;
+  OutputArgs y;
+  OperandArgs residual, gate;
 };
 
 struct AddArgs {
@@ -152,7 +179,7 @@ enum class RowCodes : int32_t { kInt8 = 0, kTwoBit = 1, kBaseThree = 2 };
 struct LinearArgs {
   const uint8_t* x;  // [m][x_stride]: u8, ternary: int8; as many as a weight row has numbers
   int64_t x_stride, m;
-  const uint8_t* rows;
+  const uint8_t* weight_rows;
   int64_t row_bytes;  // a multiple of kRowBlock
   RowCodes codes;
   int32_t* y;  // [m][y_stride]
@@ -161,10 +188,10 @@ struct LinearArgs {
 
 // y[i][n] = (sum over k of w[n][k] * x[i][k]) * scale[n] + bias[n] in float32, weights two-bit or
 // int8.
-struct FloatRowsArgs {
+struct FloatLinearArgs {
   const void* x;  // float32 or bfloat16 [m][x_stride], 0 from the row's length to width
   int64_t x_stride, m;
-  const uint8_t* rows;
+  const uint8_t* weight_rows;
   int64_t row_bytes, width;  // bytes and weights of a row, padding included
   RowCodes codes;
   const float* scale;
@@ -174,7 +201,7 @@ struct FloatRowsArgs {
 };
 
 // The sums of LinearArgs of one input row to float32.
-struct RowFinish {
+struct LinearEpilogue {
   const int32_t* sums;  // of the weights of each row
   int32_t shift;        // -zero_point, ternary: 128 - zero_point
   int32_t x_sum;        // ternary: of the signed inputs; else 0
@@ -206,18 +233,18 @@ struct FakeLanes {
   float rounding[kCount], below[kCount], above[kCount];
 };
 
-// Shares of occupied quads below which the sparse loop is the faster one: where the two met when
-// measured on every stage of a ResNet. More than 1: it always is.
+// Densities (fractions of occupied quads) below which the sparse loop is the faster one: where the
+// two met when measured on every stage of a ResNet. More than 1: it always is.
 struct SparseBelow {
   double ternary, pointwise;  // filters of several taps, of one
   double int8, real;
-  double pairs_from;  // share of quads from which 8-bit channels go in pairs
+  double pairs_from;  // density from which 8-bit channels go in pairs
 };
 
-// Output i of a resized row: the blend of two pixels of the source.
+// Bilinear interpolation along a row: output i is the weighted sum of two pixels of the source.
 struct Bilinear {
   const int32_t *first, *second;
-  const float *first_share, *second_share;
+  const float *first_weight, *second_weight;
 };
 
 // y = x * (sigmoid(gate + low) - offset) + residual; low and residual may be null, y may be x.
@@ -256,17 +283,18 @@ struct KernelTable {
   // Depthwise: packets [begin, end).
   void (*conv_depthwise)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last);
   // Float 3 x 3 convolutions by pairs of rows, kernels/winograd.inl: four input rows of a channel
-  // to n packets of each of four planes (whole vectors are read and written), and the products of
-  // these to outputs a, b (or null), whose pixels begin at flat index 0.
+  // to n packets of each of four arrays, `apart` bytes from each other (whole vectors are read and
+  // written), and the products of these to outputs a, b (or null), whose pixels begin at flat index
+  // 0.
   void (*winograd_rows)(const uint8_t* const d[4], int64_t n, uint8_t* to, int64_t apart);
-  void (*winograd_finish)(const ConvArgs& a, const ConvArgs* b, const uint8_t* m, int64_t plane,
-                          int64_t apart);
+  void (*winograd_finish)(const ConvArgs& a, const ConvArgs* b, const uint8_t* m,
+                          int64_t channel_stride, int64_t apart);
   // Weight rows [begin, end) times all input rows.
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
   // The same of float rows.
-  void (*linear_float)(const FloatRowsArgs&, int64_t begin, int64_t end);
+  void (*linear_float)(const FloatLinearArgs&, int64_t begin, int64_t end);
   // y holds n sums, then (sum + shift * sums - x_sum) * scale + bias in float32.
-  void (*finish_row)(const RowFinish&, int64_t n, float* y);
+  void (*linear_epilogue)(const LinearEpilogue&, int64_t n, float* y);
   // n floats to as many u8 values, in their order.
   void (*quantize_row)(const float* x, int64_t n, float inv, int32_t zero_point, uint8_t* q);
   // A max pool of packets, in two passes: kernel_h + kernel_w maxima an output, not their product.
@@ -278,17 +306,17 @@ struct KernelTable {
   void (*lookup)(const uint8_t* x, int64_t n, const uint8_t* table, uint8_t* y);
   // y[i] = the function of x[i]; in place is fine.
   void (*map_floats)(FloatMap map, float a, const float* x, int64_t n, float* y);
-  // One row of a resize to n pixels: of one float channel, or of packets as numbers that count from
-  // the zero point, four a pixel.
-  void (*stretch_floats)(const Bilinear&, const float* x, int64_t n, float* y);
+  // Bilinear interpolation of one row to n pixels: of one float channel, or of packets as numbers
+  // that count from the zero point, four a pixel.
+  void (*bilinear_floats)(const Bilinear&, const float* x, int64_t n, float* y);
   void (*bilinear_packets)(const Bilinear&, const uint8_t* x, int32_t zero_point, int64_t n,
                            float* y);
-  // y = a_share * a + b_share * b.
-  void (*blend_rows)(const float* a, const float* b, float a_share, float b_share, int64_t n,
+  // y = a_weight * a + b_weight * b.
+  void (*blend_rows)(const float* a, const float* b, float a_weight, float b_weight, int64_t n,
                      float* y);
   void (*gate_row)(const GateRow&, int64_t n);
-  // y[i * rows + k] = x[k][i] for i < n.
-  void (*interleave)(const float* const* x, int64_t rows, int64_t n, float* y);
+  // y[i * count + k] = x[k][i] for i < n.
+  void (*interleave)(const float* const* x, int64_t count, int64_t n, float* y);
   void (*add)(const AddArgs&, const Packets& a, const Packets& b, const Packets& y, int64_t n);
   // One row of pixels: four float channels (null: absent) to u8 packets, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
@@ -318,7 +346,7 @@ const KernelTable& avx2_kernels();
 const KernelTable& avxvnni_kernels();
 const KernelTable& avx512vnni_kernels();
 // KernelTable::linear_float of bfloat16 rows, for AVX512_BF16.
-void linear_bfloat16(const FloatRowsArgs&, int64_t begin, int64_t end);
+void linear_bfloat16(const FloatLinearArgs&, int64_t begin, int64_t end);
 #elif defined(__aarch64__)
 const KernelTable& neon_dot_kernels();
 #endif

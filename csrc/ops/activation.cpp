@@ -1,125 +1,152 @@
 // SPDX-License-Identifier: Apache-2.0
-// Functions of one number, and what normalizes over channels.
+// Operator activation: a function of one number. u8 goes through a table that the caller computed,
+// floats through the float32 functions of this file.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <string>
 
+#include "base/scalar_math.h"
 #include "isa/isa.h"
+#include "program/registry.h"
 #include "tensor/for_each_row.h"
 
 namespace tops {
 namespace {
 
-float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
+// Parameters of a function, 0 where it has fewer.
+struct Parameters {
+  float a, b;
+};
 
-float hardsigmoid(float x) { return std::min(std::max(x + 3.0f, 0.0f), 6.0f) / 6.0f; }
+float softplus_of(float v) { return std::max(v, 0.0f) + std::log1p(std::exp(-std::fabs(v))); }
 
-float gelu_tanh(float x) {
-  return 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
+float affine(float v, Parameters p) { return v * p.a + p.b; }
+
+float hardsigmoid(float v, Parameters) { return std::min(std::max(v + 3.0f, 0.0f), 6.0f) / 6.0f; }
+
+// ONNX HardSigmoid, with alpha and beta.
+float affine_hardsigmoid(float v, Parameters p) {
+  return std::max(0.0f, std::min(1.0f, v * p.a + p.b));
 }
 
-template <class F>
-void map_row(const float* x, float* y, int64_t n, const F& f) {
-  for (int64_t i = 0; i < n; ++i) y[i] = f(x[i]);
+float hardswish(float v, Parameters p) { return v * hardsigmoid(v, p); }
+
+float tanh_of(float v, Parameters) { return std::tanh(v); }
+
+float gelu(float v, Parameters) { return 0.5f * v * std::erfc(-v * 0.70710678f); }
+
+float gelu_tanh(float v, Parameters) {
+  return 0.5f * v * (1.0f + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v)));
 }
 
-void map_floats(const KernelTable& kernel, const Detail& d, const float* x, float* y, int64_t n) {
-  const float a = d.params.empty() ? 0.0f : d.params[0];
-  const float b = d.params.size() < 2 ? 0.0f : d.params[1];
-  switch (d.function) {
-    case Function::kAffine:
-      return map_row(x, y, n, [=](float v) { return v * a + b; });
-    case Function::kLeakyRelu:
-      return kernel.map_floats(FloatMap::kLeakyRelu, a, x, n, y);
-    case Function::kHardswish:
-      return map_row(x, y, n, [](float v) { return v * hardsigmoid(v); });
-    case Function::kHardsigmoid:
-      return map_row(x, y, n, hardsigmoid);
-    case Function::kSilu:
-      return kernel.map_floats(FloatMap::kSilu, a, x, n, y);
-    case Function::kSigmoid:
-      return kernel.map_floats(FloatMap::kSigmoid, a, x, n, y);
-    case Function::kTanh:
-      return map_row(x, y, n, [](float v) { return std::tanh(v); });
-    case Function::kGelu:
-      return map_row(x, y, n, [](float v) { return 0.5f * v * std::erfc(-v * 0.70710678f); });
-    case Function::kGeluTanh:
-      return map_row(x, y, n, gelu_tanh);
-    case Function::kElu:
-      return map_row(x, y, n, [=](float v) { return v > 0.0f ? v : a * std::expm1(v); });
-    case Function::kSoftplus:
-      return map_row(x, y, n, [=](float v) { return v * a > b ? v : softplus(v * a) / a; });
-    case Function::kMish:
-      return map_row(x, y, n, [](float v) { return v * std::tanh(softplus(v)); });
-    case Function::kExp:
-      return map_row(x, y, n, [](float v) { return std::exp(v); });
+float elu(float v, Parameters p) { return v > 0.0f ? v : p.a * std::expm1(v); }
+
+float softplus(float v, Parameters p) { return v * p.a > p.b ? v : softplus_of(v * p.a) / p.a; }
+
+float mish(float v, Parameters) { return v * std::tanh(softplus_of(v)); }
+
+float exp_of(float v, Parameters) { return std::exp(v); }
+
+// y[i] = function of x[i]; y may be x.
+using MapRow = void (*)(const KernelTable&, Parameters, const float* x, int64_t n, float* y);
+
+template <float (*kFunction)(float, Parameters)>
+void map_row(const KernelTable&, Parameters p, const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = kFunction(x[i], p);
+}
+
+template <FloatMap kMap>
+void map_by_kernel(const KernelTable& kernel, Parameters p, const float* x, int64_t n, float* y) {
+  kernel.map_floats(kMap, p.a, x, n, y);
+}
+
+struct Function {
+  const char* name;
+  size_t params;
+  MapRow map;
+};
+
+const Function kFunctions[] = {
+    {"affine", 2, map_row<affine>},
+    {"leaky_relu", 1, map_by_kernel<FloatMap::kLeakyRelu>},
+    {"hardswish", 0, map_row<hardswish>},
+    {"hardsigmoid", 0, map_row<hardsigmoid>},
+    {"affine_hardsigmoid", 2, map_row<affine_hardsigmoid>},
+    {"silu", 0, map_by_kernel<FloatMap::kSilu>},
+    {"sigmoid", 0, map_by_kernel<FloatMap::kSigmoid>},
+    {"tanh", 0, map_row<tanh_of>},
+    {"gelu", 0, map_row<gelu>},
+    {"gelu_tanh", 0, map_row<gelu_tanh>},
+    {"elu", 1, map_row<elu>},
+    {"softplus", 2, map_row<softplus>},
+    {"mish", 0, map_row<mish>},
+    {"exp", 0, map_row<exp_of>},
+};
+
+const Function& function_of(const Attributes& at, size_t params) {
+  const std::string& name = at.text("fn");
+  for (const Function& f : kFunctions)
+    if (name == f.name && params == f.params) return f;
+  bad_node(at.op(), "a function and its parameters",
+           "'" + name + "' with " + std::to_string(params) + " parameters");
+}
+
+// Attributes: fn; params, of the function; table, of u8: what each of the 256 codes becomes.
+class Activation : public RowwiseOp {
+ public:
+  Activation(const Attributes& at, const Types& in) {
+    const std::vector<float> params = at.floats("params");
+    map_ = function_of(at, params.size()).map;
+    parameters_.a = params.empty() ? 0.0f : params[0];
+    parameters_.b = params.size() < 2 ? 0.0f : params[1];
+    if (at.has("table")) table_ = at.floats("table");
+    if (table_.size() != (in[0].is_float ? 0u : 256u))
+      bad_node(at.op(), "a table of 256 values for u8 and none for floats",
+               std::to_string(table_.size()) + " values");
+    const Requantize q = output_of(at);
+    if (in[0].is_float && q.y_scale != 0.0f) bad_node(at.op(), "floats made of floats", "y");
+    type_ = with_output(in[0], q);
+    if (type_.is_float) return;
+    const Epilogue e = make_epilogue(q, {});
+    for (const float v : table_) codes_.push_back(to_code(v, e));
   }
-}
 
-}  // namespace
+  bool in_place() const override { return true; }
+  void run(const NodeRun& node) const override;
 
-void MemoryPlan::run_activation(const NodeTask& w, const RunContext& f) const {
-  const ActivationTensor &in = step(w.node.a).grid, &out = w.step.grid;
-  const Detail& d = *w.node.detail;
-  uint8_t* const from = data(f, w.node.a);
+ private:
+  MapRow map_;
+  Parameters parameters_;
+  std::vector<float> table_;    // of u8: what each code becomes, as floats
+  std::vector<uint8_t> codes_;  // and as codes of the output
+};
+
+void Activation::run(const NodeRun& node) const {
+  const ActivationTensor &in = node.in(0), &out = node.out();
+  uint8_t *const from = node.x(0), *const to = node.y();
   const KernelTable& kernel = kernels();
-  parallel_for(quads_of(out), 16 * vectors_of(out, w.rows), [&](int64_t quad, int) {
+  parallel_for(quads_of(out), 16 * vectors_of(out, node.rows), [&](int64_t quad, int) {
     for (int64_t n = 0; n < out.n; ++n)
-      for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
+      for (int64_t row = node.rows.begin; row < node.rows.end; ++row) {
         const Packets x = packets_at(in, from, quad, in.packet(n, row, 0));
-        const Packets y = packets_at(out, w.y, quad, out.packet(n, row, 0));
+        const Packets y = packets_at(out, to, quad, out.packet(n, row, 0));
         if (!out.is_float) {
-          kernel.lookup(x.channel[0], out.w, d.codes.data(), y.channel[0]);
+          kernel.lookup(x.channel[0], out.w, codes_.data(), y.channel[0]);
           continue;
         }
         for (int64_t j = 0; j < 4 && y.channel[j]; ++j) {
-          float* const to = reinterpret_cast<float*>(y.channel[j]);
+          float* const floats = reinterpret_cast<float*>(y.channel[j]);
           if (in.is_float)
-            map_floats(kernel, d, reinterpret_cast<const float*>(x.channel[j]), to, out.w);
+            map_(kernel, parameters_, reinterpret_cast<const float*>(x.channel[j]), out.w, floats);
           else
-            for (int64_t p = 0; p < out.w; ++p) to[p] = d.table[x.channel[0][p * 4 + j]];
+            for (int64_t p = 0; p < out.w; ++p) floats[p] = table_[x.channel[0][p * 4 + j]];
         }
       }
   });
-  fill_all_halos(out, w.rows, w.y, halo_value(w.node));
+  fill_all_halos(out, node.rows, to, halo_value(type_));
 }
 
-void MemoryPlan::run_over_channels(const NodeTask& w, const RunContext& f) const {
-  const Node& node = w.node;
-  const ActivationTensor &in = step(node.a).grid, &out = w.step.grid;
-  const int64_t count = out.channels, lines = w.rows.end - w.rows.begin;
-  const uint8_t* const from = data(f, node.a);
-  parallel_for(out.n * lines, 16 * vectors_of(out, w.rows), [&](int64_t line, int) {
-    const int64_t image = line / lines, row = w.rows.begin + line % lines;
-    const float* const x = reinterpret_cast<const float*>(from) + in.packet(image, row, 0);
-    float* const y = reinterpret_cast<float*>(w.y) + out.packet(image, row, 0);
-    for (int64_t p = 0; p < out.w; ++p) {
-      if (node.op == Op::kSoftmax) {
-        float most = x[p], sum = 0.0f;
-        for (int64_t c = 1; c < count; ++c) most = std::max(most, x[c * in.plane + p]);
-        for (int64_t c = 0; c < count; ++c)
-          sum += y[c * out.plane + p] = std::exp(x[c * in.plane + p] - most);
-        for (int64_t c = 0; c < count; ++c) y[c * out.plane + p] /= sum;
-        continue;
-      }
-      const Detail& d = *node.detail;
-      double mean = 0.0, square = 0.0;  // of many channels: float32 sums would lose digits
-      for (int64_t c = 0; c < count; ++c) mean += static_cast<double>(x[c * in.plane + p]);
-      mean /= static_cast<double>(count);
-      for (int64_t c = 0; c < count; ++c) {
-        const double v = static_cast<double>(x[c * in.plane + p]) - mean;
-        square += v * v;
-      }
-      const double spread =
-          std::sqrt(square / static_cast<double>(count) + static_cast<double>(d.eps));
-      for (int64_t c = 0; c < count; ++c) {
-        const double v = (static_cast<double>(x[c * in.plane + p]) - mean) / spread;
-        y[c * out.plane + p] = static_cast<float>(v) * d.params[static_cast<size_t>(c)] +
-                               d.params[static_cast<size_t>(count + c)];
-      }
-    }
-  });
-  fill_all_halos(out, w.rows, w.y, 0);
-}
+const RegisterOp<Activation> kActivation("activation", 1);
 
+}  // namespace
 }  // namespace tops

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
+// A convolution for one input shape: its weights placed on the input, its epilogue, and the kernel
+// that runs it (docs/kernels.md, "Convolution loops"). A linear layer off the GEMV path is one too,
+// of images of one pixel.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "kernels/table.h"
+#include "ops/epilogue.h"
 #include "ops/winograd.h"
 #include "tensor/conv_input.h"
 #include "weights/depthwise_taps.h"
@@ -12,60 +16,63 @@
 
 namespace tops {
 
-// How sums become outputs; y_scale 0 means float output.
-struct Requantize {
-  float lo, hi, y_scale;
-  int32_t y_zero_point;
+// A convolution but for the shape of its tensors. The plan keeps what packed points to, and copies
+// of scale, bias and slope.
+struct ConvSpec {
+  const PackedView& packed;
+  const float* scale;            // [O] of the sums
+  const float* bias = nullptr;   // [O] or null
+  const float* slope = nullptr;  // [O] of a PReLU at the end, or null
+  int32_t x_zero_point = 0;
+  Window window = {};
+  Requantize requantize = {};
+  Operand residual = {}, gate = {};
+  int64_t row_filter = 0;      // or the width of the filter whose rows pack_filter_rows has packed
+  Pairs pairs = Pairs::kNone;  // of rows of float sums
 };
 
-// A value that an output is made with: added to it, or multiplied with its sigmoid.
-struct Operand {
-  bool present = false, is_float = false;
-  float scale = 1.0f;
-  int32_t zero_point = 0;
-  int64_t plane = 0;  // of its grid; 0: as the output's
-};
-
-// Scratch of one thread for expanded weights; grows, never shrinks, ends with the thread.
-uint8_t* panel_scratch(int64_t bytes);
-
-Epilogue make_epilogue(const Requantize& q, const Operand& residual, const Operand& gate = {});
-
-// One convolution for one input shape, ready to run. Holds no memory of the tensors; safe to run
-// from several threads at once.
+// Ready to run. Holds no memory of the tensors; safe to run from several threads at once.
 class ConvPlan {
  public:
-  // slope: [O] of a PReLU at the end, or null. row_filter: 0, or the width of the filter whose rows
-  // pack_rows has packed. pairs: of rows of float sums, kOdd: but the first.
-  ConvPlan(const PackedView& packed, const float* scale, const float* bias, int32_t x_zero_point,
-           const ActivationTensor& in, const ActivationTensor& out, const Window& w,
-           const Operand& residual, const Requantize& q, const float* slope = nullptr,
-           int64_t row_filter = 0, const Operand& gate = {}, Pairs pairs = Pairs::kNone);
+  // Throws kUnsupportedShape where the input holds too many packets, kBadWeights where an entry
+  // points outside the filter.
+  ConvPlan(const ConvSpec& spec, const ActivationTensor& in, const ActivationTensor& out);
+  ConvPlan(const ConvPlan&) = delete;
+  ConvPlan& operator=(const ConvPlan&) = delete;
+
   int64_t scratch_bytes() const { return input_.scratch_bytes(); }
   void run(const uint8_t* x, uint8_t* y, const uint8_t* residual, uint8_t* scratch,
            const uint8_t* gate = nullptr) const;
 
  private:
+  void set_channel_constants(const ConvSpec& spec);
+  void place_sparse(const ConvSpec& spec);
+  void place_dense();
+  void set_epilogue(const ConvSpec& spec);
+  void set_output(const ConvSpec& spec);
+  void choose_kernel(const ConvSpec& spec);
+
   // How many pixels of output, at once, read no more input than a core's own cache holds.
   int64_t cached_pixels() const;
   void run_dense(const ConvArgs& args) const;
   void run_wide(const ConvArgs& args) const;
   void run_sparse(const ConvArgs& args) const;
-  void run_blocks(const ConvArgs& args) const;  // weights/block_sparse.cpp
+  void run_blocks(const ConvArgs& args) const;
   void run_depthwise(const ConvArgs& args) const;
+  void fill_around(const ConvArgs& args, bool pixels_only) const;
 
   ConvInput input_;
-  ActivationTensor out_;
+  ActivationTensor in_, out_;
   PackedView packed_;
-  ConvArgs args_{};
+  ConvArgs args_{};             // but for the memory of a run
   bool wide_possible_ = false;  // dense, with channels in the lanes
-  uint32_t fill_ = 0, halo_ = 0;
+  uint32_t fill_ = 0;           // packets outside the input image
   std::vector<int64_t> offsets_;
   std::vector<Entry> entries_;
   std::vector<int32_t> block_offsets_;
   std::vector<PairEntry> pairs_;
   TapGroups taps_;
-  RowPairs pairs_of_rows_;
+  WinogradConv winograd_;
   std::vector<int32_t> start_, signed_start_;  // the latter where inputs are read less 128
   std::vector<float> scale_, bias_, slope_;
   std::vector<Segment> segments_;

@@ -1,63 +1,157 @@
 // SPDX-License-Identifier: Apache-2.0
-// Nodes that put values elsewhere or blend neighbors: concat, slice, shuffles, resize.
-#include <algorithm>
-#include <cmath>
+// Operators that put values elsewhere and change none: slice, unflatten, flatten, pixel_shuffle,
+// pixel_unshuffle, channel_shuffle.
 #include <cstring>
+#include <string>
 
-#include "base/error.h"
-#include "base/scalar_math.h"
 #include "isa/isa.h"
-#include "tensor/for_each_row.h"
-#include "tensor/interpolation.h"
+#include "ops/move_rows.h"
+#include "program/registry.h"
 
 namespace tops {
 namespace {
 
-// Where an output row comes from: its input channel, line and first column.
-struct Row {
-  int64_t channel, line, column;
+int64_t divide_down(int64_t a, int64_t b) { return a >= 0 ? a / b : -divide_up(-a, b); }
+
+// Channels [begin, end).
+class Slice : public RowwiseOp {
+ public:
+  Slice(const Attributes& at, const Types& in) : begin_(at.integer("begin", 0)) {
+    const int64_t end = at.integer("end", begin_ + 1);
+    if (in[0].rank == 2 || end > in[0].channels)
+      bad_node(at.op(), "an image or tokens of at least " + std::to_string(end) + " channels",
+               "rank " + std::to_string(in[0].rank) + " with " + std::to_string(in[0].channels));
+    type_ = in[0];
+    type_.channels = end - begin_;
+  }
+
+  void run(const NodeRun& node) const override {
+    move_rows(node, begin_ % 4 == 0, MovedColumns(node.out().w),
+              [&](int64_t c, int64_t row) { return SourceRow{begin_ + c, row, 0}; });
+    fill_all_halos(node.out(), node.rows, node.y(), halo_value(type_));
+  }
+
+ protected:
+  explicit Slice(const ValueType& type) : begin_(0) { type_ = type; }
+
+ private:
+  int64_t begin_;
 };
 
-// Output pixel p of a row reads column row.column + column[p] of channel row.channel + extra[p].
-struct Moved {
-  std::vector<int64_t> column, extra;
-  explicit Moved(int64_t width)
-      : column(static_cast<size_t>(width)), extra(static_cast<size_t>(width)) {
-    for (int64_t p = 0; p < width; ++p) column[static_cast<size_t>(p)] = p;
+// Rows as images of one pixel: a slice of all channels.
+class Unflatten : public Slice {
+ public:
+  Unflatten(const Attributes& at, const Types& in) : Slice(in[0]) {
+    if (in[0].rank != 2 || in[0].channels < 1)
+      bad_node(at.op(), "rank 2 of a known number of channels",
+               "rank " + std::to_string(in[0].rank) + " with " + std::to_string(in[0].channels));
+    type_.rank = 4;
   }
 };
 
-// whole: channels keep their places in the quads, so u8 packets move as they are.
-template <class Source>
-void move_rows(const ActivationTensor& in, const ActivationTensor& out, Rows rows, const uint8_t* x,
-               uint8_t* y, bool whole, const Moved& columns, const Source& source) {
-  const bool packets = out.is_float || whole;
-  const int64_t step = out.is_float ? 1 : 4;
-  parallel_for(out.packets, 4 * vectors_of(out, rows), [&](int64_t c, int) {
-    for (int64_t n = 0; n < out.n; ++n)
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
-        uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
-        for (int64_t j = 0; j < (packets ? 1 : 4); ++j) {
-          const bool absent = c * step + j >= out.channels;
-          const Row from = absent ? Row{} : source(c * step + j, row);
-          const int64_t line = in.packet(n, from.line, from.column);
-          for (int64_t p = 0; p < out.w; ++p) {
-            const auto i = static_cast<size_t>(p);
-            const int64_t channel = from.channel + columns.extra[i];
-            const int64_t packet = line + columns.column[i];
-            if (packets)
-              std::memcpy(to + p * 4, x + (channel / step * in.plane + packet) * 4, 4);
-            else
-              to[p * 4 + j] = absent ? 0 : x[(channel / 4 * in.plane + packet) * 4 + channel % 4];
-          }
-        }
-      }
-  });
-}
+// Everything of an image, or of all tokens, in the order of the caller's array.
+class Flatten : public OpKernel {
+ public:
+  Flatten(const Attributes&, const Types& in) : from_tokens_(in[0].rank == 3) {
+    type_ = in[0];
+    if (in[0].rank != 2) type_.channels = 0;
+    type_.rank = 2;
+  }
 
-void shuffle_floats(const ActivationTensor& in, const ActivationTensor& out, Rows rows,
-                    const uint8_t* x, uint8_t* y, const Detail& d) {
-  const int64_t fh = d.factor_h, fw = d.factor_w, whole = out.w / fw;
+  Shape infer(const Shapes& inputs) const override {
+    const Shape& x = inputs[0];
+    return {x.n, checked_mul(x.channels, checked_mul(x.h, x.w)), 1, 1};
+  }
+
+  void run(const NodeRun& node) const override {
+    const ActivationTensor &in = node.in(0), &out = node.out();
+    const int64_t image = in.h * in.w;
+    const uint8_t* const x = node.x(0);
+    uint8_t* const y = node.y();
+    if (!in.is_float)  // the last quad may have channels that nothing below writes
+      for (int64_t n = 0; n < out.n; ++n)
+        std::memset(y + ((out.packets - 1) * out.channel_stride + n) * 4, 0, 4);
+    for (int64_t c = 0; c < in.channels; ++c)
+      for (int64_t n = 0; n < in.n; ++n)
+        for (int64_t p = 0; p < image; ++p) {
+          const int64_t k = from_tokens_ ? p * in.channels + c : c * image + p;
+          const int64_t packet = in.packet(n, p / in.w, p % in.w);
+          if (in.is_float)
+            std::memcpy(y + (k * out.channel_stride + n) * 4,
+                        x + (c * in.channel_stride + packet) * 4, 4);
+          else
+            y[((k / 4) * out.channel_stride + n) * 4 + k % 4] =
+                x[((c / 4) * in.channel_stride + packet) * 4 + c % 4];
+        }
+  }
+
+ private:
+  bool from_tokens_;
+};
+
+// Pixels of factor_h x factor_w channels become one channel as many times as large.
+class PixelShuffle : public OpKernel {
+ public:
+  PixelShuffle(const Attributes& at, const Types& in) {
+    need_image(at, in[0]);
+    std::tie(factor_h_, factor_w_) = at.pair("factor", 1);
+    std::tie(crop_h_, crop_w_) = at.pair("crop", 0);
+    const int64_t factors = checked_mul(factor_h_, factor_w_);
+    if (in[0].channels % factors)
+      bad_node(at.op(), "channels that divide by " + std::to_string(factors),
+               std::to_string(in[0].channels));
+    type_ = in[0];
+    type_.channels /= factors;
+  }
+
+  Shape infer(const Shapes& inputs) const override {
+    const Shape& x = inputs[0];
+    return {x.n, type_.channels, checked_mul(x.h, factor_h_) - crop_h_,
+            checked_mul(x.w, factor_w_) - crop_w_};
+  }
+
+  void run(const NodeRun& node) const override {
+    if (type_.is_float)
+      run_floats(node);
+    else
+      run_codes(node);
+    fill_all_halos(node.out(), node.rows, node.y(), halo_value(type_));
+  }
+
+  bool streams(const Shapes&) const override { return true; }
+
+  Rows rows_read(size_t, Rows rows, int64_t, int64_t) const override {
+    return {divide_down(rows.begin, factor_h_), divide_down(rows.end - 1, factor_h_) + 1};
+  }
+
+  double smooth_end(size_t, double end, int64_t, int64_t) const override {
+    const double f = static_cast<double>(factor_h_);
+    return (end + f - 1) / f;
+  }
+
+ private:
+  void run_codes(const NodeRun& node) const {
+    MovedColumns columns(node.out().w);
+    for (int64_t p = 0; p < node.out().w; ++p) {
+      columns.column[static_cast<size_t>(p)] = p / factor_w_;
+      columns.extra[static_cast<size_t>(p)] = p % factor_w_;
+    }
+    move_rows(node, false, columns, [&](int64_t c, int64_t row) {
+      return SourceRow{(c * factor_h_ + row % factor_h_) * factor_w_, row / factor_h_, 0};
+    });
+  }
+
+  void run_floats(const NodeRun& node) const;
+
+  int64_t factor_h_, factor_w_, crop_h_, crop_w_;
+};
+
+void PixelShuffle::run_floats(const NodeRun& node) const {
+  const ActivationTensor &in = node.in(0), &out = node.out();
+  const uint8_t* const x = node.x(0);
+  uint8_t* const y = node.y();
+  const Rows rows = node.rows;
+  const int64_t fh = factor_h_, fw = factor_w_, whole = out.w / fw;
   const KernelTable& kernel = kernels();
   parallel_for(out.packets, 2 * vectors_of(out, rows), [&](int64_t c, int) {
     std::vector<const float*> from(static_cast<size_t>(fw));
@@ -66,8 +160,9 @@ void shuffle_floats(const ActivationTensor& in, const ActivationTensor& out, Row
         const int64_t first = (c * fh + row % fh) * fw, packet = in.packet(n, row / fh, 0);
         for (int64_t k = 0; k < fw; ++k)
           from[static_cast<size_t>(k)] =
-              reinterpret_cast<const float*>(x + ((first + k) * in.plane + packet) * 4);
-        float* const to = reinterpret_cast<float*>(y + (c * out.plane + out.packet(n, row, 0)) * 4);
+              reinterpret_cast<const float*>(x + ((first + k) * in.channel_stride + packet) * 4);
+        float* const to =
+            reinterpret_cast<float*>(y + (c * out.channel_stride + out.packet(n, row, 0)) * 4);
         kernel.interleave(from.data(), fw, whole, to);
         for (int64_t p = whole * fw; p < out.w; ++p)
           to[p] = from[static_cast<size_t>(p % fw)][p / fw];
@@ -75,188 +170,80 @@ void shuffle_floats(const ActivationTensor& in, const ActivationTensor& out, Row
   });
 }
 
+// The inverse: blocks of pixels become channels.
+class PixelUnshuffle : public OpKernel {
+ public:
+  PixelUnshuffle(const Attributes& at, const Types& in) {
+    need_image(at, in[0]);
+    std::tie(factor_h_, factor_w_) = at.pair("factor", 1);
+    type_ = in[0];
+    type_.channels = checked_mul(in[0].channels, checked_mul(factor_h_, factor_w_));
+  }
+
+  Shape infer(const Shapes& inputs) const override {
+    const Shape& x = inputs[0];
+    if (x.h % factor_h_ || x.w % factor_w_)
+      bad_size(
+          "an image that divides by " + std::to_string(factor_h_) + "x" + std::to_string(factor_w_),
+          std::to_string(x.h) + "x" + std::to_string(x.w), "pad or crop the image.");
+    return {x.n, type_.channels, x.h / factor_h_, x.w / factor_w_};
+  }
+
+  void run(const NodeRun& node) const override {
+    const int64_t fh = factor_h_, fw = factor_w_;
+    MovedColumns columns(node.out().w);
+    for (int64_t p = 0; p < node.out().w; ++p) columns.column[static_cast<size_t>(p)] = p * fw;
+    move_rows(node, false, columns, [&](int64_t c, int64_t row) {
+      return SourceRow{c / (fh * fw), row * fh + c / fw % fh, c % fw};
+    });
+    fill_all_halos(node.out(), node.rows, node.y(), halo_value(type_));
+  }
+
+  bool streams(const Shapes&) const override { return true; }
+
+  Rows rows_read(size_t, Rows rows, int64_t, int64_t) const override {
+    return {rows.begin * factor_h_, rows.end * factor_h_};
+  }
+
+  double smooth_end(size_t, double end, int64_t, int64_t) const override {
+    return end * static_cast<double>(factor_h_);
+  }
+
+ private:
+  int64_t factor_h_, factor_w_;
+};
+
+// Channel c of `groups` equal groups goes to place c % (channels / groups) * groups + group.
+class ChannelShuffle : public OpKernel {
+ public:
+  ChannelShuffle(const Attributes& at, const Types& in) : groups_(at.integer("groups", 1)) {
+    need_image(at, in[0]);
+    if (in[0].channels % groups_)
+      bad_node(at.op(), "channels that divide by " + std::to_string(groups_),
+               std::to_string(in[0].channels));
+    type_ = in[0];
+  }
+
+  void run(const NodeRun& node) const override {
+    const int64_t each = type_.channels / groups_;
+    move_rows(node, false, MovedColumns(node.out().w), [&](int64_t c, int64_t row) {
+      return SourceRow{c % groups_ * each + c / groups_, row, 0};
+    });
+    fill_all_halos(node.out(), node.rows, node.y(), halo_value(type_));
+  }
+
+  bool streams(const Shapes&) const override { return true; }
+
+ private:
+  int64_t groups_;
+};
+
+const RegisterOp<Slice> kSlice("slice", 1);
+const RegisterOp<Unflatten> kUnflatten("unflatten", 1);
+const RegisterOp<Flatten> kFlatten("flatten", 1);
+const RegisterOp<PixelShuffle> kPixelShuffle("pixel_shuffle", 1);
+const RegisterOp<PixelUnshuffle> kPixelUnshuffle("pixel_unshuffle", 1);
+const RegisterOp<ChannelShuffle> kChannelShuffle("channel_shuffle", 1);
+
 }  // namespace
-
-// Fills g and returns true for the nodes of this file.
-bool MemoryPlan::infer_move(const Node& node, ActivationTensor& g) const {
-  const ActivationTensor& in = step(node.a).grid;
-  int64_t channels = node.channels, h = in.h, w = in.w;
-  switch (node.op) {
-    case Op::kConcat:
-      channels = 0;
-      for (const int part : node.detail->parts) {
-        const ActivationTensor& other = step(part).grid;
-        if (other.h != h || other.w != w)
-          throw Error(ErrorKind::kUnsupportedShape, "concat needs images of one size.");
-        channels += other.channels;
-      }
-      break;
-    case Op::kSlice:
-      break;
-    case Op::kPixelShuffle:
-      h = checked_mul(h, node.detail->factor_h) - node.detail->crop_h;
-      w = checked_mul(w, node.detail->factor_w) - node.detail->crop_w;
-      break;
-    case Op::kPixelUnshuffle:
-      if (h % node.detail->factor_h || w % node.detail->factor_w)
-        throw Error(ErrorKind::kUnsupportedShape,
-                    "pixel_unshuffle needs an image that divides by its factors.");
-      h /= node.detail->factor_h;
-      w /= node.detail->factor_w;
-      break;
-    case Op::kResize:
-      if (node.b >= 0) {
-        h = step(node.b).grid.h;
-        w = step(node.b).grid.w;
-      } else if (node.detail->out_h) {
-        h = node.detail->out_h;
-        w = node.detail->out_w;
-      } else {  // in double, as Python does
-        h = static_cast<int64_t>(
-            std::floor(static_cast<double>(h) * static_cast<double>(node.detail->zoom_h)));
-        w = static_cast<int64_t>(
-            std::floor(static_cast<double>(w) * static_cast<double>(node.detail->zoom_w)));
-      }
-      break;
-    default:
-      return false;
-  }
-  if (h < 1 || w < 1)
-    throw Error(ErrorKind::kUnsupportedShape,
-                std::string(op_name(node.op)) + " leaves no pixels.\n  Use a larger image.");
-  g = ActivationTensor::make(channels, node.is_float, in.n, h, w, 0);
-  return true;
-}
-
-void MemoryPlan::run_move(const NodeTask& w, const RunContext& f) const {
-  const Node& node = w.node;
-  const ActivationTensor &in = step(node.a).grid, &out = w.step.grid;
-  const Detail& d = *node.detail;
-  const uint8_t* const x = data(f, node.a);
-  uint8_t* const y = w.y;
-  Moved columns(out.w);
-  const int64_t fh = d.factor_h, fw = d.factor_w, each = in.channels / d.groups;
-  for (int64_t p = 0; p < out.w; ++p) {
-    const auto i = static_cast<size_t>(p);
-    if (node.op == Op::kPixelShuffle) {
-      columns.column[i] = p / fw;
-      columns.extra[i] = p % fw;
-    } else if (node.op == Op::kPixelUnshuffle) {
-      columns.column[i] = p * fw;
-    }
-  }
-  if (node.op == Op::kPixelShuffle && out.is_float)
-    shuffle_floats(in, out, w.rows, x, y, d);
-  else if (node.op == Op::kPixelShuffle)
-    move_rows(in, out, w.rows, x, y, false, columns,
-              [&](int64_t c, int64_t row) { return Row{(c * fh + row % fh) * fw, row / fh, 0}; });
-  else if (node.op == Op::kPixelUnshuffle)
-    move_rows(in, out, w.rows, x, y, false, columns, [&](int64_t c, int64_t row) {
-      return Row{c / (fh * fw), row * fh + c / fw % fh, c % fw};
-    });
-  else if (node.op == Op::kChannelShuffle)
-    move_rows(in, out, w.rows, x, y, false, columns, [&](int64_t c, int64_t row) {
-      return Row{c % d.groups * each + c / d.groups, row, 0};
-    });
-  else
-    move_rows(in, out, w.rows, x, y, d.begin % 4 == 0, columns,
-              [&](int64_t c, int64_t row) { return Row{d.begin + c, row, 0}; });
-  fill_all_halos(out, w.rows, y, halo_value(node));
-}
-
-void MemoryPlan::run_concat(const NodeTask& w, const RunContext& f) const {
-  const Node& node = w.node;
-  const ActivationTensor& out = w.step.grid;
-  uint8_t* const y = w.y;
-  const Epilogue e = make_epilogue(node.requantize, {});
-  const KernelTable& kernel = kernels();
-  int64_t offset = 0;
-  for (const int id : node.detail->parts) {
-    const Node& source = nodes_[static_cast<size_t>(id)];
-    const ActivationTensor& in = step(id).grid;
-    if (homes_[static_cast<size_t>(id)].concat == w.id) {  // lies there
-      offset += in.channels;
-      continue;
-    }
-    const uint8_t* const x = data(f, id);
-    uint8_t codes[256];  // what each code of the part is in the range of the whole
-    for (int q = 0; q < 256; ++q)
-      codes[q] = to_code(dequantized(static_cast<uint8_t>(q), source.scale, source.zero_point), e);
-    const bool same =
-        node.is_float || (source.scale == node.scale && source.zero_point == node.zero_point);
-    parallel_for(in.packets, vectors_of(in, w.rows), [&](int64_t c, int) {
-      for (int64_t n = 0; n < in.n; ++n)
-        for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
-          const uint8_t* const from = x + (c * in.plane + in.packet(n, row, 0)) * 4;
-          const int64_t to = node.is_float ? offset + c : offset / 4 + c;
-          uint8_t* const packet = y + (to * out.plane + out.packet(n, row, 0)) * 4;
-          if (node.is_float || (same && offset % 4 == 0)) {
-            std::memcpy(packet, from, static_cast<size_t>(in.w) * 4);
-          } else if (offset % 4 == 0) {
-            kernel.lookup(from, in.w, codes, packet);
-          } else {  // this part's channels lie across two packets of the whole
-            for (int64_t j = 0; j < 4 && c * 4 + j < in.channels; ++j) {
-              const int64_t k = offset + c * 4 + j;
-              uint8_t* const byte = y + (k / 4 * out.plane + out.packet(n, row, 0)) * 4 + k % 4;
-              for (int64_t p = 0; p < in.w; ++p) byte[p * 4] = codes[from[p * 4 + j]];
-            }
-          }
-        }
-    });
-    offset += in.channels;
-  }
-  fill_all_halos(out, w.rows, y, halo_value(node));
-}
-
-void MemoryPlan::run_resize(const NodeTask& w, const RunContext& f) const {
-  const Node& node = w.node;
-  const ActivationTensor &in = step(node.a).grid, &out = w.step.grid;
-  const Detail& d = *node.detail;
-  const uint8_t* const x = data(f, node.a);
-  uint8_t* const y = w.y;
-  const float tall = sampling_ratio(in.h, out.h, d.align, d.zoom_h);
-  const float wide = sampling_ratio(in.w, out.w, d.align, d.zoom_w);
-  if (!d.bilinear) {
-    Moved columns(out.w);
-    for (int64_t p = 0; p < out.w; ++p)
-      columns.column[static_cast<size_t>(p)] = nearest(p, in.w, wide);
-    move_rows(in, out, w.rows, x, y, true, columns,
-              [&](int64_t c, int64_t row) { return Row{c, nearest(row, in.h, tall), 0}; });
-    fill_all_halos(out, w.rows, y, halo_value(node));
-    return;
-  }
-  const Columns columns(in.w, 0, out.w, wide, d.align);
-  const KernelTable& kernel = kernels();
-  const int64_t width = out.w * (in.is_float ? 1 : 4);
-  parallel_for(out.packets, 4 * vectors_of(out, w.rows), [&](int64_t c, int) {
-    Buffer memory(3 * width * 4);
-    float* const blended = reinterpret_cast<float*>(memory.data()) + 2 * width;
-    for (int64_t n = 0; n < out.n; ++n) {
-      // Of the last two source rows, which most output rows share with the next.
-      int64_t held[2] = {-1, -1};
-      const auto stretched = [&](int64_t line) -> const float* {
-        float* const row = reinterpret_cast<float*>(memory.data()) + line % 2 * width;
-        if (held[line % 2] == line) return row;
-        held[line % 2] = line;
-        const uint8_t* const from = x + (c * in.plane + in.packet(n, line, 0)) * 4;
-        if (in.is_float)
-          kernel.stretch_floats(columns.stretch(), reinterpret_cast<const float*>(from), out.w,
-                                row);
-        else
-          kernel.bilinear_packets(columns.stretch(), from, node.zero_point, out.w, row);
-        return row;
-      };
-      for (int64_t row = w.rows.begin; row < w.rows.end; ++row) {
-        const Sample v = sample(row, in.h, tall, d.align);
-        const float *const above = stretched(v.first), *const below = stretched(v.second);
-        uint8_t* const to = y + (c * out.plane + out.packet(n, row, 0)) * 4;
-        kernel.blend_rows(above, below, v.first_share, v.second_share, width,
-                          in.is_float ? reinterpret_cast<float*>(to) : blended);
-        if (!in.is_float) kernel.quantize_row(blended, width, 1.0f, node.zero_point, to);
-      }
-    }
-  });
-  fill_all_halos(out, w.rows, y, halo_value(node));
-}
-
 }  // namespace tops

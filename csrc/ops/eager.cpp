@@ -68,15 +68,15 @@ const float* scale_by(float x_scale, const float* scale, const Buffer& memory, i
   return product;
 }
 
-void linear_rows(const RowsView& rows, const TensorRef& x, int64_t m, const float* scale,
+void linear_gemv(const WeightRows& rows, const TensorRef& x, int64_t m, const float* scale,
                  const float* bias, const TensorRef& y) {
   const int64_t n = rows.n;
   Buffer floats(y.is_float ? 0 : m * n * 4);
   float* const values =
       reinterpret_cast<float*>(y.is_float ? static_cast<uint8_t*>(y.data) : floats.data());
   const Epilogue e = make_epilogue(requantize_of(y), {});
-  const RowsInput in{x.data, x.is_float, m, rows.k, x.scale, x.zero_point};
-  multiply_rows(rows, in, scale, bias, values, [&](int64_t begin, int64_t end) {
+  const GemvInput in{x.data, x.is_float, m, rows.k, x.scale, x.zero_point};
+  gemv(rows, in, scale, bias, values, [&](int64_t begin, int64_t end) {
     if (y.is_float) return;
     uint8_t* const codes = static_cast<uint8_t*>(y.data);
     for (int64_t i = 0; i < m; ++i)
@@ -102,10 +102,13 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
   // The input's halo lets whole vectors be stored where the image keeps its size.
   const ActivationTensor out =
       ActivationTensor::make(s.o, y.is_float, n, oh, ow, oh == h && ow == w ? in.halo : 0);
-  const ConvPlan plan(packed, scale, bias, x.is_float ? 0 : x.zero_point, in, out, window, {},
-                      requantize_of(y));
+  ConvSpec spec{packed, scale, bias};
+  spec.x_zero_point = x.is_float ? 0 : x.zero_point;
+  spec.window = window;
+  spec.requantize = requantize_of(y);
+  const ConvPlan plan(spec, in, out);
   const CallMemory memory({in.bytes(), out.bytes(), plan.scratch_bytes()});
-  tensor_from_nchw(in, {0, h}, x.data, x.is_float ? 0u : u8_cell(x.zero_point), memory.part(0));
+  tensor_from_nchw(in, {0, h}, x.data, x.is_float ? 0u : u8_packet(x.zero_point), memory.part(0));
   plan.run(memory.part(0), memory.part(1), nullptr, memory.part(2));
   tensor_to_nchw(out, {0, oh}, memory.part(1), y.data);
 }
@@ -132,11 +135,11 @@ void linear_pixels(const TensorRef& x, int64_t m, const PackedView& view, const 
 Buffer pack_linear(bool sparse, Weights weights, const void* plain, int64_t n, int64_t k) {
   const WeightShape shape{n, 1, 1, k, 1};
   check_shape(shape, weights);
-  const bool rows = rows_fit(weights, k);
+  const bool rows = weight_rows_fit(weights, k);
   std::vector<uint8_t> packed;
   if (sparse || !rows) packed = pack_weights(sparse, weights, plain, shape);
   const int64_t bytes = static_cast<int64_t>(packed.size());
-  Buffer blob = rows ? pack_faster_rows(weights, plain, n, k, bytes) : Buffer(bytes);
+  Buffer blob = rows ? pack_faster_weight_rows(weights, plain, n, k, bytes) : Buffer(bytes);
   if (bytes)
     std::memcpy(blob.data() + blob.size() - bytes, packed.data(), static_cast<size_t>(bytes));
   return blob;
@@ -152,7 +155,7 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
       throw Error(ErrorKind::kBadWeights,
                   "the packed weights belong to another layer.\n  Make them with prepack.");
   };
-  if (!is_rows(blob, bytes)) {
+  if (!is_weight_rows(blob, bytes)) {
     const PackedView view = view_packed(blob, bytes);
     check_layer(view.shape, view.weights);
     if (!x.bfloat16) return linear_pixels(x, m, view, scale, bias, y);
@@ -160,24 +163,23 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
     widen_bfloat16(x.data, m * k, wide.data());
     return linear_pixels({wide.data(), true, x.scale, 0}, m, view, scale, bias, y);
   }
-  const RowsView rows = view_rows(blob, bytes);
+  const WeightRows rows = view_weight_rows(blob, bytes);
   if (x.is_float && weights == Weights::kFloat) {
     check_layer({rows.n, 1, 1, rows.k, 1}, Weights::kFloat);
     if (rows.codes == RowCodes::kBaseThree || !y.is_float)
       throw Error(ErrorKind::kBadWeights,
                   "weight-only needs two-bit or int8 rows and float output.\n  Pack with float_x.");
-    return multiply_float_rows(rows, x.data, x.bfloat16, m, scale, bias,
-                               static_cast<float*>(y.data));
+    return gemv_float(rows, x.data, x.bfloat16, m, scale, bias, static_cast<float*>(y.data));
   }
   check_layer({rows.n, 1, 1, rows.k, 1}, rows.weights());
   // With the sparse form behind them: which of the two is faster depends on m.
-  if (!rows.tail_bytes) return linear_rows(rows, x, m, scale, bias, y);
+  if (!rows.tail_bytes) return linear_gemv(rows, x, m, scale, bias, y);
   const PackedView sparse = view_packed(rows.tail, rows.tail_bytes);
   check_layer(sparse.shape, sparse.weights);
   const int64_t quads = sparse.entry_count() + 2 * sparse.pair_count();
   const double packets = static_cast<double>(std::max<int64_t>(1, rows.n * sparse.packets));
-  if (rows_beat_sparse(weights, m, static_cast<double>(quads) / packets))
-    linear_rows(rows, x, m, scale, bias, y);
+  if (gemv_beats_sparse(weights, m, static_cast<double>(quads) / packets))
+    linear_gemv(rows, x, m, scale, bias, y);
   else
     linear_pixels(x, m, sparse, scale, bias, y);
 }

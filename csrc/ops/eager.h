@@ -28,9 +28,9 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
             const uint8_t* packed, int64_t packed_bytes, const float* scale, const float* bias,
             const TensorRef& y);
 
-// Weights for linear: rows (weights/packed_rows.h), followed by the sparse form where asked for;
-// floats in the form of convolutions. plain: codes [N, ceil(K/4)], int8 [N, 4 ceil(K/4)] or float
-// [N, K].
+// Weights for linear: weight rows (weights/packed_rows.h), followed by the sparse form where asked
+// for; floats in the form of convolutions. plain: codes [N, ceil(K/4)], int8 [N, 4 ceil(K/4)] or
+// float [N, K].
 Buffer pack_linear(bool sparse, Weights weights, const void* plain, int64_t n, int64_t k);
 
 // x and y [n] float32: y = clamp(rint(x / scale), -zero_point, 255 - zero_point), in parts for at

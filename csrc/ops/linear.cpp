@@ -24,7 +24,7 @@ int32_t make_signed(uint8_t* x, int64_t k) {
 }
 
 // One input row as the kernel reads it, `width` bytes; returns the sum of signed inputs.
-int32_t prepare_row(const KernelTable& kernel, const RowsInput& x, int64_t i, int64_t k,
+int32_t prepare_row(const KernelTable& kernel, const GemvInput& x, int64_t i, int64_t k,
                     bool is_signed, uint8_t* to, int64_t width) {
   if (x.is_float)
     kernel.quantize_row(static_cast<const float*>(x.data) + i * x.stride, k, 1.0f / x.scale,
@@ -35,13 +35,24 @@ int32_t prepare_row(const KernelTable& kernel, const RowsInput& x, int64_t i, in
   return is_signed ? make_signed(to, k) : 0;
 }
 
+// Calls body(begin, end) for ranges of weight rows: enough of them a task to outweigh handing it
+// out, and tasks for threads that come late.
+template <class Body>
+void for_weight_rows(const WeightRows& w, int64_t work, const Body& body) {
+  const int64_t least = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, w.row_bytes));
+  const int64_t threads = num_threads();
+  const int64_t step = threads > 1 ? std::max(least, divide_up(w.n, 4 * threads)) : w.n;
+  parallel_for(step ? divide_up(w.n, step) : 0, work,
+               [&](int64_t t, int) { body(t * step, std::min(w.n, (t + 1) * step)); });
+}
+
 }  // namespace
 
-void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, const float* bias,
-                   float* y, const std::function<void(int64_t, int64_t)>& finish) {
+void gemv(const WeightRows& w, const GemvInput& x, const float* scale, const float* bias, float* y,
+          const std::function<void(int64_t, int64_t)>& finish) {
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
-  const int64_t width = w.width(), m = x.m, products = w.n * divide_up(w.k, 64) * m;
+  const int64_t width = w.width(), m = x.m;
   const bool is_signed = w.weights() == Weights::kTernary;
   // An odd number of cache lines: with a power of two, the same place of several rows would share
   // one set of the first-level cache.
@@ -54,27 +65,23 @@ void multiply_rows(const RowsView& w, const RowsInput& x, const float* scale, co
   // Sums lie where the results will.
   const LinearArgs args{
       rows.data(), stride, m, w.data, w.row_bytes, w.codes, reinterpret_cast<int32_t*>(y), w.n};
-  // Enough weight rows a task to outweigh handing it out, and tasks for threads that come late.
-  const int64_t least = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, w.row_bytes));
-  const int64_t threads = num_threads();
-  const int64_t step = threads > 1 ? std::max(least, divide_up(w.n, 4 * threads)) : w.n;
-  parallel_for(step ? divide_up(w.n, step) : 0, products, [&](int64_t t, int) {
-    const int64_t begin = t * step, end = std::min(w.n, begin + step);
+  for_weight_rows(w, w.n * divide_up(w.k, 64) * m, [&](int64_t begin, int64_t end) {
     kernel.linear(args, begin, end);
     for (int64_t i = 0; i < m; ++i) {
-      const RowFinish f{w.sums + begin, (is_signed || kernel.signed_input ? 128 : 0) - x.zero_point,
-                        x_sum[i],       scale + begin,
-                        x.scale,        bias ? bias + begin : nullptr};
-      kernel.finish_row(f, end - begin, y + i * w.n + begin);
+      const LinearEpilogue f{
+          w.sums + begin, (is_signed || kernel.signed_input ? 128 : 0) - x.zero_point,
+          x_sum[i],       scale + begin,
+          x.scale,        bias ? bias + begin : nullptr};
+      kernel.linear_epilogue(f, end - begin, y + i * w.n + begin);
     }
     finish(begin, end);
   });
 }
 
-void multiply_float_rows(const RowsView& w, const void* x, bool bfloat16, int64_t m,
-                         const float* scale, const float* bias, float* y) {
-  const FloatRowsKernel halves = bfloat16 ? bfloat16_rows() : nullptr;
-  const FloatRowsKernel kernel = halves ? halves : kernels().linear_float;
+void gemv_float(const WeightRows& w, const void* x, bool bfloat16, int64_t m, const float* scale,
+                const float* bias, float* y) {
+  const FloatLinearKernel halves = bfloat16 ? bfloat16_linear() : nullptr;
+  const FloatLinearKernel kernel = halves ? halves : kernels().linear_float;
   const int64_t width = w.width(), given = bfloat16 ? 2 : 4, size = halves ? 2 : 4;
   // Padded to whole blocks of weights, and off the powers of two that share a set of the cache.
   const int64_t stride = width + kRowBlock / size;
@@ -88,13 +95,10 @@ void multiply_float_rows(const RowsView& w, const void* x, bool bfloat16, int64_
       widen_bfloat16(from, w.k, to);
     std::memset(to + w.k * size, 0, static_cast<size_t>((stride - w.k) * size));
   });
-  const FloatRowsArgs args{rows.data(), stride, m,    w.data, w.row_bytes, width,
-                           w.codes,     scale,  bias, y,      w.n};
-  const int64_t least = std::max<int64_t>(16, (1 << 16) / std::max<int64_t>(1, w.row_bytes));
-  const int64_t threads = num_threads();
-  const int64_t step = threads > 1 ? std::max(least, divide_up(w.n, 4 * threads)) : w.n;
-  parallel_for(step ? divide_up(w.n, step) : 0, w.n * divide_up(w.k, 16) * m,
-               [&](int64_t t, int) { kernel(args, t * step, std::min(w.n, (t + 1) * step)); });
+  const FloatLinearArgs args{rows.data(), stride, m,    w.data, w.row_bytes, width,
+                             w.codes,     scale,  bias, y,      w.n};
+  for_weight_rows(w, w.n * divide_up(w.k, 16) * m,
+                  [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 namespace {
@@ -115,15 +119,15 @@ class Trial {
   }
   double seconds() const {
     const auto begin = std::chrono::steady_clock::now();
-    multiply_rows(view_, {x_.data(), false, 1, view_.k, 1.0f, 0},
-                  reinterpret_cast<const float*>(zeros_.data()), nullptr,
-                  reinterpret_cast<float*>(y_.data()), [](int64_t, int64_t) {});
+    gemv(view_, {x_.data(), false, 1, view_.k, 1.0f, 0},
+         reinterpret_cast<const float*>(zeros_.data()), nullptr,
+         reinterpret_cast<float*>(y_.data()), [](int64_t, int64_t) {});
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
  private:
   Buffer x_, zeros_, y_, rows_;
-  RowsView view_;
+  WeightRows view_;
 };
 
 // The fastest of a few turns each: what other processes cost hits single turns.
@@ -155,10 +159,10 @@ RowCodes faster_codes(int64_t n, int64_t k) {
   return known[key] = measure_codes(std::min(n, kLarge / row_bytes), k);
 }
 
-Buffer pack_faster_rows(Weights weights, const void* plain, int64_t n, int64_t k,
-                        int64_t tail_bytes) {
+Buffer pack_faster_weight_rows(Weights weights, const void* plain, int64_t n, int64_t k,
+                               int64_t tail_bytes) {
   const RowCodes codes = weights == Weights::kInt8 ? RowCodes::kInt8 : faster_codes(n, k);
-  return pack_rows(codes, plain, n, k, tail_bytes);
+  return pack_weight_rows(codes, plain, n, k, tail_bytes);
 }
 
 namespace {
@@ -175,7 +179,7 @@ BreakEven break_even(Weights weights) {
 
 }  // namespace
 
-bool rows_beat_sparse(Weights weights, int64_t m, double density) {
+bool gemv_beats_sparse(Weights weights, int64_t m, double density) {
   const BreakEven b = break_even(weights);
   const double rows = static_cast<double>(m);
   return density >= b.density * rows / (rows + b.rows);

@@ -10,12 +10,12 @@ namespace {
 // Rows of a small map, stretched to the width of a crop; the last two are kept.
 class BilinearRows {
  public:
-  BilinearRows(const float* map, int64_t width, const Columns& columns, int64_t crop)
+  BilinearRows(const float* map, int64_t width, const BilinearColumns& columns, int64_t crop)
       : map_(map), width_(width), columns_(columns), crop_(crop), memory_(2 * crop * 4) {}
   const float* operator()(int64_t line) {
     float* const row = reinterpret_cast<float*>(memory_.data()) + line % 2 * crop_;
     if (held_[line % 2] != line)
-      kernels().stretch_floats(columns_.stretch(), map_ + line * width_, crop_, row);
+      kernels().bilinear_floats(columns_.bilinear(), map_ + line * width_, crop_, row);
     held_[line % 2] = line;
     return row;
   }
@@ -23,7 +23,7 @@ class BilinearRows {
  private:
   const float* map_;
   int64_t width_;
-  const Columns& columns_;
+  const BilinearColumns& columns_;
   int64_t crop_;
   Buffer memory_;
   int64_t held_[2] = {-1, -1};
@@ -46,7 +46,7 @@ void sr_gate(const GateCall& g) {
   }
   const float tall = sampling_ratio(g.low_h, g.image_h, false, 0.0f);
   const float wide = sampling_ratio(g.low_w, g.image_w, false, 0.0f);
-  const Columns columns(g.low_w, g.left, g.w, wide, false);
+  const BilinearColumns columns(g.low_w, g.left, g.w, wide, false);
   parallel_for(g.planes, 20 * vectors, [&](int64_t plane, int) {
     BilinearRows rows(g.low + plane * g.low_h * g.low_w, g.low_w, columns, g.w);
     Buffer blended(g.w * 4);
@@ -54,7 +54,7 @@ void sr_gate(const GateCall& g) {
     for (int64_t y = 0; y < g.h; ++y) {
       const Sample v = sample(g.top + y, g.low_h, tall, false);
       const float *const above = rows(v.first), *const below = rows(v.second);
-      kernel.blend_rows(above, below, v.first_share, v.second_share, g.w, low);
+      kernel.blend_rows(above, below, v.first_weight, v.second_weight, g.w, low);
       kernel.gate_row(row_at(plane * pixels + y * g.w, low), g.w);
     }
   });

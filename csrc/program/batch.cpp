@@ -25,30 +25,29 @@ struct Lease {
 
 }  // namespace
 
-int64_t Engine::piece(int64_t n, int64_t h, int64_t w) {
-  if (n < 2 || nodes_.at(0).rank2) return n;
+int64_t Program::images_at_once(int64_t n, int64_t h, int64_t w) {
+  if (n < 2 || nodes_.at(0).type().rank == 2) return n;
   int64_t shared = 0;
-  for (const Node& node : nodes_)
-    if (node.op == Op::kLinear) shared += node.layer->shape.o * divide_up(node.layer->shape.i, 4);
+  for (const Node& node : nodes_) shared += node.op->shared_quads();
   if (shared > kSharedQuads) return n;
   const std::shared_ptr<const MemoryPlan> one = plan(1, h, w);
   if (one->band()) return 1;
   return std::clamp(kPieceBytes / std::max<int64_t>(1, one->arena_bytes()), int64_t{1}, n);
 }
 
-int64_t Engine::peak_bytes(int64_t n, int64_t h, int64_t w) {
-  const int64_t images = piece(n, h, w);
+int64_t Program::peak_bytes(int64_t n, int64_t h, int64_t w) {
+  const int64_t images = images_at_once(n, h, w);
   const int64_t at_once = images ? std::min<int64_t>(divide_up(n, images), num_threads()) : 1;
   return plan(images, h, w)->arena_bytes() * at_once;
 }
 
-void Engine::run(const float* x, int64_t n, int64_t h, int64_t w, float* y) {
-  const int64_t images = piece(n, h, w), pieces = images ? divide_up(n, images) : 1;
+void Program::run(const float* x, int64_t n, int64_t h, int64_t w, float* y) {
+  const int64_t images = images_at_once(n, h, w), pieces = images ? divide_up(n, images) : 1;
   const std::shared_ptr<const MemoryPlan> whole = plan(images, h, w);
   const int64_t rest = n - (pieces - 1) * images;
   const std::shared_ptr<const MemoryPlan> last = rest == images ? whole : plan(rest, h, w);
   const ActivationTensor& out = whole->grid(output_);
-  const int64_t from = nodes_[0].channels * h * w, to = out.channels * out.h * out.w;
+  const int64_t from = nodes_[0].type().channels * h * w, to = out.channels * out.h * out.w;
   const KernelTable& kernel = kernels();
   auto run_piece = [&](int64_t i, int) {
     const KernelScope scope(kernel);

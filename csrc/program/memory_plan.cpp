@@ -1,46 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shapes, halos and memory of one network at one input size.
+// Shapes, padding and memory of a program at one input size.
+#include "program/memory_plan.h"
+
 #include <algorithm>
-#include <chrono>
-#include <cstring>
+#include <map>
 #include <numeric>
 #include <string>
 
 #include "base/error.h"
-#include "base/threads.h"
-#include "program/program.h"
 
 namespace tops {
 namespace {
 
-void need_features(int64_t wanted, int64_t given) {
-  if (given == wanted) return;
-  throw Error(ErrorKind::kUnsupportedShape,
-              "this node needs " + std::to_string(wanted) + " features, got " +
-                  std::to_string(given) +
-                  ".\n  Use the image size that the network was compiled with.");
-}
-
 // A larger padding is rare, and a halo of its size would cost every layer at that resolution; such
 // layers copy instead.
 constexpr int64_t kMostHalo = 8;
-
-}  // namespace
-
-Operand operand_of(const std::vector<Node>& nodes, int id) {
-  if (id < 0) return {};
-  const Node& n = nodes[static_cast<size_t>(id)];
-  return {true, n.is_float, n.scale, n.zero_point};
-}
-
-namespace {
-
-// May the result take the place of the first operand? Every packet depends on the same packet of
-// it.
-bool works_in_place(const Node& node) {
-  return node.op == Op::kActivation || node.op == Op::kAdd || node.op == Op::kMul ||
-         node.op == Op::kClamp;
-}
 
 // Memory that is needed from one node to another.
 struct Block {
@@ -49,8 +23,8 @@ struct Block {
   int64_t at;
 };
 
-// Gives each block, in this order, the lowest place that no block of the same time holds; returns
-// the bytes of all.
+// First fit: gives each block, in this order, the lowest offset that is free over its lifetime;
+// returns the bytes of all.
 int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) {
   std::vector<const Block*> placed;  // by address
   int64_t bytes = 0;
@@ -70,50 +44,85 @@ int64_t first_fit(std::vector<Block>& blocks, const std::vector<size_t>& order) 
   return bytes;
 }
 
-}  // namespace
-
-MemoryPlan::MemoryPlan(const std::vector<Node>& nodes, int output, int64_t n, int64_t h, int64_t w,
-                       bool keep_all, const PlanDebug& debug)
-    : nodes_(nodes), output_(output), pairs_(row_pairs(nodes)), poison_(debug.poison) {
-  steps_.resize(nodes.size());
-  homes_.resize(nodes.size());
-  infer_shapes(n, h, w);
-  choose_halos();
-  steps_[0].external = !keep_all && output != 0;
-  for (const Node& node : nodes_)
-    for (const int input : inputs_of(node))
-      if (input == 0 && node.op != Op::kQuantize) steps_[0].external = false;
-  NodePlan& last = steps_[static_cast<size_t>(output)];
-  const ActivationTensor& out = last.grid;
-  last.external = !keep_all && output != 0 && out.is_float && out.n == 1 && out.h * out.w > 1 &&
-                  !out.halo && !is_read(output);
-  if (last.external) last.grid.close_up();
-  if (!keep_all) find_homes();
-  if (keep_all || !place_bands(debug.band)) place_whole(keep_all);
+// First fit by time and by size: which of the two leaves fewer holes depends on the network.
+int64_t place_blocks(std::vector<Block>& blocks) {
+  std::vector<size_t> order(blocks.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::vector<Block> by_size = blocks;
+  const int64_t bytes = first_fit(blocks, order);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return blocks[a].bytes > blocks[b].bytes; });
+  const int64_t other = first_fit(by_size, order);
+  if (other >= bytes) return bytes;
+  blocks = by_size;
+  return other;
 }
 
-// A part of a concat can be made where it is wanted, if it is nothing else's part, is padded alike,
-// and its packets are the whole's.
-void MemoryPlan::find_homes() {
-  std::map<int, int> parts;  // of how many concats
+}  // namespace
+
+MemoryPlan::MemoryPlan(const std::vector<Node>& nodes, int output, const Shape& input,
+                       bool keep_all, const PlanDebug& debug)
+    : nodes_(nodes), output_(output), poison_(debug.poison) {
+  node_plans_.resize(nodes.size());
+  aliases_.resize(nodes.size());
+  choose_row_pairs();
+  infer_shapes(input);
+  choose_halos();
+  node_plans_[0].external = !keep_all && can_stay_with_caller(0);
+  NodePlan& last = node_plans_[static_cast<size_t>(output)];
+  last.external = !keep_all && can_stay_with_caller(output);
+  if (last.external) last.grid.close_up();
+  if (!keep_all) find_concat_aliases();
+  if (keep_all || !place_streaming(debug.band)) place_whole(keep_all);
+}
+
+// Can the input be read, or the output be made, in the caller's own array?
+bool MemoryPlan::can_stay_with_caller(int id) const {
+  if (output_ == 0) return false;
+  const ActivationTensor& g = grid(id);
+  if (id == output_ &&
+      (!g.is_float || g.n != 1 || g.h * g.w <= 1 || g.halo || node(id).type().rank != 4))
+    return false;
+  for (const Node& reader : nodes_)
+    for (const int input : reader.inputs)
+      if (input == id && (id == output_ || !reader.op->reads_callers_array())) return false;
+  return true;
+}
+
+// Pairs of rows (ops/winograd.h) of one layer end where those of the next one stop reading, so that
+// none makes a row before it is needed.
+void MemoryPlan::choose_row_pairs() {
+  std::vector<bool> odd;
+  for (const Node& node : nodes_) {
+    const bool odd_input = !node.inputs.empty() && odd[static_cast<size_t>(node.inputs[0])];
+    const RowPairing pairing = node.op->row_pairing(odd_input);
+    odd.push_back(pairing.odd);
+    pairs_.push_back(pairing.pairs);
+  }
+}
+
+// A part of a concatenation can be made where it is wanted, if it is nothing else's part, is padded
+// alike, and its packets are the whole's.
+void MemoryPlan::find_concat_aliases() {
+  std::map<int, int> parts;  // of how many concatenations
   for (const Node& node : nodes_)
-    if (node.op == Op::kConcat)
-      for (const int part : node.detail->parts) ++parts[part];
+    if (node.op->concatenates())
+      for (const int part : node.inputs) ++parts[part];
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    const Node& node = nodes_[id];
-    if (node.op != Op::kConcat || node.rank2 || steps_[id].external) continue;
+    const ValueType& whole = nodes_[id].type();
+    if (!nodes_[id].op->concatenates() || whole.rank == 2 || node_plans_[id].external) continue;
     int64_t offset = 0;
-    for (const int part : node.detail->parts) {
-      const ActivationTensor& g = step(part).grid;
-      ConcatAlias& home = homes_[static_cast<size_t>(part)];
-      const Node& made = nodes_[static_cast<size_t>(part)];
-      const bool alike = node.is_float || (made.scale == node.scale &&
-                                           made.zero_point == node.zero_point && offset % 4 == 0);
-      if (alike && parts[part] == 1 && part != 0 && part != output_ && !home.holds &&
-          g.halo == steps_[id].grid.halo) {
-        home.concat = static_cast<int>(id);
-        home.offset = node.is_float ? offset : offset / 4;
-        homes_[id].holds = true;
+    for (const int part : nodes_[id].inputs) {
+      const ActivationTensor& g = grid(part);
+      ConcatAlias& alias = aliases_[static_cast<size_t>(part)];
+      const ValueType& made = node(part).type();
+      const bool alike = whole.is_float || (made.scale == whole.scale &&
+                                            made.zero_point == whole.zero_point && offset % 4 == 0);
+      if (alike && parts[part] == 1 && part != 0 && part != output_ && !alias.holds &&
+          g.halo == node_plans_[id].grid.halo) {
+        alias.concat = static_cast<int>(id);
+        alias.offset = whole.is_float ? offset : offset / 4;
+        aliases_[id].holds = true;
       }
       offset += g.channels;
     }
@@ -122,220 +131,114 @@ void MemoryPlan::find_homes() {
 
 // May a value take the place of its first operand, if nothing else reads that?
 bool MemoryPlan::may_replace(size_t id) const {
-  const Node& node = nodes_[id];
-  const NodePlan& s = steps_[id];
-  if (!works_in_place(node) || s.external || homes_[id].concat >= 0) return false;
-  const NodePlan& a = step(node.a);
-  const ConcatAlias& home = homes_[static_cast<size_t>(node.a)];
-  return home.concat < 0 && !home.holds && a.grid.is_float == s.grid.is_float && !a.external;
+  const NodePlan& s = node_plans_[id];
+  if (!nodes_[id].op->in_place() || s.external || aliases_[id].concat >= 0) return false;
+  const int first = nodes_[id].inputs[0];
+  const ConcatAlias& alias = aliases_[static_cast<size_t>(first)];
+  return alias.concat < 0 && !alias.holds && grid(first).is_float == s.grid.is_float &&
+         !node_plan(first).external;
 }
 
-bool MemoryPlan::is_read(int id) const {
-  for (const Node& node : nodes_)
-    for (const int input : inputs_of(node))
-      if (input == id) return true;
-  return false;
-}
-
-void MemoryPlan::infer_shapes(int64_t n, int64_t h, int64_t w) {
+void MemoryPlan::infer_shapes(const Shape& input) {
+  Shapes shapes;
   for (size_t id = 0; id < nodes_.size(); ++id) {
     const Node& node = nodes_[id];
-    ActivationTensor& g = steps_[id].grid;
-    if (node.op == Op::kInput) {
-      g = ActivationTensor::make(node.channels, true, n, h, w, 0);
-      continue;
+    Shapes inputs;
+    for (const int i : node.inputs) inputs.push_back(shapes[static_cast<size_t>(i)]);
+    if (inputs.empty()) inputs.push_back(input);
+    try {
+      const Shape made = node.op->infer(inputs);
+      if (made.h < 1 || made.w < 1) bad_size("a pixel at least", "none", "use a larger image.");
+      node_plans_[id].grid =
+          ActivationTensor::make(made.channels, node.type().is_float, made.n, made.h, made.w, 0);
+      shapes.push_back(made);
+    } catch (const Error& e) {
+      throw Error(e.kind, "node " + std::to_string(id) + " (" + node.name + "): " + e.what());
     }
-    if (infer_move(node, g)) continue;
-    const ActivationTensor& in = step(node.a).grid;
-    int64_t channels = node.channels ? node.channels : in.channels, oh = in.h, ow = in.w;
-    const Window& win = node.window;
-    if (node.op == Op::kConv || node.op == Op::kMaxPool || node.op == Op::kAvgPool) {
-      const int64_t kh = node.op == Op::kConv ? node.layer->shape.r : node.kernel_h;
-      const int64_t kw = node.op == Op::kConv ? node.layer->shape.s : node.kernel_w;
-      oh = window_out(in.h, kh, win.stride_h, win.pad_h, win.dil_h, node.ceil);
-      ow = window_out(in.w, kw, win.stride_w, win.pad_w, win.dil_w, node.ceil);
-    } else if (node.op == Op::kAdaptiveAvgPool) {
-      oh = node.out_h;
-      ow = node.out_w;
-    } else if (node.op == Op::kFlatten && !nodes_[static_cast<size_t>(node.a)].rank2) {
-      channels = checked_mul(in.channels, checked_mul(in.h, in.w));
-      oh = ow = 1;
-    } else if (node.op == Op::kLinear) {
-      need_features(node.layer->shape.i, in.channels);
-    } else if (node.op == Op::kLayerNorm) {
-      need_features(node.channels, in.channels);
-    }
-    for (const int id_of : {node.b, node.gate}) {
-      if (id_of < 0) continue;
-      const ActivationTensor& other = step(id_of).grid;
-      const bool spread = node.op == Op::kMul && other.h == 1 && other.w == 1;
-      if (!spread && (other.h != oh || other.w != ow))
-        throw Error(ErrorKind::kUnsupportedShape,
-                    "the two inputs of node " + std::to_string(id) + " (" + op_name(node.op) +
-                        ") have different sizes: " + std::to_string(oh) + "x" + std::to_string(ow) +
-                        " and " + std::to_string(other.h) + "x" + std::to_string(other.w) + ".");
-    }
-    g = ActivationTensor::make(channels, node.is_float, n, oh, ow, 0);
   }
 }
 
 // All images of one size share one halo, so that a layer's output and its residual have the same
 // layout as its input and whole vectors can be stored.
 void MemoryPlan::choose_halos() {
-  std::map<std::pair<int64_t, int64_t>, int64_t> halo;
+  std::map<std::pair<int64_t, int64_t>, int64_t> halos;
   for (const Node& node : nodes_) {
-    if (node.op != Op::kConv || node.window.stride_h > 1 || node.window.stride_w > 1) continue;
-    const int64_t pad = std::max(node.window.pad_h, node.window.pad_w);
-    const ActivationTensor& in = step(node.a).grid;
-    int64_t& h = halo[{in.h, in.w}];
-    if (pad <= kMostHalo) h = std::max(h, pad);
+    const int64_t wanted = node.op->halo();
+    if (!wanted || wanted > kMostHalo) continue;
+    const ActivationTensor& in = grid(node.inputs[0]);
+    int64_t& halo = halos[{in.h, in.w}];
+    halo = std::max(halo, wanted);
   }
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    ActivationTensor& g = steps_[id].grid;
-    const auto it = halo.find({g.h, g.w});
+    ActivationTensor& g = node_plans_[id].grid;
+    const auto it = halos.find({g.h, g.w});
     g = ActivationTensor::make(g.channels, g.is_float, g.n, g.h, g.w,
-                               nodes_[id].rank2 || it == halo.end() ? 0 : it->second);
+                               nodes_[id].type().rank != 4 || it == halos.end() ? 0 : it->second);
   }
 }
 
-// Strips of one height share a plan, but for the top of pairs that begin at odd rows.
-int64_t MemoryPlan::conv_key(size_t id, Rows rows) const {
-  const bool top = rows.begin == 0 && pairs_[id] == Pairs::kOdd;
+// Strips of one height share what is prepared, but for the top of pairs that begin at odd rows.
+int64_t MemoryPlan::strip_key(int id, Rows rows) const {
+  const bool top = rows.begin == 0 && pairs_[static_cast<size_t>(id)] == Pairs::kOdd;
   return (rows.end - rows.begin) * 2 + (top ? 1 : 0);
 }
 
-const ConvPlan& MemoryPlan::add_conv(size_t id, Rows of) {
-  const Node& node = nodes_[id];
-  std::unique_ptr<ConvPlan>& made = steps_[id].conv[conv_key(id, of)];
-  if (made) return *made;
-  const int64_t rows = of.end - of.begin;
-  const Pairs pairs = of.begin && pairs_[id] == Pairs::kOdd ? Pairs::kEven : pairs_[id];
-  const Node& from = nodes_[static_cast<size_t>(node.a)];
-  const LayerWeights& l = *node.layer;
-  ActivationTensor in = step(node.a).grid, out = step(static_cast<int>(id)).grid;
-  Window window = node.window;
-  const auto operand = [&](int other) {
-    Operand read = operand_of(nodes_, other);
-    if (read.present) read.plane = step(other).grid.plane;
-    return read;
-  };
-  if (band_) {  // the padding is there, as rows like others
-    const Rows read = rows_read(node, in, out, {0, rows});
-    in = in.strip(read.end - read.begin);
-    out = out.strip(rows);
-    window.pad_h = 0;
-  }
-  made = std::make_unique<ConvPlan>(
-      l.view(), l.scale.data(), l.bias.data(), in.is_float ? 0 : from.zero_point, in, out, window,
-      operand(node.b), node.requantize, l.slope.empty() ? nullptr : l.slope.data(), l.row_filter,
-      operand(node.gate), pairs);
-  return *made;
+const Prepared* MemoryPlan::prepare(int id, Rows rows) {
+  if (const Prepared* found = prepared(id, rows)) return found;
+  std::unique_ptr<Prepared> made = node(id).op->prepare(PlannedNode(*this, id), rows);
+  if (!made) return nullptr;
+  std::unique_ptr<Prepared>& place =
+      node_plans_[static_cast<size_t>(id)].prepared[strip_key(id, rows)];
+  place = std::move(made);
+  return place.get();
 }
 
-// A value's memory is free again after its last reader. First fit, by time and by size: which of
-// the two leaves fewer holes depends on the network.
+const Prepared* MemoryPlan::prepared(int id, Rows rows) const {
+  const auto& made = node_plan(id).prepared;
+  const auto found = made.find(strip_key(id, rows));
+  return found == made.end() ? nullptr : found->second.get();
+}
+
+// A value's memory is free again after its last reader.
 void MemoryPlan::place_whole(bool keep_all) {
   std::vector<size_t> last(nodes_.size());
   for (size_t id = 0; id < nodes_.size(); ++id) {
     last[id] = keep_all || static_cast<int>(id) == output_ ? nodes_.size() : id;
-    for (const int input : inputs_of(nodes_[id]))
+    for (const int input : nodes_[id].inputs)
       last[static_cast<size_t>(input)] = std::max(last[static_cast<size_t>(input)], id);
   }
   std::vector<Block> blocks;
-  std::map<size_t, size_t> homes;  // block of each concat that others lie in
+  std::map<size_t, size_t> shared;  // block of each concatenation that others lie in
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    const Node& node = nodes_[id];
-    NodePlan& s = steps_[id];
-    tasks_.push_back({static_cast<int>(id), {0, s.grid.h}, 0, 0});
-    const size_t a = static_cast<size_t>(node.a);
-    if (may_replace(id) && last[a] == id) {
-      s.memory = steps_[a].memory;
-      blocks[s.memory].until = last[id];
-      continue;
+    NodePlan& s = node_plans_[id];
+    const Rows all{0, s.grid.h};
+    tasks_.push_back({static_cast<int>(id), all, 0, 0});
+    if (may_replace(id)) {
+      const auto first = static_cast<size_t>(nodes_[id].inputs[0]);
+      if (last[first] == id) {
+        s.memory = node_plans_[first].memory;
+        blocks[s.memory].until = last[id];
+        continue;
+      }
     }
-    const int home = homes_[id].concat;
-    const size_t owner = home < 0 ? id : static_cast<size_t>(home);
-    const auto made = homes.find(owner);
-    s.memory = made == homes.end() ? blocks.size() : made->second;
-    if (made == homes.end()) {
-      const int64_t bytes = round_up(steps_[owner].grid.bytes());
+    const int concat = aliases_[id].concat;
+    const size_t owner = concat < 0 ? id : static_cast<size_t>(concat);
+    const auto made = shared.find(owner);
+    s.memory = made == shared.end() ? blocks.size() : made->second;
+    if (made == shared.end()) {
+      const int64_t bytes = round_up(node_plans_[owner].grid.bytes());
       blocks.push_back({s.external ? 0 : bytes, id, last[id], 0});
-      if (home >= 0) homes[owner] = s.memory;
+      if (concat >= 0) shared[owner] = s.memory;
     }
     blocks[s.memory].until = std::max(blocks[s.memory].until, last[id]);
-    s.by_rows = node.op == Op::kLinear && node.layer->by_rows(step(node.a).grid.n);
-    if (s.by_rows || (node.op != Op::kConv && node.op != Op::kLinear)) continue;
-    if (const int64_t scratch = add_conv(id, {0, s.grid.h}).scratch_bytes()) {
+    const Prepared* const prepared = prepare(static_cast<int>(id), all);
+    if (const int64_t scratch = prepared ? prepared->scratch_bytes() : 0) {
       s.scratch = blocks.size();
       blocks.push_back({round_up(scratch), id, id, 0});
     }
   }
-  std::vector<size_t> order(blocks.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::vector<Block> by_size = blocks;
-  arena_bytes_ = first_fit(blocks, order);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return blocks[a].bytes > blocks[b].bytes; });
-  const int64_t other = first_fit(by_size, order);
-  if (other < arena_bytes_) {
-    arena_bytes_ = other;
-    blocks = by_size;
-  }
+  arena_bytes_ = place_blocks(blocks);
   for (const Block& block : blocks) memories_.push_back({block.at, 0, 0});
-}
-
-void MemoryPlan::run(const float* x, float* y, Buffer& arena,
-                     std::vector<NodeProfile>* profile) const {
-  const NodePlan& last = step(output_);
-  Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.plane * 4 : 0);
-  RunContext f{x, y ? y : reinterpret_cast<float*>(unwanted.data()), arena.data(), {}};
-  if (band_) f.first.assign(memories_.size(), 0);
-  if (profile)
-    for (size_t id = 0; id < nodes_.size(); ++id)
-      profile->push_back({op_name(nodes_[id].op), 0.0, macs(static_cast<int>(id)),
-                          nodes_[id].layer ? nodes_[id].layer->density : 1.0});
-  for (const RowTask& task : tasks_) {
-    std::chrono::steady_clock::time_point begin;
-    if (profile) begin = std::chrono::steady_clock::now();
-    if (task.drop) move_down(task, f);
-    run_task(task, f);
-    if (profile) {
-      const std::chrono::duration<double, std::milli> took =
-          std::chrono::steady_clock::now() - begin;
-      (*profile)[static_cast<size_t>(task.id)].ms += took.count();
-    }
-    if (y && task.id == output_ && !last.external)
-      tensor_to_nchw(last.grid, task.rows, data(f, output_), y);
-  }
-}
-
-int64_t MemoryPlan::macs(int id) const {
-  const Node& node = nodes_[static_cast<size_t>(id)];
-  if (!node.layer) return 0;
-  const WeightShape& w = node.layer->shape;
-  const ActivationTensor& g = step(id).grid;
-  return g.n * g.h * g.w * w.o * w.r * w.s * w.i;
-}
-
-Buffer MemoryPlan::take_arena() const {
-  Buffer arena = used_arena();
-  if (!arena.data()) arena = Buffer(arena_bytes_);
-  if (poison_) std::memset(arena.data(), 0xff, static_cast<size_t>(arena.size()));
-  return arena;
-}
-
-// Of a run before; none: without memory.
-Buffer MemoryPlan::used_arena() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (arenas_.empty()) return {};
-  Buffer arena = std::move(arenas_.back());
-  arenas_.pop_back();
-  return arena;
-}
-
-void MemoryPlan::give_arena(Buffer arena) const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  arenas_.push_back(std::move(arena));
 }
 
 }  // namespace tops

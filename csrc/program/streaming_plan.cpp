@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans that go through an image a few rows at a time.
+// Plans that stream: through an image a few rows at a time.
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <numeric>
 
-#include "base/threads.h"
-#include "program/program.h"
+#include "program/memory_plan.h"
 
 namespace tops {
 namespace {
@@ -27,34 +25,34 @@ int64_t row_bytes(const ActivationTensor& g) { return g.packets * g.pitch * 4; }
 }  // namespace
 
 // Each value with the padding rows that any reader of its size wants, in the memory it will lie in.
-std::vector<BandValue> MemoryPlan::band_values(size_t& memories) const {
+std::vector<StreamedValue> MemoryPlan::streamed_values(size_t& memories) const {
   std::vector<size_t> readers(nodes_.size(), 0);
   for (const Node& node : nodes_)
-    for (const int input : inputs_of(node)) ++readers[static_cast<size_t>(input)];
+    for (const int input : node.inputs) ++readers[static_cast<size_t>(input)];
   std::map<std::pair<int64_t, int64_t>, int64_t> margins;
   for (const Node& node : nodes_)
-    if (node.op == Op::kConv) {
-      const ActivationTensor& in = step(node.a).grid;
+    if (const int64_t wanted = node.op->margin()) {
+      const ActivationTensor& in = grid(node.inputs[0]);
       int64_t& margin = margins[{in.h, in.w}];
-      margin = std::max(margin, node.window.pad_h);
+      margin = std::max(margin, wanted);
     }
-  std::map<size_t, size_t> homes;
-  std::vector<BandValue> values;
+  std::map<size_t, size_t> shared;
+  std::vector<StreamedValue> values;
   memories = 0;
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    const NodePlan& s = steps_[id];
-    BandValue v{s.grid, memories, !s.external, pairs_[id]};
+    const NodePlan& s = node_plans_[id];
+    StreamedValue v{s.grid, memories, !s.external, pairs_[id]};
     if (v.stored) v.grid.margin = margins[{v.grid.h, v.grid.w}];
-    const size_t a = static_cast<size_t>(nodes_[id].a);
-    const int home = homes_[id].concat;
-    const size_t owner = home < 0 ? id : static_cast<size_t>(home);
-    if (may_replace(id) && readers[a] == 1)
-      v.memory = values[a].memory;
-    else if (const auto made = homes.find(owner); made != homes.end())
+    const int concat = aliases_[id].concat;
+    const size_t owner = concat < 0 ? id : static_cast<size_t>(concat);
+    const size_t first = id ? static_cast<size_t>(nodes_[id].inputs[0]) : 0;
+    if (may_replace(id) && readers[first] == 1)
+      v.memory = values[first].memory;
+    else if (const auto made = shared.find(owner); made != shared.end())
       v.memory = made->second;
     else
       ++memories;
-    if (home >= 0) homes[owner] = v.memory;
+    if (concat >= 0) shared[owner] = v.memory;
     values.push_back(v);
   }
   return values;
@@ -62,28 +60,28 @@ std::vector<BandValue> MemoryPlan::band_values(size_t& memories) const {
 
 // All memories for the whole run, since all are in use at once. False where bands cannot be had or
 // are not needed.
-bool MemoryPlan::place_bands(int64_t forced) {
-  const int64_t out_h = step(output_).grid.h, in_h = step(0).grid.h;
+bool MemoryPlan::place_streaming(int64_t forced) {
+  const int64_t out_h = node_plan(output_).grid.h, in_h = node_plan(0).grid.h;
   int64_t largest = 0, widest = 0;
-  for (const NodePlan& s : steps_) {
+  for (const NodePlan& s : node_plans_) {
     largest = std::max(largest, row_bytes(s.grid) * s.grid.h);
     widest = std::max(widest, divide_up(row_bytes(s.grid) * s.grid.h, out_h));
   }
   const int64_t factor = std::max<int64_t>(1, divide_up(out_h, in_h));
   size_t memories = 0;
-  std::vector<BandValue> values = band_values(memories);
-  if (!has_bands(nodes_, values)) return false;
+  std::vector<StreamedValue> values = streamed_values(memories);
+  if (!can_stream(nodes_, values)) return false;
   if (forced > 0) {
     if (forced >= out_h) return false;
-    schedule_bands(forced);
+    plan_streaming(forced);
     return true;
   }
   int64_t rows = std::max<int64_t>(1, kBandBytes / (widest * factor));
   if (largest <= kLargestWhole || rows * factor >= out_h) return false;
   const auto bytes_of = [&](int64_t some) {
-    const Bands made = make_bands(nodes_, values, memories, output_, some * factor);
+    const RowSchedule made = schedule_rows(nodes_, values, memories, output_, some * factor);
     std::vector<int64_t> bytes(memories, 0);
-    for (const BandValue& v : values)
+    for (const StreamedValue& v : values)
       if (v.stored)
         bytes[v.memory] = std::max(bytes[v.memory], made.rows[v.memory] * row_bytes(v.grid));
     return std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
@@ -91,92 +89,69 @@ bool MemoryPlan::place_bands(int64_t forced) {
   const int64_t least = rows < kGoodRows ? bytes_of(rows) : 0;
   for (int64_t more = kGoodRows; more > rows; --more)
     if (bytes_of(more) <= std::max(kGoodBytes, least * 6 / 5)) rows = more;
-  schedule_bands(rows * factor);
+  plan_streaming(rows * factor);
   return true;
 }
 
 // Plans the run in bands of so many output rows: memories, scratch and tasks.
-void MemoryPlan::schedule_bands(int64_t band) {
+void MemoryPlan::plan_streaming(int64_t band) {
   band_ = band;
-  keep_short_homes(band);
+  drop_wasteful_aliases(band);
   size_t memories = 0;
-  const std::vector<BandValue> values = band_values(memories);
-  Bands bands = make_bands(nodes_, values, memories, output_, band);
+  const std::vector<StreamedValue> values = streamed_values(memories);
+  RowSchedule schedule = schedule_rows(nodes_, values, memories, output_, band);
   memories_.assign(memories, {});
   std::vector<int64_t> bytes(memories, 0);
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    const BandValue& v = values[id];
-    NodePlan& s = steps_[id];
+    const StreamedValue& v = values[id];
+    NodePlan& s = node_plans_[id];
     s.memory = v.memory;
     s.grid = v.grid;
     if (!v.stored) continue;
-    s.grid.keep(bands.rows[v.memory], v.grid.margin);
+    s.grid.keep(schedule.rows[v.memory], v.grid.margin);
     bytes[v.memory] = std::max(bytes[v.memory], round_up(s.grid.bytes()));
     int64_t& packets = memories_[v.memory].packets;
     packets = std::max(packets, s.grid.packets);
   }
   for (size_t m = 0; m < memories; ++m) {
     memories_[m].at = arena_bytes_;
-    memories_[m].rows = bands.rows[m];
+    memories_[m].rows = schedule.rows[m];
     arena_bytes_ += bytes[m];
   }
   int64_t scratch = 0;
-  for (const RowTask& task : bands.tasks) {
-    const size_t id = static_cast<size_t>(task.id);
-    if (nodes_[id].op == Op::kConv)
-      scratch = std::max(scratch, add_conv(id, task.rows).scratch_bytes());
+  for (const RowTask& task : schedule.tasks) {
+    const Prepared* const prepared = prepare(task.id, task.rows);
+    if (prepared) scratch = std::max(scratch, prepared->scratch_bytes());
   }
-  for (NodePlan& s : steps_) s.scratch = memories;
+  for (NodePlan& s : node_plans_) s.scratch = memories;
   memories_.push_back({arena_bytes_, 0, 0});
   arena_bytes_ += round_up(scratch);
-  tasks_ = std::move(bands.tasks);
+  tasks_ = std::move(schedule.tasks);
 }
 
 // In one memory all parts of a concat keep as many rows as the one that waits longest. Where that
 // is much more than what each would keep alone, they are copied instead.
-void MemoryPlan::keep_short_homes(int64_t band) {
+void MemoryPlan::drop_wasteful_aliases(int64_t band) {
   std::vector<ConcatAlias> wanted(nodes_.size());
-  wanted.swap(homes_);
+  wanted.swap(aliases_);
   size_t memories = 0;
-  const std::vector<BandValue> values = band_values(memories);
-  const Bands alone = make_bands(nodes_, values, memories, output_, band);
-  homes_.swap(wanted);
+  const std::vector<StreamedValue> values = streamed_values(memories);
+  const RowSchedule alone = schedule_rows(nodes_, values, memories, output_, band);
+  aliases_.swap(wanted);
   const auto rows = [&](size_t id) { return alone.rows[values[id].memory]; };
   for (size_t id = 0; id < nodes_.size(); ++id) {
-    if (!homes_[id].holds) continue;
-    int64_t longest = rows(id), apart = longest * steps_[id].grid.packets;
+    if (!aliases_[id].holds) continue;
+    int64_t longest = rows(id), apart = longest * node_plans_[id].grid.packets;
     for (size_t part = 0; part < id; ++part)
-      if (homes_[part].concat == static_cast<int>(id)) {
+      if (aliases_[part].concat == static_cast<int>(id)) {
         longest = std::max(longest, rows(part));
-        apart += rows(part) * steps_[part].grid.packets;
+        apart += rows(part) * node_plans_[part].grid.packets;
       }
-    if (4 * longest * steps_[id].grid.packets <= 5 * apart) continue;
-    for (ConcatAlias& home : homes_)
-      if (home.concat == static_cast<int>(id)) home = {};
-    homes_[id].holds = false;
+    if (4 * longest * node_plans_[id].grid.packets <= 5 * apart) continue;
+    for (ConcatAlias& alias : aliases_)
+      if (alias.concat == static_cast<int>(id)) alias = {};
+    aliases_[id].holds = false;
   }
-}
-
-uint8_t* MemoryPlan::data(const RunContext& f, int id) const {
-  const NodePlan& s = step(id);
-  if (s.external) return reinterpret_cast<uint8_t*>(f.y);
-  // Not within the memory where rows have been let go; no row of those is touched.
-  const int64_t gone = f.first.empty() ? 0 : f.first[s.memory] * s.grid.pitch;
-  const int64_t before = homes_[static_cast<size_t>(id)].offset * s.grid.plane;
-  return f.arena + (memories_[s.memory].at + (before - gone) * 4);
-}
-
-void MemoryPlan::move_down(const RowTask& task, RunContext& f) const {
-  const NodePlan& s = step(task.id);
-  const ActivationTensor& g = s.grid;
-  const Memory& place = memories_[s.memory];
-  uint8_t* const memory = f.arena + place.at;
-  parallel_for(place.packets, place.packets * task.keep * g.pitch / 16, [&](int64_t c, int) {
-    uint8_t* const plane = memory + c * g.plane * 4;
-    std::memmove(plane, plane + task.drop * g.pitch * 4,
-                 static_cast<size_t>(task.keep * g.pitch + g.halo) * 4);
-  });
-  f.first[s.memory] += task.drop;
 }
 
 }  // namespace tops

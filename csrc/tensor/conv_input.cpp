@@ -54,13 +54,13 @@ ConvInput::ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Win
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h * w.stride_w), -1);
   if (split_) {
     pitch_ = out_w + (s - 1) * w.dil_w / w.stride_w;
-    rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
-    phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, rows_), pitch_), 16) | 1) * 16;
+    image_rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
+    phase_stride_ = (divide_up(checked_mul(checked_mul(in.n, image_rows_), pitch_), 16) | 1) * 16;
   } else {
     pitch_ = in.pitch;
-    rows_ = in.h + 2 * in.margin;
+    image_rows_ = in.h + 2 * in.margin;
     base_ = (in.margin - w.pad_h) * in.pitch + in.halo - w.pad_w;
-    plane_ = in.plane;
+    channel_stride_ = in.channel_stride;
   }
   for (int64_t i = 0; i < r; ++i)
     for (int64_t j = 0; j < s; ++j) {
@@ -73,24 +73,25 @@ ConvInput::ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Win
           index = static_cast<int64_t>(phases_.size());
           phases_.push_back(phase);
         }
-        at += index * phase_plane_;
+        at += index * phase_stride_;
       }
       tap_.push_back(at);
     }
   check_and_close();
 }
 
-// Each quad of a filter row has its own plane, so that output pixel x reads packet x of it: rows of
+// Each quad of a filter row has its own array, so that output pixel x reads packet x of it: rows of
 // whole vectors make every load an aligned one.
-ConvInput ConvInput::rows(const ActivationTensor& in, int64_t r, int64_t s, const Window& w,
-                          int64_t out_h, int64_t out_w) {
+ConvInput ConvInput::from_filter_rows(const ActivationTensor& in, int64_t r, int64_t s,
+                                      const Window& w, int64_t out_h, int64_t out_w) {
   ConvInput d(in, w, out_h, out_w);
   d.split_ = true;
   d.packets_ = 1;
   d.row_quads_ = divide_up(s * in.channels, 4);
   d.pitch_ = divide_up(out_w, kRowPackets) * kRowPackets;
-  d.rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
-  d.phase_plane_ = (divide_up(checked_mul(checked_mul(in.n, d.rows_), d.pitch_), 16) | 1) * 16;
+  d.image_rows_ = out_h + (r - 1) * w.dil_h / w.stride_h;
+  d.phase_stride_ =
+      (divide_up(checked_mul(checked_mul(in.n, d.image_rows_), d.pitch_), 16) | 1) * 16;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h), -1);
   for (int64_t i = 0; i < r; ++i) {
     const int64_t y = i * w.dil_h;
@@ -100,7 +101,7 @@ ConvInput ConvInput::rows(const ActivationTensor& in, int64_t r, int64_t s, cons
       d.phases_.push_back(y % w.stride_h);
     }
     for (int64_t q = 0; q < d.row_quads_; ++q)
-      d.tap_.push_back((index * d.row_quads_ + q) * d.phase_plane_ + y / w.stride_h * d.pitch_);
+      d.tap_.push_back((index * d.row_quads_ + q) * d.phase_stride_ + y / w.stride_h * d.pitch_);
   }
   d.check_and_close();
   return d;
@@ -109,12 +110,14 @@ ConvInput ConvInput::rows(const ActivationTensor& in, int64_t r, int64_t s, cons
 void ConvInput::check_and_close() {
   const int64_t planes = std::max<int64_t>(1, row_quads_);
   if (split_)
-    plane_ = checked_mul(phase_plane_, checked_mul(planes, static_cast<int64_t>(phases_.size())));
-  if (checked_mul(packets_, plane_) + plane_ > std::numeric_limits<int32_t>::max())
+    channel_stride_ =
+        checked_mul(phase_stride_, checked_mul(planes, static_cast<int64_t>(phases_.size())));
+  if (checked_mul(packets_, channel_stride_) + channel_stride_ >
+      std::numeric_limits<int32_t>::max())
     throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 packets, got " +
-                                                  std::to_string(packets_ * plane_) +
+                                                  std::to_string(packets_ * channel_stride_) +
                                                   ".\n  Split the batch or the image.");
-  pixels_ = in_.n ? ((in_.n - 1) * rows_ + out_h_ - 1) * pitch_ + out_w_ : 0;
+  pixels_ = in_.n ? ((in_.n - 1) * image_rows_ + out_h_ - 1) * pitch_ + out_w_ : 0;
 }
 
 void ConvInput::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t* out,
@@ -128,8 +131,8 @@ void ConvInput::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t
   const int64_t last =
       std::max(first, std::min(pitch_, reach > 0 ? divide_up(reach, window_.stride_w) : 0));
   for (int64_t n = 0; n < in_.n; ++n)
-    for (int64_t i = 0; i < rows_; ++i) {
-      uint8_t* const row = out + (n * rows_ + i) * pitch_ * 4;
+    for (int64_t i = 0; i < image_rows_; ++i) {
+      uint8_t* const row = out + (n * image_rows_ + i) * pitch_ * 4;
       const int64_t y = i * window_.stride_h + a - window_.pad_h;
       if (y < 0 || y >= in_.h) {
         fill_packets(row, fill, pitch_);
@@ -144,12 +147,13 @@ void ConvInput::copy_phase(const KernelTable& kernel, const uint8_t* in, uint8_t
 }
 
 // Row y of image n (outside: fill) as a stream of bytes from the left padding on, and from it one
-// row of each plane, which begins at out.
+// row of each array, which begins at out.
 void ConvInput::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y,
                          uint32_t fill) const {
   const int64_t c = in_.channels, step = window_.stride_w * c, left = window_.pad_w * c;
   if (y < 0 || y >= in_.h) {
-    for (int64_t q = 0; q < row_quads_; ++q) fill_packets(out + q * phase_plane_ * 4, fill, pitch_);
+    for (int64_t q = 0; q < row_quads_; ++q)
+      fill_packets(out + q * phase_stride_ * 4, fill, pitch_);
     return;
   }
   static thread_local std::vector<uint8_t> stream;
@@ -161,13 +165,13 @@ void ConvInput::copy_row(const uint8_t* in, uint8_t* out, int64_t n, int64_t y,
   // Whole packets are copied; what lies beyond the channels is written over by the next pixel.
   for (int64_t x = 0; x < in_.w; ++x, to += c)
     for (int64_t packet = 0; packet < in_.packets; ++packet)
-      std::memcpy(to + 4 * packet, row + (packet * in_.plane + x) * 4, 4);
+      std::memcpy(to + 4 * packet, row + (packet * in_.channel_stride + x) * 4, 4);
   std::memset(to, static_cast<int>(fill & 0xff),
               static_cast<size_t>(stream.data() + stream.size() - to));
   for (int64_t q = 0; q < row_quads_; ++q) {
     const uint8_t* from = stream.data() + 4 * q;
-    uint8_t* const plane = out + q * phase_plane_ * 4;
-    for (int64_t x = 0; x < pitch_; ++x, from += step) std::memcpy(plane + x * 4, from, 4);
+    uint8_t* const packets = out + q * phase_stride_ * 4;
+    for (int64_t x = 0; x < pitch_; ++x, from += step) std::memcpy(packets + x * 4, from, 4);
   }
 }
 
@@ -175,18 +179,19 @@ const uint8_t* ConvInput::prepare(const uint8_t* in, uint8_t* scratch, uint32_t 
   if (!split_) return in + base_ * 4;
   const int64_t count = static_cast<int64_t>(phases_.size());
   if (row_quads_) {
-    parallel_for(in_.n * rows_, plane_, [&](int64_t i, int) {
+    parallel_for(in_.n * image_rows_, channel_stride_, [&](int64_t i, int) {
       for (int64_t p = 0; p < count; ++p)
-        copy_row(in, scratch + (p * row_quads_ * phase_plane_ + i * pitch_) * 4, i / rows_,
-                 i % rows_ * window_.stride_h + phases_[static_cast<size_t>(p)] - window_.pad_h,
-                 fill);
+        copy_row(
+            in, scratch + (p * row_quads_ * phase_stride_ + i * pitch_) * 4, i / image_rows_,
+            i % image_rows_ * window_.stride_h + phases_[static_cast<size_t>(p)] - window_.pad_h,
+            fill);
     });
     return scratch;
   }
   const KernelTable& kernel =
       kernels();  // the caller's choice: a forced instruction set belongs to its thread
-  parallel_for(packets_ * count, packets_ * plane_, [&](int64_t i, int) {
-    copy_phase(kernel, in + (i / count) * in_.plane * 4, scratch + i * phase_plane_ * 4,
+  parallel_for(packets_ * count, packets_ * channel_stride_, [&](int64_t i, int) {
+    copy_phase(kernel, in + (i / count) * in_.channel_stride * 4, scratch + i * phase_stride_ * 4,
                phases_[static_cast<size_t>(i % count)], fill);
   });
   return scratch;
@@ -196,7 +201,7 @@ std::vector<Segment> ConvInput::segments(const ActivationTensor& out) const {
   std::vector<Segment> list;
   for (int64_t n = 0; n < in_.n; ++n)
     for (int64_t y = 0; y < out_h_; ++y) {
-      const Segment s{(n * rows_ + y) * pitch_, out_w_, out.packet(n, y, 0)};
+      const Segment s{(n * image_rows_ + y) * pitch_, out_w_, out.packet(n, y, 0)};
       if (!list.empty() && list.back().flat + list.back().length == s.flat &&
           list.back().packet + list.back().length == s.packet)
         list.back().length += s.length;

@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+// Implicit-GEMM view of a convolution's input: output pixel (n, y, x) has the flat index
+// (n * image_rows + y) * pitch + x, and input packet c at tap t lies offset(c, t) packets further,
+// whatever the pixel. The input of stride 1 is read where it is; another is first split into
+// stride x stride phases, so that consecutive outputs read consecutive packets.
 #pragma once
 
 #include <cstdint>
@@ -18,29 +22,34 @@ struct Window {
 int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil,
                    bool ceil = false);
 
-// Where the input packets of an output pixel lie: on the producer's own grid, or on a copy split
-// into stride x stride phases, so that along a row consecutive outputs always read consecutive
-// packets.
+// Input rows that windows of so many taps read for rows of the output, as if the image had no end.
+inline Rows rows_of_windows(const Window& w, int64_t taps, Rows rows) {
+  return {rows.begin * w.stride_h - w.pad_h,
+          (rows.end - 1) * w.stride_h - w.pad_h + (taps - 1) * w.dil_h + 1};
+}
+
 class ConvInput {
  public:
   ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Window& w, int64_t out_h,
             int64_t out_w);
   // For few channels, whose packets would be partly empty: a filter row of s taps x c channels is
   // one run of s * c bytes of an image row, read as quads regardless of where a pixel ends. Tap (i,
-  // j) is quad j of row i (pack_rows makes such weights).
-  static ConvInput rows(const ActivationTensor& in, int64_t r, int64_t s, const Window& w,
-                        int64_t out_h, int64_t out_w);
-  int64_t scratch_bytes() const { return split_ ? packets_ * plane_ * 4 + kSlackBytes : 0; }
+  // j) is quad j of row i (pack_filter_rows makes such weights).
+  static ConvInput from_filter_rows(const ActivationTensor& in, int64_t r, int64_t s,
+                                    const Window& w, int64_t out_h, int64_t out_w);
+  int64_t scratch_bytes() const {
+    return split_ ? packets_ * channel_stride_ * 4 + kSlackBytes : 0;
+  }
   // Offset in packets of (input packet, tap) from the first packet of flat index 0.
   int64_t offset(int64_t packet, int64_t tap) const {
-    return packet * plane_ + tap_[static_cast<size_t>(tap)];
+    return packet * channel_stride_ + tap_[static_cast<size_t>(tap)];
   }
   int64_t pixels() const { return pixels_; }
-  int64_t plane() const { return plane_; }
+  int64_t channel_stride() const { return channel_stride_; }
   int64_t pitch() const { return pitch_; }
-  int64_t rows() const { return rows_; }
-  // Returns the first packet; copies into scratch where the domain is split, with fill outside the
-  // image.
+  int64_t image_rows() const { return image_rows_; }  // from one image to the next
+  // Returns the packet of flat index 0; copies into scratch where the view is split, with fill
+  // outside the image.
   const uint8_t* prepare(const uint8_t* in, uint8_t* scratch, uint32_t fill) const;
   std::vector<Segment> segments(const ActivationTensor& out) const;
   // One bit per flat index, with 8 bytes to spare.
@@ -57,10 +66,11 @@ class ConvInput {
   Window window_;
   int64_t out_h_, out_w_, packets_;
   bool split_;
-  int64_t base_ = 0, pitch_ = 0, rows_ = 0, plane_ = 0, phase_plane_ = 0, pixels_ = 0;
+  int64_t base_ = 0, pitch_ = 0, image_rows_ = 0, channel_stride_ = 0, phase_stride_ = 0,
+          pixels_ = 0;
   std::vector<int64_t> tap_;
-  std::vector<int64_t> phases_;  // split: the phases that some tap needs; rows: of rows
-  int64_t row_quads_ = 0;        // rows: quads of a filter row; else 0
+  std::vector<int64_t> phases_;  // split: the phases that some tap needs; filter rows: of rows
+  int64_t row_quads_ = 0;        // filter rows: quads of each; else 0
 };
 
 }  // namespace tops

@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Walking the rows of a grid, for nodes that work pixel by pixel.
+// Walking the image rows of a tensor, for operators that work pixel by pixel.
 #pragma once
 
 #include "base/threads.h"
-#include "program/program.h"
+#include "tensor/tensor.h"
 
 namespace tops {
-
-inline uint32_t halo_value(const Node& n) { return n.is_float ? 0u : u8_cell(n.zero_point); }
 
 // The packets of channels [4 quad, 4 quad + 4) at one place: one pointer for u8, one a channel for
 // float.
 inline Packets packets_at(const ActivationTensor& g, uint8_t* data, int64_t quad, int64_t packet) {
   Packets c = {{nullptr, nullptr, nullptr, nullptr}};
   if (!g.is_float) {
-    c.channel[0] = data + (quad * g.plane + packet) * 4;
+    c.channel[0] = data + (quad * g.channel_stride + packet) * 4;
     return c;
   }
   for (int64_t j = 0; j < 4 && quad * 4 + j < g.channels; ++j)
-    c.channel[j] = data + ((quad * 4 + j) * g.plane + packet) * 4;
+    c.channel[j] = data + ((quad * 4 + j) * g.channel_stride + packet) * 4;
   return c;
 }
 

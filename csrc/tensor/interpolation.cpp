@@ -24,13 +24,14 @@ Sample sample(int64_t i, int64_t size, float ratio, bool align) {
   return {first, std::min(first + 1, size - 1), 1.0f - share, share};
 }
 
-Columns::Columns(int64_t size, int64_t begin, int64_t count, float ratio, bool align) {
+BilinearColumns::BilinearColumns(int64_t size, int64_t begin, int64_t count, float ratio,
+                                 bool align) {
   for (int64_t i = begin; i < begin + count; ++i) {
     const Sample s = sample(i, size, ratio, align);
     first_.push_back(static_cast<int32_t>(s.first));
     second_.push_back(static_cast<int32_t>(s.second));
-    first_share_.push_back(s.first_share);
-    second_share_.push_back(s.second_share);
+    first_weight_.push_back(s.first_weight);
+    second_weight_.push_back(s.second_weight);
   }
 }
 

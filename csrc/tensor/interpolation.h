@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a resized image reads its source, as PyTorch computes it in float32.
+// Nearest and bilinear interpolation: where a resized image reads its source, as PyTorch computes
+// it in float32.
 #pragma once
 
 #include <cstdint>
@@ -16,23 +17,23 @@ int64_t nearest(int64_t i, int64_t size, float ratio);
 
 struct Sample {
   int64_t first, second;
-  float first_share, second_share;
+  float first_weight, second_weight;
 };
 
 // What output i of a bilinear resize blends.
 Sample sample(int64_t i, int64_t size, float ratio, bool align);
 
 // What outputs begin ... begin + count - 1 of a resized row blend.
-class Columns {
+class BilinearColumns {
  public:
-  Columns(int64_t size, int64_t begin, int64_t count, float ratio, bool align);
-  Bilinear stretch() const {
-    return {first_.data(), second_.data(), first_share_.data(), second_share_.data()};
+  BilinearColumns(int64_t size, int64_t begin, int64_t count, float ratio, bool align);
+  Bilinear bilinear() const {
+    return {first_.data(), second_.data(), first_weight_.data(), second_weight_.data()};
   }
 
  private:
   std::vector<int32_t> first_, second_;
-  std::vector<float> first_share_, second_share_;
+  std::vector<float> first_weight_, second_weight_;
 };
 
 }  // namespace tops

@@ -8,10 +8,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "base/threads.h"
-#include "isa/isa.h"
-#include "ops/conv.h"
-#include "weights/packed.h"
+#include "tensor/tensor.h"
 
 namespace tops {
 namespace {
@@ -108,12 +105,6 @@ Values smallest_exact(const std::vector<float>& values) {
 
 int64_t size_of(Values v) { return v == Values::kFloat32 ? 4 : 2; }
 
-template <class T>
-void append(std::vector<uint8_t>& out, const T* data, size_t n) {
-  const uint8_t* p = reinterpret_cast<const uint8_t*>(data);
-  out.insert(out.end(), p, p + n * sizeof(T));
-}
-
 void append_values(std::vector<uint8_t>& blob, const std::vector<float>& values, Values kind) {
   if (kind == Values::kFloat32) return append(blob, values.data(), values.size());
   for (const float v : values) {
@@ -129,7 +120,7 @@ void append_blocks(std::vector<uint8_t>& blob, const float* w, const WeightShape
   std::vector<std::vector<Column>> blocks;
   for (int64_t o = 0; o < s.o; o += kBlock) blocks.push_back(columns_of(w, s, o));
   const int64_t channels = cheapest(blocks);
-  std::vector<int64_t> rows{0};
+  std::vector<int64_t> row_ptr{0};
   std::vector<int32_t> columns;
   std::vector<float> values;
   for (const auto& block : blocks)
@@ -139,28 +130,20 @@ void append_blocks(std::vector<uint8_t>& blob, const float* w, const WeightShape
           columns.push_back(c.at);
           values.insert(values.end(), c.w.begin() + g * channels, c.w.begin() + (g + 1) * channels);
         }
-      rows.push_back(static_cast<int64_t>(columns.size()));
+      row_ptr.push_back(static_cast<int64_t>(columns.size()));
     }
   columns.resize(columns.size() + columns.size() % 2);  // what follows stays aligned
   const Values kind = smallest_exact(values);
   const std::array<int32_t, 2> head = {static_cast<int32_t>(channels), static_cast<int32_t>(kind)};
   append(blob, head.data(), head.size());
-  append(blob, rows.data(), rows.size());
+  append(blob, row_ptr.data(), row_ptr.size());
   append(blob, columns.data(), columns.size());
   append_values(blob, values, kind);
   blob.resize(blob.size() + kValuesPad);
 }
 
-BlockView view_blocks(const uint8_t* at, int64_t bytes, const WeightShape& s) {
-  const uint8_t* const end = at + bytes;
-  auto take = [&](int64_t n) {
-    if (n < 0 || n > end - at) bad_blob("truncated");
-    const uint8_t* const p = at;
-    at += n;
-    return p;
-  };
-  std::array<int32_t, 2> head;
-  std::memcpy(head.data(), take(8), 8);
+BlockView view_blocks(BlobReader& blob, const WeightShape& s) {
+  const int32_t* const head = blob.take<int32_t>(2);
   BlockView v;
   v.channels = head[0];
   if (std::find(kChannels.begin(), kChannels.end(), v.channels) == kChannels.end() || head[1] < 0 ||
@@ -168,16 +151,20 @@ BlockView view_blocks(const uint8_t* at, int64_t bytes, const WeightShape& s) {
     bad_blob("unknown blocks");
   v.values = static_cast<Values>(head[1]);
   const int64_t groups = divide_up(s.o, kBlock) * (kBlock / v.channels);
-  v.rows = reinterpret_cast<const int64_t*>(take((groups + 1) * 8));
-  if (v.rows[0] != 0) bad_blob("first row");
-  for (int64_t g = 0; g < groups; ++g)
-    if (v.rows[g + 1] < v.rows[g] || v.rows[g + 1] > bytes) bad_blob("row order");
-  v.count = v.rows[groups];
-  v.columns = reinterpret_cast<const int32_t*>(take((v.count + v.count % 2) * 4));
-  v.data = take(v.count * v.channels * size_of(v.values));
-  take(kValuesPad);
-  if (at != end) bad_blob("size");
+  v.row_ptr = blob.take_row_ptr(groups, sizeof(int32_t));
+  v.count = v.row_ptr[groups];
+  v.columns = blob.take<int32_t>(v.count + v.count % 2);
+  v.data = blob.take<uint8_t>(v.count * v.channels * size_of(v.values));
+  blob.take<uint8_t>(kValuesPad);
   return v;
+}
+
+int64_t BlockView::most_values(int64_t outputs) const {
+  const int64_t rows = kBlock / channels;
+  int64_t most = 0;
+  for (int64_t b = 0; b < divide_up(outputs, kBlock); ++b)
+    most = std::max(most, row_ptr[(b + 1) * rows] - row_ptr[b * rows]);
+  return most * channels;
 }
 
 BlockArgs BlockView::place(const std::vector<int32_t>& offset_of_column,
@@ -185,7 +172,7 @@ BlockArgs BlockView::place(const std::vector<int32_t>& offset_of_column,
   uint32_t last = 0;  // a negative column is a large one here
   for (int64_t i = 0; i < count; ++i) last = std::max(last, static_cast<uint32_t>(columns[i]));
   if (count && last >= offset_of_column.size()) bad_blob("an entry points outside the filter");
-  BlockArgs args{channels, rows, columns, data, values, kTiles};
+  BlockArgs args{channels, row_ptr, columns, data, values, kTiles};
   bool same = true;
   for (size_t i = 0; i < offset_of_column.size(); ++i)
     same = same && offset_of_column[i] == static_cast<int32_t>(i);
@@ -195,29 +182,6 @@ BlockArgs BlockView::place(const std::vector<int32_t>& offset_of_column,
     offsets[i] = offset_of_column[static_cast<size_t>(columns[i])];
   args.offsets = offsets.data();
   return args;
-}
-
-void ConvPlan::run_blocks(const ConvArgs& a) const {
-  const KernelTable& kernel = kernels();
-  const int64_t blocks = divide_up(a.outputs, kBlock), step = 8 * kernel.lanes;
-  const int64_t wanted = num_threads() > 1 ? 3 * num_threads() : 1;
-  const int64_t parts = std::max<int64_t>(1, std::min(wanted, a.pixels / (2 * step)));
-  const int64_t chunk = divide_up(divide_up(a.pixels, parts), step) * step;
-  const int64_t chunks = divide_up(a.pixels, chunk);
-  const int64_t ranges = std::min(blocks, divide_up(wanted, chunks));
-  int64_t most = 0;  // values of one block
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t* const rows = a.blocks.rows + b * (kBlock / a.blocks.channels);
-    most = std::max(most, (rows[kBlock / a.blocks.channels] - rows[0]) * a.blocks.channels);
-  }
-  const int64_t scratch = a.blocks.values == Values::kFloat32 ? 0 : most * 4 + kSlackBytes;
-  parallel_for(chunks * ranges, packed_.blocks.count * a.blocks.channels * (a.pixels / 16 + 1),
-               [&](int64_t i, int) {
-                 const int64_t range = i % ranges, first = (i / ranges) * chunk;
-                 kernel.conv_blocks(a, blocks * range / ranges, blocks * (range + 1) / ranges,
-                                    first, std::min(first + chunk, a.pixels),
-                                    panel_scratch(scratch));
-               });
 }
 
 }  // namespace tops

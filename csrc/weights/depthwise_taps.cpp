@@ -8,7 +8,8 @@
 namespace tops {
 namespace {
 
-constexpr int kMost = 128;  // 255 * 128 < 2**15
+// The most that two taps of one lane may weigh together: 255 * 128 < 2**15.
+constexpr int kMaxLaneWeight = 128;
 
 struct Tap {
   int32_t offset;
@@ -23,8 +24,8 @@ struct Tap {
 bool fit(const Tap& a, const Tap& b) {
   for (size_t c = 0; c < 4; ++c) {
     const int x = a.weight[c], y = b.weight[c];
-    if (std::abs(std::max(x, 0) + std::max(y, 0)) > kMost) return false;
-    if (std::abs(std::min(x, 0) + std::min(y, 0)) > kMost) return false;
+    if (std::max(x, 0) + std::max(y, 0) > kMaxLaneWeight) return false;
+    if (std::min(x, 0) + std::min(y, 0) < -kMaxLaneWeight) return false;
   }
   return true;
 }
@@ -59,7 +60,7 @@ std::vector<Tap> taps_of(const PackedView& packed, int64_t packet,
   for (int64_t t = 0; t < taps; ++t)
     list.push_back({offsets[static_cast<size_t>(packet * taps + t)], {0, 0, 0, 0}});
   for (int64_t c = 0; c < 4 && packet * 4 + c < packed.shape.o; ++c)
-    for (int64_t i = packed.rows[packet * 4 + c]; i < packed.rows[packet * 4 + c + 1]; ++i) {
+    for (int64_t i = packed.row_ptr[packet * 4 + c]; i < packed.row_ptr[packet * 4 + c + 1]; ++i) {
       const Entry& e = packed.entries[i];
       list[static_cast<size_t>(e.offset - packet * taps)].weight[static_cast<size_t>(c)] +=
           static_cast<int8_t>(e.weight >> (8 * c));
@@ -73,7 +74,7 @@ std::vector<Tap> taps_of(const PackedView& packed, int64_t packet,
 
 TapGroups make_tap_groups(const PackedView& packed, const std::vector<int32_t>& offsets) {
   TapGroups made;
-  made.rows.push_back(0);
+  made.row_ptr.push_back(0);
   for (int64_t packet = 0; packet < packed.packets; ++packet) {
     std::vector<Tap> taps = matched(taps_of(packed, packet, offsets));
     while (taps.size() % 4) taps.push_back({taps.front().offset, {0, 0, 0, 0}});
@@ -86,7 +87,7 @@ TapGroups make_tap_groups(const PackedView& packed, const std::vector<int32_t>& 
       }
       made.groups.push_back(g);
     }
-    made.rows.push_back(static_cast<int32_t>(made.groups.size()));
+    made.row_ptr.push_back(static_cast<int32_t>(made.groups.size()));
   }
   return made;
 }

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+// Weights of a depthwise convolution as kernels/depthwise.inl reads them: the taps of each packet
+// of channels in groups of four.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +11,8 @@
 
 namespace tops {
 
-// A filter for each channel, as csrc/kernels/depthwise.inl reads it.
 struct TapGroups {
-  std::vector<int32_t> rows;  // [packets + 1]
+  std::vector<int32_t> row_ptr;  // [packets + 1] first group of each packet
   std::vector<TapGroup> groups;
 };
 

@@ -8,7 +8,7 @@ namespace tops {
 namespace {
 
 constexpr int kMost = 128;  // sum of the weights of one sign in one lane: 255 * 128 < 2**15
-// Bundles that wait for one more entry. More of them fill better and take longer to search.
+// Groups that wait for one more entry. More of them fill better and take longer to search.
 constexpr size_t kOpen = 12;
 
 int quads_of(const Entry&) { return 1; }
@@ -52,7 +52,7 @@ struct Item {
 };
 
 template <class E, int kSize>
-struct Bundle {
+struct Group {
   Load load;
   int size = 0;
   E entries[kSize];
@@ -80,7 +80,7 @@ void push_halves(E e, std::vector<Item<E>>* to) {
 }
 
 template <class E, int kSize>
-void bundle(size_t begin, std::vector<E>* entries, std::vector<int32_t>* counts) {
+void group_entries(size_t begin, std::vector<E>* entries, std::vector<int32_t>* counts) {
   std::vector<Item<E>> items;
   for (size_t i = begin; i < entries->size(); ++i) {
     const E& e = (*entries)[i];
@@ -93,12 +93,12 @@ void bundle(size_t begin, std::vector<E>* entries, std::vector<int32_t>* counts)
   std::stable_sort(items.begin(), items.end(), [](const Item<E>& a, const Item<E>& b) {
     return a.load.worst() > b.load.worst();
   });
-  std::vector<Bundle<E, kSize>> open, closed[kSize + 1];
+  std::vector<Group<E, kSize>> open, closed[kSize + 1];
   auto close = [&](size_t i) {
     closed[open[i].size].push_back(open[i]);
     open.erase(open.begin() + static_cast<std::ptrdiff_t>(i));
   };
-  // Large entries open bundles, small ones fill them.
+  // Large entries open groups, small ones fill them.
   for (const Item<E>& item : items) {
     size_t i = 0;
     while (i < open.size() && open[i].load.plus(item.load).worst() > kMost) ++i;
@@ -116,18 +116,19 @@ void bundle(size_t begin, std::vector<E>* entries, std::vector<int32_t>* counts)
   entries->resize(begin);
   for (int size = kSize; size > 0; --size) {
     counts->push_back(static_cast<int32_t>(closed[size].size()));
-    for (const auto& b : closed[size]) entries->insert(entries->end(), b.entries, b.entries + size);
+    for (const auto& g : closed[size]) entries->insert(entries->end(), g.entries, g.entries + size);
   }
 }
 
 }  // namespace
 
-void bundle_entries(size_t begin, std::vector<Entry>* entries, std::vector<int32_t>* counts) {
-  bundle<Entry, kMostBundle>(begin, entries, counts);
+void make_overflow_groups(size_t begin, std::vector<Entry>* entries, std::vector<int32_t>* counts) {
+  group_entries<Entry, kOverflowGroup>(begin, entries, counts);
 }
 
-void bundle_pairs(size_t begin, std::vector<PairEntry>* entries, std::vector<int32_t>* counts) {
-  bundle<PairEntry, kMostPairBundle>(begin, entries, counts);
+void make_overflow_groups(size_t begin, std::vector<PairEntry>* entries,
+                          std::vector<int32_t>* counts) {
+  group_entries<PairEntry, kPairOverflowGroup>(begin, entries, counts);
 }
 
 }  // namespace tops

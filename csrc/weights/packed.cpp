@@ -9,7 +9,6 @@
 #include "isa/isa.h"
 #include "tensor/tensor.h"
 #include "weights/overflow_groups.h"
-#include "weights/quads.h"
 
 namespace tops {
 namespace {
@@ -28,12 +27,6 @@ bool dense_possible(const WeightShape& s, Weights weights) {
   return (weights == Weights::kFloat || s.i % 4 == 0) && (s.o / s.groups) % kBlock == 0;
 }
 
-template <class T>
-void append(std::vector<uint8_t>& out, const T* data, size_t n) {
-  const uint8_t* p = reinterpret_cast<const uint8_t*>(data);
-  out.insert(out.end(), p, p + n * sizeof(T));
-}
-
 // Four weights of one natural packet (channels 4 packet .. 4 packet + 3 of the whole input) that
 // belong to the group of output o, whose first channel may lie anywhere in a packet.
 int32_t quad_at(const Quads& w, const WeightShape& s, int64_t first, int64_t o, int64_t tap,
@@ -50,9 +43,9 @@ int32_t quad_at(const Quads& w, const WeightShape& s, int64_t first, int64_t o, 
 void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, const WeightShape& s) {
   const int64_t taps = s.r * s.s, per_group = s.groups ? s.o / s.groups : 0;
   const Quads quad(kind, w, s);
-  std::vector<int64_t> rows{0};
+  std::vector<int64_t> row_ptr{0};
   std::vector<Entry> entries;
-  std::vector<int32_t> bundles;
+  std::vector<int32_t> overflow_groups;
   entries.reserve(static_cast<size_t>(occupied_quads(kind, w, s)));
   for (int64_t o = 0; o < s.o; ++o) {
     const int64_t first = (o / per_group) * s.i, last = first + s.i, first_packet = first / 4;
@@ -66,20 +59,20 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
           if (bits) entries.push_back({static_cast<int32_t>(packet * taps + tap), bits});
         }
     }
-    if (kind == Weights::kInt8) bundle_entries(begin, &entries, &bundles);
-    rows.push_back(static_cast<int64_t>(entries.size()));
+    if (kind == Weights::kInt8) make_overflow_groups(begin, &entries, &overflow_groups);
+    row_ptr.push_back(static_cast<int64_t>(entries.size()));
   }
-  append(blob, rows.data(), rows.size());
-  append(blob, bundles.data(), bundles.size());
+  append(blob, row_ptr.data(), row_ptr.size());
+  append(blob, overflow_groups.data(), overflow_groups.size());
   append(blob, entries.data(), entries.size());
 }
 
 void append_pairs(std::vector<uint8_t>& blob, const void* w, const WeightShape& s) {
   const int64_t taps = s.r * s.s;
   const Quads quad(Weights::kInt8, w, s);
-  std::vector<int64_t> rows{0};
+  std::vector<int64_t> row_ptr{0};
   std::vector<PairEntry> entries;
-  std::vector<int32_t> bundles;
+  std::vector<int32_t> overflow_groups;
   for (int64_t o = 0; o < s.o; o += 2) {
     const size_t begin = entries.size();
     for (int64_t packet = 0; packet < s.quads(); ++packet)
@@ -87,11 +80,11 @@ void append_pairs(std::vector<uint8_t>& blob, const void* w, const WeightShape& 
         const int32_t a = quad(o, tap, packet), b = o + 1 < s.o ? quad(o + 1, tap, packet) : 0;
         if (a || b) entries.push_back({static_cast<int32_t>(packet * taps + tap), {a, b}});
       }
-    bundle_pairs(begin, &entries, &bundles);
-    rows.push_back(static_cast<int64_t>(entries.size()));
+    make_overflow_groups(begin, &entries, &overflow_groups);
+    row_ptr.push_back(static_cast<int64_t>(entries.size()));
   }
-  append(blob, rows.data(), rows.size());
-  append(blob, bundles.data(), bundles.size());
+  append(blob, row_ptr.data(), row_ptr.size());
+  append(blob, overflow_groups.data(), overflow_groups.size());
   append(blob, entries.data(), entries.size());
 }
 
@@ -100,7 +93,7 @@ int64_t dense_rows(Weights kind, const WeightShape& s) {
 }
 
 int64_t panel_bytes_of(Weights kind, int64_t k) {
-  if (kind == Weights::kTernary) return checked_mul((k + kGroup - 1) / kGroup, kGroup * kBlock);
+  if (kind == Weights::kTernary) return checked_mul(divide_up(k, kGroup), kGroup * kBlock);
   return checked_mul(k, kBlock * 4);
 }
 
@@ -136,13 +129,56 @@ void append_dense(std::vector<uint8_t>& blob, Weights kind, const void* w, const
   }
 }
 
-}  // namespace
-
-void bad_blob(const char* what) {
-  throw Error(ErrorKind::kBadWeights,
-              std::string("packed weights are not valid: ") + what +
-                  ".\n  Make them with prepack in this version of ternary_ops.");
+PackedHeader read_header(const uint8_t* bytes, int64_t size) {
+  PackedHeader h;
+  if (size < static_cast<int64_t>(sizeof(h))) bad_blob("too short");
+  std::memcpy(&h, bytes, sizeof(h));
+  if (std::memcmp(h.magic, kMagic, 8) != 0 || h.version != kVersion) bad_blob("unknown header");
+  if (h.weights < 0 || h.weights > 2 || h.sparse < 0 || h.sparse > 1 || h.paired < 0 ||
+      h.paired > 1)
+    bad_blob("unknown kind");
+  if (reinterpret_cast<uintptr_t>(bytes) % 8) bad_blob("not aligned to 8 bytes");
+  return h;
 }
+
+// [rows][most]: how many overflow groups of `most` entries, down to one, each row has; together
+// they hold the entries of the row.
+const int32_t* take_overflow_groups(BlobReader& blob, int64_t rows, int64_t most,
+                                    const int64_t* row_ptr) {
+  const int32_t* const groups = blob.take<int32_t>(rows * most);
+  for (int64_t o = 0; o < rows; ++o) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < most; ++i) {
+      if (groups[o * most + i] < 0) bad_blob("overflow groups");
+      count += groups[o * most + i] * (most - i);
+    }
+    if (count != row_ptr[o + 1] - row_ptr[o]) bad_blob("overflow groups");
+  }
+  return groups;
+}
+
+void view_pairs(BlobReader& blob, PackedView& v) {
+  const int64_t pairs = (v.shape.o + 1) / 2;
+  v.pair_row_ptr = blob.take_row_ptr(pairs, sizeof(PairEntry));
+  v.pair_overflow_groups = take_overflow_groups(blob, pairs, kPairOverflowGroup, v.pair_row_ptr);
+  v.pairs = blob.take<PairEntry>(v.pair_count());
+}
+
+void view_sparse(BlobReader& blob, PackedView& v) {
+  v.row_ptr = blob.take_row_ptr(v.shape.o, sizeof(Entry));
+  if (v.weights == Weights::kInt8)
+    v.overflow_groups = take_overflow_groups(blob, v.shape.o, kOverflowGroup, v.row_ptr);
+  v.entries = blob.take<Entry>(v.entry_count());
+}
+
+void view_dense(BlobReader& blob, PackedView& v) {
+  if (!dense_possible(v.shape, v.weights)) bad_blob("groups");
+  v.k = dense_rows(v.weights, v.shape);
+  v.panel_bytes = panel_bytes_of(v.weights, v.k);
+  v.panels = blob.take<uint8_t>(checked_mul(divide_up(v.shape.o, kBlock), v.panel_bytes));
+}
+
+}  // namespace
 
 void check_shape(const WeightShape& s, Weights weights) {
   auto fail = [](const std::string& what) { throw Error(ErrorKind::kUnsupportedShape, what); };
@@ -213,15 +249,8 @@ std::vector<uint8_t> pack_filter_rows(Weights kind, const void* w, WeightShape s
   return rows;
 }
 
-PackedView view_packed(const uint8_t* blob, int64_t bytes) {
-  PackedHeader h;
-  if (bytes < static_cast<int64_t>(sizeof(h))) bad_blob("too short");
-  std::memcpy(&h, blob, sizeof(h));
-  if (std::memcmp(h.magic, kMagic, 8) != 0 || h.version != kVersion) bad_blob("unknown header");
-  if (h.weights < 0 || h.weights > 2 || h.sparse < 0 || h.sparse > 1 || h.paired < 0 ||
-      h.paired > 1)
-    bad_blob("unknown kind");
-  if (reinterpret_cast<uintptr_t>(blob) % 8) bad_blob("not aligned to 8 bytes");
+PackedView view_packed(const uint8_t* bytes, int64_t size) {
+  const PackedHeader h = read_header(bytes, size);
   PackedView v;
   v.shape = {h.o, h.r, h.s, h.i, h.groups};
   v.weights = static_cast<Weights>(h.weights);
@@ -229,54 +258,17 @@ PackedView view_packed(const uint8_t* blob, int64_t bytes) {
   check_shape(v.shape, v.weights);
   const int64_t channels = checked_mul(h.i, h.groups);
   v.packets = v.weights == Weights::kFloat ? channels : (channels + 3) / 4;
-  int64_t at = sizeof(h);
-  auto take = [&](int64_t n) {
-    if (n < 0 || n > bytes - at) bad_blob("truncated");
-    const uint8_t* p = blob + at;
-    at += n;
-    return p;
-  };
-  auto take_rows = [&](int64_t n) {
-    const int64_t* const rows = reinterpret_cast<const int64_t*>(take((n + 1) * 8));
-    if (rows[0] != 0) bad_blob("first row");
-    for (int64_t o = 0; o < n; ++o)
-      if (rows[o + 1] < rows[o] || rows[o + 1] > bytes / 8) bad_blob("row order");
-    return rows;
-  };
-  // Bundles of `most` entries down to one; together they hold the entries of their row.
-  auto take_bundles = [&](int64_t n, int64_t most, const int64_t* rows) {
-    const int32_t* const bundles = reinterpret_cast<const int32_t*>(take(n * most * 4));
-    for (int64_t o = 0; o < n; ++o) {
-      int64_t count = 0;
-      for (int64_t i = 0; i < most; ++i) {
-        if (bundles[o * most + i] < 0) bad_blob("bundles");
-        count += bundles[o * most + i] * (most - i);
-      }
-      if (count != rows[o + 1] - rows[o]) bad_blob("bundles");
-    }
-    return bundles;
-  };
-  v.sums = reinterpret_cast<const int32_t*>(take((h.o + h.o % 2) * 4));
-  if (v.sparse && h.paired) {
-    const int64_t pairs = (h.o + 1) / 2;
-    v.pair_rows = take_rows(pairs);
-    v.pair_bundles = take_bundles(pairs, kMostPairBundle, v.pair_rows);
-    v.pairs = reinterpret_cast<const PairEntry*>(
-        take(checked_mul(v.pair_count(), static_cast<int64_t>(sizeof(PairEntry)))));
-  } else if (v.sparse && v.weights == Weights::kFloat) {
-    v.blocks = view_blocks(blob + at, bytes - at, v.shape);
-    at = bytes;
-  } else if (v.sparse) {
-    v.rows = take_rows(h.o);
-    if (v.weights == Weights::kInt8) v.bundles = take_bundles(h.o, kMostBundle, v.rows);
-    v.entries = reinterpret_cast<const Entry*>(take(v.rows[h.o] * 8));
-  } else {
-    if (!dense_possible(v.shape, v.weights)) bad_blob("groups");
-    v.k = dense_rows(v.weights, v.shape);
-    v.panel_bytes = panel_bytes_of(v.weights, v.k);
-    v.panels = take(checked_mul((h.o + kBlock - 1) / kBlock, v.panel_bytes));
-  }
-  if (at != bytes) bad_blob("size");
+  BlobReader blob(bytes + sizeof(h), size - static_cast<int64_t>(sizeof(h)));
+  v.sums = blob.take<int32_t>(h.o + h.o % 2);
+  if (!v.sparse)
+    view_dense(blob, v);
+  else if (h.paired)
+    view_pairs(blob, v);
+  else if (v.weights == Weights::kFloat)
+    v.blocks = view_blocks(blob, v.shape);
+  else
+    view_sparse(blob, v);
+  if (blob.left()) bad_blob("size");
   return v;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "weights/packed_rows.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -13,13 +14,13 @@ constexpr char kMagic[8] = {'T', 'O', 'P', 'S', 'R', 'O', 'W', 'S'};
 constexpr int32_t kVersion = 1;
 
 // 64 bytes, so that what follows stays aligned to a cache line. Little-endian.
-struct RowsHeader {
+struct WeightRowsHeader {
   char magic[8];
   int32_t version, codes;
   int64_t n, k, tail_bytes;
   uint8_t pad[24];
 };
-static_assert(sizeof(RowsHeader) == 64, "the header is part of the layout");
+static_assert(sizeof(WeightRowsHeader) == 64, "the header is part of the layout");
 
 int64_t numbers_of(RowCodes codes) {
   return codes == RowCodes::kInt8 ? 1 : codes == RowCodes::kTwoBit ? 4 : 5;
@@ -38,15 +39,6 @@ struct DecodeTable {
   }
 };
 
-[[noreturn]] void bad_code(int64_t row, const uint8_t* numbers, int64_t k) {
-  int64_t at = 0;
-  while (at < k && numbers[at] != 3) ++at;
-  throw Error(ErrorKind::kBadWeights,
-              "codes must be 00, 01 or 11, got 10 at output " + std::to_string(row) +
-                  ", tap 0, input channel " + std::to_string(at) +
-                  ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
-}
-
 // One row of codes as numbers 0, 1, 2; returns the sum of its weights.
 int32_t decode_row(const uint8_t* codes, int64_t row, int64_t k, uint8_t* numbers) {
   static const DecodeTable table;
@@ -58,7 +50,7 @@ int32_t decode_row(const uint8_t* codes, int64_t row, int64_t k, uint8_t* number
     sum += numbers[i] - 1;
     bad |= numbers[i] == 3;
   }
-  if (bad) bad_code(row, numbers, k);
+  if (bad) bad_code(row, 0, std::find(numbers, numbers + k, 3) - numbers);
   for (int64_t i = k; i < divide_up(k, 4) * 4; ++i) numbers[i] = 1;
   return sum;
 }
@@ -96,24 +88,25 @@ int64_t row_bytes_of(RowCodes codes, int64_t k) {
   return divide_up(k, kRowBlock * numbers_of(codes)) * kRowBlock;
 }
 
-int64_t RowsView::width() const { return row_bytes * numbers_of(codes); }
+int64_t WeightRows::width() const { return row_bytes * numbers_of(codes); }
 
-bool rows_fit(Weights weights, int64_t k) {
+bool weight_rows_fit(Weights weights, int64_t k) {
   // 4 * 2 * 128 * K, and room for K rounded up to whole blocks.
   return weights == Weights::kInt8 || (weights == Weights::kTernary && k <= 2'000'000);
 }
 
-Buffer pack_rows(RowCodes codes, const void* plain, int64_t n, int64_t k, int64_t tail_bytes) {
+Buffer pack_weight_rows(RowCodes codes, const void* plain, int64_t n, int64_t k,
+                        int64_t tail_bytes) {
   const Weights weights = codes == RowCodes::kInt8 ? Weights::kInt8 : Weights::kTernary;
   check_shape({n, 1, 1, k, 1}, weights);
-  if (!rows_fit(weights, k))
+  if (!weight_rows_fit(weights, k))
     throw Error(ErrorKind::kUnsupportedShape,
                 "rows of a linear layer hold 2,000,000 weights, got " + std::to_string(k) +
                     ".\n  Pack it as sparse.");
   const int64_t row_bytes = row_bytes_of(codes, k), quads = divide_up(k, 4);
-  const int64_t at = static_cast<int64_t>(sizeof(RowsHeader)) + sum_bytes(n);
+  const int64_t at = static_cast<int64_t>(sizeof(WeightRowsHeader)) + sum_bytes(n);
   Buffer blob(at + checked_mul(n, row_bytes) + tail_bytes);
-  RowsHeader h{};
+  WeightRowsHeader h{};
   std::memcpy(h.magic, kMagic, 8);
   h.version = kVersion;
   h.codes = static_cast<int32_t>(codes);
@@ -141,21 +134,22 @@ Buffer pack_rows(RowCodes codes, const void* plain, int64_t n, int64_t k, int64_
   return blob;
 }
 
-bool is_rows(const uint8_t* blob, int64_t bytes) {
-  return bytes >= static_cast<int64_t>(sizeof(RowsHeader)) && std::memcmp(blob, kMagic, 8) == 0;
+bool is_weight_rows(const uint8_t* blob, int64_t bytes) {
+  return bytes >= static_cast<int64_t>(sizeof(WeightRowsHeader)) &&
+         std::memcmp(blob, kMagic, 8) == 0;
 }
 
-RowsView view_rows(const uint8_t* blob, int64_t bytes) {
-  if (!is_rows(blob, bytes)) bad_blob("unknown header");
-  RowsHeader h;
+WeightRows view_weight_rows(const uint8_t* blob, int64_t bytes) {
+  if (!is_weight_rows(blob, bytes)) bad_blob("unknown header");
+  WeightRowsHeader h;
   std::memcpy(&h, blob, sizeof(h));
   if (h.version != kVersion || h.codes < 0 || h.codes > 2) bad_blob("unknown kind");
   if (reinterpret_cast<uintptr_t>(blob) % 8) bad_blob("not aligned to 8 bytes");
-  RowsView v;
+  WeightRows v;
   v.codes = static_cast<RowCodes>(h.codes);
   v.n = h.n, v.k = h.k, v.tail_bytes = h.tail_bytes;
   check_shape({h.n, 1, 1, h.k, 1}, v.weights());
-  if (!rows_fit(v.weights(), h.k)) bad_blob("too many columns");
+  if (!weight_rows_fit(v.weights(), h.k)) bad_blob("too many columns");
   v.row_bytes = row_bytes_of(v.codes, h.k);
   const int64_t at = static_cast<int64_t>(sizeof(h)) + sum_bytes(h.n);
   if (h.tail_bytes < 0 || h.tail_bytes > bytes ||
@@ -167,7 +161,7 @@ RowsView view_rows(const uint8_t* blob, int64_t bytes) {
   return v;
 }
 
-std::vector<uint8_t> plain_of(const RowsView& rows) {
+std::vector<uint8_t> unpack_weight_rows(const WeightRows& rows) {
   const bool ternary = rows.codes != RowCodes::kInt8;
   const int64_t quads = divide_up(rows.k, 4), stored = ternary ? quads : 4 * quads;
   std::vector<uint8_t> plain(static_cast<size_t>(rows.n * stored), 0);

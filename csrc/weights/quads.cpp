@@ -15,13 +15,6 @@ constexpr uint64_t kEvenLow = 0x1111111111111111u;  // the low bit of every othe
 constexpr uint64_t kLowHalf = 0x0f0f0f0f0f0f0f0fu;
 constexpr uint64_t kEvenBytes = 0x00ff00ff00ff00ffu;
 
-[[noreturn]] void bad_code(int64_t o, int64_t tap, int64_t c) {
-  throw Error(ErrorKind::kBadWeights,
-              "codes must be 00, 01 or 11, got 10 at output " + std::to_string(o) + ", tap " +
-                  std::to_string(tap) + ", input channel " + std::to_string(c) +
-                  ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
-}
-
 // The bits of four int8 from one byte of codes.
 int32_t expand(uint8_t codes) {
   uint32_t quad = 0;
@@ -51,11 +44,10 @@ int32_t sum_of(int32_t quad) {
 // Up to 8 quads of codes; 0 beyond the end.
 uint64_t eight(const uint8_t* codes, int64_t left) {
   uint64_t word = 0;
-  if (left >= 8) {
+  if (left >= 8)
     std::memcpy(&word, codes, 8);
-  } else {
+  else
     std::memcpy(&word, codes, static_cast<size_t>(left));
-  }
   return word;
 }
 
@@ -93,6 +85,13 @@ bool valid_codes(const uint8_t* codes, int64_t n) {
 }
 
 }  // namespace
+
+void bad_code(int64_t o, int64_t tap, int64_t c) {
+  throw Error(ErrorKind::kBadWeights,
+              "codes must be 00, 01 or 11, got 10 at output " + std::to_string(o) + ", tap " +
+                  std::to_string(tap) + ", input channel " + std::to_string(c) +
+                  ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
+}
 
 Quads::Quads(Weights kind, const void* w, const WeightShape& s)
     : kind_(kind),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights as they are given to be packed, seen as quads: 4 channels of one tap of one output.
+// Plain weights, as they are given to be packed: output channel, tap, input channel, seen as quads
+// (4 consecutive input channels of one tap of one output channel).
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,9 @@ struct WeightShape {
   int64_t channels() const { return i * groups; }
   int64_t quads() const { return (i + 3) / 4; }  // of one tap of one output
 };
+
+// Throws kBadWeights: the code at this place is the invalid one, 10.
+[[noreturn]] void bad_code(int64_t o, int64_t tap, int64_t c);
 
 // Integer weights: ternary codes [O, R, S, ceil(I/4)] or int8 [O, R, S, 4 ceil(I/4)].
 class Quads {

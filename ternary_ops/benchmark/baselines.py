@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ternary_ops.benchmark.timing import int8_rival
+from ternary_ops.benchmark.timing import int8_baseline
 from ternary_ops.errors import BadConfig, MissingExtra, need
 
 Array = NDArray[np.float32]
@@ -52,14 +52,14 @@ def engines(
 
     Raises BadConfig for an unknown family, MissingExtra for one that is not installed.
     """
-    if unknown := sorted(set(names) - set(RIVALS)):
-        what = f"a rival is one of {', '.join(RIVALS)}"
+    if unknown := sorted(set(names) - set(BASELINES)):
+        what = f"as baseline one of {', '.join(BASELINES)}"
         raise BadConfig(need(what, unknown[0], "Separate them by commas."))
-    return [engine for name in names for engine in RIVALS[name](model, x, samples, threads)]
+    return [engine for name in names for engine in BASELINES[name](model, x, samples, threads)]
 
 
 def save_int8(name: str, model: nn.Module, x: Tensor, samples: Tensor, folder: Path) -> Path:
-    """Quantize with one family of RIVALS and write what its runtime loads: .xml, .onnx or .pt.
+    """Quantize with one family of BASELINES and write what its runtime loads: .xml, .onnx or .pt.
 
     Raises what `engines` raises.
     """
@@ -84,10 +84,10 @@ def _torch(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> list[E
 
 
 def _torch_int8(model: nn.Module, x: Tensor, samples: Tensor) -> tuple[nn.Module, str]:
-    rival, engine = int8_rival(model, samples)
-    if rival is None:
+    baseline, engine = int8_baseline(model, samples)
+    if baseline is None:
         raise BadConfig(need("torch int8 quantizes this network", engine, "Leave torch out."))
-    return _frozen(rival, x), engine
+    return _frozen(baseline, x), engine
 
 
 def _frozen(model: nn.Module, x: Tensor) -> nn.Module:
@@ -241,10 +241,12 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         do = "pip install 'ternary-ops[bench]'"
-        raise MissingExtra(need(f"this comparison needs {name}", "none installed", do)) from error
+        raise MissingExtra(
+            need(f"the package {name} for this comparison", "none installed", do)
+        ) from error
 
 
-RIVALS: dict[str, Callable[[nn.Module, Tensor, Tensor, int], list[Engine]]] = {
+BASELINES: dict[str, Callable[[nn.Module, Tensor, Tensor, int], list[Engine]]] = {
     "torch": _torch,
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,

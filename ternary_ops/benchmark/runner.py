@@ -19,9 +19,9 @@ from ternary_ops.benchmark import networks
 from ternary_ops.benchmark.agreement import agreement
 from ternary_ops.benchmark.baselines import Engine, engines
 from ternary_ops.benchmark.timing import interleaved, torch_threads
+from ternary_ops.charts import bars, new_figure, save_figure
 from ternary_ops.program.interpret import simulate
-from ternary_ops.program.shapes import infer, macs
-from ternary_ops.reporting import bars, new_figure, save_figure
+from ternary_ops.program.shapes import infer_from, macs
 from ternary_ops.runtime import Program
 
 # Image size of the comparison with the NumPy reference, which is slow.
@@ -143,7 +143,7 @@ def _result(
     """Rows; a time of ours, and every ratio, stands only where results match."""
     ms = interleaved({e.name: partial(e.run, x) for e in found}, settings.seconds)
     own = ms["ternary-ops"] if agrees["ternary-ops"] else float("nan")
-    count = sum(macs(program.graph, infer(program.graph, x.shape[0], *x.shape[2:])))
+    count = sum(macs(program.graph, infer_from(program.graph, x.shape)))
     rows = []
     for engine in found:
         time = ms[engine.name] if agrees[engine.name] else float("nan")

@@ -21,7 +21,7 @@ _BURST, _PAUSE = 0.05, 0.005  # seconds
 _LEAST = 5  # turns, and timed calls of each engine
 
 
-def int8_rival(model: nn.Module, samples: Tensor) -> tuple[nn.Module | None, str]:
+def int8_baseline(model: nn.Module, samples: Tensor) -> tuple[nn.Module | None, str]:
     """The same network by PyTorch's own static int8 quantization, calibrated on `samples`.
 
     Returns (network, engine name), or (None, why it could not be made).
@@ -41,7 +41,7 @@ def int8_rival(model: nn.Module, samples: Tensor) -> tuple[nn.Module | None, str
             quantized = convert_fx(ready)
             with torch.no_grad():
                 quantized(samples[:1])
-    except Exception as error:  # a rival that cannot be built is reported, never hidden or fatal
+    except Exception as error:  # a baseline that cannot be built is reported, never hidden or fatal
         return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return quantized, engine
 
@@ -81,15 +81,15 @@ def interleaved(calls: dict[str, Call], seconds: float = 1.0) -> dict[str, float
 
 
 def per_image(
-    rivals: dict[str, nn.Module],
+    baselines: dict[str, nn.Module],
     program: runtime.Program,
     x: Tensor,
     threads: int,
     seconds: float = 1.0,
 ) -> dict[str, float]:
-    """Milliseconds per image of x [N, ...] for each rival and for "ternary-ops", on `threads`."""
+    """Milliseconds per image of x [N, ...] of each baseline and of "ternary-ops", on `threads`."""
     array = x.contiguous().numpy()
-    calls = {name: torch_call(model.eval(), x) for name, model in rivals.items()}
+    calls = {name: torch_call(model.eval(), x) for name, model in baselines.items()}
     calls["ternary-ops"] = lambda: program(array)
     with torch_threads(threads), runtime.num_threads(threads):
         measured = interleaved(calls, seconds)

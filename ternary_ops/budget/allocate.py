@@ -4,7 +4,7 @@
 The network is compiled once for every candidate, applied to all layers at once: the profile of that
 program is the engine's cost table on this machine, its weights say how many bytes they need. What a
 candidate does to the output is measured layer by layer, before any training. Then the candidates of
-all layers are chosen together: from the cheapest on, always the step that takes away most harm for
+all layers are chosen together: from the cheapest on, always the step that takes away most error for
 its cost (the convex hull of each layer's candidates; a Lagrangian relaxation of the knapsack).
 """
 
@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ternary_ops import runtime
+from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.wrappers import copy_of
@@ -54,7 +56,7 @@ class Budget:
         limits = [value for value in (self.ms, self.bytes) if value is not None]
         if len(limits) != 1 or not limits[0] > 0 or self.threads < 1:
             do = "Pass Budget(ms=2.5) or Budget(bytes=500_000)."
-            raise BadConfig(need("a budget is one limit > 0 and threads >= 1", self, do))
+            raise BadConfig(need("a budget with one limit > 0 and threads >= 1", self, do))
 
     @property
     def limit(self) -> float:
@@ -66,17 +68,23 @@ class Budget:
         """ "ms" or "bytes"."""
         return "ms" if self.ms is not None else "bytes"
 
+    def allocate(
+        self, model: nn.Module, plan: Plan, free: list[str], batches: Iterable[Any]
+    ) -> Plan:
+        """See `allocate`: what plan(auto=True) asks for."""
+        return allocate(model, plan, free, batches, self)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """One candidate of a layer: its config, its cost in the budget's unit, its harm.
+    """One candidate of a layer: its config, its cost in the budget's unit, its error.
 
-    harm: summed squared change of the output over its sum of squares, this layer changed alone.
+    error: summed squared change of the output over its sum of squares, this layer changed alone.
     """
 
     config: TernaryConfig
     cost: float
-    harm: float
+    error: float
 
 
 def allocate(
@@ -92,7 +100,7 @@ def allocate(
     table: dict[str, list[Choice]] = {name: [] for name in free}
     rest = 0.0
     candidates = _candidates(plan, free)
-    with progress_bars() as bars, bars.stage("cost table", len(candidates)) as tick:
+    with progress_bars() as bars, bars.stage("cost table", len(candidates)) as advance:
         for configs in candidates:
             trial = copy_of(model).eval()
             rows = [_with(row, configs.get(row.name)) for row in plan]
@@ -102,15 +110,15 @@ def allocate(
             calibrate(trial, inputs)
             costs, others = _costs(trial, inputs[0][:1], free, budget)
             rest = max(rest, others)
-            for name, harm in _harms(model, trial, free, inputs).items():
-                table[name].append(Choice(configs[name], costs[name], harm))
-            tick()
+            for name, error in _output_errors(model, trial, free, inputs).items():
+                table[name].append(Choice(configs[name], costs[name], error))
+            advance()
     chosen = choose(table, budget.limit - rest)
     if chosen is None:
         least = rest + sum(min(c.cost for c in choices) for choices in table.values())
         raise BadConfig(
             need(
-                f"the network must fit into {budget.limit:g} {budget.unit}",
+                f"a network that fits into {budget.limit:g} {budget.unit}",
                 f"{least:.4g} {budget.unit} with every layer at its cheapest, {rest:.4g} of them "
                 f"outside of these layers",
                 "Raise the budget, or give fixed layers cheaper rules.",
@@ -121,7 +129,7 @@ def allocate(
         choice = chosen.get(row.name)
         reason = row.reason
         if choice is not None:
-            reason = f"auto: {choice.cost:.3g} {budget.unit}, harm {choice.harm:.2g}"
+            reason = f"auto: {choice.cost:.3g} {budget.unit}, error {choice.error:.2g}"
         rows.append(_with(row, None if choice is None else choice.config, reason))
     return Plan(tuple(rows))
 
@@ -129,7 +137,7 @@ def allocate(
 def choose(table: Mapping[str, list[Choice]], limit: float) -> dict[str, Choice] | None:
     """One choice a layer with costs that sum to at most `limit`; None where there is none.
 
-    Steps along every layer's lower convex hull of harm over cost, steepest first, as long as they
+    Steps along every layer's lower convex hull of error over cost, steepest first, as long as they
     fit; a layer whose next step does not fit is done.
     """
     hulls = {name: hull(choices) for name, choices in table.items()}
@@ -151,10 +159,10 @@ def choose(table: Mapping[str, list[Choice]], limit: float) -> dict[str, Choice]
 
 
 def hull(choices: list[Choice]) -> list[Choice]:
-    """The choices on the lower convex hull, cost rising, harm falling ever more slowly."""
+    """The choices on the lower convex hull, cost rising, error falling ever more slowly."""
     points: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.cost, c.harm)):
-        if points and choice.harm >= points[-1].harm:
+    for choice in sorted(choices, key=lambda c: (c.cost, c.error)):
+        if points and choice.error >= points[-1].error:
             continue
         points.append(choice)
         while len(points) > 2 and _slope(points, -3) <= _slope(points, -2):
@@ -165,7 +173,7 @@ def hull(choices: list[Choice]) -> list[Choice]:
 def _slope(points: list[Choice], k: int) -> float:
     """Harm that goes away for one unit of cost between points k and k + 1."""
     a, b = points[k], points[k + 1]
-    return (a.harm - b.harm) / max(b.cost - a.cost, 1e-12)
+    return (a.error - b.error) / max(b.cost - a.cost, 1e-12)
 
 
 def _candidates(plan: Plan, free: list[str]) -> list[dict[str, TernaryConfig]]:
@@ -195,10 +203,7 @@ def _costs(
     trial: nn.Module, x: Tensor, free: list[str], budget: Budget
 ) -> tuple[dict[str, float], float]:
     """What each free layer costs in the compiled network, and everything else together."""
-    import ternary_ops.compiler as engine
-    from ternary_ops import runtime
-
-    program = engine.compile(trial, x)
+    program = compile(trial, x)
     if budget.unit == "ms":
         with runtime.num_threads(budget.threads):
             nodes = program.profile(x.contiguous().numpy(), _REPEATS)
@@ -228,14 +233,14 @@ def _coded(kind: str, values: NDArray[Any]) -> int:
 
 
 @torch.no_grad()
-def _harms(
+def _output_errors(
     model: nn.Module, trial: nn.Module, free: list[str], inputs: list[Tensor]
 ) -> dict[str, float]:
     """The change of the output when one layer after the other has the trial's weights."""
     probe = copy.deepcopy(model).eval()
     for norm in probe.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            # Statistics of the very batch: training would adapt them, and their shift is no harm.
+            # Statistics of the very batch: training would adapt them, and their shift is no loss.
             norm.train()
             norm.momentum = 0.0
     reference = [probe(x).double() for x in inputs]

@@ -19,14 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.graph.changes import Changes
+from ternary_ops.graph.nodes import fused_chain, is_layer, module_of
 from ternary_ops.graph.signature import result
-from ternary_ops.graph.trace import fused_chain, is_layer, module_of, trace
+from ternary_ops.graph.trace import trace
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.program import column_grouping
-from ternary_ops.program.channels import LAYERS, channel_groups
+from ternary_ops.program.channels import channel_groups
 from ternary_ops.program.permute import apply_order, by_channel, movable_groups
 from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import quantize_
@@ -62,7 +64,11 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call reorder_channels_ on the float network, then quantize_."
-        raise BadConfig(need("channels are reordered before quantize_", "quantized layers", do))
+        raise BadConfig(
+            need(
+                "a float network (channels are reordered before quantize_)", "quantized layers", do
+            )
+        )
     graph = _integer_graph(model, example_input)
     groups = channel_groups(graph)
     weights = []
@@ -81,7 +87,7 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
         names = [
             graph.weight(node).name
             for node in graph.nodes
-            if node.op in LAYERS and node.inputs[0] in group.positions
+            if node.operator.is_layer and node.inputs[0] in group.positions
         ]
         order = _best_order([_filters(model, name) for name in names], group.labels)
         if order is not None:
@@ -92,8 +98,6 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
 
 def _integer_graph(model: nn.Module, example_input: Tensor) -> Any:
     """A program of the network in which every layer reads integers: floats would be pinned."""
-    from ternary_ops.compiler import compile  # noqa: A004  # the engine imports this package
-
     trial = copy_of(model).cpu().float().eval()
     quantize_(trial, plan(trial, TernaryConfig("int8")))
     calibrate(trial, [example_input])

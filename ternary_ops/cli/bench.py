@@ -11,6 +11,7 @@ example: ternary-ops bench --model resnet18 --zeros 0.9 --against torch,openvino
 example: ternary-ops bench --model net.safetensors
 example: ternary-ops bench --op conv2d --shape 64,56,56,64,3 --csv layer.csv
 example: ternary-ops bench --static --csv kernels.csv
+example: ternary-ops bench --list
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _STATIC = (
     *("case", "target", "device", "registers", "spill_bytes", "tensor_core", "widest_load"),
     *("kernel_per_unit", "per_unit", "of_least_bytes", "predicted_us", "of_roofline", "note"),
 )
-RIVALS = ("torch", "openvino", "onnxruntime")
+BASELINES = ("torch", "openvino", "onnxruntime")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--static", action="store_true", help="GPU kernels: their machine code, no GPU needed"
+    )
+    what.add_argument(
+        "--list", action="store_true", help="every benchmark of the project and its question"
     )
     what.add_argument("--op", choices=("conv2d", "linear"), help="one layer in place of a network")
     parser.add_argument("--shape", help="conv2d: C,H,W,O,K (K x K filter); linear: K,N")
@@ -51,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="1x4, element, int8 (dense, 8 bits), int8+1x4, element+permute",
     )
     parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--against", help=f"of {','.join(RIVALS)} (default torch; a FILE: none)")
+    parser.add_argument("--against", help=f"of {','.join(BASELINES)} (default torch; a FILE: none)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring (default 3)")
     parser.add_argument("--csv", metavar="OUT.csv", help="save the table")
     parser.add_argument("--plot", metavar="OUT.png", help="save a chart")
@@ -59,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a row per engine and per node; 0, or 1 where results do not match."""
+    if arguments.list:
+        return _list(arguments)
     if arguments.static:
         return _static(arguments)
     file = not arguments.op and Path(arguments.model).is_file()
@@ -68,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments, against, file)
     if importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("bench builds networks with PyTorch", "none installed", do))
+        raise MissingExtra(need("PyTorch for the networks of bench", "none installed", do))
     from ternary_ops.benchmark import runner
 
     settings = runner.Settings(
@@ -94,11 +100,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if result.match else 1
 
 
+def _list(arguments: argparse.Namespace) -> int:
+    """The registry; only `ternary-ops bench` itself runs without a checkout of the repository."""
+    from ternary_ops.benchmark.registry import BENCHES, COLUMNS
+
+    rows = [bench.cells() for bench in BENCHES]
+    if arguments.json:
+        print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=2))
+    else:
+        notes = ["python bench/...: in a checkout of the repository; results: in bench/results"]
+        Table(COLUMNS, rows, notes=notes, words=COLUMNS).show()
+    return 0
+
+
 def _static(arguments: argparse.Namespace) -> int:
     """The report card of ternary_ops.gpu; 1 where a kernel spills or is a trap."""
     if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[gpu]'"
-        raise MissingExtra(need("bench --static compiles with Triton", "none installed", do))
+        raise MissingExtra(need("Triton for bench --static", "none installed", do))
     from ternary_ops.gpu import cases, devices, report
     from ternary_ops.progress import progress_bars
 
@@ -122,8 +141,8 @@ def _static(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace, against: list[str], file: bool) -> None:
-    if unknown := sorted(set(against) - set(RIVALS)):
-        what = f"--against takes {', '.join(RIVALS)}"
+    if unknown := sorted(set(against) - set(BASELINES)):
+        what = f"--against takes {', '.join(BASELINES)}"
         raise BadConfig(need(what, unknown[0], "Separate them by commas."))
     if file and against:
         what = "--against needs a network by name: a program holds no float weights"

@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print one table, save the file and a chart; 0."""
     if importlib.util.find_spec("torch") is None:
         do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("compress needs PyTorch", "none installed", do))
+        raise MissingExtra(need("PyTorch for compress", "none installed", do))
     from ternary_ops.progress import progress_bars
     from ternary_ops.study import report
     from ternary_ops.study.compressing import compress
@@ -123,13 +123,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _output(arguments: argparse.Namespace) -> Path:
     if arguments.epochs < 1:
-        raise BadConfig(need("--epochs is at least 1", arguments.epochs, "Leave it out for 40."))
+        raise BadConfig(need("--epochs of at least 1", arguments.epochs, "Leave it out for 40."))
     if arguments.batch < 2:
-        raise BadConfig(need("--batch is at least 2", arguments.batch, "Leave it out for 64."))
+        raise BadConfig(need("--batch of at least 2", arguments.batch, "Leave it out for 64."))
     if not 0 < arguments.rate < 10:
         raise BadConfig(need("0 < --rate < 10", arguments.rate, "Leave it out for 0.003."))
     if arguments.shift < 0:
-        raise BadConfig(need("--shift is not negative", arguments.shift, "Leave it out for 1."))
+        raise BadConfig(need("--shift of at least 0", arguments.shift, "Leave it out for 1."))
     stem = "digits" if arguments.model is None else arguments.model.rpartition(":")[2]
     stem = Path(stem).name.removesuffix(".onnx")
     output = Path(arguments.output or f"{stem}-ternary.safetensors")
@@ -149,11 +149,11 @@ def _job(arguments: argparse.Namespace, output: Path, progress: Progress) -> Job
     if arguments.model is None:
         if given:
             do = "Add --model, or leave it out."
-            raise BadConfig(need(f"--{given[0]} goes with --model", "no --model", do))
+            raise BadConfig(need(f"--model beside --{given[0]}", "no --model", do))
         job = digits_job()
     else:
         if arguments.data is None:
-            raise BadConfig(need("--model goes with --data", "no --data", "Add --data FILE.npz."))
+            raise BadConfig(need("--data beside --model", "no --data", "Add --data FILE.npz."))
         split = _split(arguments, progress)
         build, weights = _network(arguments, split)
         job = Job(arguments.model, build, split, weights, flip=arguments.flip)
@@ -173,9 +173,10 @@ _OWN = ("data", "weights", "trained", "size", "gray", "mean", "std", "flip")
 
 
 def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
-    from ternary_ops.data import classification, user_code
+    from ternary_ops.data import classification
     from ternary_ops.data.image_folder import count_images
     from ternary_ops.models.zoo import MEAN, STD, is_zoo
+    from ternary_ops.study import user_code
 
     usual = (MEAN, STD) if is_zoo(arguments.model) and not arguments.gray else ((0.0,), (1.0,))
     mean, std = (
@@ -187,8 +188,8 @@ def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
     reading = classification.Reading(mean, std, _size(arguments.size), arguments.gray)
     path = Path(arguments.data)
     if path.is_dir():
-        with progress.stage("read images", count_images(path)) as tick:
-            return classification.load_folder(path, reading, tick)
+        with progress.stage("read images", count_images(path)) as advance:
+            return classification.load_folder(path, reading, advance)
     if arguments.size or arguments.gray:
         do = "Leave them out, or pass a folder."
         raise BadConfig(need("--size and --gray go with a folder of images", str(path), do))
@@ -202,16 +203,16 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(p.isdigit() and 0 < int(p) <= 1 << 14 for p in parts):
-        raise BadConfig(need("--size is 224 or 160x240 (H x W)", repr(text), "Correct it."))
+        raise BadConfig(need("--size like 224 or 160x240 (H x W)", repr(text), "Correct it."))
     return int(parts[0]), int(parts[-1])
 
 
 def _network(
     arguments: argparse.Namespace, split: Split
 ) -> tuple[Callable[[], nn.Module], Mapping[str, Tensor] | None]:
-    from ternary_ops.data import user_code
     from ternary_ops.models import zoo
     from ternary_ops.models.weights import load_weights
+    from ternary_ops.study import user_code
 
     weights = load_weights(arguments.weights) if arguments.weights else None
     if zoo.is_zoo(arguments.model):
@@ -223,7 +224,7 @@ def _network(
         if arguments.trained:
             do = "Pass --weights FILE."
             got = arguments.model
-            raise BadConfig(need("--trained goes with torchvision: or timm:", got, do))
+            raise BadConfig(need("--trained beside a model of torchvision: or timm:", got, do))
         if arguments.model.endswith(".onnx"):
             return user_code.load_onnx_builder(arguments.model, weights)
         build = user_code.load_builder(arguments.model)

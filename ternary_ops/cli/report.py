@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ternary_ops.reporting import of_program
 
     if len(arguments.files) > 1 and (arguments.plot or arguments.csv):
-        raise BadConfig(need("--plot and --csv take one FILE", len(arguments.files), "Split them."))
+        raise BadConfig(need("one FILE for --plot and --csv", len(arguments.files), "Split them."))
     other = runtime.load(arguments.against) if arguments.against else None
     reports = {}
     for file in arguments.files:

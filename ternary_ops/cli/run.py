@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     program = runtime.load(arguments.file)
     mean, std = numbers("--mean", arguments.mean), numbers("--std", arguments.std)
     if not std.all():
-        raise BadConfig(need("--std is not zero", arguments.std, "Leave it out for 1."))
+        raise BadConfig(need("--std other than zero", arguments.std, "Leave it out for 1."))
     channels, rank = program.channels, program.rank
     outputs, names = [], []
     for path in map(Path, arguments.inputs):
@@ -89,11 +89,9 @@ def read_npy(path: Path, rank: int) -> NDArray[np.float32]:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         do = "Save it with numpy.save."
-        raise FormatError(need(f"{path} is an .npy file of numbers", str(error), do)) from error
+        raise FormatError(need(f"an .npy file of numbers in {path}", str(error), do)) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise FormatError(
-            need(f"{path} holds numbers", getattr(array, "dtype", "none"), "Convert.")
-        )
+        raise FormatError(need(f"numbers in {path}", getattr(array, "dtype", "none"), "Convert."))
     if array.ndim == rank - 1:
         array = array[None]
     if array.ndim != rank:
@@ -110,16 +108,16 @@ def _read_image(
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         do = "pip install 'ternary-ops[image]'"
-        raise MissingExtra(need("reading images needs Pillow", "none installed", do)) from error
+        raise MissingExtra(need("Pillow for reading images", "none installed", do)) from error
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None or rank != 4:
         do = "Pass an .npy array."
-        raise UnsupportedShape(need("images have 1, 3 or 4 channels", f"{channels}", do))
+        raise UnsupportedShape(need("an image of 1, 3 or 4 channels", f"{channels}", do))
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert(mode), np.float32) / np.float32(255)
     except UnidentifiedImageError as error:
-        raise FormatError(need(f"{path} is an image", "something else", "Pass .npy or PNG.")) from (
+        raise FormatError(need(f"an image in {path}", "something else", "Pass .npy or PNG.")) from (
             error
         )
     scaled = (pixels.reshape(*pixels.shape[:2], channels) - mean) / std
@@ -132,7 +130,7 @@ def numbers(option: str, text: str) -> NDArray[np.float32]:
         values = np.array([float(part) for part in text.split(",")], np.float32)
     except ValueError as error:
         do = "Separate the channels by commas: 0.5,0.5,0.5"
-        raise BadConfig(need(f"{option} takes numbers", repr(text), do)) from error
+        raise BadConfig(need(f"numbers for {option}", repr(text), do)) from error
     return values
 
 

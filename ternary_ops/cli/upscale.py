@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = sr.Upscaler(sr.open_model(named or arguments.scale or _SCALE))
     if arguments.scale not in (None, model.scale):
         got = f"{arguments.scale}; {named} makes {model.scale}"
-        raise BadConfig(need("--scale is that of the weights", got, "Pass other weights."))
+        raise BadConfig(need("--scale like that of the weights", got, "Pass other weights."))
     options = jobs.Options(
         *(arguments.tile, arguments.alpha, arguments.overwrite, arguments.compare)
     )
@@ -108,14 +108,14 @@ def _counter(advance: Callable[[], None]) -> Callable[[float], None]:
     """From how many images are done to steps of the bar."""
     shown = 0
 
-    def tick(done: float) -> None:
+    def on_progress(done: float) -> None:
         nonlocal shown
         wanted = math.floor(_STEPS * done + 1e-6)
         for _ in range(wanted - shown):
             advance()
         shown = max(shown, wanted)
 
-    return tick
+    return on_progress
 
 
 def _show(outcomes: list[Outcome], arguments: argparse.Namespace) -> None:

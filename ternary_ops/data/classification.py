@@ -47,7 +47,7 @@ def digits() -> Split:
     except ImportError as error:
         raise MissingExtra(
             need(
-                "the digits come with scikit-learn",
+                "scikit-learn, which brings the digits",
                 "none installed",
                 "pip install 'ternary-ops[train]'",
             )
@@ -77,7 +77,7 @@ class Reading:
                 raise BadConfig(need(f"--{name} fits {channels} channels", len(values), do))
         mean, std = (torch.tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
         if not bool((std > 0).all()):
-            raise BadConfig(need("--std is larger than 0", list(self.std), "Leave it out for 1."))
+            raise BadConfig(need("--std larger than 0", list(self.std), "Leave it out for 1."))
         return mean.expand(channels).clone(), std.expand(channels).clone()
 
 
@@ -98,9 +98,9 @@ def load_npz(path: str | Path, reading: Reading = _PLAIN) -> Split:
     except (ValueError, OSError, AttributeError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise FormatError(need(f"{path} must be an .npz archive", str(error), do)) from error
+        raise FormatError(need(f"an .npz archive in {path}", str(error), do)) from error
     if missing := {"x", "y"} - set(arrays):
-        raise FormatError(need(f"{path} must hold x and y", f"no {min(missing)}", do))
+        raise FormatError(need(f"x and y in {path}", f"no {min(missing)}", do))
     return from_arrays(arrays, reading)
 
 
@@ -117,18 +117,24 @@ def from_arrays(arrays: Mapping[str, NDArray[np.generic]], reading: Reading = _P
     y_test = _labels("y_test", arrays["y_test"], len(x_test))
     if x_test.shape[1:] != x.shape[1:]:
         do = "Store both alike."
-        raise UnsupportedShape(need("x_test is shaped like x", tuple(x_test.shape), do))
+        raise UnsupportedShape(
+            need(
+                f"x_test of shape [N, {', '.join(map(str, x.shape[1:]))}], as x",
+                tuple(x_test.shape),
+                do,
+            )
+        )
     return Split(x, y, x_test, y_test)
 
 
 def load_folder(
-    path: Path, reading: Reading = _PLAIN, tick: Callable[[], None] = lambda: None
+    path: Path, reading: Reading = _PLAIN, advance: Callable[[], None] = lambda: None
 ) -> Split:
     """Images by class, as `images.read_folder` finds them; a fifth is set apart if no part is.
 
     Raises what it raises.
     """
-    folder = read_folder(path, reading.size, reading.gray, tick)
+    folder = read_folder(path, reading.size, reading.gray, advance)
     mean, std = reading.vectors(folder.train[0].shape[1])
     notes = [f"{len(folder.classes)} classes: {', '.join(folder.classes[:5])}, ..."]
     if folder.skipped:
@@ -154,13 +160,13 @@ def _images(name: str, array: NDArray[np.generic], reading: Reading) -> Source:
     do = "Store float32 or uint8 images [N, C, H, W], or rows [N, F]."
     if array.ndim not in (2, 4) or array.dtype.kind not in "fu" or len(array) < 2:
         got = f"{array.dtype} {list(array.shape)}"
-        raise UnsupportedShape(need(f"{name} holds at least two images or rows", got, do))
+        raise UnsupportedShape(need(f"at least two images or rows in {name}", got, do))
     mean, std = reading.vectors(array.shape[1])
     if array.dtype == np.uint8 and array.ndim == 4:
         return Images(torch.from_numpy(np.ascontiguousarray(array)), mean, std)
     x = torch.from_numpy(array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1))
     if not bool(x.isfinite().all()):
-        raise UnsupportedShape(need(f"{name} is finite", "NaN or infinity", do))
+        raise UnsupportedShape(need(f"finite numbers in {name}", "NaN or infinity", do))
     shape = (-1, *[1] * (array.ndim - 2))
     return (x - mean.view(shape)) / std.view(shape)
 
@@ -169,5 +175,5 @@ def _labels(name: str, array: NDArray[np.generic], count: int) -> Tensor:
     if array.shape != (count,) or array.dtype.kind not in "iu" or int(array.min()) < 0:
         got = f"{array.dtype} {list(array.shape)}"
         do = "Store one integer from 0 up for each image."
-        raise UnsupportedShape(need(f"{name} holds {count} class numbers", got, do))
+        raise UnsupportedShape(need(f"{count} class numbers in {name}", got, do))
     return torch.from_numpy(array.astype(np.int64))

@@ -90,7 +90,7 @@ def read_folder(
     path: Path,
     size: tuple[int, int] | None,
     gray: bool = False,
-    tick: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Folder:
     """Read CLASS/images below `path`, or below its parts train and test (or val).
 
@@ -107,15 +107,15 @@ def read_folder(
     test = parts[1] if parts[0] else None
     if test is not None and (strange := set(_classes(test)) - set(classes)):
         do = "Give both parts the same classes."
-        raise BadConfig(need(f"classes of {test} are in {train} too", min(strange), do))
+        raise BadConfig(need(f"classes of {test} that {train} has too", min(strange), do))
     files = [_files(part, classes) if part is not None else [] for part in (train, test)]
-    reader = _Reader(size, gray, tick)
+    reader = _Reader(size, gray, advance)
     reader.reserve(sum(map(len, files)), files[0][0][0])
     arrays = [reader.read(part) for part in files]
     found = set(arrays[0][1].tolist())
     if lost := [name for label, name in enumerate(classes) if label not in found]:
         why = reader.skipped[0] if reader.skipped else "no images"
-        raise FormatError(need(f"class {lost[0]} has a readable image to train on", why, _DO))
+        raise FormatError(need(f"a readable image to train on in class {lost[0]}", why, _DO))
     kept = arrays[1] if len(arrays[1][1]) else None
     return Folder(arrays[0], kept, classes, tuple(reader.skipped))
 
@@ -128,14 +128,16 @@ def count_images(path: Path) -> int:
 class _Reader:
     """Decodes, crops and scales; remembers what could not be read."""
 
-    def __init__(self, size: tuple[int, int] | None, gray: bool, tick: Callable[[], None]) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None, gray: bool, advance: Callable[[], None]
+    ) -> None:
         try:
             from PIL import Image
         except ImportError as error:
             do = "pip install 'ternary-ops[image]'"
-            raise MissingExtra(need("image folders need Pillow", "none installed", do)) from error
+            raise MissingExtra(need("Pillow for image folders", "none installed", do)) from error
         self.pillow: Any = Image
-        self.size, self.mode, self.tick = size, "L" if gray else "RGB", tick
+        self.size, self.mode, self.advance = size, "L" if gray else "RGB", advance
         self.skipped: list[str] = []
 
     def reserve(self, count: int, example: Path) -> None:
@@ -146,7 +148,7 @@ class _Reader:
                     self.size = image.height, image.width
             except Exception as error:  # Pillow's plug-ins raise whatever they meet
                 do = "Remove it, or pass the size of the images."
-                raise FormatError(need(f"{example} is an image", _reason(error), do)) from error
+                raise FormatError(need(f"an image in {example}", _reason(error), do)) from error
         wanted = count * self.size[0] * self.size[1] * len(self.mode)
         free = free_memory()
         if wanted > _SHARE * free:
@@ -164,7 +166,7 @@ class _Reader:
                 labels.append(label)
             except Exception as error:  # Pillow's plug-ins raise whatever they meet
                 self.skipped.append(f"{path}: {_reason(error)}")
-            self.tick()
+            self.advance()
         made = torch.from_numpy(pixels[: len(labels)])
         return made, torch.tensor(labels, dtype=torch.int64)
 
@@ -193,7 +195,7 @@ def _classes(path: Path, but: tuple[str, ...] = ()) -> tuple[str, ...]:
     names = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
     classes = tuple(sorted(name for name in names if name not in but))
     if len(classes) < 2:
-        raise BadConfig(need(f"{path} has a folder for each class", f"{len(classes)}", _DO))
+        raise BadConfig(need(f"a folder for each class in {path}", f"{len(classes)}", _DO))
     return classes
 
 
@@ -205,7 +207,7 @@ def _files(path: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
             files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             found += [(file, label) for file in sorted(files)]
     if not found:
-        raise BadConfig(need(f"{path} holds images", "none", _DO))
+        raise BadConfig(need(f"images in {path}", "none", _DO))
     return found
 
 

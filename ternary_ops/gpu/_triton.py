@@ -15,4 +15,4 @@ def triton_module(name: str = "triton") -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         do = "Install it with: pip install 'ternary-ops[gpu]'."
-        raise MissingExtra(need("GPU kernels need triton", "none installed", do)) from error
+        raise MissingExtra(need("triton for GPU kernels", "none installed", do)) from error

@@ -49,7 +49,7 @@ def record(target: str | Target, cost: Cost | None = None) -> Iterator[list[Laun
     knobs = triton_module("triton.knobs").runtime
     if knobs.interpret:
         do = "Start Python without TRITON_INTERPRET: an interpreted kernel has no machine code."
-        raise BadConfig(need("recording needs compiled kernels", "TRITON_INTERPRET=1", do))
+        raise BadConfig(need("compiled kernels to record", "TRITON_INTERPRET=1", do))
     active = triton_module("triton.runtime.driver").driver
     driver = _RecordingDriver(find_target(target) if isinstance(target, str) else target, cost)
     former = active._active

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes of blocks by the clock of a GPU, kept in a file.
 
-The rules of kernels/_tune.py choose from shape and target. `tune` tries what lies next to their
-choice, one number at a time, and keeps what is faster, for this process and, with a cache, for
-later ones: `load_tuning` applies it. Integer results keep their bits; floats that are split along
-the depth in another way are rounded in another order.
+The rules of kernels/_block_sizes.py choose from shape and target. `tune` tries what lies next to
+their choice, one number at a time, and keeps what is faster, for this process and, given a cache,
+for later ones: `load_tuning` applies it. Integer results keep their bits; floats that are split
+along the depth in another way are rounded in another order.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _write(path: Path, chosen: dict[Any, Sequence[int]]) -> None:
 def _rules() -> Any:
     from ternary_ops.ops._gpu import gpu_module
 
-    return gpu_module("_tune")
+    return gpu_module("_block_sizes")
 
 
 def _do_bench() -> Clock:
@@ -176,7 +176,7 @@ def _do_bench() -> Clock:
 
     if not torch.cuda.is_available():
         do = "Run this on a machine with one, or pass a clock."
-        raise UnsupportedDevice(need("tuning needs a GPU", "none", do))
+        raise UnsupportedDevice(need("a GPU to tune on", "none", do))
     from ternary_ops.ops._gpu import gpu_module
 
     bench = gpu_module("_target").triton.testing.do_bench

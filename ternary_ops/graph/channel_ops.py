@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ternary_ops.graph.trace import (
+from ternary_ops.graph.nodes import (
     clamp_bounds,
     is_add,
     is_batchnorm,

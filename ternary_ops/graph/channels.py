@@ -23,7 +23,8 @@ from torch import Tensor, fx, nn
 from ternary_ops.graph import channel_ops as kinds
 from ternary_ops.graph.changes import read_without_call
 from ternary_ops.graph.channel_axes import ChannelAxes, Dims
-from ternary_ops.graph.trace import Interpreter, is_slope, module_of
+from ternary_ops.graph.nodes import is_slope, module_of
+from ternary_ops.graph.trace import Interpreter
 from ternary_ops.layout.channel_groups import ChannelGroups
 
 _UNKNOWN = "is not known to keep channels apart"

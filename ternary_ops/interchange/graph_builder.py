@@ -17,7 +17,7 @@ FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7  # onnx.TensorProto
 OPSET = 17
 
 
-class Sheet:
+class GraphBuilder:
     """Collects nodes and constants; every method returns the name of the value it made."""
 
     def __init__(self) -> None:
@@ -53,8 +53,8 @@ class Sheet:
         return self.constant(np.asarray(value, dtype), dtype)
 
     def channels(self, values: NDArray[np.float32], rank: int) -> str:
-        """A vector over the channels of an image or row."""
-        return self.constant(values.reshape(-1, *[1] * (rank - 2)), np.float32)
+        """A vector over the channels of an image, or of rows or tokens, where they come last."""
+        return self.constant(values.reshape(-1, 1, 1) if rank == 4 else values, np.float32)
 
     def real(self, value: str, y: Params | None) -> str:
         """What codes stand for: f32(q - zp) * s; a float value as it is."""
@@ -97,7 +97,7 @@ class Sheet:
         )
 
     def blended(self, value: str, size: str, align: bool) -> str:
-        """The same in the steps of reference_moves.resize: an engine's own has other bits."""
+        """The same in the steps of reference.resize: an engine's own has other bits."""
         (top, bottom, h0, h1), (left, right, w0, w1) = (
             self._samples(value, size, axis, align) for axis in (2, 3)
         )
@@ -136,3 +136,8 @@ class Sheet:
     def ends(self, values: Sequence[int]) -> str:
         """A list of sizes, axes or limits."""
         return self.constant(np.asarray(values), np.int64)
+
+
+def lists(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of an ONNX node: tuples as lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
+from ternary_ops.interchange.loader import Loader
 from ternary_ops.interchange.onnx_package import Refused
 from ternary_ops.interchange.rules import Attributes, Made
-
-if TYPE_CHECKING:
-    from ternary_ops.interchange.importer import Loader
 
 Array = NDArray[Any]
 

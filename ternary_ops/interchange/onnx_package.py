@@ -26,9 +26,7 @@ def onnx_library() -> Any:
         library = importlib.import_module("onnx")
     except ImportError as error:
         do = "pip install 'ternary-ops[onnx]'"
-        raise MissingExtra(
-            need("ONNX files need the package onnx", "none installed", do)
-        ) from error
+        raise MissingExtra(need("the package onnx for ONNX files", "none installed", do)) from error
     for part in ("defs", "helper", "numpy_helper", "checker", "shape_inference"):
         importlib.import_module(f"onnx.{part}")
     return library

@@ -3,32 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx
 
 from ternary_ops.interchange.import_ranges import Codes
+from ternary_ops.interchange.loader import Loader, Quantized
 from ternary_ops.interchange.onnx_package import Refused
 from ternary_ops.interchange.rules import Attributes, Made
 
-if TYPE_CHECKING:
-    from ternary_ops.interchange.importer import Loader
-
 _KINDS = {"UINT8": np.uint8, "INT8": np.int8}
 _CONSTANTS = (np.uint8, np.int8, np.int32)
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """8-bit codes of a traced value, which is clipped to what they can say."""
-
-    value: fx.Node
-    scale: float
-    zero: int
-    dtype: Any
 
 
 def quantize_linear(loader: Loader, node: Any, at: Attributes) -> Made:

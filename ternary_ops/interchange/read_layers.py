@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.interchange import import_constants
 from ternary_ops.interchange.import_ranges import Codes
+from ternary_ops.interchange.loader import Loader
 from ternary_ops.interchange.onnx_package import Refused
 from ternary_ops.interchange.rules import Attributes, Made
-
-if TYPE_CHECKING:
-    from ternary_ops.interchange.importer import Loader
 
 
 def _pads(at: Attributes) -> tuple[int, int]:
@@ -182,6 +180,18 @@ def batchnorm(loader: Loader, node: Any, at: Attributes) -> Made:
     layer = kind(len(scale), eps=float(at.get("epsilon", 1e-5)))
     state = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": var}
     layer.load_state_dict(state, strict=False)
+    return loader.layer(node, layer, loader.value(node, 0), node.input[1], None)
+
+
+def group_norm(loader: Loader, node: Any, at: Attributes) -> Made:
+    """GroupNorm; its scale and bias have a number a channel since opset 21."""
+    scale, bias, groups = loader.tensor(node, 1), loader.tensor(node, 2), int(at["num_groups"])
+    if scale.ndim != 1 or scale.shape != bias.shape or groups < 1 or len(scale) % groups:
+        got = f"{list(scale.shape)}, {list(bias.shape)} and num_groups = {groups}"
+        raise Refused("two vectors of channels that split into groups", got)
+    _check_width(loader, node, 1, len(scale))
+    layer = nn.GroupNorm(groups, len(scale), eps=float(at.get("epsilon", 1e-5)))
+    layer.load_state_dict({"weight": scale, "bias": bias})
     return loader.layer(node, layer, loader.value(node, 0), node.input[1], None)
 
 

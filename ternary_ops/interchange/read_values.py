@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ternary_ops.interchange import import_constants
+from ternary_ops.interchange.loader import Loader
 from ternary_ops.interchange.onnx_package import Refused
 from ternary_ops.interchange.read_layers import channelwise
 from ternary_ops.interchange.rules import Attributes, Made, Read
-
-if TYPE_CHECKING:
-    from ternary_ops.interchange.importer import Loader
 
 # What torch's nearest neighbours are, for whole factors.
 _NEAREST = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}

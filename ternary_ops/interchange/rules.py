@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 from torch import fx
 
+from ternary_ops.interchange.loader import Loader
 from ternary_ops.interchange.onnx_package import Refused
-
-if TYPE_CHECKING:
-    from ternary_ops.interchange.importer import Loader
 
 Made = fx.Node | NDArray[Any] | None
 Attributes = dict[str, Any]
-Read = Callable[["Loader", Any, Attributes], Made]
+Read = Callable[[Loader, Any, Attributes], Made]
 
 ANY = None  # every value of an attribute
 

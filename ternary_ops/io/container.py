@@ -144,7 +144,7 @@ def _read(file: Any, size: int) -> Document:
     _check_version(about)
     if sorted(tensors) != ["index", "payload"]:
         got = sorted(tensors)[:8]
-        raise FormatError(need("the tensors are 'index' and 'payload'", got, DAMAGED))
+        raise FormatError(need("the tensors 'index' and 'payload'", got, DAMAGED))
     if set(about) != {"format", "version", "kind", "crc32"} or type(about["kind"]) is not str:
         what = f"metadata {FORMAT!r} has format, version, kind and crc32"
         raise FormatError(need(what, sorted(about)[:8], DAMAGED))
@@ -163,7 +163,7 @@ def _read(file: Any, size: int) -> Document:
 def _check_version(about: dict[str, Any]) -> None:
     if about.get("format") != FORMAT:
         got = repr(about.get("format"))[:80]
-        raise FormatError(need(f"the format is {FORMAT!r}", got, DAMAGED))
+        raise FormatError(need(f"the format {FORMAT!r}", got, DAMAGED))
     version = about.get("version")
     if type(version) is not int or version not in KNOWN_VERSIONS:
         known = ", ".join(map(str, KNOWN_VERSIONS))
@@ -189,7 +189,7 @@ def _inflate(data: bytes) -> dict[str, Any]:
     try:
         text = inflater.decompress(data, limit + 1)
     except zlib.error as error:
-        raise FormatError(need("the index is a zlib stream", error, DAMAGED)) from None
+        raise FormatError(need("a zlib stream as the index", error, DAMAGED)) from None
     if len(text) > limit or not inflater.eof or inflater.unused_data:
         got = f"{len(text)} bytes so far" if inflater.unused_data == b"" else "bytes after its end"
         what = f"the index is one zlib stream of at most {limit} bytes"
@@ -244,7 +244,7 @@ def _to_codec(stored: str, array: Array) -> tuple[str, NDArray[np.int8]]:
 
 def _decode(rows: Any, payload: bytes) -> dict[str, WeightEntry]:
     if type(rows) is not list:
-        raise FormatError(need("'weights' of the index is a list", type(rows).__name__, DAMAGED))
+        raise FormatError(need("'weights' of the index as a list", type(rows).__name__, DAMAGED))
     listed: dict[str, tuple[str, list[int]]] = {}
     for row in rows:
         name, stored, shape = row if type(row) is list and len(row) == 3 else [None] * 3
@@ -260,7 +260,7 @@ def _decode(rows: Any, payload: bytes) -> dict[str, WeightEntry]:
     weights = {}
     for (name, (stored, shape)), values in zip(listed.items(), decoded, strict=True):
         if stored == "raw:bool" and ((values != 0) & (values != 1)).any():
-            raise FormatError(need(f"{name!r} holds booleans", "a byte above 1", DAMAGED))
+            raise FormatError(need(f"booleans in {name!r}", "a byte above 1", DAMAGED))
         if stored == "ternary":
             codes = values.view(np.uint8).reshape(*shape[:-1], quads(shape[-1]))
             weights[name] = WeightEntry(name, stored, TernaryCodes(codes, shape[-1]))
@@ -290,6 +290,8 @@ def _check_shape(name: str, kind: str, shape: Any) -> list[int]:
         what = f"{name!r} has at most {_MAX_AXES} axes and {_MAX_VALUES} values"
         raise FormatError(need(what, f"{shape!r:.80}", DAMAGED))
     if kind in ("ternary", "int8") and not shape:
-        raise FormatError(need(f"{name!r} of kind {kind} has an axis", "a scalar", DAMAGED))
+        raise FormatError(
+            need(f"{name!r} of kind {kind} with at least one axis", "a scalar", DAMAGED)
+        )
     checked: list[int] = shape
     return checked

@@ -72,9 +72,9 @@ def parse_json(text: str | bytes, what: str) -> dict[str, Any]:
         text = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise FormatError(need(f"{what} is JSON", _short(error), DAMAGED)) from None
+        raise FormatError(need(f"{what} as JSON", _short(error), DAMAGED)) from None
     if type(value) is not dict:
-        raise FormatError(need(f"{what} is a JSON object", type(value).__name__, DAMAGED))
+        raise FormatError(need(f"{what} as a JSON object", type(value).__name__, DAMAGED))
     return value
 
 

@@ -39,13 +39,13 @@ def pack_codes(t: NDArray[np.int8]) -> NDArray[np.uint8]:
     t = np.asarray(t)
     if t.ndim == 0:
         raise UnsupportedShape(
-            need("pack_codes needs at least one axis", "a scalar", "Pass [..., I].")
+            need("an array of at least one axis for pack_codes", "a scalar", "Pass [..., I].")
         )
     bad = (t != 0) & (t != 1) & (t != -1)
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
         raise BadWeights(
-            need("ternary codes need values in {-1, 0, 1}", f"{t[at]} at {at}", "Ternarize first.")
+            need("ternary values in {-1, 0, 1}", f"{t[at]} at {at}", "Ternarize first.")
         )
     # The two low bits of a two's complement number are its code: -1 & 3 == 0b11.
     two_bits = np.zeros((*t.shape[:-1], 4 * quads(t.shape[-1])), np.uint8)
@@ -66,7 +66,7 @@ def validate(codes: NDArray[np.uint8], channels: int) -> None:
     if codes.dtype != np.uint8 or codes.ndim == 0 or codes.shape[-1] != quads(channels):
         raise UnsupportedShape(
             need(
-                f"codes of {channels} channels need uint8 [..., {quads(channels)}]",
+                f"codes of {channels} channels as uint8 [..., {quads(channels)}]",
                 f"{codes.dtype} {list(codes.shape)}",
                 "Make them with pack_codes or conv_codes.",
             )
@@ -85,7 +85,7 @@ def validate(codes: NDArray[np.uint8], channels: int) -> None:
     what = "the invalid code 10" if lanes[lane] == 2 else "a weight in the padding"
     raise BadWeights(
         need(
-            "codes need 00, 01 or 11, and 00 in the padding",
+            "codes 00, 01 or 11, and 00 in the padding",
             f"{what} at {where}",
             "Pack the weights again.",
         )
@@ -173,6 +173,4 @@ def channels_first(w: NDArray[_T]) -> NDArray[_T]:
 
 def _need_rank_4(w: NDArray[_T]) -> None:
     if w.ndim != 4:
-        raise UnsupportedShape(
-            need("a filter bank needs 4 axes", list(w.shape), "Reshape it first.")
-        )
+        raise UnsupportedShape(need("a filter bank of 4 axes", list(w.shape), "Reshape it first."))

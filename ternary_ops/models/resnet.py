@@ -159,7 +159,7 @@ def cifar_resnet(depth: int = 20, num_classes: int = 10, width: int = 16) -> Res
     n, rest = divmod(depth - 2, 6)
     if n < 1 or rest:
         raise UnsupportedModel(
-            need("cifar_resnet needs a depth of 6n+2", depth, "Use 20, 32, 44, 56 or 110.")
+            need("a depth of 6n+2 for cifar_resnet", depth, "Use 20, 32, 44, 56 or 110.")
         )
     return ResNet(BasicBlock, (n, n, n), (width, 2 * width, 4 * width), num_classes)
 

@@ -29,14 +29,14 @@ def load_weights(path: str | Path) -> Mapping[str, Tensor]:
         raise
     except Exception as error:  # what a damaged archive raises depends on where it is damaged
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise FormatError(need(f"{path} holds a state dict", reason, do)) from error
+        raise FormatError(need(f"a state dict in {path}", reason, do)) from error
     while isinstance(state, Mapping) and not _flat(state):
         inner = next((state[name] for name in _WRAPPERS if name in state), None)
         if inner is None:
             break
         state = inner
     if not isinstance(state, Mapping) or not _flat(state):
-        raise FormatError(need(f"{path} holds a state dict", type(state).__name__, do))
+        raise FormatError(need(f"a state dict in {path}", type(state).__name__, do))
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state

@@ -57,7 +57,7 @@ def _timm_trained(library: Any, name: str, classes: int, channels: int) -> nn.Mo
 def _rgb(channels: int) -> None:
     if channels != 3:
         do = "Leave --gray out, or take a network of timm."
-        raise BadConfig(need("networks of torchvision take 3 channels", channels, do))
+        raise BadConfig(need("3 channels for networks of torchvision", channels, do))
 
 
 ZOOS = {
@@ -98,7 +98,7 @@ def zoo_builder(
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         do = f"pip install {kind}, in the release that fits your torch."
-        raise MissingExtra(need(f"--model {text} needs {kind}", reason, do)) from error
+        raise MissingExtra(need(f"the package {kind} for --model {text}", reason, do)) from error
     known = zoo.names(library)
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, 3) or [*known[:3], "..."])

@@ -24,7 +24,7 @@ from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape, need
 from ternary_ops.nn import _marks
 from ternary_ops.nn._integers import versions
 from ternary_ops.nn._marks import OFFSET, PHASES, set_base
-from ternary_ops.nn._old_state import renewed, take_old
+from ternary_ops.nn._old_state import rename, renewed, take_old
 from ternary_ops.nn._views import StateView
 from ternary_ops.nn.config import TernaryConfig
 
@@ -86,7 +86,7 @@ class LayerState(nn.Module):
     def phase(self, phase: str) -> None:
         if phase not in PHASES:
             names = ", ".join(map(repr, PHASES))
-            raise BadConfig(need(f"phase is one of {names}", repr(phase), "Pick one."))
+            raise BadConfig(need(f"phase as one of {names}", repr(phase), "Pick one."))
         codes = self.integer_weight()[0] if phase == "frozen" else None
         self._write(phase, self.kept(), codes)
 
@@ -111,7 +111,7 @@ class LayerState(nn.Module):
     def codes(self, codes: Tensor) -> None:
         if self.phase != "frozen":
             do = 'Set phase = "frozen" first.'
-            raise BadConfig(need('codes are set in phase "frozen"', repr(self._phase), do))
+            raise BadConfig(need('phase "frozen" where codes are set', repr(self._phase), do))
         self._check_shape("codes", codes)
         self._write("frozen", self.kept(), codes)
 
@@ -196,7 +196,7 @@ class LayerState(nn.Module):
                 "the averaged weights."
             )
             got = f"{value:.3f} at {at}: an average over networks of different codes"
-            raise BadWeights(need("frozen codes are whole numbers", got, do))
+            raise BadWeights(need("whole numbers as frozen codes", got, do))
 
     @torch.no_grad()
     def _write(self, phase: str, mask: Tensor, codes: Tensor | None) -> None:
@@ -262,6 +262,7 @@ class LayerState(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        rename(state_dict, prefix)
         old = take_old(state_dict, prefix)
         if old is not None:
             new = renewed(old, self.config.weights)
@@ -271,6 +272,7 @@ class LayerState(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        rename(cast(dict[str, Any], self._parameters), "")
         held = cast(dict[str, Tensor], self._buffers | self._parameters)
         old = take_old(held, "")
         if old is None:

@@ -176,7 +176,7 @@ class BlockSparseConv2d(ConvGeometry, BlockSparseLayer):
         if columns % (taps * blocks.values.shape[2]):
             raise UnsupportedShape(
                 need(
-                    f"the matrix needs columns [R*S*I] for {taps} taps of whole blocks of "
+                    f"a matrix of columns [R*S*I] for {taps} taps of whole blocks of "
                     f"{blocks.values.shape[2]} input channels",
                     columns,
                     "Order the weight as weight.permute(0, 2, 3, 1).flatten(1).",

@@ -47,10 +47,10 @@ class BlockSparseLayer(nn.Module):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in _check.FLOATS:
             names = ", ".join(str(d).removeprefix("torch.") for d in _check.FLOATS)
-            raise BadConfig(need(f"dtype is one of {names}", dtype, "Pick one."))
+            raise BadConfig(need(f"dtype as one of {names}", dtype, "Pick one."))
         if len(block) != 2 or min(block) < 1:
             do = "For example (4, 4): 4 output by 4 input channels."
-            raise BadConfig(need("block is two numbers >= 1", block, do))
+            raise BadConfig(need("block as two numbers >= 1", block, do))
         self.block: Block = (block[0], block[1])
         values = torch.zeros(0, *block, device=device, dtype=dtype)
         crow = torch.zeros(-(-rows // block[0]) + 1, dtype=torch.int64, device=device)
@@ -77,7 +77,7 @@ class BlockSparseLayer(nn.Module):
         if want != (self.block, tuple(self.crow_indices.shape), (values.shape[0],)):
             raise UnsupportedShape(
                 need(
-                    f"{type(self).__name__} needs values [nnz, {self.block[0]}, {self.block[1]}], "
+                    f"for {type(self).__name__} values [nnz, {self.block[0]}, {self.block[1]}], "
                     f"crow_indices {list(self.crow_indices.shape)} and col_indices [nnz]",
                     " and ".join(str(list(t.shape)) for t in blocks),
                     "Make the layer with the sizes and the `block` that these belong to.",
@@ -125,7 +125,7 @@ class BlockSparseLayer(nn.Module):
         """The shapes and dtypes of the torch.nn twin."""
         if not x.is_floating_point():
             do = "Convert it first."
-            raise UnsupportedShape(need(f"{type(self).__name__} takes a float input", x.dtype, do))
+            raise UnsupportedShape(need(f"a float input of {type(self).__name__}", x.dtype, do))
         self._check_indices()
         bias = None if self.bias is None else self.bias.float()
         return self._operator(x, bias, self._current()).to(result_dtype(x))
@@ -189,7 +189,9 @@ def pruned(weight: Tensor, zeros: float, block: Block, dtype: Any = None) -> Ten
     block, those of the smallest sum of magnitudes. BadConfig for a share outside 0..1.
     """
     if not 0 <= zeros <= 1:
-        raise BadConfig(need("zeros is a share of the blocks, 0..1", zeros, "0.8 leaves a fifth."))
+        raise BadConfig(
+            need("zeros as a fraction of the blocks, 0..1", zeros, "0.8 leaves a fifth.")
+        )
     pattern = get_pattern(f"{block[0]}x{block[1]}")
     scores = unit_scores(weight, pattern)
     kept = ~lowest(scores, round(zeros * len(scores)))

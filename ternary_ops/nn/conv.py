@@ -91,7 +91,7 @@ class TernaryConv2d(ConvSizes, TernaryLayer):
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise UnsupportedShape(
                 need(
-                    f"TernaryConv2d needs an input [N, {self.in_channels}, H, W]",
+                    f"an input [N, {self.in_channels}, H, W] of TernaryConv2d",
                     list(x.shape),
                     "Check what comes before it.",
                 )
@@ -107,7 +107,7 @@ class TernaryConv2d(ConvSizes, TernaryLayer):
         if any(size < span for size, span in zip(sizes, spans, strict=True)):
             raise UnsupportedShape(
                 need(
-                    f"a filter that spans {spans} pixels needs as many",
+                    f"at least the {spans} pixels that a filter spans",
                     f"{sizes} with padding",
                     "Pad more, or use a larger image.",
                 )

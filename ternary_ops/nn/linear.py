@@ -63,7 +63,7 @@ class TernaryLinear(TernaryLayer):
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise UnsupportedShape(
                 need(
-                    f"TernaryLinear needs an input [..., {self.in_features}]",
+                    f"an input [..., {self.in_features}] of TernaryLinear",
                     list(x.shape),
                     "Check what comes before it.",
                 )

@@ -55,7 +55,7 @@ class PackedLayer(nn.Module):
     def _allocate(self, shape: tuple[int, ...], bias: bool, weights: str, device: Any) -> None:
         """Register buffers for a weight of `shape`, [O, R, S, I] or [N, K], all codes 0."""
         if weights not in _DTYPES:
-            raise BadConfig(need('weights is "ternary" or "int8"', repr(weights), "Pick one."))
+            raise BadConfig(need('weights "ternary" or "int8"', repr(weights), "Pick one."))
         self.weights, self._channels = weights, shape[-1]
         stored = layout.quads(shape[-1]) * (1 if weights == "ternary" else 4)
         codes = torch.zeros(*shape[:-1], stored, dtype=_DTYPES[weights], device=device)
@@ -137,7 +137,7 @@ class PackedLayer(nn.Module):
         """Do what the trainable layer does: the shapes and dtypes of the torch.nn twin."""
         if not x.is_floating_point():
             do = "Convert it first."
-            raise UnsupportedShape(need(f"{type(self).__name__} takes a float input", x.dtype, do))
+            raise UnsupportedShape(need(f"a float input of {type(self).__name__}", x.dtype, do))
         self._renew()
         dtype = result_dtype(x)
         x = self._pad(x)
@@ -200,7 +200,7 @@ class PackedLayer(nn.Module):
         if (codes.dtype, list(codes.shape)) != want:
             raise UnsupportedShape(
                 need(
-                    f"{type(self).__name__} needs codes {want[0]} {want[1]}",
+                    f"codes {want[0]} {want[1]} for {type(self).__name__}",
                     f"{codes.dtype} {list(codes.shape)}",
                     "Make the layer with the shape and `weights` that the state was saved with.",
                 )

@@ -47,7 +47,7 @@ def get_pattern(name: str) -> Pattern:
     if match is None:
         raise BadConfig(
             need(
-                'pattern must be "element", "filter" or "NxM" (N output x M input channels: "1x4")',
+                'a pattern "element", "filter" or "NxM" (N output x M input channels: "1x4")',
                 repr(name),
                 "Pass one of these.",
             )

@@ -35,7 +35,7 @@ def check_finished(layers: Mapping[str, tnn.TernaryLayer], allow: bool) -> None:
         return
     raise UnsupportedModel(
         need(
-            "codes are taken once pruning is finished",
+            "finished pruning before codes are taken",
             got,
             "Train on to the Pruner's freeze, or pass allow_unfinished=True for the codes of now.",
         )

@@ -36,7 +36,7 @@ def gpu_pack(
     values = decode(codes, channels)
     if ternary and bool((values == -2).any()):
         do = "Pack the weights again."
-        raise BadWeights(need("2-bit codes are 00, 01 or 11", "a 10", do))
+        raise BadWeights(need("2-bit codes 00, 01 or 11", "a 10", do))
     if codes.dim() == 2:
         packed: torch.Tensor = gpu_module("linear").prepack(values, ternary, float_x)
         return packed

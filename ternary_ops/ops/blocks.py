@@ -33,7 +33,7 @@ def from_dense(weight: torch.Tensor, block: tuple[int, int]) -> Blocks:
     if weight.dim() not in (2, 4) or min(block) < 1:
         raise UnsupportedShape(
             need(
-                "blocks need a [O, I, R, S] or [N, K] weight and sides >= 1",
+                "a weight [O, I, R, S] or [N, K] and sides of blocks >= 1",
                 f"{list(weight.shape)} and {block}",
                 "Reshape the weight.",
             )
@@ -55,7 +55,7 @@ def from_bsr(matrix: torch.Tensor) -> Blocks:
     if matrix.layout != torch.sparse_bsr or matrix.dim() != 2 or matrix.dense_dim():
         got = f"{matrix.layout} {list(matrix.shape)}"
         raise UnsupportedShape(
-            need("from_bsr needs one torch.sparse_bsr matrix", got, "Call .to_sparse_bsr(block).")
+            need("one torch.sparse_bsr matrix for from_bsr", got, "Call .to_sparse_bsr(block).")
         )
     return Blocks(matrix.values(), matrix.crow_indices(), matrix.col_indices())
 

@@ -28,7 +28,6 @@ from ternary_ops.program.native import build
 from ternary_ops.program.serialize import to_arrays, to_index
 from ternary_ops.table import Table
 
-_LAYERS = ("conv2d", "linear")
 _PER_ROUND = 3  # runs of one engine in a row: the first of them finds the other's data in the cache
 _VERSION = 1
 
@@ -96,7 +95,7 @@ def tune(
     nodes = [
         i
         for i, node in enumerate(graph.nodes)
-        if node.op in _LAYERS and graph.values[node.inputs[0]].y is not None
+        if node.operator.is_layer and graph.values[node.inputs[0]].y is not None
     ]
     if key in known:
         return TuneReport(_parse(known[key], nodes, cache), cached=True)

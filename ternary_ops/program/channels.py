@@ -33,7 +33,6 @@ _PER_CHANNEL = frozenset(
         "unflatten",
     }
 )
-LAYERS = ("conv2d", "linear")
 
 
 def channel_groups(graph: Graph) -> ChannelGroups:
@@ -42,7 +41,7 @@ def channel_groups(graph: Graph) -> ChannelGroups:
     by_weight: dict[int, int] = {}
     for i, (node, value) in enumerate(zip(graph.nodes, graph.values, strict=True)):
         groups.add(i, value.multiple)
-        if node.op in LAYERS:
+        if node.operator.is_layer:
             _layer(groups, graph, i, by_weight)
         elif node.op in _PER_CHANNEL:
             for x in node.inputs:

@@ -19,9 +19,9 @@ import numpy as np
 
 from ternary_ops.layout.channel_groups import ChannelGroup, ChannelGroups
 from ternary_ops.program import column_grouping
-from ternary_ops.program.channels import LAYERS, channel_groups
+from ternary_ops.program.channels import channel_groups
 from ternary_ops.program.graph import Graph
-from ternary_ops.program.shapes import infer
+from ternary_ops.program.shapes import infer_from, sizes_of
 from ternary_ops.program.weight import Array, Weight
 from ternary_ops.table import Table
 
@@ -85,8 +85,8 @@ def permute(graph: Graph, sample: Sequence[int]) -> tuple[Graph, PermuteReport]:
 
     Raises UnsupportedShape for a sample that the program does not take.
     """
-    shapes = infer(graph, sample[0], *sample[2:])
-    pixels = [int(np.prod(shape[2:])) for shape in shapes]
+    shapes = infer_from(graph, sample)
+    pixels = [int(np.prod(sizes_of(shape))) for shape in shapes]
     weights = list(graph.weights)
     readers = _readers(graph)
     for group in movable_groups(graph, channel_groups(graph)):
@@ -126,7 +126,7 @@ def _readers(graph: Graph) -> list[int]:
     return [
         i
         for i, node in enumerate(graph.nodes)
-        if node.op in LAYERS and graph.values[node.inputs[0]].y is not None
+        if node.operator.is_layer and graph.values[node.inputs[0]].y is not None
     ]
 
 

@@ -20,10 +20,11 @@ from ternary_ops.program.compact import round_vectors
 from ternary_ops.program.cpu import isa
 from ternary_ops.program.graph import Graph
 from ternary_ops.program.native import build
-from ternary_ops.program.shapes import Shape, infer
+from ternary_ops.program.shapes import Shape, infer_from, sizes_of
 from ternary_ops.program.weight import Array
 
 _KNOWN_SHAPES = 64
+_TAKEN = {2: "NC", 3: "NLC", 4: "NCHW"}  # axes of the input, by rank
 
 
 def load(path: str | os.PathLike[str]) -> Program:
@@ -51,7 +52,7 @@ class Program:
         self._shapes_of(self.sample)
 
     def __call__(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """Run x, [N, C, H, W] (or [N, K]), and return float32.
+        """Run x, [N, C, H, W] ([N, L, C] tokens, [N, K] rows), and return float32.
 
         float16, float64 and uint8 are converted to float32 by value: divide images by 255 first if
         the network was trained so. Where values are quantized, NaN becomes code 0, the low end of
@@ -61,7 +62,7 @@ class Program:
         return y
 
     def trace(self, x: NDArray[Any]) -> list[Array]:
-        """Every node's value for x: uint8 or float32, [N, C, H, W] or [N, K]."""
+        """Every node's value for x: uint8 or float32, [N, C, H, W], [N, L, C] or [N, K]."""
         return list(self._engine.run_all(self._accept(x)))
 
     def profile(self, x: NDArray[Any], repeats: int = 10) -> list[dict[str, Any]]:
@@ -126,8 +127,8 @@ class Program:
     def peak_bytes(self, shape: Shape) -> int:
         """Memory that values take while an input of this shape runs; raises UnsupportedShape."""
         self._shapes_of(shape)
-        n, h, w = (shape[0], *shape[2:], 1, 1)[:3]
-        return int(self._engine.peak_bytes(n, h, w))
+        h, w = (1, 1, *sizes_of(shape))[-2:]  # tokens lie in memory as one row of pixels
+        return int(self._engine.peak_bytes(shape[0], h, w))
 
     @property
     def channels(self) -> int:
@@ -137,7 +138,7 @@ class Program:
 
     @property
     def rank(self) -> int:
-        """Axes of the input: 4 for images, 2 for rows."""
+        """Axes of the input: 4 for images, 3 for tokens, 2 for rows."""
         return self.graph.values[0].rank
 
     def __repr__(self) -> str:
@@ -174,16 +175,12 @@ class Program:
         """Every node's shape for an input shape, checked once a shape."""
         known = self._shapes.get(shape)
         if known is None:
-            if len(shape) != self.rank or shape[1] != self.channels:
-                wanted = "[N, {}, H, W]" if self.rank == 4 else "[N, {}]"
-                raise UnsupportedShape(
-                    need(
-                        f"this program takes {wanted.format(self.channels)}",
-                        list(shape),
-                        "Add a missing batch axis with x[None]; channels are those of the network.",
-                    )
-                )
-            known = infer(self.graph, shape[0], *shape[2:])
+            taken = _TAKEN[self.rank]
+            if len(shape) != self.rank or shape[taken.index("C")] != self.channels:
+                wanted = ", ".join(taken).replace("C", str(self.channels))
+                do = "Add a missing batch axis with x[None]; channels are those of the network."
+                raise UnsupportedShape(need(f"this program takes [{wanted}]", list(shape), do))
+            known = infer_from(self.graph, shape)
             if len(self._shapes) >= _KNOWN_SHAPES:
                 self._shapes.clear()
             self._shapes[shape] = known

@@ -8,10 +8,11 @@ from typing import Any
 
 from ternary_ops.errors import FormatError, UnsupportedShape, need
 from ternary_ops.io import container
-from ternary_ops.program import op_spec
+from ternary_ops.program import attributes
 from ternary_ops.program.graph import Graph
+from ternary_ops.program.operator import TOKENS
 from ternary_ops.program.serialize import from_index, to_arrays, to_index
-from ternary_ops.program.shapes import infer
+from ternary_ops.program.shapes import infer_from
 
 KIND = "program"
 _STORED_AS = {"ternary": "ternary", "int8": "int8", "float": "float32"}
@@ -50,8 +51,9 @@ def read(path: Path) -> tuple[Graph, tuple[int, ...]]:
 
 def _sample(graph: Graph, sizes: Any) -> tuple[int, ...]:
     """The input shape a file speaks of, if the program can run it."""
-    listed = op_spec.items("sample", sizes, graph.values[0].rank)
-    sample = tuple(op_spec.integer("sample", size, 0, 2**31) for size in listed)
-    infer(graph, sample[0], *sample[2:])
-    op_spec.integer("sample: channels", sample[1], *[graph.nodes[0].attrs["c"]] * 2)
+    listed = attributes.items("sample", sizes, graph.values[0].rank)
+    sample = tuple(attributes.integer("sample", size, 0, 2**31) for size in listed)
+    infer_from(graph, sample)
+    channels = sample[2] if len(sample) == TOKENS else sample[1]
+    attributes.integer("sample: channels", channels, *[graph.nodes[0].attrs["c"]] * 2)
     return sample

@@ -16,11 +16,11 @@ import numpy as np
 
 from ternary_ops.errors import FormatError, need
 from ternary_ops.layout.codes import TernaryCodes
-from ternary_ops.program import op_spec
+from ternary_ops.program import attributes
 from ternary_ops.program.graph import MAX_NODES, Graph, Node
 from ternary_ops.program.weight import Array, Weight
 
-_DO = op_spec.REWRITE
+_DO = attributes.REWRITE
 
 
 def to_index(graph: Graph) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def to_index(graph: Graph) -> dict[str, Any]:
         entry: list[Any] = [node.op]
         if list(node.inputs) != _node_before(i):
             entry.append(list(node.inputs))
-        if said := op_spec.without_defaults(node.op, node.attrs):
+        if said := node.operator.without_defaults(node.attrs):
             entry.append({name: _plain(value) for name, value in said.items()})
         nodes.append(entry)
     weights = [
@@ -58,7 +58,7 @@ def from_index(index: Any, arrays: Mapping[str, Array | TernaryCodes]) -> Graph:
         raise FormatError(need("nodes and weights are lists", "something else", _DO))
     for what, found, most in (
         ("nodes", len(entries), MAX_NODES),
-        ("weights", len(weights), op_spec.MAX_WEIGHTS),
+        ("weights", len(weights), attributes.MAX_WEIGHTS),
     ):
         if found > most:
             raise FormatError(need(f"a program has at most {most} {what}", found, _DO))
@@ -97,15 +97,15 @@ def _node(i: int, entry: Any) -> Node:
     if type(op) is not str or rest:
         raise FormatError(need(f"node {i} is [op, inputs, attributes]", "something else", _DO))
     try:
-        sources = [op_spec.integer("an input", v, 0, MAX_NODES) for v in inputs]
+        sources = [attributes.integer("an input", v, 0, MAX_NODES) for v in inputs]
         return Node(op, tuple(sources), attrs)
     except FormatError as e:
         raise FormatError(f"node {i}: {e}") from None
 
 
 def _weight(i: int, entry: Any, arrays: Mapping[str, Array | TernaryCodes]) -> Weight:
-    name, kind, vectors = op_spec.items(f"weight {i}", entry, 3)
-    op_spec.integer(f"weight {i}: its vectors", vectors, 0, 3)
+    name, kind, vectors = attributes.items(f"weight {i}", entry, 3)
+    attributes.integer(f"weight {i}: its vectors", vectors, 0, 3)
     values, scale, bias, slope = _keys(i)
     wanted = [values] + [scale] * (kind != "float") + [bias] * (vectors & 1)
     wanted += [slope] * (vectors >> 1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ternary_ops.errors import FormatError, need
 from ternary_ops.layout.codes import TernaryCodes, to_array
-from ternary_ops.program import op_spec
+from ternary_ops.program import attributes
 
 Array: TypeAlias = NDArray[Any]
 Params: TypeAlias = tuple[float, int]
@@ -23,7 +23,7 @@ _VECTORS = ("scale", "bias", "slope")
 _DTYPE = {"ternary": np.int8, "int8": np.int8, "float": np.float32}
 _LARGEST_CODE = {"ternary": 1, "int8": 127}
 _SURE_SIZE = (2**31 - 1) // 255  # a ternary filter of so many values cannot overflow int32
-_DO = op_spec.REWRITE
+_DO = attributes.REWRITE
 
 
 class Planned(NamedTuple):
@@ -148,8 +148,8 @@ def _check_array(where: str, array: Any, dtype: Any, rank: int) -> None:
 
 
 def _check_sizes(where: str, shape: tuple[int, ...]) -> None:
-    if min(shape) < 1 or max(shape) > op_spec.MAX_CHANNELS:
-        raise FormatError(need(f"{where}: axes of 1..{op_spec.MAX_CHANNELS}", list(shape), _DO))
+    if min(shape) < 1 or max(shape) > attributes.MAX_CHANNELS:
+        raise FormatError(need(f"{where}: axes of 1..{attributes.MAX_CHANNELS}", list(shape), _DO))
 
 
 def _check_codes(where: str, kind: str, array: Array) -> None:

@@ -49,7 +49,7 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
         if module is None or shape != row.shape:
             raise UnsupportedModel(
                 need(
-                    f"the plan has a {row.type} {row.name!r} of shape {list(row.shape)}",
+                    f"a {row.type} {row.name!r} of shape {list(row.shape)}, as the plan has",
                     "no such layer here" if module is None else list(shape),
                     "Make the plan from this model.",
                 )
@@ -63,7 +63,7 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
         else:
             raise UnsupportedModel(
                 need(
-                    f"the plan has a {row.type} {row.name!r}",
+                    f"a {row.type} {row.name!r}, as the plan has",
                     type(module).__name__,
                     "Make the plan from this model.",
                 )
@@ -77,7 +77,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     """Replace trainable layers by packed ones in place, for inference; returns the model.
 
     BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Layers
-    with learned poles ("ttq") get one scale per filter; `model._tops_refit` holds the relative
+    with TTQ scales get one scale per filter; `model._tops_refit` holds the relative
     change of each one's weights, which is logged too. Packing again changes nothing. A layer that
     calibrate never saw run, such as a head that only training uses, keeps a float input; a warning
     names it, and layers with fewer zeros than planned.
@@ -95,7 +95,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
         if any(isinstance(m, (tnn.PackedLinear, tnn.PackedConv2d)) for m in model.modules()):
             return given
         do = "Call quantize_ first."
-        raise UnsupportedModel(need("packing needs quantized layers", "none", do))
+        raise UnsupportedModel(need("quantized layers to pack", "none", do))
     graph = None
     try:
         graph = trace(model).graph
@@ -109,7 +109,9 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
         check_finite(layer, name)
     pairs = [] if graph is None else find_pairs(model, graph)
     warn_of_zeros(layers)
-    refit = {name: layer.settle() for name, layer in layers.items() if layer.poles is not None}
+    refit = {
+        name: layer.fold_scales() for name, layer in layers.items() if layer.ttq_scales is not None
+    }
     model._tops_refit = refit  # type: ignore[assignment]  # a plain attribute
     for name, change in refit.items():
         _log.warning("%s: one scale per filter changes the weights by %.1f %%", name, 100 * change)
@@ -141,7 +143,7 @@ def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) ->
         names = [name for name in unset if name not in idle]
         raise UnsupportedModel(
             need(
-                "packing layers with uint8 activations needs their input ranges",
+                "input ranges of all layers with uint8 activations to pack",
                 f"none for {', '.join(names)}",
                 'Call calibrate(model, batches), or plan with activations="float32".',
             )
@@ -153,4 +155,6 @@ def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) ->
     fine = [name for name, layer in layers.items() if layer.config.activations == "uint11"]
     if fine:
         do = "Use tops.compile, which runs them."
-        raise UnsupportedModel(need("packed layers read uint8 or floats", ", ".join(fine), do))
+        raise UnsupportedModel(
+            need("uint8 or float activations in packed layers", ", ".join(fine), do)
+        )

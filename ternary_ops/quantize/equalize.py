@@ -30,8 +30,9 @@ from ternary_ops.graph.batches import samples
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.channel_ops import scales
 from ternary_ops.graph.channels import channel_groups
+from ternary_ops.graph.nodes import is_layer, module_of
 from ternary_ops.graph.signature import result
-from ternary_ops.graph.trace import Interpreter, is_layer, module_of, trace
+from ternary_ops.graph.trace import Interpreter, trace
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.layout.channel_groups import ChannelGroups
 
@@ -68,7 +69,11 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call equalize_ on the float network, then quantize_."
-        raise BadConfig(need("channels are equalized before quantize_", "quantized layers", do))
+        raise BadConfig(
+            need(
+                "a float network (channels are equalized before quantize_)", "quantized layers", do
+            )
+        )
     inputs = [x for x, _ in samples(model, batches)]
     training = model.training
     model.eval()
@@ -177,7 +182,7 @@ def _check_finite(watch: _Watch) -> None:
     for node, seen in watch.seen.items():
         if not bool((seen.high - seen.low).isfinite().all()):
             do = "Check the weights before it, and the batches."
-            raise BadWeights(need("values must be finite", f"NaN or infinity in {node.name}", do))
+            raise BadWeights(need("finite values", f"NaN or infinity in {node.name}", do))
 
 
 @dataclass

@@ -116,7 +116,7 @@ def fallback_(
     """
     target = _one_target(min_sqnr=min_sqnr, min_agreement=min_agreement, max_drop=max_drop)
     if budget is not None and (type(budget) is not int or budget < 0):
-        raise BadConfig(need("budget is a count >= 0, or None", repr(budget), "Correct it."))
+        raise BadConfig(need("budget as a count >= 0, or None", repr(budget), "Correct it."))
     probe = Probe(model, batches, parts)
     before, first = target.reached(probe)
     if target.met(first):
@@ -135,13 +135,9 @@ def fallback_(
                 rules = {c.name: probe.layers[c.name].config for c in changes}
                 return FallbackReport(str(target), before, first, tuple(changes), rules)
         best = changes[-1].reached if changes else first
-        raise UnsupportedModel(
-            need(
-                f"fallback_ needs {target}",
-                f"{best:.4g} after {len(changes)} of {len(candidates)} changes",
-                "Allow a larger budget, calibrate anew, or train the network as it is quantized.",
-            )
-        )
+        got = f"{best:.4g} after {len(changes)} of {len(candidates)} changes"
+        do = "Allow a larger budget, calibrate anew, or train the network as it is quantized."
+        raise UnsupportedModel(need(f"{target} by fallback_", got, do))
     except BaseException:
         for layer, state in former:
             _restore(layer, state)
@@ -188,13 +184,13 @@ def _one_target(**given: float | None) -> _Target:
     if len(chosen) != 1:
         names = ", ".join(given)
         got = ", ".join(name for name, _ in chosen) or "none"
-        raise BadConfig(need(f"fallback_ takes one target of {names}", got, "Pass one."))
+        raise BadConfig(need(f"one target of {names} for fallback_", got, "Pass one."))
     name, value = chosen[0]
     share = name != "min_sqnr"
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     if not number or (share and not 0 <= value <= 1):
         kind = "a share in 0..1" if share else "a number of decibels"
-        raise BadConfig(need(f"{name} is {kind}", repr(value), "Correct it."))
+        raise BadConfig(need(f"{name} as {kind}", repr(value), "Correct it."))
     return _Target(name, float(value))
 
 
@@ -206,11 +202,11 @@ def _accuracy(probe: Probe, outputs: Sequence[Tensor]) -> float:
         if not isinstance(labels, Tensor) or labels.shape != y.shape[:1]:
             got = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
             do = "Pass batches of (input, labels)."
-            raise BadConfig(need("max_drop needs labels [N] with every batch", got, do))
+            raise BadConfig(need("labels [N] with every batch for max_drop", got, do))
         right += int((y.argmax(1) == labels.to(y.device)).sum())
     return right / sum(len(y) for y in outputs)
 
 
 def _no_logits(name: str) -> UnsupportedModel:
     do = "Use min_sqnr."
-    return UnsupportedModel(need(f"{name} needs outputs [N, K] with K >= 2", "others", do))
+    return UnsupportedModel(need(f"outputs [N, K] with K >= 2 for {name}", "others", do))

@@ -41,7 +41,7 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise UnsupportedModel(
                 need(
-                    f"calibrating needs finite activations in {self.name}",
+                    f"finite activations in {self.name}",
                     f"values from {low} to {high}",
                     "Check the batches and the weights before this layer.",
                 )

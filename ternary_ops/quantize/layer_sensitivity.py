@@ -151,14 +151,14 @@ class Probe:
         found = []
         present = self.present()
         with progress_bars(quiet=not progress) as bars:
-            with bars.stage("sensitivity", len(present)) as tick:
+            with bars.stage("sensitivity", len(present)) as advance:
                 for name, part in present:
                     with self._quantized([(name, part)]):
                         effect = _effect(self.reference, self.outputs())
                     config = self.layers[name].config
                     form = config.activations if part == "activations" else config.weights
                     found.append(Sensitivity(name, part, form, effect))
-                    tick()
+                    advance()
         return found
 
     def total(self) -> Effect:
@@ -213,7 +213,7 @@ def quantized_layers(model: nn.Module) -> Layers:
     }
     if not layers:
         do = "Call quantize_ and calibrate first; a packed model is past it."
-        raise UnsupportedModel(need("sensitivity needs quantized layers", "none", do))
+        raise UnsupportedModel(need("quantized layers for sensitivity", "none", do))
     unset = [
         name
         for name, layer in layers.items()
@@ -222,7 +222,7 @@ def quantized_layers(model: nn.Module) -> Layers:
     if unset:
         do = "Call calibrate(model, batches) first."
         raise UnsupportedModel(
-            need("sensitivity needs the ranges of uint8 inputs", f"none for {', '.join(unset)}", do)
+            need("ranges of all uint8 inputs for sensitivity", f"none for {', '.join(unset)}", do)
         )
     return layers
 
@@ -242,7 +242,7 @@ def _check_parts(parts: Sequence[str]) -> tuple[str, ...]:
     check_type("parts", parts, (str, Sequence), f"Pass one or both of {PARTS}.")
     given = (parts,) if isinstance(parts, str) else tuple(parts)
     if not given or not set(given) <= set(PARTS):
-        raise BadConfig(need(f"parts are one or both of {PARTS}", repr(parts), "Correct it."))
+        raise BadConfig(need(f"parts as one or both of {PARTS}", repr(parts), "Correct it."))
     return given
 
 

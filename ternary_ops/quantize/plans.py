@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.patterns import fit_pattern, get_pattern
 from ternary_ops.table import Table
-
-if TYPE_CHECKING:
-    from ternary_ops.budget.allocate import Budget
 
 _COLUMNS = ("name", "type", "shape", "action", "pattern", "reason")
 
@@ -97,6 +94,17 @@ class Plan:
             raise BadConfig(need("a plan as plain values", repr(error), do)) from error
 
 
+@runtime_checkable
+class Allocator(Protocol):
+    """Chooses weights and zeros of layers within a limit: `budget.Budget`."""
+
+    def allocate(
+        self, model: nn.Module, plan: Plan, free: list[str], batches: Iterable[Any]
+    ) -> Plan:
+        """`plan` with the configs of the layers named in `free` replaced."""
+        ...
+
+
 def plan(
     model: nn.Module,
     config: TernaryConfig | None = None,
@@ -105,7 +113,7 @@ def plan(
     skip: str | Sequence[str] | None = None,
     *,
     auto: bool = False,
-    budget: Budget | None = None,
+    budget: Allocator | None = None,
     batches: Iterable[Any] | None = None,
     example: Tensor | None = None,
 ) -> Plan:
@@ -123,7 +131,7 @@ def plan(
     several names goes by the first; globs may use any of them.
 
     auto: choose weights (ternary or 8 bits) and zeros of every layer that `config` alone would
-    make ternary, so that the compiled network keeps to `budget` (allocate.Budget: ms or bytes) and
+    make ternary, so that the compiled network keeps to `budget` (`budget.Budget`: ms or bytes) and
     its output changes least. `batches`, as for calibrate, are what it is measured on, one sample of
     them for the time. It takes about a dozen compilations, and one pass over the batches for every
     layer and candidate; 32 to 64 samples are plenty.
@@ -137,52 +145,92 @@ def plan(
     model = unwrap(model)
     config = TernaryConfig() if config is None else config
     _check_types(config, rules, only, skip)
-    rules = dict(rules or {})
-    chosen, left_out = _globs(only), _globs(skip)
+    wish = _Wish(config, dict(rules or {}), _globs(only), _globs(skip))
     layers = _weighted_layers(model)
-    _check_globs([*rules, *(chosen or ()), *(left_out or ())], layers)
-    _check_conflicts(rules, chosen, left_out, layers)
+    wish.check(layers)
     order, how = running_order(model, example)
-    ran = set(layers if order is None else order)
+    idle = set() if example is None or order is None else set(layers) - set(order)
     special = _special_layers(list(layers), order, how)
     changes = Changes(model)
     rows: list[PlanRow] = []
-    fixed: set[str] = set()  # ruled or already quantized
     for module, names in layers.items():
         if reason := changes.why_not(module, "quantize"):
-            rows.append(_row(module, names, "skip", reason))
-            continue
-        ruled = [g for g in rules if _matches(names, g)]
-        out = _left_out(names, chosen, left_out)
-        if isinstance(module, tnn.TernaryLayer):
-            if ruled and not out:
-                _check_kept(module, names, ruled[-1], rules[ruled[-1]])
-            fixed.add(names[0])
-            rows.append(
-                _row(module, names, module.config.weights, "already quantized", module.config)
-            )
-            continue
-        check_finite(module, names[0])
-        if out:
-            rows.append(_row(module, names, "skip", out))
-        elif ruled:
-            fixed.add(names[0])
-            rows.append(_planned(module, names, rules[ruled[-1]], f"rule {ruled[-1]!r}"))
-        elif example is not None and module not in ran:
-            rows.append(_row(module, names, "skip", "does not run on the example in eval mode"))
-        elif module in special and (config.weights == "ternary" or config.zeros > 0):
-            dense = replace(config, weights="int8", zeros=0.0)
-            rows.append(_planned(module, names, dense, special[module]))
+            row = _row(module, names, "skip", reason)
+        elif isinstance(module, tnn.TernaryLayer):
+            row = wish.kept(module, names)
         else:
-            rows.append(_planned(module, names, config, ""))
+            row = wish.row(module, names, special.get(module, ""), module in idle)
+        rows.append(row)
     made = Plan(tuple(rows))
     if budget is None or batches is None:
         return made
-    free = [row.name for row in rows if row.action == "ternary" and row.name not in fixed]
-    return _allocated(model, made, free, budget, batches)
+    return _allocated(model, made, wish.free(made, layers), budget, batches)
 
 
-def _check_auto(auto: bool, budget: Budget | None, batches: Iterable[Any] | None) -> None:
+@dataclass(frozen=True)
+class _Wish:
+    """What the caller of `plan` asks for, by globs on layer names."""
+
+    config: TernaryConfig
+    rules: dict[str, TernaryConfig]
+    only: list[str] | None
+    skip: list[str] | None
+
+    def check(self, layers: dict[nn.Module, list[str]]) -> None:
+        """Raise BadConfig for a glob that matches nothing, and a rule that has no effect."""
+        _check_globs([*self.rules, *(self.only or ()), *(self.skip or ())], layers)
+        for glob in self.rules:
+            ruled = [names for names in layers.values() if _matches(names, glob)]
+            if all(self.left_out(names) for names in ruled):
+                raise BadConfig(
+                    need(
+                        f"a layer that rule {glob!r} applies to",
+                        f"all of {', '.join(n[0] for n in ruled)} in skip or not in only",
+                        "Remove the rule, or let a layer of it in.",
+                    )
+                )
+
+    def left_out(self, names: list[str]) -> str:
+        """Why `skip` or `only` keep a layer out of the plan; empty if they do not."""
+        if self.skip and any(_matches(names, g) for g in self.skip):
+            return "in skip"
+        if self.only is not None and not any(_matches(names, g) for g in self.only):
+            return "not in only"
+        return ""
+
+    def rule(self, names: list[str]) -> str:
+        """The last rule that matches, its glob; empty without any."""
+        return ([glob for glob in self.rules if _matches(names, glob)] or [""])[-1]
+
+    def kept(self, module: tnn.TernaryLayer, names: list[str]) -> PlanRow:
+        """The row of a layer that is quantized already, which a rule may only confirm."""
+        rule = self.rule(names)
+        if rule and not self.left_out(names):
+            _check_kept(module, names, rule, self.rules[rule])
+        return _row(module, names, module.config.weights, "already quantized", module.config)
+
+    def free(self, made: Plan, layers: dict[nn.Module, list[str]]) -> list[str]:
+        """Layers that are ternary by `config` alone."""
+        planned = [n for m, n in layers.items() if not isinstance(m, tnn.TernaryLayer)]
+        unruled = {names[0] for names in planned if not self.rule(names)}
+        return [row.name for row in made if row.action == "ternary" and row.name in unruled]
+
+    def row(self, module: nn.Module, names: list[str], special: str, idle: bool) -> PlanRow:
+        """The row of a float layer; special: why it stays at 8 bits by default."""
+        check_finite(module, names[0])
+        if out := self.left_out(names):
+            return _row(module, names, "skip", out)
+        if rule := self.rule(names):
+            return _planned(module, names, self.rules[rule], f"rule {rule!r}")
+        if idle:
+            return _row(module, names, "skip", "does not run on the example in eval mode")
+        if special and (self.config.weights == "ternary" or self.config.zeros > 0):
+            dense = replace(self.config, weights="int8", zeros=0.0)
+            return _planned(module, names, dense, special)
+        return _planned(module, names, self.config, "")
+
+
+def _check_auto(auto: bool, budget: Allocator | None, batches: Iterable[Any] | None) -> None:
     if auto != (budget is not None) or auto != (batches is not None):
         got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
         do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
@@ -190,17 +238,14 @@ def _check_auto(auto: bool, budget: Budget | None, batches: Iterable[Any] | None
 
 
 def _allocated(
-    model: nn.Module, made: Plan, free: list[str], budget: Budget, batches: Iterable[Any]
+    model: nn.Module, made: Plan, free: list[str], budget: Allocator, batches: Iterable[Any]
 ) -> Plan:
     """The plan with weights and zeros of the `free` layers chosen for the budget."""
-    # It compiles, and so imports this module.
-    from ternary_ops.budget.allocate import Budget, allocate
-
-    check_type("budget", budget, Budget, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
+    check_type("budget", budget, Allocator, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
     if not free:
         do = "Pass a ternary config, or fewer rules."
-        raise BadConfig(need("auto needs a layer that is ternary by `config`", "none", do))
-    return allocate(model, made, free, batches, budget)
+        raise BadConfig(need("a layer that is ternary by `config` for auto", "none", do))
+    return budget.allocate(model, made, free, batches)
 
 
 def _check_types(config: object, rules: object, only: object, skip: object) -> None:
@@ -291,15 +336,6 @@ def _special_layers(
     return special
 
 
-def _left_out(names: list[str], chosen: list[str] | None, left_out: list[str] | None) -> str:
-    """Why `skip` or `only` keep a layer out of the plan; empty if they do not."""
-    if left_out and any(_matches(names, g) for g in left_out):
-        return "in skip"
-    if chosen is not None and not any(_matches(names, g) for g in chosen):
-        return "not in only"
-    return ""
-
-
 def _check_kept(
     module: tnn.TernaryLayer, names: list[str], glob: str, config: TernaryConfig
 ) -> None:
@@ -307,7 +343,7 @@ def _check_kept(
     if config.weights == "float" or _planned(module, names, config, "").config != module.config:
         raise BadConfig(
             need(
-                f"rule {glob!r} applies to layers that are not quantized yet",
+                f"layers that are not quantized yet for rule {glob!r}",
                 f"{names[0]}, quantized with another config ({module.config})",
                 "Narrow the glob, or plan from the float network.",
             )
@@ -326,7 +362,7 @@ def check_finite(module: nn.Module, name: str) -> None:
             at = tuple(int(i) for i in (~finite).nonzero()[0])
             raise BadWeights(
                 need(
-                    "quantizing needs finite weights",
+                    "finite weights to quantize",
                     f"{float(value[at])} at {name}.{key}{list(at)}",
                     "Repair or retrain this layer, or skip it.",
                 )
@@ -343,37 +379,13 @@ def _matches(names: list[str], glob: str) -> bool:
     return any(fnmatchcase(name, glob) for name in names)
 
 
-def _check_conflicts(
-    rules: Mapping[str, TernaryConfig],
-    chosen: list[str] | None,
-    left_out: list[str] | None,
-    layers: dict[nn.Module, list[str]],
-) -> None:
-    """A rule all of whose layers stay out contradicts skip or only: refuse to pick a winner."""
-
-    def stays(names: list[str]) -> bool:
-        skipped = any(_matches(names, glob) for glob in left_out or ())
-        return skipped or (chosen is not None and not any(_matches(names, g) for g in chosen))
-
-    for glob in rules:
-        ruled = [names for names in layers.values() if _matches(names, glob)]
-        if all(stays(names) for names in ruled):
-            raise BadConfig(
-                need(
-                    f"rule {glob!r} must apply to a layer",
-                    f"all of {', '.join(n[0] for n in ruled)} in skip or not in only",
-                    "Remove the rule, or let a layer of it in.",
-                )
-            )
-
-
 def _check_globs(globs: list[str], layers: dict[nn.Module, list[str]]) -> None:
     for glob in globs:
         if not any(_matches(names, glob) for names in layers.values()):
             known = ", ".join(names[0] for names in layers.values())
             raise BadConfig(
                 need(
-                    f"every glob in rules, only and skip must match a weighted layer ({known})",
+                    f"globs in rules, only and skip that match a weighted layer ({known})",
                     repr(glob),
                     "Correct it or leave it out.",
                 )

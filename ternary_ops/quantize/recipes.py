@@ -69,5 +69,5 @@ def get_recipe(name: str) -> Recipe:
     """The recipe of that name; BadConfig lists those there are."""
     if name not in RECIPES:
         names = ", ".join(RECIPES)
-        raise BadConfig(need(f"a recipe is one of {names}", repr(name), "Pick one."))
+        raise BadConfig(need(f"a recipe out of {names}", repr(name), "Pick one."))
     return RECIPES[name]

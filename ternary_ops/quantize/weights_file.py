@@ -150,11 +150,11 @@ def _entry(name: str, tensor: Tensor) -> WeightEntry:
         array = stored.detach().cpu().contiguous().numpy()
     except (TypeError, RuntimeError) as error:
         do = "Convert or remove it."
-        raise UnsupportedModel(need(f"{name!r} is a plain tensor", error, do)) from None
+        raise UnsupportedModel(need(f"{name!r} as a plain tensor", error, do)) from None
     kind = "float32" if array.dtype == np.float32 else "raw"
     if kind == "raw" and array.dtype.name not in container.RAW:
         do = f"Convert it to float32 or one of {', '.join(container.RAW)}."
-        raise UnsupportedModel(need(f"{name!r} has a dtype that files hold", array.dtype, do))
+        raise UnsupportedModel(need(f"a dtype that files hold for {name!r}", array.dtype, do))
     return WeightEntry(name, kind, array)
 
 
@@ -163,7 +163,7 @@ def _tensor(entry: WeightEntry, bfloat16: bool) -> Tensor:
     if not bfloat16:
         return tensor
     if tensor.dtype != torch.int16:
-        raise FormatError(need(f"{entry.name!r} holds bfloat16", entry.array.dtype, _DAMAGED))
+        raise FormatError(need(f"bfloat16 in {entry.name!r}", entry.array.dtype, _DAMAGED))
     return tensor.view(torch.bfloat16)
 
 
@@ -192,7 +192,7 @@ def _parse_ranges(ranges: Any) -> Ranges:
 def _parse_bounds(name: str, bounds: Any) -> tuple[float, float]:
     lo, hi = bounds if type(bounds) is list and len(bounds) == 2 else (None, None)
     if type(lo) is not float or type(hi) is not float or not _ordered(lo, hi):
-        raise FormatError(need(f"{name!r} has an output lo <= hi", f"{bounds!r:.80}", _DAMAGED))
+        raise FormatError(need(f"an output lo <= hi of {name!r}", f"{bounds!r:.80}", _DAMAGED))
     return lo, hi
 
 
@@ -206,9 +206,9 @@ def _parse_row(row: Any) -> Row:
         return name, weights, None, output
     scale, zero_point = params if type(params) is list and len(params) == 2 else (None, None)
     if type(scale) is not float or not _TINY <= scale <= _MOST:
-        raise FormatError(need(f"{name!r} has an input scale > 0", f"{params!r:.80}", _DAMAGED))
+        raise FormatError(need(f"an input scale > 0 of {name!r}", f"{params!r:.80}", _DAMAGED))
     if type(zero_point) is not int or not 0 <= zero_point <= 255:
-        raise FormatError(need(f"{name!r} has a zero point in 0..255", zero_point, _DAMAGED))
+        raise FormatError(need(f"a zero point in 0..255 of {name!r}", zero_point, _DAMAGED))
     return name, weights, (scale, zero_point), output
 
 
@@ -228,7 +228,7 @@ def _float_layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     if isinstance(layer, (nn.Linear, nn.Conv2d)) and type(layer) in (nn.Linear, nn.Conv2d):
         return layer
     got = "no such layer" if layer is None else type(layer).__name__
-    raise UnsupportedModel(need(f"{name!r} is a torch.nn.Linear or Conv2d", got, _OTHER))
+    raise UnsupportedModel(need(f"{name!r} as a torch.nn.Linear or Conv2d", got, _OTHER))
 
 
 def _batchnorm(model: nn.Module, name: str) -> nn.Module:
@@ -236,7 +236,7 @@ def _batchnorm(model: nn.Module, name: str) -> nn.Module:
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return layer
     got = "no such layer" if layer is None else type(layer).__name__
-    raise UnsupportedModel(need(f"{name!r} is a BatchNorm (it was folded)", got, _OTHER))
+    raise UnsupportedModel(need(f"{name!r} as a BatchNorm (it was folded)", got, _OTHER))
 
 
 def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tnn.PackedLayer:
@@ -249,7 +249,7 @@ def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tn
         shape = (shape[0], *shape[2:], shape[1])
     if entry is None or entry.kind != weights or entry.array.shape != shape:
         got = "nothing" if entry is None else f"{entry.kind} {list(entry.array.shape)}"
-        raise FormatError(need(f"{name!r} has {weights} codes {list(shape)}", got, _OTHER))
+        raise FormatError(need(f"{weights} codes {list(shape)} for {name!r}", got, _OTHER))
     bias, device = _join(name, "bias") in document.weights, layer.weight.device
     if isinstance(layer, nn.Linear):
         twin: tnn.PackedLayer = tnn.PackedLinear(
@@ -312,7 +312,7 @@ def _complete(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in wanted.items():
         found, expected = list(state[name].shape), list(tensor.shape)
         if found != expected:
-            raise FormatError(need(f"{name!r} has shape {expected}", found, _OTHER))
+            raise FormatError(need(f"{name!r} of shape {expected}", found, _OTHER))
     made: dict[int, Tensor] = {}  # one object for all names: assigning must not untie them
     complete = {}
     for name, old in model.state_dict(keep_vars=True).items():

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The entropy coder without Python: round trips, its bound, and that every byte string decodes or
 // is refused.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -16,52 +13,16 @@
 
 #include "base/error.h"
 #include "codec/codec.h"
+#include "support.h"
 
 namespace {
 
 using tops::CodecKind;
 using tops::CodecShape;
+using tops::test::check;
+using tops::test::Guarded;
 using Bytes = std::vector<uint8_t>;
 using Values = std::vector<int8_t>;
-
-int passed = 0;
-int failed = 0;
-
-void check(bool ok, const std::string& what) {
-  if (ok) {
-    ++passed;
-  } else {
-    ++failed;
-    std::printf("FAILED: %s\n", what.c_str());
-  }
-}
-
-// Ends where an inaccessible page begins: one byte too far is a crash.
-class Guarded {
- public:
-  explicit Guarded(size_t size) : size_(size) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    mapped_ = (size + page - 1) / page * page + page;
-    base_ = static_cast<char*>(
-        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED || mprotect(base_ + mapped_ - page, page, PROT_NONE) != 0) std::abort();
-    data_ = base_ + mapped_ - page - size;
-    std::memset(data_, 0x55, size);
-  }
-  ~Guarded() { munmap(base_, mapped_); }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-
-  template <class T>
-  T* as() {
-    return reinterpret_cast<T*>(data_);
-  }
-  size_t size() const { return size_; }
-
- private:
-  size_t size_, mapped_;
-  char *base_, *data_;
-};
 
 struct Tensors {
   std::vector<CodecShape> shapes;
@@ -89,6 +50,7 @@ Outcome decode(const Bytes& payload, const std::vector<CodecShape>& shapes,
   std::vector<int8_t*> p;
   for (const CodecShape& s : shapes) {
     buffers.push_back(std::make_unique<Guarded>(s.rows * s.width));
+    std::memset(buffers.back()->data(), 0x55, buffers.back()->size());
     p.push_back(buffers.back()->as<int8_t>());
   }
   try {
@@ -132,9 +94,9 @@ Tensors random_tensors(std::mt19937_64& rng) {
   return t;
 }
 
-void test_round_trip(std::mt19937_64& rng) {
+void test_round_trip(std::mt19937_64& rng, int cases) {
   bool same = true;
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < cases; ++i) {
     const Tensors t = random_tensors(rng);
     std::vector<Values> out;
     same &= decode(t.encode(), t.shapes, out) == Outcome::kDecoded && out == t.values;
@@ -306,17 +268,14 @@ void test_stream_is_frozen() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const uint64_t seed =
-      argc > 2 && std::string(argv[1]) == "--seed" ? std::strtoull(argv[2], nullptr, 10) : 1;
-  std::printf("test_codec --seed %llu\n", static_cast<unsigned long long>(seed));
-  std::mt19937_64 rng(seed);
-  test_round_trip(rng);
+  const tops::test::Options options(argc, argv, "test_codec", 300);
+  std::mt19937_64 rng(options.seed);
+  test_round_trip(rng, options.cases);
   test_blocks(rng);
   test_bound(rng);
   test_every_byte_string_is_decoded_or_refused(rng);
   test_limits();
   test_invalid_codes_are_named();
   test_stream_is_frozen();
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed ? 1 : 0;
+  return tops::test::report("test_codec");
 }

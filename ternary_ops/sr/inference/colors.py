@@ -53,9 +53,9 @@ def keep_colors(program: Program, chroma: float, rounding: float) -> Program:
     image first and ends in a 3x3 convolution clamped to 0..1 and a pixel shuffle.
     """
     if not 0 <= chroma <= 1:
-        raise BadConfig(need("chroma is a bound in 0..1", chroma, "0.1 suits photos."))
+        raise BadConfig(need("chroma as a bound in 0..1", chroma, "0.1 suits photos."))
     if not 0 <= rounding <= 2:
-        raise BadConfig(need("rounding is 0 to 2 levels", rounding, "0.2 costs photos nothing."))
+        raise BadConfig(need("rounding of 0 to 2 levels", rounding, "0.2 costs photos nothing."))
     _check(program.graph)
     free = _around(program.graph, chroma, rounding, _NONE)
     low, high = _off(Program(free, program.sample))
@@ -73,7 +73,9 @@ def _check(graph: Graph) -> None:
     if not fits or graph.weight(last).shape[1:3] != (3, 3) or graph.weight(last).bias is None:
         got = f"{nodes[1].op} ... {last.op}, {end.op}"
         do = "Pass a program that sr.to_program made of a quantized network."
-        raise UnsupportedModel(need("the image is quantized first, and shuffled last", got, do))
+        raise UnsupportedModel(
+            need("a program that quantizes the image first and shuffles last", got, do)
+        )
 
 
 class _Nodes:

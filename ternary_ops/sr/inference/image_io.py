@@ -44,7 +44,7 @@ def read(path: Path) -> Picture:
     """
     pillow = library("PIL.Image")
     if path.stat().st_size == 0:
-        raise FormatError(need(f"{path} is an image", "an empty file", "Leave it out."))
+        raise FormatError(need(f"an image in {path}", "an empty file", "Leave it out."))
     try:
         if is_tiff(path):
             return read_tiff(path)
@@ -53,12 +53,14 @@ def read(path: Path) -> Picture:
             return _from_pillow(image, path)
     except pillow.DecompressionBombError as error:
         do = "Cut it into parts."
-        raise UnsupportedShape(need(f"{path} is of a size that can be read", error, do)) from error
+        raise UnsupportedShape(
+            need(f"an image of a size that can be read in {path}", error, do)
+        ) from error
     except (FormatError, UnsupportedShape, MissingExtra):
         raise
     except Exception as error:  # decoders raise what they please on damaged files
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise FormatError(need(f"{path} is an image", reason, "Leave it out.")) from error
+        raise FormatError(need(f"an image in {path}", reason, "Leave it out.")) from error
 
 
 def _from_pillow(image: Any, path: Path) -> Picture:
@@ -108,12 +110,12 @@ def write(path: Path, picture: Picture) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         do = f"Use one of {', '.join(SUFFIXES)}."
-        raise BadConfig(need("the output is an image file", repr(path.name), do))
+        raise BadConfig(need("an image file as output", repr(path.name), do))
     pixels = picture.pixels
     clear = pixels.ndim == 3 and pixels.shape[2] in (2, 4)
     if clear and suffix in (".jpg", ".jpeg", ".bmp"):
         do = "Write PNG, WebP or TIFF, or drop alpha."
-        raise BadConfig(need(f"{suffix} holds opaque images", "one with alpha", do))
+        raise BadConfig(need(f"an opaque image for {suffix}", "one with alpha", do))
     picture = replace(picture, pixels=_fitted(pixels, suffix))
     if suffix in _TIFF:
         replace_file(path, lambda target: _write_tiff(target, picture))

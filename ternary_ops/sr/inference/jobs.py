@@ -21,7 +21,7 @@ from ternary_ops.sr.inference.tiling import Upscaler
 from ternary_ops.sr.inference.upscaling import bicubic, check_options, upscale
 
 _FILE_NAME = re.compile(r"\.(?=\w*[A-Za-z])\w{2,5}$")  # a.gif, a.jp2; not v1.2
-Tick = Callable[[float], None]
+OnProgress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,18 @@ def plan(inputs: Sequence[str], output: Path, recursive: bool, suffix: str | Non
     go to one place.
     """
     if suffix not in (None, *SUFFIXES):
-        raise BadConfig(need(f"a format is one of {', '.join(SUFFIXES)}", suffix, "Take one."))
+        raise BadConfig(need(f"a format out of {', '.join(SUFFIXES)}", suffix, "Take one."))
     found: list[tuple[Path, Path]] = []  # the file, and its name below the output
     for text in inputs:
         paths = [Path(text)] if Path(text).exists() else [Path(p) for p in sorted(glob.glob(text))]
         if not paths:
-            raise BadConfig(need("inputs are files, folders or patterns", text, "Correct it."))
+            raise BadConfig(need("files, folders or patterns as inputs", text, "Correct it."))
         for path in paths:
             below = _images(path, recursive) if path.is_dir() else [path]
             found += [(p, p.relative_to(path) if path.is_dir() else Path(p.name)) for p in below]
     if not found:
         do = f"Images end in {', '.join(SUFFIXES)}; folders within take --recursive."
-        raise BadConfig(need("the inputs hold images", "none", do))
+        raise BadConfig(need("images in the inputs", "none", do))
     if len(found) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir():
         return [Work(found[0][0], output)]
     if _FILE_NAME.search(output.name) and not output.is_dir():
@@ -91,7 +91,7 @@ def plan(inputs: Sequence[str], output: Path, recursive: bool, suffix: str | Non
         other = seen.setdefault(work.target, work.source)
         if other is not work.source:
             got = f"{other} and {work.source} both as {work.target}"
-            raise BadConfig(need("every image has a place of its own", got, "Rename one."))
+            raise BadConfig(need("an output file of its own for every image", got, "Rename one."))
     return works
 
 
@@ -100,11 +100,13 @@ def _images(folder: Path, recursive: bool) -> list[Path]:
     return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
-def run(works: Iterable[Work], model: Upscaler, options: Options, tick: Tick) -> Iterator[Outcome]:
+def run(
+    works: Iterable[Work], model: Upscaler, options: Options, on_progress: OnProgress
+) -> Iterator[Outcome]:
     """Make every image, in order; while one is computed the next is read and the last is written.
 
-    tick is called with the number of images done, parts included; it never falls. A file that
-    cannot be read or written is an outcome, not an end.
+    on_progress is called with the number of images done, parts included; it never falls. A file
+    that cannot be read or written is an outcome, not an end.
     """
     works = list(works)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
@@ -120,19 +122,19 @@ def run(works: Iterable[Work], model: Upscaler, options: Options, tick: Tick) ->
             fetch(number + 1)
             made: Made | Outcome = Outcome(work, "kept")
             if number in ahead:
-                share = _shifted(tick, number)
+                share = _shifted(on_progress, number)
                 made = _made(work, ahead.pop(number), model, options, share)
             going = writer.submit(_stored, work, made)
             if last is not None:
                 yield last.result()
             last = going
-            tick(number + 1)
+            on_progress(number + 1)
         if last is not None:
             yield last.result()
 
 
-def _shifted(tick: Tick, done: int) -> Tick:
-    return lambda share: tick(done + share)
+def _shifted(on_progress: OnProgress, done: int) -> OnProgress:
+    return lambda share: on_progress(done + share)
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,11 @@ class Made:
 
 
 def _made(
-    work: Work, ahead: Future[Picture], model: Upscaler, options: Options, tick: Tick
+    work: Work, ahead: Future[Picture], model: Upscaler, options: Options, on_progress: OnProgress
 ) -> Made | Outcome:
     try:
         given = ahead.result()
-        pixels = upscale(given.pixels, model, options.tile, options.alpha, tick)
+        pixels = upscale(given.pixels, model, options.tile, options.alpha, on_progress)
         compared = _beside(given, pixels, model.scale) if options.compare else None
     except (TernaryOpsError, OSError, MemoryError) as error:
         return Outcome(work, "failed", _reason(error))

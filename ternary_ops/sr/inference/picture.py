@@ -37,7 +37,7 @@ def library(name: str) -> Any:
     except ImportError as error:
         package = {"PIL.Image": "Pillow", "PIL.ImageOps": "Pillow"}.get(name, name)
         do = "pip install 'ternary-ops[upscale]'"
-        raise MissingExtra(need(f"image files need {package}", "none installed", do)) from error
+        raise MissingExtra(need(f"{package} for image files", "none installed", do)) from error
 
 
 def refused(path: Path, wanted: str, got: object, do: str) -> FormatError:

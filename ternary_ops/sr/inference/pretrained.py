@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ternary_ops import runtime
-from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape, need
+from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape, need, needs_package
 from ternary_ops.io import container
 from ternary_ops.program.graph import Graph, Node
 from ternary_ops.program.shapes import infer
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 MODELS = {2: "efdn-x2", 4: "efdn-x4"}
 _FOLDER = Path(__file__).parent.parent / "weights"
 _MOST_SMALLEST = 256
-_POINTWISE = ("quantize", "dequantize", "add", "mul", "clamp", "activation", "concat", "slice")
-_LOCAL = (*_POINTWISE, "channel_shuffle", "softmax", "layer_norm")
 
 
 def open_model(model: str | os.PathLike[str] | int) -> SRNetwork | runtime.Program:
@@ -38,19 +36,21 @@ def open_model(model: str | os.PathLike[str] | int) -> SRNetwork | runtime.Progr
         if model not in MODELS:
             scales = " and ".join(map(str, MODELS))
             do = "Pass a checkpoint with --weights."
-            raise BadConfig(need(f"the package has models of scale {scales}", model, do))
+            raise BadConfig(
+                need(f"a scale of {scales}, for which the package has models", model, do)
+            )
         model = MODELS[model]
     if model in MODELS.values():
         return runtime.load(_FOLDER / f"{model}.safetensors")
     path = Path(model)
     if not path.exists() and not path.suffix:
         names = ", ".join(MODELS.values())
-        raise BadConfig(need(f"a model is {names} or a file", str(model), "Check the name."))
+        raise BadConfig(need(f"as model {names} or a file", str(model), "Check the name."))
     if path.suffix == ".safetensors" and _is_program(path):
         return runtime.load(path)
-    from ternary_ops import sr
-
-    return sr.load(path)
+    with needs_package("torch", "a checkpoint", "pip install 'ternary-ops[sr]'"):
+        from ternary_ops.sr.models.checkpoint import load
+    return load(path)
 
 
 def _is_program(path: Path) -> bool:
@@ -83,11 +83,11 @@ def facts(program: runtime.Program) -> Facts:
     shapes = None if smallest is None else infer(graph, 1, smallest, smallest)
     if smallest is None or shapes is None or shapes[0][1] != 3 or len(shapes[-1]) != 4:
         got, do = f"{program!r}", "Pass a program that sr.to_program made."
-        raise FormatError(need("a model takes images [N, 3, H, W]", got, do))
+        raise FormatError(need("a model of images [N, 3, H, W]", got, do))
     scale, rest = divmod(shapes[-1][2], smallest)
     if rest or scale < 1 or shapes[-1][1:] != (3, scale * smallest, scale * smallest):
         got, do = f"{list(shapes[0])} to {list(shapes[-1])}", "Pass a super-resolution program."
-        raise FormatError(need("a model makes images a whole factor larger", got, do))
+        raise FormatError(need("a model that makes images larger by a whole factor", got, do))
     return Facts(scale, smallest, _radius(graph))
 
 
@@ -114,7 +114,7 @@ def _radius(graph: Graph) -> int | None:
             far += step * _window(graph, node)
         elif node.op == "pixel_shuffle" and node.attrs["crop"] == (0, 0):
             step /= node.attrs["factor"][0]
-        elif node.op not in _LOCAL:
+        elif not node.operator.per_pixel:
             return None
         if node.attrs.get("stride", (1, 1)) != (1, 1):
             return None

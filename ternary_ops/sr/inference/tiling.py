@@ -76,12 +76,15 @@ class Upscaler:
         self._attentions = [m for m in network.modules() if isinstance(m, ESA)]
 
     def __call__(
-        self, x: Pixels, tile: int | None = None, tick: Callable[[float], None] = lambda done: None
+        self,
+        x: Pixels,
+        tile: int | None = None,
+        on_progress: Callable[[float], None] = lambda done: None,
     ) -> Pixels:
         """x float32 [3, H, W], white is 1 -> [3, scale*H, scale*W].
 
         tile: side of the tiles in pixels of x; None: the whole image at once where memory allows,
-        else tiles as large as it allows. tick is called with the share of pixels done.
+        else tiles as large as it allows. on_progress is called with the share of pixels done.
         """
         height, width = x.shape[1:]
         x = _extended(x, self.smallest)
@@ -91,7 +94,7 @@ class Upscaler:
             sides = x.shape[1], x.shape[2]
         if sides == (x.shape[1], x.shape[2]):
             made = self._run(x, (*x.shape[1:], 0, 0))
-            tick(1.0)
+            on_progress(1.0)
             return made[:, : s * height, : s * width]
         y = np.empty((3, s * x.shape[1], s * x.shape[2]), np.float32)
         done = 0
@@ -105,7 +108,7 @@ class Upscaler:
                 s * (columns.first - columns.low) : s * (columns.last - columns.low),
             ]
             done += (rows.last - rows.first) * (columns.last - columns.first)
-            tick(done / (x.shape[1] * x.shape[2]))
+            on_progress(done / (x.shape[1] * x.shape[2]))
         return y[:, : s * height, : s * width]
 
     def peak_bytes(self, height: int, width: int, whole: bool = True) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ternary_ops.sr.models.base import SRNetwork
 
 Image = NDArray[Any]
-Tick = Callable[[float], None]
+OnProgress = Callable[[float], None]
 ALPHA = ("model", "bicubic", "drop")
 _ROWS = 16
 
@@ -29,7 +29,7 @@ def upscale(
     model: Upscaler | SRNetwork | Program | str | os.PathLike[str] | int = 4,
     tile: int | None = None,
     alpha: str = "model",
-    tick: Tick = lambda done: None,
+    on_progress: OnProgress = lambda done: None,
 ) -> Image:
     """An image `scale` times as high and wide, of the same kind.
 
@@ -38,7 +38,8 @@ def upscale(
     up to single steps of integers where a value lies between two.
 
     model: a scale or name of the package's own models, a file (`open_model`), or what that gives;
-    for many images, an `Upscaler` of it, which compiles a network once. tile, tick: see `Upscaler`.
+    for many images, an `Upscaler` of it, which compiles a network once. tile and
+    on_progress: see `Upscaler`.
 
     alpha: "model": it goes through the network as a gray image; "bicubic": it is interpolated;
     "drop": it is left out. One value everywhere stays. Colors of pixels that cannot be seen are
@@ -60,9 +61,9 @@ def upscale(
     if len(mask):
         colors = _uncovered(colors, mask[0])
     passes = 2 if alpha == "model" and len(mask) and np.ptp(mask) else 1
-    made = [_through(model, colors, tile, lambda done: tick(done / passes))]
+    made = [_through(model, colors, tile, lambda done: on_progress(done / passes))]
     if passes == 2:
-        made.append(_through(model, mask, tile, lambda done: tick((1 + done) / 2)))
+        made.append(_through(model, mask, tile, lambda done: on_progress((1 + done) / 2)))
     elif len(mask):
         made.append(_interpolated(mask, model.scale))
     return _as_given([plane for planes in made for plane in planes], image)
@@ -71,9 +72,9 @@ def upscale(
 def check_options(tile: int | None, alpha: str) -> None:
     """Raise BadConfig unless `upscale` takes them."""
     if alpha not in ALPHA:
-        raise BadConfig(need(f"alpha is one of {', '.join(ALPHA)}", repr(alpha), "Pick one."))
+        raise BadConfig(need(f"alpha as one of {', '.join(ALPHA)}", repr(alpha), "Pick one."))
     if tile is not None and tile < 1:
-        raise BadConfig(need("tile is a number of pixels, at least 1", tile, "Leave it out."))
+        raise BadConfig(need("tile as a number of pixels, at least 1", tile, "Leave it out."))
 
 
 def _planes(image: Image) -> Pixels:
@@ -116,9 +117,9 @@ def _as_given(planes: Sequence[NDArray[np.float32]], image: Image) -> Image:
     return made[..., 0] if image.ndim == 2 else made
 
 
-def _through(model: Upscaler, planes: Pixels, tile: int | None, tick: Tick) -> Pixels:
+def _through(model: Upscaler, planes: Pixels, tile: int | None, on_progress: OnProgress) -> Pixels:
     """Colors through the network; one plane as a gray image, by the mean of what comes out."""
-    made = model(np.broadcast_to(planes, (3, *planes.shape[1:])), tile, tick)
+    made = model(np.broadcast_to(planes, (3, *planes.shape[1:])), tile, on_progress)
     return made if len(planes) == 3 else made.mean(0, keepdims=True)
 
 
@@ -134,7 +135,7 @@ def _interpolated(mask: Pixels, scale: int) -> Pixels:
         from PIL import Image as pillow
     except ImportError as error:
         do = "pip install 'ternary-ops[upscale]'"
-        raise MissingExtra(need("interpolation needs Pillow", "none installed", do)) from error
+        raise MissingExtra(need("Pillow for interpolation", "none installed", do)) from error
     height, width = mask.shape[1:]
     size, kernel = (width * scale, height * scale), pillow.Resampling.BICUBIC
     large: Pixels = np.asarray(pillow.fromarray(mask[0]).resize(size, kernel))
@@ -150,7 +151,7 @@ def _uncovered(colors: Pixels, mask: Pixels) -> Pixels:
         from scipy.ndimage import distance_transform_edt
     except ImportError as error:
         do = "pip install 'ternary-ops[upscale]'"
-        raise MissingExtra(need("alpha needs SciPy", "none installed", do)) from error
+        raise MissingExtra(need("SciPy for alpha", "none installed", do)) from error
     rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
     near: Pixels = colors[:, rows, columns]
     return near

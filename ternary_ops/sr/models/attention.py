@@ -141,7 +141,7 @@ def fuse_attention_(network: nn.Module) -> int:
     for block in blocks:
         if getattr(block, "bn1", None) is not None:
             got, do = "training branches", "Call sr.fold first."
-            raise BadConfig(need("a folded network is wanted", got, do))
+            raise BadConfig(need("a folded network", got, do))
     for block in blocks:
         block.fused = True
     return len(blocks)

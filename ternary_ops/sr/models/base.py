@@ -51,7 +51,7 @@ def _check(module: nn.Module, args: tuple[Any, ...]) -> None:
         least = network.smallest
         raise UnsupportedShape(
             need(
-                f"{network.family} takes float images [N, 3, H, W], H and W at least {least}",
+                f"float images [N, 3, H, W] for {network.family}, H and W at least {least}",
                 f"{x.dtype} {list(x.shape)}",
                 "Pass images to ternary_ops.sr.upscale, which converts and extends them.",
             )

@@ -98,7 +98,7 @@ class EFDN(SRNetwork):
         for block in blocks:
             if not isinstance(block, EDBB):
                 do = "Build the network with train=True, identity=True."
-                raise BadConfig(need("the gradient stage has edge branches", "a folded block", do))
+                raise BadConfig(need("edge branches in the gradient stage", "a folded block", do))
             block.to_gradient_stage_()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class FMEN(SRNetwork):
         super().__init__(scale)
         if len(up) != pairs + 1:
             do = "Give one for the warm-up block and one for each pair."
-            raise BadConfig(need(f"up needs {pairs + 1} counts", list(up), do))
+            raise BadConfig(need(f"up as {pairs + 1} counts", list(up), do))
         self.head = conv(3, channels, 3)
         self.warmup = nn.Sequential(
             conv(channels, channels, 3), HFAB(channels, warmup, up[0], train)
@@ -222,7 +222,7 @@ def to_unit_range_(network: FMEN) -> None:
     """
     if network.input_range != 255.0:
         do = "It was rescaled before."
-        raise BadConfig(need("to_unit_range_ takes a range of 255", network.input_range, do))
+        raise BadConfig(need("a network of range 255 for to_unit_range_", network.input_range, do))
     last = {_branch(block)[-1] for block in _blocks(network)}
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer not in last:
@@ -238,7 +238,7 @@ def _blocks(network: FMEN) -> tuple[HFAB, ...]:
     for block in blocks:
         if block.bn1 is not None:
             got, do = "training branches", "Call sr.fold first."
-            raise BadConfig(need("a folded network is wanted", got, do))
+            raise BadConfig(need("a folded network", got, do))
     return blocks
 
 

@@ -169,13 +169,13 @@ def build(state: State, source: str) -> SRNetwork:
         names = ", ".join(sorted({f.build.__annotations__["return"] for f in FAMILIES}))
         got = ", ".join([*list(state)[:_SHOWN], "..."][: len(state)]) or "no tensors"
         do = f"Known families: {names}."
-        raise FormatError(need(f"{source} is a known super-resolution network", got, do))
+        raise FormatError(need(f"a known super-resolution network in {source}", got, do))
     state = family.renamed(state)
     try:
         network = family.build(state)
     except (KeyError, TypeError, IndexError) as error:
         do = "Pass the file as its authors published it."
-        raise FormatError(need(f"{source} holds a whole network", f"no {error}", do)) from error
+        raise FormatError(need(f"a whole network in {source}", f"no {error}", do)) from error
     own = network.state_dict()
     wrong = [
         *(f"no {name}" for name in own if name not in state),
@@ -200,7 +200,7 @@ def _scale(state: State, name: str) -> int:
     if scale is None:
         got = f"{outputs} output channels" if outputs else "no such tensor"
         do = "Networks that make RGB images of 1 to 8 times the size are known."
-        raise FormatError(need(f"{name} makes 3 * scale**2 channels", got, do))
+        raise FormatError(need(f"3 * scale**2 channels out of {name}", got, do))
     return scale
 
 

@@ -151,7 +151,7 @@ class EDBB(Reparametrized):
         if identity and inputs != outputs:
             got = f"{inputs} and {outputs}"
             do = "Leave the identity out."
-            raise BadConfig(need("an identity has as many inputs as outputs", got, do))
+            raise BadConfig(need("as many inputs as outputs for an identity", got, do))
         self.register_buffer("with_identity", torch.tensor(identity))
         self.rep_conv = conv(inputs, outputs, 3)
         self.conv1x1: nn.Conv2d | None = conv(inputs, outputs, 1)
@@ -200,7 +200,7 @@ class EDBB(Reparametrized):
         """Merge the convolutions, in place; what the block computes stays."""
         if not self.identity:
             do = "Build the network with identity=True."
-            raise BadConfig(need("the gradient stage has an identity", "a block without one", do))
+            raise BadConfig(need("an identity in the gradient stage", "a block without one", do))
         kernel, bias = self._convolutions()
         self.rep_conv.weight.copy_(kernel)
         cast(Tensor, self.rep_conv.bias).copy_(bias)

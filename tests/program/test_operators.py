@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators as objects: what they say of themselves is what stands elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from checkout import ROOT
+from programs import PROGRAMS, example
+
+from ternary_ops.errors import FormatError
+from ternary_ops.interchange.export_node import WRITERS
+from ternary_ops.interchange.exporter import FORMS
+from ternary_ops.program import ops
+from ternary_ops.program.graph import Node
+from ternary_ops.program.interpret import simulate
+from ternary_ops.program.operator import find
+from ternary_ops.program.shapes import sizes_of
+
+# Operators that ONNX has no counterpart for in all their forms.
+_NOT_IN_ONNX = {"pixel_unshuffle"}
+
+
+def test_the_table_of_the_docs_is_made_from_the_operators() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert ops.table() in text
+
+
+def test_every_operator_is_written_to_onnx_or_named_here() -> None:
+    assert FORMS
+    assert set(WRITERS) == set(ops.OPS) - _NOT_IN_ONNX
+
+
+def test_an_unknown_operator_is_a_format_error() -> None:
+    for make in (lambda: Node("conv3d"), lambda: find("conv3d")):
+        with pytest.raises(FormatError, match="an op is one of .*conv2d.*, got 'conv3d'"):
+            make()
+
+
+def test_defaults_are_left_out_and_come_back() -> None:
+    for make in PROGRAMS.values():
+        for node in make().nodes:
+            said = node.operator.without_defaults(node.attrs)
+            assert Node(node.op, node.inputs, said) == node
+            assert all(said[name] != node.operator.attrs[name].default for name in said)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_operators_claim_of_their_results_holds(name: str) -> None:
+    graph = PROGRAMS[name](1)
+    arrays = simulate(graph, example(graph, 2, 15, 18, 1))
+    for node, value, made in zip(graph.nodes[1:], graph.values[1:], arrays[1:], strict=True):
+        kind, x, before = node.operator, graph.values[node.inputs[0]], arrays[node.inputs[0]]
+        if kind.keeps_params:
+            assert value.y == x.y and "y" not in kind.attrs
+        if kind.floats_only:
+            assert x.y is None and value.y is None
+        if kind.per_channel and not value.fine and x.channels is not None:
+            assert value.multiple == x.multiple
+        if kind.per_pixel:
+            assert sizes_of(made.shape) == sizes_of(before.shape)
+        if kind.rearranges and not any(node.attrs.get("crop", ())):
+            assert np.array_equal(np.sort(made, axis=None), np.sort(before, axis=None))
+        assert kind.is_layer == (kind.macs(graph.bound(node), made.shape) > 0)
