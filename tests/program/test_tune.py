@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import TorchvisionNet, ready
 from programs import PROGRAMS, Builder, example
+from small_networks import TorchvisionNet, ready
 
 import ternary_ops as tops
 from ternary_ops import runtime
