@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,9 +75,9 @@ class _Layer(Operator):
                 raise FormatError(need(wanted, "uint8", REWRITE))
         return made
 
+    @abstractmethod
     def _need_operands(self, node: BoundNode) -> None:
         """Check rank, filters and the number of inputs; raises FormatError."""
-        raise NotImplementedError
 
     def macs(self, node: BoundNode, result: Shape) -> int:
         """Every filter at every place."""
@@ -95,8 +96,9 @@ class _Layer(Operator):
         acc = self._sums(node, x, filters)
         return reference.epilogue(acc, scale, w.bias, residual, **ends)
 
+    @abstractmethod
     def _sums(self, node: BoundNode, x: Operand, filters: Array) -> Array:
-        raise NotImplementedError
+        """Products of x with filters [O, I, R, S], added up."""
 
     def native(self, node: BoundNode) -> dict[str, Any]:
         """The filters as the kernels read them."""
