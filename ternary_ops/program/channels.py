@@ -24,6 +24,8 @@ def channel_groups(graph: Graph) -> ChannelGroups:
         elif node.operator.per_channel:
             for x in node.inputs:  # the one whose size a resize takes, too
                 _tie(groups, i, x)
+        elif node.operator.over_channels:
+            _normalize(groups, graph, i)
         elif node.inputs:
             _move(groups, graph, i)
     groups.fix(0, "the input of the program")
@@ -56,6 +58,16 @@ def _layer(groups: ChannelGroups, graph: Graph, i: int, by_weight: dict[int, int
     if twin != i:  # one filter bank, read in one order and written in one
         _tie(groups, x, graph.nodes[twin].inputs[0])
         _tie(groups, i, twin)
+
+
+def _normalize(groups: ChannelGroups, graph: Graph, i: int) -> None:
+    node = graph.nodes[i]
+    (x,) = node.inputs
+    _tie(groups, i, x)
+    groups.fix(x, f"{node.op} sums floats in this order", "order")
+    groups.fix(x, f"{node.op} is taken over these channels", "removal", "scale")
+    if "w" in node.attrs:
+        groups.use(node.attrs["w"], "vector", i)
 
 
 def _move(groups: ChannelGroups, graph: Graph, i: int) -> None:
