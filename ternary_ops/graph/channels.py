@@ -37,7 +37,7 @@ def channel_groups(traced: fx.GraphModule, x: Tensor) -> ChannelGroups:
     Raises UnsupportedModel where it does not run.
     """
     reader = _Reader(traced)
-    reader.run(x)
+    reader.run(x.clone())  # the network may work in place
     return reader.groups
 
 
