@@ -22,7 +22,9 @@ from ternary_ops import sr
 from ternary_ops.models import digits_resnet
 
 Names = dict[str, Any]
-BLOCK = re.compile(r"(?:<!-- not run: (?P<why>.+?) -->\n)?```python\n(?P<code>.*?)^```", re.S | re.M)
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<why>.+?) -->\n)?```python\n(?P<code>.*?)^```", re.S | re.M
+)
 
 
 class Snippet(NamedTuple):

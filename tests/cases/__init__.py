@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One case table per operator, read by the tests and by bench: shapes, reference, tolerance.
 
-A module here is named after its operator and holds CASE. Import from anywhere as `cases.conv2d`
-with this folder's parent on sys.path.
+A module here is named after its operator and holds CASE: an OpCase for an operator of PyTorch, a
+ProgramCase for one of programs. Import from anywhere as `cases.conv2d` with this folder's parent on
+sys.path.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -163,6 +166,36 @@ class OpCase:
     bench: tuple[tuple[str, Any], ...] = ()
     # Integer results are equal bit for bit on every ISA; False: float results, held to float_bound.
     integer_exact: bool = True
+
+
+@dataclass(frozen=True)
+class ProgramCase:
+    """What the tests of programs need of an operator; all of them then run it: files, random
+    attributes, the engine on every instruction set against NumPy, NumPy against PyTorch.
+
+    channels    of the images of `build`
+    build       appends nodes to a programs.Builder, the last of which makes floats
+    by_torch    (attributes, weight, operands as float tensors) to the value, by PyTorch's operators
+    draw        (random_graphs.Draw, value) to the value that it makes of it in a random network
+    wrong       attributes of its own, with values that must be refused
+    """
+
+    op: str
+    channels: int
+    build: Callable[[Any], object]
+    by_torch: Callable[[dict[str, Any], Any, list[Any]], Any]
+    draw: Callable[[Any, Any], Any]
+    wrong: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def program_cases() -> dict[str, ProgramCase]:
+    """Those of all modules here, by operator."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        case = getattr(importlib.import_module(f"{__name__}.{info.name}"), "CASE", None)
+        if isinstance(case, ProgramCase):
+            found[case.op] = case
+    return found
 
 
 @dataclass(frozen=True)
