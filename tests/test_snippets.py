@@ -62,6 +62,7 @@ def upscaling() -> Names:
 
 SETUP: dict[str, Callable[[], Names]] = {
     "README.md": digits,
+    "docs/methods/growth.md": trained,
     "docs/methods/reconstruction.md": trained,
     "docs/super-resolution.md": upscaling,
 }
