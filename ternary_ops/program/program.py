@@ -31,6 +31,11 @@ def load(path: str | os.PathLike[str]) -> Program:
     """Read a file that Program.save or `ternary-ops compress` wrote.
 
     Raises FormatError when it is anything else, damaged, or of an unknown version.
+
+    >>> tops.compile(model, x).save("net.safetensors")
+    >>> program = tops.runtime.load("net.safetensors")
+    >>> program(x.numpy()).shape  # no torch from here on
+    (2, 10)
     """
     graph, sample = program_file.read(Path(path))
     return Program(graph, sample)
@@ -41,6 +46,11 @@ class Program:
 
     N, H and W may change from call to call (each new size is planned once); channels are fixed.
     Safe to share between threads.
+
+    >>> program = tops.compile(model, x)
+    >>> y = program(x.numpy())
+    >>> y.dtype, bool(np.array_equal(y[:1], program(x[:1].numpy())))  # the batch does not matter
+    (dtype('float32'), True)
     """
 
     def __init__(self, graph: Graph, sample: Sequence[int]) -> None:

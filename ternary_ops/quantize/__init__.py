@@ -1,5 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a float network to trainable quantized layers, their ranges, and packed layers."""
+"""From a float network to trainable quantized layers, their ranges, and packed layers.
+
+>>> plan = tops.plan(model, tops.TernaryConfig(zeros=0.9))
+>>> [row.action for row in plan][:3]
+['int8', 'ternary', 'ternary']
+>>> plan["conv1"].reason
+'first convolution'
+>>> _ = tops.quantize_(model, plan)
+>>> tops.calibrate(model, [x])
+>>> model.conv1.input_range.shape
+torch.Size([2])
+"""
 
 from typing import Any
 
