@@ -15,25 +15,6 @@ import numpy as np
 from ternary_ops.layout.channel_groups import ChannelGroups, Index
 from ternary_ops.program.graph import Graph, Node, Value
 
-# Ops that work on each channel alone, and the same way. A resize is tied to the value whose size it
-# takes, too.
-_PER_CHANNEL = frozenset(
-    {
-        "activation",
-        "quantize",
-        "dequantize",
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "add",
-        "clamp",
-        "flatten",
-        "mul",
-        "resize",
-        "unflatten",
-    }
-)
-
 
 def channel_groups(graph: Graph) -> ChannelGroups:
     """Read a program."""
@@ -43,10 +24,10 @@ def channel_groups(graph: Graph) -> ChannelGroups:
         groups.add(i, value.multiple)
         if node.operator.is_layer:
             _layer(groups, graph, i, by_weight)
-        elif node.op in _PER_CHANNEL:
+        elif node.operator.per_channel:  # a resize is tied to the value whose size it takes, too
             for x in node.inputs:
                 _tie(groups, i, x)
-        elif node.op in ("softmax", "layer_norm"):
+        elif node.operator.over_channels:
             _normalize(groups, graph, i)
         elif node.op != "input":
             _move(groups, graph, i)
@@ -110,19 +91,24 @@ def _move(groups: ChannelGroups, graph: Graph, i: int) -> None:
     (x,) = node.inputs
     if node.op == "pixel_shuffle":
         groups.tie(x, i, np.arange(groups.width(x)) // math.prod(node.attrs["factor"]))
+    elif (sources := _sources(node, groups.width(x))) is not None:
+        groups.tie(i, x, sources)
     else:
-        groups.tie(i, x, _sources(node, groups.width(x)))
+        for j in (i, x):
+            groups.fix(j, f"{node.op} is not known to keep channels apart")
 
 
-def _sources(node: Node, channels: int) -> Index:
-    """Which channel of its input each channel of a node's value comes from."""
+def _sources(node: Node, channels: int) -> Index | None:
+    """Which channel of its input each channel of a node's value comes from, where that is known."""
     at = node.attrs
     found = np.arange(channels, dtype=np.intp)
     if node.op == "slice":
         return found[at["begin"] : at["end"]]
     if node.op == "channel_shuffle":
         return found.reshape(at["groups"], -1).T.ravel()
-    return found.repeat(math.prod(at["factor"]))  # pixel_unshuffle
+    if node.op == "pixel_unshuffle":
+        return found.repeat(math.prod(at["factor"]))
+    return None
 
 
 def _plain(value: Value) -> bool:
