@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allocation: how a share of zeros is spread over layers. The values of `scope`.
+"""Allocation: how a fraction of zeros is spread over layers. The values of `scope`.
 
     global  all layers are ranked together: zeros fall where scores are low
     layer   the same share in every layer ("uniform" in the literature)

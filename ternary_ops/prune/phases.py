@@ -26,12 +26,12 @@ class Phases:
         every: int | None,
         default_start: float,
     ) -> None:
-        """Round shares of total_steps to steps; BadConfig for what is no count or no share."""
+        """Round fractions of total_steps to steps; BadConfig for what is no count or no share."""
         self.total = _check_count("total_steps", total_steps)
         times = {"ternary_at": ternary_at, "freeze_at": freeze_at, "start": start, "end": end}
         for name, value in times.items():
             if value is not None:
-                check_type(name, value, (int, float), "Pass a share of total_steps.")
+                check_type(name, value, (int, float), "Pass a fraction of total_steps.")
         _check_times(ternary_at, freeze_at, default_start if start is None else start, end)
         self.start = start
         self.freeze = max(1, round(freeze_at * self.total))

@@ -85,7 +85,7 @@ class Pruner:
     ) -> None:
         """Plan the pruning; no weight changes before the first step().
 
-        start, end: where the schedule begins (default: its own start) and ends, as shares of
+        start, end: where the schedule begins (default: its own start) and ends, as fractions of
             total_steps.
         every: steps between updates of the masks (default: so that there are at most 200).
         min_nnz: units that survive in every filter (default: 1 in depthwise layers, else 0).
@@ -144,7 +144,7 @@ class Pruner:
 
     @property
     def progress(self) -> float:
-        """Share of the steps done."""
+        """Fraction of the steps done."""
         return self._step / self.phases.total
 
     @property
@@ -154,7 +154,7 @@ class Pruner:
 
     @property
     def zeros(self) -> float:
-        """Share of zero units over all planned layers, measured on the weights as they are."""
+        """Fraction of zero units over all planned layers, measured on the weights as they are."""
         units = sum(target.units for target in self._targets)
         return sum(target.empty_units() for target in self._targets) / units
 

@@ -149,7 +149,7 @@ class Group:
 
 
 class SummaryRow(NamedTuple):
-    """One pruned weight: its layer, the share of zero units asked for, and the share it has now."""
+    """One pruned weight: its layer, the fraction of zero units asked for and that measured now."""
 
     name: str
     target: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets: the weights that a Pruner prunes, and the share of zeros asked of each."""
+"""Targets: the weights that a Pruner prunes, and the fraction of zeros asked of each."""
 
 from __future__ import annotations
 
