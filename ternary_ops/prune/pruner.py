@@ -276,7 +276,7 @@ class Pruner:
         return first or self.phases.updates(step)
 
     def _grows(self, step: int) -> bool:
-        """Whether the update at this step, if it is one, lets units come back."""
+        """True at steps that update the masks and let units come back."""
         if self.growth is None or step >= self.phases.freeze or not self._updates(step):
             return False
         return self.growth.fraction_at(step / self.phases.total) > 0

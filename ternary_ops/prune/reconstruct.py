@@ -226,7 +226,7 @@ def _output_sensitivity(
 
 @torch.no_grad()
 def removal(rows: Tensor, gram: Tensor, unit: int, damp: float) -> Tensor:
-    """What removing each unit costs when its filter's units go cheapest first, [G, O, units].
+    """Cost of removing each unit when its filter's units go cheapest first, [G, O, units].
 
     rows: [G, O, K] float64, unit-major (a unit's weights side by side). gram: [G, K, K]. Costs
     rise along a filter's order; units that would go last of all cost infinity.
@@ -319,7 +319,7 @@ def _refit(
 
 
 def _entering(model: nn.Module, layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """What enters `layer` when the model sees x, one tensor a call."""
+    """Inputs of `layer` when the model runs on x, one tensor per call."""
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     try:

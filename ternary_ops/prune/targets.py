@@ -28,7 +28,7 @@ class _Config(Protocol):
 
 
 class _Plain(NamedTuple):
-    """What a layer that quantize_ has not converted asks for."""
+    """Defaults for a layer that quantize_ has not converted."""
 
     weights: str = "float"
     zeros: float | None = None
@@ -40,7 +40,7 @@ _PLAIN = _Plain()
 
 
 class QuantizedLayer(Protocol):
-    """What a Pruner reads and writes of a layer made by quantize_.
+    """Interface of a layer made by quantize_, as far as a Pruner uses it.
 
     dense_gradient: whether pruned weights get a gradient in phase "float" too.
     """
@@ -66,7 +66,7 @@ class QuantizedLayer(Protocol):
 
 
 def is_quantized(module: object) -> TypeGuard[QuantizedLayer]:
-    """Whether quantize_ made this layer."""
+    """True for a layer made by quantize_."""
     return all(hasattr(module, name) for name in ("weight", "mask", "phase", "config"))
 
 

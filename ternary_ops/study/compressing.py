@@ -50,7 +50,7 @@ BATCHES = (1, 64)
 
 @dataclass(frozen=True)
 class Job:
-    """What to compress and how.
+    """A network to compress, its data and its training.
 
     weights: the state dict of a trained network; without one the network is trained first.
     threads: of torch while training; None leaves the choice to torch. reach, flip: pixels by which

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user's own files hold: a network, images and labels."""
+"""A user's own files: a network, images and labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_builder(text: str) -> Callable[[], nn.Module]:
 def load_onnx_builder(
     path: str, weights: Mapping[str, Tensor] | None
 ) -> tuple[Callable[[], nn.Module], Mapping[str, Tensor]]:
-    """What makes the network of an .onnx file, and its weights, for which `weights` may stand in.
+    """A builder of the network in an .onnx file, and its weights unless `weights` replace them.
 
     Raises BadConfig for a network that is quantized already, else as `interchange.load_onnx`.
     """
@@ -75,7 +75,7 @@ def load_function(text: str, option: str, do: str) -> Callable[[], Any]:
 
 
 def load_arrays(text: str) -> dict[str, NDArray[np.generic]]:
-    """What the function of "file.py:function" returns, by name: x, y and, if given, x_test, y_test.
+    """Arrays that "file.py:function" returns, by name: x, y and, if given, x_test, y_test.
 
     It returns them in this order, as arrays or tensors. Raises BadConfig for the text,
     UnsupportedModel for what the function does.

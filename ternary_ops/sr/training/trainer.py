@@ -180,8 +180,8 @@ class _Stages:
                 self._handles.append(block.register_forward_hook(keep))
 
     def difference(self) -> Tensor:
-        """Mean over the blocks of |made - taught|^2 / |taught|^2."""
-        pairs = [(self._seen[0][i].float(), taught.float()) for i, taught in self._seen[1].items()]
+        """Mean over the blocks of |made - theirs|^2 / |theirs|^2."""
+        pairs = [(self._seen[0][i].float(), theirs.float()) for i, theirs in self._seen[1].items()]
         for seen in self._seen:
             seen.clear()  # whoever copies the network meanwhile copies its hooks
         parts = [(a - b).square().sum() / b.square().sum().clamp_min(1e-30) for a, b in pairs]
@@ -238,8 +238,8 @@ class _Loss:
         teacher = self.teacher
         if teacher is not None:
             with torch.no_grad():
-                taught = teacher(small * teacher.input_range).float() / teacher.input_range
-            value = torch.lerp(value, (made - taught).abs().mean(), self.config.share)
+                theirs = teacher(small * teacher.input_range).float() / teacher.input_range
+            value = torch.lerp(value, (made - theirs).abs().mean(), self.config.share)
         if self.edges is not None:
             value = value + self.config.edges * cast(Tensor, self.edges(made, large))
         if self.stages is not None:
