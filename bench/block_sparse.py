@@ -38,6 +38,7 @@ LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 BLOCKS = ((4, 4), (1, 16))
 CHAIN = 4
+RIVALS = ("oneDNN, blocked", "oneDNN, channels_last", "torch conv2d", "OpenVINO")
 
 Run = Callable[[], Any]
 
@@ -199,12 +200,7 @@ def measure(channels: int, size: int, rounds: int, threads: int) -> list[dict[st
                 "best": best,
                 **{
                     f"{name} us": round(spread(times[name])[0] * 1e3, 1) if name in times else ""
-                    for name in (
-                        "oneDNN, blocked",
-                        "oneDNN, channels_last",
-                        "torch conv2d",
-                        "OpenVINO",
-                    )
+                    for name in RIVALS
                 },
                 "ceiling_gmac_s": round(1 / spread(times["ceiling"])[0] / 1e6, 1),
                 "threads": threads,
@@ -223,7 +219,7 @@ def break_even(points: list[tuple[float, float]], level: float) -> float | None:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Time against the share of kept blocks, one axis a layer; the fastest rival as a level."""
-    from ternary_ops.reporting import new_figure, save_figure
+    from ternary_ops.charts import new_figure, save_figure
 
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     figure, axes = new_figure(len(layers))

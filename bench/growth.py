@@ -85,7 +85,7 @@ def crossings(x: list[float], ratios: list[float]) -> list[float]:
 
 def plot(source: Path, target: Path) -> None:
     """Draw the CSV, nothing else."""
-    from ternary_ops.reporting import new_figure, save_figure
+    from ternary_ops.charts import new_figure, save_figure
 
     rows = read_rows(source)
     figure, panels = new_figure(2)

@@ -23,7 +23,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +99,25 @@ def done(rows: list[dict[str, Any]]) -> set[tuple[str, ...]]:
     return {tuple(row[name] for name in Case._fields) for row in rows}
 
 
+class Work(NamedTuple):
+    """Multiply-adds of the dense network, and the peaks of one core they are held against."""
+
+    count: int
+    threads: int
+    peaks: Any
+
+    def speed(self, times: Sequence[float], in_floats: bool) -> dict[str, float]:
+        """Columns of one engine's milliseconds."""
+        ms, low, high = spread(times)
+        peak = self.peaks.float_gmac_s if in_floats else self.peaks.int8_gmac_s
+        made = self.count / ms / 1e6
+        columns = {"ms": round(ms, 3), "ms_p20": round(low, 3), "ms_p80": round(high, 3)}
+        return columns | {
+            "gmac_s": round(made, 1),
+            "of_ceiling": round(made / peak / self.threads, 3),
+        }
+
+
 def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row an engine."""
     import numpy as np
@@ -115,9 +134,8 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
         *(case.model, case.zeros, case.pattern, case.batch, case.size, options.scope),
         samples=options.samples,
     )
-    channels = net.x.shape[1]
-    sample = networks.images(options.samples, channels, case.size)
-    seen = networks.images(options.images, channels, case.size, start=options.samples)
+    images = partial(networks.images, channels=net.x.shape[1], size=case.size)
+    sample, seen = images(options.samples), images(options.images, start=options.samples)
     array, program = np.ascontiguousarray(net.x.numpy()), net.program
     exact = runner.exact(program, array)
     with torch_threads(case.threads), runtime.num_threads(case.threads), torch.inference_mode():
@@ -126,38 +144,33 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
         ours = baselines.Engine("ternary-ops", program, f"isa {runtime.isa()}, exact {exact}")
         wanted = net.dense(seen).numpy()
         fake = agreement(program(seen.numpy()), net.trained(seen).numpy())
+        engines = (ours, *found)
         agrees = {
-            e.name: agreement(e.in_batches(seen.numpy(), case.batch), wanted)
-            for e in (ours, *found)
+            e.name: agreement(e.in_batches(seen.numpy(), case.batch), wanted) for e in engines
         }
         matches = {name: a.match for name, a in agrees.items()}
         matches["ternary-ops"] &= exact
-        timers = {
-            e.name: stopwatch(partial(e.run, array), CLOCKS[options.clock]) for e in (ours, *found)
-        }
+        timers = {e.name: stopwatch(partial(e.run, array), CLOCKS[options.clock]) for e in engines}
         times = interleave(timers, options.rounds)
-        peak = peak.measure()
-    count = sum(macs(program.graph, infer(program.graph, case.batch, *array.shape[2:])))
+        peaks = peak.measure()
+    shapes = infer(program.graph, case.batch, *array.shape[2:])
     always = {
-        **{name: round(value, 1) for name, value in vars(peak).items()},
+        **{name: round(value, 1) for name, value in vars(peaks).items()},
         **{"scope": options.scope, "images": options.images, "rounds": options.rounds},
         **{"clock": options.clock, "real_images": networks.data_folder() is not None},
         "load": round(os.getloadavg()[0], 2),
     }
+    work = Work(sum(macs(program.graph, shapes)), case.threads, peaks)
     rows = []
-    for engine in (ours, *found):
+    for engine in engines:
         name = engine.name
         proven = matches[name] and matches["ternary-ops"]
         faster = round(ratio(times[name], times["ternary-ops"]), 3) if proven else ""
-        ms, low, high = spread(times[name])
-        best = peak.float_gmac_s if name.endswith("fp32") else peak.int8_gmac_s
         rows.append(
             {
                 **case._asdict(),
                 **{"engine": name, "match": matches[name], "times_ours": faster},
-                **{"ms": round(ms, 3), "ms_p20": round(low, 3), "ms_p80": round(high, 3)},
-                "gmac_s": round(count / ms / 1e6, 1),
-                "of_ceiling": round(count / ms / 1e6 / best / case.threads, 3),
+                **work.speed(times[name], name.endswith("fp32")),
                 **{key: round(value, 4) for key, value in vars(agrees[name]).items()},
                 "top1_fake_quant": round(fake.top1, 4) if engine is ours else "",
                 **always,

@@ -139,6 +139,17 @@ def _turned16(a, b):
 
 
 @triton.jit
+def _border_pixel(b, top, left, W, HM, WM):
+    """Pixel b of a map's border: the rows above and below first, then both sides of each row."""
+    sides = tl.maximum(b - 2 * top * WM, 0)
+    across = tl.maximum(2 * left, 1)
+    row, edge = sides // across, sides % across
+    beside = (row + top) * WM + tl.where(edge < left, edge, edge + W)
+    above_or_below = tl.where(b < top * WM, b, b + (HM - 2 * top) * WM)
+    return tl.where(b < 2 * top * WM, above_or_below, beside)
+
+
+@triton.jit
 def _spread(
     x, to, hw, W, by_w, w_places, HM, WM, top, left, channels, fill, inner, border, tiles,
     EVEN: tl.constexpr, GROUPS: tl.constexpr, PITCH: tl.constexpr, EACH: tl.constexpr,
@@ -191,12 +202,7 @@ def _spread(
         tl.store(pixels + pixel[:, None].to(tl.int64) * STEP, tl.trans(v), mask=(q < HW)[:, None])
     else:
         b = (tile - inner) * BP + tl.arange(0, BP)
-        sides = tl.maximum(b - 2 * top * WM, 0)
-        across = tl.maximum(2 * left, 1)
-        row, edge = sides // across, sides % across
-        pixel = (row + top) * WM + tl.where(edge < left, edge, edge + W)
-        above_or_below = tl.where(b < top * WM, b, b + (HM - 2 * top) * WM)
-        pixel = tl.where(b < 2 * top * WM, above_or_below, pixel)
+        pixel = _border_pixel(b, top, left, W, HM, WM)
         outside = fill
         if EACH == 4:
             outside = (fill - 128) & 255

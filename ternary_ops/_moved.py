@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Old names of modules and of what packages exported: they forward, with a DeprecationWarning.
+"""Old names of modules, attributes, methods and arguments: they forward, with a DeprecationWarning.
 
 `install` adds a finder, so that `import ternary_ops.engine.ir` and pickles that name such modules
-still find them; packages ask `attribute` for a name that they no longer have.
+still find them; packages ask `attribute` for a name that they no longer have; `renamed` is a method
+or attribute of a class under its old name, `renamed_arguments` decorates a function.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 MODULES = {
     "engine": "compiler",
@@ -32,16 +36,16 @@ MODULES = {
     "engine.islands": "compiler.partition",
     "engine.layers": "compiler.read_layers",
     "engine.lower": "compiler.lower",
-    "engine.match": "compiler.match",
-    "engine.match_values": "compiler.match_values",
-    "engine.node_facts": "compiler.node",
+    "engine.match": "compiler.ops",
+    "engine.match_values": "compiler.ops.elementwise",
+    "engine.node_facts": "compiler.call",
     "engine.permute": "program.permute",
     "engine.prepare": "compiler.prepare",
     "engine.rounding": "program.compact",
     "engine.rules": "program.attributes",
     "engine.shapes": "program.shapes",
     "engine.simulate": "program.interpret",
-    "engine.steps": "compiler.fuse",
+    "engine.steps": "compiler.step",
     "engine.tune": "program.autotune",
     "engine.weight": "program.weight",
     "gpu.card": "gpu.report",
@@ -126,7 +130,7 @@ MODULES = {
     "study.zoo": "models.zoo",
     "wrappers": "graph.wrappers",
 }
-# What a package used to export: the module that has it now.
+# What a package used to export: the module that has it now, and ":name" if it is another.
 NAMES = {
     "quantize": {
         "Budget": "budget",
@@ -157,7 +161,40 @@ def attribute(package: str, name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     _warn(f"{package}.{name}", f"ternary_ops.{home}")
-    return getattr(importlib.import_module(f"ternary_ops.{home}"), name)
+    path, _, new = home.partition(":")
+    return getattr(importlib.import_module(f"ternary_ops.{path}"), new or name)
+
+
+class renamed:  # noqa: N801  # used like property
+    """A method or attribute of a class under its old name: `settle = renamed("fold_scales")`."""
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Remember the old name."""
+        self.old = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        """What the new name gives."""
+        _warn(f"{owner.__name__}.{self.old}", f"{owner.__name__}.{self.new}")
+        return getattr(owner if instance is None else instance, self.new)
+
+
+def renamed_arguments(**names: str) -> Callable[[F], F]:
+    """Let keywords of former names, old=new, be passed on under the new ones."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            for old in names.keys() & options.keys():
+                _warn(f"{function.__qualname__}({old}=)", f"{names[old]}=")
+                options[names[old]] = options.pop(old)
+            return function(*args, **options)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops._atomic import replace_file
-from ternary_ops.errors import MissingExtra, UnsupportedModel, UnsupportedShape, need
+from ternary_ops.charts import bars, new_figure, save_figure
+from ternary_ops.errors import UnsupportedModel, UnsupportedShape, need
 from ternary_ops.io.sizes import general_compressors, lowest_bound
 from ternary_ops.program.shapes import infer_from, macs
 from ternary_ops.program.summary import stored_bytes, zeros_planned
@@ -244,47 +244,6 @@ def of_program(
         (v for w in banks for v in (w.scale, w.bias) if v is not None),
     )
     return Report(tuple(_layers(program, x)), x.shape, file, times[0], compressors, against)
-
-
-def new_figure(columns: int) -> tuple[Any, Sequence[Any]]:
-    """A matplotlib figure with `columns` axes side by side, off screen; raises MissingExtra."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        do = "pip install 'ternary-ops[train]'"
-        raise MissingExtra(need("matplotlib for charts", "none installed", do)) from error
-    figure = Figure(figsize=(4.2 * columns, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, columns, 1 + i) for i in range(columns)]
-
-
-def bars(
-    axes: Any,
-    names: Sequence[str],
-    values: Sequence[float],
-    label: str,
-    log: bool = False,
-    horizontal: bool = False,
-) -> None:
-    """Bars with their values written beside them."""
-    if horizontal:
-        drawn = axes.barh(range(len(names)), values, color="#2a6f97")
-        axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.invert_yaxis()
-        axes.set_xlabel(label)
-    else:
-        drawn = axes.bar(range(len(names)), values, color="#2a6f97", log=log)
-        axes.set_xticks(range(len(names)), names)
-        axes.set_ylabel(label)
-        axes.margins(y=0.15)
-    axes.bar_label(drawn, fmt="{:,.4g}", fontsize=7, padding=2)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def save_figure(figure: Any, path: str | Path) -> None:
-    """Write a figure, atomically; the suffix chooses PNG, SVG or PDF."""
-    replace_file(path, lambda target: figure.savefig(target, dpi=150))
 
 
 def _layers(program: Program, x: Array) -> list[Layer]:

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "tensor/for_each_row.h"
+#include "ops/conv.h"
 
 namespace tops {
 namespace {
@@ -78,28 +78,26 @@ int64_t LayerOp::macs(const Shape& out) const {
 
 std::unique_ptr<Prepared> LayerOp::prepare(const PlannedNode& node, Rows of) const {
   const int64_t rows = of.end - of.begin;
-  Pairs pairs = node.row_pairs();
-  if (of.begin && pairs == Pairs::kOdd) pairs = Pairs::kEven;
+  const bool below_top = of.begin > 0 && node.row_pairs() == Pairs::kOdd;
   ActivationTensor in = node.in(0), out = node.out();
-  Window window = window_;
-  if (node.streaming()) {  // the padding is there, as rows like others
-    const Rows read = rows_read(0, {0, rows}, in.h, out.h);
-    in = in.strip(read.end - read.begin);
-    out = out.strip(rows);
-    window.pad_h = 0;
-  }
-  const auto operand = [&](size_t i) { return i ? node.operand(i) : Operand{}; };
   const LayerWeights& l = *layer_;
+  const auto operand = [&](size_t i) { return i ? node.operand(i) : Operand{}; };
   ConvSpec spec{l.view(), l.scale.data()};
   spec.bias = l.bias.data();
   spec.slope = l.slope.empty() ? nullptr : l.slope.data();
   spec.x_zero_point = in.is_float ? 0 : node.in_type(0).zero_point;
-  spec.window = window;
+  spec.window = window_;
   spec.requantize = requantize_;
   spec.residual = operand(residual(node.inputs()));
   spec.gate = operand(gate());
   spec.row_filter = l.row_filter;
-  spec.pairs = pairs;
+  spec.pairs = below_top ? Pairs::kEven : node.row_pairs();
+  if (node.streaming()) {  // the padding is there, as rows like others
+    const Rows read = rows_read(0, {0, rows}, in.h, out.h);
+    in = in.strip(read.end - read.begin);
+    out = out.strip(rows);
+    spec.window.pad_h = 0;
+  }
   return std::make_unique<PreparedConv>(spec, in, out);
 }
 

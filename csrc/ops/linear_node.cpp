@@ -47,6 +47,7 @@ class Linear : public LayerOp {
       bad_node(at.op(), std::to_string(w.shape.i) + " features", std::to_string(in[0].channels));
     const bool weight_only = in[0].is_float && w.kind != Weights::kFloat;
     if (!weight_only) need_like_kinds(at, in[0], w.kind);
+    if (w.slope) bad_node(at.op(), "no slope", "one");
     layer_ = std::make_unique<const LayerWeights>(
         w, weight_only ? LayerWeights::Layer::kWeightOnly : LayerWeights::Layer::kLinear, nullptr);
     need_operands(at, in);
@@ -71,16 +72,16 @@ class Linear : public LayerOp {
     if (node.prepared())
       run_conv(node);
     else
-      run_rows(node);
+      run_gemv(node);
   }
 
   int64_t shared_quads() const override { return layer_->shape.o * divide_up(layer_->shape.i, 4); }
 
  private:
-  void run_rows(const NodeRun& node) const;
+  void run_gemv(const NodeRun& node) const;
 };
 
-void Linear::run_rows(const NodeRun& node) const {
+void Linear::run_gemv(const NodeRun& node) const {
   const LayerWeights& l = *layer_;
   const ActivationTensor& in = node.in(0);
   const ActivationTensor& g = node.out();

@@ -194,7 +194,7 @@ class AvgPool2d : public WindowPool {
 
  private:
   PoolWindow window_at(const ActivationTensor& in, int64_t oy, int64_t ox) const;
-  // BilinearColumns of the output whose windows lie inside the image from left to right.
+  // Columns of the output whose windows lie inside the image from left to right.
   Rows inner_columns(const ActivationTensor& in, const ActivationTensor& out) const;
   void average_row(const ActivationTensor& in, Rows columns, const PoolWindow& win, const float* x,
                    const Epilogue& e, float* y) const;

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/conv.h"
+#include "ops/epilogue.h"
 #include "ops/winograd.h"
 #include "program/attributes.h"
 #include "tensor/tensor.h"

@@ -96,7 +96,7 @@ namespace {
 
 bool is_matrix(const ActivationTensor& g) { return g.is_float && g.h * g.w == 1 && g.halo == 0; }
 
-// Floats between [pixels, channels] and packets without padding. Channels go in runs of a cache
+// Floats between [pixels, channels] and packets, without padding. Channels go in runs of a cache
 // line, since both ways one side is read or written a channel at a time.
 template <bool kToPackets>
 void transpose(const ActivationTensor& g, const void* from, void* to) {

@@ -244,6 +244,20 @@ BENCHES = (
         ("gpu",),
     ),
     Bench(
+        "compile_walk",
+        "how often compiling one convolution turns back to a file it has left",
+        "--csv compile_walk.csv",
+        (),
+        ("compile_walk.csv",),
+    ),
+    Bench(
+        "instructions",
+        "how many instructions six programs execute, for a comparison of two commits",
+        "--csv instructions.csv",
+        (),
+        ("instructions.csv",),
+    ),
+    Bench(
         "install",
         "size of a wheel, its installation without compiler and torch, and its import time",
         "python3.10 python3.11 python3.12 python3.13 --csv install.csv",

@@ -19,9 +19,9 @@ from ternary_ops.benchmark import networks
 from ternary_ops.benchmark.agreement import agreement
 from ternary_ops.benchmark.baselines import Engine, engines
 from ternary_ops.benchmark.timing import interleaved, torch_threads
+from ternary_ops.charts import bars, new_figure, save_figure
 from ternary_ops.program.interpret import simulate
 from ternary_ops.program.shapes import infer_from, macs
-from ternary_ops.reporting import bars, new_figure, save_figure
 from ternary_ops.runtime import Program
 
 # Image size of the comparison with the NumPy reference, which is slow.

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.graph.nodes import fused_chain, is_layer, module_of
 from ternary_ops.graph.signature import result
-from ternary_ops.graph.trace import fused_chain, is_layer, module_of, trace
+from ternary_ops.graph.trace import trace
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.quantize.calibration import calibrate

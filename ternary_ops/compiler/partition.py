@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from ternary_ops.compiler.fuse import unsupported
-from ternary_ops.compiler.node import run_checked, shape_of
+from ternary_ops.compiler.call import shape_of
+from ternary_ops.compiler.read import unsupported
+from ternary_ops.compiler.trace_check import run_checked
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, first_line, need
 from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.observed import INPUT_VALUE, value_name

@@ -11,12 +11,14 @@ from typing import Any, TypeAlias, overload
 import torch
 from torch import Tensor, fx, nn
 
-from ternary_ops.compiler.fuse import read_steps
+from ternary_ops.compiler.domains import choose_domains
+from ternary_ops.compiler.fuse import fuse
 from ternary_ops.compiler.lower import lower
-from ternary_ops.compiler.node import run_checked
 from ternary_ops.compiler.partition import IslandProgram, compile_with_islands
 from ternary_ops.compiler.prepare import check_read, float_activations, prepare
+from ternary_ops.compiler.read import read
 from ternary_ops.compiler.read_layers import Range
+from ternary_ops.compiler.trace_check import run_checked
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
 from ternary_ops.graph.functional_layers import name_layers_
@@ -166,8 +168,11 @@ def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:
 
 
 def _lower(traced: fx.GraphModule, x: Tensor, ranges: Mapping[str, Range]) -> Graph:
+    """The passes over the one graph, `compiler.step`."""
     try:
-        return lower(read_steps(traced, ranges), x.shape)
+        steps = fuse(read(traced, ranges))
+        choose_domains(steps)
+        return lower(steps, x.shape)
     except FormatError as error:  # what a program cannot hold, a model cannot ask for
         raise UnsupportedModel(str(error)) from error
 

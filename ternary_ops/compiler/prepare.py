@@ -20,8 +20,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.changes import Changes, read_without_call
+from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.signature import Signature
-from ternary_ops.graph.trace import is_leaf, module_of
+from ternary_ops.graph.trace import is_leaf
 from ternary_ops.graph.usage import Usage, watching
 from ternary_ops.nn import PackedLayer, TernaryLayer
 from ternary_ops.nn.planned import check_finished, listed, warn_of_zeros
@@ -49,7 +50,7 @@ def prepare(
     layers = _quantized(network)
     check_finished(layers, allow_unfinished)
     for layer in layers.values():
-        layer.settle()  # programs have one scale a filter
+        layer.fold_scales()  # programs have one scale a filter
     with watching(network) as usage, _hooks_seen(network) as hooks, float_activations(network):
         expected = signature.result(network, x.clone())
     _materialize(network)

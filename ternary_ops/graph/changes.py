@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn
-from ternary_ops.graph.trace import BATCH_NORMS
+from ternary_ops.graph.nodes import Chain
+from ternary_ops.graph.torch_ops import BATCH_NORM, Kinds
 
-Kinds = tuple[type[nn.Module], ...]
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -52,6 +52,18 @@ class Changes:
             if reason := obstacle(self, module):
                 return reason
         return ""
+
+    def against_fusing(self, chain: Chain) -> list[str]:
+        """Why a layer and the BatchNorm of its chain must stay apart: one reason a module, from
+        the first to the last.
+        """
+        last = chain.links.index(chain.batchnorm) if chain.batchnorm is not None else 0
+        found = []
+        for i, (node, module) in enumerate(zip(chain.links, chain.modules, strict=True)):
+            change = "fold" if i == 0 else "absorb" if i == last else "pass"
+            if i <= last and module is not None and (why := self.why_not(module, change)):
+                found.append(f"{node.target}: {why}")
+        return found
 
     def tied(self, module: nn.Module, rank: int = 0) -> str:
         """Another module holds a parameter of this one that has `rank` axes or more: what is
@@ -190,7 +202,7 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
     ),
     "absorb": (
         *_SETTLED,
-        _exactly(lambda: BATCH_NORMS),
+        _exactly(lambda: BATCH_NORM.modules),
         *_CONSTANT,
         Changes.read_elsewhere,
         _alone(hooked),

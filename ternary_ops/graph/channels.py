@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ternary_ops.graph.trace import (  # fmt: skip
+from ternary_ops.graph.nodes import (
     clamp_bounds,
     is_add,
     is_batchnorm,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from torch import Tensor, fx, nn
 import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.changes import Changes
+from ternary_ops.graph.nodes import fused_chain, is_layer, module_of
 from ternary_ops.graph.replace import replace_modules
-from ternary_ops.graph.trace import fused_chain, is_layer, module_of, trace
+from ternary_ops.graph.trace import trace
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.ternarize import per_filter
 
@@ -67,15 +67,17 @@ def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
     pairs = []
     for node in graph.nodes:
         layer = module_of(node)
-        named = is_layer(node) or isinstance(layer, (nn.Conv2d, nn.Linear))
-        batchnorm = fused_chain(node).batchnorm if named else None
-        norm = None if batchnorm is None else module_of(batchnorm)
-        if batchnorm is None or norm is None or isinstance(layer, tnn.PackedLayer):
+        if not (is_layer(node) or isinstance(layer, (nn.Conv2d, nn.Linear))):
             continue
+        chain = fused_chain(node)
+        batchnorm = chain.batchnorm
+        if batchnorm is None or isinstance(layer, tnn.PackedLayer):
+            continue
+        norm = module_of(batchnorm)
         if calls[id(layer)] > 1 or calls[id(norm)] > 1:
             _log.info("%s not folded: it or its layer runs more than once", batchnorm.target)
             continue
-        reasons = _reasons(changes, node, batchnorm)
+        reasons = changes.against_fusing(chain)
         if reasons:
             _log.warning("%s is not folded: %s", batchnorm.target, "; ".join(reasons))
             continue
@@ -95,27 +97,13 @@ def fold_pairs_(model: nn.Module, pairs: list[Pair]) -> None:
     model._tops_folded = [*names, *folded]  # type: ignore[assignment]  # a plain attribute
 
 
-def _reasons(changes: Changes, layer: fx.Node, batchnorm: fx.Node) -> list[str]:
-    """Why the two must stay apart: one reason a module, from the layer to the BatchNorm."""
-    found, node, change = [], layer, "fold"
-    while True:
-        module = module_of(node)
-        why = "" if module is None else changes.why_not(module, change)
-        if why:
-            found.append(f"{node.target}: {why}")
-        if node is batchnorm:
-            return found
-        (node,) = node.users
-        change = "absorb" if node is batchnorm else "pass"
-
-
 def _folded(layer: Any, norm: Any, names: tuple[str, str]) -> Any:
     """A copy of the layer with the BatchNorm in it; raises UnsupportedModel unless that does what
     the two do.
     """
     before, after = _copy(layer), _copy(layer)
     if isinstance(before, tnn.TernaryLayer):
-        before.settle()  # one scale for a filter: a part of folding that does change values
+        before.fold_scales()  # one scale for a filter: a part of folding that does change values
     _fold(names[0], after, norm)
     if layer.weight.is_meta or not layer.weight.numel():
         return after
@@ -141,7 +129,7 @@ def _take_over(layer: Any, folded: Any) -> None:
     """Write what _folded made into the layer; its parameters stay the same objects."""
     quantized = isinstance(layer, tnn.TernaryLayer)
     if quantized:
-        layer.settle()
+        layer.fold_scales()
     layer.weight.copy_(folded.weight)
     if layer.bias is None:
         layer.bias = folded.bias
@@ -156,13 +144,13 @@ def _take_over(layer: Any, folded: Any) -> None:
 
 def _copy(layer: Any) -> Any:
     """The layer with tensors of its own. Its hooks may hold the whole network: not copied."""
-    twin = copy.copy(layer)
+    twin = object.__new__(type(layer))
     parameters = {
         name: None if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
         for name, p in layer._parameters.items()
     }
     buffers = {name: None if b is None else b.clone() for name, b in layer._buffers.items()}
-    twin.__dict__.update(_parameters=parameters, _buffers=buffers)
+    twin.__dict__.update(layer.__dict__, _parameters=parameters, _buffers=buffers)
     return twin
 
 
@@ -213,7 +201,7 @@ def _fold(name: str, layer: Any, norm: Any) -> None:
 
 def _scale_ternary(name: str, layer: tnn.TernaryLayer, gain: Tensor) -> None:
     """Scale the latent weight; the codes must follow by their sign alone."""
-    layer.settle()
+    layer.fold_scales()
     weight, sign = layer.weight, per_filter(gain.sign().to(torch.int8), layer.weight)
     codes = layer.integer_weight()[0] * sign
     scaled = weight.double() * per_filter(gain, weight)

@@ -9,16 +9,17 @@ the way. Calls with arguments that such a module does not have are left alone.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ternary_ops.graph import torch_ops as ops
+from ternary_ops.graph.nodes import arguments_of, operator_of
+from ternary_ops.graph.torch_ops import TorchOp
+
 Made = tuple[fx.Node, nn.Module]  # the input and the layer
-_PRODUCTS = (operator.matmul, torch.matmul, torch.mm, "matmul", "mm")
+Known = dict[fx.Node, Tensor]  # values of parameters, and of functions of one of them
 
 
 def name_layers_(traced: fx.GraphModule) -> None:
@@ -27,7 +28,9 @@ def name_layers_(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if node in known or node.op not in ("call_function", "call_method"):
             continue
-        made = next((m for make in _MAKERS if (m := make(node, known)) is not None), None)
+        op = operator_of(node)
+        make = None if op is None else _MAKERS.get(op)
+        made = None if op is None or make is None else make(node, op, known)
         if made is None:
             continue
         x, layer = made
@@ -42,15 +45,15 @@ def name_layers_(traced: fx.GraphModule) -> None:
     traced.recompile()
 
 
-def _constants(traced: fx.GraphModule) -> dict[fx.Node, Tensor]:
+def _constants(traced: fx.GraphModule) -> Known:
     """Values of parameters and buffers, and of functions of one of them."""
-    found: dict[fx.Node, Tensor] = {}
+    found: Known = {}
     for node in traced.graph.nodes:
         if node.op == "get_attr":
             value: Any = traced
             for part in str(node.target).split("."):
                 value = getattr(value, part)
-        elif _turns(node):
+        elif node.op == "call_method" and _turns(node):
             value = found.get(node.args[0])
             if value is not None:
                 value = getattr(value, str(node.target))(*node.args[1:], **node.kwargs)
@@ -66,10 +69,10 @@ def _constants(traced: fx.GraphModule) -> dict[fx.Node, Tensor]:
 def _turns(node: fx.Node) -> bool:
     """A method of one tensor that leaves it as it is: t(), transpose(0, 1), reshape(...)."""
     whole = node.args[:1] == tuple(node.all_input_nodes)
-    return node.op == "call_method" and whole and not str(node.target).endswith("_")
+    return whole and not str(node.target).endswith("_")
 
 
-def _owner(node: fx.Node, known: dict[fx.Node, Tensor]) -> str:
+def _owner(node: fx.Node, known: Known) -> str:
     """The parameter's name, for people."""
     weight = next(n for n in node.all_input_nodes if n in known)
     while weight.op != "get_attr":
@@ -77,12 +80,7 @@ def _owner(node: fx.Node, known: dict[fx.Node, Tensor]) -> str:
     return str(weight.target).replace(".", "_")
 
 
-def _arguments(node: fx.Node, names: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, Any]:
-    given = dict(zip((*names, *defaults), node.args, strict=False)) | dict(node.kwargs)
-    return {**defaults, **given}
-
-
-def _fits(node: fx.Node, x: Any, weight: Any, bias: Any, known: dict[fx.Node, Tensor]) -> bool:
+def _fits(node: fx.Node, x: Any, weight: Any, bias: Any, known: Known) -> bool:
     """Is x traced, are weight and bias (perhaps none) parameters, and is all else constant?"""
     parameters = [weight] if bias is None else [weight, bias]
     traced = isinstance(x, fx.Node) and x not in known
@@ -97,33 +95,29 @@ def _fill(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
     return filled
 
 
-def _conv(node: fx.Node, known: dict[fx.Node, Tensor]) -> Made | None:
-    transposed = node.target in (F.conv_transpose2d, torch.conv_transpose2d)
-    if not transposed and node.target not in (F.conv2d, torch.conv2d):
+def _conv(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
+    at = arguments_of(node, op)
+    if at is None:
         return None
-    options: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0}
-    options |= {"output_padding": 0, "groups": 1} if transposed else {"dilation": 1, "groups": 1}
-    options |= {"dilation": 1} if transposed else {}
-    at = _arguments(node, ("input", "weight"), options)
     x, weight, bias = at.pop("input"), at.pop("weight"), at.pop("bias")
     if not _fits(node, x, weight, bias, known):
         return None
     w = known[weight]
     inner, outer = w.shape[0], w.shape[1] * at["groups"]
-    channels = (inner, outer) if transposed else (outer, inner)
-    kind: Any = nn.ConvTranspose2d if transposed else nn.Conv2d
+    channels = (inner, outer) if op is ops.CONV_TRANSPOSE2D else (outer, inner)
+    kind: Any = op.modules[0]
     layer = kind(*channels, tuple(w.shape[2:]), bias=bias is not None, **at)
     return x, _fill(layer, w, None if bias is None else known[bias])
 
 
-def _linear(node: fx.Node, known: dict[fx.Node, Tensor]) -> Made | None:
+def _linear(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
     bias: Any = None
-    if node.target is F.linear:
-        at = _arguments(node, ("input", "weight"), {"bias": None})
+    at = arguments_of(node, op)
+    if op is ops.LINEAR and at is not None:
         x, weight, bias, turned = at["input"], at["weight"], at["bias"], False
-    elif node.target in _PRODUCTS and len(node.args) == 2 and not node.kwargs:
+    elif op is ops.MATMUL and len(node.args) == 2 and not node.kwargs:
         (x, weight), turned = node.args, True
-    elif node.target in (torch.addmm, "addmm") and len(node.args) == 3 and not node.kwargs:
+    elif op is ops.ADDMM and len(node.args) == 3 and not node.kwargs:
         (bias, x, weight), turned = node.args, True
     else:
         return None
@@ -136,21 +130,22 @@ def _linear(node: fx.Node, known: dict[fx.Node, Tensor]) -> Made | None:
     return x, _fill(nn.Linear(w.shape[1], w.shape[0], b is not None), w, b)
 
 
-def _layer_norm(node: fx.Node, known: dict[fx.Node, Tensor]) -> Made | None:
-    if node.target not in (F.layer_norm, torch.layer_norm):
+def _layer_norm(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
+    at = arguments_of(node, op)
+    if at is None:
         return None
-    options = {"weight": None, "bias": None, "eps": 1e-5}
-    at = _arguments(node, ("input", "normalized_shape"), options)
     x, shape, weight, bias = at["input"], at["normalized_shape"], at["weight"], at["bias"]
-    extra = set(at) != {"input", "normalized_shape", *options}
-    if extra or not _fits(node, x, weight, bias, known):
+    if not _fits(node, x, weight, bias, known):
         return None
     layer = nn.LayerNorm(tuple(shape), at["eps"], bias=bias is not None)
     return x, _fill(layer, known[weight], None if bias is None else known[bias])
 
 
-_MAKERS: tuple[Callable[[fx.Node, dict[fx.Node, Tensor]], Made | None], ...] = (
-    _conv,
-    _linear,
-    _layer_norm,
-)
+_MAKERS: dict[TorchOp, Callable[[fx.Node, TorchOp, Known], Made | None]] = {
+    ops.CONV2D: _conv,
+    ops.CONV_TRANSPOSE2D: _conv,
+    ops.LINEAR: _linear,
+    ops.MATMUL: _linear,
+    ops.ADDMM: _linear,
+    ops.LAYER_NORM: _layer_norm,
+}

@@ -41,6 +41,7 @@ def drop_unused_sizes(graph: fx.Graph) -> None:
     """Remove sizes, and comparisons of them, that nothing reads: they are no users of a value."""
     compared = (operator.eq, operator.ne, operator.getitem)
     for node in reversed(list(graph.nodes)):
-        sized = _is_shape(node) or _is_channels(node) or node.target in compared
-        if sized and not node.users:
+        if node.users:
+            continue
+        if _is_shape(node) or _is_channels(node) or node.target in compared:
             graph.erase_node(node)

@@ -18,8 +18,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.batches import samples
+from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.signature import signature_of
-from ternary_ops.graph.trace import OutsideTree, TraceFailed, module_of, trace
+from ternary_ops.graph.trace import OutsideTree, TraceFailed, trace
 
 _log = logging.getLogger(__name__)
 _DEPTH = 3  # of lists in lists that are looked through for a module

@@ -240,6 +240,19 @@ def layer_norm(e: NodeExport) -> str:
     return out.add("Transpose", made, perm=[0, 3, 1, 2]) if image else made
 
 
+@writes("group_norm")
+def group_norm(e: NodeExport) -> str:
+    """Groups as the channels of an InstanceNormalization: GroupNormalization came with opset 21."""
+    w, out, groups = e.node.weight, e.out, e.node.at["groups"]
+    ones = out.constant(np.ones(groups), np.float32)
+    zeros = out.constant(np.zeros(groups), np.float32)
+    rows = out.add("Reshape", e.x[0], out.ends([0, groups, -1]))
+    normal = out.add("InstanceNormalization", rows, ones, zeros, epsilon=e.node.at["eps"])
+    image = out.add("Reshape", normal, out.add("Shape", e.x[0]))
+    made = out.add("Mul", image, out.channels(w.array.ravel(), 4))
+    return made if w.bias is None else out.add("Add", made, out.channels(w.bias, 4))
+
+
 @writes("softmax")
 def softmax(e: NodeExport) -> str:
     """Over the channels."""

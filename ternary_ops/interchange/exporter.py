@@ -10,7 +10,7 @@ from typing import Any
 from ternary_ops._atomic import replace_file
 from ternary_ops._version import __version__
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
-from ternary_ops.interchange import export_layers, export_ops
+from ternary_ops.interchange import export_layers, export_ops  # noqa: F401 - register writers
 from ternary_ops.interchange.export_node import WRITERS, NodeExport
 from ternary_ops.interchange.graph_builder import FLOAT, OPSET, GraphBuilder
 from ternary_ops.interchange.onnx_package import Refused
@@ -19,8 +19,6 @@ from ternary_ops.runtime import Program
 
 FORMS = ("exact", "qdq")
 _DO = "Save the program file instead, or leave this operator out of the network."
-# Importing export_layers and export_ops registers who writes what.
-__all__ = ["FORMS", "export_layers", "export_ops", "save_onnx"]
 
 
 def save_onnx(program: Program, path: str | os.PathLike[str], form: str = "exact") -> None:
@@ -44,7 +42,8 @@ def save_onnx(program: Program, path: str | os.PathLike[str], form: str = "exact
 
 def _model(graph: Graph, exact: bool) -> Any:
     """The checked ModelProto; raises UnsupportedModel that names every node ONNX cannot express."""
-    out, failed, names = GraphBuilder(), [], []
+    names: list[str] = []
+    out, failed = GraphBuilder(), []
     for number, node in enumerate(graph.nodes):
         try:
             inputs = tuple(names[j] for j in node.inputs)

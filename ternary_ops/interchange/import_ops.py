@@ -74,6 +74,12 @@ RULES: dict[str, Rule] = {
         ranks=(2,),
     ),
     "GlobalAveragePool": Rule(layers.global_pool, (1, 22), ranks=(4,)),
+    "GroupNormalization": Rule(
+        layers.group_norm,
+        (21, 21),
+        {"epsilon": ANY, "num_groups": ANY, "stash_type": (1,)},
+        ranks=(4,),
+    ),
     "HardSigmoid": Rule(values.hard_sigmoid, (6, 22), {"alpha": ANY, "beta": ANY}),
     "HardSwish": Rule(values.unary(F.hardswish), (14, 22)),
     "Identity": Rule(import_constants.same, (1, 25), codes="moved"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 import ternary_ops.nn as tnn
-from ternary_ops.graph.trace import fused_chain, is_layer, is_pass, module_of
+from ternary_ops.graph.nodes import fused_chain, is_layer, is_pass, module_of
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.quantize.calibration import keeps_range, read_as_uint8
 from ternary_ops.quantize.convert import quantize_

@@ -183,6 +183,18 @@ def batchnorm(loader: Loader, node: Any, at: Attributes) -> Made:
     return loader.layer(node, layer, loader.value(node, 0), node.input[1], None)
 
 
+def group_norm(loader: Loader, node: Any, at: Attributes) -> Made:
+    """GroupNorm; its scale and bias have a number a channel since opset 21."""
+    scale, bias, groups = loader.tensor(node, 1), loader.tensor(node, 2), int(at["num_groups"])
+    if scale.ndim != 1 or scale.shape != bias.shape or groups < 1 or len(scale) % groups:
+        got = f"{list(scale.shape)}, {list(bias.shape)} and num_groups = {groups}"
+        raise Refused("two vectors of channels that split into groups", got)
+    _check_width(loader, node, 1, len(scale))
+    layer = nn.GroupNorm(groups, len(scale), eps=float(at.get("epsilon", 1e-5)))
+    layer.load_state_dict({"weight": scale, "bias": bias})
+    return loader.layer(node, layer, loader.value(node, 0), node.input[1], None)
+
+
 def max_pool(loader: Loader, node: Any, at: Attributes) -> Made:
     """MaxPool2d."""
     kernel, dilation = _pair(at, "kernel_shape"), _pair(at, "dilations")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States of trainable layers as they were written when masks, codes and phases were integers, and
-NaN in a range meant that it was not set.
+"""States of trainable layers of earlier versions: of commit cf631c5, when masks, codes and phases
+were integers and NaN in a range meant that it was not set, and those with former names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from ternary_ops.nn import _marks
 
 _INTEGERS = ("mask", "codes", "phase_code")
 _RANGES = ("input_range", "output_range")
+_RENAMED = {"poles": "ttq_scales"}
+
+
+def rename(state: dict[str, Any], prefix: str) -> None:
+    """Give what had another name its name of today, in the same order."""
+    new = {prefix + old: prefix + name for old, name in _RENAMED.items()}
+    if not new.keys().isdisjoint(state):
+        items = [(new.get(key, key), value) for key, value in state.items()]
+        state.clear()
+        state.update(items)
 
 
 def take_old(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor] | None:

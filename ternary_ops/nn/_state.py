@@ -24,7 +24,7 @@ from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape, need
 from ternary_ops.nn import _marks
 from ternary_ops.nn._integers import versions
 from ternary_ops.nn._marks import OFFSET, PHASES, set_base
-from ternary_ops.nn._old_state import renewed, take_old
+from ternary_ops.nn._old_state import rename, renewed, take_old
 from ternary_ops.nn._views import StateView
 from ternary_ops.nn.config import TernaryConfig
 
@@ -262,6 +262,7 @@ class LayerState(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        rename(state_dict, prefix)
         old = take_old(state_dict, prefix)
         if old is not None:
             new = renewed(old, self.config.weights)
@@ -271,6 +272,7 @@ class LayerState(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        rename(cast(dict[str, Any], self._parameters), "")
         held = cast(dict[str, Tensor], self._buffers | self._parameters)
         old = take_old(held, "")
         if old is None:

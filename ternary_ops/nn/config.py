@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -12,7 +12,7 @@ from ternary_ops.nn.patterns import get_pattern
 from ternary_ops.nn.ternarize import get_ternarizer
 
 WEIGHTS = ("ternary", "int8", "float")
-SCOPES = ("global", "layer")
+SCOPES = ["global", "layer"]  # prune.register_allocation adds to them
 ACTIVATIONS = ("uint8", "uint11", "float32", "float16", "bfloat16")
 
 
@@ -25,7 +25,8 @@ class TernaryConfig:
     zeros        share of units a Pruner empties, 0 <= zeros < 1; None means 0.9 for ternary
                  weights and 0, dense, for 8-bit ones
     pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"
-    scope        "global": zeros counted over all layers of equal pattern and zeros; or "layer"
+    scope        how zeros are spread: "global", counted over all layers of equal pattern and zeros;
+                 "layer", each alone; or another name of prune.ALLOCATIONS
     activations  "uint8": the input is quantized to its `input_range`; "uint11", for 8-bit weights
                  of a convolution without groups: in steps an eighth as large, for layers where
                  rounding costs most, at twice the work; a float type: weight-only
@@ -87,7 +88,7 @@ class TernaryConfig:
         return cls(**values)
 
 
-def _choice(field: str, value: object, allowed: tuple[str, ...]) -> None:
+def _choice(field: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         names = ", ".join(repr(a) for a in allowed)
         raise BadConfig(need(f"TernaryConfig.{field} as one of {names}", repr(value), "Pick one."))

@@ -37,7 +37,7 @@ class Ternarizer:
     """The rules behind one name: codes, scale, and the mode of the straight-through estimator.
 
     learned: while it trains, the layer multiplies codes by two learned numbers, one for +1 and one
-    for -1 (TernaryLayer.poles), in place of the scale.
+    for -1 (TernaryLayer.ttq_scales), in place of the scale.
     """
 
     codes: CodesRule
@@ -251,34 +251,34 @@ class StraightThrough(torch.autograd.Function):
         return grad.to(weight.dtype), None, None, None, None
 
 
-class LearnedPoles(torch.autograd.Function):
-    """+1 becomes poles[0], -1 becomes -poles[1]: the weights of Trained Ternary Quantization.
+class LearnedScales(torch.autograd.Function):
+    """The weights of Trained Ternary Quantization: W_p where the code is +1, -W_n where it is -1.
 
-    Gradients after Zhu et al. 2016 (arXiv 1612.01064; their formulas from memory, a
-    reconstruction): each pole sums the gradient of the weights it stands for, with the sign it
-    enters with; a latent weight gets its own times poles[0], 1 or poles[1] where the code is +1, 0
-    or -1.
+    scales [2] holds W_p and W_n. Gradients after Zhu et al. 2016 (arXiv 1612.01064; their formulas
+    from memory, a reconstruction): that of W_p is the sum of the gradients of its weights, that of
+    W_n the negative sum of its own; a latent weight gets its gradient times W_p, 1 or W_n where the
+    code is +1, 0 or -1.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, codes: Tensor, poles: Tensor) -> Tensor:
-        """The weights, in the dtype of the poles."""
-        ctx.save_for_backward(codes, poles)
+    def forward(ctx: Any, weight: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        """The weights, in the dtype of the scales."""
+        ctx.save_for_backward(codes, scales)
         ctx.dtype = weight.dtype
-        return torch.where(codes > 0, poles[0], torch.where(codes < 0, -poles[1], 0.0))
+        return torch.where(codes > 0, scales[0], torch.where(codes < 0, -scales[1], 0.0))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """For the weight, none for the codes, and for the poles."""
-        codes, poles = ctx.saved_tensors
+        """Gradients of the weight and of the scales; the codes have none."""
+        codes, scales = ctx.saved_tensors
         positive, negative = codes > 0, codes < 0
-        by_weight = grad * torch.where(positive, poles[0], torch.where(negative, poles[1], 1.0))
-        by_poles = torch.stack([(grad * positive).sum(), -(grad * negative).sum()])
-        return by_weight.to(ctx.dtype), None, by_poles
+        by_weight = grad * torch.where(positive, scales[0], torch.where(negative, scales[1], 1.0))
+        by_scales = torch.stack([(grad * positive).sum(), -(grad * negative).sum()])
+        return by_weight.to(ctx.dtype), None, by_scales
 
 
-def mean_poles(weight: Tensor, codes: Tensor) -> Tensor:
+def mean_ttq_scales(weight: Tensor, codes: Tensor) -> Tensor:
     """Mean of |W| where codes are +1, and where -1, float32 [2]; 1 where there are none."""
     sides = [codes > 0, codes < 0]
     sums = [
@@ -288,11 +288,11 @@ def mean_poles(weight: Tensor, codes: Tensor) -> Tensor:
     return torch.where(present, torch.stack(sums), 1.0).float()
 
 
-def pole_scale(codes: Tensor, poles: Tensor) -> Tensor:
-    """The one scale per filter, float32 [O], nearest in least squares to what the poles make."""
+def ttq_scale_per_filter(codes: Tensor, scales: Tensor) -> Tensor:
+    """One scale per filter, float32 [O]: the least squares fit to the weights of W_p and W_n."""
     flat = codes.flatten(1)
     ups, downs = (flat > 0).sum(1).double(), (flat < 0).sum(1).double()
-    total = ups * poles[0].double() + downs * poles[1].double()
+    total = ups * scales[0].double() + downs * scales[1].double()
     return torch.where(ups + downs > 0, total / (ups + downs).clamp_min(1), 1.0).float()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops import reference
+from ternary_ops._moved import renamed
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedShape, need
 from ternary_ops.layout.codes import FINE_PARTS
 from ternary_ops.nn import fake_quant
@@ -20,14 +21,14 @@ from ternary_ops.nn._state import LayerState
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.ternarize import (
     INT8,
-    LearnedPoles,
+    LearnedScales,
     StraightThrough,
     Ternarizer,
     get_ternarizer,
     lsq_scale,
-    mean_poles,
+    mean_ttq_scales,
     per_filter,
-    pole_scale,
+    ttq_scale_per_filter,
 )
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class TernaryLayer(LayerState, ABC):
 
     weight        latent, torch layout [O, I, ...]
     bias          [O] or None
-    poles         float32 [2] with a ternarizer whose scales are learned ("ttq"), else None: what
-                  +1 and -1 stand for while the layer trains
+    ttq_scales    float32 [2] with a ternarizer whose scales are learned ("ttq"), else None: W_p
+                  and W_n; while the layer trains, code +1 stands for W_p and -1 for -W_n
     input_range   float32 [2], lo and hi of the quantized input; NaN: not set, it stays float.
                   Learned, through `input_shift`, where activations are "uint8"
     mask          bool, weight's shape; False where pruned
@@ -52,22 +53,28 @@ class TernaryLayer(LayerState, ABC):
     codes         int8, weight's shape; fixed once frozen
     calls         how often calibrate saw the layer run, None before; not part of the state
     pruning       how far its Pruner is, None without one; not part of the state either
+    dense_gradient  whether pruned weights get a gradient in phase "float" too; a Pruner that lets
+                  them grow sets it; not part of the state
 
     Phases: "float" real masked weights; "ternary" integer weights with a straight-through gradient;
-    "frozen" fixed codes, whose scale goes on learning through the latent weight. With activations
-    "uint8" the forward is float32 whatever the input's dtype, and equals the native kernels bit for
-    bit once the range is set and the phase is not "float"; with "uint11" too, while it does not
-    train. Not so with poles: packed and compiled, such a layer has one scale per filter, fitted to
-    them. Under autocast, training of real inputs multiplies in autocast's dtype, as the torch twin
-    does, until the phase is "frozen". The last four are derived from buffers that averages of
-    networks leave legible: see LayerState.
+    "frozen" fixed codes, whose scale goes on learning through the latent weight.
+
+    With activations "uint8" the forward is float32 whatever the input's dtype, and equals the
+    native kernels bit for bit once the range is set and the phase is not "float"; with "uint11"
+    too, while it does not train. Not so with TTQ scales: packed and compiled, such a layer has one
+    scale per filter, fitted to them. Under autocast, training on real inputs multiplies in
+    autocast's dtype, as the torch twin does, until the phase is "frozen".
+
+    Phase, mask, codes and ranges are derived from buffers from which averages of networks can be
+    read too: see LayerState.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    poles: nn.Parameter | None
+    ttq_scales: nn.Parameter | None
     calls: int | None = None
     pruning: Progress | None = None
+    dense_gradient: bool = False
 
     def _adopt(self, weight: Tensor, bias: Tensor | None, config: TernaryConfig) -> None:
         """Take over a float layer's parameters: the same objects, so that optimizers keep them."""
@@ -91,19 +98,19 @@ class TernaryLayer(LayerState, ABC):
         self.register_parameter("weight", cast(nn.Parameter, weight))
         self.register_parameter("bias", cast("nn.Parameter | None", bias))
         self._new_state(weight, config.activations == "uint8")
-        self.register_parameter("poles", None)
+        self.register_parameter("ttq_scales", None)
         if self.ternarizer.learned:
-            self.poles = nn.Parameter(torch.ones(2, device=weight.device))
+            self.ttq_scales = nn.Parameter(torch.ones(2, device=weight.device))
             if not weight.is_meta:
-                self.reset_poles()
+                self.reset_ttq_scales()
 
     @torch.no_grad()
-    def reset_poles(self) -> None:
-        """Set the poles, if there are any, to the mean |weight| of what each stands for now."""
-        if self.poles is not None:
+    def reset_ttq_scales(self) -> None:
+        """Set W_p and W_n, if there are any, to the mean |weight| of codes +1 and of codes -1."""
+        if self.ttq_scales is not None:
             weight = self.weight.float()
             codes = self.ternarizer.codes(weight, self.kept(), self.config.pattern)
-            self.poles.copy_(mean_poles(weight, codes))
+            self.ttq_scales.copy_(mean_ttq_scales(weight, codes))
 
     @property
     def ternarizer(self) -> Ternarizer:
@@ -128,7 +135,8 @@ class TernaryLayer(LayerState, ABC):
             codes = self._fixed_codes()
             return codes.to(torch.int8), self._frozen_scale(codes).detach()
         codes, scale = self.ternarizer(self.weight, self.kept(), self.config.pattern)
-        return codes, scale if self.poles is None else pole_scale(codes, self.poles.detach())
+        learned = self.ttq_scales
+        return codes, scale if learned is None else ttq_scale_per_filter(codes, learned.detach())
 
     def ternary(self) -> tuple[Tensor, Tensor]:
         """Codes in {-1, 0, 1} int8 and scale float32 [O]; BadConfig for an int8 layer."""
@@ -141,10 +149,15 @@ class TernaryLayer(LayerState, ABC):
         return self.integer_weight()
 
     @torch.no_grad()
-    def image(self) -> Tensor:
-        """What the integers stand for, scale * codes, of weight's shape and dtype."""
+    def dequantized_weight(self) -> Tensor:
+        """scale * codes, of weight's shape and dtype."""
         codes, scale = self.integer_weight()
         return (codes * per_filter(scale, codes)).to(self.weight.dtype)
+
+    image = renamed("dequantized_weight")
+    poles = renamed("ttq_scales")
+    reset_poles = renamed("reset_ttq_scales")
+    settle = renamed("fold_scales")
 
     def input_params(self) -> tuple[np.float32, int] | None:
         """Scale and zero point of the quantized input; None while the range is unset or unused."""
@@ -156,7 +169,11 @@ class TernaryLayer(LayerState, ABC):
 
     def _float_weight(self) -> nn.Parameter:
         """What this layer computes with, as a float parameter of the latent weight's dtype."""
-        value = self.weight.detach() * self.kept() if self.phase == "float" else self.image()
+        value = (
+            self.weight.detach() * self.kept()
+            if self.phase == "float"
+            else self.dequantized_weight()
+        )
         return nn.Parameter(value)
 
     def _float_bias(self) -> nn.Parameter | None:
@@ -202,11 +219,9 @@ class TernaryLayer(LayerState, ABC):
     def _training_weight(self) -> tuple[Tensor, Tensor | None]:
         """What enters the accumulation, and the scale that follows it (None for real weights)."""
         if self._phase == "float":
-            real = self.weight * self.kept()
-            # DistributedDataParallel waits for a gradient of every parameter.
-            return (real if self.poles is None else real + 0.0 * self.poles.sum()), None
-        if self.poles is not None:
-            return self._with_poles(self.poles), None
+            return self._real_weight(), None
+        if self.ttq_scales is not None:
+            return self._with_ttq_scales(self.ttq_scales), None
         if self._phase == "frozen":
             codes = self._fixed_codes()
             return codes, self._frozen_scale(codes)
@@ -218,37 +233,48 @@ class TernaryLayer(LayerState, ABC):
         )
         return made, scale
 
-    def _with_poles(self, poles: Tensor) -> Tensor:
+    def _real_weight(self) -> Tensor:
+        """The masked weight of phase "float", differentiable."""
+        kept = self.kept()
+        real = self.weight * kept
+        if self.dense_gradient:  # adds zeros, whose gradient reaches the pruned weights
+            real = real + (self.weight - self.weight.detach()) * ~kept
+        # DistributedDataParallel waits for a gradient of every parameter.
+        return real if self.ttq_scales is None else real + 0.0 * self.ttq_scales.sum()
+
+    def _with_ttq_scales(self, scales: Tensor) -> Tensor:
         if self._phase == "frozen":
             codes = self._fixed_codes()
         else:
             codes = self.ternarizer(self.weight, self.kept(), self.config.pattern)[0]
-        made: Tensor = LearnedPoles.apply(  # type: ignore[no-untyped-call]
-            self.weight, codes, poles
+        made: Tensor = LearnedScales.apply(  # type: ignore[no-untyped-call]
+            self.weight, codes, scales
         )
         return made
 
-    def settle(self) -> float:
-        """Give up the poles for one scale per filter, in place, phase "frozen".
+    def fold_scales(self) -> float:
+        """Replace W_p and W_n by one scale per filter, in place; the phase becomes "frozen".
 
-        Returns |W' - W| / |W| of the weights that the layer computes with; 0.0 without poles, and
-        nothing changes.
+        Returns |W' - W| / |W| of the weights that the layer computes with; 0.0 without TTQ scales,
+        and nothing changes.
         """
-        if self.poles is None:
+        if self.ttq_scales is None:
             return 0.0
         with torch.no_grad():
             codes, scale = self.integer_weight()
-            before = LearnedPoles.apply(self.weight, codes, self.poles)  # type: ignore[no-untyped-call]
+            before = LearnedScales.apply(  # type: ignore[no-untyped-call]
+                self.weight, codes, self.ttq_scales
+            )
             after = codes * per_filter(scale, codes)
             self.weight.copy_(after)
-            self.register_parameter("poles", None)
+            self.register_parameter("ttq_scales", None)
             self.config = replace(self.config, ternarizer="ptq")
             self._write("frozen", self.kept(), codes)
             return float((after - before).norm() / before.norm().clamp_min(1e-30))
 
     def _frozen_scale(self, codes: Tensor) -> Tensor:
-        if self.poles is not None:
-            return pole_scale(codes, self.poles)
+        if self.ttq_scales is not None:
+            return ttq_scale_per_filter(codes, self.ttq_scales)
         rule = self.ternarizer.scale if self.config.weights == "ternary" else lsq_scale
         return rule(self.weight.float(), self.kept(), codes)
 

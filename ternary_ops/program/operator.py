@@ -85,6 +85,8 @@ class Operator(ABC):
     per_pixel: ClassVar[bool] = False
     # The result holds all numbers of its input (a crop aside) at other places.
     rearranges: ClassVar[bool] = False
+    # A number of the result lies between those of its input.
+    averages: ClassVar[bool] = False
     # It takes values of eleven bits as its first input.
     reads_fine: ClassVar[bool] = False
 

@@ -1,17 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruning while training: schedules, units of a pattern, and the Pruner that applies them."""
+"""Pruning while training: the Pruner, and its strategies, each kind with a registry of its own:
+criteria (scores), growth, schedules and allocation over layers.
+"""
 
-from ternary_ops.prune.pruner import Pruner, SummaryRow
+from ternary_ops.prune.allocation import ALLOCATIONS, register_allocation
+from ternary_ops.prune.growth import GROWTHS, SET, Growth, RigL, register_growth
+from ternary_ops.prune.pruner import Pruner
+from ternary_ops.prune.ranking import SummaryRow
 from ternary_ops.prune.reconstruct import reconstruct_
-from ternary_ops.prune.schedules import SCHEDULES, Schedule, get_schedule, iterative, one_cycle
+from ternary_ops.prune.schedules import (
+    SCHEDULES,
+    Schedule,
+    get_schedule,
+    iterative,
+    one_cycle,
+    register_schedule,
+)
+from ternary_ops.prune.scores import CRITERIA, Score, register_criterion
 
 __all__ = [
+    "ALLOCATIONS",
+    "CRITERIA",
+    "GROWTHS",
     "SCHEDULES",
+    "SET",
+    "Growth",
     "Pruner",
+    "RigL",
     "Schedule",
+    "Score",
     "SummaryRow",
     "get_schedule",
     "iterative",
     "one_cycle",
     "reconstruct_",
+    "register_allocation",
+    "register_criterion",
+    "register_growth",
+    "register_schedule",
 ]

@@ -1,42 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruner: raises the share of zeros step by step, and leads ternary layers through their phases."""
+"""Pruner: updates pruning masks during training and moves quantized layers through their phases."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from weakref import ref
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ternary_ops.errors import (
-    BadConfig,
-    BadWeights,
-    FormatError,
-    UnsupportedModel,
-    check_type,
-    need,
-)
-from ternary_ops.graph.wrappers import plain_name, unwrap
+from ternary_ops._moved import renamed_arguments
+from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, check_type, need
+from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
+from ternary_ops.prune.allocation import make_groups
+from ternary_ops.prune.growth import Growth, get_growth
+from ternary_ops.prune.phases import Phases
+from ternary_ops.prune.ranking import Regrowth, SummaryRow, summary
 from ternary_ops.prune.schedules import Schedule, get_schedule
-from ternary_ops.prune.scores import Criterion
-from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized, make_groups
+from ternary_ops.prune.scores import get_criterion
+from ternary_ops.prune.state import check_state, plain_names, pruned_bits, restore_bits
+from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized
 
 _log = logging.getLogger(__name__)
-# A ranking can cost as much as a small network's whole step; 200 of them follow a curve closely.
-_UPDATES = 200
-
-
-class SummaryRow(NamedTuple):
-    """One pruned weight: its layer, the share of zero units asked for, and the share it has now."""
-
-    name: str
-    target: float
-    measured: float
 
 
 class Pruner:
@@ -46,9 +34,10 @@ class Pruner:
     and on 8-bit layers whose config asks for zeros. For a plain float model they come from the
     arguments, and the masks stay in the Pruner.
 
-    Under scope "global", layers of equal pattern and equal zeros are ranked together and counted
-    as one total; under "layer" each is counted alone. The final count is round(zeros * units),
-    exactly (one less where that would empty a layer).
+    Scope says how zeros are spread over layers (prune.allocation). Under "global", layers of equal
+    pattern and equal zeros are ranked together and counted as one total; under "layer" each is
+    counted alone. The final count is round(zeros * units), exactly (one less where that would empty
+    a layer).
 
     Phases of quantized layers, in steps done out of total_steps: real-valued until `ternary_at`,
     straight-through ternary until `freeze_at`, then frozen: masks and codes stay. The zeros reach
@@ -60,6 +49,9 @@ class Pruner:
     kept here, by which it is ranked and to which the optimizer's change is added at every step.
     The weight in the model is 0.0 all the same; its optimizer state goes on; weight decay does not
     reach its latent value. Quantized layers pass no gradient to pruned weights in phase "float".
+    growth: dynamic sparse training (prune.growth). Pruned weights are 0.0 as with nested=True, but
+    at each update some units are dropped and as many come back; the count stays exact. With
+    schedule="constant" training is sparse from the first step on.
 
     At the freeze a warning names weights that never had a gradient: their layers do not run. Until
     then compile and pack_ refuse the quantized layers (`allow_unfinished`).
@@ -67,6 +59,7 @@ class Pruner:
     Masks depend on the weights alone, so the ranks of a DistributedDataParallel run agree on them.
     """
 
+    @renamed_arguments(pull="quantized_decay")
     def __init__(
         self,
         model: nn.Module,
@@ -86,8 +79,9 @@ class Pruner:
         min_nnz: int | None = None,
         normalize: bool = False,
         criterion: str = "magnitude",
-        pull: float = 0.0,
+        quantized_decay: float = 0.0,
         skip: str | Sequence[str] = (),
+        growth: str | Growth | None = None,
     ) -> None:
         """Plan the pruning; no weight changes before the first step().
 
@@ -96,79 +90,67 @@ class Pruner:
         every: steps between updates of the masks (default: so that there are at most 200).
         min_nnz: units that survive in every filter (default: 1 in depthwise layers, else 0).
         normalize: rank by scores relative to their layer's mean instead of plain ones.
-        criterion: "magnitude", "movement", "taylor", "wanda" or "random", see prune.criteria; under
-            "magnitude" and "wanda" pruned weights that may come back count with latent values.
-        pull: lambda_q of PTQ's discrepancy-reducing decay, a reconstruction: after each optimizer
-            step, latent weights w of ternary layers move by lr * lambda * (scale * code - w), where
-            lambda grows linearly from 0 to `pull` at freeze_at. Needs the optimizer.
+        criterion: "magnitude", "movement", "taylor", "wanda", "random" or one of your own, see
+            prune.scores; under "magnitude" and "wanda" pruned weights that may come back count with
+            latent values.
+        quantized_decay: lambda_q of PTQ's discrepancy-reducing decay, a reconstruction: after each
+            optimizer step, latent weights w of ternary layers decay towards their quantized values,
+            by lr * lambda * (scale * code - w), where lambda grows linearly from 0 to
+            `quantized_decay` at freeze_at. Needs the optimizer.
         skip: globs of layers to leave out.
+        growth: "set", "rigl", or a prune.Growth with other options. Needs the optimizer.
 
         Raises BadConfig on a bad argument, UnsupportedModel when the model or the optimizer does
         not fit.
         """
         self.schedule = get_schedule(schedule)
-        self.total_steps = _check_count("total_steps", total_steps)
-        if min_nnz is not None and min_nnz < 0:
-            raise BadConfig(need("min_nnz needs a count >= 0", min_nnz, "0 lets filters be empty."))
-        if nested and self.schedule.last != 1.0:
-            raise BadConfig(
-                need(
-                    f"schedule {self.schedule.name!r} gives pruned weights back: nested=False",
-                    "nested=True",
-                    "Pass nested=False, or a schedule that ends at its target.",
-                )
-            )
-        times = {"ternary_at": ternary_at, "freeze_at": freeze_at, "start": start, "end": end}
-        for name, value in {**times, "pull": pull}.items():
-            if value is not None:
-                check_type(name, value, (int, float), "Pass a share of total_steps.")
-        if optimizer is not None:
-            do = "Pass the optimizer itself, made after quantize_."
-            check_type("optimizer", optimizer, torch.optim.Optimizer, do)
-        _check_times(ternary_at, freeze_at, self.schedule.start if start is None else start, end)
-        if not pull >= 0.0 or (pull and optimizer is None):
-            got = f"pull={pull}, optimizer={'None' if optimizer is None else 'given'}"
-            raise BadConfig(need("pull needs a factor >= 0 and an optimizer", got, "Pass both."))
+        first = self.schedule.start
+        self.phases = Phases(total_steps, ternary_at, freeze_at, start, end, every, first)
+        self.growth = get_growth(growth)
+        self._check_options(nested, min_nnz, quantized_decay, optimizer)
         self.optimizer = optimizer
-        self.criterion = Criterion(criterion, optimizer)
-        self.pull = pull
+        self.criterion = get_criterion(criterion, optimizer)
+        self._criterion_name = criterion
+        self.quantized_decay = quantized_decay
         self.nested = nested
         self.normalize = normalize
-        self._start = start
-        self._freeze_step = max(1, round(freeze_at * self.total_steps))
-        self._ternary_step = min(round(ternary_at * self.total_steps), self._freeze_step)
-        end_step = self._freeze_step if end is None else max(1, round(end * self.total_steps))
-        self._end_step = min(end_step, self._freeze_step)
-        default_every = -(-self._end_step // _UPDATES)
-        self.every = default_every if every is None else _check_count("every", every)
         model = unwrap(model)
         self._targets = find_targets(model, zeros, pattern, scope, skip, min_nnz)
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
         self._learning: set[str] = set()  # weights that ever had a gradient
-        self._progress = Progress(0, self._freeze_step, self.total_steps)
+        self._gradients: dict[str, Tensor] = {}  # for growth, of the step that updates masks
+        self._progress = Progress(0, self.phases.freeze, self.phases.total)
         self._check_optimizer()
         for target in self._targets:
             self.criterion.watch(target.name, target.owners)
         if optimizer is not None:
             optimizer.register_step_pre_hook(_Guard(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
-        self._set_phases([layer for layer in self._layers if layer.phase != "frozen"])
+        self._prepare([layer for layer in self._layers if layer.phase != "frozen"])
         for layer in self._layers:
             layer.pruning = self._progress
 
     @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.phases.total
+
+    @property
+    def every(self) -> int:
+        """Steps between updates of the masks."""
+        return self.phases.every
+
+    @property
     def progress(self) -> float:
         """Share of the steps done."""
-        return self._step / self.total_steps
+        return self._step / self.phases.total
 
     @property
     def phase(self) -> str:
         """Now: "float", "ternary" or "frozen". A plain model is never "ternary"."""
-        if self._step >= self._freeze_step:
-            return "frozen"
-        return "ternary" if self._layers and self._step >= self._ternary_step else "float"
+        return self.phases.at(self._step, bool(self._layers))
 
     @property
     def zeros(self) -> float:
@@ -178,10 +160,7 @@ class Pruner:
 
     def summary(self) -> list[SummaryRow]:
         """One row per pruned weight; under scope "global" the target is that of its group."""
-        return [
-            SummaryRow(target.name, target.zeros, target.empty_units() / target.units)
-            for target in self._targets
-        ]
+        return summary(self._targets, self._groups)
 
     @torch.no_grad()
     def step(self, skipped: bool = False) -> None:
@@ -190,24 +169,22 @@ class Pruner:
         skipped: GradScaler skipped the optimizer's step; the masks are applied, nothing advances.
         Beyond total_steps the masks are applied and nothing else happens.
         """
-        advance = not skipped and self._step < self.total_steps
+        advance = not skipped and self._step < self.phases.total
         before = self.phase
-        regrow = not self.nested and before != "frozen"
+        latent = not self.nested and before != "frozen"
         self._step += advance
         self._progress.step = self._step
-        if advance and self.pull and self.phase != "frozen":
-            self._pull()
-        if regrow:
+        if advance and self.quantized_decay and self.phase != "frozen":
+            self._decay_to_quantized()
+        if latent:
             for target in self._targets:
-                target.absorb()
-        if advance and self._due():
-            share = self.schedule(
-                self.progress, start=self._start, end=self._end_step / self.total_steps
-            )
-            for group in self._groups:
-                group.update(share, self.nested, self.normalize, self.criterion)
+                target.accumulate_latent()
+        if advance and self._updates(self._step):
+            if self._grows(self._step):
+                self._apply_masks()  # what grows now must not keep the optimizer's last step
+            self._update_masks()
         self._apply_masks()
-        if regrow and self.phase == "frozen":
+        if latent and self.phase == "frozen":
             for target in self._targets:
                 target.latent = None
         if before != "frozen" and self.phase == "frozen" and self._learning:
@@ -216,9 +193,9 @@ class Pruner:
                 _log.warning("pruned, but never run in training: %s", ", ".join(idle))
         if before == "float" and self.phase == "ternary":
             for layer in self._layers:
-                layer.reset_poles()
+                layer.reset_ttq_scales()
         if advance:
-            self._set_phases(self._layers)
+            self._prepare(self._layers)
 
     @torch.no_grad()
     def mask_(self, copied: nn.Module) -> None:
@@ -243,13 +220,11 @@ class Pruner:
             weight.masked_fill_(~target.mask.to(weight.device), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, the pruned units (one bit each) and, with regrowth, the latent weights."""
+        """The step, the pruned units (one bit each) and, with nested=False, the latent weights."""
         return {
             "step": self._step,
             "plan": self._plan(),
-            "pruned": [
-                torch.from_numpy(np.packbits(group.pruned.cpu().numpy())) for group in self._groups
-            ],
+            "pruned": [pruned_bits(group) for group in self._groups],
             "latent": {t.name: t.latent.clone() for t in self._targets if t.latent is not None},
             "scores": self.criterion.state(),
         }
@@ -260,24 +235,23 @@ class Pruner:
 
         FormatError, with nothing changed, when the state is of another model or other arguments.
         """
-        state = _plain_names(state)
-        self._check_state(state)
+        state = plain_names(state)
+        check_state(state, self._plan(), self._groups)
         self._step = self._progress.step = int(state["step"])
         for group, packed in zip(self._groups, state["pruned"], strict=True):
-            bits = np.unpackbits(packed.cpu().numpy(), count=group.total).astype(bool)
-            group.set_pruned(torch.from_numpy(bits).to(group.pruned.device))
-            group.share_masks()
+            restore_bits(group, packed)
         for target in self._targets:
             latent = state["latent"].get(target.name)
             target.latent = None if latent is None else latent.to(target.weight).clone()
         self.criterion.restore(state["scores"])
-        self._set_phases(self._layers)
+        self._prepare(self._layers)
 
     def before_step(self) -> None:
-        """What the hook on the optimizer calls: gradients are checked and, if scored, seen.
+        """Check gradients and let the criterion and growth read them: the optimizer's hook.
 
         Raises BadWeights for a gradient that is not finite, before any weight has changed.
         """
+        grows = self._grows(self._step + 1)
         for target in self._targets:
             grad = target.weight.grad
             if grad is not None:
@@ -290,25 +264,45 @@ class Pruner:
                         "No weight has changed. Lower the learning rate or clip gradients.",
                     )
                 )
-            if self._step < self._end_step:
+            if self._step < self.phases.end or self.growth is not None:
                 self.criterion.observe(target.name, target.weight)
+            if grows and grad is not None:
+                self._gradients[target.name] = grad.detach().clone()
 
-    def _pull(self) -> None:
-        """Latent weights of ternary layers move towards their ternary image."""
+    def _updates(self, step: int) -> bool:
+        first = self.growth is not None and step == 1  # sparse from the start
+        return first or self.phases.updates(step)
+
+    def _grows(self, step: int) -> bool:
+        """Whether the update at this step, if it is one, lets units come back."""
+        if self.growth is None or step >= self.phases.freeze or not self._updates(step):
+            return False
+        return self.growth.fraction_at(step / self.phases.total) > 0
+
+    def _update_masks(self) -> None:
+        end = self.phases.end / self.phases.total
+        share = self.schedule(self.progress, start=self.phases.start, end=end)
+        regrowth = None
+        if self.growth is not None:
+            fraction = self.growth.fraction_at(self.progress) if self._grows(self._step) else 0.0
+            regrowth = Regrowth(self.growth, fraction, self._step, self._gradients)
+        options = {"nested": self.nested, "normalize": self.normalize}
+        for group in self._groups:
+            group.update(share, self.criterion, regrowth=regrowth, **options)
+        self._gradients.clear()
+
+    def _decay_to_quantized(self) -> None:
+        """Move latent weights of ternary layers towards their quantized values."""
         rates = {
             id(p): float(group["lr"])
             for group in cast(torch.optim.Optimizer, self.optimizer).param_groups
             for p in group["params"]
         }
-        factor = self.pull * min(1.0, self._step / self._freeze_step)
+        factor = self.quantized_decay * min(1.0, self._step / self.phases.freeze)
         for target in self._targets:
             layer = target.owners[0]
             if is_quantized(layer) and layer.config.weights == "ternary":
-                target.weight.lerp_(layer.image(), rates[id(target.weight)] * factor)
-
-    def _due(self) -> bool:
-        ends = self._step in (self._end_step, self._freeze_step)
-        return ends or (self._step < self._freeze_step and self._step % self.every == 0)
+                target.weight.lerp_(layer.dequantized_weight(), rates[id(target.weight)] * factor)
 
     def _apply_masks(self) -> None:
         for group in self._groups:
@@ -316,21 +310,27 @@ class Pruner:
                 for target in group.targets:
                     target.apply_mask(self.optimizer)
 
-    def _set_phases(self, layers: Sequence[QuantizedLayer]) -> None:
+    def _prepare(self, layers: Sequence[QuantizedLayer]) -> None:
+        """Set layers to what the next step needs: the phase, and gradients where units grow."""
+        grows = self._grows(self._step + 1)
         for layer in layers:
+            layer.dense_gradient = grows
             if layer.phase != self.phase:
                 layer.phase = self.phase
 
     def _plan(self) -> dict[str, Any]:
+        """The arguments that a state must share; its keys are those of the first version."""
+        when = self.phases
         return {
             "schedule": self.schedule.name,
-            "total_steps": self.total_steps,
-            "steps": [self._start, self._end_step, self._ternary_step, self._freeze_step],
-            "every": self.every,
+            "total_steps": self.phases.total,
+            "steps": [when.start, when.end, when.ternary, when.freeze],
+            "every": when.every,
             "nested": self.nested,
             "normalize": self.normalize,
-            "criterion": self.criterion.name,
-            "pull": self.pull,
+            "criterion": self._criterion_name,
+            "pull": self.quantized_decay,
+            "growth": None if self.growth is None else repr(self.growth),
             "layers": [
                 [t.name, list(t.weight.shape), t.pattern.name, t.scope, t.zeros, t.min_nnz]
                 for t in self._targets
@@ -351,46 +351,36 @@ class Pruner:
                 )
             )
 
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        here = self._plan()
-        try:
-            there = {key: state["plan"].get(key) for key in here}
-            bits = [packed.numel() for packed in state["pruned"]]
-            complete = bits == [-(-group.total // 8) for group in self._groups]
-            complete &= isinstance(state["step"], int)
-            complete &= all(isinstance(state[key], Mapping) for key in ("latent", "scores"))
-        except (KeyError, AttributeError, TypeError) as error:
-            raise FormatError(
-                need("a Pruner's state", repr(error), "Pass what Pruner.state_dict() returned.")
-            ) from error
-        differ = [
-            f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]
-        ]
-        if differ or not complete:
-            raise FormatError(
+    def _check_options(
+        self,
+        nested: bool,
+        min_nnz: int | None,
+        decay: float,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        if min_nnz is not None and min_nnz < 0:
+            raise BadConfig(need("min_nnz needs a count >= 0", min_nnz, "0 lets filters be empty."))
+        if nested and self.schedule.last != 1.0:
+            raise BadConfig(
                 need(
-                    "the state must come from a Pruner of the same model and arguments",
-                    "; ".join(differ) or "masks of another size",
-                    "Build both with the same arguments.",
+                    f"schedule {self.schedule.name!r} gives pruned weights back: nested=False",
+                    "nested=True",
+                    "Pass nested=False, or a schedule that ends at its target.",
                 )
             )
-
-
-def _plain_names(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A state with layers named as in the network itself: earlier versions wrote the names that
-    they have in DataParallel and other wrappers.
-    """
-    plan = state.get("plan") if isinstance(state, Mapping) else None
-    rows = plan.get("layers") if isinstance(plan, Mapping) else None
-    if not isinstance(rows, list) or not all(isinstance(row, list) and row for row in rows):
-        return state  # the check says what is wrong
-    named = {
-        key: {plain_name(str(name)): value for name, value in state[key].items()}
-        for key in ("latent", "scores")
-        if isinstance(state.get(key), Mapping)
-    }
-    layers = [[plain_name(str(row[0])), *row[1:]] for row in rows]
-    return {**state, "plan": {**cast("dict[str, Any]", plan), "layers": layers}, **named}
+        check_type("quantized_decay", decay, (int, float), "Pass a factor.")
+        if optimizer is not None:
+            do = "Pass the optimizer itself, made after quantize_."
+            check_type("optimizer", optimizer, torch.optim.Optimizer, do)
+        given = f"optimizer={'None' if optimizer is None else 'given'}"
+        if not decay >= 0.0 or (decay and optimizer is None):
+            what = "quantized_decay needs a factor >= 0 and an optimizer"
+            raise BadConfig(need(what, f"quantized_decay={decay}, {given}", "Pass both."))
+        if self.growth is not None and (not nested or optimizer is None):
+            what = (
+                "growth needs the optimizer, and nested=True: pruned weights have no latent values"
+            )
+            raise BadConfig(need(what, f"nested={nested}, {given}", "Pass both."))
 
 
 class _Guard:
@@ -403,22 +393,3 @@ class _Guard:
         pruner = self.pruner()
         if pruner is not None:
             pruner.before_step()
-
-
-def _check_count(name: str, value: int | None) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise BadConfig(need(f"{name} needs an integer >= 1", repr(value), "Count optimizer steps."))
-
-
-def _check_times(ternary_at: float, freeze_at: float, start: float, end: float | None) -> None:
-    last = freeze_at if end is None else end
-    if 0.0 <= ternary_at <= freeze_at <= 1.0 and 0.0 <= start < last <= freeze_at:
-        return
-    raise BadConfig(
-        need(
-            "0 <= ternary_at <= freeze_at <= 1 and 0 <= start < end <= freeze_at must hold",
-            f"ternary_at={ternary_at}, freeze_at={freeze_at}, start={start}, end={last}",
-            "Codes are fixed at freeze_at, so the zeros must be complete by then.",
-        )
-    )

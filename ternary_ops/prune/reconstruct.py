@@ -5,9 +5,9 @@ Optimal brain surgeon, layer by layer: with H = X X^T of what enters a layer, re
 filter w costs w_u^T (H^-1)_uu^-1 w_u in its squared output, and the best change of the other
 weights follows in closed form (Hassibi and Stork 1993; per filter and for units of several weights
 as in Frantar and Alistarh 2022, arXiv 2208.11580, section 4 and appendix). Two parts are our own: a
-unit's cost counts as often as the network's output feels that filter, so that layers compete for
-one total; and the survivors of each layer are solved for once more, in the order in which layers
-run, to give what the dense layer gave although what enters has changed.
+unit's cost is weighted by the sensitivity of the network's output to that filter, so that layers
+compete for one total; and the survivors of each layer are solved for once more, in the order in
+which layers run, to give what the dense layer gave although what enters has changed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ternary_ops._moved import renamed_arguments
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.signature import result, signature_of
 from ternary_ops.graph.wrappers import copy_of, unwrap
+from ternary_ops.prune.allocation import make_groups
 from ternary_ops.prune.layer_matrix import LayerMatrix
-from ternary_ops.prune.pruner import SummaryRow
-from ternary_ops.prune.targets import Target, find_targets, is_quantized, make_groups
+from ternary_ops.prune.ranking import SummaryRow, summary
+from ternary_ops.prune.targets import Target, find_targets, is_quantized
 
 _ROUNDS = 2  # random directions of the output in each batch
 _LAST = 0.97  # of a filter's units whose order is worked out; the rest would go last
@@ -32,6 +34,7 @@ _RISE = 1 + 1e-6  # costs along an order rise by this at least: ties would lose 
 _BYTES = 512 << 20  # of inverses held at once
 
 
+@renamed_arguments(tick="on_layer")
 def reconstruct_(
     model: nn.Module,
     batches: Iterable[Any],
@@ -41,14 +44,14 @@ def reconstruct_(
     skip: str | Sequence[str] = (),
     *,
     damp: float = 1e-4,
-    tick: Callable[[str], None] = lambda name: None,
+    on_layer: Callable[[str], None] = lambda name: None,
 ) -> list[SummaryRow]:
     """Prune `model` in place to its target and refit the weights that stay; no training.
 
     zeros, pattern, scope, skip: as for Pruner, which on a quantized model goes on from the masks
     that this leaves; patterns of one output channel ("element", "1xM"). batches: tensors, or tuples
     that start with one, as for calibrate; a few dozen samples. damp: added to the diagonal of H,
-    relative to its mean. tick: called with each layer's name, once when ranked and once refitted.
+    relative to its mean. on_layer: called with each layer's name, when ranked and when refitted.
 
     Works in float: a quantized model is taken as phase "float" meanwhile. Costs O(K^3 / M) a filter
     of K weights: minutes for a layer of thousands. Returns one row for each pruned weight. Raises
@@ -64,6 +67,7 @@ def reconstruct_(
             do = 'Pass "1x4" or "element", or prune with a Pruner.'
             got = f"{target.pattern.name!r} for {target.name!r}"
             raise BadConfig(need("units to refit lie in one output channel", got, do))
+    groups = make_groups(targets)
     inputs = [x for x, _ in samples(model, batches)]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     layers = [m for m in model.modules() if is_quantized(m)]
@@ -75,19 +79,19 @@ def reconstruct_(
         dense = copy_of(model)
         matrices = {t.name: LayerMatrix(t.owners[0], t.pattern.cols) for t in targets}
         grams, order = _grams(model, targets, matrices, inputs)
-        felt = _felt(model, targets, matrices, inputs)
+        sensitivity = _output_sensitivity(model, targets, matrices, inputs)
         scores = {}
         for t in targets:
             found = removal(matrices[t.name].rows(t.weight), grams[t.name], t.pattern.cols, damp)
-            scores[t.name] = (found * felt[t.name][..., None]).flatten()
-            tick(t.name)
-        for group in make_groups(targets):
+            scores[t.name] = (found * sensitivity[t.name][..., None]).flatten()
+            on_layer(t.name)
+        for group in groups:
             group.prune([scores[t.name] for t in group.targets], group.wanted())
         by_name = {t.name: t for t in targets}
         for name in order:
             target = by_name[name]
             _refit(model, dense, target, matrices[name], inputs, damp)
-            tick(name)
+            on_layer(name)
     except BaseException:
         model.load_state_dict(before)
         raise
@@ -95,7 +99,7 @@ def reconstruct_(
         for restore in phases:
             restore()
         model.train(training)
-    return [SummaryRow(t.name, t.zeros, t.empty_units() / t.units) for t in targets]
+    return summary(targets, groups)
 
 
 class _Moments:
@@ -172,13 +176,13 @@ def _grams(
     return grams, list(order)
 
 
-def _felt(
+def _output_sensitivity(
     model: nn.Module,
     targets: list[Target],
     matrices: dict[str, LayerMatrix],
     inputs: list[Tensor],
 ) -> dict[str, Tensor]:
-    """How much the output's square feels one of each filter's outputs, float32 [groups, O/groups].
+    """Change of the squared output by each filter's output, float32 [groups, O/groups].
 
     Estimated by E (J^T r)^2 with random signs r. One constant for all layers is left out.
     """

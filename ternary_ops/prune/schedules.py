@@ -2,12 +2,13 @@
 """How the share of zeros grows over training: pure functions of the progress t in [0, 1].
 
 A curve maps [0, 1] to [0, 1] and ends at 1, or at 0 if the network is to be dense again; a Schedule
-places it between `start` and `end` of the training. Add a schedule with one line in SCHEDULES.
+places it between `start` and `end` of the training. `register_schedule` adds one.
 
 Sources: one_cycle from Hubens et al., "One-Cycle Pruning" (arXiv 2107.02086; formula of the
 authors' code, as are the steps of iterative, linear, cosine and dsd); agp from Zhu & Gupta, "To
 prune, or not to prune" (arXiv 1710.01878); dsd after Han et al., "DSD: Dense-Sparse-Dense Training"
-(arXiv 1607.04381), whose phases are steps, not a curve.
+(arXiv 1607.04381), whose phases are steps, not a curve; constant, at the target from the first
+update on, is that of dynamic sparse training (prune.growth).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ternary_ops.errors import BadConfig, need
+from ternary_ops.prune.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -106,30 +108,29 @@ def _cubic(t: float) -> float:
     return 1.0 - (1.0 - t) ** 3
 
 
-SCHEDULES: dict[str, Schedule] = {
-    schedule.name: schedule
-    for schedule in (
-        one_cycle(),
-        Schedule("one_shot", _at_once, start=0.5),
-        iterative(),
-        Schedule("agp", _cubic, start=0.2),
-        Schedule("linear", _linear),
-        Schedule("cosine", _cosine),
-        Schedule("dsd", _there_and_back, last=0.0),
-    )
-}
+SCHEDULES: Registry[Schedule] = Registry(
+    "a schedule", "pass prune.Schedule('mine', curve) with curve(1) == 1"
+)
+
+
+def register_schedule(schedule: Schedule) -> None:
+    """Make the schedule's name a value of Pruner(schedule=); BadConfig for a taken name."""
+    if not isinstance(schedule, Schedule):
+        got, do = repr(schedule), "Pass prune.Schedule('mine', curve)."
+        raise BadConfig(need("a schedule to register is a prune.Schedule", got, do))
+    SCHEDULES.add(schedule.name, schedule)
 
 
 def get_schedule(schedule: str | Schedule) -> Schedule:
     """The schedule of that name; a Schedule passes through. BadConfig lists the names there are."""
-    if isinstance(schedule, Schedule):
-        return schedule
-    if not isinstance(schedule, str) or schedule not in SCHEDULES:
-        raise BadConfig(
-            need(
-                f"schedule must be one of {', '.join(SCHEDULES)}, or a prune.Schedule",
-                repr(schedule),
-                "Pass one of these names, or prune.Schedule('mine', curve) with curve(1) == 1.",
-            )
-        )
-    return SCHEDULES[schedule]
+    return schedule if isinstance(schedule, Schedule) else SCHEDULES.find(schedule)
+
+
+register_schedule(one_cycle())
+register_schedule(Schedule("one_shot", _at_once, start=0.5))
+register_schedule(iterative())
+register_schedule(Schedule("agp", _cubic, start=0.2))
+register_schedule(Schedule("linear", _linear))
+register_schedule(Schedule("cosine", _cosine))
+register_schedule(Schedule("constant", _at_once))
+register_schedule(Schedule("dsd", _there_and_back, last=0.0))

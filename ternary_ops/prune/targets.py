@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which weights a Pruner prunes, to what share of zeros, and which of them are ranked together."""
+"""Targets: the weights that a Pruner prunes, and the share of zeros asked of each."""
 
 from __future__ import annotations
 
@@ -10,20 +10,10 @@ from typing import Protocol, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, check_type, need
-from ternary_ops.nn.patterns import (
-    Pattern,
-    best_units,
-    fit_pattern,
-    from_mask,
-    get_pattern,
-    lowest,
-    to_mask,
-    unit_scores,
-    unit_sums,
-)
+from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
+from ternary_ops.nn.patterns import Pattern, fit_pattern, get_pattern, unit_scores, unit_sums
 from ternary_ops.nn.pruning_progress import Progress
-from ternary_ops.prune.scores import Criterion
+from ternary_ops.prune.scores import Score
 
 
 class _Config(Protocol):
@@ -34,25 +24,29 @@ class _Config(Protocol):
 
 
 class QuantizedLayer(Protocol):
-    """What a Pruner reads and writes of a layer made by quantize_."""
+    """What a Pruner reads and writes of a layer made by quantize_.
+
+    dense_gradient: whether pruned weights get a gradient in phase "float" too.
+    """
 
     weight: nn.Parameter
     mask: Tensor
     phase: str
     config: _Config
     pruning: Progress | None
+    dense_gradient: bool
 
     def kept(self) -> Tensor:
         """The mask, to read."""
 
     def kept_phase(self) -> Callable[[], None]:
-        """What goes back to the phase of now."""
+        """A function that goes back to the phase of now."""
 
-    def image(self) -> Tensor:
+    def dequantized_weight(self) -> Tensor:
         """scale * codes of the weight as it is now, weight's shape and dtype."""
 
-    def reset_poles(self) -> None:
-        """Learned scales, where there are any, start from the weight as it is now."""
+    def reset_ttq_scales(self) -> None:
+        """Start learned scales, where there are any, from the weight as it is now."""
 
 
 def is_quantized(module: object) -> TypeGuard[QuantizedLayer]:
@@ -72,7 +66,7 @@ class Target:
         self.scope = scope
         self.zeros = zeros
         self.min_nnz = min_nnz
-        self.latent: Tensor | None = None  # with regrowth: what pruned weights would be
+        self.latent: Tensor | None = None  # nested=False: the values of pruned weights
         weight = cast(Tensor, owner.weight)
         self._own_mask = None if is_quantized(owner) else torch.ones_like(weight, dtype=torch.bool)
 
@@ -114,7 +108,7 @@ class Target:
         """The weight, pruned places with their latent values where they have some."""
         return self.weight if self.latent is None else self.latent
 
-    def scores(self, criterion: Criterion) -> Tensor:
+    def scores(self, criterion: Score) -> Tensor:
         """Score of each unit by the criterion, [units]."""
         groups = int(getattr(self.owners[0], "groups", 1))
         return unit_sums(criterion.scores(self.name, self.current, groups), self.pattern)
@@ -123,8 +117,8 @@ class Target:
         """Number of units whose weights are all exactly zero now."""
         return int((unit_scores(self.weight, self.pattern) == 0).sum())
 
-    def absorb(self) -> None:
-        """Add what the optimizer made of pruned weights, which stood at zero, to the latent."""
+    def accumulate_latent(self) -> None:
+        """Add the optimizer's update of pruned weights, which were 0, to their latent values."""
         if self.latent is None:
             self.latent = self.weight.detach().clone()
         else:
@@ -146,83 +140,6 @@ class Target:
                 value.masked_fill_(holes, 0.0)
 
 
-class Group:
-    """Targets ranked together: their zeros are counted as one total."""
-
-    def __init__(self, targets: list[Target]) -> None:
-        self.targets = targets
-        self.sizes = [target.units for target in targets]
-        self.total = sum(self.sizes)
-        self.zeros = targets[0].zeros
-        self.limit = self.total - sum(target.protected for target in targets)
-        if self.zeros * self.total - self.limit >= 1:
-            raise BadConfig(
-                need(
-                    f"zeros={self.zeros} of the {self.total} units of {_names(targets)} must leave "
-                    f"the survivors that min_nnz and one per layer ask for",
-                    f"room for {self.limit} zeros",
-                    "Lower zeros or min_nnz, or skip these layers.",
-                )
-            )
-        self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in targets]))
-
-    def set_pruned(self, pruned: Tensor) -> None:
-        """Remember which units are pruned, bool [total], in the order of the targets."""
-        self.pruned = pruned
-        self.count = int(pruned.sum())
-
-    def share_masks(self) -> None:
-        """Expand the pruned units into the targets' masks."""
-        for target, pruned in zip(self.targets, torch.split(self.pruned, self.sizes), strict=True):
-            target.set_mask(to_mask(~pruned, target.weight.shape, target.pattern))
-
-    def wanted(self, share: float = 1.0) -> int:
-        """Units to prune when `share` of the target is due."""
-        return min(round(share * self.zeros * self.total), self.limit)
-
-    def update(self, share: float, nested: bool, normalize: bool, criterion: Criterion) -> None:
-        """Prune the weakest units so that `share` of this group's target is reached, to one unit.
-
-        nested: what is pruned stays pruned. normalize: rank scores relative to their layer's mean.
-        """
-        count = self.wanted(share)
-        if nested and count <= self.count:
-            return
-        parts = [target.scores(criterion) for target in self.targets]
-        self._check(parts)
-        if normalize:
-            parts = [part / part.abs().mean().clamp_min(1e-30) for part in parts]
-        self.prune(parts, count, nested)
-
-    def prune(self, parts: list[Tensor], count: int, nested: bool = False) -> None:
-        """Prune the `count` units of the lowest scores; parts: those of each target, [units]."""
-        scores = torch.cat(parts)
-        if nested:
-            scores.masked_fill_(self.pruned.to(scores.device), -torch.inf)
-        first = 0
-        for target, size in zip(self.targets, self.sizes, strict=True):
-            rows = target.pattern.grid(target.weight.shape)[0]
-            best = best_units(scores[first : first + size], rows, target.min_nnz) + first
-            scores[best] = scores[best].masked_fill(scores[best] > -torch.inf, torch.inf)
-            first += size
-        self.set_pruned(lowest(scores, count))
-        self.share_masks()
-
-    def _check(self, parts: list[Tensor]) -> None:
-        bad = [
-            t.name for t, part in zip(self.targets, parts, strict=True) if not part.isfinite().all()
-        ]
-        if not bad:
-            return
-        raise BadWeights(
-            need(
-                "pruning needs finite weights",
-                f"NaN or infinity in {', '.join(bad)}",
-                "Lower the learning rate or clip gradients; GradScaler: step(skipped=...).",
-            )
-        )
-
-
 def find_targets(
     model: nn.Module,
     zeros: float | Mapping[str, float] | None,
@@ -231,8 +148,8 @@ def find_targets(
     skip: str | Sequence[str],
     min_nnz: int | None,
 ) -> list[Target]:
-    """The weights to prune: ternary layers of a quantized model and 8-bit ones whose config has
-    zeros, else all nn.Linear and nn.Conv2d.
+    """Find the weights to prune: of a quantized model those of ternary layers and of 8-bit ones
+    whose config has zeros; of a plain model those of every nn.Linear and nn.Conv2d.
 
     Arguments that are None come from each layer's config; for a plain model pattern is then
     "element" and scope "global", and zeros is required. A mapping gives glob -> zeros: the last
@@ -279,7 +196,7 @@ def find_targets(
                 weight.shape,
                 groups,
             ),
-            _scope(scope or (config.scope if config else "global")),
+            scope or (config.scope if config else "global"),
             share,
             int(groups > 1 and weight.shape[1] == 1) if min_nnz is None else min_nnz,
         )
@@ -292,15 +209,6 @@ def find_targets(
             )
         )
     return list(targets.values())
-
-
-def make_groups(targets: list[Target]) -> list[Group]:
-    """Targets that share a total: scope "global" with equal pattern and zeros; else each alone."""
-    groups: dict[object, list[Target]] = {}
-    for target in targets:
-        together = (target.pattern, target.zeros) if target.scope == "global" else target.name
-        groups.setdefault(together, []).append(target)
-    return [Group(members) for members in groups.values()]
 
 
 def _prunable(module: nn.Module, quantized: bool) -> bool:
@@ -340,14 +248,3 @@ def _layer_zeros(
             need("zeros needs 0 <= zeros < 1", f"{share} for {name!r}", "0.9 keeps a tenth.")
         )
     return share
-
-
-def _scope(scope: str) -> str:
-    if scope not in ("global", "layer"):
-        raise BadConfig(need('scope must be "global" or "layer"', repr(scope), "Pass one of them."))
-    return scope
-
-
-def _names(targets: list[Target]) -> str:
-    names = [target.name for target in targets[:3]]
-    return ", ".join(names) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")

@@ -17,17 +17,10 @@ from torch import Tensor, fx, nn
 import ternary_ops.nn as tnn
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.graph.batches import samples
+from ternary_ops.graph.nodes import fused_chain, is_layer, is_pass, module_of
 from ternary_ops.graph.observed import keep_ranges, value_name
 from ternary_ops.graph.signature import signature_of
-from ternary_ops.graph.trace import (
-    Interpreter,
-    fused_chain,
-    is_layer,
-    is_pass,
-    links,
-    module_of,
-    trace_around,
-)
+from ternary_ops.graph.trace import Interpreter, trace_around
 from ternary_ops.graph.usage import Usage, evaluating, watching
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.quantize.histogram import METHODS, Histogram
@@ -88,14 +81,12 @@ def calibrate(
             for x, _ in samples(model, batches):
                 run(x)
         _check_usage(usage, quantized)
-    calls = usage.calls
     for layer in quantized.values():
-        layer.calls = calls[layer]
+        layer.calls = usage.calls[layer]
     for seen, attribute in ((inputs, "input_range"), (outputs, "output_range")):
         for layer, histogram in seen.items():
-            if histogram.count == 0:
-                continue
-            setattr(layer, attribute, histogram.range(*choices[layers[layer]]))
+            if histogram.count:
+                setattr(layer, attribute, histogram.range(*choices[layers[layer]]))
     seen_values = {n: h.range(method, percentile) for n, h in values.items() if h.count}
     keep_ranges(model, seen_values)
 
@@ -166,7 +157,7 @@ def _runner(
     for node in graph_module.graph.nodes:
         layer = module_of(node)
         if is_layer(node):
-            owned.update(links(fused_chain(node)))
+            owned.update(fused_chain(node).links)
         if isinstance(layer, tnn.TernaryLayer) and layer in layers:
             end = fused_chain(node).end
             if not (read_as_uint8(end) or _only_output(end)):

@@ -77,7 +77,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     """Replace trainable layers by packed ones in place, for inference; returns the model.
 
     BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Layers
-    with learned poles ("ttq") get one scale per filter; `model._tops_refit` holds the relative
+    with TTQ scales get one scale per filter; `model._tops_refit` holds the relative
     change of each one's weights, which is logged too. Packing again changes nothing. A layer that
     calibrate never saw run, such as a head that only training uses, keeps a float input; a warning
     names it, and layers with fewer zeros than planned.
@@ -109,7 +109,9 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
         check_finite(layer, name)
     pairs = [] if graph is None else find_pairs(model, graph)
     warn_of_zeros(layers)
-    refit = {name: layer.settle() for name, layer in layers.items() if layer.poles is not None}
+    refit = {
+        name: layer.fold_scales() for name, layer in layers.items() if layer.ttq_scales is not None
+    }
     model._tops_refit = refit  # type: ignore[assignment]  # a plain attribute
     for name, change in refit.items():
         _log.warning("%s: one scale per filter changes the weights by %.1f %%", name, 100 * change)

@@ -27,8 +27,9 @@ from torch import Tensor, fx, nn
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.channels import Channels, scales
+from ternary_ops.graph.nodes import is_layer, module_of
 from ternary_ops.graph.signature import result
-from ternary_ops.graph.trace import Interpreter, is_layer, module_of, trace
+from ternary_ops.graph.trace import Interpreter, trace
 from ternary_ops.graph.wrappers import unwrap
 
 _STEPS = 400

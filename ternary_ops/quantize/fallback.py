@@ -135,13 +135,9 @@ def fallback_(
                 rules = {c.name: probe.layers[c.name].config for c in changes}
                 return FallbackReport(str(target), before, first, tuple(changes), rules)
         best = changes[-1].reached if changes else first
-        raise UnsupportedModel(
-            need(
-                f"{target} by fallback_",
-                f"{best:.4g} after {len(changes)} of {len(candidates)} changes",
-                "Allow a larger budget, calibrate anew, or train the network as it is quantized.",
-            )
-        )
+        got = f"{best:.4g} after {len(changes)} of {len(candidates)} changes"
+        do = "Allow a larger budget, calibrate anew, or train the network as it is quantized."
+        raise UnsupportedModel(need(f"{target} by fallback_", got, do))
     except BaseException:
         for layer, state in former:
             _restore(layer, state)

@@ -145,49 +145,89 @@ def plan(
     model = unwrap(model)
     config = TernaryConfig() if config is None else config
     _check_types(config, rules, only, skip)
-    rules = dict(rules or {})
-    chosen, left_out = _globs(only), _globs(skip)
+    wish = _Wish(config, dict(rules or {}), _globs(only), _globs(skip))
     layers = _weighted_layers(model)
-    _check_globs([*rules, *(chosen or ()), *(left_out or ())], layers)
-    _check_conflicts(rules, chosen, left_out, layers)
+    wish.check(layers)
     order, how = running_order(model, example)
-    ran = set(layers if order is None else order)
+    idle = set() if example is None or order is None else set(layers) - set(order)
     special = _special_layers(list(layers), order, how)
     changes = Changes(model)
     rows: list[PlanRow] = []
-    fixed: set[str] = set()  # ruled or already quantized
     for module, names in layers.items():
         if reason := changes.why_not(module, "quantize"):
-            rows.append(_row(module, names, "skip", reason))
-            continue
-        ruled = [g for g in rules if _matches(names, g)]
-        out = _left_out(names, chosen, left_out)
-        if isinstance(module, tnn.TernaryLayer):
-            if ruled and not out:
-                _check_kept(module, names, ruled[-1], rules[ruled[-1]])
-            fixed.add(names[0])
-            rows.append(
-                _row(module, names, module.config.weights, "already quantized", module.config)
-            )
-            continue
-        check_finite(module, names[0])
-        if out:
-            rows.append(_row(module, names, "skip", out))
-        elif ruled:
-            fixed.add(names[0])
-            rows.append(_planned(module, names, rules[ruled[-1]], f"rule {ruled[-1]!r}"))
-        elif example is not None and module not in ran:
-            rows.append(_row(module, names, "skip", "does not run on the example in eval mode"))
-        elif module in special and (config.weights == "ternary" or config.zeros > 0):
-            dense = replace(config, weights="int8", zeros=0.0)
-            rows.append(_planned(module, names, dense, special[module]))
+            row = _row(module, names, "skip", reason)
+        elif isinstance(module, tnn.TernaryLayer):
+            row = wish.kept(module, names)
         else:
-            rows.append(_planned(module, names, config, ""))
+            row = wish.row(module, names, special.get(module, ""), module in idle)
+        rows.append(row)
     made = Plan(tuple(rows))
     if budget is None or batches is None:
         return made
-    free = [row.name for row in rows if row.action == "ternary" and row.name not in fixed]
-    return _allocated(model, made, free, budget, batches)
+    return _allocated(model, made, wish.free(made, layers), budget, batches)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What the caller of `plan` asks for, by globs on layer names."""
+
+    config: TernaryConfig
+    rules: dict[str, TernaryConfig]
+    only: list[str] | None
+    skip: list[str] | None
+
+    def check(self, layers: dict[nn.Module, list[str]]) -> None:
+        """Raise BadConfig for a glob that matches nothing, and a rule that has no effect."""
+        _check_globs([*self.rules, *(self.only or ()), *(self.skip or ())], layers)
+        for glob in self.rules:
+            ruled = [names for names in layers.values() if _matches(names, glob)]
+            if all(self.left_out(names) for names in ruled):
+                raise BadConfig(
+                    need(
+                        f"a layer that rule {glob!r} applies to",
+                        f"all of {', '.join(n[0] for n in ruled)} in skip or not in only",
+                        "Remove the rule, or let a layer of it in.",
+                    )
+                )
+
+    def left_out(self, names: list[str]) -> str:
+        """Why `skip` or `only` keep a layer out of the plan; empty if they do not."""
+        if self.skip and any(_matches(names, g) for g in self.skip):
+            return "in skip"
+        if self.only is not None and not any(_matches(names, g) for g in self.only):
+            return "not in only"
+        return ""
+
+    def rule(self, names: list[str]) -> str:
+        """The last rule that matches, its glob; empty without any."""
+        return ([glob for glob in self.rules if _matches(names, glob)] or [""])[-1]
+
+    def kept(self, module: tnn.TernaryLayer, names: list[str]) -> PlanRow:
+        """The row of a layer that is quantized already, which a rule may only confirm."""
+        rule = self.rule(names)
+        if rule and not self.left_out(names):
+            _check_kept(module, names, rule, self.rules[rule])
+        return _row(module, names, module.config.weights, "already quantized", module.config)
+
+    def free(self, made: Plan, layers: dict[nn.Module, list[str]]) -> list[str]:
+        """Layers that are ternary by `config` alone."""
+        planned = [n for m, n in layers.items() if not isinstance(m, tnn.TernaryLayer)]
+        unruled = {names[0] for names in planned if not self.rule(names)}
+        return [row.name for row in made if row.action == "ternary" and row.name in unruled]
+
+    def row(self, module: nn.Module, names: list[str], special: str, idle: bool) -> PlanRow:
+        """The row of a float layer; special: why it stays at 8 bits by default."""
+        check_finite(module, names[0])
+        if out := self.left_out(names):
+            return _row(module, names, "skip", out)
+        if rule := self.rule(names):
+            return _planned(module, names, self.rules[rule], f"rule {rule!r}")
+        if idle:
+            return _row(module, names, "skip", "does not run on the example in eval mode")
+        if special and (self.config.weights == "ternary" or self.config.zeros > 0):
+            dense = replace(self.config, weights="int8", zeros=0.0)
+            return _planned(module, names, dense, special)
+        return _planned(module, names, self.config, "")
 
 
 def _check_auto(auto: bool, budget: Allocator | None, batches: Iterable[Any] | None) -> None:
@@ -296,15 +336,6 @@ def _special_layers(
     return special
 
 
-def _left_out(names: list[str], chosen: list[str] | None, left_out: list[str] | None) -> str:
-    """Why `skip` or `only` keep a layer out of the plan; empty if they do not."""
-    if left_out and any(_matches(names, g) for g in left_out):
-        return "in skip"
-    if chosen is not None and not any(_matches(names, g) for g in chosen):
-        return "not in only"
-    return ""
-
-
 def _check_kept(
     module: tnn.TernaryLayer, names: list[str], glob: str, config: TernaryConfig
 ) -> None:
@@ -346,30 +377,6 @@ def _globs(given: str | Sequence[str] | None) -> list[str] | None:
 
 def _matches(names: list[str], glob: str) -> bool:
     return any(fnmatchcase(name, glob) for name in names)
-
-
-def _check_conflicts(
-    rules: Mapping[str, TernaryConfig],
-    chosen: list[str] | None,
-    left_out: list[str] | None,
-    layers: dict[nn.Module, list[str]],
-) -> None:
-    """A rule all of whose layers stay out contradicts skip or only: refuse to pick a winner."""
-
-    def stays(names: list[str]) -> bool:
-        skipped = any(_matches(names, glob) for glob in left_out or ())
-        return skipped or (chosen is not None and not any(_matches(names, g) for g in chosen))
-
-    for glob in rules:
-        ruled = [names for names in layers.values() if _matches(names, glob)]
-        if all(stays(names) for names in ruled):
-            raise BadConfig(
-                need(
-                    f"a layer that rule {glob!r} applies to",
-                    f"all of {', '.join(n[0] for n in ruled)} in skip or not in only",
-                    "Remove the rule, or let a layer of it in.",
-                )
-            )
 
 
 def _check_globs(globs: list[str], layers: dict[nn.Module, list[str]]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ternary_ops.reporting import bars, new_figure, save_figure
+from ternary_ops.charts import bars, new_figure, save_figure
 from ternary_ops.study.compressing import Outcome
 from ternary_ops.table import Table
 

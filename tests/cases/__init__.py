@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One case table per operator, read by the tests and by bench: shapes, reference, tolerance.
 
-A module here is named after its operator and holds CASE. Import from anywhere as `cases.conv2d`
-with this folder's parent on sys.path.
+A module here is named after its operator and holds CASE: an OpCase for an operator of PyTorch, a
+ProgramCase for one of programs. Import from anywhere as `cases.conv2d` with this folder's parent on
+sys.path.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -166,6 +169,36 @@ class OpCase:
 
 
 @dataclass(frozen=True)
+class ProgramCase:
+    """What the tests of programs need of an operator; all of them then run it: files, random
+    attributes, the engine on every instruction set against NumPy, NumPy against PyTorch.
+
+    channels    of the images of `build`
+    build       appends nodes to a programs.Builder, the last of which makes floats
+    by_torch    (attributes, weight, operands as float tensors) to the value, by PyTorch's operators
+    draw        (random_graphs.Draw, value) to the value that it makes of it in a random network
+    wrong       attributes of its own, with values that must be refused
+    """
+
+    op: str
+    channels: int
+    build: Callable[[Any], object]
+    by_torch: Callable[[dict[str, Any], Any, list[Any]], Any]
+    draw: Callable[[Any, Any], Any]
+    wrong: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def program_cases() -> dict[str, ProgramCase]:
+    """Those of all modules here, by operator."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        case = getattr(importlib.import_module(f"{__name__}.{info.name}"), "CASE", None)
+        if isinstance(case, ProgramCase):
+            found[case.op] = case
+    return found
+
+
+@dataclass(frozen=True)
 class Operands:
     """Random operands of a linear layer or a convolution, as NumPy arrays."""
 
@@ -213,6 +246,22 @@ def float_bound(terms: int) -> float:
     than 4 * sqrt(n) has probability 2 * exp(-8) (Higham and Mary 2019, theorem 2.4).
     """
     return (min(terms, 4 * math.sqrt(terms)) + 2) / 2
+
+
+def normalized_error(
+    shape: LinearShape | ConvShape, o: Operands, y: NDArray[Any], w: NDArray[Any]
+) -> float:
+    """Largest |y - reference| in units of eps * (scale * sum |w||x| + |bias|)."""
+    from ternary_ops import reference
+
+    function = reference.conv2d if isinstance(shape, ConvShape) else reference.linear
+    want = function(o.x, w, o.scale, o.bias, **shape.geometry)
+    size = function(
+        np.abs(o.x), np.abs(w.astype(np.float64)), o.scale, np.abs(o.bias), **shape.geometry
+    )
+    if y.shape != want.shape:
+        raise AssertionError(f"shape {y.shape}, expected {want.shape}")
+    return float(np.max(np.abs(y - want) / (EPS * size), initial=0.0))
 
 
 def _integers(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedModel
-from ternary_ops.graph.trace import fused_chain, is_layer, trace
+from ternary_ops.graph.nodes import fused_chain, is_layer
+from ternary_ops.graph.trace import trace
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.quantize import TernaryConfig, calibrate, fold_batchnorm_, plan, quantize_
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import interpreter
+import inline_ptx
 import numpy as np
 import pytest
 import torch
@@ -226,8 +226,8 @@ def test_unknown_asm_is_named_until_it_has_a_twin(monkeypatch: pytest.MonkeyPatc
     x, y = _random(torch.int32), torch.zeros(256, dtype=torch.int32)
     with pytest.raises(NotImplementedError, match=r"not\.b32 \$0, \$1;"):
         _asm1[(1,)](x, y, "not.b32 $0,  $1;", 1, 256)
-    monkeypatch.setattr(interpreter, "_twins", {})
-    interpreter.twin("not.b32   $0, $1;")(np.invert)
+    monkeypatch.setattr(inline_ptx, "_twins", {})
+    inline_ptx.twin("not.b32   $0, $1;")(np.invert)
     _asm1[(1,)](x, y, "not.b32 $0,  $1;", 1, 256)
     assert torch.equal(y, ~x)
 

@@ -181,7 +181,7 @@ def test_a_program_of_a_copy_computes_what_the_copy_does(run: dict[int, Look]) -
             continue
         got = tops.compile(made, x)(x.numpy())
         for layer in states.layers(made).values():
-            layer.settle()  # one scale per filter, as programs have
+            layer.fold_scales()  # one scale per filter, as programs have
         with torch.no_grad():
             want = made(x).numpy()
         # Folding the BatchNorm may move a few values by one of 256 codes.

@@ -15,27 +15,25 @@ import numpy as np
 import pytest
 import torch
 from cases import (
-    EPS,
     ConvShape,
     LinearShape,
     Operands,
-    block_sparse_conv2d,
     conv2d,
     float_bound,
     linear,
+    normalized_error,
     operands,
     sparse_conv2d,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machines import ISAS, THREADS, machines
 
 import ternary_ops as tops
 from ternary_ops import reference
 from ternary_ops._native import core
 from ternary_ops.layout import codes as layout
 
-ISAS = core().available_isas()
-THREADS = (1, 2, 3, 7)
 Shape = LinearShape | ConvShape
 
 CASES = [(c, shape) for c in (linear.CASE, conv2d.CASE, sparse_conv2d.CASE) for shape in c.shapes]
@@ -48,15 +46,6 @@ def restore_core() -> Iterator[None]:
     yield
     core().set_isa("")
     core().set_num_threads(0)
-
-
-def machines() -> Iterator[str]:
-    """Every instruction set with every thread count; yields a label for messages."""
-    for isa in ISAS:
-        core().set_isa(isa)
-        for threads in THREADS:
-            core().set_num_threads(threads)
-            yield f"{isa}, {threads} threads"
 
 
 def torch_operands(o: Operands) -> tuple[torch.Tensor, ...]:
@@ -233,19 +222,6 @@ def test_long_rows_of_one_sign_do_not_overflow(kind: str, value: int) -> None:
             assert np.array_equal(y.numpy(), want[:m]), (machine, m)
 
 
-def normalized_error(
-    shape: Shape, o: Operands, y: np.ndarray[Any, Any], w: np.ndarray[Any, Any]
-) -> float:
-    """Largest |y - reference| in units of eps * (scale * sum |w||x| + |bias|)."""
-    function = reference.conv2d if isinstance(shape, ConvShape) else reference.linear
-    want = function(o.x, w, o.scale, o.bias, **shape.geometry)
-    size = function(
-        np.abs(o.x), np.abs(w.astype(np.float64)), o.scale, np.abs(o.bias), **shape.geometry
-    )
-    assert y.shape == want.shape
-    return float(np.max(np.abs(y - want) / (EPS * size), initial=0.0))
-
-
 @pytest.mark.parametrize("weights", ["ternary", "int8"])
 @pytest.mark.parametrize("rows", [1, 3, 8, 17, 40])
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
@@ -387,47 +363,6 @@ def test_infinity_under_a_zero_weight() -> None:
         )
         assert sparse.tolist() == [[3.0, -4.0]], isa
         assert dense.isnan().all(), isa
-
-
-@pytest.mark.parametrize(
-    ("shape", "block"), block_sparse_conv2d.CASE.shapes, ids=lambda value: str(value)
-)
-def test_block_sparse_is_within_the_bound(shape: ConvShape, block: tuple[int, int]) -> None:
-    o = operands(shape, seed=8)
-    rng = np.random.default_rng(8)
-    weight = rng.standard_normal(shape.weight).astype(np.float32)
-    n, m = block
-    for row in range(0, shape.o, n):
-        for col in range(0, shape.weight[1], m):
-            keep = rng.random(shape.kernel) < shape.density
-            weight[row : row + n, col : col + m] *= keep
-    blocks = tops.ops.blocks.from_dense(torch.from_numpy(weight), block)
-    dense = tops.ops.blocks.to_dense(blocks, shape.o, shape.weight[1], shape.kernel)
-    assert np.array_equal(dense.permute(0, 3, 1, 2).numpy(), weight)
-    unit = Operands(**{**vars(o), "scale": np.ones(shape.o, np.float32)})
-    packed = tops.ops.blocks.pack(blocks, shape.o, shape.c, shape.kernel, shape.groups)
-    arguments = (shape.o, shape.kernel, torch.from_numpy(o.bias))
-    for machine in machines():
-        y = tops.ops.block_sparse_conv2d(
-            torch.from_numpy(o.x), blocks, *arguments, **shape.geometry, packed=packed
-        )
-        assert normalized_error(shape, unit, y.numpy(), weight) <= float_bound(shape.terms), machine
-    y = tops.ops.block_sparse_conv2d(torch.from_numpy(o.x), blocks, *arguments, **shape.geometry)
-    assert normalized_error(shape, unit, y.numpy(), weight) <= float_bound(shape.terms)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
-def test_blocks_are_torch_bsr() -> None:
-    weight = torch.randn(8, 12) * (
-        torch.rand(4, 4).repeat_interleave(2, 0).repeat_interleave(3, 1) > 0.5
-    )
-    ours = tops.ops.blocks.from_dense(weight, (2, 3))
-    theirs = tops.ops.blocks.from_bsr(weight.to_sparse_bsr((2, 3)))
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a, b)
-    x = torch.randn(3, 12, 1, 1)
-    y = tops.ops.block_sparse_conv2d(x, theirs, 8, 1)
-    torch.testing.assert_close(y[:, :, 0, 0], x[:, :, 0, 0] @ weight.T)
 
 
 def test_prepacked_weights_do_not_depend_on_the_instruction_set() -> None:

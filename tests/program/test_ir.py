@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import program_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import PROGRAMS, Builder, example, image_program, mixed_program
@@ -84,6 +85,10 @@ _WRONG: dict[str, list[Any]] = {
     "zoom": [[0, 1], [1.0], 2, [-1, 1], [float("inf"), 1], ["1", 1], [1e30, 1]],
     "eps": [0, -1e-5, float("nan"), None, "1e-5", True],
 }  # fmt: skip
+
+
+for _case in program_cases().values():
+    _WRONG |= _case.wrong
 
 
 def _indexes() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -31,9 +31,6 @@ from ternary_ops.program.summary import rows
 SIZES = [(2, 19, 22), (1, 15, 18), (3, 33, 17)]
 
 
-_FLOAT_SUMS = ("activation", "softmax", "layer_norm")  # of floats: held to a bound
-
-
 def _program(name: str = "image", seed: int = 0) -> runtime.Program:
     graph = PROGRAMS[name](seed)
     return runtime.Program(graph, example(graph, 1, 20, 20).shape)
@@ -43,11 +40,9 @@ def _float_layer_before(graph: Graph) -> list[bool]:
     """Per node: did a float convolution or linear layer have a hand in its value?"""
     touched: list[bool] = []
     for node in graph.nodes:
-        layer = node.op in ("conv2d", "linear") and graph.values[node.inputs[0]].y is None
-        mean = ("pool" in node.op or node.op in _FLOAT_SUMS) and graph.values[
-            node.inputs[0]
-        ].y is None
-        touched.append(layer or mean or any(touched[j] for j in node.inputs))
+        kind, floats = node.operator, bool(node.inputs) and graph.values[node.inputs[0]].y is None
+        sums = kind.is_layer or kind.floats_only or "pool" in node.op or node.op == "activation"
+        touched.append((sums and floats) or any(touched[j] for j in node.inputs))
     return touched
 
 

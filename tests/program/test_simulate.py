@@ -12,7 +12,6 @@ from ternary_ops.errors import UnsupportedShape
 from ternary_ops.program.interpret import simulate
 from ternary_ops.program.shapes import infer
 
-
 _ALL = {**PROGRAMS, "tokens": token_program}
 
 

@@ -17,6 +17,7 @@ from programs import PROGRAMS, Builder, example
 import ternary_ops as tops
 from ternary_ops import runtime
 from ternary_ops.errors import BadConfig, FormatError
+from ternary_ops.program import program as program_module
 from ternary_ops.program.graph import Graph
 from ternary_ops.program.native import build
 from ternary_ops.runtime import Program
@@ -70,7 +71,9 @@ def test_the_loop_that_took_less_time_is_used(monkeypatch: pytest.MonkeyPatch) -
     assert report.rows[0].density == pytest.approx(0.02, abs=0.01)
     assert "sparse ms" in str(report) and "measured now" in str(report)
     seen: list[Any] = []
-    monkeypatch.setattr(runtime, "build", lambda g, sparse=None: seen.append(sparse) or build(g))
+    monkeypatch.setattr(
+        program_module, "build", lambda g, sparse=None: seen.append(sparse) or build(g)
+    )
     program.tune(x, repeats=1)
     assert set(seen[0]) == {2, 3}  # the engine that runs is built from the choices
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Criteria, 8-bit layers, the pull towards ternary images, and gradients that are not finite."""
+"""Criteria, 8-bit layers, the decay to quantized weights, and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -171,10 +171,10 @@ def test_gradient_criteria_need_the_optimizer_and_names_are_checked() -> None:
         Pruner(net(), "agp", 5, 0.5, criterion="movement")
     with pytest.raises(BadConfig, match="criterion is one of"):
         Pruner(net(), "agp", 5, 0.5, criterion="size")
-    with pytest.raises(BadConfig, match="pull"):
-        Pruner(net(), "agp", 5, 0.5, pull=0.1)
-    with pytest.raises(BadConfig, match="pull"):
-        Pruner(net(), "agp", 5, 0.5, pull=float("nan"), optimizer=sgd(net()))
+    with pytest.raises(BadConfig, match="quantized_decay"):
+        Pruner(net(), "agp", 5, 0.5, quantized_decay=0.1)
+    with pytest.raises(BadConfig, match="quantized_decay"):
+        Pruner(net(), "agp", 5, 0.5, quantized_decay=float("nan"), optimizer=sgd(net()))
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
@@ -239,7 +239,7 @@ def test_zeros_default_to_what_the_weights_are_for() -> None:
 
 def _discrepancy(model: nn.Module) -> float:
     layers = [m for m in model if isinstance(m, TernaryConv2d) and m.config.weights == "ternary"]
-    return sum(1 - cosine(m.weight.detach(), m.image()) for m in layers) / len(layers)
+    return sum(1 - cosine(m.weight.detach(), m.dequantized_weight()) for m in layers) / len(layers)
 
 
 def _trained(**options: Any) -> nn.Module:
@@ -252,6 +252,6 @@ def _trained(**options: Any) -> nn.Module:
     return model
 
 
-def test_the_pull_brings_weights_to_their_ternary_image() -> None:
-    free, pulled = _discrepancy(_trained()), _discrepancy(_trained(pull=4.0))
-    assert 0 < pulled < 0.7 * free
+def test_decay_brings_weights_to_their_quantized_values() -> None:
+    free, decayed = _discrepancy(_trained()), _discrepancy(_trained(quantized_decay=4.0))
+    assert 0 < decayed < 0.7 * free

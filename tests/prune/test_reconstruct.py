@@ -194,6 +194,6 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_alone() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(model, batches(), 0.5, tick=stop)
+        reconstruct(model, batches(), 0.5, on_layer=stop)
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig, UnsupportedModel
+from ternary_ops.nn.patterns import get_pattern, unit_scores
 from ternary_ops.quantize import TernaryConfig, calibrate, plan, quantize_
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -266,7 +267,7 @@ def test_measured_zeros_are_those_of_the_pattern(pattern: str) -> None:
     masks = {row.name: row.measured for row in pruner.summary()}
     for name, share in found.items():
         codes = model.get_submodule(name).integer_weight()[0].float()
-        units = tops.prune.units.unit_scores(codes, tops.prune.units.get_pattern(pattern))
+        units = unit_scores(codes, get_pattern(pattern))
         assert share == pytest.approx(float((units == 0).float().mean())) and share >= masks[name]
 
 

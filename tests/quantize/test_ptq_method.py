@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 def gap(model: nn.Module) -> float:
     layers = [m for m in model.modules() if isinstance(m, TernaryLayer)]
     layers = [m for m in layers if m.config.weights == "ternary"]
-    return mean(1 - cosine((m.weight * m.mask).detach(), m.image()) for m in layers)
+    return mean(1 - cosine((m.weight * m.mask).detach(), m.dequantized_weight()) for m in layers)
 
 
 @pytest.fixture(scope="module")
@@ -103,22 +103,22 @@ def run(split: Split, dense: nn.Module) -> Run:
 
 
 def test_the_discrepancy_falls_phase_by_phase(run: Run) -> None:
-    for outcome in run(pull=1.0):
+    for outcome in run(quantized_decay=1.0):
         assert outcome.start > 2 * outcome.middle > 4 * outcome.end
 
 
 def test_without_the_ramp_or_the_pull_it_stays_larger(run: Run) -> None:
-    full = mean(o.end for o in run(pull=1.0))
+    full = mean(o.end for o in run(quantized_decay=1.0))
     assert mean(o.end for o in run()) > 2 * full
-    assert mean(o.end for o in run(pull=1.0, zeros=0.0)) > 2 * full
-    assert mean(o.end for o in run(pull=1.0, schedule="one_shot")) > 2 * full
+    assert mean(o.end for o in run(quantized_decay=1.0, zeros=0.0)) > 2 * full
+    assert mean(o.end for o in run(quantized_decay=1.0, schedule="one_shot")) > 2 * full
 
 
 def test_gradual_pruning_first_beats_pruning_and_ternarizing_at_once(
     run: Run, split: Split, dense: nn.Module
 ) -> None:
     """The same budget of steps; both rivals have the same share of zeros at the end."""
-    ours = mean(o.score for o in run(pull=1.0))
+    ours = mean(o.score for o in run(quantized_decay=1.0))
     full = accuracy(predictions(dense, split.x_test), split.y_test)
     raised_twn = run("twn", schedule="one_shot", ternary_at=0.0, start=0.0)
     late = run(schedule="one_shot", start=0.85)

@@ -23,7 +23,7 @@ class Case(NamedTuple):
     pattern: str = "1x4"
     criterion: str = "magnitude"
     nested: bool = True
-    pull: float = 0.0
+    quantized_decay: float = 0.0
     stop: int = 0  # cut off after so many steps and go on from a checkpoint
 
 
@@ -32,7 +32,7 @@ CASES = {
     "ttq": Case("ttq", "element"),
     "twn, regrowing": Case("twn", "element", nested=False),
     "movement": Case(criterion="movement"),
-    "taylor, pulled": Case(criterion="taylor", pull=0.5),
+    "taylor, decaying": Case(criterion="taylor", quantized_decay=0.5),
     "wanda": Case(criterion="wanda", pattern="element"),
     "resumed": Case(criterion="taylor", stop=9),
 }
@@ -73,7 +73,7 @@ class Training:
             optimizer=self.optimizer,
             criterion=case.criterion,
             nested=case.nested,
-            pull=case.pull,
+            quantized_decay=case.quantized_decay,
         )
         self.loss = Distillation(build().eval(), share=0.5)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from cases import ProgramCase, activations, program_cases
 from torch import Tensor
 
 from ternary_ops.program.graph import Graph, Node
@@ -41,21 +42,7 @@ def _channel_axis(x: Tensor) -> int:
     return 2 if x.dim() == 3 else 1
 
 
-FUNCTIONS: dict[str, Any] = {
-    "affine": lambda x, factor, offset: x * factor + offset,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "elu": F.elu,
-    "softplus": F.softplus,
-    "mish": F.mish,
-    "exp": torch.exp,
-}
+FUNCTIONS = {name: function for name, (_, function) in activations.FUNCTIONS.items()}
 
 
 def _quantize(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -239,3 +226,15 @@ _OPERATORS: dict[str, Callable[[Graph, Node, Operands], Tensor]] = {
     "softmax": _softmax,
     "unflatten": lambda g, node, o: o[0][0][:, :, None, None],
 }
+
+
+def _of_case(case: ProgramCase) -> Callable[[Graph, Node, Operands], Tensor]:
+    def run(graph: Graph, node: Node, operands: Operands) -> Tensor:
+        weight = graph.weight(node) if "w" in node.attrs else None
+        value: Tensor = case.by_torch(node.attrs, weight, [x for x, _ in operands])
+        return value
+
+    return run
+
+
+_OPERATORS |= {op: _of_case(case) for op, case in program_cases().items()}

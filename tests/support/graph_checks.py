@@ -157,7 +157,7 @@ def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
     """
     x = float(np.abs(values[node.inputs[0]].astype(np.float64)).max(initial=0))
     size = max([x, *(float(np.abs(values[j]).max(initial=0)) for j in node.inputs[1:])])
-    if node.op in ("conv2d", "linear"):
+    if node.operator.is_layer:
         w = graph.weight(node)
         scale = 1.0 if w.scale is None else w.scale[:, None].astype(np.float64)
         sums = np.abs(w.array.reshape(w.shape[0], -1) * scale).sum(1).max(initial=0)
@@ -167,7 +167,7 @@ def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
         return 4 * EPS * (terms + 8) * (sums * x + bias + size) * slope + _TINY
     if "pool" in node.op:
         return EPS * (values[node.inputs[0]][0, 0].size + 8) * x + _TINY
-    if node.op == "layer_norm":
+    if node.operator.floats_only and "w" in node.attrs:
         return 64 * EPS * (1 + x) + 1e-5
     return 16 * EPS * (1 + size) * (1 + size) + _TINY
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from cases import ProgramCase, program_cases
 from numpy.typing import NDArray
 
 from ternary_ops.program.graph import Graph, Node
@@ -190,11 +192,21 @@ def token_program(seed: int = 0) -> Graph:
     return b.graph()
 
 
-PROGRAMS = {
+def _case_program(case: ProgramCase) -> Callable[[int], Graph]:
+    def make(seed: int = 0) -> Graph:
+        b = Builder(seed, c=case.channels)
+        case.build(b)
+        return b.graph()
+
+    return make
+
+
+PROGRAMS: dict[str, Callable[..., Graph]] = {
     "image": image_program,
     "mixed": mixed_program,
     "flat": flat_program,
     "wide": wide_program,
+    **{op: _case_program(case) for op, case in program_cases().items()},
 }
 
 

@@ -10,25 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from cases import activations, program_cases
 from engine_access import Graph, Node, Weight
 from programs import Builder
 
 KINDS = ("float", "int8", "quads", "ternary", "fine", "mixed")
-FUNCTIONS: dict[str, tuple[float, ...]] = {
-    "affine": (-1.5, 0.25),
-    "leaky_relu": (0.2,),
-    "hardswish": (),
-    "hardsigmoid": (),
-    "silu": (),
-    "sigmoid": (),
-    "tanh": (),
-    "gelu": (),
-    "gelu_tanh": (),
-    "elu": (0.7,),
-    "softplus": (1.5, 20.0),
-    "mish": (),
-    "exp": (),
-}
+FUNCTIONS = {name: params for name, (params, _) in activations.FUNCTIONS.items()}
 _BOUNDS = ((None, None), (None, None), (0.0, None), (0.0, None), (0.0, 1.5), (-1.0, 2.0))
 _KERNELS = ((3, 3), (3, 3), (3, 3), (1, 1), (1, 1), (5, 5), (1, 5), (5, 1), (7, 3), (3, 1))
 
@@ -307,6 +294,11 @@ class Draw:
         real = self.real(x)
         w = self.b.weight("float", real.channels, 1, zeros=0.0)
         return replace(real, id=self.b("layer_norm", real.id, w=w, eps=1e-5))
+
+    def case(self, x: Val, op: str) -> Val:
+        """An operator with a case of its own (tests/cases)."""
+        made: Val = program_cases()[op].draw(self, x)
+        return made
 
     def graph(self, output: Val) -> Graph:
         """Everything that the output, as floats, depends on."""

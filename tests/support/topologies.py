@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from cases import program_cases
 from engine_access import Graph
 from random_graphs import KINDS, Draw, Val
 
@@ -205,6 +206,18 @@ TOPOLOGIES: dict[str, Topology] = {
     "windows": windows,
     "often_read": often_read,
 }
+
+
+def cased(d: Draw, x: Val) -> Val:
+    """Operators that have a case of their own."""
+    x = d.conv(x)
+    for _ in range(d.number(1, 2)):
+        x = d.conv(d.alike(d.case(x, d.pick(*program_cases())), x))
+    return x
+
+
+if program_cases():
+    TOPOLOGIES["cased"] = cased
 
 
 def _head(d: Draw, x: Val) -> Val:

@@ -121,7 +121,12 @@ def run(course: Course, file: Path | None, stop: int | None = None, about: str =
     quantize_(model, TernaryConfig(zeros=0.6))
     optimizer = optimizer_for(model, course)
     pruner = Pruner(
-        model, "one_cycle", course.steps(40), optimizer=optimizer, criterion="taylor", pull=0.1
+        model,
+        "one_cycle",
+        course.steps(40),
+        optimizer=optimizer,
+        criterion="taylor",
+        quantized_decay=0.1,
     )
     checkpoint = None if file is None else Checkpoint(file, {"run": about}, seconds=0.0)
     count = 0

@@ -11,13 +11,21 @@ import numpy as np
 
 from ternary_ops import reference
 from ternary_ops.errors import FormatError, need
-from ternary_ops.program.attributes import POSITIVE, REWRITE, WEIGHT, Attribute
+from ternary_ops.program.attributes import (
+    MAX_CHANNELS,
+    POSITIVE,
+    REWRITE,
+    WEIGHT,
+    Attribute,
+    whole,
+)
 from ternary_ops.program.operator import (
     BoundNode,
     Operand,
     Operator,
     Shape,
     Value,
+    need_rank,
     need_same,
     register,
 )
@@ -84,6 +92,47 @@ class LayerNorm(Operator):
         """In float64, rounded once."""
         w = node.weight
         out = reference.layer_norm(operands[0], w.array.ravel(), w.bias, node.at["eps"])
+        return out.astype(np.float32)
+
+    def native(self, node: BoundNode) -> dict[str, Any]:
+        """Weight and bias."""
+        return _factor_and_offset(node)
+
+
+@register
+class GroupNorm(Operator):
+    """(x - mean) / sqrt(variance + `eps`) over each of `groups` groups of channels and all pixels,
+    times a weight [C, 1, 1, 1] plus its bias
+    """
+
+    name = "group_norm"
+    reads = "x, floats"
+    attrs = {
+        "w": WEIGHT,
+        "groups": Attribute(whole(1, MAX_CHANNELS)),
+        "eps": Attribute(POSITIVE),
+    }
+    floats_only = True
+
+    def value(self, node: BoundNode) -> Value:
+        """As its input."""
+        need_rank(node, 4)
+        x, groups = node.inputs[0], node.at["groups"]
+        _need_factor_a_channel(node, x.channels)
+        if (x.channels or 0) % groups:
+            raise FormatError(need(f"channels divisible by {groups}", x.channels, REWRITE))
+        return x
+
+    def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
+        """In float64, rounded once."""
+        w, x = node.weight, np.asarray(operands[0], np.float64)
+        groups = x.reshape(len(x), node.at["groups"], -1)
+        centered = groups - groups.mean(axis=2, keepdims=True)
+        variance = (centered**2).mean(axis=2, keepdims=True)
+        out: Array = (centered / np.sqrt(variance + node.at["eps"])).reshape(x.shape)
+        out = out * w.array.astype(np.float64).reshape(-1, 1, 1)
+        if w.bias is not None:
+            out = out + w.bias.astype(np.float64).reshape(-1, 1, 1)
         return out.astype(np.float32)
 
     def native(self, node: BoundNode) -> dict[str, Any]:

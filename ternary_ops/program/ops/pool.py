@@ -100,7 +100,7 @@ class AvgPool2d(Operator):
         "divisor": Attribute(optional(whole(1, 2**31 - 1)), None),
         "y": OUTPUT,
     }
-    per_channel = True
+    per_channel = averages = True
 
     def value(self, node: BoundNode) -> Value:
         """Of the input's channels."""
@@ -125,7 +125,7 @@ class AdaptiveAvgPool2d(Operator):
 
     name = "adaptive_avg_pool2d"
     attrs = {"size": Attribute(pair(1)), "y": OUTPUT}
-    per_channel = True
+    per_channel = averages = True
 
     def value(self, node: BoundNode) -> Value:
         """Of the input's channels."""

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from checkout import ROOT
 from programs import PROGRAMS, example
 
 from ternary_ops.errors import FormatError
@@ -17,7 +16,6 @@ from ternary_ops.program.graph import Node
 from ternary_ops.program.interpret import simulate
 from ternary_ops.program.operator import find
 
-ROOT = Path(__file__).parent.parent
 # Operators that ONNX has no counterpart for in all their forms.
 _NOT_IN_ONNX = {"pixel_unshuffle"}
 

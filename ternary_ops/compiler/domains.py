@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Third pass: which values are uint8 or uint11, with which ranges, and which stay float.
+
+A value is quantized when a layer with uint8 activations reads it, to the widest range of such
+layers; max pools, concat, resizing and what only moves values pass the question on to their
+readers. A value that no layer owns but that an add, a product, a function or an average would read
+as uint8 takes the `output_range` of the layer that makes it, or the range that calibrate saw of a
+value without a layer. Where calibrate saw none, as in networks of earlier versions, it takes a
+range that follows from its operands, with a warning: that may use few of the 256 codes. All others
+stay float: the edges of the network, whatever float layers touch, and what a BatchNorm reads whose
+scales would make rounding show.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ternary_ops.compiler.read_layers import Layer, Range, range_of
+from ternary_ops.compiler.step import CODES, FINE, FLOATS, Step
+from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.nodes import Bounds
+from ternary_ops.program.ops import OPS
+from ternary_ops.program.weight import Array, Params
+from ternary_ops.reference.activations import over_codes
+from ternary_ops.reference.arithmetic import affine_params
+
+_log = logging.getLogger(__name__)
+_GAIN = 1.0  # rounding of what a BatchNorm reads must not show more than that of what it makes
+_CHEAP = 100  # weights of a filter over an image: 3 x 5 x 5 values of colour
+
+
+def choose_domains(steps: Sequence[Step]) -> None:
+    """Set `reads` and `y` of every step: first what its readers ask for, last to first, then what
+    it reads and makes, first to last.
+
+    Raises UnsupportedModel that names every layer whose range is not set.
+    """
+    for step in reversed(steps):
+        for user in step.users:
+            _ask(step, user)
+    chooser = _Chooser()
+    for step in steps:
+        chooser.choose(step)
+    if chooser.unset:
+        names = ", ".join(sorted(chooser.unset))
+        raise UnsupportedModel(
+            need(
+                "layers with uint8 activations need their ranges",
+                f"none for {names}",
+                "Call calibrate(model, batches) first, with samples that reach these layers.",
+            )
+        )
+    if chooser.derived:
+        _log.warning(
+            "ranges derived from operands, which may be far too wide, since none was observed: %s. "
+            "Call calibrate(model, batches) again.",
+            ", ".join(sorted(chooser.derived)),
+        )
+
+
+def codes_of(step: Step) -> Params:
+    """Scale and zero point of a step's value where it is read as uint8."""
+    if step.y is not None:
+        return step.y
+    bounds = step.wanted or step.fine
+    if bounds is None:
+        raise ValueError("a value without a range was read as uint8")
+    return _affine(bounds)
+
+
+def is_cheap(step: Step) -> bool:
+    """True for a convolution of the image: making it twice costs less than rounding it."""
+    layer = step.layer
+    if layer is None or layer.follows or step.op != "conv2d" or len(step.inputs) > 1:
+        return False
+    return step.inputs[0].op == "input" and math.prod(layer.weight.shape[1:]) <= _CHEAP
+
+
+def _ask(step: Step, user: Step) -> None:
+    """Let a reader say what it asks of a step's value."""
+    if user.op == "output" or OPS[user.op].floats_only:
+        return
+    layer = user.layer
+    if user.op == "concat" or OPS[user.op].keeps_params:
+        if user.op != "resize" or user.inputs[0] is step:  # the second gives its size only
+            step.wanted = _widest(step.wanted, user.wanted)
+            step.flexible |= user.flexible
+            step.fine = _widest(step.fine, user.fine)
+    elif user.op == "activation" or _normalizes(user, step):
+        step.flexible |= user.flexible or user.wanted is not None
+    elif layer is None:
+        step.flexible = True
+    elif layer.integer:
+        if user.inputs[0] is step and layer.fine:
+            step.fine = _widest(step.fine, layer.input_range)
+        elif user.inputs[0] is step:
+            step.wanted = _widest(step.wanted, layer.input_range)
+        if step in user.inputs[1:]:
+            step.flexible = True
+
+
+def _normalizes(user: Step, step: Step) -> bool:
+    """True for a BatchNorm that may read codes of a joined value. One behind a layer has no range
+    to read: calibrate sees the end of the layer's chain alone.
+    """
+    layer = user.layer
+    if layer is None or not layer.follows or step.layer is not None or step in user.inputs[1:]:
+        return False
+    read, made = step.observed, user.wanted or user.observed
+    return read is None or made is None or _gain(layer, read, made) <= _GAIN
+
+
+def _gain(layer: Layer, read: Range, made: Range) -> float:
+    """By how much rounding to codes of the range `read`, scaled by a layer, exceeds rounding to
+    those of the range `made`; root mean square over channels.
+    """
+    steps = _affine(read)[0] * layer.weight.effective_scale(None) / _affine(made)[0]
+    return float(np.sqrt(np.mean(np.square(steps, dtype=np.float64))))
+
+
+class _Chooser:
+    """Chooses step by step; remembers layers without ranges, and values whose range it derived."""
+
+    def __init__(self) -> None:
+        self.unset: set[str] = set()
+        self.derived: set[str] = set()
+
+    def choose(self, step: Step) -> None:
+        """Set `reads` and `y` of one step, those before it are set."""
+        if step.op in ("input", "output") or OPS[step.op].floats_only:
+            step.reads = [FLOATS] * len(step.inputs)
+        elif step.layer is not None:
+            self._choose_layer(step, step.layer)
+        elif OPS[step.op].keeps_params:
+            x, *sized_like = step.inputs
+            codes = (step.wanted is not None or x.y is not None) and step.fine is None
+            step.reads = [CODES if codes else FLOATS, *[None] * len(sized_like)]
+            step.y = codes_of(x) if codes else None
+        else:
+            self._choose_joined(step)
+
+    def _choose_joined(self, step: Step) -> None:
+        """Sums, products, functions, averages, clamps and concatenations."""
+        codes = any(x.y is not None for x in step.inputs) and all(map(_fits, step.inputs))
+        codes &= step.fine is None
+        if step.op == "concat":  # it moves values as they come: codes only for who reads codes
+            codes &= step.flexible or step.wanted is not None
+        step.y = self._output(step) if codes else None
+        step.reads = [CODES if codes else FLOATS] * len(step.inputs)
+
+    def _choose_layer(self, step: Step, layer: Layer) -> None:
+        x, *others = step.inputs
+        if layer.integer and layer.input_range is None:
+            self.unset.add(layer.weight.name)
+        follows = layer.follows and x.y is not None
+        codes = (layer.integer and _fits(x)) or follows
+        known = step.wanted is not None or all(map(_fits, others))
+        step.y = self._output(step) if codes and known else None
+        fine = codes and layer.fine and layer.input_range is not None
+        step.reads = [FINE if fine else CODES if codes else FLOATS]
+        step.reads += [_beside(other, codes, step.y is None) for other in others]
+
+    def _output(self, step: Step) -> Params | None:
+        """Scale and zero point that an integer step writes; None where floats are read."""
+        if step.fine is not None:
+            return None
+        if step.wanted is not None:
+            return _affine(step.wanted)
+        if not step.flexible:
+            return None
+        if step.observed is not None:
+            return _affine(step.observed)
+        if OPS[step.op].averages:
+            return codes_of(step.inputs[0])
+        layer = step.layer
+        if layer is not None and not layer.follows and not step.attrs.get("gate"):
+            if layer.output_range is None:
+                self.unset.add(layer.weight.name)
+                return None
+            return _affine(layer.output_range)
+        return _affine(self._follow(step))
+
+    def _follow(self, step: Step) -> Range:
+        """A range that a step's value cannot leave, from those of its operands."""
+        params = [codes_of(x) for x in step.inputs]
+        ranges = [range_of(*p) for p in params]
+        if step.op == "activation":
+            return _finite_ends(over_codes(step.attrs["fn"], step.attrs["params"], *params[0]))
+        if step.op == "concat":
+            return min(lo for lo, _ in ranges), max(hi for _, hi in ranges)
+        if step.place:
+            self.derived.add(step.place)
+        if step.op == "mul":
+            corners = [a * b for a in ranges[0] for b in ranges[1]]
+            return _clamped((min(corners), max(corners)), step.clamp)
+        if step.attrs.get("gate"):  # a share between 0 and 1 of the gate
+            ranges[:2] = [(min(ranges[1][0], 0.0), max(ranges[1][1], 0.0))]
+        elif step.layer is not None:
+            ranges[0] = step.layer.image_of(ranges[0])
+        lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
+        return _clamped((lo, hi), step.clamp)
+
+
+def _fits(step: Step) -> bool:
+    """True for a value that is uint8 or whose range is known."""
+    return step.y is not None or (step.wanted or step.fine) is not None
+
+
+def _beside(step: Step, integer: bool, float_sum: bool) -> str:
+    """How a gate or residual is read: uint8 beside integers, unless it was made as floats to be
+    read precisely, or it joins floats that are there or cost next to nothing.
+    """
+    precise = step.fine is not None
+    if float_sum:
+        precise |= step.y is None or is_cheap(step)
+    return CODES if integer and _fits(step) and not precise else FLOATS
+
+
+def _widest(a: Range | None, b: Range | None) -> Range | None:
+    if a is None or b is None:
+        return a or b
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def _affine(bounds: Range) -> Params:
+    scale, zp = affine_params(*bounds)
+    return float(scale), zp
+
+
+def _finite_ends(values: Array) -> Range:
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def _clamped(bounds: Range, clamp: Bounds) -> Range:
+    (lo, hi), (least, most) = bounds, clamp
+    if least is not None:
+        lo, hi = max(lo, least), max(hi, least)
+    if most is not None:
+        lo, hi = min(lo, most), min(hi, most)
+    return lo, hi

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch operators as steps of a program: one table, keyed by the operator, a family a file.
+
+A row is a function that takes a `Call` and returns its step, the step it reads where nothing
+changes, or None where the call itself has no value. It raises Unsupported with the reason for a
+call that no program can say.
+"""
+
+from __future__ import annotations
+
+from ternary_ops.compiler.ops import (
+    conv_linear,
+    data_movement,
+    elementwise,
+    normalize,
+    pool,
+    resize,
+)
+from ternary_ops.compiler.ops.row import Row
+from ternary_ops.graph.torch_ops import TorchOp
+
+_FAMILIES = (conv_linear, normalize, elementwise, pool, data_movement, resize)
+ROWS: dict[TorchOp, Row] = {op: row for family in _FAMILIES for op, row in family.ROWS.items()}
+
+
+def supported() -> str:
+    """Every operator of the table, for people."""
+    names = [op.name if row.text is None else row.text for op, row in ROWS.items()]
+    return f"{', '.join(filter(None, names))}, as modules, functions or tensor methods"

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a traced node is: its module and operator, and the one rule of what fuses into a layer.
+
+`fused_chain` says which nodes become the epilogue of a layer (BatchNorm, residual add, clamp-like
+activation, PReLU). Calibration stores the range of a chain's last value, folding needs its
+BatchNorm, and compiling emits the chain as one operator: all three must agree, so the rule stands
+here once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from ternary_ops.graph import torch_ops as ops
+from ternary_ops.graph.torch_ops import TorchOp
+
+Bounds = tuple[float | None, float | None]
+_PASS = (ops.IDENTITY, ops.DROPOUT, ops.CONTIGUOUS)
+_CLAMPS = (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP, ops.FAKE_QUANTIZE)
+
+
+def module_of(node: fx.Node) -> nn.Module | None:
+    """The module that a call_module node calls, otherwise None."""
+    owner = node.graph.owning_module
+    if node.op != "call_module" or owner is None:
+        return None
+    return owner.get_submodule(str(node.target))
+
+
+def operator_of(node: fx.Node, module: nn.Module | None = None) -> TorchOp | None:
+    """The operator that a node calls; None for what this table does not know.
+
+    module: `module_of(node)`, where the caller has it.
+    """
+    if node.op == "call_module":
+        module = module_of(node) if module is None else module
+        return None if module is None else _operator_of_class(type(module))
+    if node.op not in ("call_function", "call_method"):
+        return None
+    found = ops.BY_CALL.get(node.target)
+    return found or ops.BY_NAME.get(getattr(node.target, "__name__", ""))
+
+
+def _operator_of_class(kind: type[nn.Module]) -> TorchOp | None:
+    if kind in ops.BY_MODULE:
+        return ops.BY_MODULE[kind]
+    bases = (ops.BY_MODULE.get(base) for base in kind.__mro__)
+    return next((op for op in bases if op is not None and op.subclasses), None)
+
+
+def look_up(node: fx.Node) -> tuple[nn.Module | None, TorchOp | None]:
+    """The module and the operator of a node."""
+    module = module_of(node)
+    return module, operator_of(node, module)
+
+
+def arguments_of(node: fx.Node, op: TorchOp, first: str = "input") -> dict[str, Any] | None:
+    """The arguments of a call of `op` by their names, with defaults; the tensor itself is `first`.
+
+    None where an argument is missing, or is one that the table does not know.
+    """
+    names = (first, *op.arguments)
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    found = {first: ops.REQUIRED, **op.arguments, **given}
+    known = len(node.args) <= len(names) and set(found) <= set(names)
+    return found if known and ops.REQUIRED not in found.values() else None
+
+
+def is_ours(module: nn.Module) -> bool:
+    """True for the layers of `ternary_ops.nn`."""
+    return type(module).__module__.startswith("ternary_ops.nn")
+
+
+def is_layer(node: fx.Node) -> bool:
+    """True for a convolution or linear layer: nn's own (a subclass may do anything), or ours."""
+    module = module_of(node)
+    return module is not None and (is_ours(module) or type(module) in (nn.Conv2d, nn.Linear))
+
+
+def is_pass(node: fx.Node) -> bool:
+    """True for what changes nothing in eval mode: Identity, Dropout and its kin, contiguous()."""
+    return operator_of(node) in _PASS
+
+
+def is_batchnorm(node: fx.Node) -> bool:
+    """True for a BatchNorm that has running statistics, the only kind that folds."""
+    module = module_of(node)
+    known = type(module) in ops.BATCH_NORM.modules
+    return known and getattr(module, "running_mean", None) is not None
+
+
+def is_add(node: fx.Node) -> bool:
+    """True for the plain sum of two traced tensors (no alpha, no constant operand)."""
+    tensors = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args)
+    return tensors and not node.kwargs and operator_of(node) is ops.ADD
+
+
+def is_slope(node: fx.Node) -> bool:
+    """True for a PReLU or a leaky ReLU."""
+    module = module_of(node)
+    leaky = operator_of(node, module) is ops.LEAKY_RELU
+    return leaky or isinstance(module, (nn.PReLU, nn.LeakyReLU))
+
+
+def clamp_bounds(node: fx.Node) -> Bounds | None:
+    """(lo, hi) of an activation that clamps: ReLU, ReLU6, Hardtanh, clamp, and of
+    torch.fake_quantize_per_tensor_affine to 8 bits, which rounds as well: programs do where they
+    keep codes. None for other nodes.
+    """
+    module = module_of(node)
+    op = operator_of(node, module)
+    if op not in _CLAMPS:
+        return None
+    if op is ops.RELU:
+        return 0.0, None
+    if op is ops.RELU6:
+        return 0.0, 6.0
+    if op is ops.FAKE_QUANTIZE:
+        return _code_bounds(node)
+    if module is not None:  # ReLU6 is a Hardtanh
+        return float(module.min_val), float(module.max_val)  # type: ignore[arg-type]
+    return _bounds(node, op)
+
+
+def _code_bounds(node: fx.Node) -> tuple[float, float] | None:
+    """What the lowest and highest of 256 codes of a fake-quantized value stand for."""
+    numbers = node.args[1:]
+    if len(numbers) != 4 or not all(isinstance(n, (int, float)) for n in numbers):
+        return None
+    scale, zero, lowest, highest = (float(n) for n in numbers)  # type: ignore[arg-type]
+    if highest - lowest != 255:
+        return None
+    return (lowest - zero) * scale, (highest - zero) * scale
+
+
+def _bounds(node: fx.Node, op: TorchOp) -> Bounds | None:
+    """The two constant arguments of a clamp, None when one of them is traced."""
+    at: dict[str, Any] = {**op.arguments}
+    at |= dict(zip(op.arguments, node.args[1:], strict=False)) | dict(node.kwargs)
+    found: list[float | None] = []
+    for name in op.arguments:
+        if not (at[name] is None or isinstance(at[name], (int, float))):
+            return None
+        found.append(None if at[name] is None else float(at[name]))
+    return found[0], found[1]
+
+
+@dataclass
+class Chain:
+    """A layer and what fuses behind it, in this order; `end` is the node of the chain's value.
+
+    links: every node from the layer to the end; modules: what they call, None for functions.
+    """
+
+    layer: fx.Node
+    end: fx.Node
+    links: list[fx.Node]
+    modules: list[nn.Module | None]
+    batchnorm: fx.Node | None = None
+    add: fx.Node | None = None
+    residual: fx.Node | None = None  # the add's other operand
+    clamps: list[fx.Node] = field(default_factory=list)
+    slope: fx.Node | None = None  # a PReLU or leaky ReLU, in place of clamps
+
+
+def fused_chain(layer: fx.Node) -> Chain:
+    """What fuses behind the call_module node `layer`; a link needs a value with a single user.
+
+    A sum belongs to the chain of its first operand; to the second's only if the first is no chain.
+    """
+    module = module_of(layer)
+    chain, convolves = Chain(layer, layer, [layer], [module]), hasattr(module, "kernel_size")
+    while len(chain.end.users) == 1:
+        (user,) = chain.end.users
+        last = bool(chain.clamps) or chain.slope is not None
+        if is_batchnorm(user) and not (chain.batchnorm or chain.add or last):
+            chain.batchnorm = user
+        elif is_add(user) and not (chain.add or last) and _owns_sum(chain.end, user):
+            chain.add = user
+            (chain.residual,) = (a for a in user.all_input_nodes if a is not chain.end)
+        elif is_slope(user) and convolves and not (chain.add or last):
+            chain.slope = user
+        elif clamp_bounds(user) is not None and chain.slope is None:
+            chain.clamps.append(user)
+        elif not is_pass(user):
+            break
+        chain.end = user
+        chain.links.append(user)
+        chain.modules.append(module_of(user))
+    return chain
+
+
+def fused_chains(graph: fx.Graph) -> dict[fx.Node, Chain]:
+    """The chain of every node that belongs to one."""
+    chains = [fused_chain(node) for node in graph.nodes if is_layer(node)]
+    return {link: chain for chain in chains for link in chain.links}
+
+
+def _owns_sum(operand: fx.Node, add: fx.Node) -> bool:
+    first, second = add.args
+    if first is second:
+        return False
+    return first is operand or not (isinstance(first, fx.Node) and _ends_bare_chain(first))
+
+
+def _ends_bare_chain(node: fx.Node) -> bool:
+    """True when `node` is a layer's own (normalized) value that only one node uses."""
+    normalized = False
+    while len(node.users) == 1 and not is_layer(node):
+        previous = node.args[0] if node.args else None
+        passes = is_pass(node) or (is_batchnorm(node) and not normalized)
+        if not passes or not isinstance(previous, fx.Node):
+            return False
+        normalized = normalized or is_batchnorm(node)
+        node = previous
+    return len(node.users) == 1

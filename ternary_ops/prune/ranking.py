@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups: targets whose units are ranked together and whose zeros are counted as one total."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ternary_ops.errors import BadConfig, BadWeights, need
+from ternary_ops.nn.patterns import best_units, from_mask, lowest, to_mask
+from ternary_ops.prune.growth import Candidates, Growth
+from ternary_ops.prune.scores import Score
+from ternary_ops.prune.targets import Target
+
+
+@dataclass(frozen=True)
+class Regrowth:
+    """The growth rule at one update: its fraction now, the step, and gradients by layer."""
+
+    rule: Growth
+    fraction: float
+    step: int
+    gradients: Mapping[str, Tensor]
+
+    def candidates(self, target: Target) -> Candidates:
+        """What the rule is told about one target."""
+        weight = target.weight.detach()
+        gradient = self.gradients.get(target.name)
+        gradient = torch.zeros_like(weight) if gradient is None else gradient
+        return Candidates(target.name, weight, gradient, target.pattern, self.step)
+
+    def scores(self, target: Target) -> Tensor:
+        """The rule's scores, checked: [units]."""
+        seen = self.candidates(target)
+        scores = self.rule.scores(seen)
+        if scores.shape != (seen.units,):
+            what = f"{type(self.rule).__name__}.scores gives one score per unit, [{seen.units}]"
+            raise BadConfig(
+                need(what, list(scores.shape), "Sum over units: nn.patterns.unit_sums.")
+            )
+        return scores
+
+
+class Group:
+    """Targets ranked together: a share `zeros` of all their units is to be pruned."""
+
+    def __init__(self, targets: Sequence[Target], zeros: float) -> None:
+        """Raises BadConfig where zeros leave too little for min_nnz and one unit per layer."""
+        self.targets = list(targets)
+        self.zeros = zeros
+        self.sizes = [target.units for target in targets]
+        self.total = sum(self.sizes)
+        self.limit = self.total - sum(target.protected for target in targets)
+        if self.zeros * self.total - self.limit >= 1:
+            raise BadConfig(
+                need(
+                    f"zeros={self.zeros} of the {self.total} units of {_names(self.targets)} must "
+                    f"leave the survivors that min_nnz and one per layer ask for",
+                    f"room for {self.limit} zeros",
+                    "Lower zeros or min_nnz, or skip these layers.",
+                )
+            )
+        self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in targets]))
+
+    def set_pruned(self, pruned: Tensor) -> None:
+        """Remember which units are pruned, bool [total], in the order of the targets."""
+        self.pruned = pruned
+        self.count = int(pruned.sum())
+
+    def share_masks(self) -> None:
+        """Expand the pruned units into the targets' masks."""
+        for target, pruned in zip(self.targets, torch.split(self.pruned, self.sizes), strict=True):
+            target.set_mask(to_mask(~pruned, target.weight.shape, target.pattern))
+
+    def wanted(self, share: float = 1.0) -> int:
+        """Units to prune when `share` of the target is due."""
+        return min(round(share * self.zeros * self.total), self.limit)
+
+    def update(
+        self,
+        share: float,
+        criterion: Score,
+        *,
+        nested: bool,
+        normalize: bool,
+        regrowth: Regrowth | None = None,
+    ) -> None:
+        """Prune the weakest units so that `share` of this group's target is reached, to one unit.
+
+        nested: what is pruned stays pruned. normalize: rank scores relative to their layer's mean.
+        regrowth: drop a fraction of the survivors too, and let as many pruned units grow.
+        """
+        first = self.count == 0
+        count = max(self.wanted(share), self.count if nested else 0)
+        dropped = 0
+        if regrowth is not None and not first:
+            dropped = min(int(regrowth.fraction * (self.total - count)), self.limit - count)
+        if nested and count == self.count and not dropped:
+            return
+        if regrowth is not None and first and regrowth.rule.random_start:
+            parts = [regrowth.candidates(target).uniform() for target in self.targets]
+        else:
+            parts = [target.scores(criterion) for target in self.targets]
+        self._check(parts)
+        if normalize:
+            parts = [part / part.abs().mean().clamp_min(1e-30) for part in parts]
+        self.prune(parts, count + dropped, nested)
+        if regrowth is not None and dropped:
+            self.grow([regrowth.scores(target) for target in self.targets], dropped)
+
+    def prune(self, parts: list[Tensor], count: int, nested: bool = False) -> None:
+        """Prune the `count` units of the lowest scores; parts: those of each target, [units]."""
+        scores = torch.cat(parts)
+        if nested:
+            scores.masked_fill_(self.pruned.to(scores.device), -torch.inf)
+        first = 0
+        for target, size in zip(self.targets, self.sizes, strict=True):
+            rows = target.pattern.grid(target.weight.shape)[0]
+            best = best_units(scores[first : first + size], rows, target.min_nnz) + first
+            scores[best] = scores[best].masked_fill(scores[best] > -torch.inf, torch.inf)
+            first += size
+        self.set_pruned(lowest(scores, count))
+        self.share_masks()
+
+    def grow(self, parts: list[Tensor], count: int) -> None:
+        """Give back the `count` pruned units of the highest scores; of equal ones the first."""
+        scores = torch.cat(parts)
+        ranked = (-scores).masked_fill(~self.pruned.to(scores.device), torch.inf)
+        self.set_pruned(self.pruned.to(scores.device) & ~lowest(ranked, count))
+        self.share_masks()
+
+    def _check(self, parts: list[Tensor]) -> None:
+        bad = [
+            t.name for t, part in zip(self.targets, parts, strict=True) if not part.isfinite().all()
+        ]
+        if not bad:
+            return
+        raise BadWeights(
+            need(
+                "pruning needs finite weights",
+                f"NaN or infinity in {', '.join(bad)}",
+                "Lower the learning rate or clip gradients; GradScaler: step(skipped=...).",
+            )
+        )
+
+
+class SummaryRow(NamedTuple):
+    """One pruned weight: its layer, the share of zero units asked for, and the share it has now."""
+
+    name: str
+    target: float
+    measured: float
+
+
+def summary(targets: Sequence[Target], groups: Sequence[Group]) -> list[SummaryRow]:
+    """One row per target; a target that shares a total has that of its group."""
+    wanted = {target.name: group.zeros for group in groups for target in group.targets}
+    return [SummaryRow(t.name, wanted[t.name], t.empty_units() / t.units) for t in targets]
+
+
+def _names(targets: list[Target]) -> str:
+    names = [target.name for target in targets[:3]]
+    return ", ".join(names) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")

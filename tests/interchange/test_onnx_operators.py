@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators that have a case of their own, out to ONNX Runtime and in from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import program_cases
+from onnx_files import Builder, agree, random, run
+from programs import PROGRAMS, example
+
+from ternary_ops.errors import FormatError
+from ternary_ops.interchange import load_onnx, save_onnx
+from ternary_ops.program.interpret import simulate
+from ternary_ops.runtime import Program
+
+
+@pytest.mark.parametrize("form", ["exact", "qdq"])
+@pytest.mark.parametrize("name", program_cases())
+def test_onnx_runtime_gives_the_programs_results(name: str, form: str, tmp_path: Path) -> None:
+    graph = PROGRAMS[name](1)
+    x = example(graph, 2, 9, 11, 1)
+    save_onnx(Program(graph, x.shape), tmp_path / "net.onnx", form)
+    for batch in (x, example(graph, 3, 12, 7, 2)):
+        want = simulate(graph, batch)[-1]
+        got = run(tmp_path / "net.onnx", batch)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_normalization_comes_in(groups: int, tmp_path: Path) -> None:
+    b = Builder()
+    image = b.add("Conv", ["image", b.constant("w", random(6, 3, 3, 3))], "c", pads=[1, 1, 1, 1])
+    vectors = [b.constant("scale", random(6)), b.constant("bias", random(7)[:6])]
+    b.add("GroupNormalization", [image, *vectors], "y", num_groups=groups, epsilon=1e-3)
+    agree(b.save(tmp_path / "net.onnx", "y", opset=21), random(2, 3, 9, 8))
+    with pytest.raises(FormatError, match="GroupNormalization is deprecated"):
+        load_onnx(b.save(tmp_path / "old.onnx", "y", opset=18))
