@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ternary_ops as tops
-from ternary_ops.study.fit import Course
+from ternary_ops.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Run:
     name: str
     network: str
     start: str
-    course: Course
+    course: TrainConfig
     width: int = 16
     teacher: str = ""
     config: tops.TernaryConfig | None = None
@@ -46,11 +46,11 @@ class Run:
 TEACHER = "resnet56"
 
 
-def _sgd(epochs: int, rate: float, decay: float, **options: Any) -> Course:
-    return Course(epochs, rate, 128, optimizer="sgd", weight_decay=decay, **options)
+def _sgd(epochs: int, rate: float, decay: float, **options: Any) -> TrainConfig:
+    return TrainConfig(epochs, rate, 128, optimizer="sgd", weight_decay=decay, **options)
 
 
-def _from_scratch(epochs: int) -> Course:
+def _from_scratch(epochs: int) -> TrainConfig:
     return _sgd(epochs, 0.2, 5e-4, bfloat16=True)
 
 

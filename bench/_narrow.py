@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ternary_ops import sr
+from ternary_ops.graph.channels import channel_groups
+from ternary_ops.graph.trace import trace
 
 
 class Shared(NamedTuple):
@@ -20,15 +21,21 @@ class Shared(NamedTuple):
     readers: tuple[str, ...]
 
 
-def groups(pairs: int) -> Iterator[Shared]:
-    """Of a trunk with so many pairs of ERB and HFAB."""
-    yield Shared(("head", "lr_conv"), ("warmup.0", "tail.0"))
-    yield Shared(("warmup.0", "warmup.1.excitate"), ("warmup.1.squeeze", "ERBs.0.conv1.rep_conv"))
-    for i in range(pairs):
-        first, second = (f"ERBs.{i}.conv{k}.rep_conv" for k in (1, 2))
-        behind = "lr_conv" if i + 1 == pairs else f"ERBs.{i + 1}.conv1.rep_conv"
-        yield Shared((first,), (second,))
-        yield Shared((second, f"HFABs.{i}.excitate"), (f"HFABs.{i}.squeeze", behind))
+def groups(network: sr.FMEN, x: Tensor) -> list[Shared]:
+    """Of the trunk: channels that the attention blocks' branches, which are narrower, do not have.
+
+    Raises ValueError for branches as wide as the trunk.
+    """
+    width = network.head.out_channels
+    blocks = [network.warmup[1], *network.HFABs]
+    if any(block.squeeze.out_channels == width for block in blocks):
+        raise ValueError("need branches narrower than the trunk")
+    found = channel_groups(trace(network), x[:1]).groups()
+    return [
+        Shared(*(tuple(str(use.owner) for use in uses) for uses in (g.producers, g.consumers)))
+        for g in found
+        if len(g) == width and "removal" not in g.fixed
+    ]
 
 
 @torch.no_grad()
@@ -42,7 +49,7 @@ def narrowed(network: sr.SRNetwork, channels: int, x: Tensor) -> sr.FMEN:
     network = copy.deepcopy(network)
     target = network(x)
     state = {name: value.clone() for name, value in network.state_dict().items()}
-    for group in groups(len(network.ERBs)):
+    for group in groups(network, x):
         readers = [network.get_submodule(name) for name in group.readers]
         kept = list(range(readers[0].weight.shape[1]))
         at_once = max(1, (len(kept) - channels) // 4)

@@ -40,9 +40,10 @@ from ternary_ops import models, reporting
 from ternary_ops._atomic import replace_file
 from ternary_ops.data.classification import Split
 from ternary_ops.quantize import recalibrate_batchnorm_
-from ternary_ops.study.fit import accuracy, fit, optimizer_for, predictions
-from ternary_ops.train.augment import KeptLogits, Views
+from ternary_ops.study.fit import accuracy, fit, predictions
+from ternary_ops.train.augment import Augmentation, CachedLogits
 from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.config import optimizer_for
 from ternary_ops.train.distillation import Distillation
 
 # Views repeat after so many epochs: a teacher's logits are computed once and serve every run.
@@ -133,22 +134,22 @@ def train(run: Run, runs: Path, split: Split) -> nn.Module:
     if done.exists():
         model.load_state_dict(torch.load(done, weights_only=True))
         return model.eval()
-    views = Views(split.x_train, reach=4, flip=True, count=VIEWS)
+    views = Augmentation(split.x_train, reach=4, flip=True, count=VIEWS)
     optimizer = optimizer_for(model, run.course)
     steps = run.course.steps(len(split.y_train))
     taught = pruner = None
     if run.teacher:
-        taught = KeptLogits(trained(run.teacher), views, runs / f"{run.teacher}-logits")
+        taught = CachedLogits(trained(run.teacher), views, runs / f"{run.teacher}-logits")
     if run.config is not None:
         pruner = tops.prune.Pruner(model, total_steps=steps, optimizer=optimizer, **run.pruner)
     fit(
         *(model, views, split.y_train, run.course, optimizer),
         Distillation(label_smoothing=0.0 if run.teacher else 0.05),
-        taught=taught,
+        teacher=taught,
         pruner=pruner,
         calibration=split.x_train[::50],
         checkpoint=Checkpoint(runs / f"{run.name}.checkpoint", {"run": run.name, "steps": steps}),
-        tick=watcher(run.name, steps, model, split),
+        on_step=watcher(run.name, steps, model, split),
     )
     if run.name in _PARENT_NAMES:
         PARENTS.mkdir(exist_ok=True, parents=True)
@@ -165,7 +166,7 @@ def watcher(name: str, steps: int, model: nn.Module, split: Split) -> Callable[[
     """A line after each twentieth of the run: the score on a fifth of the test images."""
     state = {"step": 0, "start": time.monotonic()}
 
-    def tick() -> None:
+    def on_step() -> None:
         state["step"] += 1
         if state["step"] % max(1, steps // 20) == 0:
             training = model.training
@@ -174,7 +175,7 @@ def watcher(name: str, steps: int, model: nn.Module, split: Split) -> Callable[[
             seconds = time.monotonic() - state["start"]
             print(f"{name} {state['step']}/{steps} {seconds:.0f} s {score:.2f} %", flush=True)
 
-    return tick
+    return on_step
 
 
 def finish(run: Run, model: nn.Module, split: Split) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def finish(run: Run, model: nn.Module, split: Split) -> dict[str, Any]:
         tops.calibrate(model, [split.x_train[::50]])
     else:
         # What training saw, but with float sums: the last 10 % had quantized activations.
-        views = Views(split.x_train, reach=4, flip=True, count=VIEWS)
+        views = Augmentation(split.x_train, reach=4, flip=True, count=VIEWS)
         batches = [views.take(0, part) for part in torch.arange(0, 50_000, 25).split(250)]
         recalibrate_batchnorm_(model, batches)
         row["top1_float"] = round(accuracy(predictions(model, split.x_test), split.y_test), 2)
@@ -214,7 +215,7 @@ def finish(run: Run, model: nn.Module, split: Split) -> dict[str, Any]:
 
 def evaluate(file: Path, split: Split) -> float:
     """Percent of the test images that the program of a file classifies right."""
-    logits = tops.runtime.load(file)(split.x_test.contiguous().numpy())
+    logits = tops.runtime.load(file)(split.x_test[:].contiguous().numpy())
     return round(accuracy(torch.from_numpy(logits).argmax(1), split.y_test), 2)
 
 

@@ -138,7 +138,7 @@ def rivals(x: torch.Tensor, weight: torch.Tensor, threads: int) -> tuple[dict[st
         "torch conv2d": lambda: F.conv2d(x, weight, padding=1),
     }
     match = all(
-        within_bound(y.to_dense() if y.layout == torch._mkldnn else y, x, weight)
+        within_bound(y.to_dense() if str(y.layout) == "torch._mkldnn" else y, x, weight)
         for y in (run() for run in found.values())
     )
     chain = openvino_chain(x, weight, threads)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import torch
 from _cifar import folder, keep_shortcuts_, load_cifar10, load_resnet
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ def resnet20() -> nn.Module:
 def images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x and y to train, x and y to test."""
     split = load_cifar10()
-    return split.x_train, split.y_train, split.x_test, split.y_test
+    x_train, x_test = map(torch.as_tensor, (split.x_train, split.x_test))
+    return x_train, split.y_train, x_test, split.y_test
 
 
 def main() -> int:

@@ -111,7 +111,8 @@ def measure(model: str, zeros: float, runs: int) -> list[dict[str, Any]]:
         folder = Path(name)
         np.save(folder / "x.npy", net.x.numpy())
         wanted = net.dense(net.x).numpy()
-        rows, files = {}, write_files(net, sample, folder)
+        rows: dict[str, dict[str, Any]] = {}
+        files = write_files(net, sample, folder)
         seen: dict[str, list[dict[str, float]]] = {kind: [] for kind in files}
         for _ in range(runs):
             for kind, file in files.items():

@@ -100,7 +100,7 @@ def make() -> None:
             layer.weight *= torch.rand(1024, 1024) < 0.05
     tops.quantize_(rows, tops.plan(rows, tops.TernaryConfig(zeros=0.0, pattern="element")))
     for module in rows:
-        module.phase = "frozen"
+        module.phase = "frozen"  # type: ignore[assignment]
     x = torch.rand(16, 1024)
     tops.calibrate(rows, [x])
     tops.compile(rows.eval(), x).save(PROGRAMS / "matvec.safetensors")

@@ -102,7 +102,7 @@ def done(rows: list[dict[str, Any]]) -> set[tuple[str, ...]]:
 class Work(NamedTuple):
     """Multiply-adds of the dense network, and the peaks of one core they are held against."""
 
-    count: int
+    macs: int
     threads: int
     peaks: Any
 
@@ -110,7 +110,7 @@ class Work(NamedTuple):
         """Columns of one engine's milliseconds."""
         ms, low, high = spread(times)
         peak = self.peaks.float_gmac_s if in_floats else self.peaks.int8_gmac_s
-        made = self.count / ms / 1e6
+        made = self.macs / ms / 1e6
         columns = {"ms": round(ms, 3), "ms_p20": round(low, 3), "ms_p80": round(high, 3)}
         return columns | {
             "gmac_s": round(made, 1),

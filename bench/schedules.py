@@ -31,8 +31,9 @@ from torch import nn
 from ternary_ops.data.classification import Split
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import Distillation
-from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
-from ternary_ops.train.augment import Views
+from ternary_ops.study.fit import accuracy, fit, predictions
+from ternary_ops.train.augment import Augmentation
+from ternary_ops.train.config import TrainConfig, optimizer_for
 
 TABLE = "schedules.csv"
 SCHEDULES = ("one_cycle", "one_shot", "iterative", "agp")
@@ -77,7 +78,7 @@ def train(case: dict[str, Any], split: Split) -> dict[str, Any]:
     """One row."""
     model = start(case["network"], case["seed"])
     given = GRIDS[case["network"]]["course"]
-    course = Course(case["epochs"], seed=case["seed"], **given)
+    course = TrainConfig(case["epochs"], seed=case["seed"], **given)
     optimizer = optimizer_for(model, course)
     pruner = Pruner(
         *(model, case["schedule"], course.steps(len(split.y_train)), case["zeros"]),
@@ -88,7 +89,7 @@ def train(case: dict[str, Any], split: Split) -> dict[str, Any]:
         skip=["0"] if case["network"] == "fashion" else ["conv1", "fc"],
     )
     color = case["network"] != "fashion"
-    views = Views(split.x_train, reach=4 if color else 1, flip=color)
+    views = Augmentation(split.x_train, reach=4 if color else 1, flip=color)
     begin = time.process_time()
     fit(
         *(model, views, split.y_train, course, optimizer, Distillation()),

@@ -164,7 +164,8 @@ def measure(name: str, options: Any) -> list[dict[str, object]]:
         kept = check_colors(run, network.scale, side=9, others=3) if held else None
         row["flats_off"] = f"{kept.flats.off} of {kept.flats.count}" if kept else ""
         row["flats_worst"], row["white"] = (kept.flats.worst, kept.white) if kept else ("", "")
-        row["peak_mb"] = round(run.peak_bytes(tuple(x.shape)) / 1e6, 1) if held else ""
+        held_bytes = run.peak_bytes(tuple(x.shape)) if isinstance(run, runtime.Program) else None
+        row["peak_mb"] = "" if held_bytes is None else round(held_bytes / 1e6, 1)
         rows.append(row)
     for row in rows:
         for column, rival in (

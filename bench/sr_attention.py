@@ -69,12 +69,12 @@ def hfab(channels: int, inner: int, blocks: int) -> Case:
     shapes = [(inner, channels, 3), *[(inner, inner, 3)] * (2 * blocks), (channels, inner, 3)]
     slopes = [0.1, *[0.1, 1.0] * blocks]
     weights, biases = layers(shapes)
-    arrays = [[t.numpy() for t in tensors] for tensors in (weights, biases)]
+    w, b = ([t.numpy() for t in tensors] for tensors in (weights, biases))
     return Case(
         *(channels, float(sum(w.numel() for w in weights))),
         lambda x: ops.hf_attention(x, weights, biases, slopes),
         lambda x: composed_hf(x, weights, biases, slopes),
-        lambda x: reference.hf_attention(x, *arrays, slopes),
+        lambda x: reference.hf_attention(x, w, b, slopes),
     )
 
 

@@ -51,7 +51,7 @@ class Run:
     name: str
     weights: str
     config: tops.TernaryConfig
-    course: sr.SRCourse
+    course: sr.SRTrainConfig
     fine: tuple[str, ...] = ()
     channels: int | None = None
 
@@ -61,7 +61,7 @@ def _quads(weights: str, zeros: float) -> tops.TernaryConfig:
 
 
 # By the teacher's image alone: photos of another kind than the teacher's pull away from it.
-_LONG = sr.SRCourse(
+_LONG = sr.SRTrainConfig(
     steps=8000, rate=1e-3, batch=16, patch=32, share=1.0, stages=0.02, bfloat16=True
 )
 _TAUGHT = dataclasses.replace(_LONG, steps=3000)
@@ -178,7 +178,7 @@ def train(run: Run, runs: Path) -> sr.SRNetwork:
         *(network, patches, run.course),
         **{"teacher": dense(run), "pruner": pruner, "optimizer": optimizer},
         checkpoint=checkpoint,
-        tick=watcher(run),
+        on_step=watcher(run),
     )
     return network
 
@@ -187,13 +187,13 @@ def watcher(run: Run) -> Callable[[], None]:
     """A line after each fiftieth of the run."""
     state = {"step": 0, "start": time.monotonic()}
 
-    def tick() -> None:
+    def on_step() -> None:
         state["step"] += 1
         if state["step"] % max(1, run.course.steps // 50) == 0:
             seconds = time.monotonic() - state["start"]
             print(f"{run.name} {state['step']}/{run.course.steps} {seconds:.0f} s", flush=True)
 
-    return tick
+    return on_step
 
 
 def finish(run: Run, network: sr.SRNetwork) -> dict[str, Any]:

@@ -121,7 +121,7 @@ MODULES = {
     "study.images": "data.image_folder",
     "study.isolated": "benchmark.torch_free_process",
     "study.networks": "benchmark.networks",
-    "study.own": "data.user_code",
+    "study.own": "study.user_code",
     "study.ranks": "train.distributed",
     "study.rivals": "benchmark.baselines",
     "study.summary": "study.report",
@@ -132,6 +132,17 @@ MODULES = {
 }
 # What a package used to export: the module that has it now, and ":name" if it is another.
 NAMES = {
+    "sr": {"SRCourse": "sr.training.trainer:SRTrainConfig"},
+    "study.fit": {
+        "Course": "train.config:TrainConfig",
+        "WARMUP": "train.config",
+        "optimizer_for": "train.config",
+    },
+    "train.augment": {
+        "KeptLogits": "train.augment:CachedLogits",
+        "Taught": "train.augment:Teacher",
+        "Views": "train.augment:Augmentation",
+    },
     "quantize": {
         "Budget": "budget",
         "Distillation": "train.distillation",
@@ -140,7 +151,7 @@ NAMES = {
     },
     "sr.training": {
         "Patches": "sr.training.trainer",
-        "SRCourse": "sr.training.trainer",
+        "SRCourse": "sr.training.trainer:SRTrainConfig",
         "train": "sr.training.trainer",
     },
 }

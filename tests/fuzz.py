@@ -164,7 +164,8 @@ def survive(data: bytes, file: Path) -> str:
     try:
         program = runtime.load(file)
         at = program.graph.nodes[0].attrs
-        sizes = program._shapes_of((1, at["c"], 11, 9)[: at["rank"]])
+        rank, c = at["rank"], at["c"]
+        sizes = program._shapes_of((1, 11, c) if rank == 3 else (1, c, 11, 9)[:rank])
         work = sum(shapes.macs(program.graph, sizes)) + sum(map(math.prod, sizes))
         if work > _MOST_WORK:
             return "large"

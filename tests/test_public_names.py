@@ -80,12 +80,14 @@ for old, new in _moved.MODULES.items():
 
 
 @pytest.mark.parametrize(
-    ("package", "name"), [(p, n) for p, names in _moved.NAMES.items() for n in names]
+    ("package", "name", "home"),
+    [(p, n, home) for p, names in _moved.NAMES.items() for n, home in names.items()],
 )
-def test_old_names_forward_with_a_warning(package: str, name: str) -> None:
+def test_old_names_forward_with_a_warning(package: str, name: str, home: str) -> None:
     with pytest.warns(DeprecationWarning, match=f"{name} is now in"):
         value = getattr(importlib.import_module(f"ternary_ops.{package}"), name)
-    assert value.__name__ == name
+    path, _, new = home.partition(":")
+    assert value is getattr(importlib.import_module(f"ternary_ops.{path}"), new or name)
 
 
 def test_what_never_was_is_an_attribute_error() -> None:

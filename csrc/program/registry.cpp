@@ -32,7 +32,9 @@ std::unique_ptr<OpKernel> make_op(const Attributes& at, const Types& inputs) {
   }
   const Registration& op = found->second;
   if (inputs.size() < op.least || inputs.size() > op.most)
-    bad_node(at.op(), std::to_string(op.least) + " to " + std::to_string(op.most) + " inputs",
+    bad_node(at.op(),
+             (op.least < op.most ? std::to_string(op.least) + " to " : "") +
+                 std::to_string(op.most) + " inputs",
              std::to_string(inputs.size()));
   std::unique_ptr<OpKernel> made = op.factory(at, inputs);
   at.check_all_read();

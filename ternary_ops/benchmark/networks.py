@@ -20,13 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import ternary_ops as tops
 from ternary_ops import models
+from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, MissingExtra, need
 from ternary_ops.graph.replace import replace_modules
+from ternary_ops.nn import TernaryConv2d, TernaryLinear
+from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.patterns import get_pattern
+from ternary_ops.prune import Pruner
+from ternary_ops.quantize.calibration import calibrate
+from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.correct import recalibrate_batchnorm_
-from ternary_ops.quantize.plans import Plan
+from ternary_ops.quantize.plans import Plan, plan
 from ternary_ops.runtime import Program
 
 # Name -> (channels, image side).
@@ -49,7 +54,7 @@ _BATCH = 16
 class Pruned:
     """One network in three forms that hold the same weights.
 
-    trained: tops.nn layers, fake-quantized. dense: float32, integer weights times their scale.
+    trained: nn layers, fake-quantized. dense: float32, integer weights times their scale.
     program: trained, compiled. x: float32 [N, C, H, W] that were not calibrated on.
     """
 
@@ -135,15 +140,15 @@ def plan_of(model: nn.Module, pattern: str, zeros: float, scope: str, every_laye
     every_layer: all of them pruned.
     """
     name, extra = _split(pattern)
-    int8 = tops.TernaryConfig(weights="int8")
+    int8 = TernaryConfig(weights="int8")
     if name == "int8" and not extra:
-        return tops.plan(model, int8)
+        return plan(model, int8)
     weights, unit = ("int8", extra) if name == "int8" else ("ternary", name)
-    config = tops.TernaryConfig(weights, zeros=zeros, pattern=unit, scope=scope)
+    config = TernaryConfig(weights, zeros=zeros, pattern=unit, scope=scope)
     if every_layer:
-        return tops.plan(model, config, rules={"*": config})
+        return plan(model, config, rules={"*": config})
     linear = {n: int8 for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    return tops.plan(model, config, rules=linear)
+    return plan(model, config, rules=linear)
 
 
 @torch.no_grad()
@@ -164,12 +169,12 @@ def pruned(
     compete, and wide layers lose most. Raises BadConfig for any other pattern.
     """
     model = build()
-    tops.quantize_(model, plan_of(model, pattern, zeros, scope, every_layer))
+    quantize_(model, plan_of(model, pattern, zeros, scope, every_layer))
     if pattern != "int8":
-        tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()
+        Pruner(model, schedule="one_cycle", total_steps=1).step()
     recalibrate_batchnorm_(model, torch.split(sample, _BATCH))
-    tops.calibrate(model, torch.split(sample, _BATCH))
-    program = tops.compile(model, x[:1], permute=pattern.endswith("+permute"))
+    calibrate(model, torch.split(sample, _BATCH))
+    program = compile(model, x[:1], permute=pattern.endswith("+permute"))
     return Pruned(model.eval(), dense_twin(model), program, x)
 
 
@@ -205,7 +210,7 @@ def dense_twin(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     layers: dict[nn.Module, nn.Module] = {}
     for module in twin.modules():
-        if isinstance(module, (tops.nn.TernaryConv2d, tops.nn.TernaryLinear)):
+        if isinstance(module, (TernaryConv2d, TernaryLinear)):
             layers[module] = module.to_float()
     replace_modules(twin, layers)
     return twin

@@ -21,11 +21,15 @@ from torch import Tensor, nn
 
 from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.nodes import fused_chain, is_layer, module_of
 from ternary_ops.graph.signature import result
 from ternary_ops.graph.trace import trace
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn.config import TernaryConfig
+from ternary_ops.program import column_grouping
+from ternary_ops.program.channels import channel_groups
+from ternary_ops.program.permute import apply_order, by_channel, movable_groups
 from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.plans import plan
@@ -54,10 +58,9 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
     example_input: as for compile. Returns a row per layer that reads reordered channels.
 
     Raises BadConfig for quantized layers, and UnsupportedModel, with the model as it was, for a
-    network that has no program form.
+    network that has no program form, or one with a layer to reorder whose weight is computed anew
+    at every call or which has hooks.
     """
-    from ternary_ops.program.permute import Spaces, apply_order  # the engine imports this package
-
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
         do = "Call reorder_channels_ on the float network, then quantize_."
@@ -67,7 +70,7 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
             )
         )
     graph = _integer_graph(model, example_input)
-    spaces = Spaces(graph)
+    groups = channel_groups(graph)
     weights = []
     fixed = _shared_or_strange(model, graph.weights)
     for w in graph.weights:
@@ -78,17 +81,17 @@ def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRo
     for i, node in enumerate(graph.nodes):
         if "w" in node.attrs and graph.weights[node.attrs["w"]].name in fixed:
             for value in (i, *node.inputs):
-                spaces.pin(value)
+                groups.fix(value, "the network has no module of its own for it", "order")
     read: set[str] = set()
-    for root, labels in spaces.free().items():
+    for group in movable_groups(graph, groups):
         names = [
             graph.weight(node).name
             for node in graph.nodes
-            if node.operator.is_layer and spaces.root(node.inputs[0]) == root
+            if node.operator.is_layer and node.inputs[0] in group.positions
         ]
-        order = _best_order([_filters(model, name) for name in names], labels)
+        order = _best_order([_filters(model, name) for name in names], group.labels)
         if order is not None:
-            apply_order(graph, spaces, root, order, weights)
+            apply_order(group, order, weights)
             read |= set(names)
     return _move_checked(model, example_input, weights, read, fixed)
 
@@ -141,9 +144,6 @@ def _filters(model: nn.Module, name: str) -> NDArray[Any] | None:
 
 
 def _best_order(layers: list[NDArray[Any] | None], labels: NDArray[Any]) -> NDArray[Any] | None:
-    from ternary_ops.program import column_grouping
-    from ternary_ops.program.permute import by_channel
-
     likeness = np.zeros((len(labels), len(labels)))
     for filters in layers:
         rows = None if filters is None else by_channel(filters, len(labels))
@@ -156,10 +156,13 @@ def _best_order(layers: list[NDArray[Any] | None], labels: NDArray[Any]) -> NDAr
 def _move_checked(
     model: nn.Module, x: Tensor, weights: list[Any], read: set[str], fixed: set[str]
 ) -> list[ReorderRow]:
+    norms = _norms_behind(model, {w.name for w in weights})
+    moved = [w for w in weights if w.name not in fixed and _moves(w)]
+    names = [name for w in moved for name in (w.name, norms.get(w.name)) if name is not None]
+    Changes(model).check([model.get_submodule(name) for name in names], "rewrite", "reordered")
     training = model.training
     kept = copy.deepcopy(model.state_dict())
     expected = result(model.eval(), x)
-    norms = _norms_behind(model, {w.name for w in weights})
     rows = []
     for w in (w for w in weights if w.name not in fixed):
         before = _best_quarter(_filters(model, w.name))
@@ -174,6 +177,12 @@ def _move_checked(
         what = "the reordered network computes what it did"
         raise UnsupportedModel(need(what, "another output", "Report this model; it was misread."))
     return rows
+
+
+def _moves(w: Any) -> bool:
+    """Whether the numbers of input channels and filters say that any of them moves."""
+    still = np.array_equal(w.array, np.broadcast_to(np.arange(w.shape[3]), w.shape))
+    return not (still and np.array_equal(w.bias, np.arange(w.shape[0])))
 
 
 def _norms_behind(model: nn.Module, known: set[str]) -> dict[str, str]:

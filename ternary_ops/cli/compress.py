@@ -173,9 +173,10 @@ _OWN = ("data", "weights", "trained", "size", "gray", "mean", "std", "flip")
 
 
 def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
-    from ternary_ops.data import classification, user_code
+    from ternary_ops.data import classification
     from ternary_ops.data.image_folder import count_images
     from ternary_ops.models.zoo import MEAN, STD, is_zoo
+    from ternary_ops.study import user_code
 
     usual = (MEAN, STD) if is_zoo(arguments.model) and not arguments.gray else ((0.0,), (1.0,))
     mean, std = (
@@ -209,9 +210,9 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _network(
     arguments: argparse.Namespace, split: Split
 ) -> tuple[Callable[[], nn.Module], Mapping[str, Tensor] | None]:
-    from ternary_ops.data import user_code
     from ternary_ops.models import zoo
     from ternary_ops.models.weights import load_weights
+    from ternary_ops.study import user_code
 
     weights = load_weights(arguments.weights) if arguments.weights else None
     if zoo.is_zoo(arguments.model):

@@ -12,6 +12,7 @@ from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
 from ternary_ops.graph.nodes import arguments_of, look_up
 from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.program.operator import TOKENS
 
 
 class Unsupported(Exception):
@@ -51,11 +52,14 @@ class Call:
             raise Consequence
         return x
 
-    def input(self, rank: int | None = None) -> Step:
-        """The step of the tensor it works on; raises Unsupported unless that has `rank` axes."""
+    def input(self, *ranks: int) -> Step:
+        """The step of the tensor it works on; raises Unsupported unless that has so many axes, any
+        number if none are said.
+        """
         shape = shape_of(self.source)
-        if rank is not None and (shape is None or len(shape) != rank):
-            raise Unsupported(f"its input has shape {shape}, rank {rank} is supported")
+        if ranks and (shape is None or len(shape) not in ranks):
+            wanted = " or ".join(map(str, ranks))
+            raise Unsupported(f"its input has shape {shape}, rank {wanted} is supported")
         return self.step(self.source)
 
     def step(self, node: fx.Node) -> Step:
@@ -90,6 +94,11 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """
     shape: tuple[int, ...] | None = node.meta.get("shape")
     return shape
+
+
+def channel_axis(rank: int) -> int:
+    """Where channels are: tokens [N, L, C] have them last."""
+    return 2 if rank == TOKENS else 1
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ternary_ops.compiler.call import channel_axis
 from ternary_ops.compiler.domains import codes_of, is_cheap
 from ternary_ops.compiler.step import CODES, FINE, FLOATS, Step
 from ternary_ops.program.graph import Graph, Node
@@ -18,7 +19,7 @@ from ternary_ops.reference.arithmetic import fine_params
 
 
 def lower(steps: Sequence[Step], shape: Sequence[int]) -> Graph:
-    """The program of `steps` for inputs like `shape`, [N, C, H, W] or [N, K]."""
+    """The program of `steps` for inputs like `shape`, [N, C, H, W], [N, L, C] or [N, K]."""
     emitter = _Emitter(shape)
     for step in steps:
         emitter.emit(step)
@@ -41,7 +42,7 @@ class _Emitter:
     """Appends nodes; knows of every step the node of each form that it was read in."""
 
     def __init__(self, shape: Sequence[int]) -> None:
-        self.nodes = [Node("input", (), {"c": shape[1], "rank": len(shape)})]
+        self.nodes = [Node("input", (), {"c": shape[channel_axis(len(shape))], "rank": len(shape)})]
         self.weights: list[Weight] = []
         self._made: dict[Step, int] = {}
         self._other: dict[tuple[Step, Any], int] = {}  # by step and form

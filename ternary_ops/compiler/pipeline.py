@@ -30,7 +30,7 @@ from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.block_sparse import float_twins
 from ternary_ops.program.graph import Graph
 from ternary_ops.program.permute import permute as permute_channels
-from ternary_ops.program.shapes import infer
+from ternary_ops.program.shapes import infer_from
 from ternary_ops.runtime import Program
 
 _log = logging.getLogger(__name__)
@@ -75,9 +75,9 @@ def compile(  # noqa: A001
     weight-only ones run in float32, convolutions without what is zero in their weights and linear
     layers from the codes as they are stored. DataParallel and other wrappers are looked into.
 
-    example_input: one float tensor [N, C, H, W] or [N, K], which fixes the channels; N, H and W
-    stay free. Or a tuple of positional or a dict of keyword arguments that holds one such tensor;
-    what is beside it stays constant.
+    example_input: one float tensor [N, C, H, W], [N, L, C] (tokens) or [N, K], which fixes the
+    channels; N, H, W and L stay free. Or a tuple of positional or a dict of keyword arguments that
+    holds one such tensor; what is beside it stays constant.
 
     output: of a network that returns several tensors the one that counts, by its key, field or
     index ("logits", "0", "aux.1").
@@ -146,7 +146,7 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
         with float_activations(network):
             expected = run_checked(traced, x, untouched)
         graph = _lower(traced, x, task.ranges)
-    shape = infer(graph, x.shape[0], *x.shape[2:])[-1]
+    shape = infer_from(graph, x.shape)[-1]
     if shape != tuple(expected.shape):
         raise UnsupportedModel(
             need(
@@ -178,11 +178,11 @@ def _lower(traced: fx.GraphModule, x: Tensor, ranges: Mapping[str, Range]) -> Gr
 
 
 def _example(x: object) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim not in (2, 4):
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim not in (2, 3, 4):
         got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UnsupportedShape(
             need(
-                "example_input is one float tensor [N, C, H, W] or [N, K]",
+                "example_input is one float tensor [N, C, H, W], [N, L, C] or [N, K]",
                 got,
                 "Pass a batch that the model takes.",
             )

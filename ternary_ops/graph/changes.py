@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be done to a module of a network: the one rule that plan, fold_batchnorm_, pack_ and
-compile ask before they replace a layer, write into it or read its weight once and for all.
+"""What may be done to a module of a network: the one rule that plan, fold_batchnorm_, equalize_,
+reorder_channels_, pack_ and compile ask before they replace a layer, write into it or read its
+weight once and for all.
 
 A weight may be written or read only where it is a tensor of the module's own. One that a hook or a
 parametrization computes anew at every call (torch.nn.utils.prune, weight_norm, spectral_norm) would
@@ -9,12 +10,13 @@ forget what was written, and may hold the value of an earlier call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn
+from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import Chain
 from ternary_ops.graph.torch_ops import BATCH_NORM, Kinds
 
@@ -46,7 +48,8 @@ class Changes:
         change: "quantize" (another layer takes its place and its weight), "fold" (its weight and
         bias are scaled), "absorb" (a BatchNorm's numbers go into the layer before it), "pass" (it
         stands between those two), "pack" (packed codes take its place), "read" (a program takes its
-        tensors and what it computes by its type).
+        tensors and what it computes by its type), "rewrite" (its channels are scaled, or put in
+        another order).
         """
         for obstacle in _OBSTACLES[change]:
             if reason := obstacle(self, module):
@@ -64,6 +67,16 @@ class Changes:
             if i <= last and module is not None and (why := self.why_not(module, change)):
                 found.append(f"{node.target}: {why}")
         return found
+
+    def check(self, modules: Iterable[nn.Module], change: str, what: str) -> None:
+        """Raise UnsupportedModel, naming the first of these modules that cannot change so; what:
+        the change, for people.
+        """
+        for module in modules:
+            if reason := self.why_not(module, change):
+                got = f"{self._names[module] or type(module).__name__}: {reason}"
+                do = "Nothing was changed: take that away, or leave the network as it is."
+                raise UnsupportedModel(need(f"modules that can be {what}", got, do))
 
     def tied(self, module: nn.Module, rank: int = 0) -> str:
         """Another module holds a parameter of this one that has `rank` axes or more: what is
@@ -210,4 +223,5 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
     "pass": (_alone(replaced_forward), _alone(hooked)),
     "pack": (*_SETTLED, _exactly(_quantized), *_CONSTANT, Changes.read_elsewhere),
     "read": (*_SETTLED, *_CONSTANT),
+    "rewrite": (*_SETTLED, *_CONSTANT, _alone(hooked)),
 }

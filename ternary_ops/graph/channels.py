@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which channels of a network's values must be scaled by one factor, for the output to stay.
+"""The channel groups of a traced network: what each operator ties.
 
-A value's channel may be multiplied by a positive factor if what makes it can be (filters and biases
-of a layer, scale and shift of a BatchNorm) and everything that reads it either divides (a layer's
-weights) or passes the factor on (sums, ReLU and its kin, pools, resizes, concatenation).
+Values are named by their nodes, layers by their module's path, parameters that the code reads
+itself by their attribute's. Channels lie along one axis of a value, axis 1 of an image and the last
+of tokens, or along several, as [N, heads, L, D] has them. What is not known fixes what it touches.
+
+A channel may have a factor if what makes it can be multiplied (filters and biases of a layer, scale
+and shift of a BatchNorm) and everything that reads it either divides (a layer's weights) or passes
+the factor on (sums, ReLU and its kin, pools, resizes, concatenation).
 """
 
 from __future__ import annotations
@@ -11,193 +15,331 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ternary_ops.graph.nodes import (
-    clamp_bounds,
-    is_add,
-    is_batchnorm,
-    is_pass,
-    is_slope,
-    module_of,
-)
+from ternary_ops.graph import channel_ops as kinds
+from ternary_ops.graph.changes import read_without_call
+from ternary_ops.graph.channel_axes import ChannelAxes, Dims
+from ternary_ops.graph.nodes import is_slope, module_of
+from ternary_ops.graph.trace import Interpreter
+from ternary_ops.layout.channel_groups import ChannelGroups
 
-# Of each channel alone, and f(a * x) = a * f(x) for a > 0.
-_MODULES = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.UpsamplingNearest2d,
-    nn.UpsamplingBilinear2d, nn.ZeroPad2d,
-)  # fmt: skip
-_FUNCTIONS: tuple[Any, ...] = (
-    F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
-    F.interpolate,
-)  # fmt: skip
-_SUBTRACT: tuple[Any, ...] = (operator.sub, torch.sub, "sub")
-_MULTIPLY: tuple[Any, ...] = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_CONCAT: tuple[Any, ...] = (torch.cat, torch.concat)
+_UNKNOWN = "is not known to keep channels apart"
 
 
-class Channels:
-    """Classes of channels that share a factor, over all values of a traced network.
+@torch.no_grad()
+def channel_groups(traced: fx.GraphModule, x: Tensor) -> ChannelGroups:
+    """Read a network by running it on x; values are the nodes of its graph that have channels.
 
-    ids: per node with a tensor of at least two axes, the class of each channel (axis 1), int64 [C].
-    free: per class, whether a factor other than 1 is possible.
+    Raises UnsupportedModel where it does not run.
     """
+    reader = _Reader(traced)
+    reader.run(x)
+    return reader.groups
 
-    def __init__(self, traced: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None:
-        self._parents: list[int] = []
-        self._pinned: list[bool] = []
-        self._ids: dict[fx.Node, list[int]] = {}
-        self._shapes = shapes
-        calls = Counter(id(module_of(n)) for n in traced.graph.nodes if n.op == "call_module")
-        owners = Counter(
+
+class _Reader(Interpreter):
+    """Visits each node when it has run."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self._axes = ChannelAxes()
+        self.groups = self._axes.groups
+        self._several: set[fx.Node] = set()
+        graph = traced.graph
+        self._calls = Counter(id(module_of(n)) for n in graph.nodes if n.op == "call_module")
+        self._owners = Counter(
             id(t) for m in traced.modules() for t in m._parameters.values() if t is not None
         )
-        for node in traced.graph.nodes:
-            if node in shapes and len(shapes[node]) >= 2:
-                self._ids[node] = self._new(shapes[node][1])
-            self._visit(node, calls, owners)
-        self._numbers = {root: i for i, root in enumerate(self._roots())}
+        self._read = read_without_call(graph)
 
-    def of(self, node: fx.Node) -> Tensor:
-        """Classes of a value's channels, int64 [C]; numbers below `count`."""
-        return torch.tensor([self._numbers[self._root(i)] for i in self._ids[node]])
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value; its channels are read on the way."""
+        value = super().run_node(n)
+        inputs = [m for m in n.all_input_nodes if m in self._axes.shapes or m in self._several]
+        if n.op == "output":
+            self._axes.fix(inputs, "the output of the network")
+        elif isinstance(value, Tensor):
+            self._axes.shapes[n] = value.shape
+            self._visit(n, inputs)
+        elif isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
+            self._several.add(n)
+            if kinds.kind_of(n) != "move" or not self._move(n, inputs):
+                self._axes.fix(inputs, f"{_name(n)} {_UNKNOWN}")
+        return value
 
-    def free(self) -> Tensor:
-        """bool [count]: True where the factor is free."""
-        return torch.tensor([not self._pinned[root] for root in self._numbers])
+    def _visit(self, node: fx.Node, inputs: list[fx.Node]) -> None:
+        kind = kinds.kind_of(node)
+        if kind == "get_attr":
+            return  # see _vector
+        if kind == "placeholder":
+            self._axes.add(node, (1,))
+            self._axes.fix([node], "the input of the network")
+            return
+        known = all(
+            m in self._axes.dims
+            or (kind == "pointwise" and m.op == "get_attr")
+            or (kind == "move" and m in self._axes.moved)
+            for m in inputs
+        )
+        if not known or kind not in _READ or not _READ[kind](self, node, inputs):
+            if node not in self._axes.dims:
+                self._axes.add(node, (1,))
+            shared = kind in ("layer", "norm") and not self._alone(node)
+            why = "is called twice or shares its parameters" if shared else _UNKNOWN
+            self._axes.fix([node, *inputs], f"{_name(node)} {why}")
 
-    def __contains__(self, node: fx.Node) -> bool:
-        return node in self._ids
-
-    def _roots(self) -> list[int]:
-        return [i for i, parent in enumerate(self._parents) if i == parent]
-
-    def _new(self, count: int) -> list[int]:
-        first = len(self._parents)
-        self._parents += range(first, first + count)
-        self._pinned += [False] * count
-        return list(range(first, first + count))
-
-    def _root(self, i: int) -> int:
-        while self._parents[i] != i:
-            self._parents[i] = self._parents[self._parents[i]]
-            i = self._parents[i]
-        return i
-
-    def _tie(self, a: Iterable[int], b: Iterable[int]) -> None:
-        for first, second in zip(a, b, strict=True):
-            one, other = self._root(first), self._root(second)
-            self._parents[other] = one
-            self._pinned[one] |= self._pinned[other]
-
-    def _pin(self, node: fx.Node) -> None:
-        for i in self._ids.get(node, ()):
-            self._pinned[self._root(i)] = True
-
-    def _pin_all(self, *nodes: fx.Node) -> None:
-        for node in nodes:
-            self._pin(node)
-
-    def _visit(self, node: fx.Node, calls: Counter[int], owners: Counter[int]) -> None:
-        inputs = self._inputs(node)
-        made, read = self._ids.get(node), [self._ids.get(n) for n in inputs]
-        same = made is not None and all(r is not None and len(r) == len(made) for r in read)
-        if scales(node):
-            owned = calls, owners
-            if not self._alone(node, *owned) or not self._by_channel(node):
-                self._pin_all(node, *inputs)
-            elif is_batchnorm(node):
-                self._pin(inputs[0])
-        elif same and _keeps_factors(node, len(inputs)):
-            for ids in read:
-                self._tie(made or (), ids or ())
-        elif _is_product(node) and len(inputs) == 2 and made is not None:
-            self._product(node, made)
-        elif made is not None and _is_concat(node):
-            parts = [self._ids.get(n) for n in node.args[0]]  # type: ignore[union-attr,arg-type]
-            self._tie(made, [i for part in parts for i in part or ()])
-        elif made is not None and self._flattens(node) and read[0] is not None:
-            repeats = len(made) // len(read[0])
-            self._tie([i for i in read[0] for _ in range(repeats)], made)
-        elif node.op == "output" or node in self._shapes:
-            self._pin_all(node, *inputs)
-
-    def _inputs(self, node: fx.Node) -> list[fx.Node]:
-        """Tensors that it reads; sizes are none."""
-        return [n for n in node.all_input_nodes if n in self._shapes]
-
-    @staticmethod
-    def _alone(node: fx.Node, calls: Counter[int], owners: Counter[int]) -> bool:
+    def _alone(self, node: fx.Node) -> bool:
         """True when nothing else uses the module or its parameters."""
         module = cast(nn.Module, module_of(node))
-        tensors = [t for t in module._parameters.values() if t is not None]
-        return calls[id(module)] == 1 and all(owners[id(t)] == 1 for t in tensors)
+        tensors = [id(t) for t in module._parameters.values() if t is not None]
+        once = all(self._owners[t] == 1 and t not in self._read for t in tensors)
+        return once and self._calls[id(module)] == 1
 
-    def _by_channel(self, node: fx.Node) -> bool:
-        """True when axis 1 is that of the layer's channels."""
-        axes = 4 if isinstance(module_of(node), nn.Conv2d) else 2
-        return is_batchnorm(node) or len(self._shapes[node]) == axes
-
-    def _product(self, node: fx.Node, made: list[int]) -> None:
-        """A map times a gate: the gate, which is that of the two that cannot be scaled or else the
-        second, keeps its size.
-        """
-        first, second = self._inputs(node)
-        gate, value = (first, second) if self._is_pinned(first) else (second, first)
-        self._pin(gate)
-        ids = self._ids.get(value)
-        if ids is None or len(ids) != len(made):
-            self._pin_all(value, node)
-            return
-        self._tie(made, ids)
-
-    def _is_pinned(self, node: fx.Node) -> bool:
-        return all(self._pinned[self._root(i)] for i in self._ids.get(node, ()))
-
-    def _flattens(self, node: fx.Node) -> bool:
-        called = isinstance(module_of(node), nn.Flatten) or node.target in (
-            torch.flatten, "flatten",
-        )  # fmt: skip
-        x = None if len(self._inputs(node)) != 1 else self._shapes[self._inputs(node)[0]]
-        y = self._shapes.get(node)
-        return called and x is not None and y is not None and y[1] == math.prod(x[1:])
-
-
-def scales(node: fx.Node) -> bool:
-    """True for what can multiply its output's channels: a layer, a BatchNorm with parameters."""
-    module = module_of(node)
-    if is_batchnorm(node):
-        return getattr(module, "weight", None) is not None
-    return type(module) in (nn.Conv2d, nn.Linear)
-
-
-def _keeps_factors(node: fx.Node, inputs: int) -> bool:
-    bounds = clamp_bounds(node)
-    if bounds is not None:
-        return all(b in (None, 0.0, math.inf, -math.inf) for b in bounds)
-    if is_add(node) or (node.target in _SUBTRACT and inputs == 2 and not node.kwargs):
+    def _layer(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        layer: Any = module_of(node)
+        x, rank, name = inputs[0], len(self._axes.shapes[node]), str(node.target)
+        conv = isinstance(layer, nn.Conv2d)
+        dims = (1,) if conv else (rank - 1,)
+        if rank < 2 or (conv and rank != 4):
+            return False
+        self._axes.add(node, dims)
+        if self._axes.dims[x] != dims or not self._alone(node):
+            return False
+        parts = layer.groups if conv else 1
+        if parts > 1 and parts == layer.in_channels == layer.out_channels:
+            self.groups.tie(node, x)
+            self.groups.use(name, "vector", node, parts)
+            return True
+        self.groups.use(name, "consumer", x, parts)
+        self.groups.use(name, "producer", node, parts)
+        if parts > 1:
+            self.groups.split(x, parts)
+            self.groups.split(node, parts)
+        if rank != 2 and not conv:
+            self._axes.fix([x, node], "channels are not on axis 1", "scale")
         return True
-    if inputs != 1 or not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    by_number = _is_product(node) and isinstance(node.args[1], (int, float))
-    called = node.op == "call_function" and node.target in _FUNCTIONS
-    kept = isinstance(module_of(node), _MODULES) or called or by_number
-    return kept or is_pass(node) or is_slope(node)
+
+    def _norm(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        norm: Any = module_of(node)
+        (x,) = inputs
+        last = isinstance(norm, nn.LayerNorm)
+        dims = (len(self._axes.shapes[node]) - 1,) if last else (1,)
+        if self._axes.dims[x] != dims or not self._alone(node):
+            return False
+        if last and len(norm.normalized_shape) != 1:
+            return False
+        self._axes.add(node, dims)
+        self.groups.tie(node, x)
+        if norm.weight is not None:
+            self.groups.use(str(node.target), "vector", node)
+        if isinstance(norm, (nn.LayerNorm, nn.GroupNorm)):
+            reason = f"{type(norm).__name__} takes the mean over channels"
+            self.groups.fix(x, reason, "removal")
+        if isinstance(norm, nn.GroupNorm):
+            self.groups.split(x, norm.num_groups)
+        scaled = [x] if kinds.scales(node) else [x, node]
+        self._axes.fix(scaled, f"{type(norm).__name__} undoes a factor", "scale")
+        return True
+
+    def _window(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        return all(self._axes.dims.get(m) == (1,) for m in inputs) and self._pointwise(node, inputs)
+
+    def _pointwise(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        dims = next((d for m in inputs if (d := self._axes.aligned(node, m)) is not None), None)
+        if dims is None:
+            return False
+        self._axes.add(node, dims)
+        same = [m for m in inputs if self._axes.aligned(node, m) == dims]
+        scaled = self._scaled(node, inputs, same)
+        for m in inputs:
+            if m in same:
+                self.groups.tie(node, m, scale=m in scaled)
+            elif not self._vector(node, m):
+                if self._axes.spread(node, m, dims) != 1:
+                    return False
+                self._axes.fix([m], f"{_name(node)} meets every channel with it")
+        if not scaled:
+            self._axes.fix([node, *inputs], f"{_name(node)} does not pass factors on", "scale")
+        if is_slope(node) and getattr(module_of(node), "num_parameters", 1) > 1:
+            self.groups.use(str(node.target), "vector", node)
+            return self._alone(node)
+        return True
+
+    def _scaled(self, node: fx.Node, inputs: list[fx.Node], same: list[fx.Node]) -> list[fx.Node]:
+        """Inputs whose factors the value has."""
+        if len(same) == len(inputs) and kinds.keeps_factors(node, len(inputs)):
+            return inputs
+        if not kinds.is_product(node) or len(inputs) != 2:
+            return []
+        # A map times a gate: the gate, which is that of the two that cannot be scaled or else the
+        # second, keeps its size.
+        first, second = inputs
+        fixed = first not in self.groups or self.groups.is_fixed(first, "scale")
+        gate, value = (first, second) if fixed else (second, first)
+        self._axes.fix([gate], "a gate", "scale")
+        return [value] if value in same else []
+
+    def _vector(self, node: fx.Node, m: fx.Node) -> bool:
+        """Tie a parameter of the model's own that has an element a channel and nothing else."""
+        shape, dims = self._axes.shapes[m], self._axes.dims[node]
+        own = m.op == "get_attr" and not str(m.target).startswith("_tensor_constant")
+        parameter = self.fetch_attr(str(m.target)) if own else None
+        if parameter is None or len(m.users) != 1 or self._owners[id(parameter)] > 1:
+            return False
+        width = math.prod(self._axes.shapes[node][d] for d in dims)
+        if math.prod(shape) != width or self._axes.spread(node, m, dims) != width:
+            return False
+        self.groups.add(m, width)
+        self.groups.tie(m, node)
+        self.groups.fix(m, "a parameter beside layers", "scale")
+        self.groups.use(str(m.target), "vector", m)
+        return True
+
+    def _pixels(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        """Pixel shuffles: a channel of the larger image is a block of the smaller one's."""
+        (x,) = inputs
+        if self._axes.dims[x] != (1,) or len(self._axes.shapes[x]) != 4:
+            return False
+        self._axes.add(node, (1,))
+        few, many = sorted((node, x), key=self.groups.width)
+        count = self.groups.width(many)
+        block = torch.arange(count).numpy() // (count // self.groups.width(few))
+        self.groups.tie(many, few, block)
+        self._axes.fix([node, x], "pixels come from several channels", "scale")
+        return True
+
+    def _softmax(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        dim, (x,) = kinds.softmax_dim(node), inputs
+        if not isinstance(dim, int):
+            return False
+        self._axes.add(node, self._axes.dims[x])
+        self.groups.tie(node, x)
+        if dim % len(self._axes.shapes[node]) in self._axes.dims[x]:
+            self.groups.fix(x, "softmax is taken over channels", "removal")
+        self._axes.fix([node, x], "softmax", "scale")
+        return True
+
+    def _matmul(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        """Products of matrices of one head each: heads stay together."""
+        if len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args):
+            return False
+        a, b = cast("tuple[fx.Node, fx.Node]", node.args)
+        rank = len(self._axes.shapes[node])
+        heads = self._axes.heads(a, rank)
+        if not heads or self._axes.heads(b, rank) != heads:
+            return False
+        da, db = self._axes.dims[a], self._axes.dims[b]
+        if (rank - 1 in da) != (rank - 2 in db):
+            return False
+        rows = [rank - 2] if rank - 2 in da else []
+        columns = [rank - 1] if rank - 1 in db else []
+        return self._tie_heads(node, [a, b], (*heads, *rows, *columns), len(heads))
+
+    def _attention(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        if len(node.args) != 3 or node.kwargs.get("attn_mask") is not None:
+            return False
+        rank = len(self._axes.shapes[node])
+        parts = cast("list[fx.Node]", list(node.args))
+        heads = self._axes.heads(parts[0], rank)
+        wanted = (*heads, rank - 1)
+        if not heads or any(
+            self._axes.heads(m, rank) != heads or self._axes.dims[m] != wanted for m in parts
+        ):
+            return False
+        return self._tie_heads(node, parts, wanted, len(heads))
+
+    def _tie_heads(self, node: fx.Node, parts: list[fx.Node], dims: Dims, axes: int) -> bool:
+        shapes = [[self._axes.shapes[m][d] for d in dims[:axes]] for m in (node, *parts)]
+        if any(shape != shapes[0] for shape in shapes):
+            return False
+        self._axes.add(node, dims)
+        count = math.prod(shapes[0])
+        size = self.groups.width(node) // count
+        for m in (node, *parts):
+            width = self.groups.width(m)
+            head = torch.arange(width).numpy() // (width // count)
+            self.groups.tie(m, node, head * size)
+        self._axes.fix([node, *parts], "attention", "scale")
+        return True
+
+    def _reduce(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        """Means and their kin, if they do not run over channels."""
+        dims, keeps = kinds.reduced_dims(node)
+        (x,) = inputs
+        if dims is None:
+            return False
+        found = self._numbers(x)
+        least, most = (f(found, dim=dims, keepdim=keeps) for f in (torch.amin, torch.amax))
+        return torch.equal(least, most) and self._settle(node, [x], least)
+
+    def _move(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        """Whatever puts values elsewhere: it is shown the channels' numbers in place of values."""
+        indexed = node.target is operator.getitem and len(inputs) != 1
+        retyped = any(isinstance(a, torch.dtype) for a in node.args)
+        if (
+            indexed
+            or retyped
+            or not all(m in self._axes.dims or m in self._axes.moved for m in inputs)
+        ):
+            return False
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._numbers)
+        calls: dict[str, Any] = {
+            "call_function": self.call_function,
+            "call_method": self.call_method,
+            "call_module": self.call_module,
+        }
+        found = calls[node.op](node.target, args, kwargs)
+        if not isinstance(found, Tensor):
+            self._axes.moved[node] = found
+            return True
+        return self._settle(node, self._axes.sources([self._numbers(m) for m in inputs]), found)
+
+    def _numbers(self, m: fx.Node) -> Any:
+        """The numbers of the channels that m's elements belong to; m's value where it has none."""
+        known = m in self._axes.dims or m in self._axes.moved
+        return self._axes.numbers(m) if known else self.env[m]
+
+    def _settle(self, node: fx.Node, sources: list[fx.Node], found: Tensor) -> bool:
+        """Tie the node's channels to those whose numbers it holds."""
+        dims = tuple(
+            d for d in range(found.ndim) if bool((found != found.narrow(d, 0, 1)).any())
+        ) or (1,) * (found.ndim > 1 and found.shape[1] == 1)
+        if not dims:
+            return False
+        self._axes.add(node, dims)
+        for d in reversed(range(found.ndim)):
+            found = found if d in dims else found.select(d, 0)
+        index = found.flatten().long().numpy()
+        images = all(self._axes.dims[m] == (1,) for m in (node, *sources))
+        flattened = kinds.is_flatten(node) and len(self._axes.shapes[node]) == 2
+        scale = images and (kinds.is_concat(node) or flattened)
+        self._axes.tie(node, sources, index, scale)
+        if not scale:
+            self._axes.fix([node, *sources], f"{_name(node)} does not pass factors on", "scale")
+        return True
 
 
-def _is_product(node: fx.Node) -> bool:
-    call = node.op in ("call_function", "call_method") and node.target in _MULTIPLY
-    return call and len(node.args) == 2
+_READ = {
+    "layer": _Reader._layer,
+    "norm": _Reader._norm,
+    "window": _Reader._window,
+    "pointwise": _Reader._pointwise,
+    "move": _Reader._move,
+    "reduce": _Reader._reduce,
+    "softmax": _Reader._softmax,
+    "matmul": _Reader._matmul,
+    "attention": _Reader._attention,
+    "pixels": _Reader._pixels,
+}
 
 
-def _is_concat(node: fx.Node) -> bool:
-    if node.op != "call_function" or node.target not in _CONCAT or not node.args:
-        return False
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return axis in (1, -3)
+def _name(node: fx.Node) -> str:
+    """What a node calls, for people."""
+    module = module_of(node)
+    if module is not None:
+        return f"{node.target} ({type(module).__name__})"
+    return str(getattr(node.target, "__name__", node.target))

@@ -18,6 +18,7 @@ from ternary_ops.reference import activations
 _FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "leaky_relu": ("LeakyRelu", ("alpha",)),
     "hardswish": ("HardSwish", ()),
+    "affine_hardsigmoid": ("HardSigmoid", ("alpha", "beta")),
     "sigmoid": ("Sigmoid", ()),
     "tanh": ("Tanh", ()),
     "elu": ("Elu", ("alpha",)),

@@ -11,25 +11,16 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedShape, check_type, need
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.nn.geometry import GEOMETRY
+from ternary_ops.nn.geometry import ConvSizes, geometry_of
 from ternary_ops.nn.ternary import TernaryLayer
 
 
-class TernaryConv2d(TernaryLayer):
+class TernaryConv2d(ConvSizes, TernaryLayer):
     """Convolution with codes * scale; x [N, C, H, W] or [C, H, W] of any float dtype.
 
     The arguments of torch.nn.Conv2d, then `config`. State and phases: TernaryLayer. Zero padding
     adds nothing to the sums; the other padding modes pad the quantized input.
     """
-
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: str | tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    padding_mode: str
 
     def __init__(
         self,
@@ -60,8 +51,7 @@ class TernaryConv2d(TernaryLayer):
             device,
             dtype,
         )
-        for name in GEOMETRY:
-            setattr(self, name, getattr(twin, name))
+        self._take_sizes(twin)
         self._edges = tuple(twin._reversed_padding_repeated_twice)
         self._adopt(twin.weight, twin.bias, config)
 
@@ -69,8 +59,7 @@ class TernaryConv2d(TernaryLayer):
     def from_float(cls, m: nn.Conv2d, config: TernaryConfig = TernaryConfig()) -> TernaryConv2d:  # noqa: B008
         """The layer that takes over m's parameters (the same objects, not copies)."""
         check_type("the layer", m, nn.Conv2d, "Pass the torch.nn.Conv2d to take over.")
-        arguments: dict[str, Any] = {name: getattr(m, name) for name in GEOMETRY}
-        layer = cls(**arguments, bias=m.bias is not None, device="meta", config=config)
+        layer = cls(**geometry_of(m), bias=m.bias is not None, device="meta", config=config)
         layer._adopt(m.weight, m.bias, config)
         return layer.train(m.training)
 
@@ -82,8 +71,7 @@ class TernaryConv2d(TernaryLayer):
         return twin.train(self.training)
 
     def _twin(self) -> nn.Conv2d:
-        arguments: dict[str, Any] = {name: getattr(self, name) for name in GEOMETRY}
-        return nn.Conv2d(**arguments, bias=self.bias is not None, device="meta")
+        return nn.Conv2d(**geometry_of(self), bias=self.bias is not None, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, O, Ho, Wo] in the dtype torch.nn.Conv2d would return."""

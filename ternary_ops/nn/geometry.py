@@ -21,8 +21,13 @@ GEOMETRY = (
 )
 
 
-class ConvGeometry(nn.Module):
-    """A convolution's sizes, checked and completed by torch.nn.Conv2d."""
+def geometry_of(layer: nn.Module) -> dict[str, Any]:
+    """The arguments that make a torch.nn.Conv2d of this layer's sizes."""
+    return {name: getattr(layer, name) for name in GEOMETRY}
+
+
+class ConvSizes(nn.Module):
+    """The attributes that GEOMETRY names."""
 
     in_channels: int
     out_channels: int
@@ -33,11 +38,18 @@ class ConvGeometry(nn.Module):
     groups: int
     padding_mode: str
 
+    def _take_sizes(self, twin: nn.Conv2d) -> None:
+        for name, value in geometry_of(twin).items():
+            setattr(self, name, value)
+
+
+class ConvGeometry(ConvSizes):
+    """A convolution's sizes, checked and completed by torch.nn.Conv2d."""
+
     def _set_geometry(self, **arguments: Any) -> None:
         self._arguments = arguments
         twin = self._twin()
-        for name in GEOMETRY:
-            setattr(self, name, getattr(twin, name))
+        self._take_sizes(twin)
         left, right, top, bottom = twin._reversed_padding_repeated_twice
         self._inner_padding: tuple[int, int] = (top, left)
         self._edges: list[int] | None = None

@@ -18,7 +18,7 @@ from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, n
 from ternary_ops.layout import codes as layout
 from ternary_ops.nn._integers import check_digest, digest, versions
 from ternary_ops.nn.conv import TernaryConv2d
-from ternary_ops.nn.geometry import ConvGeometry
+from ternary_ops.nn.geometry import ConvGeometry, geometry_of
 from ternary_ops.nn.linear import TernaryLinear
 from ternary_ops.nn.ternary import result_dtype
 from ternary_ops.ops._decode import decode_weight
@@ -327,18 +327,8 @@ class PackedConv2d(ConvGeometry, PackedLayer):
     @classmethod
     def from_layer(cls, layer: TernaryConv2d) -> PackedConv2d:
         """Pack a trainable layer as it is now; an unset input range gives a weight-only layer."""
-        packed = cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-            weights=layer.config.weights,
-        )
+        arguments = geometry_of(layer)
+        packed = cls(**arguments, bias=layer.bias is not None, weights=layer.config.weights)
         packed._fill(layer)
         return packed
 

@@ -309,7 +309,7 @@ class TernaryLayer(LayerState, ABC):
         if self.config.weights != weights:
             raise BadConfig(
                 need(
-                    f"this asks for a layer with {weights} weights",
+                    f"a layer with {weights} weights",
                     self.config.weights,
                     "integer_weight() serves both.",
                 )

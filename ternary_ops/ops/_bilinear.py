@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ternary_ops.reference import bilinear_positions
 
 
 def stretched(
@@ -15,12 +18,12 @@ def stretched(
     """low [N, C, h, w] over an image, of which a crop of `size` at `origin` is made."""
     for axis in (2, 3):
         cells, pixels = low.shape[axis], image[axis - 2]
-        at = torch.arange(size[axis - 2], device=low.device, dtype=torch.float32) + origin[axis - 2]
-        ratio = torch.tensor(cells, dtype=torch.float32, device=low.device) / pixels
-        source = ((at + 0.5) * ratio - 0.5).clamp_min(0.0)
-        first = source.long().clamp_max(cells - 1)
-        share = (source - first).clamp(0, 1).to(low.dtype)
+        begin = int(origin[axis - 2])
+        ratio = np.float32(cells) / np.float32(pixels)
+        positions = bilinear_positions(int(cells), int(pixels), ratio, False)
+        part = (torch.from_numpy(t[begin : begin + int(size[axis - 2])]) for t in positions)
+        first, second, _, share = (t.to(low.device) for t in part)
         shape = [-1 if d == axis else 1 for d in range(4)]
-        near, far = (low.index_select(axis, i) for i in (first, (first + 1).clamp_max(cells - 1)))
-        low = torch.lerp(near, far, share.view(shape))
+        near, far = (low.index_select(axis, i) for i in (first, second))
+        low = torch.lerp(near, far, share.to(low.dtype).view(shape))
     return low

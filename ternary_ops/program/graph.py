@@ -63,7 +63,7 @@ class Graph:
         values: list[Value] = []
         for i, node in enumerate(self.nodes):
             try:
-                values.append(_value(node, self.weights, values))
+                values.append(value_of(node, self.weights, values))
             except FormatError as e:
                 raise FormatError(f"node {i} ({node.op}): {e}") from None
         if values[-1].y is not None:
@@ -78,7 +78,7 @@ class Graph:
 
     def bound(self, node: Node) -> BoundNode:
         """The node with the values that it reads and its weight."""
-        return _bound(node, self.weights, self.values)
+        return bound(node, self.weights, self.values)
 
 
 def _check_all_used(graph: Graph) -> None:
@@ -92,13 +92,14 @@ def _check_all_used(graph: Graph) -> None:
         raise FormatError(need("every weight is used", f"weight {spare[0]} that is not", REWRITE))
 
 
-def _bound(node: Node, weights: Sequence[Weight], values: Sequence[Value]) -> BoundNode:
+def bound(node: Node, weights: Sequence[Weight], values: Sequence[Value]) -> BoundNode:
+    """A node with what its numbers stand for, which must be there."""
     weight = weights[node.attrs["w"]] if "w" in node.attrs else None
     return BoundNode(node.attrs, tuple(values[j] for j in node.inputs), weight)
 
 
-def _value(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> Value:
-    """Check a node against the values before it and say what it makes."""
+def value_of(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> Value:
+    """Check a node against the values before it and say what it makes; raises FormatError."""
     i, kind = len(before), node.operator
     if (i == 0) != (kind.inputs == (0, 0)):
         raise FormatError(need("node 0, and no other, is the input", node.op, REWRITE))
@@ -107,10 +108,10 @@ def _value(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> Va
             raise FormatError(need(f"inputs come from nodes 0..{i - 1}", j, REWRITE))
     if "w" in node.attrs and node.attrs["w"] >= len(weights):
         raise FormatError(need(f"w < {len(weights)}", node.attrs["w"], REWRITE))
-    bound = _bound(node, weights, before)
-    if any(x.fine and (place or not kind.reads_fine) for place, x in enumerate(bound.inputs)):
+    read = bound(node, weights, before)
+    if any(x.fine and (place or not kind.reads_fine) for place, x in enumerate(read.inputs)):
         wanted = "a convolution as the reader of eleven bits"
         raise FormatError(need(wanted, node.op, REWRITE))
-    if kind.floats_only and bound.inputs[0].y is not None:
+    if kind.floats_only and read.inputs[0].y is not None:
         raise FormatError(need(f"{node.op} needs floats", "uint8", REWRITE))
-    return kind.value(bound)
+    return kind.value(read)

@@ -81,6 +81,8 @@ class Operator(ABC):
     floats_only: ClassVar[bool] = False
     # It treats each channel alone, and all in the same way.
     per_channel: ClassVar[bool] = False
+    # It sums floats over channels, in their order.
+    over_channels: ClassVar[bool] = False
     # A pixel (or token) of the result depends on the same pixel of its inputs alone.
     per_pixel: ClassVar[bool] = False
     # The result holds all numbers of its input (a crop aside) at other places.

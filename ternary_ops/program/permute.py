@@ -3,43 +3,32 @@
 
 The kernels skip quads, four consecutive input channels of one tap. Which channels are consecutive
 is free: a permutation of a value's channels is one of the filters that make it and of the input
-channels of those that read it. Values that an add, a pool or a depthwise convolution ties together
-share one order. The ends of the program keep theirs, so do values that layers read as floats (their
-sums would be rounded in another order): every result keeps its bits. Quads of one order do not
-depend on another order, so each is searched alone (`grouping`).
+channels of those that read it. `channels` says which values share one order. The ends of the
+program keep theirs, so do values that layers read as floats (their sums would be rounded in another
+order): every result keeps its bits. Quads of one order do not depend on another order, so each is
+searched alone (`column_grouping`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ternary_ops.layout.channel_groups import ChannelGroup, ChannelGroups
 from ternary_ops.program import column_grouping
-from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.channels import channel_groups
+from ternary_ops.program.graph import Graph
 from ternary_ops.program.shapes import infer_from, sizes_of
 from ternary_ops.program.weight import Array, Weight
 from ternary_ops.table import Table
 
-# Ops that work on each channel alone, and the same way. Any other op pins what it reads and makes.
-_PER_CHANNEL = frozenset(
-    {
-        "activation",
-        "quantize",
-        "dequantize",
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "add",
-        "clamp",
-        "flatten",
-        "mul",
-        "resize",
-    }
+# Their channels stay where they are, those of what they read, too.
+_UNMOVED = frozenset(
+    {"concat", "slice", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unflatten"}
 )
-_LAYERS = ("conv2d", "linear")
 
 
 @dataclass(frozen=True)
@@ -98,14 +87,14 @@ def permute(graph: Graph, sample: Sequence[int]) -> tuple[Graph, PermuteReport]:
     """
     shapes = infer_from(graph, sample)
     pixels = [int(np.prod(sizes_of(shape))) for shape in shapes]
-    spaces = Spaces(graph)
     weights = list(graph.weights)
     readers = _readers(graph)
-    for root, labels in spaces.free().items():
-        seen = [i for i in readers if spaces.root(graph.nodes[i].inputs[0]) == root]
-        order = _search([(weights[graph.nodes[i].attrs["w"]], pixels[i]) for i in seen], labels)
+    for group in movable_groups(graph, channel_groups(graph)):
+        seen = [i for i in readers if graph.nodes[i].inputs[0] in group.positions]
+        layers = [(weights[graph.nodes[i].attrs["w"]], pixels[i]) for i in seen]
+        order = _search(layers, group.labels)
         if order is not None:
-            apply_order(graph, spaces, root, order, weights)
+            apply_order(group, order, weights)
     made = replace(graph, weights=tuple(weights))
     return made, _report(graph, made, readers, pixels)
 
@@ -137,97 +126,28 @@ def _readers(graph: Graph) -> list[int]:
     return [
         i
         for i, node in enumerate(graph.nodes)
-        if node.op in _LAYERS and graph.values[node.inputs[0]].y is not None
+        if node.operator.is_layer and graph.values[node.inputs[0]].y is not None
     ]
 
 
-def _groups(node: Node) -> int:
-    groups: int = node.attrs.get("groups", 1)
-    return groups
-
-
-@dataclass
-class Spaces:
-    """Which values share an order of channels, and what that order may be.
-
-    labels: per root, [C]; only channels of one label may change places.
-    """
-
-    graph: Graph
-    parents: list[int] = field(default_factory=list)
-    labels: dict[int, Array] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Read the graph."""
-        self.parents = list(range(len(self.graph.nodes)))
-        self.labels = {
-            i: np.zeros(value.multiple, int) for i, value in enumerate(self.graph.values)
-        }
-        by_weight: dict[int, int] = {}
-        for i, node in enumerate(self.graph.nodes):
-            if node.op in _LAYERS:
-                self._layer(i, node, by_weight)
-            elif node.op in _PER_CHANNEL:
-                for x in node.inputs:
-                    self._tie(i, x)
-            else:
-                for x in (i, *node.inputs):
-                    self.pin(x)
-        self.pin(len(self.graph.nodes) - 1)
-
-    def root(self, i: int) -> int:
-        """The value that stands for all that share i's order."""
-        while self.parents[i] != i:
-            i = self.parents[i]
-        return i
-
-    def free(self) -> dict[int, Array]:
-        """Roots whose order has any choice, and their labels."""
-        roots = [i for i in range(len(self.parents)) if self.root(i) == i]
-        return {
-            i: self.labels[i] for i in roots if len(np.unique(self.labels[i])) < len(self.labels[i])
-        }
-
-    def _layer(self, i: int, node: Node, by_weight: dict[int, int]) -> None:
-        x, *residual = node.inputs
-        w, groups = self.graph.weight(node), _groups(node)
-        o, _, _, width = w.shape
-        for other in residual:
-            self._tie(i, other)
-        if groups > 1 and width == 1 and o == groups:
-            self._tie(i, x)
-        elif groups > 1:
-            # Whole groups stay in place; quads that cross their borders are left alone.
-            self._restrict(i, np.arange(o) // (o // groups))
-            inner = np.arange(width * groups)
-            self._restrict(x, inner // width if width % column_grouping.QUAD == 0 else inner)
-        value = self.graph.values[x]
-        if value.y is None or (value.channels or 0) not in (0, value.multiple):
-            self.pin(x)
-        twin = by_weight.setdefault(node.attrs["w"], i)
-        if twin != i:  # one filter bank, read in one order and written in one
-            self._tie(x, self.graph.nodes[twin].inputs[0])
-            self._tie(i, twin)
-
-    def _tie(self, a: int, b: int) -> None:
-        a, b = self.root(a), self.root(b)
-        if a == b:
-            return
-        if len(self.labels[a]) != len(self.labels[b]):  # a flattened image beside a row
-            self.pin(a)
-            self.pin(b)
-            return
-        self.parents[b] = a
-        self._restrict(a, self.labels[b])
-
-    def pin(self, i: int) -> None:
-        """Value i keeps its order."""
-        self._restrict(i, np.arange(len(self.labels[self.root(i)])))
-
-    def _restrict(self, i: int, labels: Array) -> None:
-        root = self.root(i)
-        pairs = np.stack([self.labels[root], labels])
-        self.labels[root] = np.unique(pairs, axis=1, return_inverse=True)[1].reshape(-1)
+def movable_groups(graph: Graph, groups: ChannelGroups) -> list[ChannelGroup]:
+    """The groups whose order of channels is free and has any choice."""
+    for i, node in enumerate(graph.nodes):
+        if node.op in _UNMOVED:
+            for value in (i, *node.inputs):
+                groups.fix(value, f"{node.op} finds its channels by their place", "order")
+        elif node.op == "conv2d" and node.attrs["groups"] > 1:
+            width = graph.weight(node).shape[3]
+            if width > 1 and width % column_grouping.QUAD:
+                reason = "quads cross the borders of a grouped convolution"
+                groups.fix(node.inputs[0], reason, "order")
+    return [
+        group
+        for group in groups.groups()
+        if "order" not in group.fixed
+        and group.whole
+        and len(np.unique(group.labels)) < len(group.labels)
+    ]
 
 
 def _search(layers: Sequence[tuple[Weight, int]], labels: Array) -> Array | None:
@@ -294,19 +214,13 @@ def _rewritten(w: Weight, order: Array) -> Weight:
     return replace(w, values=w.array[order], **vectors)
 
 
-def apply_order(
-    graph: Graph, spaces: Spaces, root: int, order: Array, weights: list[Weight]
-) -> None:
-    """Reorder every filter bank that reads or makes a value of the space `root`, once each."""
-    read, made = set(), set()
-    for i, node in enumerate(graph.nodes):
-        if node.op not in _LAYERS:
-            continue
-        index = node.attrs["w"]
-        depthwise = _groups(node) > 1 and weights[index].shape[3] == 1
-        if spaces.root(node.inputs[0]) == root and not depthwise and index not in read:
-            read.add(index)
-            weights[index] = _reordered(weights[index], order)
-        if spaces.root(i) == root and index not in made:
-            made.add(index)
-            weights[index] = _rewritten(weights[index], order)
+def apply_order(group: ChannelGroup, order: Array, weights: list[Weight]) -> None:
+    """Reorder every filter bank that reads or makes channels of the group, once each."""
+    read = {use.owner: use.value for use in group.consumers}
+    made = {use.owner: use.value for use in (*group.producers, *group.vectors)}
+    for i, w in enumerate(weights):
+        if i in read:
+            w = _reordered(w, group.order_of(read[i], order))
+        if i in made:
+            w = _rewritten(w, group.order_of(made[i], order))
+        weights[i] = w

@@ -24,7 +24,7 @@ from ternary_ops.prune.targets import Target
 Allocation = Callable[[Sequence[Target], float], list[Group]]
 
 ALLOCATIONS: Registry[Allocation] = Registry(
-    "scope", "add yours with prune.register_allocation(name, rule)"
+    "a scope", "add yours with prune.register_allocation(name, rule)"
 )
 _HALVINGS = 100  # of an interval: more than a float64 resolves
 
@@ -37,7 +37,7 @@ def register_allocation(name: str, rule: Allocation) -> None:
     """
     if not callable(rule):
         do = "Pass a function of targets and zeros."
-        raise BadConfig(need("an allocation can be called", repr(rule), do))
+        raise BadConfig(need("an allocation that can be called", repr(rule), do))
     ALLOCATIONS.add(name, rule)
     if name not in SCOPES:
         SCOPES.append(name)

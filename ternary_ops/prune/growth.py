@@ -71,7 +71,7 @@ class Growth(ABC):
         """Raises BadConfig unless 0 < fraction < 1 and 0 < until <= 1."""
         if not (0 < self.fraction < 1 and 0 < self.until <= 1):
             got = f"fraction={self.fraction}, until={self.until}"
-            what = "growth needs 0 < fraction < 1 and 0 < until <= 1"
+            what = "growth with 0 < fraction < 1 and 0 < until <= 1"
             raise BadConfig(need(what, got, "0.3 and 0.75 suit most networks."))
 
     def fraction_at(self, progress: float) -> float:
@@ -109,9 +109,7 @@ GROWTHS: Registry[type[Growth]] = Registry(
 def register_growth(name: str, growth: type[Growth]) -> None:
     """Make `name` a value of Pruner(growth=); BadConfig for a taken name or no subclass."""
     if not (isinstance(growth, type) and issubclass(growth, Growth)):
-        raise BadConfig(
-            need("a growth rule is a subclass of prune.Growth", repr(growth), "Pass one.")
-        )
+        raise BadConfig(need("a subclass of prune.Growth", repr(growth), "Pass one."))
     GROWTHS.add(name, growth)
 
 

@@ -61,7 +61,7 @@ def _check_times(ternary_at: float, freeze_at: float, start: float, end: float |
         return
     raise BadConfig(
         need(
-            "0 <= ternary_at <= freeze_at <= 1 and 0 <= start < end <= freeze_at must hold",
+            "0 <= ternary_at <= freeze_at <= 1 and 0 <= start < end <= freeze_at",
             f"ternary_at={ternary_at}, freeze_at={freeze_at}, start={start}, end={last}",
             "Codes are fixed at freeze_at, so the zeros must be complete by then.",
         )
@@ -71,4 +71,4 @@ def _check_times(ternary_at: float, freeze_at: float, start: float, end: float |
 def _check_count(name: str, value: int | None) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
-    raise BadConfig(need(f"{name} needs an integer >= 1", repr(value), "Count optimizer steps."))
+    raise BadConfig(need(f"{name} as an integer >= 1", repr(value), "Count optimizer steps."))

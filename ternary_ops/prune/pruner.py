@@ -259,7 +259,7 @@ class Pruner:
             if grad is not None and not bool(torch.isfinite(grad.sum())):
                 raise BadWeights(
                     need(
-                        f"training needs finite gradients, step {self._step + 1}",
+                        f"finite gradients, step {self._step + 1}",
                         f"NaN or infinity in that of {target.name}",
                         "No weight has changed. Lower the learning rate or clip gradients.",
                     )
@@ -345,7 +345,7 @@ class Pruner:
         if missing:
             raise UnsupportedModel(
                 need(
-                    "the optimizer must hold the weights that are pruned",
+                    "an optimizer that holds the weights to prune",
                     f"none of it for {', '.join(missing)}",
                     "Make it after quantize_ from model.parameters(), or leave it out of Pruner.",
                 )
@@ -359,11 +359,11 @@ class Pruner:
         optimizer: torch.optim.Optimizer | None,
     ) -> None:
         if min_nnz is not None and min_nnz < 0:
-            raise BadConfig(need("min_nnz needs a count >= 0", min_nnz, "0 lets filters be empty."))
+            raise BadConfig(need("min_nnz as a count >= 0", min_nnz, "0 lets filters be empty."))
         if nested and self.schedule.last != 1.0:
             raise BadConfig(
                 need(
-                    f"schedule {self.schedule.name!r} gives pruned weights back: nested=False",
+                    f"nested=False for schedule {self.schedule.name!r}, which gives weights back",
                     "nested=True",
                     "Pass nested=False, or a schedule that ends at its target.",
                 )
@@ -374,12 +374,10 @@ class Pruner:
             check_type("optimizer", optimizer, torch.optim.Optimizer, do)
         given = f"optimizer={'None' if optimizer is None else 'given'}"
         if not decay >= 0.0 or (decay and optimizer is None):
-            what = "quantized_decay needs a factor >= 0 and an optimizer"
+            what = "quantized_decay >= 0, and an optimizer with it"
             raise BadConfig(need(what, f"quantized_decay={decay}, {given}", "Pass both."))
         if self.growth is not None and (not nested or optimizer is None):
-            what = (
-                "growth needs the optimizer, and nested=True: pruned weights have no latent values"
-            )
+            what = "the optimizer and nested=True with growth: no latent values of pruned weights"
             raise BadConfig(need(what, f"nested={nested}, {given}", "Pass both."))
 
 

@@ -38,7 +38,7 @@ class Regrowth:
         seen = self.candidates(target)
         scores = self.rule.scores(seen)
         if scores.shape != (seen.units,):
-            what = f"{type(self.rule).__name__}.scores gives one score per unit, [{seen.units}]"
+            what = f"one score per unit from {type(self.rule).__name__}.scores, [{seen.units}]"
             raise BadConfig(
                 need(what, list(scores.shape), "Sum over units: nn.patterns.unit_sums.")
             )
@@ -58,8 +58,8 @@ class Group:
         if self.zeros * self.total - self.limit >= 1:
             raise BadConfig(
                 need(
-                    f"zeros={self.zeros} of the {self.total} units of {_names(self.targets)} must "
-                    f"leave the survivors that min_nnz and one per layer ask for",
+                    f"zeros={self.zeros} of the {self.total} units of {_names(self.targets)} that "
+                    f"leave min_nnz survivors and one per layer",
                     f"room for {self.limit} zeros",
                     "Lower zeros or min_nnz, or skip these layers.",
                 )
@@ -141,7 +141,7 @@ class Group:
             return
         raise BadWeights(
             need(
-                "pruning needs finite weights",
+                "finite weights to prune",
                 f"NaN or infinity in {', '.join(bad)}",
                 "Lower the learning rate or clip gradients; GradScaler: step(skipped=...).",
             )

@@ -59,14 +59,14 @@ def reconstruct_(
     never run, BadWeights when a layer's input is not finite; the model is then as it was.
     """
     if not damp > 0:
-        raise BadConfig(need("damp needs a positive number", damp, "1e-4 suits most networks."))
+        raise BadConfig(need("a positive damp", damp, "1e-4 suits most networks."))
     model = unwrap(model)
     targets = find_targets(model, zeros, pattern, scope, skip, None)
     for target in targets:
         if target.pattern.rows != 1 or target.pattern.cols == 0:
             do = 'Pass "1x4" or "element", or prune with a Pruner.'
             got = f"{target.pattern.name!r} for {target.name!r}"
-            raise BadConfig(need("units to refit lie in one output channel", got, do))
+            raise BadConfig(need("units to refit that lie in one output channel", got, do))
     groups = make_groups(targets)
     inputs = [x for x, _ in samples(model, batches)]
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -167,12 +167,14 @@ def _grams(
     missing = [t.name for t in targets if t.name not in order]
     if missing:
         do = "Skip these layers, or pass batches that reach them."
-        raise UnsupportedModel(need("every layer to prune must run", f"not {missing}", do))
+        raise UnsupportedModel(need("every layer to prune to run", f"not {missing}", do))
     grams = {name: moments[name].own() for name in order}
     for name, gram in grams.items():
         if not bool(gram.isfinite().all()):
             do = "Check the weights before it, and the batches."
-            raise BadWeights(need("inputs must be finite", f"NaN or infinity into {name}", do))
+            raise BadWeights(
+                need("finite inputs of every layer", f"NaN or infinity into {name}", do)
+            )
     return grams, list(order)
 
 

@@ -22,15 +22,15 @@ class Registry(dict[str, T]):
         """Register under a new name; BadConfig for a name that is taken or not an identifier."""
         if not isinstance(name, str) or not name.isidentifier():
             raise BadConfig(
-                need(f"the name of {self.kind} is an identifier", repr(name), "Rename.")
+                need(f"an identifier as the name of {self.kind}", repr(name), "Rename.")
             )
         if name in self:
-            raise BadConfig(need(f"{self.kind} needs a free name", repr(name), "Choose another."))
+            raise BadConfig(need(f"a free name for {self.kind}", repr(name), "Choose another."))
         self[name] = strategy
 
     def find(self, name: str) -> T:
         """The strategy of that name; BadConfig lists the names there are."""
         if not isinstance(name, str) or name not in self:
             do = f"Pick one, or {self.other}."
-            raise BadConfig(need(f"{self.kind} is one of {', '.join(self)}", repr(name), do))
+            raise BadConfig(need(f"{self.kind} as one of {', '.join(self)}", repr(name), do))
         return self[name]

@@ -62,7 +62,7 @@ def one_cycle(alpha: float = 14.0, beta: float = 6.0, zero_start: bool = False) 
     if not (math.isfinite(alpha) and math.isfinite(beta) and alpha > 0):
         raise BadConfig(
             need(
-                "one_cycle needs a finite beta and alpha > 0",
+                "a finite beta and a finite alpha > 0 of one_cycle",
                 f"alpha={alpha}, beta={beta}",
                 "The paper uses alpha=14, beta=6.",
             )
@@ -83,7 +83,7 @@ def one_cycle(alpha: float = 14.0, beta: float = 6.0, zero_start: bool = False) 
 def iterative(steps: int = 3) -> Schedule:
     """Equal jumps, the first one at its start: steps of 1 / steps each. BadConfig for steps < 1."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise BadConfig(need("iterative needs an integer steps >= 1", repr(steps), "Use 3."))
+        raise BadConfig(need("an integer steps >= 1 of iterative", repr(steps), "Use 3."))
     options = "" if steps == 3 else f"({steps})"
     return Schedule(f"iterative{options}", lambda t: math.ceil(t * steps) / steps, start=0.2)
 
@@ -117,7 +117,7 @@ def register_schedule(schedule: Schedule) -> None:
     """Make the schedule's name a value of Pruner(schedule=); BadConfig for a taken name."""
     if not isinstance(schedule, Schedule):
         got, do = repr(schedule), "Pass prune.Schedule('mine', curve)."
-        raise BadConfig(need("a schedule to register is a prune.Schedule", got, do))
+        raise BadConfig(need("a prune.Schedule to register", got, do))
     SCHEDULES.add(schedule.name, schedule)
 
 

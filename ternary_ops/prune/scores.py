@@ -90,7 +90,7 @@ def register_criterion(name: str, score: type[Score] | Callable[[Tensor], Tensor
     """
     if not callable(score):
         do = "Pass a function of the weight or a subclass of prune.Score."
-        raise BadConfig(need("a criterion can be called", repr(score), do))
+        raise BadConfig(need("a criterion that can be called", repr(score), do))
     if isinstance(score, type) and issubclass(score, Score):
         CRITERIA.add(name, score)
     else:
@@ -101,7 +101,7 @@ def get_criterion(name: str, optimizer: torch.optim.Optimizer | None) -> Score:
     """A fresh Score; BadConfig for an unknown name, or gradients to read without an optimizer."""
     score = CRITERIA.find(name)()
     if score.reads_gradients and optimizer is None:
-        what = f"criterion {name!r} reads gradients before each optimizer step"
+        what = f"an optimizer for criterion {name!r}, which reads gradients"
         raise BadConfig(need(what, "optimizer=None", "Pass optimizer= to the Pruner."))
     return score
 

@@ -37,7 +37,7 @@ def check_state(state: Mapping[str, Any], here: Mapping[str, Any], groups: Seque
         complete &= all(isinstance(state[key], Mapping) for key in ("latent", "scores"))
     except (KeyError, AttributeError, TypeError) as error:
         raise FormatError(
-            need("a Pruner's state", repr(error), "Pass what Pruner.state_dict() returned.")
+            need("a state of a Pruner", repr(error), "Pass what Pruner.state_dict() returned.")
         ) from error
     differ = [
         f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]
@@ -45,7 +45,7 @@ def check_state(state: Mapping[str, Any], here: Mapping[str, Any], groups: Seque
     if differ or not complete:
         raise FormatError(
             need(
-                "the state must come from a Pruner of the same model and arguments",
+                "a state of a Pruner of the same model and arguments",
                 "; ".join(differ) or "masks of another size",
                 "Build both with the same arguments.",
             )

@@ -162,9 +162,7 @@ def find_targets(
     if not layers:
         kind = "ternary layer" if quantized else "nn.Linear or nn.Conv2d"
         raise UnsupportedModel(
-            need(
-                f"pruning needs at least one {kind}", "none", "Check the plan, or the model passed."
-            )
+            need(f"at least one {kind} to prune", "none", "Check the plan, or the model passed.")
         )
     skip = [skip] if isinstance(skip, str) else skip
     globs = list(zeros) if isinstance(zeros, Mapping) else []
@@ -172,7 +170,7 @@ def find_targets(
         if not any(fnmatchcase(name, glob) for name in layers):
             raise BadConfig(
                 need(
-                    f"every glob must match a layer that can be pruned ({', '.join(layers)})",
+                    f"globs that match a layer that can be pruned ({', '.join(layers)})",
                     repr(glob),
                     "Correct it or leave it out.",
                 )
@@ -203,7 +201,7 @@ def find_targets(
     if not targets:
         raise BadConfig(
             need(
-                "pruning a model that quantize_ has not converted needs zeros for some layer",
+                "zeros for some layer of a model that quantize_ has not converted",
                 f"zeros={zeros}, skip={list(skip)}",
                 'Pass zeros=0.9 or zeros={"layer4.*": 0.9}.',
             )
@@ -225,7 +223,7 @@ def _parameter(name: str, layer: nn.Module) -> nn.Parameter:
         return weight
     raise UnsupportedModel(
         need(
-            f"pruning {name!r} needs its weight to be a parameter of its own",
+            f"a weight of {name!r} that is a parameter of its own",
             "a computed or uninitialized one (a parametrization, weight_norm or a lazy layer)",
             "Remove the parametrization, run a lazy layer once, or skip this layer.",
         )
@@ -245,6 +243,6 @@ def _layer_zeros(
         check_type(f"zeros for {name!r}", share, (int, float), "0.9 keeps a tenth.")
     if share is not None and not 0.0 <= share < 1.0:
         raise BadConfig(
-            need("zeros needs 0 <= zeros < 1", f"{share} for {name!r}", "0.9 keeps a tenth.")
+            need("zeros with 0 <= zeros < 1", f"{share} for {name!r}", "0.9 keeps a tenth.")
         )
     return share

@@ -21,16 +21,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
 from ternary_ops.graph.batches import samples
-from ternary_ops.graph.channels import Channels, scales
+from ternary_ops.graph.changes import Changes
+from ternary_ops.graph.channel_ops import scales
+from ternary_ops.graph.channels import channel_groups
 from ternary_ops.graph.nodes import is_layer, module_of
 from ternary_ops.graph.signature import result
 from ternary_ops.graph.trace import Interpreter, trace
 from ternary_ops.graph.wrappers import unwrap
+from ternary_ops.layout.channel_groups import ChannelGroups
 
 _STEPS = 400
 _RATE = 0.05  # of Adam, on logarithms of factors
@@ -59,7 +63,8 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
     its kin, pools, resizes and concatenation read keep their sizes. Deterministic.
 
     Raises BadConfig for quantized layers, BadWeights when a value is not finite, and
-    UnsupportedModel, with the model as it was, for one that cannot be traced or returns no tensor.
+    UnsupportedModel, with the model as it was, for one that cannot be traced, returns no tensor, or
+    has a layer to scale whose weight is computed anew at every call or which has hooks.
     """
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
@@ -74,18 +79,30 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
     model.eval()
     try:
         traced = trace(model)
+        channels = channel_groups(traced, inputs[0][:2])
+        _check_rewritable(model, traced, channels)
         watch = _Watch(traced)
         for x in inputs:
             # All values of a network and their gradients are held at once.
             for part in torch.split(x, max(1, _AT_ONCE * len(x) // max(1, x.numel()))):
                 watch.look(part)
         _check_finite(watch)
-        channels = Channels(traced, watch.shapes)
-        logs, before, after = _Noise(traced, watch, channels).least(channels.free())
+        free = torch.from_numpy(channels.free_factors())
+        logs, before, after = _Noise(traced, watch, channels).least(free)
         _apply_checked(model, traced, channels, logs.exp(), inputs[0])
     finally:
         model.train(training)
     return Equalized(before, after, int((logs != 0).sum()))
+
+
+def _check_rewritable(model: nn.Module, traced: fx.GraphModule, channels: ChannelGroups) -> None:
+    """Refuse, before anything changes, what must not be written into or see other values."""
+    changes, free = Changes(model, traced.graph), channels.free_factors()
+    for node in traced.graph.nodes:
+        module = module_of(node)
+        around = [v for v in (node, *node.all_input_nodes) if v in channels]
+        if module is not None and any(free[channels.factors(v)].any() for v in around):
+            changes.check([module], "rewrite" if scales(node) else "pass", "equalized")
 
 
 @dataclass
@@ -194,7 +211,7 @@ class _Noise:
 
     traced: fx.GraphModule
     watch: _Watch
-    channels: Channels
+    channels: ChannelGroups
     reads: list[_Read] = field(default_factory=list)
     filters: list[_Filters] = field(default_factory=list)
 
@@ -210,13 +227,17 @@ class _Noise:
             if made is not None:
                 self.filters.append(made)
         for x, seen in read.items():
-            self.reads.append(_Read(self.channels.of(x), seen.low, seen.high, seen.felt))
+            self.reads.append(_Read(self._ids(x), seen.low, seen.high, seen.felt))
+
+    def _ids(self, x: fx.Node) -> Tensor:
+        """The factors of a value's axis 1; where channels lie elsewhere, they have none."""
+        return torch.from_numpy(np.resize(self.channels.factors(x), self.watch.shapes[x][1]))
 
     def _filters(self, node: fx.Node, x: fx.Node) -> _Filters | None:
         layer = cast(Any, module_of(node))
         weight = cast(Tensor, layer.weight).detach().double().cpu()
         index = inputs_of_filters(layer)
-        seen, ids = self.watch.seen[x], self.channels.of(x)
+        seen, ids = self.watch.seen[x], self._ids(x)
         if int(index.max()) >= len(ids) or len(self.watch.seen[node].felt) != len(weight):
             return None
         flat = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
@@ -268,13 +289,13 @@ def inputs_of_filters(layer: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def _apply_checked(
-    model: nn.Module, traced: fx.GraphModule, channels: Channels, factors: Tensor, x: Tensor
+    model: nn.Module, traced: fx.GraphModule, channels: ChannelGroups, factors: Tensor, x: Tensor
 ) -> None:
     kept = copy.deepcopy(model.state_dict())
     expected = result(model, x)
     for node in traced.graph.nodes:
         if scales(node) and node in channels:
-            _apply(node, channels, factors)
+            apply_factors(node, channels, factors)
     found = result(model, x)
     if not float((found - expected).abs().max()) <= _ROUNDING * float(expected.abs().max()):
         model.load_state_dict(kept)
@@ -282,9 +303,12 @@ def _apply_checked(
         raise UnsupportedModel(need(what, "another output", "Report this model; it was misread."))
 
 
-def _apply(node: fx.Node, channels: Channels, factors: Tensor) -> None:
+def apply_factors(node: fx.Node, channels: ChannelGroups, factors: Tensor) -> None:
+    """Multiply what a layer or BatchNorm makes by its factors, and divide what it reads by those of
+    its input; factors: by their numbers in `channels`.
+    """
     layer = cast(Any, module_of(node))
-    made = factors[channels.of(node)]
+    made = factors[channels.factors(node)]
     x = cast(fx.Node, node.args[0])
     for name in ("weight", "bias"):
         tensor = cast("Tensor | None", getattr(layer, name))
@@ -293,9 +317,9 @@ def _apply(node: fx.Node, channels: Channels, factors: Tensor) -> None:
         scale = made
         if tensor.ndim > 1:
             index = inputs_of_filters(layer)
-            ids = channels.of(x) if x in channels else None
+            ids = channels.factors(x) if x in channels else None
             if ids is None or len(made) != len(tensor) or int(index.max()) >= len(ids):
-                return  # axis 1 is not that of its channels: pinned
+                return  # axis 1 is not that of its channels: fixed
             scale = made[:, None] / factors[ids][index]
             scale = scale.view(*scale.shape, *[1] * (tensor.ndim - 2))
         elif len(made) != len(tensor):

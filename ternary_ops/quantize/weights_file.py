@@ -23,6 +23,7 @@ from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.layout import codes as layout
+from ternary_ops.nn.geometry import geometry_of
 from ternary_ops.quantize.convert import pack_
 
 KIND = "weights"
@@ -255,19 +256,8 @@ def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tn
             layer.in_features, layer.out_features, bias, device, weights
         )
     else:
-        twin = tnn.PackedConv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]  # torch says tuple of any length
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            bias,
-            layer.padding_mode,
-            device,
-            weights,
-        )
+        sizes = geometry_of(layer)
+        twin = tnn.PackedConv2d(**sizes, bias=bias, device=device, weights=weights)
     return twin.train(layer.training)
 
 

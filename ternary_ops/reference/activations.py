@@ -107,6 +107,9 @@ FUNCTIONS: dict[str, Function] = {
     "leaky_relu": Function(1, lambda x, slope: np.where(x >= 0, x, x * slope)),
     "hardswish": Function(0, lambda x: x * _hardsigmoid(x)),
     "hardsigmoid": Function(0, _hardsigmoid),
+    "affine_hardsigmoid": Function(
+        2, lambda x, factor, offset: np.clip(x * factor + offset, 0.0, 1.0)
+    ),
     "silu": Function(0, lambda x: x * _sigmoid(x)),
     "sigmoid": Function(0, _sigmoid),
     "tanh": Function(0, np.tanh),

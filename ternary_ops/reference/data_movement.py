@@ -8,7 +8,7 @@ scale and zero point).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,18 +112,19 @@ def nearest_positions(size: int, out: int, ratio: np.float32) -> Array:
     return at.clip(max=size - 1)
 
 
-def bilinear_positions(size: int, out: int, ratio: np.float32, align: bool) -> Sampling:
-    """Both input pixels of each output pixel and their float32 weights."""
-    at = np.arange(out, dtype=np.float32)
-    if not align:
-        half = np.float32(0.5)
-        at = np.maximum((at + half) * ratio - half, np.float32(0))
-    else:
-        at = at * ratio
+def bilinear_positions(size: int, out: int, ratio: np.floating[Any], align: bool) -> Sampling:
+    """Both input pixels of each output pixel and their weights, in the precision of the ratio.
+
+    The one rule of every bilinear resize in Python; programs and kernels compute it in float32
+    (`csrc/tensor/interpolation.cpp`).
+    """
+    half, zero, one = (ratio.dtype.type(number) for number in (0.5, 0, 1))
+    at = np.arange(out, dtype=ratio.dtype)
+    at = at * ratio if align else np.maximum((at + half) * ratio - half, zero)
     first = np.minimum(at.astype(np.int64), size - 1)
     second = np.minimum(first + 1, size - 1)
-    share = np.clip(at - first.astype(np.float32), np.float32(0), np.float32(1))
-    return first, second, np.float32(1) - share, share
+    share = np.clip(at - first.astype(ratio.dtype), zero, one)
+    return first, second, one - share, share
 
 
 def softmax(x: Array) -> NDArray[np.float64]:

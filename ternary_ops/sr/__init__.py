@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ternary_ops import _moved
 from ternary_ops.errors import needs_package
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ternary_ops.sr.models.imdn import IMDN
     from ternary_ops.sr.models.rfdn import RFDN, RLFN
     from ternary_ops.sr.training.losses import EdgeLoss
-    from ternary_ops.sr.training.trainer import Patches, SRCourse, train
+    from ternary_ops.sr.training.trainer import Patches, SRTrainConfig, train
 
 _HOME = {
     "EFDN": "models.efdn",
@@ -38,7 +39,7 @@ _HOME = {
     "Patches": "training.trainer",
     "RFDN": "models.rfdn",
     "RLFN": "models.rfdn",
-    "SRCourse": "training.trainer",
+    "SRTrainConfig": "training.trainer",
     "SRNetwork": "models.base",
     "Upscaler": "inference.tiling",
     "balance_": "models.fmen",
@@ -63,7 +64,7 @@ __all__ = [
     "Patches",
     "RFDN",
     "RLFN",
-    "SRCourse",
+    "SRTrainConfig",
     "SRNetwork",
     "Upscaler",
     "balance_",
@@ -81,10 +82,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a name at first use; MissingExtra when it needs torch and torch is absent."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     do = "pip install 'ternary-ops[sr]', or upscale with a program: sr.open_model."
     with needs_package("torch", f"sr.{name}", do):
+        if name not in _HOME:
+            return _moved.attribute(__name__, name)
         module = importlib.import_module(f"{__name__}.{_HOME[name]}")
     value = globals()[name] = getattr(module, name)
     return value

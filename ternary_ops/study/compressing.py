@@ -16,21 +16,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import ternary_ops as tops
 from ternary_ops import reporting
 from ternary_ops._atomic import replace_file
 from ternary_ops.benchmark.timing import int8_baseline, per_image, torch_threads
 from ternary_ops.benchmark.torch_free_process import run_without_torch
+from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.data.classification import Split
 from ternary_ops.data.image_folder import Source
 from ternary_ops.errors import BadConfig, TernaryOpsError, UnsupportedModel, need
 from ternary_ops.graph.signature import pick
 from ternary_ops.program.interpret import simulate
 from ternary_ops.progress import Progress
+from ternary_ops.prune import Pruner
+from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.recipes import Recipe, get_recipe
-from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
-from ternary_ops.train.augment import Views
+from ternary_ops.runtime import Program
+from ternary_ops.study.fit import accuracy, fit, predictions
+from ternary_ops.train.augment import Augmentation
 from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.config import TrainConfig, optimizer_for
 from ternary_ops.train.distillation import Distillation
 from ternary_ops.train.distributed import ALONE, Ranks
 
@@ -59,8 +63,8 @@ class Job:
     split: Split
     weights: Mapping[str, Tensor] | None = None
     recipe: Recipe = field(default_factory=lambda: get_recipe("fastest"))
-    dense: Course = Course(epochs=15, rate=3e-3)
-    ternary: Course = Course(epochs=40, rate=3e-3)
+    dense: TrainConfig = TrainConfig(epochs=15, rate=3e-3)
+    ternary: TrainConfig = TrainConfig(epochs=40, rate=3e-3)
     threads: int | None = None
     reach: int = 1
     flip: bool = False
@@ -116,8 +120,8 @@ def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -
     for checkpoints that are in the way or of another job.
     """
     split = job.split
-    for course in (job.dense, job.ternary):
-        ranks.check(course.batch)
+    for config in (job.dense, job.ternary):
+        ranks.check(config.batch)
     _check_checkpoints(job)
     with torch_threads(job.threads or torch.get_num_threads()):
         dense = _dense(job, progress, ranks)
@@ -125,10 +129,10 @@ def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -
     if not ranks.first:
         return None
     example = split.x_test[:1]
-    with progress.stage("compile, save, reload", 1) as tick:
-        program = tops.compile(model, example).rounded()
+    with progress.stage("compile, save, reload", 1) as advance:
+        program = compile(model, example).rounded()
         logits = _save_checked(program, output, split.x_test)
-        tick()
+        advance()
     if job.checkpoints is not None:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
     speeds, baseline, note = _speeds(dense, program, split, progress)
@@ -178,40 +182,39 @@ def _dense(job: Job, progress: Progress, ranks: Ranks) -> nn.Module:
 def _train(
     model: nn.Module,
     job: Job,
-    course: Course,
+    config: TrainConfig,
     loss: Distillation,
     progress: Progress,
     ranks: Ranks,
 ) -> None:
-    split, optimizer = job.split, optimizer_for(model, course)
-    steps, pruner, name = course.steps(len(split.y_train)), None, "train, dense float32"
+    split, optimizer = job.split, optimizer_for(model, config)
+    steps, pruner, name = config.steps(len(split.y_train)), None, "train, dense float32"
     part = "dense"
     if loss.teacher is not None:
         name, part = "train, prune, ternarize", "ternary"
-        pruner = tops.prune.Pruner(
-            model, total_steps=steps, optimizer=optimizer, **job.recipe.pruner
-        )
-    views = Views(split.x_train, job.reach, job.flip)
-    with progress.stage(name, steps) as tick:
+        pruner = Pruner(model, total_steps=steps, optimizer=optimizer, **job.recipe.pruner)
+    images = Augmentation(split.x_train, job.reach, job.flip)
+    with progress.stage(name, steps) as advance:
         fit(
-            *(model, views, split.y_train, course, optimizer, loss),
+            *(model, images, split.y_train, config, optimizer, loss),
             pruner=pruner,
             calibration=split.x_train[:CALIBRATION],
-            checkpoint=_checkpoint(job, part, course, model),
+            checkpoint=_checkpoint(job, part, config, model),
             ranks=ranks,
-            tick=tick,
+            on_step=advance,
         )
 
 
-def _checkpoint(job: Job, part: str, course: Course, model: nn.Module) -> Checkpoint | None:
+def _checkpoint(job: Job, part: str, config: TrainConfig, model: nn.Module) -> Checkpoint | None:
     """Where a training is kept, and what must be the same when it goes on."""
     if job.checkpoints is None:
         return None
+    # Keys and texts are those of the first version, whose checkpoints go on.
     about = {
         "model": job.name,
         "tensors": sum(v.numel() for v in model.state_dict().values()),
         "images": list(job.split.x_train.shape),
-        "course": str(course),
+        "course": f"Course{str(config).removeprefix(TrainConfig.__name__)}",
         "recipe": str(job.recipe) if part == "ternary" else "",
         "views": f"{job.reach}, {job.flip}",
     }
@@ -220,16 +223,16 @@ def _checkpoint(job: Job, part: str, course: Course, model: nn.Module) -> Checkp
 
 def _ternary(job: Job, dense: nn.Module, progress: Progress, ranks: Ranks) -> tuple[nn.Module, Any]:
     """A quantized copy of `dense`, trained through the pruner's phases with it as teacher."""
-    model, course = copy.deepcopy(dense), job.ternary
-    torch.manual_seed(course.seed)
+    model, config = copy.deepcopy(dense), job.ternary
+    torch.manual_seed(config.seed)
     plan = job.recipe.plan(model)
-    tops.quantize_(model, plan)
+    quantize_(model, plan)
     loss = Distillation(dense, TEMPERATURE, SHARE, LABEL_SMOOTHING)
-    _train(model, job, course, loss, progress, ranks)
+    _train(model, job, config, loss, progress, ranks)
     return model, plan
 
 
-def _save_checked(program: tops.Program, output: Path, images: Source) -> NDArray[Any]:
+def _save_checked(program: Program, output: Path, images: Source) -> NDArray[Any]:
     """Save, and keep the file only if a process without torch, this one and NumPy give one result.
 
     They are compared on the first CHECKED images. Returns the program's outputs for all.
@@ -266,21 +269,21 @@ def _must_classify(model: nn.Module, split: Split) -> None:
 def _must_compile(model: nn.Module, job: Job) -> None:
     """Hours of training must not end in the news that the network cannot be pruned or run."""
     trial = copy.deepcopy(model).eval()
-    tops.compile(trial, job.split.x_test[:1])
-    tops.quantize_(trial, job.recipe.plan(trial))
-    tops.prune.Pruner(trial, total_steps=1, **job.recipe.pruner)
+    compile(trial, job.split.x_test[:1])
+    quantize_(trial, job.recipe.plan(trial))
+    Pruner(trial, total_steps=1, **job.recipe.pruner)
 
 
 def _speeds(
-    dense: nn.Module, program: tops.Program, split: Split, progress: Progress
+    dense: nn.Module, program: Program, split: Split, progress: Progress
 ) -> tuple[tuple[Speed, ...], nn.Module | None, str]:
     baseline, note = int8_baseline(dense, split.x_train[:CALIBRATION])
     baselines = {"torch fp32": dense} | ({"torch int8": baseline} if baseline is not None else {})
     cases = [(t, n) for t in sorted({1, os.cpu_count() or 1}) for n in BATCHES]
     speeds = []
-    with progress.stage("measure", len(cases)) as tick:
+    with progress.stage("measure", len(cases)) as advance:
         for threads, batch in cases:
             ms = per_image(baselines, program, split.x_test[:batch], threads)
             speeds.append(Speed(threads, batch, ms))
-            tick()
+            advance()
     return tuple(speeds), baseline, note

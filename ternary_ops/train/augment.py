@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmented images that can be asked for again, and a teacher's logits for them."""
+"""Deterministic augmentation of images, and a teacher's cached logits for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ternary_ops import _moved
 from ternary_ops._atomic import replace_file
 from ternary_ops.data.image_folder import Source
 from ternary_ops.errors import FormatError, need
@@ -19,7 +20,7 @@ _BATCH = 250
 
 
 @dataclass(frozen=True)
-class Views:
+class Augmentation:
     """Training images, each moved by up to `reach` pixels and, if `flip`, mirrored by chance.
 
     View number v is one such choice for every image, from a generator seeded with v alone: the
@@ -52,22 +53,22 @@ class Views:
         return moved.permute(0, 3, 1, 2)
 
 
-class Taught(Protocol):
+class Teacher(Protocol):
     """Gives a teacher's logits."""
 
     def __call__(self, view: int, chosen: Tensor) -> Tensor:
         """Logits [n, classes] for the chosen images of a view."""
 
 
-class KeptLogits:
-    """Logits of a teacher for whole views, computed when first asked for and kept in a folder.
+class CachedLogits:
+    """Logits of a teacher for whole views, computed when first asked for and cached in a folder.
 
     One file a view, float16 [N, classes]; the teacher, in eval mode, is all that they depend on.
     Raises FormatError for a file of another shape.
     """
 
-    def __init__(self, teacher: nn.Module, views: Views, folder: Path) -> None:
-        self.teacher, self.views, self.folder = teacher, views, folder
+    def __init__(self, teacher: nn.Module, images: Augmentation, folder: Path) -> None:
+        self.teacher, self.images, self.folder = teacher, images, folder
         self._view, self._logits = -1, torch.empty(0)
 
     def __call__(self, view: int, chosen: Tensor) -> Tensor:
@@ -83,14 +84,20 @@ class KeptLogits:
             logits = self._compute(view).numpy().astype(np.float16)
             replace_file(file, lambda target: np.save(target, logits))
         kept = np.load(file)
-        if kept.ndim != 2 or len(kept) != len(self.views.x):
-            what = f"{file} holds logits [{len(self.views.x)}, classes]"
+        if kept.ndim != 2 or len(kept) != len(self.images.x):
+            what = f"logits [{len(self.images.x)}, classes] in {file}"
             raise FormatError(need(what, kept.shape, "Delete the folder: it is of other data."))
         return torch.from_numpy(kept.astype(np.float32))
 
     @torch.no_grad()
     def _compute(self, view: int) -> Tensor:
         self.teacher.eval()
-        numbers = torch.arange(len(self.views.x))
-        parts = [self.teacher(self.views.take(view, part)) for part in torch.split(numbers, _BATCH)]
+        numbers = torch.arange(len(self.images.x))
+        parts = [
+            self.teacher(self.images.take(view, part)) for part in torch.split(numbers, _BATCH)
+        ]
         return torch.cat(parts)
+
+
+def __getattr__(name: str) -> Any:
+    return _moved.attribute(__name__, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training that can be cut off at any moment and goes on with the same bits."""
+"""Checkpoints: training can be cut off at any moment and goes on with the same bits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import torch
 
 from ternary_ops._atomic import replace_file
 from ternary_ops.errors import FormatError, need
+
+# Names that earlier versions gave to parts.
+_FORMER = {"network": "model"}
 
 
 class Stateful(Protocol):
@@ -47,10 +50,14 @@ class Checkpoint:
             found, step, states = state["about"], int(state["step"]), state["parts"]
         except Exception as error:  # torch raises many kinds for a broken file
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise FormatError(need(f"{self.file} is a checkpoint", reason, "Delete it.")) from error
+            raise FormatError(need(f"a checkpoint in {self.file}", reason, "Delete it.")) from error
+        if set(states) != set(parts):
+            states = {_FORMER.get(name, name): state for name, state in states.items()}
         if found != self.about or set(states) != set(parts):
             do = "Delete it to start anew, or repeat the run that wrote it."
-            raise FormatError(need(f"{self.file} is of the run {self.about}", found, do))
+            raise FormatError(
+                need(f"a checkpoint of the run {self.about} in {self.file}", found, do)
+            )
         for name, part in parts.items():
             part.load_state_dict(states[name])
         return step

@@ -60,7 +60,7 @@ class Distillation:
         self.features = dict(features or {})
         if self.features and teacher is None:
             do = "Pass teacher=, or leave features out."
-            raise BadConfig(need("features come from a teacher", "teacher=None", do))
+            raise BadConfig(need("a teacher for features", "teacher=None", do))
         self.teacher = teacher
         self.temperature = temperature
         self.share = share
@@ -101,7 +101,7 @@ class Distillation:
         if taught.shape != logits.shape:
             got = f"{list(logits.shape)} and {list(taught.shape)}"
             do = "Teach with a network of the same classes."
-            raise UnsupportedShape(need("student and teacher give equal logits", got, do))
+            raise UnsupportedShape(need("equal logits of student and teacher", got, do))
         t = self.temperature
         soft = F.kl_div(
             F.log_softmax(logits / t, 1),
@@ -149,7 +149,9 @@ def _layer(model: nn.Module, name: str, who: str) -> nn.Module:
     except AttributeError as error:
         names = ", ".join(n for n, _ in model.named_children())
         raise UnsupportedModel(
-            need(f"features name layers of the {who} ({names}, ...)", repr(name), "Correct it.")
+            need(
+                f"features that name layers of the {who} ({names}, ...)", repr(name), "Correct it."
+            )
         ) from error
 
 
@@ -160,6 +162,6 @@ def _attention_gap(ours: Tensor, theirs: Tensor, a: str, b: str) -> Tensor:
         if value.ndim < 3 or value.shape[2:] != ours.shape[2:]:
             got = f"{a} {list(ours.shape)}, {b} {list(theirs.shape)}"
             do = "Pair layers of one resolution, [N, C, H, W]."
-            raise UnsupportedShape(need("paired features have equal height and width", got, do))
+            raise UnsupportedShape(need("paired features of equal height and width", got, do))
         maps.append(F.normalize(value.square().mean(1).flatten(1), dim=1))
     return (maps[0] - maps[1]).square().mean()

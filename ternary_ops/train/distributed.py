@@ -40,7 +40,9 @@ class Ranks:
         """Raise BadConfig for a batch that cannot be shared out evenly."""
         if batch % self.world:
             do = f"Pass --batch {max(1, batch // self.world) * self.world}."
-            raise BadConfig(need(f"--batch divides by the {self.world} processes", batch, do))
+            raise BadConfig(
+                need(f"a --batch that divides by the {self.world} processes", batch, do)
+            )
 
 
 ALONE = Ranks()

@@ -19,7 +19,7 @@ def one_cycle(
     """
     if steps < 1 or not 0 <= warmup <= 1:
         got = f"{steps} steps, warmup={warmup}"
-        raise BadConfig(need("training takes 1 step or more, warmup in 0..1", got, "Correct it."))
+        raise BadConfig(need("1 step or more, and warmup in 0..1", got, "Correct it."))
     total = max(steps, 2)  # it has a first and a last rate
     if warmup == 1.0 or float(warmup * total) == 1.0:
         # torch divides by zero where a rise or a fall starts and ends at one step.

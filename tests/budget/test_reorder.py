@@ -9,8 +9,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from networks import TorchvisionNet
+from small_networks import TorchvisionNet
 from torch import Tensor, nn
+from torch.nn.utils.prune import l1_unstructured
 
 import ternary_ops as tops
 from ternary_ops import models
@@ -138,6 +139,23 @@ def test_refusals_leave_the_model_alone() -> None:
     with pytest.raises(UnsupportedModel):
         reorder_channels_(strange, torch.randn(1, 1, 8, 8))
     assert all(torch.equal(before[key], value) for key, value in strange.state_dict().items())
+
+
+@pytest.mark.parametrize("what", ["pruned", "hooked", "norm"])
+def test_what_must_not_be_written_into_is_refused_by_name(what: str) -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU()
+    model = nn.Sequential(*first, nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).train()
+    if what == "pruned":
+        l1_unstructured(model[3], "weight", 0.5)
+    else:
+        model[3 if what == "hooked" else 1].register_forward_pre_hook(lambda *given: None)
+    before = copy.deepcopy(model.state_dict())
+    name = {"pruned": "3: weight computed", "hooked": "3: hooks", "norm": "1: hooks"}[what]
+    with pytest.raises(UnsupportedModel, match=f"reordered, got {name}"):
+        reorder_channels_(model, torch.randn(2, 3, 6, 6))
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("seed", range(8))

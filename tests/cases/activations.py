@@ -14,6 +14,7 @@ FUNCTIONS: dict[str, tuple[tuple[float, ...], Callable[..., Any]]] = {
     "leaky_relu": ((0.2,), F.leaky_relu),
     "hardswish": ((), F.hardswish),
     "hardsigmoid": ((), F.hardsigmoid),
+    "affine_hardsigmoid": ((0.3, 0.4), lambda x, a, b: torch.clamp(x * a + b, 0.0, 1.0)),
     "silu": ((), F.silu),
     "sigmoid": ((), torch.sigmoid),
     "tanh": ((), torch.tanh),

@@ -14,10 +14,10 @@ from cases import ProgramCase
 
 def build(b: Any) -> None:
     """All channels in one group, groups of several, a channel each; behind floats and codes."""
+    y = b("conv2d", b("quantize", 0, y=b.params()), w=b.weight("ternary", 18, 12, zeros=0.0))
     x = b("group_norm", 0, w=b.weight("float", 12, 1, zeros=0.0), groups=1, eps=1e-5)
     x = b("conv2d", x, w=b.weight("float", 18, 12, 3, 3, zeros=0.0), padding=(1, 1))
     x = b("group_norm", x, w=b.weight("float", 18, 1, zeros=0.0), groups=6, eps=1e-3)
-    y = b("conv2d", b("quantize", x, y=b.params()), w=b.weight("ternary", 18, 18, zeros=0.0))
     b("add", x, b("group_norm", y, w=b.weight("float", 18, 1, bias=False), groups=18, eps=0.1))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import NETWORKS
-from networks import error, images, ready
+from small_networks import error, images, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops

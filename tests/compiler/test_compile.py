@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import fake_quant
-import networks
 import numpy as np
 import pytest
+import small_networks as networks
 import torch
 import torch.nn.functional as F
-from networks import images, layers_of, ready
+from small_networks import images, layers_of, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import conv_bn, mobilenet_v2
-from networks import images, ready
+from small_networks import images, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import error, images, ready
+from small_networks import error, images, ready
 from torch import nn
 
 import ternary_ops as tops

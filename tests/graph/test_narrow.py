@@ -18,7 +18,7 @@ def network() -> sr.FMEN:
 def test_channels_that_nothing_reads_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = script("_narrow", monkeypatch)
     net, x = network(), torch.rand(2, 3, 9, 8)
-    for number, group in enumerate(narrow.groups(2)):
+    for number, group in enumerate(narrow.groups(net, x)):
         for name in group.readers:
             net.get_submodule(name).weight.data[:, [number, 6]] = 0
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -32,7 +32,7 @@ def test_channels_that_nothing_reads_go_first(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_layer_of_the_trunk_belongs_to_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = script("_narrow", monkeypatch).groups(2)
+    groups = script("_narrow", monkeypatch).groups(network(), torch.rand(1, 3, 9, 8))
     wide = {name for name, m in network().named_modules() if getattr(m, "out_channels", 0) == 7}
     assert {name for group in groups for name in group.makers} == wide
 

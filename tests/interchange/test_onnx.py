@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import NETWORKS
-from networks import images, ready
 from onnx_files import Builder, random, run
+from small_networks import images, ready
 from sr_networks import SMALL
 from torch import Tensor, nn
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import program_cases
+from cases import activations, program_cases
 from onnx_files import Builder, agree, random, run
 from programs import PROGRAMS, example
+from programs import Builder as ProgramBuilder
 
-from ternary_ops.errors import FormatError
+from ternary_ops.errors import FormatError, UnsupportedModel
 from ternary_ops.interchange import load_onnx, save_onnx
 from ternary_ops.program.interpret import simulate
 from ternary_ops.runtime import Program
@@ -27,6 +28,20 @@ def test_onnx_runtime_gives_the_programs_results(name: str, form: str, tmp_path:
         want = simulate(graph, batch)[-1]
         got = run(tmp_path / "net.onnx", batch)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", activations.FUNCTIONS)
+def test_functions_of_floats_are_onnxs_own_or_refused_by_name(name: str, tmp_path: Path) -> None:
+    b = ProgramBuilder(0, c=4)
+    b("activation", 0, fn=name, params=activations.FUNCTIONS[name][0])
+    x = 3 * example(b.graph(), 2, 9, 11)
+    try:
+        save_onnx(Program(b.graph(), x.shape), tmp_path / "net.onnx")
+    except UnsupportedModel as error:
+        assert name in str(error) and name in ("gelu", "gelu_tanh", "mish", "softplus")
+        return
+    want = simulate(b.graph(), x)[-1]
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", x), want, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])

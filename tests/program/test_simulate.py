@@ -6,19 +6,17 @@ from __future__ import annotations
 import fake_quant
 import numpy as np
 import pytest
-from programs import PROGRAMS, Builder, example, token_program
+from programs import PROGRAMS, Builder, example
 
 from ternary_ops.errors import UnsupportedShape
 from ternary_ops.program.interpret import simulate
 from ternary_ops.program.shapes import infer
 
-_ALL = {**PROGRAMS, "tokens": token_program}
-
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", _ALL)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_equal_to_pytorch_at_every_node(name: str, seed: int) -> None:
-    graph = _ALL[name](seed)
+    graph = PROGRAMS[name](seed)
     x = example(graph, 2, 15 + seed, 18, seed)
     ours, theirs = simulate(graph, x), fake_quant.run(graph, x)
     assert [v.shape for v in ours] == infer(graph, 2, 15 + seed, 18)

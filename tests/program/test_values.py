@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import activations as cases
 from fake_quant import FUNCTIONS
-from networks import images
 from programs import Builder
+from small_networks import images
 from torch import nn
 
 import ternary_ops as tops
@@ -21,13 +22,13 @@ from ternary_ops.errors import UnsupportedModel, UnsupportedShape
 from ternary_ops.program.graph import Graph
 from ternary_ops.reference import activations
 
-PARAMS = {"affine": (-1.7, 0.3), "leaky_relu": (0.2,), "elu": (1.3,), "softplus": (2.0, 5.0)}
+PARAMS = {name: params for name, (params, _) in cases.FUNCTIONS.items()}
 
 
 def program(seed: int, fn: str, quantized: bool, y: Any = None) -> Graph:
     b = Builder(seed, c=5)
     x = b("quantize", 0, y=b.params(-6, 6)) if quantized else 0
-    x = b("activation", x, fn=fn, params=PARAMS.get(fn, ()), y=y)
+    x = b("activation", x, fn=fn, params=PARAMS[fn], y=y)
     if y is not None:
         b("dequantize", x)
     return b.graph()
@@ -36,7 +37,7 @@ def program(seed: int, fn: str, quantized: bool, y: Any = None) -> Graph:
 @pytest.mark.parametrize("fn", activations.FUNCTIONS)
 def test_the_reference_is_pytorchs_function(fn: str) -> None:
     x = np.concatenate([np.linspace(-40, 40, 4001), np.random.standard_normal(4000) * 3])
-    params = PARAMS.get(fn, ())
+    params = PARAMS[fn]
     want = FUNCTIONS[fn](torch.from_numpy(x.astype(np.float32)).double(), *params).float().numpy()
     got = activations.evaluate(fn, params, x.astype(np.float32))
     np.testing.assert_allclose(got, want, rtol=3e-7, atol=1e-12)
@@ -57,7 +58,7 @@ def test_floats_stay_within_a_bound(fn: str, isa: str) -> None:
     x = np.random.standard_normal((2, 5, 7, 9)).astype(np.float32) * 5
     with runtime.force_isa(isa):
         got = runtime.Program(graph, x.shape)(x)
-    want = activations.evaluate(fn, PARAMS.get(fn, ()), x).astype(np.float64)
+    want = activations.evaluate(fn, PARAMS[fn], x).astype(np.float64)
     assert np.ptp(want) > 0
     assert (np.abs(got - want) <= 8 * 2**-23 * (np.abs(x) + np.abs(want))).all()
 

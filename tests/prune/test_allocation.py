@@ -73,7 +73,7 @@ def test_a_config_may_ask_for_erk() -> None:
     pruner.step()
     rows = pruner.summary()
     assert rows[0].measured < rows[1].measured and pruner.zeros == pytest.approx(0.6, abs=0.01)
-    with pytest.raises(BadConfig, match="scope is one of 'global', 'layer', 'erk'"):
+    with pytest.raises(BadConfig, match="scope as one of 'global', 'layer', 'erk'"):
         tops.TernaryConfig(scope="local")
 
 

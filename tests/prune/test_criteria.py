@@ -169,7 +169,7 @@ def test_unit_sums_keep_the_sign() -> None:
 def test_gradient_criteria_need_the_optimizer_and_names_are_checked() -> None:
     with pytest.raises(BadConfig, match="optimizer"):
         Pruner(net(), "agp", 5, 0.5, criterion="movement")
-    with pytest.raises(BadConfig, match="criterion is one of"):
+    with pytest.raises(BadConfig, match="criterion as one of"):
         Pruner(net(), "agp", 5, 0.5, criterion="size")
     with pytest.raises(BadConfig, match="quantized_decay"):
         Pruner(net(), "agp", 5, 0.5, quantized_decay=0.1)

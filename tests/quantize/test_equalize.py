@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel
@@ -191,3 +193,35 @@ def test_bad_input_is_named() -> None:
 
     with pytest.raises(UnsupportedModel, match="one tensor|a tensor"):
         equalize_(Two(), batches())
+
+
+# What a reason names: how a layer comes to it.
+OBSTACLES: dict[str, Callable[[nn.Module], object]] = {
+    "computed by a hook (pruned)": lambda m: l1_unstructured(m, "weight", 0.5),
+    "computed by a hook (weight_norm)": weight_norm,
+    "hooks": lambda m: m.register_forward_hook(lambda *given: None),
+    "forward": lambda m: setattr(m, "forward", torch.relu),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_must_not_be_written_into_is_refused_by_name(name: str) -> None:
+    net = pair()
+    OBSTACLES[name](net.second)
+    kept = copy.deepcopy(net.state_dict())
+    with pytest.raises(UnsupportedModel, match=rf"equalized, got second: .*{name.split()[0]}"):
+        equalize_(net, batches())
+    assert all(torch.equal(value, kept[key]) for key, value in net.state_dict().items())
+
+
+def test_hooks_on_what_is_fixed_do_not_matter() -> None:
+    net = mixed()
+    net.linear.register_forward_hook(lambda *given: None)
+    assert equalize_(net, batches()).channels == 12
+
+
+def test_a_hook_that_would_see_scaled_values_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    net[1].register_forward_hook(lambda *given: None)
+    with pytest.raises(UnsupportedModel, match="got 1: hooks"):
+        equalize_(net, batches())

@@ -23,8 +23,9 @@ from ternary_ops.models import digits_resnet
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.nn.ternarize import cosine
 from ternary_ops.quantize import Distillation
-from ternary_ops.study.fit import Course, accuracy, fit, optimizer_for, predictions
-from ternary_ops.train.augment import Views
+from ternary_ops.study.fit import accuracy, fit, predictions
+from ternary_ops.train.augment import Augmentation
+from ternary_ops.train.config import TrainConfig, optimizer_for
 
 SEEDS, EPOCHS, ZEROS = (0, 1, 2), 6, 0.88
 
@@ -52,9 +53,9 @@ def split() -> Split:
 def dense(split: Split) -> nn.Module:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, course = digits_resnet(8), Course(10, 5e-3)
+    model, course = digits_resnet(8), TrainConfig(10, 5e-3)
     optimizer = optimizer_for(model, course)
-    fit(model, Views(split.x_train), split.y_train, course, optimizer, Distillation())
+    fit(model, Augmentation(split.x_train), split.y_train, course, optimizer, Distillation())
     return model
 
 
@@ -69,14 +70,14 @@ def run(split: Split, dense: nn.Module) -> Run:
         model = copy.deepcopy(dense)
         config = tops.TernaryConfig(ternarizer=ternarizer, zeros=zeros, pattern="element")
         tops.quantize_(model, tops.plan(model, config))
-        course = Course(EPOCHS, 0.05, seed=seed, optimizer="sgd")
+        course = TrainConfig(EPOCHS, 0.05, seed=seed, optimizer="sgd")
         optimizer, steps = optimizer_for(model, course), course.steps(len(split.y_train))
         pruner = tops.prune.Pruner(model, schedule, steps, optimizer=optimizer, **options)
         gaps = [gap(model)]
         marks = {round(0.4 * steps), round(0.9 * steps) - 1}
         count = 0
 
-        def tick() -> None:
+        def on_step() -> None:
             nonlocal count
             count += 1
             if count in marks:
@@ -84,9 +85,9 @@ def run(split: Split, dense: nn.Module) -> Run:
 
         loss = Distillation(dense, 4.0, 0.37)
         fit(
-            *(model, Views(split.x_train), split.y_train, course, optimizer, loss),
+            *(model, Augmentation(split.x_train), split.y_train, course, optimizer, loss),
             pruner=pruner,
-            tick=tick,
+            on_step=on_step,
         )
         score = accuracy(predictions(model, split.x_test), split.y_test)
         return Outcome(gaps[0], gaps[1], gaps[-1], score)

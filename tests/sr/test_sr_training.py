@@ -147,7 +147,7 @@ def small_network(seed: int = 0) -> sr.FMEN:
     return sr.FMEN(2, 8, 5, 4, 1, [0, 0])
 
 
-COURSE = sr.SRCourse(steps=8, rate=2e-3, batch=2, patch=10)
+COURSE = sr.SRTrainConfig(steps=8, rate=2e-3, batch=2, patch=10)
 
 
 def test_patches_are_what_the_large_image_shows() -> None:
@@ -238,11 +238,13 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(average: float, tmp_p
     cut, left = small_network(), 4
     about = {"run": "test"}
     with pytest.raises(KeyboardInterrupt):
-        sr.train(cut, patches, course, checkpoint=Checkpoint(tmp_path / "c", about, 0), tick=stop)
+        sr.train(
+            cut, patches, course, checkpoint=Checkpoint(tmp_path / "c", about, 0), on_step=stop
+        )
     steps: list[None] = []
     again = small_network()
     kept = Checkpoint(tmp_path / "c", about, 0)
-    sr.train(again, patches, course, checkpoint=kept, tick=lambda: steps.append(None))
+    sr.train(again, patches, course, checkpoint=kept, on_step=lambda: steps.append(None))
     assert len(steps) == course.steps
     for name, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

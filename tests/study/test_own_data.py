@@ -26,8 +26,8 @@ from ternary_ops.progress import progress_bars
 from ternary_ops.quantize.recipes import get_recipe
 from ternary_ops.study import compressing
 from ternary_ops.study.compressing import Job, compress
-from ternary_ops.study.fit import Course
-from ternary_ops.train.augment import Views
+from ternary_ops.train.augment import Augmentation
+from ternary_ops.train.config import TrainConfig
 
 NET = """
 import numpy as np
@@ -127,14 +127,14 @@ def test_bytes_and_floats_of_one_image_are_one_input() -> None:
     )
     assert torch.equal(ours.x_test[:], theirs.x_test[:])
     numbers = torch.tensor([3, 1, 7])
-    a, b = (Views(s.x_train, 2, True).take(5, numbers) for s in (ours, theirs))
+    a, b = (Augmentation(s.x_train, 2, True).take(5, numbers) for s in (ours, theirs))
     assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda p: (p / "train" / "class3").mkdir(), "class3 has a readable image"),
+        (lambda p: (p / "train" / "class3").mkdir(), "readable image to train on in class class3"),
         (lambda p: (p / "val" / "strange").mkdir(), "strange"),
         (lambda p: [f.write_bytes(b"x") for f in (p / "train/class0").iterdir()], "class0"),
     ],
@@ -220,12 +220,12 @@ class Stop:
 
         class Stage:
             def __enter__(self) -> Any:
-                return self.tick
+                return self.advance
 
             def __exit__(self, *error: object) -> None:
                 pass
 
-            def tick(self) -> None:
+            def advance(self) -> None:
                 if outer.wanted in name:
                     outer.left -= 1
                     if outer.left == 0:
@@ -235,10 +235,10 @@ class Stop:
 
 
 def job(folder: Path, **changes: Any) -> Job:
-    from ternary_ops.data.user_code import load_builder
+    from ternary_ops.study.user_code import load_builder
 
     split = classification.load_folder(folder / "photos")
-    course = Course(epochs=2, rate=3e-3, batch=12)
+    course = TrainConfig(epochs=2, rate=3e-3, batch=12)
     given: dict[str, Any] = {"dense": course, "ternary": course, "flip": True} | changes
     return Job("net", load_builder(str(folder / "net.py:build")), split, threads=1, **given)
 
@@ -256,13 +256,13 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
         assert kept.exists() and not (folder / "b.safetensors").exists()
         with pytest.raises(BadConfig, match="--resume"):
             compress(job(folder, checkpoints=kept), folder / "b.safetensors", quiet)
-        other = job(folder, checkpoints=kept, resume=True, dense=Course(3, 1e-3, 12))
+        other = job(folder, checkpoints=kept, resume=True, dense=TrainConfig(3, 1e-3, 12))
         changed = (
             other
             if stage == "dense"
             else job(folder, checkpoints=kept, resume=True, recipe=get_recipe("safe"))
         )
-        with pytest.raises(FormatError, match="is of the run"):
+        with pytest.raises(FormatError, match="of the run"):
             compress(changed, folder / "b.safetensors", quiet)
         resumed = job(folder, checkpoints=kept, resume=True)
         assert compress(resumed, folder / "b.safetensors", quiet) is not None
@@ -299,7 +299,10 @@ def test_processes_that_cannot_share_a_batch(folder: Path) -> None:
 
     with progress_bars(quiet=True) as quiet, pytest.raises(BadConfig, match="3 processes"):
         compress(
-            job(folder, dense=Course(1, 1e-3, 64)), folder / "a.safetensors", quiet, Ranks(0, 3)
+            job(folder, dense=TrainConfig(1, 1e-3, 64)),
+            folder / "a.safetensors",
+            quiet,
+            Ranks(0, 3),
         )
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ternary_ops import quantize, runtime
 from ternary_ops.benchmark import torch_free_process
 from ternary_ops.cli import main
-from ternary_ops.data import classification, user_code
+from ternary_ops.data import classification
 from ternary_ops.errors import (
     BadConfig,
     FormatError,
@@ -24,7 +24,8 @@ from ternary_ops.errors import (
 )
 from ternary_ops.models import digits_resnet
 from ternary_ops.models.weights import load_weights
-from ternary_ops.study.fit import Course
+from ternary_ops.study import user_code
+from ternary_ops.train.config import TrainConfig
 
 NET = """
 from torch import nn
@@ -217,8 +218,8 @@ def test_npz_is_split_once_or_as_given(tmp_path: Path) -> None:
 
 
 def test_steps_count_full_batches() -> None:
-    assert Course(epochs=3, rate=1e-3, batch=64).steps(130) == 6
-    assert Course(epochs=3, rate=1e-3, batch=500).steps(130) == 3
+    assert TrainConfig(epochs=3, rate=1e-3, batch=64).steps(130) == 6
+    assert TrainConfig(epochs=3, rate=1e-3, batch=500).steps(130) == 3
 
 
 def test_isolated_failure_names_the_reason(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def decode(payload, specs):
     bits = {kind: [BitModel() for _ in range(16)] for kind in ("ternary", "int8")}
     quads = [SymbolModel(3**n - 1) for n in (1, 2, 3, 4)]
     int8 = SymbolModel(256)
-    columns = {}
+    columns: dict = {}
     tensors = []
     for kind, rows, width in specs:
         tensor = []
@@ -120,7 +120,8 @@ def decode(payload, specs):
         above = [[0] * -(-width // 4)] * 3
         for _ in range(rows if width else 0):
             stream.begin_row()
-            row, occupied = [], []
+            row: list[int] = []
+            occupied: list[int] = []
             for q in range(0, width, 4):
                 lanes = min(4, width - q)
                 before = occupied[-1] if occupied else 0

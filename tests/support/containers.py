@@ -14,7 +14,7 @@ from ternary_ops.io.container import WeightEntry
 
 GOLDEN = DATA / "container_v1.safetensors"
 GOLDEN_KIND = "golden"
-GOLDEN_INDEX = {"name": "gölden", "list": [1, 2.5, None, True, {"deep": []}]}
+GOLDEN_INDEX: dict = {"name": "gölden", "list": [1, 2.5, None, True, {"deep": []}]}
 
 
 def _numbers(count, modulus):

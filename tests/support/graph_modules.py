@@ -107,8 +107,8 @@ class Module(nn.Module):
             window = at["kernel"], at["stride"], at["padding"], at["dilation"]
             return F.max_pool2d(x[0], *window, ceil_mode=at["ceil"])
         if node.op == "avg_pool2d":
-            window = at["kernel"], at["stride"], at["padding"]
-            return F.avg_pool2d(x[0], *window, at["ceil"], at["include_pad"], at["divisor"])
+            sizes = at["kernel"], at["stride"], at["padding"]
+            return F.avg_pool2d(x[0], *sizes, at["ceil"], at["include_pad"], at["divisor"])
         if node.op == "resize":
             align = None if at["mode"] == "nearest" else at["align"]
             size = x[1].shape[2:] if len(x) == 2 else at["size"]

@@ -18,20 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import torch
 from numpy.typing import NDArray
-from programs import PROGRAMS, example, random_program
+from programs import example, random_program
 from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr
-from ternary_ops.study.fit import Course, fit, optimizer_for
-from ternary_ops.train.augment import Views
+from ternary_ops.study.fit import fit
+from ternary_ops.train.augment import Augmentation
 from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.config import TrainConfig, optimizer_for
 from ternary_ops.train.distillation import Distillation
 
 Array = NDArray[np.float32]
-# Random programs that, with PROGRAMS, have every operator, gates among them, and integer codes to
+PROGRAMS = {name: programs.PROGRAMS[name] for name in ("image", "mixed", "flat", "wide")}
+# Random programs that, with these, have every operator, gates among them, and integer codes to
 # the end.
 SEEDS = (41, 66, 101)
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -44,8 +47,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "blocks": {"weights": "float", "zeros": 0.5, "pattern": "4x1"},
 }
 WEIGHTS_FILES = [name for name in CONFIGS if name not in ("uint11", "float")]  # of packed layers
-COURSE = Course(epochs=3, rate=0.01, batch=8, seed=3)
-SR_COURSE = sr.SRCourse(steps=6, rate=2e-3, batch=2, patch=10, average=0.5)
+COURSE = TrainConfig(epochs=3, rate=0.01, batch=8, seed=3)
+SR_COURSE = sr.SRTrainConfig(steps=6, rate=2e-3, batch=2, patch=10, average=0.5)
 CUT_OFF = 5  # steps of either run before it is cut off
 PRUNED_STEPS, PRUNED_STOP = 12, 7
 
@@ -55,7 +58,7 @@ class CutOff(Exception):
 
 
 class After:
-    """A tick that cuts a run off behind so many steps."""
+    """An on_step that cuts a run off after so many steps."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -163,8 +166,8 @@ def train(file: Path, tick: Any, seed: int = 0) -> nn.Module:
     optimizer = optimizer_for(model, COURSE)
     pruner = tops.prune.Pruner(model, "one_cycle", COURSE.steps(40), optimizer=optimizer)
     checkpoint = Checkpoint(file, {"run": "fit"}, seconds=0.0)
-    fit(model, Views(x), y, COURSE, optimizer, Distillation(), pruner=pruner,
-        calibration=x[:8], checkpoint=checkpoint, tick=tick)  # fmt: skip
+    fit(model, Augmentation(x), y, COURSE, optimizer, Distillation(), pruner=pruner,
+        calibration=x[:8], checkpoint=checkpoint, on_step=tick)  # fmt: skip
     return model
 
 
@@ -175,7 +178,7 @@ def train_sr(file: Path, tick: Any, seed: int = 2) -> nn.Module:
     rng = np.random.default_rng(1)
     photos = [rng.integers(0, 256, (24, 26, 3), np.uint8) for _ in range(2)]
     checkpoint = Checkpoint(file, {"run": "sr"}, seconds=0.0)
-    sr.train(model, sr.Patches(photos, 2, 10), SR_COURSE, checkpoint=checkpoint, tick=tick)
+    sr.train(model, sr.Patches(photos, 2, 10), SR_COURSE, checkpoint=checkpoint, on_step=tick)
     return model
 
 
@@ -189,9 +192,9 @@ def _programs(folder: Path, expected: dict[str, Array]) -> None:
     for name, graph in graphs.items():
         x = example(graph, 2, 17, 19)
         made[name] = runtime.Program(graph, x.shape), x
-    x = images(2)
+    batch = images(2)
     for name, config in CONFIGS.items():
-        made[name] = tops.compile(quantized(config), x), x.numpy()
+        made[name] = tops.compile(quantized(config), batch), batch.numpy()
     for name, (program, sample) in made.items():
         program.save(folder / f"programs/{name}.safetensors")
         expected[f"x/{name}"], expected[f"y/{name}"] = sample, run(program, sample, name)
@@ -208,7 +211,7 @@ def _weights(folder: Path, expected: dict[str, Array]) -> None:
 def _runs(folder: Path, expected: dict[str, Array]) -> None:
     model, optimizer, pruner = pruning()
     prune(model, optimizer, pruner, range(PRUNED_STOP))
-    parts = {"model": model, "optimizer": optimizer, "pruner": pruner}
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "pruner": pruner}
     states = {name: part.state_dict() for name, part in parts.items()}
     torch.save(states, folder / "pruner.pt")
     prune(model, optimizer, pruner, range(PRUNED_STOP, PRUNED_STEPS))

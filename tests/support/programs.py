@@ -206,6 +206,7 @@ PROGRAMS: dict[str, Callable[..., Graph]] = {
     "mixed": mixed_program,
     "flat": flat_program,
     "wide": wide_program,
+    "tokens": token_program,
     **{op: _case_program(case) for op, case in program_cases().items()},
 }
 

@@ -16,9 +16,10 @@ from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, Unsuppo
 from ternary_ops.models import digits_resnet
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import TernaryConfig, calibrate, quantize_
-from ternary_ops.study.fit import Course, fit, optimizer_for
-from ternary_ops.train.augment import KeptLogits, Views
+from ternary_ops.study.fit import fit
+from ternary_ops.train.augment import Augmentation, CachedLogits
 from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.config import TrainConfig, optimizer_for
 from ternary_ops.train.distillation import Distillation
 
 
@@ -81,7 +82,7 @@ def test_what_distillation_refuses() -> None:
 
 def test_views_move_images_and_come_again() -> None:
     x = torch.arange(5 * 2 * 6 * 6, dtype=torch.float32).view(5, 2, 6, 6) + 1
-    views = Views(x, reach=2, flip=True, count=3)
+    views = Augmentation(x, reach=2, flip=True, count=3)
     assert [views.number(epoch) for epoch in range(5)] == [0, 1, 2, 0, 1]
     chosen = torch.tensor([4, 1])
     taken = views.take(1, chosen)
@@ -93,13 +94,13 @@ def test_views_move_images_and_come_again() -> None:
         windows += [w.flip(2) for w in windows]
         assert sum(torch.equal(image, w) for w in windows) == 1
     rows = torch.randn(4, 3)
-    assert torch.equal(Views(rows).take(7, torch.tensor([2])), rows[2:3])
+    assert torch.equal(Augmentation(rows).take(7, torch.tensor([2])), rows[2:3])
 
 
 def test_kept_logits_are_the_teachers(tmp_path: Path) -> None:
     _, teacher, _, _ = pair()
-    views = Views(torch.randn(7, 1, 8, 8), count=2)
-    kept = KeptLogits(teacher, views, tmp_path / "logits")
+    views = Augmentation(torch.randn(7, 1, 8, 8), count=2)
+    kept = CachedLogits(teacher, views, tmp_path / "logits")
     chosen = torch.tensor([6, 0, 3])
     for view in (1, 0, 1):
         with torch.no_grad():
@@ -108,14 +109,16 @@ def test_kept_logits_are_the_teachers(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "logits").iterdir()) == ["view0.npy", "view1.npy"]
     np.save(tmp_path / "logits" / "view1.npy", np.zeros((3, 10), np.float16))
     with pytest.raises(FormatError, match=r"\[7, classes\]"):
-        KeptLogits(teacher, views, tmp_path / "logits")(1, chosen)
+        CachedLogits(teacher, views, tmp_path / "logits")(1, chosen)
 
 
 class Stopped(Exception):
     pass
 
 
-def run(course: Course, file: Path | None, stop: int | None = None, about: str = "a") -> nn.Module:
+def run(
+    course: TrainConfig, file: Path | None, stop: int | None = None, about: str = "a"
+) -> nn.Module:
     torch.manual_seed(1)
     model, x, y = digits_resnet(8), torch.randn(40, 1, 8, 8), torch.randint(0, 10, (40,))
     quantize_(model, TernaryConfig(zeros=0.6))
@@ -131,7 +134,7 @@ def run(course: Course, file: Path | None, stop: int | None = None, about: str =
     checkpoint = None if file is None else Checkpoint(file, {"run": about}, seconds=0.0)
     count = 0
 
-    def tick() -> None:
+    def on_step() -> None:
         nonlocal count
         count += 1
         if count == stop:
@@ -139,11 +142,11 @@ def run(course: Course, file: Path | None, stop: int | None = None, about: str =
 
     loss = Distillation(digits_resnet(12).eval())
     fit(
-        *(model, Views(x, count=2), y, course, optimizer, loss),
+        *(model, Augmentation(x, count=2), y, course, optimizer, loss),
         pruner=pruner,
         calibration=x,
         checkpoint=checkpoint,
-        tick=tick,
+        on_step=on_step,
     )
     return model
 
@@ -153,7 +156,7 @@ def run(course: Course, file: Path | None, stop: int | None = None, about: str =
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(
     tmp_path: Path, optimizer: str, stop: int
 ) -> None:
-    course = Course(4, 0.02, batch=8, optimizer=optimizer, clip=1.0)
+    course = TrainConfig(4, 0.02, batch=8, optimizer=optimizer, clip=1.0)
     whole = run(course, None)
     with pytest.raises(Stopped):
         run(course, tmp_path / "c.pt", stop)
@@ -178,8 +181,8 @@ def test_ranges_are_set_at_the_freeze_and_learned_from_then_on(
     def ranges(model: nn.Module) -> list[tuple[str, Tensor]]:
         return [(n, p) for n, p in model.named_parameters() if n.endswith("input_shift")]
 
-    monkeypatch.setattr("ternary_ops.study.fit.calibrate", watched)
-    model = run(Course(4, 0.02, batch=8, optimizer="sgd", weight_decay=1e-2), None)
+    monkeypatch.setattr("ternary_ops.quantize.calibration_hook.calibrate", watched)
+    model = run(TrainConfig(4, 0.02, batch=8, optimizer="sgd", weight_decay=1e-2), None)
     assert len(seen) == 1 and seen[0]
     for name, learned in ranges(model):
         assert bool(learned.isfinite().all()) and not torch.equal(learned, seen[0][name]), name
@@ -187,7 +190,7 @@ def test_ranges_are_set_at_the_freeze_and_learned_from_then_on(
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "c.pt"
-    course = Course(2, 0.02, batch=8)
+    course = TrainConfig(2, 0.02, batch=8)
     with pytest.raises(Stopped):
         run(course, file, 3)
     before = file.read_bytes()
@@ -195,19 +198,19 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path: Path) -> None
         run(course, file, about="b")
     assert file.read_bytes() == before
     file.write_bytes(before[: len(before) // 2])
-    with pytest.raises(FormatError, match="is a checkpoint"):
+    with pytest.raises(FormatError, match="a checkpoint in"):
         run(course, file)
     file.write_bytes(b"")
-    with pytest.raises(FormatError, match="is a checkpoint"):
+    with pytest.raises(FormatError, match="a checkpoint in"):
         run(course, file)
 
 
 def test_a_schedule_that_changed_is_refused_before_training(tmp_path: Path) -> None:
     """The checkpoint's own `about` may agree and the Pruner's plan still differ."""
     with pytest.raises(Stopped):
-        run(Course(2, 0.02, batch=8), tmp_path / "c.pt", 3)
+        run(TrainConfig(2, 0.02, batch=8), tmp_path / "c.pt", 3)
     with pytest.raises(FormatError, match="total_steps"):
-        run(Course(3, 0.02, batch=8), tmp_path / "c.pt")
+        run(TrainConfig(3, 0.02, batch=8), tmp_path / "c.pt")
 
 
 def test_training_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
@@ -216,7 +219,9 @@ def test_training_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     x, y = torch.randn(8, 1, 2, 2), torch.randint(0, 3, (8,))
     x[5] = float("inf")
-    course = Course(1, 0.1, batch=8)
+    course = TrainConfig(1, 0.1, batch=8)
     with pytest.raises(BadWeights, match="loss"):
-        fit(model, Views(x, reach=0), y, course, optimizer_for(model, course), Distillation())
+        fit(
+            model, Augmentation(x, reach=0), y, course, optimizer_for(model, course), Distillation()
+        )
     assert all(bool(p.isfinite().all()) for p in model.parameters())

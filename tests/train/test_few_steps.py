@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig
 from ternary_ops.prune import SCHEDULES, Pruner
-from ternary_ops.study.fit import WARMUP, Course, fit, optimizer_for
-from ternary_ops.train.augment import Views
+from ternary_ops.study.fit import fit
+from ternary_ops.train.augment import Augmentation
+from ternary_ops.train.config import WARMUP, TrainConfig, optimizer_for
 from ternary_ops.train.distillation import Distillation
 from ternary_ops.train.rates import one_cycle
 
@@ -58,10 +59,10 @@ def test_fit(steps: int) -> None:
     """Five steps at the usual warm-up divided by zero."""
     x, y = _data(steps * 2)
     model = _network()
-    course = Course(1, 0.01, batch=2)
+    course = TrainConfig(1, 0.01, batch=2)
     optimizer = optimizer_for(model, course)
     pruner = Pruner(model, total_steps=course.steps(len(y)), optimizer=optimizer)
-    fit(model, Views(x), y, course, optimizer, Distillation(), pruner=pruner, calibration=x)
+    fit(model, Augmentation(x), y, course, optimizer, Distillation(), pruner=pruner, calibration=x)
     assert pruner.progress == 1.0 and pruner.phase == "frozen"
     assert torch.isfinite(model(x)).all()
 

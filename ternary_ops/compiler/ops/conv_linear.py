@@ -16,7 +16,8 @@ def _layer(call: Call) -> Step:
     module = call.module
     if module is None:
         call.refuse()
-    x = call.input(4 if isinstance(getattr(module, "kernel_size", None), tuple) else 2)
+    convolves = isinstance(getattr(module, "kernel_size", None), tuple)
+    x = call.input(4) if convolves else call.input(2, 3)
     if call.name not in call.layers:
         try:
             call.layers[call.name] = read_layer(call.name, module)

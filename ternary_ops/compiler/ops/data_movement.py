@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from ternary_ops.compiler.call import Call, Consequence, Unsupported, pair, shape_of
+from ternary_ops.compiler.call import Call, Consequence, Unsupported, channel_axis, pair, shape_of
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.step import Step
 from ternary_ops.graph import torch_ops as torch_
@@ -27,7 +27,8 @@ def _concat(call: Call) -> Step:
     if not isinstance(parts, Sequence) or not all(isinstance(p, fx.Node) for p in parts):
         raise Unsupported("its parts are not a list of tensors")
     ranks = {len(shape_of(part) or ()) for part in parts if isinstance(part, fx.Node)}
-    if ranks not in ({2}, {4}) or not isinstance(dim, int) or dim % ranks.pop() != 1:
+    rank = ranks.pop() if len(ranks) == 1 else 0
+    if rank not in (2, 3, 4) or not isinstance(dim, int) or dim % rank != channel_axis(rank):
         raise Unsupported("a concatenation is supported along channels")
     steps = [call.step(part) for part in parts if isinstance(part, fx.Node)]
     return steps[0] if len(steps) == 1 else Step("concat", steps)

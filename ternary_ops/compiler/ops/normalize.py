@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ternary_ops.compiler.call import Call, Unsupported, shape_of
+from ternary_ops.compiler.call import Call, Unsupported, channel_axis, shape_of
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import read_batchnorm, read_layer_norm
 from ternary_ops.compiler.step import Step
@@ -20,10 +20,13 @@ def _batchnorm(call: Call) -> Step:
 
 
 def _layer_norm(call: Call) -> Step:
-    """Over the K of [N, K]."""
+    """Over the K of [N, K] or the C of [N, L, C]."""
     if call.module is None:
         call.refuse()
-    x, layer = call.input(2), read_layer_norm(call.name, call.module)
+    x = call.input(2, 3)
+    if len(call.module.normalized_shape) != 1:
+        raise Unsupported("a LayerNorm is supported over channels")
+    layer = read_layer_norm(call.name, call.module)
     return Step("layer_norm", [x], layer.attrs, layer)
 
 
@@ -31,7 +34,7 @@ def _softmax(call: Call) -> Step:
     """Over channels."""
     dim = call.arguments()["dim"]
     rank = len(shape_of(call.source) or ())
-    if rank not in (2, 4) or dim is None or dim % rank != 1:
+    if rank not in (2, 3, 4) or dim is None or dim % rank != channel_axis(rank):
         raise Unsupported("a softmax is supported over channels")
     return Step("softmax", [call.input()])
 

@@ -66,10 +66,12 @@ class _Layer(Operator):
             raise FormatError(need("scale * input scale is finite", "an overflow", REWRITE))
         made = Value(x.rank, w.shape[0], w.shape[0], output_params(node))
         for other in node.inputs[1:]:
-            fits = (other.rank, other.channels) == (x.rank, w.shape[0])
-            if not fits or (x.y is None and other.y is not None):
+            if (other.rank, other.channels) != (x.rank, w.shape[0]):
                 wanted = "a residual or gate of the output's channels"
                 raise FormatError(need(wanted, "another", REWRITE))
+            if x.y is None and other.y is not None:
+                wanted = "a residual or gate of floats beside sums of floats"
+                raise FormatError(need(wanted, "uint8", REWRITE))
         return made
 
     def _need_operands(self, node: BoundNode) -> None:

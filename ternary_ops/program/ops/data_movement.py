@@ -140,7 +140,7 @@ class Unflatten(Operator):
     """[N, C] as an image of one pixel, [N, C, 1, 1]"""
 
     name = "unflatten"
-    keeps_params = rearranges = True
+    keeps_params = per_channel = rearranges = True
 
     def value(self, node: BoundNode) -> Value:
         """An image."""

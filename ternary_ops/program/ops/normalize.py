@@ -53,7 +53,7 @@ class Softmax(Operator):
 
     name = "softmax"
     reads = "x, floats"
-    floats_only = per_pixel = True
+    floats_only = over_channels = per_pixel = True
 
     def value(self, node: BoundNode) -> Value:
         """As its input."""
@@ -73,7 +73,7 @@ class LayerNorm(Operator):
     name = "layer_norm"
     reads = "x, floats"
     attrs = {"w": WEIGHT, "eps": Attribute(POSITIVE)}
-    floats_only = per_pixel = True
+    floats_only = over_channels = per_pixel = True
 
     def value(self, node: BoundNode) -> Value:
         """Of as many channels as there are weights."""
@@ -112,7 +112,7 @@ class GroupNorm(Operator):
         "groups": Attribute(whole(1, MAX_CHANNELS)),
         "eps": Attribute(POSITIVE),
     }
-    floats_only = True
+    floats_only = over_channels = True
 
     def value(self, node: BoundNode) -> Value:
         """As its input."""

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ternary_ops import ops
 from ternary_ops.errors import BadConfig, need
+from ternary_ops.reference import bilinear_positions
 from ternary_ops.sr.models.base import conv
 
 # The stride-2 convolution and the pool of 7 need so many pixels: (15 - 3) // 2 + 1 = 7.
@@ -55,18 +57,14 @@ def _stretched(v: Tensor, axis: int, total: int, first: int, count: int) -> Tens
     cells beyond the crop's are taken for its last.
     """
     cells = esa_cells(total)
-    pixels = torch.arange(first, first + count, device=v.device, dtype=torch.float64)
-    source = ((pixels + 0.5) * (cells / total) - 0.5).clamp_min(0.0)
-    low = source.long()
-    share = (source - low).to(v.dtype)
+    positions = bilinear_positions(cells, total, np.float64(cells) / total, False)
+    near, far, _, share = (torch.from_numpy(t[first : first + count]) for t in positions)
     shape = [-1 if d == v.ndim + axis else 1 for d in range(v.ndim)]
     own = [
-        v.index_select(
-            axis, (i.clamp_max(cells - 1) - first // ESA_STEP).clamp(0, v.shape[axis] - 1)
-        )
-        for i in (low, low + 1)
+        v.index_select(axis, (i - first // ESA_STEP).clamp(0, v.shape[axis] - 1).to(v.device))
+        for i in (near, far)
     ]
-    return torch.lerp(own[0], own[1], share.view(shape))
+    return torch.lerp(own[0], own[1], share.to(v).view(shape))
 
 
 class ESA(nn.Module):

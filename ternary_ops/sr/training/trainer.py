@@ -17,29 +17,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ternary_ops.errors import BadConfig, BadWeights, MissingExtra, UnsupportedShape, need
+from ternary_ops._moved import renamed_arguments
+from ternary_ops.errors import BadConfig, MissingExtra, UnsupportedShape, need
 from ternary_ops.prune import Pruner
-from ternary_ops.quantize import calibrate
+from ternary_ops.quantize.calibration_hook import CalibrateAtFreeze
 from ternary_ops.sr.models.base import SRNetwork
 from ternary_ops.sr.training.losses import EdgeLoss
-from ternary_ops.train.checkpoint import Checkpoint, Stateful
+from ternary_ops.train.average import WeightAverage
+from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.loop import Hook, TrainLoop
 from ternary_ops.train.rates import one_cycle
 
 Images = Sequence[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class SRCourse:
-    """How long and how fast to train.
+class SRTrainConfig:
+    """Steps, peak learning rate, loss and the rest of a one-cycle training.
 
-    patch: side in pixels of the small image. edges: weight of `EdgeLoss`, 0 for none. share: of the
-    teacher's image in the L1 loss, where there is one. stages: weight of what the outputs of the
-    trunk's blocks differ from those of a teacher of the same shape, in squares relative to the
-    teacher's. average: decay of the exponential average of
-    the weights, which is what training ends with; 0 for none. clip: largest norm of the gradient.
-    bfloat16: as in study.fit.Course.
+    patch: side in pixels of the small image. edges: weight of `EdgeLoss`, 0 for none. share: weight
+    of the teacher's image in the L1 loss, where there is a teacher. stages: weight of the
+    difference between the outputs of the trunk's blocks and those of a teacher of the same shape,
+    in squares relative to the teacher's. average: decay of the exponential moving average of the
+    weights, with which training ends; 0 for none. clip: largest norm of the gradient. bfloat16: as
+    in train.config.TrainConfig.
     """
 
     steps: int
@@ -116,73 +118,54 @@ def _planes(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, 2, 0)))
 
 
+@renamed_arguments(tick="on_step", course="config")
 def train(
     network: SRNetwork,
     patches: Patches,
-    course: SRCourse,
+    config: SRTrainConfig,
     *,
     teacher: SRNetwork | None = None,
     pruner: Pruner | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     calibration: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
-    tick: Callable[[], None] = lambda: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> None:
     """Train in place; the network ends in eval mode.
 
-    loss = L1(made, wanted) + edges * EdgeLoss + stages * difference (SRCourse), where L1 weighs the
-    teacher's image with `share`. teacher: of the same scale, in eval mode. pruner, with its
-    optimizer: for a quantized network; when it freezes the codes, activation ranges are set from
-    `calibration` [N, 3, H, W] in 0..1.
+    loss = L1(output, target) + edges * EdgeLoss + stages * difference (SRTrainConfig); L1 is to the
+    teacher's image too, weighted by `share`. teacher: of the same scale, in eval mode. pruner, with
+    its optimizer: for a quantized network; when it freezes the codes, activation ranges are set
+    from `calibration` [N, 3, H, W] in 0..1. on_step: called after each step.
     With a checkpoint a run that was cut off goes on with the same bits. Raises BadConfig for a
     teacher of another scale, BadWeights when the loss is not finite.
     """
-    _check(network, course, teacher)
+    _check(network, config, teacher)
     if optimizer is None:
-        optimizer = torch.optim.Adam(network.parameters(), course.rate, (0.9, 0.99))
-    rate = one_cycle(optimizer, course.rate, course.steps, course.warmup, momentum=False)
-    parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "rate": rate}
-    if pruner is not None:
-        parts["pruner"] = pruner
-    average = None
-    if course.average:
-        decayed = get_ema_multi_avg_fn(course.average)  # type: ignore[no-untyped-call]
-        average = AveragedModel(network, multi_avg_fn=decayed, use_buffers=True)
-        parts["average"] = average
-    edges = EdgeLoss() if course.edges else None
+        optimizer = torch.optim.Adam(network.parameters(), config.rate, (0.9, 0.99))
+    rate = one_cycle(optimizer, config.rate, config.steps, config.warmup, momentum=False)
+    hooks: list[Hook] = []
+    if calibration is not None:
+        hooks.append(CalibrateAtFreeze(calibration * network.input_range))
+    if config.average:
+        hooks.append(WeightAverage(network, config.average))
+    loop = TrainLoop(
+        *(network, optimizer, rate, config.steps),
+        pruner=pruner,
+        clip=config.clip,
+        bfloat16=config.bfloat16,
+        checkpoint=checkpoint,
+        hooks=hooks,
+        on_step=on_step,
+    )
     with ExitStack() as stack:
         stages = None
-        if course.stages and teacher is not None:
+        if config.stages and teacher is not None:
             stages = stack.enter_context(closing(_Stages(network, teacher)))
-        done = checkpoint.load(parts) if checkpoint is not None else 0
-        for _ in range(done):
-            tick()
-        network.train()
-        while done < course.steps:
-            small, large = patches.batch(done, course.batch, course.seed)
-            with torch.autocast("cpu", torch.bfloat16, enabled=course.bfloat16):
-                value = _loss(network, teacher, edges, course, small, large)
-                if stages is not None:
-                    value = value + course.stages * stages.difference()
-            _step(network, optimizer, value, course, done)
-            if pruner is not None:
-                before = pruner.phase
-                pruner.step()
-                if calibration is not None and before != pruner.phase == "frozen":
-                    calibrate(network, [calibration * network.input_range])
-                    network.train()
-            if average is not None:
-                average.update_parameters(network)
-            rate.step()
-            done += 1
-            if checkpoint is not None:
-                checkpoint.save(done, parts, now=done == course.steps)
-            tick()
-    if average is not None:
-        network.load_state_dict(average.module.state_dict())
-        if pruner is not None:
-            pruner.step(skipped=True)  # averaged weights decay towards zeros: write them
-    network.eval()
+        loop.run(
+            lambda step: patches.batch(step, config.batch, config.seed),
+            _Loss(network, teacher, stages, config),
+        )
 
 
 class _Stages:
@@ -214,11 +197,11 @@ def _keep(seen: dict[int, Tensor], index: int, block: nn.Module, given: Any, mad
     seen[index] = made
 
 
-def _check(network: SRNetwork, course: SRCourse, teacher: SRNetwork | None) -> None:
+def _check(network: SRNetwork, config: SRTrainConfig, teacher: SRNetwork | None) -> None:
     if teacher is not None and teacher.scale != network.scale:
         got, do = f"{teacher.scale} and {network.scale}", "Pass another."
         raise BadConfig(need("teacher and network have one scale", got, do))
-    if course.stages and (teacher is None or not _alike(network, teacher)):
+    if config.stages and (teacher is None or not _alike(network, teacher)):
         got = "none" if teacher is None else f"{teacher.family} for {network.family}"
         do = "Pass one, or set stages=0."
         raise BadConfig(need("stages needs a teacher of the network's shape", got, do))
@@ -234,42 +217,34 @@ def _alike(network: SRNetwork, teacher: SRNetwork) -> bool:
     return shapes[0] == shapes[1]
 
 
-def _loss(
-    network: SRNetwork,
-    teacher: SRNetwork | None,
-    edges: EdgeLoss | None,
-    course: SRCourse,
-    small: Tensor,
-    large: Tensor,
-) -> Tensor:
-    made: Tensor = (network(small * network.input_range) / network.input_range).float()
-    value = (made - large).abs().mean()
-    if teacher is not None:
-        with torch.no_grad():
-            taught = teacher(small * teacher.input_range).float() / teacher.input_range
-        value = torch.lerp(value, (made - taught).abs().mean(), course.share)
-    if edges is not None:
-        value = value + course.edges * cast(Tensor, edges(made, large))
-    return value
+class _Loss:
+    """The loss of a batch, small and large images in 0..1."""
 
+    def __init__(
+        self,
+        network: SRNetwork,
+        teacher: SRNetwork | None,
+        stages: _Stages | None,
+        config: SRTrainConfig,
+    ) -> None:
+        self.input_range, self.config = network.input_range, config
+        self.teacher, self.stages = teacher, stages
+        self.edges = EdgeLoss() if config.edges else None
 
-def _step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    value: Tensor,
-    course: SRCourse,
-    done: int,
-) -> None:
-    if not bool(value.isfinite()):
-        do = "Lower the rate, clip gradients, or look for NaN in the weights."
-        raise BadWeights(
-            need("training needs a finite loss", f"{value.item()}, step {done + 1}", do)
-        )
-    optimizer.zero_grad()
-    value.backward()  # type: ignore[no-untyped-call]
-    if course.clip < float("inf"):
-        nn.utils.clip_grad_norm_(network.parameters(), course.clip)
-    optimizer.step()
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        small, large = batch
+        made: Tensor = (model(small * self.input_range) / self.input_range).float()
+        value = (made - large).abs().mean()
+        teacher = self.teacher
+        if teacher is not None:
+            with torch.no_grad():
+                taught = teacher(small * teacher.input_range).float() / teacher.input_range
+            value = torch.lerp(value, (made - taught).abs().mean(), self.config.share)
+        if self.edges is not None:
+            value = value + self.config.edges * cast(Tensor, self.edges(made, large))
+        if self.stages is not None:
+            value = value + self.config.stages * self.stages.difference()
+        return value
 
 
 def validate(

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The channel groups of a program: what each operator ties.
+
+Values are named by their number, layers by that of their weight. A flattened image has as many
+channels as the image: each stands for its pixels. "order" is fixed wherever another one would
+change bits: floats are summed in the order of the channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ternary_ops.layout.channel_groups import ChannelGroups, Index
+from ternary_ops.program.graph import Graph, Node, Value
+
+
+def channel_groups(graph: Graph) -> ChannelGroups:
+    """Read a program."""
+    groups = ChannelGroups()
+    by_weight: dict[int, int] = {}
+    for i, (node, value) in enumerate(zip(graph.nodes, graph.values, strict=True)):
+        groups.add(i, value.multiple)
+        if node.operator.is_layer:
+            _layer(groups, graph, i, by_weight)
+        elif node.operator.per_channel:  # a resize is tied to the value whose size it takes, too
+            for x in node.inputs:
+                _tie(groups, i, x)
+        elif node.operator.over_channels:
+            _normalize(groups, graph, i)
+        elif node.op != "input":
+            _move(groups, graph, i)
+    groups.fix(0, "the input of the program")
+    groups.fix(len(graph.nodes) - 1, "the output of the program")
+    return groups
+
+
+def _layer(groups: ChannelGroups, graph: Graph, i: int, by_weight: dict[int, int]) -> None:
+    node = graph.nodes[i]
+    x, *others = node.inputs
+    index, parts = node.attrs["w"], node.attrs.get("groups", 1)
+    o, _, _, width = graph.weights[index].shape
+    for other in others:
+        _tie(groups, i, other)
+    if parts > 1 and width == 1 and o == parts:
+        _tie(groups, i, x)
+        groups.use(index, "vector", i, parts)
+    else:
+        groups.use(index, "consumer", x, parts)
+        groups.use(index, "producer", i, parts)
+        if parts > 1:
+            groups.split(i, parts)
+            groups.split(x, parts)
+    value = graph.values[x]
+    if value.y is None:
+        groups.fix(x, "a layer sums floats in this order", "order")
+    if not _plain(value):
+        groups.fix(x, "a flattened image added to a row")
+    twin = by_weight.setdefault(index, i)
+    if twin != i:  # one filter bank, read in one order and written in one
+        _tie(groups, x, graph.nodes[twin].inputs[0])
+        _tie(groups, i, twin)
+
+
+def _normalize(groups: ChannelGroups, graph: Graph, i: int) -> None:
+    node = graph.nodes[i]
+    (x,) = node.inputs
+    _tie(groups, i, x)
+    groups.fix(x, f"{node.op} sums floats in this order", "order")
+    groups.fix(x, f"{node.op} is taken over these channels", "removal", "scale")
+    if "w" in node.attrs:
+        groups.use(node.attrs["w"], "vector", i)
+
+
+def _move(groups: ChannelGroups, graph: Graph, i: int) -> None:
+    """Operators that put channels elsewhere."""
+    node = graph.nodes[i]
+    values = [graph.values[j] for j in (i, *node.inputs)]
+    if any(value.channels != value.multiple for value in values):
+        for j in (i, *node.inputs):
+            groups.fix(j, f"{node.op} of a flattened image")
+        return
+    if node.op == "concat":
+        begin = 0
+        for x in node.inputs:
+            end = begin + groups.width(x)
+            groups.tie(i, x, at=np.arange(begin, end))
+            begin = end
+        return
+    (x,) = node.inputs
+    if node.op == "pixel_shuffle":
+        groups.tie(x, i, np.arange(groups.width(x)) // math.prod(node.attrs["factor"]))
+    elif (sources := _sources(node, groups.width(x))) is not None:
+        groups.tie(i, x, sources)
+    else:
+        for j in (i, x):
+            groups.fix(j, f"{node.op} is not known to keep channels apart")
+
+
+def _sources(node: Node, channels: int) -> Index | None:
+    """Which channel of its input each channel of a node's value comes from, where that is known."""
+    at = node.attrs
+    found = np.arange(channels, dtype=np.intp)
+    if node.op == "slice":
+        return found[at["begin"] : at["end"]]
+    if node.op == "channel_shuffle":
+        return found.reshape(at["groups"], -1).T.ravel()
+    if node.op == "pixel_unshuffle":
+        return found.repeat(math.prod(at["factor"]))
+    return None
+
+
+def _plain(value: Value) -> bool:
+    return value.channels in (None, value.multiple)
+
+
+def _tie(groups: ChannelGroups, a: int, b: int) -> None:
+    if groups.width(a) == groups.width(b):
+        groups.tie(a, b)
+        return
+    for i in (a, b):
+        groups.fix(i, "a flattened image beside a row")

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks over tokens [N, L, C] compile: linear layers, norms and functions, floats and uint8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import error
+from torch import Tensor, nn
+
+import ternary_ops as tops
+from ternary_ops import runtime
+from ternary_ops.errors import UnsupportedModel
+from ternary_ops.program.interpret import simulate
+
+
+class Mixer(nn.Module):
+    """Norm, two linear layers around a GELU, a residual; then a gate, a concat and a softmax."""
+
+    def __init__(self, width: int = 21) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 40), nn.Linear(40, width)
+        self.gate, self.head = nn.Linear(width, width), nn.Linear(2 * width, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        gated = torch.sigmoid(self.gate(x)) * x
+        return torch.softmax(self.head(torch.relu(torch.cat([gated, x], 2) - 0.1)), -1)
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quantized(weights: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = Mixer().eval()
+    tops.quantize_(model, tops.plan(model, tops.TernaryConfig(weights, zeros=0.0)))
+    tops.calibrate(model, [tokens(4, 9, 21, seed=1), tokens(2, 30, 21, seed=2)])
+    for layer in model.modules():
+        if isinstance(layer, tops.nn.TernaryLayer):
+            layer.phase = "frozen"
+    return model
+
+
+def test_float() -> None:
+    torch.manual_seed(0)
+    model = Mixer().eval()
+    program = tops.compile(model, tokens(3, 7, 21))
+    assert program.rank == 3 and all(value.y is None for value in program.graph.values)
+    for shape in ((3, 7, 21), (1, 1, 21), (2, 50, 21)):
+        assert error(program, model, tokens(*shape, seed=3)) < 1e-5
+
+
+@pytest.mark.parametrize("weights", ["int8", "ternary"])
+def test_integers_equal_the_reference(weights: str, tmp_path: Path) -> None:
+    model = quantized(weights)
+    program = tops.compile(model, tokens(3, 7, 21))
+    kinds = [node.op for node, v in zip(program.graph.nodes, program.graph.values, strict=True)]
+    assert kinds.count("linear") == 4 and kinds.count("quantize") >= 1
+    x = tokens(3, 13, 21, seed=4)
+    wanted = simulate(program.graph, x.numpy())
+    for isa in runtime.available_isas():
+        with runtime.force_isa(isa):
+            for node, a, b in zip(
+                program.graph.nodes, program.trace(x.numpy()), wanted, strict=True
+            ):
+                assert a.dtype == b.dtype and a.shape == b.shape, (isa, node.op)
+                if a.dtype == np.uint8:
+                    np.testing.assert_array_equal(a, b, f"{isa} {node.op}")
+                else:
+                    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=node.op)
+    assert error(program, model, x) < 0.03
+    program.save(tmp_path / "tokens.safetensors")
+    loaded = runtime.load(tmp_path / "tokens.safetensors")
+    np.testing.assert_array_equal(loaded(x.numpy()), program(x.numpy()))
+
+
+def test_a_packed_network_and_moved_channels_keep_their_bits() -> None:
+    model, x = quantized("ternary"), tokens(2, 6, 21, seed=5)
+    program = tops.compile(model, x)
+    moved = tops.compile(model, x, permute=True)
+    np.testing.assert_array_equal(moved(x.numpy()), program(x.numpy()))
+    tops.pack_(model)
+    np.testing.assert_array_equal(tops.compile(model, x)(x.numpy()), program(x.numpy()))
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (nn.LayerNorm((7, 21)), "over channels"),
+        (nn.Softmax(1), "over channels"),
+        (nn.PReLU(7), "rank 4"),
+        (nn.BatchNorm1d(7), "rank 4"),
+        (nn.Flatten(), "only"),
+    ],
+)
+def test_what_mixes_tokens_is_refused(part: nn.Module, reason: str) -> None:
+    model = nn.Sequential(part, nn.Flatten(0, 1) if isinstance(part, nn.Flatten) else nn.Identity())
+    with pytest.raises(UnsupportedModel, match=reason):
+        tops.compile(model.eval(), tokens(3, 7, 21))
