@@ -39,7 +39,7 @@ def test_verify_runs_every_operator_of_codes() -> None:
 
 def test_an_unknown_operator_is_a_format_error() -> None:
     for make in (lambda: Node("conv3d"), lambda: find("conv3d")):
-        with pytest.raises(FormatError, match="an op is one of .*conv2d.*, got 'conv3d'"):
+        with pytest.raises(FormatError, match="an op out of .*conv2d.*, got 'conv3d'"):
             make()
 
 

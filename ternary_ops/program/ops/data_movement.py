@@ -64,9 +64,9 @@ class Concat(Operator):
         """Of all parts' channels together."""
         x, *others = node.inputs
         if any((part.rank, part.y is None) != (x.rank, x.y is None) for part in others):
-            raise FormatError(need("concat needs values of one kind", "different ones", REWRITE))
+            raise FormatError(need("values of one kind for concat", "different ones", REWRITE))
         if x.y is not None and node.at["y"] is None:
-            raise FormatError(need("a concat of uint8 needs y", "none", REWRITE))
+            raise FormatError(need("y of a concat of uint8", "none", REWRITE))
         known = [part.channels for part in node.inputs if part.channels is not None]
         channels = sum(known) if len(known) == len(node.inputs) else None
         _need_few(channels or 0)
