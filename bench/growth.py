@@ -24,6 +24,7 @@ from typing import Any
 from _measure import (
     CLOCKS,
     RESULTS,
+    command_line,
     interleave,
     machine,
     ratio,
@@ -117,13 +118,10 @@ def plot(source: Path, target: Path) -> None:
 
 def main() -> int:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, rounds=21)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--against", default="openvino")
     parser.add_argument("--zeros", type=float, default=0.9, help="for the sizes")
-    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--samples", type=int, default=32, help="images to calibrate on")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: see networks.py")
     parser.add_argument("--name", default="growth", help="of the files in bench/results")

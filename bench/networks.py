@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from _measure import (
     CLOCKS,
     RESULTS,
+    command_line,
     interleave,
     machine,
     ratio,
@@ -57,9 +58,7 @@ class Case(NamedTuple):
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, rounds=21)
     parser.add_argument("--models", default="resnet18", help="comma-separated, see study.networks")
     parser.add_argument("--patterns", default="1x4", help="see above")
     parser.add_argument("--zeros", default="0.9", help="shares, comma-separated")
@@ -68,7 +67,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", default="1", help="comma-separated")
     parser.add_argument("--against", default="openvino,onnxruntime,torch")
     parser.add_argument("--scope", default="layer", choices=("layer", "global"))
-    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--clock", default="wall", choices=CLOCKS)
     parser.add_argument("--samples", type=int, default=16, help="images to calibrate on")
     parser.add_argument("--images", type=int, default=16, help="images to compare outputs on")
