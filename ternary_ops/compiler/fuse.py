@@ -66,12 +66,12 @@ def prelu_by_parts(step: Step) -> Sequence[Step]:
     slopes, (x,) = step.attrs["slopes"], step.inputs
     below, above = Step("clamp", [], clamp=(None, 0.0)), Step("clamp", [], clamp=(0.0, None))
     scaled = Step("conv2d", [], slopes.attrs, slopes)
-    below.read(x)
-    above.read(x)
-    scaled.read(below)
+    _read(below, x)
+    _read(above, x)
+    _read(scaled, below)
     above.observed = scaled.observed = step.observed  # each is the sum, or zero
     step.op, step.attrs = "add", {}
-    step.read(above, scaled)
+    _read(step, above, scaled)
     return above, below, scaled
 
 
@@ -83,7 +83,7 @@ def clamp_into_producer(step: Step) -> Sequence[Step]:
         maker.observed = step.observed
         if step.chain is not None:
             maker.place = step.place
-        step.hand_over(step.inputs[0])
+        _hand_over(step, step.inputs[0])
     return ()
 
 
@@ -105,7 +105,7 @@ def hard_sigmoid(step: Step) -> Sequence[Step]:
     if unit and x is not step.inputs[0]:
         step.op, step.clamp = "activation", (None, None)
         step.attrs = {"fn": "affine_hardsigmoid", "params": (factor, offset)}
-        step.read(x)
+        _read(step, x)
     return ()
 
 
@@ -122,7 +122,7 @@ def gate_into_convolution(step: Step) -> Sequence[Step]:
     shape = x.shape
     step.attrs = {**convolution.attrs, "gate": True}
     step.op, step.layer, step.shape = "conv2d", convolution.layer, None
-    step.read(convolution.inputs[0], x)
+    _read(step, convolution.inputs[0], x)
     _add_behind_gate(step, shape)
     return ()
 
@@ -156,7 +156,26 @@ def _add_behind_gate(step: Step, shape: tuple[int, ...] | None) -> None:
 def _become(step: Step, made: Step, *more: Step) -> None:
     """Let a step do what `made` does as well, with `more` operands; nothing reads `made` then."""
     step.op, step.layer, step.attrs = made.op, made.layer, made.attrs
-    step.read(*made.inputs, *more)
+    _read(step, *made.inputs, *more)
+
+
+def _read(step: Step, *inputs: Step) -> None:
+    """Let a step read these in place of those it reads. What nothing reads any more reads nothing
+    itself.
+    """
+    before, step.inputs = step.inputs, list(inputs)
+    for operand in inputs:
+        operand.users.append(step)
+    for operand in before:
+        operand.users.remove(step)
+        if not operand.users:
+            _read(operand)
+
+
+def _hand_over(step: Step, to: Step) -> None:
+    """Let whoever reads a step read another one."""
+    for user in list(dict.fromkeys(step.users)):
+        _read(user, *(to if operand is step else operand for operand in user.inputs))
 
 
 def merge(first: Bounds, second: Bounds) -> Bounds:

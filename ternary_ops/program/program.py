@@ -134,6 +134,10 @@ class Program:
         totals = summary.totals(self.graph, self._shapes_of(self.sample))
         return {**totals, "peak_bytes": self.peak_bytes(self.sample)}
 
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the result for an input of this shape; raises UnsupportedShape."""
+        return self._shapes_of(shape)[-1]
+
     def peak_bytes(self, shape: Shape) -> int:
         """Memory that values take while an input of this shape runs; raises UnsupportedShape."""
         self._shapes_of(shape)

@@ -18,6 +18,7 @@ from ternary_ops import _moved
 from ternary_ops.graph.fold_batchnorm import fold_batchnorm_
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.ternarize import Ternarizer, ptq, register_ternarizer
+from ternary_ops.prune import allocation as _scopes  # noqa: F401  # of TernaryConfig
 from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import pack_, quantize_
 from ternary_ops.quantize.correct import correct_bias_, recalibrate_batchnorm_
