@@ -22,7 +22,7 @@ import torch
 from _measure import command_line, headline, write_csv
 
 from ternary_ops import runtime
-from ternary_ops.benchmark import networks
+from ternary_ops.benchmark import pruned_networks
 from ternary_ops.program.interpret import simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
@@ -51,11 +51,11 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--nodes", type=int, default=2, help="images whose every node is compared")
     options = parser.parse_args()
-    if networks.data_folder() is None:
+    if pruned_networks.data_folder() is None:
         sys.exit("equality needs real images, got none. Set TERNARY_OPS_DATA to the data folder.")
-    net = networks.by_name(options.model, options.zeros, size=options.size)
+    net = pruned_networks.by_name(options.model, options.zeros, size=options.size)
     channels, side = net.x.shape[1:3]
-    x = networks.images(options.images, channels, side)
+    x = pruned_networks.images(options.images, channels, side)
     same, nodes = compare_nodes(net.program, x[: options.nodes].numpy())
     hits = layers = 0
     largest, exact = 0.0, 0

@@ -100,11 +100,11 @@ def measure(model: str, zeros: float, runs: int) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
-    from ternary_ops.benchmark import networks
+    from ternary_ops.benchmark import pruned_networks
     from ternary_ops.benchmark.agreement import agreement
 
-    net = networks.by_name(model, zeros, samples=16)
-    sample = networks.images(16, net.x.shape[1], net.x.shape[2])
+    net = pruned_networks.by_name(model, zeros, samples=16)
+    sample = pruned_networks.images(16, net.x.shape[1], net.x.shape[2])
     core = max(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         folder = Path(name)

@@ -44,14 +44,14 @@ def measure(axis: str, density: float, size: int, options: argparse.Namespace) -
     import torch
 
     from ternary_ops import runtime
-    from ternary_ops.benchmark import baselines, networks, runner
+    from ternary_ops.benchmark import baselines, pruned_networks, runner
     from ternary_ops.benchmark.agreement import agreement
     from ternary_ops.benchmark.timing import torch_threads
 
     zeros = min(1 - density, 0.999)
-    net = networks.by_name(options.model, zeros, size=size, samples=options.samples)
-    sample = networks.images(options.samples, net.x.shape[1], size)
-    seen = networks.images(8, net.x.shape[1], size, start=options.samples)
+    net = pruned_networks.by_name(options.model, zeros, size=size, samples=options.samples)
+    sample = pruned_networks.images(options.samples, net.x.shape[1], size)
+    seen = pruned_networks.images(8, net.x.shape[1], size, start=options.samples)
     x = np.ascontiguousarray(net.x.numpy())
     with torch_threads(1), runtime.num_threads(1), torch.inference_mode():
         found = baselines.engines([options.against], net.dense, net.x, sample, 1)
@@ -131,7 +131,7 @@ def main() -> int:
     if not options.plot_only:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         print(*machine().values(), sep="\n")
-        from ternary_ops.benchmark.networks import shape_of
+        from ternary_ops.benchmark.pruned_networks import shape_of
 
         side = shape_of(options.model)[1]
         points = [("density", density, side) for density in DENSITIES]
