@@ -37,7 +37,7 @@ MODULES = {
     "engine.layers": "compiler.read_layers",
     "engine.lower": "compiler.lower",
     "engine.match": "compiler.ops",
-    "engine.match_values": "compiler.ops.elementwise",
+    "engine.match_values": "compiler.ops",
     "engine.node_facts": "compiler.call",
     "engine.permute": "program.permute",
     "engine.prepare": "compiler.prepare",
