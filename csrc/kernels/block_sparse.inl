@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolution with float weights of which most are absent. R = 1, 2 or 4 output channels share an
+// Convolution with sparse float weights. R = 1, 2 or 4 output channels share an
 // entry (one input channel at one tap), so that a vector of pixels, loaded once, meets R weights:
 //   acc[r][v] += w[entry][r] * x[pixels + v * kLanes + offset(entry)]
 // R channels x block_vectors<R>() vectors stay in registers. With R = 4 it is the multipliers that

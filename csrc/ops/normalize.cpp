@@ -82,7 +82,7 @@ class LayerNorm : public OverChannels {
   Shape infer(const Shapes& inputs) const override {
     if (inputs[0].channels != type_.channels)
       bad_size(std::to_string(type_.channels) + " channels", std::to_string(inputs[0].channels),
-               "use the image size of compile.");
+               "Use the image size of compile.");
     return inputs[0];
   }
 

@@ -66,12 +66,12 @@ def prelu_by_parts(step: Step) -> Sequence[Step]:
     slopes, (x,) = step.attrs["slopes"], step.inputs
     below, above = Step("clamp", [], clamp=(None, 0.0)), Step("clamp", [], clamp=(0.0, None))
     scaled = Step("conv2d", [], slopes.attrs, slopes)
-    below.read(x)
-    above.read(x)
-    scaled.read(below)
+    _read(below, x)
+    _read(above, x)
+    _read(scaled, below)
     above.observed = scaled.observed = step.observed  # each is the sum, or zero
     step.op, step.attrs = "add", {}
-    step.read(above, scaled)
+    _read(step, above, scaled)
     return above, below, scaled
 
 
@@ -83,7 +83,7 @@ def clamp_into_producer(step: Step) -> Sequence[Step]:
         maker.observed = step.observed
         if step.chain is not None:
             maker.place = step.place
-        step.hand_over(step.inputs[0])
+        _hand_over(step, step.inputs[0])
     return ()
 
 
@@ -95,6 +95,24 @@ def _clampable(step: Step) -> Step | None:
     return step if fits else None
 
 
+def hard_sigmoid(step: Step) -> Sequence[Step]:
+    """clamp(factor * x + offset, 0, 1), as ONNX's HardSigmoid is read, is one function."""
+    factor, offset, x = 1.0, 0.0, step.inputs[0] if step.inputs else step
+    while _is_affine(x) and len(x.users) == 1:
+        slope, rest = x.attrs["params"]
+        factor, offset, x = factor * slope, factor * rest + offset, x.inputs[0]
+    unit = step.op == "clamp" and step.clamp == (0.0, 1.0) and step.chain is None
+    if unit and x is not step.inputs[0]:
+        step.op, step.clamp = "activation", (None, None)
+        step.attrs = {"fn": "affine_hardsigmoid", "params": (factor, offset)}
+        _read(step, x)
+    return ()
+
+
+def _is_affine(step: Step) -> bool:
+    return step.op == "activation" and step.attrs["fn"] == "affine" and step.chain is None
+
+
 def gate_into_convolution(step: Step) -> Sequence[Step]:
     """x * sigmoid(conv(...)), and what is added to it: the convolution's."""
     convolution = _gate_of(step)
@@ -104,7 +122,7 @@ def gate_into_convolution(step: Step) -> Sequence[Step]:
     shape = x.shape
     step.attrs = {**convolution.attrs, "gate": True}
     step.op, step.layer, step.shape = "conv2d", convolution.layer, None
-    step.read(convolution.inputs[0], x)
+    _read(step, convolution.inputs[0], x)
     _add_behind_gate(step, shape)
     return ()
 
@@ -138,7 +156,26 @@ def _add_behind_gate(step: Step, shape: tuple[int, ...] | None) -> None:
 def _become(step: Step, made: Step, *more: Step) -> None:
     """Let a step do what `made` does as well, with `more` operands; nothing reads `made` then."""
     step.op, step.layer, step.attrs = made.op, made.layer, made.attrs
-    step.read(*made.inputs, *more)
+    _read(step, *made.inputs, *more)
+
+
+def _read(step: Step, *inputs: Step) -> None:
+    """Let a step read these in place of those it reads. What nothing reads any more reads nothing
+    itself.
+    """
+    before, step.inputs = step.inputs, list(inputs)
+    for operand in inputs:
+        operand.users.append(step)
+    for operand in before:
+        operand.users.remove(step)
+        if not operand.users:
+            _read(operand)
+
+
+def _hand_over(step: Step, to: Step) -> None:
+    """Let whoever reads a step read another one."""
+    for user in list(dict.fromkeys(step.users)):
+        _read(user, *(to if operand is step else operand for operand in user.inputs))
 
 
 def merge(first: Bounds, second: Bounds) -> Bounds:
@@ -159,5 +196,6 @@ FUSIONS: tuple[Fusion, ...] = (
     slopes_into_convolution,
     prelu_by_parts,
     clamp_into_producer,
+    hard_sigmoid,
     gate_into_convolution,
 )

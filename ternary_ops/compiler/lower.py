@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ternary_ops.compiler.call import channel_axis
 from ternary_ops.compiler.domains import codes_of, is_cheap
@@ -23,26 +23,34 @@ def lower(steps: Sequence[Step], shape: Sequence[int]) -> Graph:
     emitter = _Emitter(shape)
     for step in steps:
         emitter.emit(step)
-    return Graph(_used(emitter.nodes), tuple(emitter.weights))
+    return Graph(_nodes(emitter.drafts), tuple(emitter.weights))
 
 
-def _used(nodes: Sequence[Node]) -> tuple[Node, ...]:
+class _Draft(NamedTuple):
+    """A node to be."""
+
+    op: str
+    inputs: tuple[int, ...]
+    attrs: dict[str, Any]
+
+
+def _nodes(drafts: Sequence[_Draft]) -> tuple[Node, ...]:
     """Without what nobody reads: codes of a value that all its readers took as floats."""
-    live = {len(nodes) - 1}
-    for i in range(len(nodes) - 1, 0, -1):
+    live = {len(drafts) - 1}
+    for i in range(len(drafts) - 1, 0, -1):
         if i in live:
-            live.update(nodes[i].inputs)
+            live.update(drafts[i].inputs)
     number = {old: new for new, old in enumerate(sorted(live | {0}))}
-    return tuple(
-        replace(nodes[old], inputs=tuple(number[j] for j in nodes[old].inputs)) for old in number
-    )
+    kept = (drafts[old] for old in number)
+    return tuple(Node(op, tuple(number[j] for j in inputs), attrs) for op, inputs, attrs in kept)
 
 
 class _Emitter:
     """Appends nodes; knows of every step the node of each form that it was read in."""
 
     def __init__(self, shape: Sequence[int]) -> None:
-        self.nodes = [Node("input", (), {"c": shape[channel_axis(len(shape))], "rank": len(shape)})]
+        rank = len(shape)
+        self.drafts = [_Draft("input", (), {"c": shape[channel_axis(rank)], "rank": rank})]
         self.weights: list[Weight] = []
         self._made: dict[Step, int] = {}
         self._other: dict[tuple[Step, Any], int] = {}  # by step and form
@@ -87,7 +95,7 @@ class _Emitter:
         """Of a step that makes codes: what it would make, or what they stand for."""
         if (step, FLOATS) not in self._other:
             node = self._made[step]
-            made = self.nodes[node]
+            made = self.drafts[node]
             self._other[step, FLOATS] = (
                 self._node(made.op, made.inputs, {**made.attrs, "y": None})
                 if is_cheap(step)
@@ -104,8 +112,8 @@ class _Emitter:
         return self._other[key]
 
     def _node(self, op: str, inputs: Sequence[int], attrs: dict[str, Any]) -> int:
-        self.nodes.append(Node(op, tuple(inputs), attrs))
-        return len(self.nodes) - 1
+        self.drafts.append(_Draft(op, tuple(inputs), attrs))
+        return len(self.drafts) - 1
 
     def _weight(self, weight: Weight) -> int:
         if weight not in self._weight_index:

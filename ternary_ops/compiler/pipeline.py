@@ -30,7 +30,6 @@ from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.block_sparse import float_twins
 from ternary_ops.program.graph import Graph
 from ternary_ops.program.permute import permute as permute_channels
-from ternary_ops.program.shapes import infer_from
 from ternary_ops.runtime import Program
 
 _log = logging.getLogger(__name__)
@@ -146,7 +145,8 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
         with float_activations(network):
             expected = run_checked(traced, x, untouched)
         graph = _lower(traced, x, task.ranges)
-    shape = infer_from(graph, x.shape)[-1]
+    program = Program(_permuted(graph, x.shape) if task.permute else graph, tuple(x.shape))
+    shape = program.output_shape(tuple(x.shape))
     if shape != tuple(expected.shape):
         raise UnsupportedModel(
             need(
@@ -155,7 +155,6 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
                 "Report this model; it was misread.",
             )
         )
-    program = Program(_permuted(graph, x.shape) if task.permute else graph, tuple(x.shape))
     if task.tune:
         program.tune(x.numpy())
     return program

@@ -107,15 +107,16 @@ def channelwise(name: str, scale: NDArray[np.float32], bias: NDArray[np.float32]
     return Layer("conv2d", weight, {"groups": len(scale)}, follows=True)
 
 
-def read_layer_norm(name: str, module: nn.Module) -> Layer:
-    """A LayerNorm over channels: its weight as filters [C, 1, 1, 1]."""
-    width = cast("tuple[int, ...]", module.normalized_shape)[-1]
-    weight = np.ones(width, np.float32)
-    if module.weight is not None:
-        weight = _floats(name, cast(Tensor, module.weight))
-    bias = None if module.bias is None else _floats(name, cast(Tensor, module.bias))
-    filters = weight.reshape(-1, 1, 1, 1)
-    return Layer("layer_norm", Weight(name, "float", filters, None, bias), {"eps": module.eps})
+def read_norm(name: str, module: nn.Module) -> Layer:
+    """A LayerNorm over channels or a GroupNorm: its weight as filters [C, 1, 1, 1]."""
+    m: Any = module
+    attrs: dict[str, Any] = {"eps": m.eps}
+    op, width = "layer_norm", getattr(m, "normalized_shape", (0,))[-1]
+    if isinstance(module, nn.GroupNorm):
+        op, width, attrs["groups"] = "group_norm", m.num_channels, m.num_groups
+    weight = np.ones(width, np.float32) if m.weight is None else _floats(name, m.weight)
+    bias = None if m.bias is None else _floats(name, m.bias)
+    return Layer(op, Weight(name, "float", weight.reshape(-1, 1, 1, 1), None, bias), attrs)
 
 
 def read_transposed(name: str, module: nn.Module) -> tuple[Layer, dict[str, Any]]:

@@ -56,20 +56,3 @@ class Step:
     flexible: bool = False
     reads: list[str | None] = field(default_factory=list)
     y: Params | None = None
-
-    def read(self, *inputs: Step) -> None:
-        """Let it read these steps in place of those it reads. A step that nothing reads any more
-        reads nothing itself.
-        """
-        before, self.inputs = self.inputs, list(inputs)
-        for step in inputs:
-            step.users.append(self)
-        for step in before:
-            step.users.remove(self)
-            if not step.users:
-                step.read()
-
-    def hand_over(self, to: Step) -> None:
-        """Let whoever reads this step read another one."""
-        for user in list(dict.fromkeys(self.users)):
-            user.read(*(to if step is self else step for step in user.inputs))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that a network writes as functions of its parameters, as modules of the trace.
 
-`F.conv2d(x, self.w, self.b)`, `F.conv_transpose2d`, `F.linear`, `F.layer_norm`, `torch.addmm` and
-products `x @ self.w` become calls of Conv2d, ConvTranspose2d, Linear and LayerNorm, so that
+`F.conv2d(x, self.w, self.b)`, `F.conv_transpose2d`, `F.linear`, `F.layer_norm`, `F.group_norm`,
+`torch.addmm` and products `x @ self.w` become calls of the modules that do the same, so that
 everything after the trace knows one form of a layer. Parameters may be transposed or reshaped on
 the way. Calls with arguments that such a module does not have are left alone.
 """
@@ -130,15 +130,18 @@ def _linear(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
     return x, _fill(nn.Linear(w.shape[1], w.shape[0], b is not None), w, b)
 
 
-def _layer_norm(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
+def _norm(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
     at = arguments_of(node, op)
-    if at is None:
+    if at is None or not _fits(node, at["input"], at["weight"], at["bias"], known):
         return None
-    x, shape, weight, bias = at["input"], at["normalized_shape"], at["weight"], at["bias"]
-    if not _fits(node, x, weight, bias, known):
-        return None
-    layer = nn.LayerNorm(tuple(shape), at["eps"], bias=bias is not None)
-    return x, _fill(layer, known[weight], None if bias is None else known[bias])
+    weight, bias = known[at["weight"]], None if at["bias"] is None else known[at["bias"]]
+    layer: nn.Module
+    if op is ops.GROUP_NORM:
+        layer = nn.GroupNorm(at["num_groups"], len(weight), at["eps"])
+    else:
+        shape = tuple(at["normalized_shape"])
+        layer = nn.LayerNorm(shape, at["eps"], bias=bias is not None)
+    return at["input"], _fill(layer, weight, bias)
 
 
 _MAKERS: dict[TorchOp, Callable[[fx.Node, TorchOp, Known], Made | None]] = {
@@ -147,5 +150,6 @@ _MAKERS: dict[TorchOp, Callable[[fx.Node, TorchOp, Known], Made | None]] = {
     ops.LINEAR: _linear,
     ops.MATMUL: _linear,
     ops.ADDMM: _linear,
-    ops.LAYER_NORM: _layer_norm,
+    ops.LAYER_NORM: _norm,
+    ops.GROUP_NORM: _norm,
 }

@@ -102,6 +102,17 @@ LAYER_NORM = _op(
     eps=1e-5,
     cudnn_enable=True,
 )
+GROUP_NORM = _op(
+    "GroupNorm",
+    nn.GroupNorm,
+    F.group_norm,
+    torch.group_norm,
+    num_groups=REQUIRED,
+    weight=None,
+    bias=None,
+    eps=1e-5,
+    cudnn_enabled=True,
+)
 PRELU = _op("PReLU", nn.PReLU)
 
 # Activations that clamp.

@@ -27,6 +27,7 @@ from ternary_ops.program.weight import Array, Params, Weight
 # A float array, or (q, scale, zero point): what the reference calls an operand.
 Operand: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
+ChannelPairs: TypeAlias = tuple[Array, Array]
 _Class = TypeVar("_Class", bound="type[Operator]")
 
 OPS: dict[str, Operator] = {}
@@ -107,6 +108,12 @@ class Operator(ABC):
     @abstractmethod
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """The result in NumPy."""
+
+    def channel_pairs(self, node: BoundNode) -> list[ChannelPairs] | None:
+        """For each input, the channels of the result and of the input that hold the same numbers,
+        pair by pair. None, the default, for operators that do not put channels elsewhere.
+        """
+        return None
 
     def native(self, node: BoundNode) -> dict[str, Any]:
         """Attributes that the native engine takes beside, or in place of, the node's own."""

@@ -31,6 +31,11 @@ def load(path: str | os.PathLike[str]) -> Program:
     """Read a file that Program.save or `ternary-ops compress` wrote.
 
     Raises FormatError when it is anything else, damaged, or of an unknown version.
+
+    >>> tops.compile(model, x).save("net.safetensors")
+    >>> program = tops.runtime.load("net.safetensors")
+    >>> program(x.numpy()).shape  # no torch from here on
+    (2, 10)
     """
     graph, sample = program_file.read(Path(path))
     return Program(graph, sample)
@@ -41,6 +46,11 @@ class Program:
 
     N, H and W may change from call to call (each new size is planned once); channels are fixed.
     Safe to share between threads.
+
+    >>> program = tops.compile(model, x)
+    >>> y = program(x.numpy())
+    >>> y.dtype, bool(np.array_equal(y[:1], program(x[:1].numpy())))  # the batch does not matter
+    (dtype('float32'), True)
     """
 
     def __init__(self, graph: Graph, sample: Sequence[int]) -> None:
@@ -123,6 +133,10 @@ class Program:
         """Totals for the sample shape: what `summary.totals` says, and "peak_bytes" of memory."""
         totals = summary.totals(self.graph, self._shapes_of(self.sample))
         return {**totals, "peak_bytes": self.peak_bytes(self.sample)}
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the result for an input of this shape; raises UnsupportedShape."""
+        return self._shapes_of(shape)[-1]
 
     def peak_bytes(self, shape: Shape) -> int:
         """Memory that values take while an input of this shape runs; raises UnsupportedShape."""

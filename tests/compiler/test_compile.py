@@ -326,9 +326,11 @@ def test_unset_ranges_are_named() -> None:
 
 def test_bad_weights_and_bad_examples() -> None:
     x = images(2, 3, 12, 11)
-    for example in (x[0], x.to(torch.uint8), x.numpy(), None, [x]):
+    for example in (x[0, 0, 0], x[None], x.to(torch.uint8), x.numpy(), None, [x]):
         with pytest.raises(UnsupportedShape):
             tops.compile(networks.chain(), example)
+    with pytest.raises(UnsupportedModel, match="rank 4|4D"):  # tokens to convolutions
+        tops.compile(networks.chain(), x[0])
     model = networks.chain().eval()
     with torch.no_grad():
         model[8].weight[3, 0, 1, 2] = float("nan")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import error
+from small_networks import error
 from torch import Tensor, nn
 
 import ternary_ops as tops

@@ -322,5 +322,5 @@ def test_damaged_packed_weights_are_refused() -> None:
             assert y.shape == (1, 8, 3, 3)
     assert refused > 20
     for length in (10, 70, good.numel() - 1):
-        with pytest.raises(BadWeights, match="packed weights are not valid"):
+        with pytest.raises(BadWeights, match="packed weights as prepack makes them"):
             tops.ops.block_sparse_conv2d(x, blocks, 8, 3, packed=good[:length].clone())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from cases import program_cases
 from engine_access import Graph, Node
 from fake_quant import FUNCTIONS
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Module(nn.Module):
         self.called: dict[int, str] = {}
         shared: dict[Any, str] = {}
         for i, node in enumerate(graph.nodes):
-            if node.op not in ("conv2d", "linear", "layer_norm"):
+            if "w" not in node.attrs:
                 continue
             at = {k: v for k, v in node.attrs.items() if k not in ("clamp", "gate", "y")}
             name = shared.setdefault((node.op, *at.items()), str(i))
@@ -74,6 +75,9 @@ class Module(nn.Module):
         w = graph.weight(node)
         if node.op == "linear":
             self.layers[name] = _linear(graph, node)
+            return
+        if node.op in program_cases():
+            self.layers[name] = program_cases()[node.op].module(node.attrs, w)
             return
         if node.op == "layer_norm":
             norm = nn.LayerNorm(w.shape[0], eps=node.attrs["eps"])

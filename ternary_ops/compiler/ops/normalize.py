@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ternary_ops.compiler.call import Call, Unsupported, channel_axis, shape_of
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.compiler.read_layers import read_batchnorm, read_layer_norm
+from ternary_ops.compiler.read_layers import read_batchnorm, read_norm
 from ternary_ops.compiler.step import Step
 from ternary_ops.graph import torch_ops as torch_
 from ternary_ops.graph.nodes import is_batchnorm
@@ -26,8 +26,16 @@ def _layer_norm(call: Call) -> Step:
     x = call.input(2, 3)
     if len(call.module.normalized_shape) != 1:
         raise Unsupported("a LayerNorm is supported over channels")
-    layer = read_layer_norm(call.name, call.module)
-    return Step("layer_norm", [x], layer.attrs, layer)
+    layer = read_norm(call.name, call.module)
+    return Step(layer.op, [x], layer.attrs, layer)
+
+
+def _group_norm(call: Call) -> Step:
+    """Over groups of channels and all pixels."""
+    if call.module is None:
+        call.refuse()
+    x, layer = call.input(4), read_norm(call.name, call.module)
+    return Step(layer.op, [x], layer.attrs, layer)
 
 
 def _softmax(call: Call) -> Step:
@@ -42,5 +50,6 @@ def _softmax(call: Call) -> Step:
 ROWS = {
     torch_.BATCH_NORM: Row(_batchnorm),
     torch_.LAYER_NORM: Row(_layer_norm),
+    torch_.GROUP_NORM: Row(_group_norm),
     torch_.SOFTMAX: Row(_softmax),
 }

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,9 +51,9 @@ class _Layer(Operator):
     def value(self, node: BoundNode) -> Value:
         """Of as many channels as there are filters."""
         x, w = node.inputs[0], node.weight
-        groups = node.at.get("groups", 1)
-        self._need_operands(node)
-        width = w.shape[3] * groups
+        groups, (filters, _, _, width) = node.at.get("groups", 1), w.shape
+        self._need_operands(node, w)
+        width *= groups
         if x.channels != width and (x.channels is not None or width % x.multiple):
             raise FormatError(need(f"{width} input channels", x.channels or x.multiple, REWRITE))
         if x.fine and (groups > 1 or w.kind != "int8"):
@@ -64,9 +65,9 @@ class _Layer(Operator):
             raise FormatError(need("float weights need float input", "uint8", REWRITE))
         if not np.isfinite(w.effective_scale(x.y)).all():
             raise FormatError(need("scale * input scale is finite", "an overflow", REWRITE))
-        made = Value(x.rank, w.shape[0], w.shape[0], output_params(node))
+        made = Value(x.rank, filters, filters, output_params(node))
         for other in node.inputs[1:]:
-            if (other.rank, other.channels) != (x.rank, w.shape[0]):
+            if (other.rank, other.channels) != (x.rank, filters):
                 wanted = "a residual or gate of the output's channels"
                 raise FormatError(need(wanted, "another", REWRITE))
             if x.y is None and other.y is not None:
@@ -74,9 +75,9 @@ class _Layer(Operator):
                 raise FormatError(need(wanted, "uint8", REWRITE))
         return made
 
-    def _need_operands(self, node: BoundNode) -> None:
+    @abstractmethod
+    def _need_operands(self, node: BoundNode, w: Weight) -> None:
         """Check rank, filters and the number of inputs; raises FormatError."""
-        raise NotImplementedError
 
     def macs(self, node: BoundNode, result: Shape) -> int:
         """Every filter at every place."""
@@ -95,8 +96,9 @@ class _Layer(Operator):
         acc = self._sums(node, x, filters)
         return reference.epilogue(acc, scale, w.bias, residual, **ends)
 
+    @abstractmethod
     def _sums(self, node: BoundNode, x: Operand, filters: Array) -> Array:
-        raise NotImplementedError
+        """Products of x with filters [O, I, R, S], added up."""
 
     def native(self, node: BoundNode) -> dict[str, Any]:
         """The filters as the kernels read them."""
@@ -143,10 +145,9 @@ class Conv2d(_Layer):
     }
     reads_fine = True
 
-    def _need_operands(self, node: BoundNode) -> None:
+    def _need_operands(self, node: BoundNode, w: Weight) -> None:
         need_rank(node, 4)
-        w, others, gated = node.weight, node.inputs[1:], node.at["gate"]
-        groups = node.at["groups"]
+        others, gated, groups = node.inputs[1:], node.at["gate"], node.at["groups"]
         if w.slope is not None and node.at["clamp"] != (None, None):
             raise FormatError(
                 need("slopes belong to convolutions without bounds", "bounds", REWRITE)
@@ -154,7 +155,8 @@ class Conv2d(_Layer):
         if len(others) > 1 + gated or (gated and (not others or w.slope is not None)):
             wanted = "a gate, which slopes exclude, and at most one residual"
             raise FormatError(need(wanted, f"{len(others)} values", REWRITE))
-        if max(w.shape[1:3]) > MAX_EXTENT or w.shape[0] % groups:
+        o, r, s, _ = w.shape
+        if max(r, s) > MAX_EXTENT or o % groups:
             wanted = f"filters that split into {groups} groups"
             raise FormatError(need(wanted, list(w.shape), REWRITE))
 
@@ -193,9 +195,8 @@ class Linear(_Layer):
     inputs = (1, 2)
     attrs = {"w": WEIGHT, "clamp": CLAMP, "y": OUTPUT}
 
-    def _need_operands(self, node: BoundNode) -> None:
+    def _need_operands(self, node: BoundNode, w: Weight) -> None:
         need_rank(node, 2, 3)
-        w = node.weight
         if w.slope is not None:
             raise FormatError(need("slopes belong to convolutions", self.name, REWRITE))
         if w.shape[1:3] != (1, 1):
