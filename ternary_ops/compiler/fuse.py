@@ -66,12 +66,12 @@ def prelu_by_parts(step: Step) -> Sequence[Step]:
     slopes, (x,) = step.attrs["slopes"], step.inputs
     below, above = Step("clamp", [], clamp=(None, 0.0)), Step("clamp", [], clamp=(0.0, None))
     scaled = Step("conv2d", [], slopes.attrs, slopes)
-    _read(below, x)
-    _read(above, x)
-    _read(scaled, below)
+    rewire(below, x)
+    rewire(above, x)
+    rewire(scaled, below)
     above.observed = scaled.observed = step.observed  # each is the sum, or zero
     step.op, step.attrs = "add", {}
-    _read(step, above, scaled)
+    rewire(step, above, scaled)
     return above, below, scaled
 
 
@@ -83,7 +83,7 @@ def clamp_into_producer(step: Step) -> Sequence[Step]:
         maker.observed = step.observed
         if step.chain is not None:
             maker.place = step.place
-        _hand_over(step, step.inputs[0])
+        hand_over(step, step.inputs[0])
     return ()
 
 
@@ -122,7 +122,7 @@ def gate_into_convolution(step: Step) -> Sequence[Step]:
     shape = x.shape
     step.attrs = {**convolution.attrs, "gate": True}
     step.op, step.layer, step.shape = "conv2d", convolution.layer, None
-    _read(step, convolution.inputs[0], x)
+    rewire(step, convolution.inputs[0], x)
     _add_behind_gate(step, shape)
     return ()
 
@@ -156,10 +156,10 @@ def _add_behind_gate(step: Step, shape: tuple[int, ...] | None) -> None:
 def _become(step: Step, made: Step, *more: Step) -> None:
     """Let a step do what `made` does as well, with `more` operands; nothing reads `made` then."""
     step.op, step.layer, step.attrs = made.op, made.layer, made.attrs
-    _read(step, *made.inputs, *more)
+    rewire(step, *made.inputs, *more)
 
 
-def _read(step: Step, *inputs: Step) -> None:
+def rewire(step: Step, *inputs: Step) -> None:
     """Let a step read these in place of those it reads. What nothing reads any more reads nothing
     itself.
     """
@@ -169,13 +169,13 @@ def _read(step: Step, *inputs: Step) -> None:
     for operand in before:
         operand.users.remove(step)
         if not operand.users:
-            _read(operand)
+            rewire(operand)
 
 
-def _hand_over(step: Step, to: Step) -> None:
+def hand_over(step: Step, to: Step) -> None:
     """Let whoever reads a step read another one."""
     for user in list(dict.fromkeys(step.users)):
-        _read(user, *(to if operand is step else operand for operand in user.inputs))
+        rewire(user, *(to if operand is step else operand for operand in user.inputs))
 
 
 def merge(first: Bounds, second: Bounds) -> Bounds:

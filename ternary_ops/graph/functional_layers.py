@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ternary_ops.graph import torch_ops as ops
+from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import arguments_of, operator_of
 from ternary_ops.graph.torch_ops import TorchOp
 
@@ -104,7 +104,7 @@ def _conv(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
         return None
     w = known[weight]
     inner, outer = w.shape[0], w.shape[1] * at["groups"]
-    channels = (inner, outer) if op is ops.CONV_TRANSPOSE2D else (outer, inner)
+    channels = (inner, outer) if op is torch_ops.CONV_TRANSPOSE2D else (outer, inner)
     kind: Any = op.modules[0]
     layer = kind(*channels, tuple(w.shape[2:]), bias=bias is not None, **at)
     return x, _fill(layer, w, None if bias is None else known[bias])
@@ -113,11 +113,11 @@ def _conv(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
 def _linear(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
     bias: Any = None
     at = arguments_of(node, op)
-    if op is ops.LINEAR and at is not None:
+    if op is torch_ops.LINEAR and at is not None:
         x, weight, bias, turned = at["input"], at["weight"], at["bias"], False
-    elif op is ops.MATMUL and len(node.args) == 2 and not node.kwargs:
+    elif op is torch_ops.MATMUL and len(node.args) == 2 and not node.kwargs:
         (x, weight), turned = node.args, True
-    elif op is ops.ADDMM and len(node.args) == 3 and not node.kwargs:
+    elif op is torch_ops.ADDMM and len(node.args) == 3 and not node.kwargs:
         (bias, x, weight), turned = node.args, True
     else:
         return None
@@ -136,7 +136,7 @@ def _norm(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
         return None
     weight, bias = known[at["weight"]], None if at["bias"] is None else known[at["bias"]]
     layer: nn.Module
-    if op is ops.GROUP_NORM:
+    if op is torch_ops.GROUP_NORM:
         layer = nn.GroupNorm(at["num_groups"], len(weight), at["eps"])
     else:
         shape = tuple(at["normalized_shape"])
@@ -145,11 +145,11 @@ def _norm(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
 
 
 _MAKERS: dict[TorchOp, Callable[[fx.Node, TorchOp, Known], Made | None]] = {
-    ops.CONV2D: _conv,
-    ops.CONV_TRANSPOSE2D: _conv,
-    ops.LINEAR: _linear,
-    ops.MATMUL: _linear,
-    ops.ADDMM: _linear,
-    ops.LAYER_NORM: _norm,
-    ops.GROUP_NORM: _norm,
+    torch_ops.CONV2D: _conv,
+    torch_ops.CONV_TRANSPOSE2D: _conv,
+    torch_ops.LINEAR: _linear,
+    torch_ops.MATMUL: _linear,
+    torch_ops.ADDMM: _linear,
+    torch_ops.LAYER_NORM: _norm,
+    torch_ops.GROUP_NORM: _norm,
 }

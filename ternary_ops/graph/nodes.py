@@ -14,12 +14,18 @@ from typing import Any
 
 from torch import fx, nn
 
-from ternary_ops.graph import torch_ops as ops
+from ternary_ops.graph import torch_ops
 from ternary_ops.graph.torch_ops import TorchOp
 
 Bounds = tuple[float | None, float | None]
-_PASS = (ops.IDENTITY, ops.DROPOUT, ops.CONTIGUOUS)
-_CLAMPS = (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP, ops.FAKE_QUANTIZE)
+_PASS = (torch_ops.IDENTITY, torch_ops.DROPOUT, torch_ops.CONTIGUOUS)
+_CLAMPS = (
+    torch_ops.RELU,
+    torch_ops.RELU6,
+    torch_ops.HARDTANH,
+    torch_ops.CLAMP,
+    torch_ops.FAKE_QUANTIZE,
+)
 
 
 def module_of(node: fx.Node) -> nn.Module | None:
@@ -40,14 +46,14 @@ def operator_of(node: fx.Node, module: nn.Module | None = None) -> TorchOp | Non
         return None if module is None else _operator_of_class(type(module))
     if node.op not in ("call_function", "call_method"):
         return None
-    found = ops.BY_CALL.get(node.target)
-    return found or ops.BY_NAME.get(getattr(node.target, "__name__", ""))
+    found = torch_ops.BY_CALL.get(node.target)
+    return found or torch_ops.BY_NAME.get(getattr(node.target, "__name__", ""))
 
 
 def _operator_of_class(kind: type[nn.Module]) -> TorchOp | None:
-    if kind in ops.BY_MODULE:
-        return ops.BY_MODULE[kind]
-    bases = (ops.BY_MODULE.get(base) for base in kind.__mro__)
+    if kind in torch_ops.BY_MODULE:
+        return torch_ops.BY_MODULE[kind]
+    bases = (torch_ops.BY_MODULE.get(base) for base in kind.__mro__)
     return next((op for op in bases if op is not None and op.subclasses), None)
 
 
@@ -64,9 +70,9 @@ def arguments_of(node: fx.Node, op: TorchOp, first: str = "input") -> dict[str, 
     """
     names = (first, *op.arguments)
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    found = {first: ops.REQUIRED, **op.arguments, **given}
+    found = {first: torch_ops.REQUIRED, **op.arguments, **given}
     known = len(node.args) <= len(names) and set(found) <= set(names)
-    return found if known and ops.REQUIRED not in found.values() else None
+    return found if known and torch_ops.REQUIRED not in found.values() else None
 
 
 def is_ours(module: nn.Module) -> bool:
@@ -88,20 +94,20 @@ def is_pass(node: fx.Node) -> bool:
 def is_batchnorm(node: fx.Node) -> bool:
     """True for a BatchNorm that has running statistics, the only kind that folds."""
     module = module_of(node)
-    known = type(module) in ops.BATCH_NORM.modules
+    known = type(module) in torch_ops.BATCH_NORM.modules
     return known and getattr(module, "running_mean", None) is not None
 
 
 def is_add(node: fx.Node) -> bool:
     """True for the plain sum of two traced tensors (no alpha, no constant operand)."""
     tensors = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args)
-    return tensors and not node.kwargs and operator_of(node) is ops.ADD
+    return tensors and not node.kwargs and operator_of(node) is torch_ops.ADD
 
 
 def is_slope(node: fx.Node) -> bool:
     """True for a PReLU or a leaky ReLU."""
     module = module_of(node)
-    leaky = operator_of(node, module) is ops.LEAKY_RELU
+    leaky = operator_of(node, module) is torch_ops.LEAKY_RELU
     return leaky or isinstance(module, (nn.PReLU, nn.LeakyReLU))
 
 
@@ -114,11 +120,11 @@ def clamp_bounds(node: fx.Node) -> Bounds | None:
     op = operator_of(node, module)
     if op not in _CLAMPS:
         return None
-    if op is ops.RELU:
+    if op is torch_ops.RELU:
         return 0.0, None
-    if op is ops.RELU6:
+    if op is torch_ops.RELU6:
         return 0.0, 6.0
-    if op is ops.FAKE_QUANTIZE:
+    if op is torch_ops.FAKE_QUANTIZE:
         return _code_bounds(node)
     if module is not None:  # ReLU6 is a Hardtanh
         return float(module.min_val), float(module.max_val)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 def refuse(op: str, what: str, got: object, do: str) -> NoReturn:
     """Raise UnsupportedShape: expected `what` for the operator, got `got`; do `do`."""
-    raise UnsupportedShape(need(f"{what} for ternary_ops.{op}", got, do))
+    raise UnsupportedShape(need(f"in ternary_ops.{op} {what}", got, do))
 
 
 def output_dtype(

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused() -> None:
         _one_layer("linear", four)
     with pytest.raises(FormatError, match="slopes in a convolution"):
         _one_layer("conv2d", four, clamp=(0.0, None))
-    with pytest.raises(FormatError, match="slope has 4 values"):
+    with pytest.raises(FormatError, match="slope of 4 values"):
         _one_layer("conv2d", np.ones(3, np.float32))
     graph = _one_layer("conv2d", four)
     index, arrays = to_index(graph), to_arrays(graph)

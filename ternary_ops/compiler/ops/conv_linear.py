@@ -8,7 +8,7 @@ from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import read_layer, read_transposed
 from ternary_ops.compiler.step import Step
 from ternary_ops.errors import UnsupportedModel, first_line
-from ternary_ops.graph import torch_ops as torch_
+from ternary_ops.graph import torch_ops
 
 
 def _layer(call: Call) -> Step:
@@ -39,9 +39,9 @@ def _transposed(call: Call) -> Step:
 
 
 ROWS = {
-    torch_.CONV2D: Row(_layer),
-    torch_.CONV_TRANSPOSE2D: Row(_transposed),
-    torch_.LINEAR: Row(
+    torch_ops.CONV2D: Row(_layer),
+    torch_ops.CONV_TRANSPOSE2D: Row(_transposed),
+    torch_ops.LINEAR: Row(
         _layer,
         "Linear (torch.nn's, tops.nn's, packed; also as functions of parameters and as products "
         "x @ weight)",

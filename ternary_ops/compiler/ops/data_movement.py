@@ -12,7 +12,7 @@ from torch import fx
 from ternary_ops.compiler.call import Call, Consequence, Unsupported, channel_axis, pair, shape_of
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.step import Step
-from ternary_ops.graph import torch_ops as torch_
+from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
 from ternary_ops.graph.torch_ops import TorchOp
 
@@ -36,7 +36,7 @@ def _concat(call: Call) -> Step:
 
 def _split(call: Call) -> None:
     """Its parts are read one by one, see _item."""
-    if any(operator_of(user) is not torch_.GETITEM for user in call.node.users):
+    if any(operator_of(user) is not torch_ops.GETITEM for user in call.node.users):
         raise Unsupported("its parts are supported one by one")
     if call.node.meta.get("sizes") is None or len(shape_of(call.source) or ()) != 4:
         raise Unsupported("parts are supported along the channels of an image")
@@ -47,7 +47,7 @@ def _item(call: Call) -> Step:
     x, index = call.node.args
     if isinstance(x, fx.Node) and _spreads(x, call):
         return Step("unflatten", [call.input()])
-    if isinstance(x, fx.Node) and operator_of(x) is torch_.SPLIT and isinstance(index, int):
+    if isinstance(x, fx.Node) and operator_of(x) is torch_ops.SPLIT and isinstance(index, int):
         sizes = x.meta["sizes"]
         if sizes is None:
             raise Consequence
@@ -143,7 +143,7 @@ def _around(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _ends_shuffle(last: fx.Node) -> list[fx.Node] | None:
     chain, kinds = [last], [operator_of(last)]
-    inner: tuple[TorchOp | None, ...] = (torch_.CONTIGUOUS, torch_.TRANSPOSE)
+    inner: tuple[TorchOp | None, ...] = (torch_ops.CONTIGUOUS, torch_ops.TRANSPOSE)
     while len(chain) < 4 and isinstance(x := chain[0].args[0] if chain[0].args else 0, fx.Node):
         if len(x.users) != 1:
             break
@@ -175,7 +175,7 @@ def _flatten(call: Call) -> Step:
     before, after = shape_of(call.source), call.shape
     if before is None or len(before) not in (2, 4) or after != (before[0], math.prod(before[1:])):
         raise Unsupported(f"it reshapes {before} to {after}; only [N, -1] is supported")
-    if call.operator is torch_.RESHAPE:
+    if call.operator is torch_ops.RESHAPE:
         sizes = call.node.args[1:]
         if len(sizes) == 1 and isinstance(sizes[0], Sequence):
             sizes = tuple(sizes[0])
@@ -185,15 +185,15 @@ def _flatten(call: Call) -> Step:
     return Step("flatten", [x]) if len(before) == 4 else x
 
 
-_BY_HAND = (torch_.RESHAPE, torch_.TRANSPOSE, torch_.RESHAPE)
+_BY_HAND = (torch_ops.RESHAPE, torch_ops.TRANSPOSE, torch_ops.RESHAPE)
 ROWS = {
-    torch_.CONCAT: Row(_concat, "cat"),
-    torch_.SPLIT: Row(_split, "chunk and split of channels"),
-    torch_.GETITEM: Row(_item, ""),
-    torch_.PIXEL_SHUFFLE: _shuffle("pixel_shuffle", "upscale_factor"),
-    torch_.PIXEL_UNSHUFFLE: _shuffle("pixel_unshuffle", "downscale_factor"),
-    torch_.CHANNEL_SHUFFLE: Row(_channel_shuffle),
-    torch_.FLATTEN: Row(_flatten),
-    torch_.RESHAPE: Row(_view, ""),
-    torch_.TRANSPOSE: Row(_transpose, ""),
+    torch_ops.CONCAT: Row(_concat, "cat"),
+    torch_ops.SPLIT: Row(_split, "chunk and split of channels"),
+    torch_ops.GETITEM: Row(_item, ""),
+    torch_ops.PIXEL_SHUFFLE: _shuffle("pixel_shuffle", "upscale_factor"),
+    torch_ops.PIXEL_UNSHUFFLE: _shuffle("pixel_unshuffle", "downscale_factor"),
+    torch_ops.CHANNEL_SHUFFLE: Row(_channel_shuffle),
+    torch_ops.FLATTEN: Row(_flatten),
+    torch_ops.RESHAPE: Row(_view, ""),
+    torch_ops.TRANSPOSE: Row(_transpose, ""),
 }

@@ -9,7 +9,7 @@ from ternary_ops.compiler.call import Call, Unsupported, shape_of
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import channelwise, read_slopes
 from ternary_ops.compiler.step import Step
-from ternary_ops.graph import torch_ops as torch_
+from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import clamp_bounds, is_add, operator_of
 from ternary_ops.graph.torch_ops import TorchOp
 
@@ -68,11 +68,11 @@ def _arithmetic(call: Call) -> Step:
     if isinstance(a, fx.Node) and isinstance(b, fx.Node):
         return _of_tensors(call, _spread(a), _spread(b))
     if isinstance(b, (int, float)) and isinstance(a, fx.Node):
-        if op is torch_.DIV and b == 0:
+        if op is torch_ops.DIV and b == 0:
             raise Unsupported("it divides by zero")
         return activation(call.step(a), "affine", *_with_number(op, float(b)))
     if isinstance(a, (int, float)) and isinstance(b, fx.Node):
-        if op is torch_.DIV:
+        if op is torch_ops.DIV:
             raise Unsupported("it divides by a tensor")
         return activation(call.step(b), "affine", *_from_number(op, float(a)))
     raise Unsupported("its operands are not tensors from the input and numbers")
@@ -80,16 +80,16 @@ def _arithmetic(call: Call) -> Step:
 
 def _with_number(op: TorchOp | None, number: float) -> tuple[float, float]:
     """Factor and offset of x + number, x - number, x * number and x / number."""
-    if op is torch_.ADD or op is torch_.SUB:
-        return 1.0, number if op is torch_.ADD else -number
-    return number if op is torch_.MUL else 1 / number, 0.0
+    if op is torch_ops.ADD or op is torch_ops.SUB:
+        return 1.0, number if op is torch_ops.ADD else -number
+    return number if op is torch_ops.MUL else 1 / number, 0.0
 
 
 def _from_number(op: TorchOp | None, number: float) -> tuple[float, float]:
     """Factor and offset of number + x, number - x and number * x."""
-    if op is torch_.MUL:
+    if op is torch_ops.MUL:
         return number, 0.0
-    return 1.0 if op is torch_.ADD else -1.0, number
+    return 1.0 if op is torch_ops.ADD else -1.0, number
 
 
 def _sum(call: Call) -> Step:
@@ -102,14 +102,14 @@ def _sum(call: Call) -> Step:
 def _of_tensors(call: Call, a: fx.Node, b: fx.Node) -> Step:
     """A difference, or a product of one shape or with a gate [N, C, 1, 1]."""
     op, left, right = call.operator, shape_of(a), shape_of(b)
-    if op is torch_.DIV:
+    if op is torch_ops.DIV:
         raise Unsupported("it divides by a tensor")
     if left == right and left:
         first, second = call.step(a), call.step(b)
-        if op is torch_.MUL:
+        if op is torch_ops.MUL:
             return Step("mul", [first, second])
         return Step("add", [first, activation(second, "affine", -1.0, 0.0)])
-    if op is torch_.MUL and left and right and len(left) == len(right) == 4:
+    if op is torch_ops.MUL and left and right and len(left) == len(right) == 4:
         if left[:2] == right[:2] and (1, 1) in (left[2:], right[2:]):
             a, b = (a, b) if right[2:] == (1, 1) else (b, a)
             return Step("mul", [call.step(a), call.step(b)])
@@ -118,42 +118,44 @@ def _of_tensors(call: Call, a: fx.Node, b: fx.Node) -> Step:
 
 def _spread(node: fx.Node) -> fx.Node:
     """What an expand spreads over an image; a product does that itself."""
-    spreads = operator_of(node) is torch_.EXPAND and isinstance(node.args[0], fx.Node)
+    spreads = operator_of(node) is torch_ops.EXPAND and isinstance(node.args[0], fx.Node)
     return node.args[0] if spreads else node  # type: ignore[return-value]
 
 
 def _expand(call: Call) -> Step:
     """A gate [N, C, 1, 1] spread over an image, as squeeze-excite writes it."""
     before = shape_of(call.source)
-    products = all(operator_of(user) is torch_.MUL for user in call.node.users)
+    products = all(operator_of(user) is torch_ops.MUL for user in call.node.users)
     return call.input() if before and before[2:] == (1, 1) and products else call.refuse()
 
 
 ROWS = {
-    torch_.RELU: Row(_clamp),
-    torch_.RELU6: Row(_clamp),
-    torch_.HARDTANH: Row(_clamp),
-    torch_.CLAMP: Row(_clamp),
-    torch_.FAKE_QUANTIZE: Row(_clamp, ""),
-    torch_.LEAKY_RELU: _function("leaky_relu"),
-    torch_.PRELU: Row(_prelu),
-    torch_.SILU: _function("silu"),
-    torch_.HARDSWISH: _function("hardswish"),
-    torch_.HARDSIGMOID: _function("hardsigmoid"),
-    torch_.SIGMOID: _function("sigmoid"),
-    torch_.TANH: _function("tanh"),
-    torch_.GELU: Row(_gelu),
-    torch_.ELU: _function("elu"),
-    torch_.SOFTPLUS: _function("softplus"),
-    torch_.MISH: _function("mish"),
-    torch_.EXP: _function("exp"),
-    torch_.ADD: Row(_arithmetic),
-    torch_.SUB: Row(_arithmetic),
-    torch_.MUL: Row(_arithmetic, "products of two tensors or with numbers, squeeze-excite gates"),
-    torch_.DIV: Row(_arithmetic, "quotients by numbers"),
-    torch_.NEG: Row(_negation, ""),
-    torch_.EXPAND: Row(_expand, ""),
-    torch_.CONTIGUOUS: Row(_same, ""),
-    torch_.IDENTITY: Row(_same),
-    torch_.DROPOUT: Row(_same),
+    torch_ops.RELU: Row(_clamp),
+    torch_ops.RELU6: Row(_clamp),
+    torch_ops.HARDTANH: Row(_clamp),
+    torch_ops.CLAMP: Row(_clamp),
+    torch_ops.FAKE_QUANTIZE: Row(_clamp, ""),
+    torch_ops.LEAKY_RELU: _function("leaky_relu"),
+    torch_ops.PRELU: Row(_prelu),
+    torch_ops.SILU: _function("silu"),
+    torch_ops.HARDSWISH: _function("hardswish"),
+    torch_ops.HARDSIGMOID: _function("hardsigmoid"),
+    torch_ops.SIGMOID: _function("sigmoid"),
+    torch_ops.TANH: _function("tanh"),
+    torch_ops.GELU: Row(_gelu),
+    torch_ops.ELU: _function("elu"),
+    torch_ops.SOFTPLUS: _function("softplus"),
+    torch_ops.MISH: _function("mish"),
+    torch_ops.EXP: _function("exp"),
+    torch_ops.ADD: Row(_arithmetic),
+    torch_ops.SUB: Row(_arithmetic),
+    torch_ops.MUL: Row(
+        _arithmetic, "products of two tensors or with numbers, squeeze-excite gates"
+    ),
+    torch_ops.DIV: Row(_arithmetic, "quotients by numbers"),
+    torch_ops.NEG: Row(_negation, ""),
+    torch_ops.EXPAND: Row(_expand, ""),
+    torch_ops.CONTIGUOUS: Row(_same, ""),
+    torch_ops.IDENTITY: Row(_same),
+    torch_ops.DROPOUT: Row(_same),
 }

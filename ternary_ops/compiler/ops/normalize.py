@@ -7,7 +7,7 @@ from ternary_ops.compiler.call import Call, Unsupported, channel_axis, shape_of
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import read_batchnorm, read_norm
 from ternary_ops.compiler.step import Step
-from ternary_ops.graph import torch_ops as torch_
+from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import is_batchnorm
 
 
@@ -48,8 +48,8 @@ def _softmax(call: Call) -> Step:
 
 
 ROWS = {
-    torch_.BATCH_NORM: Row(_batchnorm),
-    torch_.LAYER_NORM: Row(_layer_norm),
-    torch_.GROUP_NORM: Row(_group_norm),
-    torch_.SOFTMAX: Row(_softmax),
+    torch_ops.BATCH_NORM: Row(_batchnorm),
+    torch_ops.LAYER_NORM: Row(_layer_norm),
+    torch_ops.GROUP_NORM: Row(_group_norm),
+    torch_ops.SOFTMAX: Row(_softmax),
 }

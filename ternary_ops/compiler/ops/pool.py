@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ternary_ops.compiler.call import Call, Unsupported, pair
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.step import Step
-from ternary_ops.graph import torch_ops as torch_
+from ternary_ops.graph import torch_ops
 
 
 def _max_pool(call: Call) -> Step:
@@ -53,8 +53,8 @@ def _mean(call: Call) -> Step:
 
 
 ROWS = {
-    torch_.MAX_POOL2D: Row(_max_pool),
-    torch_.AVG_POOL2D: Row(_avg_pool),
-    torch_.ADAPTIVE_AVG_POOL2D: Row(_adaptive),
-    torch_.MEAN: Row(_mean, "mean over H and W"),
+    torch_ops.MAX_POOL2D: Row(_max_pool),
+    torch_ops.AVG_POOL2D: Row(_avg_pool),
+    torch_ops.ADAPTIVE_AVG_POOL2D: Row(_adaptive),
+    torch_ops.MEAN: Row(_mean, "mean over H and W"),
 }

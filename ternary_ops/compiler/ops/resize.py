@@ -12,7 +12,7 @@ from torch import fx
 from ternary_ops.compiler.call import Call, Unsupported, pair
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.step import Step
-from ternary_ops.graph import torch_ops as torch_
+from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
 
 
@@ -41,7 +41,7 @@ def _sized_like(size: Any) -> fx.Node | None:
         if len(found) == 2 and found[0][0] is found[1][0] and [f[1] for f in found] == [2, 3]:
             return found[0][0]
     elif isinstance(size, fx.Node):
-        whole, index = size.args if operator_of(size) is torch_.GETITEM else (None, None)
+        whole, index = size.args if operator_of(size) is torch_ops.GETITEM else (None, None)
         if index in (slice(2, None), slice(-2, None)) and isinstance(whole, fx.Node):
             return _shape_owner(whole)
     else:
@@ -63,9 +63,9 @@ def _length_of(node: Any) -> tuple[fx.Node | None, int]:
         whole, axis = arguments
         if node.op == "call_method" and node.target == "size":
             return (whole if isinstance(whole, fx.Node) else None), axis % 4
-        if operator_of(node) is torch_.GETITEM and isinstance(whole, fx.Node):
+        if operator_of(node) is torch_ops.GETITEM and isinstance(whole, fx.Node):
             return _shape_owner(whole), axis % 4
     return None, -1
 
 
-ROWS = {torch_.INTERPOLATE: Row(_interpolate, "nearest and bilinear interpolate")}
+ROWS = {torch_ops.INTERPOLATE: Row(_interpolate, "nearest and bilinear interpolate")}
