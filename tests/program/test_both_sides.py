@@ -92,10 +92,6 @@ _OURS_ALONE = (
     "beside sums of floats",
     "without bounds",  # slopes first, then they
     "eleven bits",  # codes like others to the core
-<<<<<<< HEAD
-    "expected clamp of clamp",  # none are no bounds
-=======
->>>>>>> cops
     "input channels, got",  # of a flattened image, which the core compares when it knows the size
     "n, 1, 1, 1]",
 )
