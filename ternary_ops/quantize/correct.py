@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compression shifts, measured on a few samples and taken back without training."""
+"""Correction without training: BatchNorm statistics and biases, refitted on a few samples."""
 
 from __future__ import annotations
 
