@@ -90,11 +90,10 @@ class Choice:
 def allocate(
     model: nn.Module, plan: Plan, free: list[str], batches: Iterable[Any], budget: Budget
 ) -> Plan:
-    """`plan` with the configs of the layers named in `free` replaced by what the budget allows.
+    """`plan` with new configs for the layers named in `free`, chosen within the budget.
 
-    model: float, on the CPU; nothing of it changes. Raises BadConfig when even the cheapest
-    candidates cost too much, with what they cost, and what compile raises for a network that has no
-    program.
+    model: float, on the CPU; not changed. Raises BadConfig when even the cheapest candidates exceed
+    the budget, with their cost, and the errors of compile for a network that has no program form.
     """
     inputs = [x for x, _ in samples(model, batches)]
     table: dict[str, list[Choice]] = {name: [] for name in free}

@@ -77,7 +77,7 @@ class Call:
         raise Unsupported("there is no program op for it")
 
     def arguments(self, free: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Arguments after the tensor, or the module's attributes: constants but for `free`."""
+        """Arguments after the tensor, or a module's attributes: constants, except for `free`."""
         op: TorchOp = self.operator  # type: ignore[assignment]  # rows of a table have one
         if self.module is not None:
             return {name: getattr(self.module, name, v) for name, v in op.arguments.items()}

@@ -10,7 +10,7 @@ from ternary_ops.errors import MissingExtra, need
 
 
 class Unsupported(Exception):
-    """A node that cannot be read: what it needs and has; the caller adds name and advice."""
+    """A node that cannot be read: what it needs, what it has; the caller adds name and advice."""
 
     def __init__(self, what: str, got: object) -> None:
         super().__init__(f"needs {what}, got {got}")

@@ -27,9 +27,10 @@ class TernaryConfig:
     pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"
     scope        how zeros are spread: "global", counted over all layers of equal pattern and zeros;
                  "layer", each alone; or another name of prune.ALLOCATIONS
-    activations  "uint8": the input is quantized to its `input_range`; "uint11", for 8-bit weights
-                 of a convolution without groups: in steps an eighth as large, for layers where
-                 rounding costs most, at twice the work; a float type: weight-only
+    activations  "uint8": the input is quantized to its `input_range`; "uint11": two-term (residual)
+                 11-bit quantization, in steps an eighth as large at twice the work, for layers most
+                 sensitive to rounding (int8 weights, a convolution without groups); a float type:
+                 weight-only
     """
 
     weights: str = "ternary"

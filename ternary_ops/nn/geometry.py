@@ -61,7 +61,7 @@ class ConvGeometry(ConvSizes):
         return nn.Conv2d(**self._arguments, device="meta")
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Pad the input where the kernels cannot: any mode but zeros."""
+        """Padding that the kernels cannot do: uneven, or of another mode than zeros."""
         if self._edges is None:
             return x
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode

@@ -213,7 +213,7 @@ class PackedLayer(nn.Module):
         """Run the operator on uint8 or float x."""
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Pad the input where the kernels cannot: any mode but zeros."""
+        """Padding that the kernels cannot do; none by default."""
         return x
 
     @abstractmethod

@@ -17,7 +17,7 @@ from ternary_ops.quantize.plans import Plan, plan
 
 @dataclass(frozen=True)
 class Recipe:
-    """Configs and the Pruner's options for one aim.
+    """A recipe: layer configs and the Pruner's options for one aim.
 
         recipe = quantize.get_recipe("smallest")
         tops.quantize_(model, recipe.plan(model))

@@ -337,7 +337,7 @@ def _affine(
 
 
 def _tap(padded: Array, top: int, left: int, ho: int, wo: int, sh: int, sw: int) -> Array:
-    """Input of one filter tap: every sh-th row, sw-th column from (top, left), ho x wo of them."""
+    """Input of a filter tap: every sh-th row and sw-th column from (top, left), ho x wo of them."""
     return padded[:, :, top : top + (ho - 1) * sh + 1 : sh, left : left + (wo - 1) * sw + 1 : sw]
 
 
