@@ -6,13 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from _experiment import Experiment
+
 import ternary_ops as tops
 from ternary_ops.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training.
+class Run(Experiment[TrainConfig]):
+    """One training for CIFAR-10.
 
     network: "resnet20", "resnet56" or "resnet18", for 32x32 images. start: "" from scratch,
     "original" from the weights of the data pack, else the run whose network is compressed.
@@ -23,13 +25,9 @@ class Run:
     trained on, ternary from the first step.
     """
 
-    name: str
     network: str
-    start: str
-    course: TrainConfig
     width: int = 16
     teacher: str = ""
-    config: tops.TernaryConfig | None = None
     reorder: bool = False
     budget: int = 0
     rules: dict[str, tops.TernaryConfig] = field(default_factory=dict)
@@ -69,7 +67,7 @@ def _ternary(name: str, zeros: float, pattern: str, epochs: int, **options: Any)
         zeros=zeros,
         pattern=pattern,
     )
-    given: dict[str, Any] = {"teacher": TEACHER, "config": config} | options
+    given: dict[str, Any] = {"teacher": TEACHER} | options
     shares = given.pop("stages", ())
     rules = {f"layer{n}.*": replace(config, zeros=z) for n, z in enumerate(shares, 1)}
     given["rules"] = rules | {
@@ -82,7 +80,7 @@ def _ternary(name: str, zeros: float, pattern: str, epochs: int, **options: Any)
         batch=given.pop("batch", course.batch),
     )
     network, width = ("resnet18", 32) if start == "resnet18h" else (start, 16)
-    return Run(name, network, start, course, width, **given)
+    return Run(name, start, config, course, network, width, **given)
 
 
 def _longer(name: str, of: str, zeros: float, pattern: str, epochs: int) -> Run:
@@ -102,7 +100,7 @@ def _again(name: str, of: str, zeros: float, epochs: int, **options: Any) -> Run
 def _narrow(network: str, width: int, epochs: int) -> Run:
     """A dense network with fewer channels, from scratch, with the same teacher."""
     name = f"{network}-width{width}"
-    return Run(name, network, "", _from_scratch(epochs), width, teacher=TEACHER)
+    return Run(name, "", None, _from_scratch(epochs), network, width, teacher=TEACHER)
 
 
 def _try(name: str, zeros: float = 0.66, pattern: str = "1x4", **options: Any) -> Run:
@@ -119,9 +117,9 @@ _EIGHT = ("layer1.*", "layer2.*")
 # What is zero already stays zero, and nothing else becomes it, or at once.
 _SAME_MASKS = {"ternary_at": 0.0, "schedule": "one_shot", "start": 0.0, "end": 0.02}
 _LIST = [
-    Run("resnet20", "resnet20", "original", _sgd(8, 0.05, 2e-4)),
-    Run("resnet56", "resnet56", "original", _sgd(6, 0.05, 2e-4)),
-    Run("resnet18h", "resnet18", "", _from_scratch(20), width=32),
+    Run("resnet20", "original", None, _sgd(8, 0.05, 2e-4), "resnet20"),
+    Run("resnet56", "original", None, _sgd(6, 0.05, 2e-4), "resnet56"),
+    Run("resnet18h", "", None, _from_scratch(20), "resnet18", width=32),
     # Short runs from which the recipe of the long ones was chosen.
     _try("resnet20-try"),
     _try("resnet20-try-early", pruner={"ternary_at": 0.1, "end": 0.5}),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops import models
-from ternary_ops.benchmark.networks import data_folder
+from ternary_ops.benchmark.pruned_networks import data_folder
 from ternary_ops.data.classification import Split
 from ternary_ops.errors import BadConfig, need
 

@@ -19,7 +19,6 @@ resnet18h` makes in a minute. plot: accuracy.svg from accuracy.csv.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
@@ -31,7 +30,8 @@ import numpy as np
 import torch
 from _accuracy_runs import RUNS, Run
 from _cifar import folder, keep_shortcuts_, load_cifar10, load_resnet
-from _measure import NETWORKS, PARENTS, RESULTS, read_rows, write_csv
+from _experiment import keep_row
+from _measure import NETWORKS, PARENTS, command_line
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -219,22 +219,11 @@ def evaluate(file: Path, split: Split) -> float:
     return round(accuracy(torch.from_numpy(logits).argmax(1), split.y_test), 2)
 
 
-def keep(row: dict[str, Any]) -> None:
-    """Add a row to the table, or replace the run's former one."""
-    rows = [old for old in read_rows(RESULTS / TABLE) if old["run"] != row["run"]]
-    order = {name: number for number, name in enumerate(RUNS)}
-    write_csv(TABLE, sorted([*rows, row], key=lambda r: order.get(r["run"], len(order))))
-
-
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, rounds=40, threads=1)
     parser.add_argument("command", choices=("list", "train", "evaluate", "time", "plot"))
     parser.add_argument("names", nargs="*", help="runs, as `list` prints them, or program files")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=40, help="of `time`")
     parser.add_argument("--isa", default="", help="of `time`: force an instruction set on ours")
     parser.add_argument("--folder", type=Path, default=Path("bench/runs"))
     options = parser.parse_args()
@@ -247,7 +236,7 @@ def main() -> int:
         options.folder.mkdir(exist_ok=True, parents=True)
         for name in options.names:
             row = finish(RUNS[name], train(RUNS[name], options.folder, split), split)
-            keep(row)
+            keep_row(TABLE, row, RUNS)
             print(row, flush=True)
     elif options.command == "evaluate":
         split = load_cifar10()

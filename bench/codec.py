@@ -12,7 +12,6 @@ encoded one.
 
 from __future__ import annotations
 
-import argparse
 import lzma
 import statistics
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from _measure import Timer, interleave, machine, write_csv
+from _measure import Timer, command_line, conclude, headline, interleave
 from numpy.typing import NDArray
 
 from ternary_ops._native import core
@@ -118,12 +117,8 @@ def measure(pattern: str, density: float, weights: int, rounds: int) -> dict[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, rounds=7, csv=True)
     parser.add_argument("--weights", type=int, default=9 * 512 * 512, help="of each tensor")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--csv", help="file name under bench/results")
     options = parser.parse_args()
     about = {
         "weights": options.weights,
@@ -131,7 +126,7 @@ def main() -> int:
         "numpy": np.__version__,
         "zstandard": zstandard.__version__,
     }
-    print(*(f"{k}: {v}" for k, v in {**machine(), **about}.items()), sep="\n")
+    headline(about)
     print("bytes of one tensor; speeds in million weights a second, median of", options.rounds)
     print(*(f"{name:>{max(8, len(name))}}" for name in COLUMNS), sep="  ")
     rows = []
@@ -140,9 +135,7 @@ def main() -> int:
             row = measure(pattern, density, options.weights, options.rounds)
             print(*(f"{row[name]!s:>{max(8, len(name))}}" for name in COLUMNS), sep="  ")
             rows.append({**row, **about})
-    if options.csv:
-        print("written:", write_csv(options.csv, rows))
-    return 0 if all(row["match"] for row in rows) else 1
+    return conclude(rows, options.csv)
 
 
 if __name__ == "__main__":

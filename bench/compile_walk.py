@@ -22,7 +22,6 @@ The second row counts all calls of the same compile, whatever they are about.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
 from collections.abc import Iterable, Sequence
@@ -32,7 +31,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from _measure import RESULTS, commit, read_rows, write_csv
+from _measure import RESULTS, command_line, commit, read_rows, write_csv
 from torch import Tensor, fx, nn
 
 import ternary_ops as tops
@@ -183,9 +182,7 @@ def walk(everything: bool) -> Walk:
 
 def main() -> int:
     """Print both rows; write them where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--csv", help="file under bench/results that the rows join")
     parser.add_argument("--list", action="store_true", help="the entries of the layer, in order")
     options = parser.parse_args()

@@ -13,17 +13,16 @@ Needs real images: TERNARY_OPS_DATA names the folder.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _measure import machine, write_csv
+from _measure import command_line, headline, write_csv
 
 from ternary_ops import runtime
-from ternary_ops.benchmark import networks
+from ternary_ops.benchmark import pruned_networks
 from ternary_ops.program.interpret import simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
@@ -45,21 +44,18 @@ def compare_nodes(program: runtime.Program, x: Any) -> tuple[int, int]:
 
 def main() -> int:
     """Print and write one row; 0 when both conditions hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, csv=True)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--zeros", type=float, default=0.9)
     parser.add_argument("--size", type=int, help="side of the images (default: the network's)")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--nodes", type=int, default=2, help="images whose every node is compared")
-    parser.add_argument("--csv", help="file name under bench/results")
     options = parser.parse_args()
-    if networks.data_folder() is None:
+    if pruned_networks.data_folder() is None:
         sys.exit("equality needs real images, got none. Set TERNARY_OPS_DATA to the data folder.")
-    net = networks.by_name(options.model, options.zeros, size=options.size)
+    net = pruned_networks.by_name(options.model, options.zeros, size=options.size)
     channels, side = net.x.shape[1:3]
-    x = networks.images(options.images, channels, side)
+    x = pruned_networks.images(options.images, channels, side)
     same, nodes = compare_nodes(net.program, x[: options.nodes].numpy())
     hits = layers = 0
     largest, exact = 0.0, 0
@@ -78,7 +74,7 @@ def main() -> int:
         **{"outputs_exact": exact / count, "max_difference": largest},
         **{"layers_top1": layers / count, "isa": runtime.isa(), "torch": torch.__version__},
     }
-    print(*(f"{k}: {v}" for k, v in {**machine(), **row}.items()), sep="\n")
+    headline(row)
     if options.csv:
         print("written:", write_csv(options.csv, [row]))
     return 0 if same == nodes and row["top1"] >= _LEAST_TOP1 else 1

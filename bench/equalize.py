@@ -12,7 +12,6 @@ Writes bench/results/equalize.csv.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import interleave, ratio, stopwatch, write_csv
+from _measure import command_line, interleave, ratio, stopwatch, write_csv
 from _sr import SETS, by_arrays, pairs
 from sr_train import RUNS, published, samples
 
@@ -55,8 +54,7 @@ def times(programs: dict[str, runtime.Program]) -> dict[str, float]:
 
 def main() -> int:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = command_line(__doc__, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     core().set_num_threads(options.threads)

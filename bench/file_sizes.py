@@ -12,7 +12,6 @@ alone, as the file's coder stores them, and that against their entropy bound. Wr
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import NETWORKS, write_csv
+from _measure import NETWORKS, command_line, write_csv
 from torch import nn
 
 import ternary_ops as tops
@@ -85,9 +84,7 @@ def row(name: str, file: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Print and save the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--zeros", type=float, default=0.9)
     options = parser.parse_args()
     rows = []

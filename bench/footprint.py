@@ -12,7 +12,6 @@ files hold the same weights, and `match` compares their outputs with the float32
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _measure import machine, write_csv
+from _measure import command_line, conclude, machine
 
 # argv: kind, file, input, output. clear_refs sets the peak back to what is resident now: what
 # importing took and gave back would hide what loading takes.
@@ -101,11 +100,11 @@ def measure(model: str, zeros: float, runs: int) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
-    from ternary_ops.benchmark import networks
+    from ternary_ops.benchmark import pruned_networks
     from ternary_ops.benchmark.agreement import agreement
 
-    net = networks.by_name(model, zeros, samples=16)
-    sample = networks.images(16, net.x.shape[1], net.x.shape[2])
+    net = pruned_networks.by_name(model, zeros, samples=16)
+    sample = pruned_networks.images(16, net.x.shape[1], net.x.shape[2])
     core = max(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         folder = Path(name)
@@ -135,13 +134,10 @@ def measure(model: str, zeros: float, runs: int) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Print the table; write it where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, csv=True)
     parser.add_argument("--models", default="resnet18")
     parser.add_argument("--zeros", type=float, default=0.9)
     parser.add_argument("--runs", type=int, default=7, help="processes of each engine")
-    parser.add_argument("--csv", help="file name under bench/results")
     options = parser.parse_args()
     print(*machine().values(), sep="\n")
     rows = []
@@ -154,9 +150,7 @@ def main() -> int:
                 f"  load + first inference {row['start_ms']:7} ms",
                 flush=True,
             )
-    if options.csv:
-        print("written:", write_csv(options.csv, rows))
-    return 0 if all(row["match"] for row in rows) else 1
+    return conclude(rows, options.csv)
 
 
 if __name__ == "__main__":

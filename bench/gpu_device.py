@@ -13,7 +13,6 @@ do_bench, which empties the L2 cache before each run. match: integers bit for bi
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _measure import conclude
+from _measure import command_line, conclude
 from torch import Tensor
 
 from ternary_ops import ops
@@ -176,9 +175,7 @@ def matches(job: Job) -> bool:
 
 def main() -> int:
     """Check, time, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)

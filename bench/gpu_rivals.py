@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _measure import write_csv
+from _measure import command_line, write_csv
 from torch.overrides import TorchFunctionMode
 
 from ternary_ops.gpu import capture, cases, perf_model, report
@@ -174,9 +174,7 @@ COLUMNS = (
 
 def main() -> int:
     """A process a target: gemlite keeps what it learned of its first GPU."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--json", help=argparse.SUPPRESS)
     options = parser.parse_args()

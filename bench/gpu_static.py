@@ -14,12 +14,11 @@ published times, with errors of up to 30 % outside of them: ternary_ops/gpu/perf
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from importlib.metadata import version
 
-from _measure import RESULTS, write_csv
+from _measure import RESULTS, command_line, write_csv
 
 from ternary_ops.gpu import devices, report
 from ternary_ops.gpu.cases import all_cases
@@ -45,9 +44,7 @@ def committed() -> dict[tuple[str, str], report.Limits]:
 
 def main() -> int:
     """Compile, then write or check."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--targets", nargs="+", default=list(devices.TARGETS))
     parser.add_argument("--cases", default="", help="those whose name holds this")

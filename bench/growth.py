@@ -24,6 +24,7 @@ from typing import Any
 from _measure import (
     CLOCKS,
     RESULTS,
+    command_line,
     interleave,
     machine,
     ratio,
@@ -43,14 +44,14 @@ def measure(axis: str, density: float, size: int, options: argparse.Namespace) -
     import torch
 
     from ternary_ops import runtime
-    from ternary_ops.benchmark import baselines, networks, runner
+    from ternary_ops.benchmark import baselines, pruned_networks, runner
     from ternary_ops.benchmark.agreement import agreement
     from ternary_ops.benchmark.timing import torch_threads
 
     zeros = min(1 - density, 0.999)
-    net = networks.by_name(options.model, zeros, size=size, samples=options.samples)
-    sample = networks.images(options.samples, net.x.shape[1], size)
-    seen = networks.images(8, net.x.shape[1], size, start=options.samples)
+    net = pruned_networks.by_name(options.model, zeros, size=size, samples=options.samples)
+    sample = pruned_networks.images(options.samples, net.x.shape[1], size)
+    seen = pruned_networks.images(8, net.x.shape[1], size, start=options.samples)
     x = np.ascontiguousarray(net.x.numpy())
     with torch_threads(1), runtime.num_threads(1), torch.inference_mode():
         found = baselines.engines([options.against], net.dense, net.x, sample, 1)
@@ -117,13 +118,10 @@ def plot(source: Path, target: Path) -> None:
 
 def main() -> int:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, rounds=21)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--against", default="openvino")
     parser.add_argument("--zeros", type=float, default=0.9, help="for the sizes")
-    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--samples", type=int, default=32, help="images to calibrate on")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: see networks.py")
     parser.add_argument("--name", default="growth", help="of the files in bench/results")
@@ -133,7 +131,7 @@ def main() -> int:
     if not options.plot_only:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         print(*machine().values(), sep="\n")
-        from ternary_ops.benchmark.networks import shape_of
+        from ternary_ops.benchmark.pruned_networks import shape_of
 
         side = shape_of(options.model)[1]
         points = [("density", density, side) for density in DENSITIES]

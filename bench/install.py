@@ -11,7 +11,6 @@ ternary_ops.runtime adds to a process that has NumPy, the median of --runs proce
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from _measure import write_csv
+from _measure import command_line, conclude
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORT = """
@@ -82,21 +81,16 @@ def measure(python: str, runs: int, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Print the matrix; write it where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, csv=True)
     parser.add_argument("pythons", nargs="*", default=[sys.executable], help="interpreters")
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--csv", help="file name under bench/results")
     options = parser.parse_args()
     rows = []
     for python in options.pythons:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(python, options.runs, Path(folder)))
         print(*(f"{key}: {value}" for key, value in rows[-1].items()), sep="  ")
-    if options.csv:
-        print("written:", write_csv(options.csv, rows))
-    return 0
+    return conclude(rows, options.csv)
 
 
 if __name__ == "__main__":

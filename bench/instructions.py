@@ -15,7 +15,6 @@ bench/programs with PyTorch; the others were trained (bench/accuracy.py, bench/s
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -26,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _measure import NETWORKS, RESULTS, commit, read_rows, write_csv
+from _measure import NETWORKS, RESULTS, command_line, commit, read_rows, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -163,9 +162,7 @@ def compare(rows: list[dict[str, Any]], name: str) -> int:
 
 def main() -> int:
     """Count, write, compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--write", metavar="FILE", help="file name under bench/results")
     parser.add_argument("--against", metavar="FILE", help="file name under bench/results")
     parser.add_argument("--isa", default="avx2")

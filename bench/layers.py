@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import interleave, ratio, setup, spread, stopwatch, warm, write_csv
+from _measure import conclude, interleave, ratio, setup, spread, stopwatch, warm
 
 from ternary_ops import reference
 from ternary_ops._native import core
@@ -190,9 +190,7 @@ def main() -> int:
                 f" {row['gmac_s']:>7} {row['of_ceiling']:>10}x {row['vs_torch_int8']:>9}x"
                 f" ({row['torch_int8_us']})"
             )
-    if options.csv:
-        print("written:", write_csv(options.csv, rows))
-    return 0 if all(row["match"] for row in rows) else 1
+    return conclude(rows, options.csv)
 
 
 if __name__ == "__main__":

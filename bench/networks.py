@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from _measure import (
     CLOCKS,
     RESULTS,
+    command_line,
     interleave,
     machine,
     ratio,
@@ -57,10 +58,10 @@ class Case(NamedTuple):
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_line(__doc__, rounds=21)
+    parser.add_argument(
+        "--models", default="resnet18", help="comma-separated, see benchmark.pruned_networks"
     )
-    parser.add_argument("--models", default="resnet18", help="comma-separated, see study.networks")
     parser.add_argument("--patterns", default="1x4", help="see above")
     parser.add_argument("--zeros", default="0.9", help="shares, comma-separated")
     parser.add_argument("--size", default="", help="sides of the image (default: the network's)")
@@ -68,7 +69,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", default="1", help="comma-separated")
     parser.add_argument("--against", default="openvino,onnxruntime,torch")
     parser.add_argument("--scope", default="layer", choices=("layer", "global"))
-    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--clock", default="wall", choices=CLOCKS)
     parser.add_argument("--samples", type=int, default=16, help="images to calibrate on")
     parser.add_argument("--images", type=int, default=16, help="images to compare outputs on")
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """All combinations; density does not matter to pattern int8, which comes once."""
-    from ternary_ops.benchmark.networks import shape_of
+    from ternary_ops.benchmark.pruned_networks import shape_of
 
     grids = (options.models, options.patterns, options.zeros, options.batch, options.threads)
     lists = [[part for part in text.split(",") if part] for text in grids]
@@ -124,17 +124,17 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
 
     from ternary_ops import runtime
-    from ternary_ops.benchmark import baselines, networks, runner
+    from ternary_ops.benchmark import baselines, pruned_networks, runner
     from ternary_ops.benchmark.agreement import agreement
     from ternary_ops.benchmark.timing import torch_threads
     from ternary_ops.program import peak
     from ternary_ops.program.shapes import infer, macs
 
-    net = networks.by_name(
+    net = pruned_networks.by_name(
         *(case.model, case.zeros, case.pattern, case.batch, case.size, options.scope),
         samples=options.samples,
     )
-    images = partial(networks.images, channels=net.x.shape[1], size=case.size)
+    images = partial(pruned_networks.images, channels=net.x.shape[1], size=case.size)
     sample, seen = images(options.samples), images(options.images, start=options.samples)
     array, program = np.ascontiguousarray(net.x.numpy()), net.program
     exact = runner.exact(program, array)
@@ -157,7 +157,7 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     always = {
         **{name: round(value, 1) for name, value in vars(peaks).items()},
         **{"scope": options.scope, "images": options.images, "rounds": options.rounds},
-        **{"clock": options.clock, "real_images": networks.data_folder() is not None},
+        **{"clock": options.clock, "real_images": pruned_networks.data_folder() is not None},
         "load": round(os.getloadavg()[0], 2),
     }
     work = Work(sum(macs(program.graph, shapes)), case.threads, peaks)

@@ -12,7 +12,6 @@ printed unless both programs give the same bits.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from _cifar import load_resnet
-from _measure import interleave, machine, ratio, spread, stopwatch, write_csv
+from _measure import command_line, conclude, headline, interleave, ratio, spread, stopwatch
 from torch import nn
 
 import ternary_ops as tops
@@ -96,15 +95,11 @@ def measure(case: Case, zeros: float, rounds: int) -> dict[str, Any]:
 
 def main() -> int:
     """Print the table; write it where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, rounds=21, csv=True)
     parser.add_argument("--weights", type=Path, nargs="*", default=[])
     parser.add_argument("--zeros", type=float, default=0.9)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--csv", help="file name under bench/results")
     options = parser.parse_args()
-    print(*(f"{key}: {value}" for key, value in machine().items()), sep="\n")
+    headline()
     torch.set_num_threads(1)
     rows = []
     with runtime.num_threads(1):
@@ -117,9 +112,7 @@ def main() -> int:
                 f"  {row['speedup']}x  search {row['search_s']} s",
                 flush=True,
             )
-    if options.csv:
-        print("written:", write_csv(options.csv, rows))
-    return 0 if all(row["match"] for row in rows) else 1
+    return conclude(rows, options.csv)
 
 
 if __name__ == "__main__":

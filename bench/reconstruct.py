@@ -9,13 +9,12 @@ the training images; Set5 PSNR on luma. Writes bench/results/reconstruct.csv.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
 
 import torch
-from _measure import write_csv
+from _measure import command_line, write_csv
 from _sr import by_arrays, pairs
 from sr_train import RUNS, published, reconstruct
 
@@ -40,8 +39,7 @@ def psnr(network: sr.SRNetwork) -> float:
 
 def main() -> int:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = command_line(__doc__, threads=1)
     parser.add_argument("--zeros", type=float, nargs="+", default=[0.25, 0.5, 0.75])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

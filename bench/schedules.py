@@ -25,7 +25,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from _measure import RESULTS, read_rows, write_csv
+from _measure import RESULTS, command_line, read_rows, write_csv
 from torch import nn
 
 from ternary_ops.data.classification import Split
@@ -186,13 +186,10 @@ def draw(groups: dict[tuple[str, ...], dict[str, dict[str, float]]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, threads=1)
     parser.add_argument("command", choices=("run", "report"))
     parser.add_argument("network", nargs="?", choices=tuple(GRIDS), default="fashion")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     from _fashion import INSTALLED
 
     parser.add_argument("--fashion", type=Path, default=INSTALLED)

@@ -15,12 +15,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from _measure import conclude, interleave, ratio, setup, spread, stopwatch
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+from cases import attention, esa, hf_attention, sr_gate
 
 from ternary_ops import ops, reference
 from ternary_ops._native import core
@@ -41,65 +46,53 @@ class Case(NamedTuple):
     wanted: Callable[[Any], Any]
 
 
-def layers(shapes: list[tuple[int, int, int]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Random weights [O, I, K, K] and biases."""
-    torch.manual_seed(0)
-    weights = [torch.randn(o, i, k, k) / (i * k * k) ** 0.5 for o, i, k in shapes]
-    return weights, [torch.randn(len(w)) for w in weights]
+def tensors(arrays: list[Any]) -> list[Tensor]:
+    return [torch.from_numpy(array) for array in arrays]
 
 
-def esa(channels: int, inner: int, convolutions: int) -> Case:
-    """Products on the pooled map, a 36th of a pixel each, count too."""
-    shapes = [(inner, channels, 1), (inner, inner, 1), (inner, inner, 3)]
-    shapes += [(inner, inner, 3)] * convolutions + [(channels, inner, 1)]
-    weights, biases = layers(shapes)
-    arrays = [[t.numpy() for t in tensors] for tensors in (weights, biases)]
-    share = [1.0, 1.0, 0.25, *[1 / 36] * convolutions, 1.0]
-    products = sum(s * w.numel() for s, w in zip(share, weights, strict=True))
+def of_esa(shape: esa.EsaShape) -> Case:
+    """One block of EFDN or RLFN."""
+    arrays = attention.layers(shape.layers)
+    weights, biases = map(tensors, arrays)
     return Case(
-        *(channels, products),
+        *(shape.channels, shape.products),
         lambda x: ops.esa(x, weights, biases),
         lambda x: composed_esa(x, weights, biases),
         lambda x: reference.esa(x, *arrays),
     )
 
 
-def hfab(channels: int, inner: int, blocks: int) -> Case:
-    """As FMEN builds it."""
-    shapes = [(inner, channels, 3), *[(inner, inner, 3)] * (2 * blocks), (channels, inner, 3)]
-    slopes = [0.1, *[0.1, 1.0] * blocks]
-    weights, biases = layers(shapes)
-    w, b = ([t.numpy() for t in tensors] for tensors in (weights, biases))
+def of_hf_attention(shape: hf_attention.HfShape) -> Case:
+    """One block of FMEN."""
+    arrays = attention.layers(shape.layers)
+    weights, biases = map(tensors, arrays)
     return Case(
-        *(channels, float(sum(w.numel() for w in weights))),
-        lambda x: ops.hf_attention(x, weights, biases, slopes),
-        lambda x: composed_hf(x, weights, biases, slopes),
-        lambda x: reference.hf_attention(x, w, b, slopes),
+        *(shape.chain[0], shape.products),
+        lambda x: ops.hf_attention(x, weights, biases, shape.slopes),
+        lambda x: composed_hf(x, weights, biases, shape.slopes),
+        lambda x: reference.hf_attention(x, *arrays, shape.slopes),
     )
 
 
-def span(channels: int) -> Case:
+def of_sr_gate(shape: sr_gate.GateShape) -> Case:
     """The sum is another map, as for SPAN it is the convolution before it."""
-    torch.manual_seed(1)
-    gate = torch.randn(1, channels, HEIGHT, WIDTH)
+    gate = torch.from_numpy(shape.operands()[1])
 
     def part(x: Any) -> Tensor:
         return gate[..., : x.shape[2], : x.shape[3]].contiguous()
 
     return Case(
-        *(channels, 0.0),
-        lambda x: ops.sr_gate(x, part(x), offset=0.5),
-        lambda x: composed(x, part(x), offset=0.5),
-        lambda x: reference.sr_gate(x, part(x).numpy(), offset=0.5),
+        *(shape.x[1], shape.products),
+        lambda x: ops.sr_gate(x, part(x), **shape.options),
+        lambda x: composed(x, part(x), **shape.options),
+        lambda x: reference.sr_gate(x, part(x).numpy(), **shape.options),
     )
 
 
 CASES = {
-    "ESA 48, 12 (EFDN)": esa(48, 12, 3),
-    "ESA 52, 16 (RLFN)": esa(52, 16, 1),
-    "HFAB 50, 16, 1 (FMEN-S)": hfab(50, 16, 1),
-    "HFAB 50, 12, 2 (FMEN-S)": hfab(50, 12, 2),
-    "gate 48 (SPAN)": span(48),
+    **{name: of_esa(shape) for name, shape in esa.CASE.bench},
+    **{name: of_hf_attention(shape) for name, shape in hf_attention.CASE.bench},
+    **{name: of_sr_gate(shape) for name, shape in sr_gate.CASE.bench},
 }
 
 

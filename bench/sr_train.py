@@ -14,7 +14,6 @@ and BSD100, from the program file alone, beside those of the float network it co
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -25,8 +24,9 @@ from typing import Any
 
 import torch
 from _cifar import folder
+from _experiment import Experiment, keep_row
 from _graphics import drawings
-from _measure import RESULTS, read_rows, write_csv
+from _measure import command_line
 from _narrow import narrowed
 from _sr import FILES, SETS, by_arrays, pairs, training_images
 
@@ -43,15 +43,11 @@ KEPT = {2: (0.05, 0.35), 4: (0.2, 0.35)}  # chroma and rounding with which no fl
 
 
 @dataclass(frozen=True)
-class Run:
-    """weights: published file it starts from, and which teaches. config: of all but head and tail,
-    which are dense 8-bit. fine: layers that read uint11. channels: what an FMEN's trunk keeps.
+class Run(Experiment[sr.SRTrainConfig]):
+    """start: published file, which teaches too. config: of all but head and tail, which are dense
+    8-bit. fine: layers that read uint11. channels: what an FMEN's trunk keeps.
     """
 
-    name: str
-    weights: str
-    config: tops.TernaryConfig
-    course: sr.SRTrainConfig
     fine: tuple[str, ...] = ()
     channels: int | None = None
 
@@ -117,7 +113,7 @@ def published(run: Run) -> sr.SRNetwork:
     changes no digit of what it makes: images of 0..255 and maps of up to 2e7 leave weights of 1e-6,
     which no optimizer with one rate for all leaves alone.
     """
-    network = sr.load(folder() / "sr_weights" / run.weights)
+    network = sr.load(folder() / "sr_weights" / run.start)
     if isinstance(network, sr.FMEN):
         first = sr.Patches(training_images()[:8], network.scale, 64).batch(0, 8, 1)[0]
         sr.to_unit_range_(network)
@@ -247,12 +243,9 @@ def evaluate(name: str) -> None:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, threads=1)
     parser.add_argument("command", choices=("list", "train", "evaluate", "bundle"))
     parser.add_argument("names", nargs="*", help="runs, as `list` prints them")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("bench/runs"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -265,11 +258,10 @@ def main() -> int:
         return 0
     for run in RUNS.values() if options.command == "list" else map(RUNS.__getitem__, options.names):
         if options.command == "list":
-            print(f"{run.name:30} {run.course.steps} steps from {run.weights}")
+            print(f"{run.name:30} {run.course.steps} steps from {run.start}")
         else:
             row = finish(run, train(run, options.folder))
-            rows = [old for old in read_rows(RESULTS / TABLE) if old["run"] != run.name]
-            write_csv(TABLE, [*rows, row])
+            keep_row(TABLE, row, RUNS)
             print(row, flush=True)
     return 0
 

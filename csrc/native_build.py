@@ -3,7 +3,8 @@
 
 Every source is compiled with the same flags: the instruction sets are chosen by target pragmas
 inside the translation units. Only csrc/bind sees Python's and pybind11's headers, so that a new
-build environment recompiles that folder alone. Objects stay under build/native-<flavor>.
+build environment recompiles that folder alone; it is one translation unit. Objects stay under
+build/native-<flavor>.
 
 Environment: CXX (or CC), CXXFLAGS, LDFLAGS; TERNARY_OPS_DEBUG=1 for -O0 -g;
 TERNARY_OPS_SANITIZE=address,undefined (or thread); TERNARY_OPS_EMULATE=1 to run the AVX-512 kernels
@@ -107,6 +108,12 @@ class Flavor:
             ]
         return flags + shlex.split(os.environ.get("CXXFLAGS", ""))
 
+    def binding_flags(self) -> list[str]:
+        """Flags of csrc/bind beside those of all: it runs once a call, and optimizing pybind11's
+        templates would take a tenth of the build.
+        """
+        return [] if self.debug else ["-O1"]
+
     def link_flags(self) -> list[str]:
         """Flags of every link."""
         flags = ["-pthread"]
@@ -122,20 +129,21 @@ class NinjaFile:
     flavor: Flavor
     lines: list[str] = field(default_factory=list)
     folder: Path = field(init=False)
+    cxx: str = field(init=False)  # the compiler's command
 
     def __post_init__(self) -> None:
         """Write the rules."""
         self.folder = ROOT / "build" / f"native-{self.flavor.name}"
         target = self.flavor.target
-        cxx = shlex.join([f"{target}-g++"] if target else compiler())
+        self.cxx = shlex.join([f"{target}-g++"] if target else compiler())
         self.lines += [
             "rule compile",
-            f"  command = {_escape(cxx)} -MMD -MF $out.d $flags -c $in -o $out",
+            f"  command = {_escape(self.cxx)} -MMD -MF $out.d $flags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",
             "rule link",
-            f"  command = {_escape(cxx)} $in -o $out $flags",
+            f"  command = {_escape(self.cxx)} $in -o $out $flags",
             "  description = link $out",
         ]
 
@@ -167,7 +175,10 @@ class NinjaFile:
         with _exclusive(self.folder / "lock"):
             file = self.folder / "build.ninja"
             file.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
-            command = [os.path.join(ninja.BIN_DIR, "ninja"), "-f", str(file), *map(str, targets)]
+            ninja_path, jobs = os.path.join(ninja.BIN_DIR, "ninja"), _processors()
+            count = sum(": compile " in line for line in self.lines)
+            print(f"compiling what changed of {count} files: {self.cxx}, {jobs} jobs", flush=True)
+            command = [ninja_path, "-j", str(jobs), "-f", str(file), *map(str, targets)]
             if subprocess.call(command, cwd=self.folder) != 0:
                 raise SystemExit("compiling csrc/ failed; the compiler's messages are above")
 
@@ -183,9 +194,9 @@ def build_module(out: Path) -> None:
         sysconfig.get_path("platinclude"),
         pybind11.get_include(),
     }
-    python_flags = [f"-I{path}" for path in sorted(includes)]
+    flags = [f"-I{path}" for path in sorted(includes)] + ninja_file.flavor.binding_flags()
     objects = [ninja_file.compile(source) for source in _library_sources()]
-    objects += [ninja_file.compile(source, python_flags, tag) for source in _binding_sources()]
+    objects.append(ninja_file.compile(_binding_unit(ninja_file.folder), flags, tag))
     shared = (
         ["-shared"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
     )
@@ -211,12 +222,23 @@ def build_tests(flavor: Flavor) -> list[Path]:
 
 
 def _library_sources() -> list[Path]:
-    bindings = _binding_sources()
-    return [path for path in sorted(SOURCES.rglob("*.cpp")) if path not in bindings]
+    return [path for path in sorted(SOURCES.rglob("*.cpp")) if path.parent != SOURCES / "bind"]
 
 
-def _binding_sources() -> list[Path]:
-    return sorted((SOURCES / "bind").glob("*.cpp"))
+def _binding_unit(folder: Path) -> Path:
+    # One unit: pybind11's headers and templates take many times as long as what they bind.
+    sources = sorted((SOURCES / "bind").glob("*.cpp"))
+    unit, text = folder / "bind.cpp", "".join(f'#include "bind/{s.name}"\n' for s in sources)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not unit.exists() or unit.read_text(encoding="utf-8") != text:
+        unit.write_text(text, encoding="utf-8")
+    return unit
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _escape(text: str) -> str:

@@ -120,7 +120,7 @@ MODULES = {
     "study.data": "data.classification",
     "study.images": "data.image_folder",
     "study.isolated": "benchmark.torch_free_process",
-    "study.networks": "benchmark.networks",
+    "study.networks": "benchmark.pruned_networks",
     "study.own": "study.user_code",
     "study.ranks": "train.distributed",
     "study.rivals": "benchmark.baselines",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +113,7 @@ CASES: dict[str, tuple[Callable[[], object], type[TernaryOpsError], str]] = {
     "plan channels": (
         lambda: tops.plan(net(), auto=True, budget=Budget(ms=5.0), batches=[WIDE]),
         S,
-        r"\[N, 3, H, W\], got \[2, 5",
+        r"\[N, 3, H, W\] of TernaryConv2d, got \[2, 5",
     ),
     "plan values": (lambda: Plan.from_dict({"a": 1}), C, "to_dict"),
     "config values": (lambda: tops.TernaryConfig.from_dict(wrong(5)), C, "Mapping, got 5"),
@@ -231,5 +233,18 @@ def test_files_of_another_kind_say_so(tmp_path: Path) -> None:
 
 def test_the_form_of_every_message() -> None:
     assert need("a share", 5, "Correct it.") == "expected a share, got 5;\n  Correct it."
-    with pytest.raises(S, match="^expected this program takes"):
+    with pytest.raises(S, match=r"^expected an input \[.* of this program"):
         tops.compile(net(), X)(np.zeros((1, 5, 9, 9), np.float32))
+
+
+def test_messages_name_things_not_clauses() -> None:
+    """What is expected is a noun: "expected a use of every value, got node 3 that is not"."""
+    clause = re.compile(r"\b(needs?|takes?|must|belongs?|goes)\b|^\W*[\w{}'.! ]+ (is|are|has) ")
+    wrong = []
+    for path in sorted(Path(tops.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "need":
+                said = ast.unparse(node.args[0])
+                if clause.search(said) and " that " not in said and " which " not in said:
+                    wrong.append(f"{path.name}: {said}")
+    assert not wrong

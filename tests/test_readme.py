@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -68,13 +67,6 @@ def test_commands_and_extras_that_are_named_exist(page: Path) -> None:
     for group in re.findall(r"'\.\[([a-z,]+)\]'", text):
         for extra in group.split(","):
             assert re.search(rf"^{extra} = \[", extras, re.MULTILINE), extra
-
-
-def test_python_in_readme_is_python() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for code in blocks:
-        ast.parse(code)
 
 
 def test_public_names_in_readme_exist() -> None:

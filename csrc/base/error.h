@@ -22,4 +22,8 @@ class Error : public std::runtime_error {
   ErrorKind kind;
 };
 
+// Throws "expected `what`, got `got`;\n  `todo`", as ternary_ops.errors.need words it.
+[[noreturn]] void fail(ErrorKind kind, const std::string& what, const std::string& got,
+                       const std::string& todo);
+
 }  // namespace tops

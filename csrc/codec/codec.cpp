@@ -20,7 +20,8 @@ constexpr size_t kQuad = 4;
 // A block ends with the first row that completes this many quads (kBytes: bytes).
 constexpr size_t kBlock = size_t{1} << 18;
 
-// Is this quad occupied? Context: the quad before it, and the same place in the three rows before.
+// Whether a quad is occupied. Context: the quad before it, and the same place in the three rows
+// before.
 struct Occupancy {
   BitModel model[16];
   void loosen() {
@@ -193,15 +194,13 @@ size_t total_values(const std::vector<CodecShape>& shapes) {
   size_t total = 0;
   for (const CodecShape& s : shapes) {
     size_t n = 0;
-    if (s.kind == CodecKind::kBytes && s.width > kMaxCodecColumns) {
-      throw Error(ErrorKind::kFormatError, "payload: at most " + std::to_string(kMaxCodecColumns) +
-                                               " byte columns, got " + std::to_string(s.width) +
-                                               ".");
-    }
-    if (__builtin_mul_overflow(s.rows, s.width, &n) || __builtin_add_overflow(total, n, &total)) {
-      throw Error(ErrorKind::kFormatError,
-                  "payload: shapes whose sizes fit in memory, got an overflow.");
-    }
+    if (s.kind == CodecKind::kBytes && s.width > kMaxCodecColumns)
+      fail(ErrorKind::kFormatError,
+           "a payload of at most " + std::to_string(kMaxCodecColumns) + " byte columns",
+           std::to_string(s.width), kDamaged);
+    if (__builtin_mul_overflow(s.rows, s.width, &n) || __builtin_add_overflow(total, n, &total))
+      fail(ErrorKind::kFormatError, "a payload whose shapes fit in memory", "an overflow",
+           kDamaged);
   }
   return total;
 }
@@ -218,10 +217,10 @@ void check_ternary(size_t tensor, const int8_t* w, size_t n) {
   for (size_t i = 0; i < n; ++i) valid &= w[i] >= -1 && w[i] <= 1;
   if (valid) return;
   const size_t at = std::find_if(w, w + n, [](int8_t v) { return v < -1 || v > 1; }) - w;
-  throw Error(ErrorKind::kBadWeights, "codes -1, 0 or 1, got " + std::to_string(w[at]) +
-                                          " at position " + std::to_string(at) + " of tensor " +
-                                          std::to_string(tensor) +
-                                          ".\n  Quantize the weights first.");
+  fail(ErrorKind::kBadWeights, "codes -1, 0 or 1",
+       std::to_string(w[at]) + " at position " + std::to_string(at) + " of tensor " +
+           std::to_string(tensor),
+       "Quantize the weights first.");
 }
 
 template <Form kForm>
@@ -233,9 +232,9 @@ void decode(const uint8_t* payload, size_t size, const std::vector<CodecShape>& 
   const uint8_t* end = payload + size;
   const bool only_padding = std::all_of(next, end, [](uint8_t b) { return b == 0; });
   if (next != end && !(only_padding && size == least_size(total_values(shapes)))) {
-    throw Error(ErrorKind::kFormatError, "payload: " + std::to_string(next - payload) +
-                                             " bytes are used, got " + std::to_string(size) +
-                                             ".\n  The file is damaged: fetch it again.");
+    fail(ErrorKind::kFormatError,
+         "a payload of the " + std::to_string(next - payload) + " bytes that are used",
+         std::to_string(size) + " bytes", kDamaged);
   }
 }
 
@@ -245,7 +244,7 @@ CodecKind codec_kind(const std::string& name) {
   if (name == "ternary") return CodecKind::kTernary;
   if (name == "int8") return CodecKind::kInt8;
   if (name == "bytes") return CodecKind::kBytes;
-  throw Error(ErrorKind::kFormatError, "a payload kind ternary, int8 or bytes, got " + name + ".");
+  fail(ErrorKind::kFormatError, "a payload of kind ternary, int8 or bytes", name, kDamaged);
 }
 
 std::vector<uint8_t> codec_encode(const std::vector<CodecShape>& shapes,
@@ -265,10 +264,10 @@ std::vector<uint8_t> codec_encode(const std::vector<CodecShape>& shapes,
 void codec_check(const std::vector<CodecShape>& shapes, size_t size) {
   const size_t total = total_values(shapes);
   if (size < least_size(total)) {
-    throw Error(ErrorKind::kFormatError,
-                "payload: " + std::to_string(total) + " values need at least " +
-                    std::to_string(least_size(total)) + " bytes, got " + std::to_string(size) +
-                    ".\n  The file is damaged: fetch it again.");
+    fail(ErrorKind::kFormatError,
+         "a payload of at least " + std::to_string(least_size(total)) + " bytes for " +
+             std::to_string(total) + " values",
+         std::to_string(size), kDamaged);
   }
 }
 

@@ -2,7 +2,6 @@
 #include "codec/rans.h"
 
 #include <algorithm>
-#include <string>
 
 #include "base/error.h"
 
@@ -29,8 +28,7 @@ void Writer::end_block() {
 }
 
 void Reader::damaged(const char* what) {
-  throw Error(ErrorKind::kFormatError,
-              std::string("payload: ") + what + ".\n  The file is damaged: fetch it again.");
+  fail(ErrorKind::kFormatError, "a whole payload", what, kDamaged);
 }
 
 }  // namespace tops::codec

@@ -21,6 +21,7 @@ namespace tops::codec {
 
 constexpr uint64_t kStateFloor = 1ull << 31;
 constexpr int kWordBytes = 4;
+constexpr char kDamaged[] = "The file is damaged: fetch it again.";
 
 class Writer {
  public:
@@ -58,11 +59,11 @@ class Reader {
     const uint64_t low = word();
     state_ = low | static_cast<uint64_t>(word()) << 32;
     if (state_ < kStateFloor || state_ >> 63)
-      damaged("a block of the payload starts with an impossible state");
+      damaged("a block that starts with an impossible state");
   }
 
   void end_block() const {
-    if (state_ != kStateFloor) damaged("a block of the payload ends in the wrong state");
+    if (state_ != kStateFloor) damaged("a block that ends in the wrong state");
   }
 
   const uint8_t* next() const { return next_; }
@@ -107,7 +108,7 @@ class Reader {
   }
 
   uint32_t word() {
-    if (end_ - next_ < kWordBytes) damaged("the payload ends before its last weight");
+    if (end_ - next_ < kWordBytes) damaged("one that ends before its last weight");
     const uint32_t w = peek();
     next_ += kWordBytes;
     return w;

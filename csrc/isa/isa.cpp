@@ -90,17 +90,14 @@ std::vector<IsaReport> make_report() {
 }
 
 const KernelTable& checked(const std::string& name) {
-  std::string have;
+  std::string usable, why;
   for (const IsaReport& r : isa_report()) {
-    if (r.name == name) {
-      if (r.reason.empty()) return *table_of(name);
-      throw Error(ErrorKind::kUnsupportedDevice,
-                  "instruction set '" + name + "' cannot be used here: " + r.reason + ".");
-    }
-    if (r.reason.empty()) have += (have.empty() ? "" : ", ") + r.name;
+    if (r.name == name && r.reason.empty()) return *table_of(name);
+    if (r.name == name) why = ": " + r.reason;
+    if (r.reason.empty()) usable += (usable.empty() ? "" : ", ") + r.name;
   }
-  throw Error(ErrorKind::kUnsupportedDevice, "need the name of an instruction set, got '" + name +
-                                                 "'.\n  Usable here: " + have + ".");
+  fail(ErrorKind::kUnsupportedDevice, "an instruction set that can be used here",
+       "'" + name + "'" + why, "Use one of " + usable + ".");
 }
 
 const KernelTable& best() {

@@ -24,3 +24,10 @@
 #else
 #define TOPS_INLINE inline __attribute__((always_inline))
 #endif
+
+// Compiled once, neither inlined nor copied for constant arguments.
+#if defined(__clang__)
+#define TOPS_OUTLINE __attribute__((noinline))
+#else
+#define TOPS_OUTLINE __attribute__((noinline, noclone))
+#endif

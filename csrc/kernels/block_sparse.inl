@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolution with float weights of which most are absent. R = 1, 2 or 4 output channels share an
+// Convolution with sparse float weights. R = 1, 2 or 4 output channels share an
 // entry (one input channel at one tap), so that a vector of pixels, loaded once, meets R weights:
 //   acc[r][v] += w[entry][r] * x[pixels + v * kLanes + offset(entry)]
 // R channels x block_vectors<R>() vectors stay in registers. With R = 4 it is the multipliers that
@@ -48,8 +48,8 @@ static void block_tile(const ConvArgs& a, const EpilogueOp& finish, const BlockP
     block_sums<R, NV>(x, panel.offsets + at, panel.weights + at * R,
                       panel.row_ptr[g + 1] - panel.row_ptr[g], acc + g * R * NV);
   }
-  finish_tile<Weights::kFloat, NV>(a, finish, acc, o, p);
-  if (o + 4 < a.outputs) finish_tile<Weights::kFloat, NV>(a, finish, acc + 4 * NV, o + 4, p);
+  for (int64_t i = 0; i < kBlock && o + i < a.outputs; i += 4)
+    finish_general<Weights::kFloat>(a, finish, acc + i * NV, NV, o + i, p);
 }
 
 template <int R, int NV>

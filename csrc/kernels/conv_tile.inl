@@ -116,60 +116,86 @@ static TOPS_INLINE void finish_direct(const ConvArgs& a, const EpilogueOp& finis
   }
 }
 
+static TOPS_INLINE const uint8_t* operand_at(const OperandArgs& x, int64_t o) {
+  return x.data ? x.data + (x.is_float ? o : o / 4) * x.channel_stride : nullptr;
+}
+
+// One vector of channels [o, o + channels), whose accumulators lie `apart` vectors from each other.
+template <Weights W>
+static TOPS_INLINE void finish_vector(const ConvArgs& a, const EpilogueOp& finish, const V::I* acc,
+                                      int64_t apart, int64_t o, const OutputView& s) {
+  V::F f[4];
+  for (int j = 0; j < 4; ++j)
+    f[j] = V::mulf(to_float<W>(acc[j * apart]), V::set1f(a.epilogue.scale[o + j]));
+  finish(f, o, min64(4, a.outputs - o), s);
+}
+
+template <Weights W>
+static TOPS_INLINE void finish_in_place(const ConvArgs& a, const EpilogueOp& finish,
+                                        const V::I* acc, int64_t vectors, int64_t o, int64_t p) {
+  uint8_t* const y = a.y.data + (a.y.is_float ? o : o / 4) * a.y.channel_stride;
+  const uint8_t *const r = operand_at(a.residual, o), *const g = operand_at(a.gate, o);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t at = p + v * V::kLanes, packet = (a.y.origin + at) * 4;
+    if (at >= a.pixels) break;
+    finish_vector<W>(a, finish, acc + v, vectors, o,
+                     {y + packet, a.y.channel_stride, r ? r + packet : nullptr,
+                      a.residual.channel_stride, g ? g + packet : nullptr, a.gate.channel_stride,
+                      V::bits_at(a.y.valid, at), a.pixels - at});
+  }
+}
+
+// Packets of an operand to where they are staged.
+static void stage(const ConvArgs& a, const OperandArgs& x, int64_t o, uint8_t* staged,
+                  int64_t vectors, int64_t p) {
+  const uint8_t* const from = operand_at(x, o);
+  const int64_t channels = x.is_float ? min64(4, a.outputs - o) : 1;
+  for (int64_t j = 0; from && j < channels; ++j)
+    move_segments<false>(a, const_cast<uint8_t*>(from) + j * x.channel_stride,
+                         staged + j * vectors * V::kLanes * 4, p, vectors * V::kLanes);
+}
+
+template <Weights W>
+static TOPS_INLINE void finish_staged(const ConvArgs& a, const EpilogueOp& finish, const V::I* acc,
+                                      int64_t vectors, int64_t o, int64_t p) {
+  Staging staging;
+  const int64_t stride = vectors * V::kLanes * 4;
+  stage(a, a.residual, o, staging.r, vectors, p);
+  stage(a, a.gate, o, staging.g, vectors, p);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t packet = v * V::kLanes * 4;
+    finish_vector<W>(
+        a, finish, acc + v, vectors, o,
+        {staging.y + packet, stride, a.residual.data ? staging.r + packet : nullptr, stride,
+         a.gate.data ? staging.g + packet : nullptr, stride, V::kAll, V::kLanes});
+  }
+  uint8_t* const y = a.y.data + (a.y.is_float ? o : o / 4) * a.y.channel_stride;
+  for (int64_t j = 0; j < (a.y.is_float ? min64(4, a.outputs - o) : 1); ++j)
+    move_segments<true>(a, y + j * a.y.channel_stride, staging.y + j * stride, p,
+                        vectors * V::kLanes);
+}
+
+// Any output, residual and gate. One function for tiles of all sizes: inlined into each of them it
+// would be most of what is compiled.
+template <Weights W>
+static TOPS_OUTLINE void finish_general(const ConvArgs& a, const EpilogueOp& finish,
+                                        const V::I* acc, int64_t vectors, int64_t o, int64_t p) {
+  if (a.y.valid)
+    finish_in_place<W>(a, finish, acc, vectors, o, p);
+  else
+    finish_staged<W>(a, finish, acc, vectors, o, p);
+}
+
 // Runs the epilogue of NV vectors of channels [o, o + 4), whose accumulators lie at acc[channel *
 // NV + v].
 template <Weights W, int NV>
 static TOPS_INLINE void finish_tile(const ConvArgs& a, const EpilogueOp& finish, const V::I* acc,
                                     int64_t o, int64_t p) {
-  if (a.y.valid && !a.y.is_float && !a.residual.is_float && !a.gate.data)
-    return finish_direct<W, NV>(a, finish, acc, o, p);
-  const int64_t planes = min64(4, a.outputs - o);
-  const int64_t out_plane = a.y.is_float ? o : o / 4, res_plane = a.residual.is_float ? o : o / 4;
-  uint8_t* const y = a.y.data + out_plane * a.y.channel_stride;
-  const uint8_t* const r =
-      a.residual.data ? a.residual.data + res_plane * a.residual.channel_stride : nullptr;
-  const bool float_gate = a.gate.is_float;
-  const uint8_t* const g =
-      a.gate.data ? a.gate.data + (float_gate ? o : o / 4) * a.gate.channel_stride : nullptr;
-  const float* const scale = a.epilogue.scale + o;
-  Staging staging;
-  constexpr int64_t kBytes = NV * V::kLanes * 4;
-  if (!a.y.valid && r)
-    for (int64_t j = 0; j < (a.residual.is_float ? planes : 1); ++j)
-      move_segments<false>(a, const_cast<uint8_t*>(r) + j * a.residual.channel_stride,
-                           staging.r + j * kBytes, p, NV * V::kLanes);
-  if (!a.y.valid && g)
-    for (int64_t j = 0; j < (float_gate ? planes : 1); ++j)
-      move_segments<false>(a, const_cast<uint8_t*>(g) + j * a.gate.channel_stride,
-                           staging.g + j * kBytes, p, NV * V::kLanes);
-  for (int v = 0; v < NV; ++v) {
-    const int64_t at = p + v * V::kLanes;
-    OutputView s;
-    if (a.y.valid) {
-      const int64_t packet = (a.y.origin + at) * 4;
-      s.y = y + packet;
-      s.y_stride = a.y.channel_stride;
-      s.r = r ? r + packet : nullptr;
-      s.r_stride = a.residual.channel_stride;
-      s.g = g ? g + packet : nullptr;
-      s.g_stride = a.gate.channel_stride;
-      s.bits = V::bits_at(a.y.valid, at);
-      s.n = a.pixels - at;
-      if (s.n <= 0) break;
-    } else {
-      const int64_t packet = v * V::kLanes * 4;
-      s.y = staging.y + packet;
-      s.r = r ? staging.r + packet : nullptr;
-      s.g = g ? staging.g + packet : nullptr;
-      s.y_stride = s.r_stride = s.g_stride = kBytes;
-      s.bits = V::kAll;
-      s.n = V::kLanes;
-    }
-    V::F f[4];
-    for (int j = 0; j < 4; ++j) f[j] = V::mulf(to_float<W>(acc[j * NV + v]), V::set1f(scale[j]));
-    finish(f, o, planes, s);
+  if constexpr (W != Weights::kFloat) {  // float sums make floats
+    if (a.y.valid && !a.y.is_float && !a.residual.is_float && !a.gate.data)
+      return finish_direct<W, NV>(a, finish, acc, o, p);
   }
-  if (!a.y.valid)
-    for (int64_t j = 0; j < (a.y.is_float ? planes : 1); ++j)
-      move_segments<true>(a, y + j * a.y.channel_stride, staging.y + j * kBytes, p, NV * V::kLanes);
+  // A copy: the original, whose address nobody takes, stays in registers.
+  const EpilogueOp own = finish;
+  finish_general<W == Weights::kFloat ? W : Weights::kInt8>(a, own, acc, NV, o, p);
 }

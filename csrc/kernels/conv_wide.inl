@@ -119,8 +119,10 @@ struct WideChunk {
   int64_t o, k0, k1;
 };
 
-static TOPS_INLINE void finish_run(const ConvArgs& a, const EpilogueOp& f, const V::I* acc,
-                                   int64_t o, int64_t packet, int64_t n) {
+// The epilogue of a run of n pixels; compiled once for tiles of all sizes.
+static TOPS_OUTLINE void finish_run(const ConvArgs& a, const V::I* acc, int64_t o, int64_t packet,
+                                    int64_t n) {
+  const EpilogueOp f(a);
   for (int64_t j = 0; j < n; j += 4) {
     finish_pixels(a, f, acc + 2 * j, o, packet + j, min64(4, n - j));
     if (o + V::kLanes < a.outputs)
@@ -148,12 +150,11 @@ static void wide_tile(const ConvArgs& a, const WideChunk& c, const WideTile& t, 
     __builtin_memcpy(kept, acc, sizeof(acc));
     return;
   }
-  const EpilogueOp finish(a.epilogue, false, false, false, 0);
   if (t.packet2 == t.packet + P / 2) {
-    finish_run(a, finish, acc, c.o, t.packet, P);
+    finish_run(a, acc, c.o, t.packet, P);
   } else {
-    finish_run(a, finish, acc, c.o, t.packet, P / 2);
-    finish_run(a, finish, acc + 2 * (P / 2), c.o, t.packet2, P - P / 2);
+    finish_run(a, acc, c.o, t.packet, P / 2);
+    finish_run(a, acc + 2 * (P / 2), c.o, t.packet2, P - P / 2);
   }
 }
 

@@ -34,13 +34,13 @@ constexpr float kFineParts = 8.0f;
 
 enum class Weights : int32_t { kTernary = 0, kInt8 = 1, kFloat = 2 };
 
-// One occupied quad (or one float weight) of one output channel.
+// One nonzero quad (or float weight) of one output channel.
 struct Entry {
   int32_t offset;  // in packets, from the first input packet of an output pixel
   int32_t weight;  // four int8, or the bits of a float
 };
 
-// The same place of two neighboring output channels, where most quads are occupied: they share what
+// The same place of two neighboring output channels, where most quads are nonzero: they share what
 // is read there.
 struct PairEntry {
   int32_t offset;
@@ -75,7 +75,7 @@ struct Epilogue {
   const float* slope;    // [O] of what is negative then, in place of bounds; or null
   float inv;             // 1 / output scale
   int32_t zero_point;    // of the output
-  bool capped;           // may a scaled sum pass 2**30, where the conversion to int32 ends?
+  bool capped;           // whether a scaled sum may pass 2**30, where the conversion to int32 ends
   uint8_t qlo, qhi;      // the bounds as codes: rounding is monotone, so clamping codes is the same
   float res_scale;
   int32_t res_zero_point;
@@ -233,7 +233,7 @@ struct FakeLanes {
   float rounding[kCount], below[kCount], above[kCount];
 };
 
-// Densities (fractions of occupied quads) below which the sparse loop is the faster one: where the
+// Densities (fractions of nonzero quads) below which the sparse loop is the faster one: where the
 // two met when measured on every stage of a ResNet. More than 1: it always is.
 struct SparseBelow {
   double ternary, pointwise;  // filters of several taps, of one

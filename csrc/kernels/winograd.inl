@@ -35,7 +35,7 @@ static void winograd_finish(const ConvArgs& a, const ConvArgs* b, const uint8_t*
         first[j] = V::as_i(V::addf(V::addf(m0, m1), m2));
         second[j] = V::as_i(V::subf(V::subf(m1, m2), m3));
       }
-      finish_tile<Weights::kFloat, 1>(a, finish, first, o, p);
-      if (b) finish_tile<Weights::kFloat, 1>(*b, finish, second, o, p);
+      finish_in_place<Weights::kFloat>(a, finish, first, 1, o, p);
+      if (b) finish_in_place<Weights::kFloat>(*b, finish, second, 1, o, p);
     }
 }

@@ -7,8 +7,8 @@
 namespace tops {
 namespace {
 
-// Could any output, as a multiple of the output scale, reach 2**30? Not with a real network's
-// scales.
+// Whether any output, as a multiple of the output scale, could reach 2**30. Not with a real
+// network's scales.
 bool may_pass_cap(const ConvSpec& spec, const std::vector<float>& scale,
                   const std::vector<float>& bias) {
   const Requantize& q = spec.requantize;

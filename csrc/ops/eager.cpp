@@ -22,15 +22,17 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 Requantize requantize_of(const TensorRef& y) {
   if (!y.is_float &&
       !(y.scale >= 1e-30f && y.scale <= 1e30f && y.zero_point >= 0 && y.zero_point <= 255))
-    throw Error(ErrorKind::kUnsupportedShape,
-                "u8 output needs a scale in 1e-30..1e30 and a zero point in 0..255.");
+    fail(ErrorKind::kUnsupportedShape, "u8 output of scale 1e-30..1e30 and zero point 0..255",
+         std::to_string(y.scale) + " and " + std::to_string(y.zero_point),
+         "Calibrate the layer's output.");
   return {-kInf, kInf, y.is_float ? 0.0f : y.scale, y.zero_point};
 }
 
 void check_input(const TensorRef& x, Weights weights) {
   if (x.is_float != (weights == Weights::kFloat))
-    throw Error(ErrorKind::kUnsupportedShape,
-                "u8 input needs integer weights and float input float ones.");
+    fail(ErrorKind::kUnsupportedShape, "u8 input with integer weights or float with float ones",
+         x.is_float ? "float input with integer weights" : "u8 input with float weights",
+         "Quantize both or neither.");
 }
 
 // Up to here a thread keeps the memory of a call for the next one: fresh pages cost more than the
@@ -92,8 +94,8 @@ void conv2d(const TensorRef& x, int64_t n, int64_t c, int64_t h, int64_t w,
   const WeightShape& s = packed.shape;
   check_input(x, packed.weights);
   if (c != s.channels())
-    throw Error(ErrorKind::kUnsupportedShape, "the weights need " + std::to_string(s.channels()) +
-                                                  " channels, got " + std::to_string(c) + ".");
+    fail(ErrorKind::kUnsupportedShape, "an input of " + std::to_string(s.channels()) + " channels",
+         std::to_string(c), "Give the input that the weights were made for.");
   const int64_t oh = window_out(h, s.r, window.stride_h, window.pad_h, window.dil_h);
   const int64_t ow = window_out(w, s.s, window.stride_w, window.pad_w, window.dil_w);
   const bool strided = window.stride_h > 1 || window.stride_w > 1;
@@ -149,11 +151,15 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
             const uint8_t* blob, int64_t bytes, const float* scale, const float* bias,
             const TensorRef& y) {
   if (!x.is_float && weights == Weights::kFloat)
-    throw Error(ErrorKind::kUnsupportedShape, "u8 input needs integer weights.");
+    fail(ErrorKind::kUnsupportedShape, "u8 input with integer weights", "float weights",
+         "Quantize both or neither.");
   auto check_layer = [&](const WeightShape& held, Weights kind) {
     if (held.o != n || held.i != k || held.r != 1 || held.s != 1 || kind != weights)
-      throw Error(ErrorKind::kBadWeights,
-                  "the packed weights belong to another layer.\n  Make them with prepack.");
+      fail(ErrorKind::kBadWeights,
+           "packed weights of " + std::to_string(n) + " outputs and " + std::to_string(k) +
+               " inputs",
+           "those of another layer: " + std::to_string(held.o) + " and " + std::to_string(held.i),
+           "Make them with prepack.");
   };
   if (!is_weight_rows(blob, bytes)) {
     const PackedView view = view_packed(blob, bytes);
@@ -167,8 +173,8 @@ void linear(const TensorRef& x, int64_t m, int64_t k, Weights weights, int64_t n
   if (x.is_float && weights == Weights::kFloat) {
     check_layer({rows.n, 1, 1, rows.k, 1}, Weights::kFloat);
     if (rows.codes == RowCodes::kBaseThree || !y.is_float)
-      throw Error(ErrorKind::kBadWeights,
-                  "weight-only needs two-bit or int8 rows and float output.\n  Pack with float_x.");
+      fail(ErrorKind::kBadWeights, "two-bit or int8 weight rows and float output for float input",
+           y.is_float ? "base three" : "u8 output", "Pack with float_x.");
     return gemv_float(rows, x.data, x.bfloat16, m, scale, bias, static_cast<float*>(y.data));
   }
   check_layer({rows.n, 1, 1, rows.k, 1}, rows.weights());

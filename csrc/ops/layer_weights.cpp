@@ -22,9 +22,9 @@ void check_finite(const ConvWeights& w) {
   for (int64_t o = 0; o < w.shape.o; ++o)
     for (const float* vector : {w.scale, w.bias, w.slope})
       if (vector && !std::isfinite(vector[o]))
-        throw Error(ErrorKind::kBadWeights,
-                    "scale, bias and slope must be finite, output channel " + std::to_string(o) +
-                        " is not.");
+        fail(ErrorKind::kBadWeights, "finite scale, bias and slope",
+             std::to_string(vector[o]) + " at output channel " + std::to_string(o),
+             "Train or load the layer anew.");
 }
 
 }  // namespace
@@ -66,9 +66,9 @@ bool LayerWeights::use_gemv(int64_t m) const {
   return sparse_ < 0 ? gemv_beats_sparse(kind, m, density) : !sparse_;
 }
 
-void LayerWeights::pack(const void* data, const WeightShape& s, double occupied) const {
+void LayerWeights::pack(const void* data, const WeightShape& s, double density) const {
   const bool sparse =
-      sparse_ < 0 ? weight_rows_.data || prefer_sparse(kind, occupied, s.r, s.s) : sparse_ != 0;
+      sparse_ < 0 ? weight_rows_.data || prefer_sparse(kind, density, s.r, s.s) : sparse_ != 0;
   const std::vector<uint8_t> blob = pack_weights(sparse, kind, data, s);
   packed_ = Buffer(static_cast<int64_t>(blob.size()) + kSlackBytes);
   std::memcpy(packed_.data(), blob.data(), blob.size());

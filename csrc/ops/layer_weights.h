@@ -45,7 +45,7 @@ class LayerWeights {
   std::vector<float> scale, bias, slope;  // slope: empty where there is none
 
  private:
-  void pack(const void* data, const WeightShape& shape, double occupied) const;
+  void pack(const void* data, const WeightShape& shape, double density) const;
 
   Layer layer_;
   int sparse_;

@@ -25,7 +25,7 @@ struct GemvInput {
 void gemv(const WeightRows& w, const GemvInput& x, const float* scale, const float* bias, float* y,
           const std::function<void(int64_t, int64_t)>& finish);
 
-// The same of floats that are not quantized (weight-only), float32 or bfloat16 without gaps:
+// The same with floats that are not quantized (weight-only), float32 or bfloat16 without gaps:
 // y[i * n + o] = (sum over k of w[o][k] * x[i][k]) * scale[o] + bias[o], in float32. Weights of
 // base three are not read.
 void gemv_float(const WeightRows& w, const void* x, bool bfloat16, int64_t m, const float* scale,

@@ -7,7 +7,7 @@
 namespace tops {
 namespace {
 
-// Rows of a small map, stretched to the width of a crop; the last two are kept.
+// Rows of a small map, interpolated to the width of a crop; the last two are kept.
 class BilinearRows {
  public:
   BilinearRows(const float* map, int64_t width, const BilinearColumns& columns, int64_t crop)

@@ -33,8 +33,8 @@ std::string described(const Attributes::Value& v) {
 }  // namespace
 
 void bad_node(const std::string& op, const std::string& expected, const std::string& got) {
-  throw Error(ErrorKind::kUnsupportedModel, op + ": expected " + expected + ", got " + got +
-                                                ";\n  check the node's inputs and attributes.");
+  fail(ErrorKind::kUnsupportedModel, expected + " for " + op, got,
+       "Check the node's inputs and attributes.");
 }
 
 int64_t ArrayView::size() const {

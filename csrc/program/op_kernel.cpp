@@ -69,8 +69,7 @@ void need_image(const Attributes& at, const ValueType& x) {
 }
 
 void bad_size(const std::string& expected, const std::string& got, const std::string& to_do) {
-  throw Error(ErrorKind::kUnsupportedShape,
-              "expected " + expected + ", got " + got + ";\n  " + to_do);
+  fail(ErrorKind::kUnsupportedShape, expected, got, to_do);
 }
 
 void need_same_size(const Shape& wanted, const Shape& got) {

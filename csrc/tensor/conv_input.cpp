@@ -21,10 +21,11 @@ constexpr int64_t kRowPackets = 16;
 int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil, bool ceil) {
   if (size < 1 || stride < 1 || pad < 0 || dil < 1 ||
       std::max({size, stride, pad, dil}) > (int64_t{1} << 30))
-    throw Error(ErrorKind::kUnsupportedShape,
-                "a window needs size, stride, dilation >= 1 and padding >= 0, got size " +
-                    std::to_string(size) + ", stride " + std::to_string(stride) + ", padding " +
-                    std::to_string(pad) + ", dilation " + std::to_string(dil) + ".");
+    fail(ErrorKind::kUnsupportedShape,
+         "a window of size, stride and dilation >= 1 and padding >= 0, all up to 2**30",
+         "size " + std::to_string(size) + ", stride " + std::to_string(stride) + ", padding " +
+             std::to_string(pad) + ", dilation " + std::to_string(dil),
+         "Correct the layer's arguments.");
   const int64_t room = checked_mul(in, 1) + 2 * pad - (checked_mul(dil, size - 1) + 1);
   // Rounded up, a window that is too large for the image still gives one output while its overhang
   // is less than a stride.
@@ -36,10 +37,11 @@ int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_
   if (ceil && out > 0 && (out - 1) * stride >= in + pad)
     --out;  // a window must start inside the image or its left padding
   if (in < 1 || out < 1)
-    throw Error(ErrorKind::kUnsupportedShape,
-                "the window covers " + std::to_string(dil * (size - 1) + 1) + " pixels, got " +
-                    std::to_string(in) + " with " + std::to_string(pad) +
-                    " of padding on each side.\n  Use a larger image or more padding.");
+    fail(ErrorKind::kUnsupportedShape,
+         "an image and padding as large as the window, " + std::to_string(dil * (size - 1) + 1) +
+             " pixels",
+         std::to_string(in) + " with " + std::to_string(pad) + " of padding on each side",
+         "Use a larger image or more padding.");
   return out;
 }
 
@@ -114,9 +116,8 @@ void ConvInput::check_and_close() {
         checked_mul(phase_stride_, checked_mul(planes, static_cast<int64_t>(phases_.size())));
   if (checked_mul(packets_, channel_stride_) + channel_stride_ >
       std::numeric_limits<int32_t>::max())
-    throw Error(ErrorKind::kUnsupportedShape, "one tensor may hold 2**31 packets, got " +
-                                                  std::to_string(packets_ * channel_stride_) +
-                                                  ".\n  Split the batch or the image.");
+    fail(ErrorKind::kUnsupportedShape, "a tensor of less than 2**31 packets",
+         std::to_string(packets_ * channel_stride_), "Split the batch or the image.");
   pixels_ = in_.n ? ((in_.n - 1) * image_rows_ + out_h_ - 1) * pitch_ + out_w_ : 0;
 }
 

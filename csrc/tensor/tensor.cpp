@@ -13,9 +13,8 @@ namespace tops {
 int64_t checked_mul(int64_t a, int64_t b) {
   int64_t r;
   if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &r) || r > (int64_t{1} << 46))
-    throw Error(ErrorKind::kUnsupportedShape, "the tensor is too large: " + std::to_string(a) +
-                                                  " x " + std::to_string(b) +
-                                                  " elements.\n  Split the batch or the image.");
+    fail(ErrorKind::kUnsupportedShape, "a tensor of at most 2**46 elements",
+         std::to_string(a) + " x " + std::to_string(b), "Split the batch or the image.");
   return r;
 }
 

@@ -8,9 +8,9 @@
 namespace tops {
 
 void bad_blob(const char* what) {
-  throw Error(ErrorKind::kBadWeights,
-              std::string("packed weights are not valid: ") + what +
-                  ".\n  Make them with prepack in this version of ternary_ops.");
+  fail(ErrorKind::kBadWeights, "packed weights as prepack makes them",
+       std::string("other bytes: ") + what,
+       "Make them with prepack in this version of ternary_ops.");
 }
 
 const int64_t* BlobReader::take_row_ptr(int64_t rows, int64_t entry_bytes) {

@@ -24,11 +24,11 @@ constexpr int64_t kTiles = 4;
 
 struct Column {
   int32_t at;
-  uint32_t occupied;  // one bit an output channel of the block
+  uint32_t nonzero;  // one bit an output channel of the block
   std::array<float, kBlock> w;
 };
 
-// The occupied columns of kBlock output channels from o on.
+// The nonzero columns of kBlock output channels from o on.
 std::vector<Column> columns_of(const float* w, const WeightShape& s, int64_t o) {
   const int64_t taps = s.r * s.s, per_group = s.o / s.groups, end = std::min(o + kBlock, s.o);
   const int64_t first = o / per_group * s.i, last = ((end - 1) / per_group + 1) * s.i;
@@ -43,22 +43,22 @@ std::vector<Column> columns_of(const float* w, const WeightShape& s, int64_t o) 
         const float v = row[t * s.i + c];
         if (v == 0.0f) continue;
         if (!std::isfinite(v))
-          throw Error(ErrorKind::kBadWeights,
-                      "weights must be finite, got " + std::to_string(v) + " at output " +
-                          std::to_string(o + j) + ", tap " + std::to_string(t) +
-                          ", input channel " + std::to_string(c) + ".\n  Train or load them anew.");
+          fail(ErrorKind::kBadWeights, "finite weights",
+               std::to_string(v) + " at output " + std::to_string(o + j) + ", tap " +
+                   std::to_string(t) + ", input channel " + std::to_string(c),
+               "Train or load them anew.");
         Column& column = list[static_cast<size_t>((from + c) * taps + t)];
-        column.occupied |= 1u << j;
+        column.nonzero |= 1u << j;
         column.w[static_cast<size_t>(j)] = v;
       }
   }
-  list.erase(std::remove_if(list.begin(), list.end(), [](const Column& c) { return !c.occupied; }),
+  list.erase(std::remove_if(list.begin(), list.end(), [](const Column& c) { return !c.nonzero; }),
              list.end());
   return list;
 }
 
 bool shares(const Column& c, int64_t channels, int64_t group) {
-  return c.occupied >> (group * channels) & ((1u << channels) - 1);
+  return c.nonzero >> (group * channels) & ((1u << channels) - 1);
 }
 
 int64_t cheapest(const std::vector<std::vector<Column>>& blocks) {

@@ -16,7 +16,7 @@ struct TapGroups {
   std::vector<TapGroup> groups;
 };
 
-// Is this a convolution of each channel with one filter of its own?
+// Whether this is a convolution of each channel with one filter of its own.
 inline bool is_depthwise(const PackedView& p) {
   return p.sparse && p.weights != Weights::kFloat && p.shape.i == 1 &&
          p.shape.groups == p.shape.o && p.entries;

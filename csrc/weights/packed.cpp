@@ -46,12 +46,12 @@ void append_sparse(std::vector<uint8_t>& blob, Weights kind, const void* w, cons
   std::vector<int64_t> row_ptr{0};
   std::vector<Entry> entries;
   std::vector<int32_t> overflow_groups;
-  entries.reserve(static_cast<size_t>(occupied_quads(kind, w, s)));
+  entries.reserve(static_cast<size_t>(nonzero_quads(kind, w, s)));
   for (int64_t o = 0; o < s.o; ++o) {
     const int64_t first = (o / per_group) * s.i, last = first + s.i, first_packet = first / 4;
     const size_t begin = entries.size();
     if (first % 4 == 0) {
-      quad.append_occupied(o, first_packet, &entries);
+      quad.append_nonzero(o, first_packet, &entries);
     } else {
       for (int64_t packet = first_packet; packet * 4 < last; ++packet)
         for (int64_t tap = 0; tap < taps; ++tap) {
@@ -181,24 +181,25 @@ void view_dense(BlobReader& blob, PackedView& v) {
 }  // namespace
 
 void check_shape(const WeightShape& s, Weights weights) {
-  auto fail = [](const std::string& what) { throw Error(ErrorKind::kUnsupportedShape, what); };
+  const ErrorKind kind = ErrorKind::kUnsupportedShape;
+  const std::string shape = "O=" + std::to_string(s.o) + " R=" + std::to_string(s.r) +
+                            " S=" + std::to_string(s.s) + " I=" + std::to_string(s.i) +
+                            " groups=" + std::to_string(s.groups);
   if (s.o < 0 || s.r < 1 || s.s < 1 || s.i < 0 || s.groups < 1)
-    fail("a weight needs O >= 0, R, S >= 1, I >= 0, groups >= 1, got O=" + std::to_string(s.o) +
-         " R=" + std::to_string(s.r) + " S=" + std::to_string(s.s) + " I=" + std::to_string(s.i) +
-         " groups=" + std::to_string(s.groups) + ".");
+    fail(kind, "weights of O >= 0, R, S >= 1, I >= 0 and groups >= 1", shape,
+         "Correct the layer's arguments.");
   if (s.o % s.groups)
-    fail("output channels must divide by groups, got O=" + std::to_string(s.o) +
-         " groups=" + std::to_string(s.groups) + ".");
+    fail(kind, "output channels that divide by groups", shape, "Correct the layer's arguments.");
   const int64_t k = checked_mul(checked_mul(s.r, s.s), s.i);
   checked_mul(checked_mul(k, s.groups), 1);
   checked_mul(k, s.o);
   // 255 * max|w| * K must fit int32, and sparse entries number taps x packets with 31 bits.
   const int64_t most = weights == Weights::kInt8 ? 2147483647 / (255 * 128) : 2147483647 / 255;
   if (weights != Weights::kFloat && k > most)
-    fail("integer sums of " + std::to_string(k) + " products could overflow int32 (at most " +
-         std::to_string(most) + ").\n  Keep this layer in float32.");
+    fail(kind, "integer sums of at most " + std::to_string(most) + " products",
+         std::to_string(k) + ", which could overflow int32", "Keep this layer in float32.");
   if (checked_mul(checked_mul(s.r, s.s), s.channels() + 4) > 2147483647)
-    fail("the filter is too large.");
+    fail(kind, "a filter of less than 2**31 weights", shape, "Split the layer.");
 }
 
 std::vector<uint8_t> pack_weights(bool sparse, Weights weights, const void* w,
@@ -272,11 +273,11 @@ PackedView view_packed(const uint8_t* bytes, int64_t size) {
   return v;
 }
 
-bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s) {
+bool prefer_sparse(Weights weights, double density, int64_t r, int64_t s) {
   const SparseBelow& below = kernels().sparse_below;
-  if (weights == Weights::kFloat) return occupied < below.real;
-  if (weights == Weights::kInt8) return occupied < below.int8;
-  return occupied < (r * s > 1 ? below.ternary : below.pointwise);
+  if (weights == Weights::kFloat) return density < below.real;
+  if (weights == Weights::kInt8) return density < below.int8;
+  return density < (r * s > 1 ? below.ternary : below.pointwise);
 }
 
 }  // namespace tops

@@ -67,7 +67,7 @@ std::vector<uint8_t> pack_filter_rows(Weights weights, const void* w, WeightShap
 PackedView view_packed(const uint8_t* bytes, int64_t size);
 
 // Whether skipping the empty quads is faster than computing them, with the kernels in force.
-bool prefer_sparse(Weights weights, double occupied, int64_t r, int64_t s);
+bool prefer_sparse(Weights weights, double density, int64_t r, int64_t s);
 
 // Throws kUnsupportedShape on impossible sizes.
 void check_shape(const WeightShape& shape, Weights weights);

@@ -100,9 +100,8 @@ Buffer pack_weight_rows(RowCodes codes, const void* plain, int64_t n, int64_t k,
   const Weights weights = codes == RowCodes::kInt8 ? Weights::kInt8 : Weights::kTernary;
   check_shape({n, 1, 1, k, 1}, weights);
   if (!weight_rows_fit(weights, k))
-    throw Error(ErrorKind::kUnsupportedShape,
-                "rows of a linear layer hold 2,000,000 weights, got " + std::to_string(k) +
-                    ".\n  Pack it as sparse.");
+    fail(ErrorKind::kUnsupportedShape, "weight rows of at most 2,000,000 weights",
+         std::to_string(k), "Pack the layer as sparse.");
   const int64_t row_bytes = row_bytes_of(codes, k), quads = divide_up(k, 4);
   const int64_t at = static_cast<int64_t>(sizeof(WeightRowsHeader)) + sum_bytes(n);
   Buffer blob(at + checked_mul(n, row_bytes) + tail_bytes);

@@ -87,10 +87,10 @@ bool valid_codes(const uint8_t* codes, int64_t n) {
 }  // namespace
 
 void bad_code(int64_t o, int64_t tap, int64_t c) {
-  throw Error(ErrorKind::kBadWeights,
-              "codes must be 00, 01 or 11, got 10 at output " + std::to_string(o) + ", tap " +
-                  std::to_string(tap) + ", input channel " + std::to_string(c) +
-                  ".\n  Pack weights with ternary_ops.ops.codes.pack_codes.");
+  fail(ErrorKind::kBadWeights, "codes 00, 01 or 11",
+       "10 at output " + std::to_string(o) + ", tap " + std::to_string(tap) + ", input channel " +
+           std::to_string(c),
+       "Pack weights with ternary_ops.ops.codes.pack_codes.");
 }
 
 Quads::Quads(Weights kind, const void* w, const WeightShape& s)
@@ -106,7 +106,7 @@ int32_t Quads::expanded(uint8_t codes, int64_t o, int64_t tap, int64_t quad) con
   return table_[codes];
 }
 
-void Quads::append_occupied(int64_t o, int64_t first_packet, std::vector<Entry>* entries) const {
+void Quads::append_nonzero(int64_t o, int64_t first_packet, std::vector<Entry>* entries) const {
   const int64_t taps = s_.r * s_.s;
   const auto entry = [&](int64_t tap, int64_t quad, int32_t bits) {
     return Entry{static_cast<int32_t>((first_packet + quad) * taps + tap), bits};
@@ -173,7 +173,7 @@ void pack_codes(const int8_t* w, int64_t rows, int64_t i, uint8_t* codes) {
   }
 }
 
-int64_t occupied_quads(Weights weights, const void* w, const WeightShape& s) {
+int64_t nonzero_quads(Weights weights, const void* w, const WeightShape& s) {
   const int64_t all = s.o * s.r * s.s * (weights == Weights::kFloat ? s.i : s.quads());
   int64_t kept = 0;
   if (weights == Weights::kTernary) {
@@ -191,7 +191,7 @@ int64_t occupied_quads(Weights weights, const void* w, const WeightShape& s) {
 
 double density(Weights weights, const void* w, const WeightShape& s) {
   const int64_t all = s.o * s.r * s.s * (weights == Weights::kFloat ? s.i : s.quads());
-  return all ? static_cast<double>(occupied_quads(weights, w, s)) / static_cast<double>(all) : 0.0;
+  return all ? static_cast<double>(nonzero_quads(weights, w, s)) / static_cast<double>(all) : 0.0;
 }
 
 }  // namespace tops

@@ -35,9 +35,9 @@ class Quads {
   int8_t value(int64_t o, int64_t tap, int64_t c) const {
     return static_cast<int8_t>((*this)(o, tap, c / 4) >> (8 * (c % 4)));
   }
-  // The occupied quads of one output whose group begins at input packet first_packet, by packet,
+  // The nonzero quads of one output whose group begins at input packet first_packet, by packet,
   // then by tap. Throws as operator() does.
-  void append_occupied(int64_t o, int64_t first_packet, std::vector<Entry>* entries) const;
+  void append_nonzero(int64_t o, int64_t first_packet, std::vector<Entry>* entries) const;
 
  private:
   int32_t int8_at(int64_t at) const {
@@ -60,8 +60,8 @@ std::vector<int32_t> weight_sums(Weights weights, const void* w, const WeightSha
 // Ternary codes of rows of i values in {-1, 0, 1}; the last byte of a row is filled with 00.
 void pack_codes(const int8_t* w, int64_t rows, int64_t i, uint8_t* codes);
 
-// Number of occupied quads (float: of nonzero weights), and their share of all.
-int64_t occupied_quads(Weights weights, const void* w, const WeightShape& shape);
+// Number of nonzero quads (float: of nonzero weights), and their fraction of all.
+int64_t nonzero_quads(Weights weights, const void* w, const WeightShape& shape);
 double density(Weights weights, const void* w, const WeightShape& shape);
 
 }  // namespace tops

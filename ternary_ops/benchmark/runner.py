@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ternary_ops import runtime
-from ternary_ops.benchmark import networks
+from ternary_ops.benchmark import pruned_networks
 from ternary_ops.benchmark.agreement import agreement
 from ternary_ops.benchmark.baselines import Engine, engines
 from ternary_ops.benchmark.timing import interleaved, torch_threads
@@ -79,18 +79,20 @@ def of_layer(op: str, sizes: Sequence[int], settings: Settings, against: Sequenc
     build, shape = one_layer(op, sizes)
     draw = torch.Generator().manual_seed(0)
     x, sample = (torch.rand((n, *shape), generator=draw) for n in (settings.batch, _SAMPLES))
-    net = networks.pruned(build, x, sample, settings.zeros, every_layer=True)
+    net = pruned_networks.pruned(build, x, sample, settings.zeros, every_layer=True)
     return _measure(net, sample, sample[:_COMPARED], settings, against)
 
 
 def of_network(
     name: str, size: int | None, settings: Settings, against: Sequence[str], pattern: str
 ) -> Result:
-    """Time a network of `networks.SHAPES`, on real images where there are any."""
-    channels, side = networks.shape_of(name, size)
-    net = networks.by_name(name, settings.zeros, pattern, settings.batch, size, samples=_SAMPLES)
-    sample = networks.images(_SAMPLES, channels, side)
-    seen = networks.images(_COMPARED, channels, side, start=_SAMPLES)
+    """Time a network of `pruned_networks.SHAPES`, on real images where there are any."""
+    channels, side = pruned_networks.shape_of(name, size)
+    net = pruned_networks.by_name(
+        name, settings.zeros, pattern, settings.batch, size, samples=_SAMPLES
+    )
+    sample = pruned_networks.images(_SAMPLES, channels, side)
+    seen = pruned_networks.images(_COMPARED, channels, side, start=_SAMPLES)
     return _measure(net, sample, seen, settings, against)
 
 
@@ -114,7 +116,7 @@ def exact(program: Program, x: NDArray[np.float32]) -> bool:
 
 
 def _measure(
-    net: networks.Pruned,
+    net: pruned_networks.Pruned,
     sample: torch.Tensor,
     seen: torch.Tensor,
     settings: Settings,

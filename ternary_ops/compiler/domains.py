@@ -49,7 +49,7 @@ def choose_domains(steps: Sequence[Step]) -> None:
         names = ", ".join(sorted(chooser.unset))
         raise UnsupportedModel(
             need(
-                "layers with uint8 activations need their ranges",
+                "ranges of all layers with uint8 activations",
                 f"none for {names}",
                 "Call calibrate(model, batches) first, with samples that reach these layers.",
             )

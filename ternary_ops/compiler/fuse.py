@@ -95,6 +95,24 @@ def _clampable(step: Step) -> Step | None:
     return step if fits else None
 
 
+def hard_sigmoid(step: Step) -> Sequence[Step]:
+    """clamp(factor * x + offset, 0, 1), as ONNX's HardSigmoid is read, is one function."""
+    factor, offset, x = 1.0, 0.0, step.inputs[0] if step.inputs else step
+    while _is_affine(x) and len(x.users) == 1:
+        slope, rest = x.attrs["params"]
+        factor, offset, x = factor * slope, factor * rest + offset, x.inputs[0]
+    unit = step.op == "clamp" and step.clamp == (0.0, 1.0) and step.chain is None
+    if unit and x is not step.inputs[0]:
+        step.op, step.clamp = "activation", (None, None)
+        step.attrs = {"fn": "affine_hardsigmoid", "params": (factor, offset)}
+        rewire(step, x)
+    return ()
+
+
+def _is_affine(step: Step) -> bool:
+    return step.op == "activation" and step.attrs["fn"] == "affine" and step.chain is None
+
+
 def gate_into_convolution(step: Step) -> Sequence[Step]:
     """x * sigmoid(conv(...)), and what is added to it: the convolution's."""
     convolution = _gate_of(step)
@@ -178,5 +196,6 @@ FUSIONS: tuple[Fusion, ...] = (
     slopes_into_convolution,
     prelu_by_parts,
     clamp_into_producer,
+    hard_sigmoid,
     gate_into_convolution,
 )

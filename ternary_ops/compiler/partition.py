@@ -52,7 +52,11 @@ class IslandProgram:
         if not isinstance(x, np.ndarray) or (x.dtype != np.uint8 and x.dtype.kind != "f"):
             got = getattr(x, "dtype", type(x).__name__)
             raise UnsupportedShape(
-                need("a program takes a NumPy array of floats or uint8", got, "Convert it first.")
+                need(
+                    "a NumPy array of floats or uint8 as a program's input",
+                    got,
+                    "Convert it first.",
+                )
             )
         y: NDArray[np.float32] = np.ascontiguousarray(x, np.float32)
         for part in self.parts:
@@ -137,7 +141,7 @@ def _grow(network: nn.Module, islands: dict[str, str], path: str, reason: str) -
     if not path:
         raise UnsupportedModel(
             need(
-                "an island is a module of its own with one input and one output",
+                "as island a module of its own with one input and one output",
                 f"the model's own forward: {reason}",
                 "Move that part into a module.",
             )

@@ -150,7 +150,7 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
     if shape != tuple(expected.shape):
         raise UnsupportedModel(
             need(
-                f"the program's output needs the model's shape {list(expected.shape)}",
+                f"a program's output of the model's shape {list(expected.shape)}",
                 list(shape),
                 "Report this model; it was misread.",
             )
@@ -181,7 +181,7 @@ def _example(x: object) -> Tensor:
         got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UnsupportedShape(
             need(
-                "example_input is one float tensor [N, C, H, W], [N, L, C] or [N, K]",
+                "as example_input one float tensor [N, C, H, W], [N, L, C] or [N, K]",
                 got,
                 "Pass a batch that the model takes.",
             )

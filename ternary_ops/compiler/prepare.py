@@ -90,7 +90,7 @@ def check_read(network: nn.Module, traced: fx.GraphModule) -> None:
     if found:
         raise UnsupportedModel(
             need(
-                "a program takes each layer's weight once, and computes by the layer's type",
+                "a model that reads each layer's weight once, and computes by the layer's type",
                 "; ".join(found),
                 "Make such a weight a parameter of its own, and call quantized layers themselves.",
             )

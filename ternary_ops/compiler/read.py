@@ -27,7 +27,7 @@ def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
         lines = "".join(f"\n  {line}" for _, line in reader.problems)
         raise UnsupportedModel(
             need(
-                "every part of a compiled model needs a program form",
+                "a program form of every part of the model",
                 f"{len(reader.problems)} without:{lines}",
                 f"Supported: {supported()}.",
             )

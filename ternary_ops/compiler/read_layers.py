@@ -217,7 +217,7 @@ def _floats(name: str, values: Tensor) -> NDArray[np.float32]:
     if len(bad):
         at = tuple(int(i) for i in bad[0])
         raise BadWeights(
-            need(f"{name} needs finite numbers", f"{array[at]} at {at}", "Train or load it anew.")
+            need(f"finite numbers in {name}", f"{array[at]} at {at}", "Train or load it anew.")
         )
     return np.ascontiguousarray(array)
 
@@ -226,7 +226,7 @@ def _window(name: str, module: Any) -> dict[str, Any]:
     """Stride, padding, dilation and groups of a convolution as a program says them."""
     if module.padding_mode != "zeros":
         raise UnsupportedModel(
-            need(f"{name} needs padding_mode 'zeros'", repr(module.padding_mode), "Use zeros.")
+            need(f"padding_mode 'zeros' in {name}", repr(module.padding_mode), "Use zeros.")
         )
     padding = module.padding
     if padding == "valid":
@@ -236,7 +236,7 @@ def _window(name: str, module: Any) -> dict[str, Any]:
         if any(span % 2 for span in spans):
             raise UnsupportedModel(
                 need(
-                    f"{name} needs equal padding on both sides",
+                    f"equal padding on both sides in {name}",
                     f"'same' around a kernel of {tuple(module.kernel_size)}",
                     "Use an odd kernel, or pad by numbers.",
                 )

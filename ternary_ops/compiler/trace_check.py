@@ -42,7 +42,7 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
     if not (same and torch.allclose(expected, made, rtol=0.0, atol=bound, equal_nan=True)):
         raise UnsupportedModel(
             need(
-                "the traced model must compute what the model does",
+                "a traced model that computes what the model does",
                 "another result for example_input",
                 "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
             )

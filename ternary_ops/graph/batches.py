@@ -26,7 +26,7 @@ def samples(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Tensor, 
         if not isinstance(x, Tensor):
             raise UnsupportedModel(
                 need(
-                    "a batch is a tensor, a tuple that starts with one, or a dict that has one "
+                    "as batch a tensor, a tuple that starts with one, or a dict that has one "
                     "under the name of the model's input",
                     type(x).__name__,
                     "Convert it first.",
@@ -36,7 +36,7 @@ def samples(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Tensor, 
         yield x.to(device), label
     if seen == 0:
         do = "Pass a few dozen samples."
-        raise UnsupportedModel(need("this needs at least one sample", "none", do))
+        raise UnsupportedModel(need("at least one sample", "none", do))
 
 
 def _parts(model: nn.Module, batch: Any) -> tuple[Any, Any]:
@@ -48,7 +48,7 @@ def _parts(model: nn.Module, batch: Any) -> tuple[Any, Any]:
         if name not in batch or any(isinstance(batch[key], Tensor) for key in other):
             got = ", ".join(map(str, batch))
             do = "Rename it, and leave out what the model does not need."
-            raise UnsupportedModel(need(f"a batch has one input, {name!r}, and labels", got, do))
+            raise UnsupportedModel(need(f"a batch of one input, {name!r}, and labels", got, do))
         return batch[name], label
     if isinstance(batch, (tuple, list)) and len(batch) > 0:
         return batch[0], batch[1] if len(batch) > 1 else None

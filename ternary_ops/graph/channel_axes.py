@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ternary_ops.layout.channel_groups import Change, ChannelGroups, Index
 
@@ -19,7 +19,8 @@ class ChannelAxes:
     """Values by their nodes; a value of several axes has its channels in row-major order.
 
     shapes: of every tensor. dims: of those that have channels, the axes that they lie along. moved:
-    of nodes that make several tensors, the numbers of the channels in each.
+    of nodes that make several tensors, the numbers of the channels in each; origins: whose they
+    are.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class ChannelAxes:
         self.shapes: dict[fx.Node, torch.Size] = {}
         self.dims: dict[fx.Node, Dims] = {}
         self.moved: dict[fx.Node, Any] = {}
+        self.origins: dict[fx.Node, list[fx.Node]] = {}
         self._first: dict[fx.Node, int] = {}  # number of a value's first channel among all
         self._count = 0
 
@@ -47,9 +49,8 @@ class ChannelAxes:
         for node in nodes:
             if node in self.groups:
                 self.groups.fix(node, reason, *changes)
-            for source in flat(self.moved.get(node)):
-                for other in self.sources(source):
-                    self.groups.fix(other, reason, *changes)
+            for other in self.origins.get(node, ()):
+                self.groups.fix(other, reason, *changes)
 
     def aligned(self, node: fx.Node, m: fx.Node) -> Dims | None:
         """The axes of the node's value along which m's channels lie, one for one."""
@@ -82,14 +83,10 @@ class ChannelAxes:
         numbers = torch.arange(first, first + self.groups.width(m), dtype=torch.float64)
         return numbers.view(sizes).expand(shape).contiguous()
 
-    def sources(self, numbers: Any) -> list[fx.Node]:
-        """The values that have channels of these numbers."""
-        present = {int(i) for part in flat(numbers) for i in part.flatten().tolist()}
-        return [
-            m
-            for m, first in self._first.items()
-            if not present.isdisjoint(range(first, first + self.groups.width(m)))
-        ]
+    def sources(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """The values whose channels these nodes have."""
+        found = [m for node in nodes for m in ([node] if node in self.dims else self.origins[node])]
+        return list(dict.fromkeys(found))
 
     def tie(self, node: fx.Node, sources: Sequence[fx.Node], index: Index, scale: bool) -> None:
         """Tie the node's channels to those of these numbers."""
@@ -97,10 +94,3 @@ class ChannelAxes:
             mine = index - self._first[m]
             at: Index = ((mine >= 0) & (mine < self.groups.width(m))).nonzero()[0]
             self.groups.tie(node, m, mine[at], at, scale=scale)
-
-
-def flat(numbers: Any) -> list[Tensor]:
-    """The tensors of a tensor, tuple or list."""
-    if isinstance(numbers, Tensor):
-        return [numbers]
-    return [t for part in numbers or () for t in flat(part)]

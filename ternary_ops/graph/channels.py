@@ -37,7 +37,7 @@ def channel_groups(traced: fx.GraphModule, x: Tensor) -> ChannelGroups:
     Raises UnsupportedModel where it does not run.
     """
     reader = _Reader(traced)
-    reader.run(x)
+    reader.run(x.clone())  # the network may work in place
     return reader.groups
 
 
@@ -295,8 +295,9 @@ class _Reader(Interpreter):
         found = calls[node.op](node.target, args, kwargs)
         if not isinstance(found, Tensor):
             self._axes.moved[node] = found
+            self._axes.origins[node] = self._axes.sources(inputs)
             return True
-        return self._settle(node, self._axes.sources([self._numbers(m) for m in inputs]), found)
+        return self._settle(node, self._axes.sources(inputs), found)
 
     def _numbers(self, m: fx.Node) -> Any:
         """The numbers of the channels that m's elements belong to; m's value where it has none."""

@@ -89,7 +89,7 @@ def signature_of(model: nn.Module, example: object = None, output: str | None = 
         if len(example) > len(names):
             got = f"{len(example)} arguments"
             do = "Pass one tensor, or a dict of keyword arguments."
-            raise UnsupportedModel(need(f"forward takes {', '.join(names)}", got, do))
+            raise UnsupportedModel(need(f"arguments of forward ({', '.join(names)})", got, do))
         example = dict(zip(names, example, strict=False))
     beside: dict[str, Any] = {}
     if isinstance(example, Mapping):

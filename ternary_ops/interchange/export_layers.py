@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ternary_ops.interchange.export_node import NodeExport, writes
 from ternary_ops.interchange.graph_builder import FLOAT, lists
-from ternary_ops.interchange.onnx_package import Refused
+from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.layout import codes
 from ternary_ops.layout.codes import FINE_PARTS
 from ternary_ops.program.weight import Array, Params
@@ -92,7 +92,7 @@ def _exact_sums(e: NodeExport, x: str, y: Params | None, filters: Array) -> str:
     x = out.centered(x, y[1])
     parts = _exact_parts(filters)
     if len(parts) > 1 and e.node.at.get("groups", 1) > 1:
-        raise Refused("groups of at most 2**24 / 255", "larger ones")
+        raise Unsupported("groups of at most 2**24 / 255", "larger ones")
     axis = 1 if e.value.rank != 3 else 2
     sums = []
     for begin, end in parts:

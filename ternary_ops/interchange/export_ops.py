@@ -9,7 +9,7 @@ import numpy as np
 
 from ternary_ops.interchange.export_node import NodeExport, writes
 from ternary_ops.interchange.graph_builder import FLOAT, INT32, lists
-from ternary_ops.interchange.onnx_package import Refused
+from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.layout.codes import FINE_PARTS
 from ternary_ops.program.weight import Params
 from ternary_ops.reference import activations
@@ -75,9 +75,9 @@ def avg_pool2d(e: NodeExport) -> str:
     """Exact sums by a convolution with ones, then times f32(s / count)."""
     at, out, y, channels = e.node.at, e.out, e.y, e.node.inputs[0].channels
     if at["ceil"]:
-        raise Refused("average pools without ceil", "ceil")
+        raise Unsupported("average pools without ceil", "ceil")
     if channels is None:
-        raise Refused("a known number of channels", "none")
+        raise Unsupported("a known number of channels", "none")
     kernel, pads = at["kernel"], [*at["padding"], *at["padding"]]
     if not e.exact and at["divisor"] is None:
         window = {"kernel_shape": kernel, "strides": at["stride"], "pads": pads}
@@ -108,7 +108,7 @@ def adaptive_avg_pool2d(e: NodeExport) -> str:
     """The mean of the whole image."""
     at, out, y = e.node.at, e.out, e.y
     if tuple(at["size"]) != (1, 1):
-        raise Refused("a mean over the whole image", at["size"])
+        raise Unsupported("a mean over the whole image", at["size"])
     if not e.exact:
         return e.codes(out.add("GlobalAveragePool", e.reals()[0]), at["y"])
     summand = e.x[0] if y is None else out.centered(e.x[0], y[1])
@@ -153,7 +153,7 @@ def activation(e: NodeExport) -> str:
     if fn == "hardsigmoid":
         return out.add("HardSigmoid", x, alpha=1 / 6, beta=0.5)
     if fn not in _FUNCTIONS:
-        raise Refused("a function of floats that ONNX has", fn)
+        raise Unsupported("a function of floats that ONNX has", fn)
     op, names = _FUNCTIONS[fn]
     return out.add(op, x, **dict(zip(names, map(float, params), strict=True)))
 
@@ -193,7 +193,7 @@ def pixel_shuffle(e: NodeExport) -> str:
     """ONNX Runtime moves floats alone."""
     (a, b), crop = e.node.at["factor"], tuple(e.node.at["crop"])
     if a != b or crop != (0, 0):
-        raise Refused("equal factors and no crop", (a, b, *crop))
+        raise Unsupported("equal factors and no crop", (a, b, *crop))
     moved = e.out.add("DepthToSpace", e.reals()[0], blocksize=a, mode="CRD")
     return e.codes(moved, e.y)
 
@@ -203,7 +203,7 @@ def channel_shuffle(e: NodeExport) -> str:
     """The channels in their new order."""
     channels, groups = e.value.channels, e.node.at["groups"]
     if channels is None:
-        raise Refused("a known number of channels", "none")
+        raise Unsupported("a known number of channels", "none")
     order = np.arange(channels).reshape(groups, -1).T.ravel()
     return e.out.add("Gather", e.x[0], e.out.ends(list(order)), axis=1)
 
@@ -216,12 +216,12 @@ def resize(e: NodeExport) -> str:
     if at["mode"] == "bilinear" and zoom is None:
         size = out.ends(at["size"]) if len(x) == 1 else out.part_of_shape(x[1], 2)
         steps = x[0] if y is None else out.centered(x[0], y[1])
-        made = (out.blended if e.exact else out.stretched)(steps, size, at["align"])
+        made = (out.bilinear if e.exact else out.bilinear_of_onnx)(steps, size, at["align"])
         return made if y is None else out.codes(made, (1.0, y[1]))
     whole = zoom is not None and all(float(z).is_integer() and z >= 1 for z in zoom)
     if at["mode"] != "nearest" or not whole:
         got = f"{at['mode']}, {zoom or at['size'] or 'the size of another value'}"
-        raise Refused("a bilinear resize to a size, or nearest by a whole factor", got)
+        raise Unsupported("a bilinear resize to a size, or nearest by a whole factor", got)
     return out.add(
         *("Resize", x[0], "", out.constant(np.asarray([1, 1, *zoom]), np.float32)),
         mode="nearest",

@@ -13,7 +13,7 @@ from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.interchange import export_layers, export_ops  # noqa: F401 - register writers
 from ternary_ops.interchange.export_node import WRITERS, NodeExport
 from ternary_ops.interchange.graph_builder import FLOAT, OPSET, GraphBuilder
-from ternary_ops.interchange.onnx_package import Refused
+from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.program.graph import Graph, Node, Value
 from ternary_ops.runtime import Program
 
@@ -49,7 +49,7 @@ def _model(graph: Graph, exact: bool) -> Any:
             inputs = tuple(names[j] for j in node.inputs)
             bound, value = graph.bound(node), graph.values[number]
             names.append(_write(node, NodeExport(bound, value, inputs, out, exact)))
-        except Refused as error:
+        except Unsupported as error:
             failed.append(f"node {number} ({node.op}): {error}")
             names.append("")
     if failed:
@@ -62,7 +62,7 @@ def _model(graph: Graph, exact: bool) -> Any:
 def _write(node: Node, export: NodeExport) -> str:
     write = WRITERS.get(node.op)
     if write is None:
-        raise Refused("an operator of ONNX", node.op)
+        raise Unsupported("an operator of ONNX", node.op)
     return write(export)
 
 

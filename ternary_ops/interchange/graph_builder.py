@@ -88,7 +88,7 @@ class GraphBuilder:
         limits = self.ends([first]), self.ends([first + 2]), self.ends([0])
         return self.add("Slice", self.add("Shape", value), *limits)
 
-    def stretched(self, value: str, size: str, align: bool) -> str:
+    def bilinear_of_onnx(self, value: str, size: str, align: bool) -> str:
         """A bilinear resize of floats to a height and width."""
         sizes = self.add("Concat", self.part_of_shape(value, 0), size, axis=0)
         corners = "align_corners" if align else "half_pixel"
@@ -96,7 +96,7 @@ class GraphBuilder:
             "Resize", value, "", "", sizes, mode="linear", coordinate_transformation_mode=corners
         )
 
-    def blended(self, value: str, size: str, align: bool) -> str:
+    def bilinear(self, value: str, size: str, align: bool) -> str:
         """The same in the steps of reference.resize: an engine's own has other bits."""
         (top, bottom, h0, h1), (left, right, w0, w1) = (
             self._samples(value, size, axis, align) for axis in (2, 3)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from ternary_ops.interchange.loader import Loader
-from ternary_ops.interchange.onnx_package import Refused
+from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.interchange.rules import Attributes, Made
 
 Array = NDArray[Any]
@@ -28,7 +28,9 @@ def whole_numbers(loader: Loader, node: Any, number: int, what: str) -> list[int
     if array is None:
         return None
     if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise Refused(f"{what} as a list of whole numbers", f"{array.dtype} {list(array.shape)}")
+        raise Unsupported(
+            f"{what} as a list of whole numbers", f"{array.dtype} {list(array.shape)}"
+        )
     return [int(v) for v in np.atleast_1d(array)]
 
 
@@ -57,13 +59,13 @@ def _listed(entries: list[Any]) -> NDArray[np.object_]:
 
 
 def fact(loader: Loader, node: Any, number: int, what: str) -> Array:
-    """A constant or a list of sizes; Refused for what comes from the image's values."""
+    """A constant or a list of sizes; Unsupported for what comes from the image's values."""
     name = node.input[number]
     if name in loader.sizes:
         return loader.sizes[name]
     array = loader.constant(node, number)
     if array is None:
-        raise Refused(f"input {number}, {what}", "none")
+        raise Unsupported(f"input {number}, {what}", "none")
     return array
 
 
@@ -85,9 +87,9 @@ def gather(loader: Loader, node: Any, at: Attributes) -> Made:
     array, index = fact(loader, node, 0, "sizes or a constant"), loader.constant(node, 1)
     axis = _axis(at.get("axis", 0), array.ndim)
     if index is None or index.dtype.kind not in "iu":
-        raise Refused("whole numbers as indices", None if index is None else index.dtype)
+        raise Unsupported("whole numbers as indices", None if index is None else index.dtype)
     if index.size and not -array.shape[axis] <= index.min() <= index.max() < array.shape[axis]:
-        raise Refused(f"indices below {array.shape[axis]}", index.ravel().tolist())
+        raise Unsupported(f"indices below {array.shape[axis]}", index.ravel().tolist())
     if array.dtype == object and index.ndim == 0:
         picked = np.empty((), object)
         picked[()] = array[int(index)]
@@ -97,7 +99,7 @@ def gather(loader: Loader, node: Any, at: Attributes) -> Made:
 
 def _axis(axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
-        raise Refused(f"an axis of {rank}", f"axis = {axis}")
+        raise Unsupported(f"an axis of {rank}", f"axis = {axis}")
     return axis % rank
 
 
@@ -109,13 +111,13 @@ def slices(loader: Loader, node: Any, at: Attributes) -> Made:
     if loader.opset is not None and loader.opset < 10:
         starts, ends, axes = at["starts"], at["ends"], at.get("axes")
     if starts is None or ends is None:
-        raise Refused("starts and ends", "none")
+        raise Unsupported("starts and ends", "none")
     index: list[slice] = [slice(None)] * array.ndim
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis = _axis(number if axes is None else axes[number], array.ndim)
         step = 1 if steps is None else steps[number]
         if step < 1:
-            raise Refused("steps forwards", f"steps = {steps}")
+            raise Unsupported("steps forwards", f"steps = {steps}")
         index[axis] = slice(start, end, step)
     return keep(loader, node, array[tuple(index)])
 
@@ -125,7 +127,7 @@ def expanded(array: Array, axes: list[int]) -> Array:
     rank = array.ndim + len(axes)
     places = {_axis(a, rank) for a in axes}
     if len(places) != len(axes):
-        raise Refused("different axes", f"axes = {axes}")
+        raise Unsupported("different axes", f"axes = {axes}")
     made: Array = np.expand_dims(array, tuple(places))
     return made
 
@@ -136,7 +138,7 @@ def squeezed(array: Array, axes: list[int] | None) -> Array:
         axes = [a for a, n in enumerate(array.shape) if n == 1]
     places = [_axis(a, array.ndim) for a in axes]
     if any(array.shape[a] != 1 for a in places):
-        raise Refused("axes of length 1", f"axes {axes} of {list(array.shape)}")
+        raise Unsupported("axes of length 1", f"axes {axes} of {list(array.shape)}")
     return array.reshape([n for a, n in enumerate(array.shape) if a not in places])
 
 
@@ -146,11 +148,11 @@ def concatenated(loader: Loader, node: Any, at: Attributes) -> Made:
     axis = at.get("axis", 1)
     ranks = {part.ndim for part in parts}
     if len(ranks) != 1 or 0 in ranks:
-        raise Refused("parts of as many axes", sorted(ranks))
+        raise Unsupported("parts of as many axes", sorted(ranks))
     axis = _axis(axis, ranks.pop())
     rests = {tuple(n for a, n in enumerate(p.shape) if a != axis) for p in parts}
     if len(rests) != 1:
-        raise Refused("parts that fit", [list(p.shape) for p in parts])
+        raise Unsupported("parts that fit", [list(p.shape) for p in parts])
     if any(p.dtype == object for p in parts):
         parts = [p.astype(object) for p in parts]
     return keep(loader, node, np.concatenate(parts, axis))
@@ -162,7 +164,7 @@ def arithmetic(loader: Loader, node: Any, function: Callable[[Any, Any], Any]) -
     if function is operator.truediv:
         return keep(loader, node, _divided(a, b))
     if not _whole(a, b) and a.dtype != b.dtype:
-        raise Refused("two constants of one type", f"{a.dtype} and {b.dtype}")
+        raise Unsupported("two constants of one type", f"{a.dtype} and {b.dtype}")
     return keep(loader, node, _each(loader, function, a, b))
 
 
@@ -178,7 +180,7 @@ def _divided(a: Array, b: Array) -> Array:
     plain = a.dtype != object and b.dtype != object and _whole(a, b)
     if not plain or (b == 0).any() or (a < 0).any() or (b < 0).any():
         got = " and ".join("sizes" if v.dtype == object else f"{v.dtype}" for v in (a, b))
-        raise Refused("a quotient of constant floats or positive whole numbers", got)
+        raise Unsupported("a quotient of constant floats or positive whole numbers", got)
     return np.asarray(a // b)
 
 
@@ -186,7 +188,7 @@ def _each(loader: Loader, function: Callable[[Any, Any], Any], a: Array, b: Arra
     try:
         a, b = np.broadcast_arrays(a, b)
     except ValueError as error:
-        raise Refused("shapes that fit", f"{list(a.shape)} and {list(b.shape)}") from error
+        raise Unsupported("shapes that fit", f"{list(a.shape)} and {list(b.shape)}") from error
     if a.dtype != object and b.dtype != object:
         return np.asarray(function(a, b), np.result_type(a, b))
     made = np.empty(a.shape, object)
@@ -195,7 +197,7 @@ def _each(loader: Loader, function: Callable[[Any, Any], Any], a: Array, b: Arra
         numbers = [v for v in pair if isinstance(v, int)]
         # Lengths are positive; 0 and -1 would mean something else to Reshape.
         if function is operator.sub or min(numbers, default=1) < 1:
-            raise Refused("sums and products of sizes and positive numbers", f"of {numbers}")
+            raise Unsupported("sums and products of sizes and positive numbers", f"of {numbers}")
         made[place] = loader.call(function, *pair)
     return made
 
@@ -211,7 +213,7 @@ def dropout(loader: Loader, node: Any, at: Attributes) -> Made:
     """Nothing, unless the file says that it trains."""
     training = loader.constant(node, 2)
     if training is not None and bool(training.any()):
-        raise Refused("eval mode", "training_mode = True")
+        raise Unsupported("eval mode", "training_mode = True")
     return same(loader, node, at)
 
 
@@ -222,20 +224,20 @@ def cast(loader: Loader, node: Any, at: Attributes) -> Made:
     wanted = names.get(at["to"], at["to"])
     if name in loader.values:
         if wanted != "FLOAT":
-            raise Refused("to = FLOAT for a computed value", f"to = {wanted}")
+            raise Unsupported("to = FLOAT for a computed value", f"to = {wanted}")
         return same(loader, node, at)
     if wanted not in ("FLOAT", "INT32", "INT64", "BOOL", "UINT8", "INT8"):
-        raise Refused("to = FLOAT, INT32, INT64, BOOL, UINT8 or INT8", f"to = {wanted}")
+        raise Unsupported("to = FLOAT, INT32, INT64, BOOL, UINT8 or INT8", f"to = {wanted}")
     array = fact(loader, node, 0, "sizes or a constant")
     if array.dtype == object:
         if wanted not in ("INT32", "INT64"):
-            raise Refused("sizes as whole numbers", f"to = {wanted}")
+            raise Unsupported("sizes as whole numbers", f"to = {wanted}")
         return keep(loader, node, array)
     dtype = helper.tensor_dtype_to_np_dtype(at["to"])
     if dtype.kind in "iu" and array.size:
         limits = np.iinfo(dtype)
         if not (limits.min <= array.min() and array.max() <= limits.max):  # NaN neither
-            raise Refused(f"numbers that {wanted} holds", f"{array.min()} to {array.max()}")
+            raise Unsupported(f"numbers that {wanted} holds", f"{array.min()} to {array.max()}")
     made: Array = array.astype(dtype)
     return made
 
@@ -252,4 +254,4 @@ def constant(loader: Loader, node: Any, at: Attributes) -> Made:
     ):
         if name in at:
             return np.asarray(at[name], dtype)
-    raise Refused("a constant of numbers", sorted(at))
+    raise Unsupported("a constant of numbers", sorted(at))

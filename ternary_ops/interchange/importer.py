@@ -15,7 +15,7 @@ from ternary_ops.errors import FormatError, UnsupportedModel, need
 from ternary_ops.interchange.import_ops import RULES
 from ternary_ops.interchange.import_ranges import settle_ranges
 from ternary_ops.interchange.loader import Loader
-from ternary_ops.interchange.onnx_package import Refused, UnknownInput, onnx_library
+from ternary_ops.interchange.onnx_package import UnknownInput, Unsupported, onnx_library
 from ternary_ops.interchange.rules import admit
 
 _DO = "Export the network with the operators of docs/interchange.md, in float32 and eval mode."
@@ -60,7 +60,7 @@ class _Importer(Loader):
         for node in graph.node:
             try:
                 self._translate(node)
-            except Refused as error:
+            except Unsupported as error:
                 failed.append(f"{node.op_type} {node.name or node.output[0]!r}: {error}")
                 self._stand_in(node)
             except UnknownInput:
@@ -108,10 +108,10 @@ class _Importer(Loader):
 
     def _translate(self, node: Any) -> None:
         if node.domain not in ("", "ai.onnx"):
-            raise Refused("operators of ONNX itself", f"domain = {node.domain!r}")
+            raise Unsupported("operators of ONNX itself", f"domain = {node.domain!r}")
         rule = RULES.get(node.op_type)
         if rule is None:
-            raise Refused("a known operator", node.op_type)
+            raise Unsupported("a known operator", node.op_type)
         made = rule.read(self, node, admit(self, node, rule))
         if not node.output[0]:
             return

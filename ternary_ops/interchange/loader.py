@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.errors import FormatError, need
 from ternary_ops.interchange import paths
 from ternary_ops.interchange.import_ranges import Codes, Range
-from ternary_ops.interchange.onnx_package import Refused, UnknownInput
+from ternary_ops.interchange.onnx_package import UnknownInput, Unsupported
 from ternary_ops.interchange.shapes import Dims, Shapes
 
 _LARGEST = 2**31 - 1
@@ -77,7 +77,7 @@ class Loader:
             return self.codes_of[name].value
         if name not in self.values:
             got = "none" if not name else "sizes" if name in self.sizes else "a constant"
-            raise Refused(f"input {number} from the image", f"{got} {name!r}")
+            raise Unsupported(f"input {number} from the image", f"{got} {name!r}")
         return self.values[name]
 
     def constant(self, node: Any, number: int) -> NDArray[Any] | None:
@@ -87,18 +87,18 @@ class Loader:
         name = node.input[number]
         self.check_known(name)
         if name not in self.constants:
-            raise Refused(f"input {number} as a constant", f"a computed value {name!r}")
+            raise Unsupported(f"input {number} as a constant", f"a computed value {name!r}")
         return self.constants[name]
 
     def tensor(self, node: Any, number: int) -> Tensor:
         """A constant float tensor, float32."""
         array = self.constant(node, number)
         if array is None:
-            raise Refused(f"input {number}", "none")
+            raise Unsupported(f"input {number}", "none")
         if array.dtype != np.float32:
-            raise Refused(f"input {number} as float32", f"{array.dtype} {node.input[number]!r}")
+            raise Unsupported(f"input {number} as float32", f"{array.dtype} {node.input[number]!r}")
         if array.size > _LARGEST or not np.isfinite(array).all():
-            raise Refused("finite weights", "NaN, infinity or too many")
+            raise Unsupported("finite weights", "NaN, infinity or too many")
         return torch.from_numpy(np.array(array, np.float32))
 
     def check_known(self, name: str) -> None:
@@ -115,11 +115,11 @@ class Loader:
         return self.shapes.dims(name)
 
     def rank(self, name: str) -> int:
-        """The number of axes of a value; Refused where the file does not tell."""
+        """The number of axes of a value; Unsupported where the file does not tell."""
         dims = self.dims(name)
         if dims is None:
             self.check_known(name)
-            raise Refused("a known number of axes", f"an unknown one for {name!r}")
+            raise Unsupported("a known number of axes", f"an unknown one for {name!r}")
         return len(dims)
 
     def size(self, x: fx.Node, axis: int) -> fx.Node:

@@ -9,7 +9,7 @@ from typing import Any
 from ternary_ops.errors import MissingExtra, need
 
 
-class Refused(Exception):
+class Unsupported(Exception):
     """What a node would need and what it has; the caller names the node and says what to do."""
 
     def __init__(self, what: str, got: object) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.interchange import import_constants
 from ternary_ops.interchange.import_ranges import Codes
 from ternary_ops.interchange.loader import Loader
-from ternary_ops.interchange.onnx_package import Refused
+from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.interchange.rules import Attributes, Made
 
 
@@ -23,17 +23,17 @@ def _pads(at: Attributes) -> tuple[int, int]:
     if automatic == "VALID":
         return 0, 0
     if automatic != "NOTSET":
-        raise Refused("explicit pads", f"auto_pad = {automatic}")
+        raise Unsupported("explicit pads", f"auto_pad = {automatic}")
     pads = list(at.get("pads", [0, 0, 0, 0]))
     if len(pads) != 4 or pads[:2] != pads[2:] or min(pads) < 0:
-        raise Refused("equal pads on both sides of H and W", f"pads = {pads}")
+        raise Unsupported("equal pads on both sides of H and W", f"pads = {pads}")
     return int(pads[0]), int(pads[1])
 
 
 def _pair(at: Attributes, name: str) -> tuple[int, int]:
     values = at.get(name, (1, 1))
     if len(values) != 2 or min(values) < 1:
-        raise Refused(f"two positive {name}", f"{name} = {list(values)}")
+        raise Unsupported(f"two positive {name}", f"{name} = {list(values)}")
     return int(values[0]), int(values[1])
 
 
@@ -41,7 +41,7 @@ def _check_width(loader: Loader, node: Any, axis: int, wide: int) -> None:
     """Refuse a weight that does not fit the input, as far as the file tells that input's size."""
     dims = loader.dims(node.input[0])
     if dims is not None and isinstance(dims[axis], int) and dims[axis] != wide:
-        raise Refused(f"weights for {dims[axis]} input channels", f"for {wide}")
+        raise Unsupported(f"weights for {dims[axis]} input channels", f"for {wide}")
 
 
 def _check_window(
@@ -55,19 +55,19 @@ def _check_window(
     dims = loader.dims(node.input[0]) or ()
     for n, k, d, p in zip(dims[2:], kernel, dilation, pads, strict=False):
         if isinstance(n, int) and n + 2 * p < d * (k - 1) + 1:
-            raise Refused(f"a window within {list(dims[2:])}", f"kernel_shape = {list(kernel)}")
+            raise Unsupported(f"a window within {list(dims[2:])}", f"kernel_shape = {list(kernel)}")
 
 
 def conv(loader: Loader, node: Any, at: Attributes) -> Made:
     """Conv2d."""
     weight = loader.tensor(node, 1)
     if weight.ndim != 4:
-        raise Refused("filters [O, I, R, S]", list(weight.shape))
+        raise Unsupported("filters [O, I, R, S]", list(weight.shape))
     groups, (o, i, r, s) = int(at.get("group", 1)), weight.shape
     if list(at.get("kernel_shape", (r, s))) != [r, s]:
-        raise Refused(f"kernel_shape = {[r, s]}, the filters'", at["kernel_shape"])
+        raise Unsupported(f"kernel_shape = {[r, s]}, the filters'", at["kernel_shape"])
     if groups < 1 or o % groups:
-        raise Refused(f"groups that divide {o} filters", f"group = {groups}")
+        raise Unsupported(f"groups that divide {o} filters", f"group = {groups}")
     _check_width(loader, node, 1, i * groups)
     bias, pads, dilation = _bias(loader, node, o), _pads(at), _pair(at, "dilations")
     _check_window(loader, node, (r, s), dilation, pads)
@@ -89,7 +89,7 @@ def _bias(loader: Loader, node: Any, wide: int) -> Tensor | None:
         return None
     bias = loader.tensor(node, 2)
     if tuple(bias.shape) != (wide,):
-        raise Refused(f"a bias [{wide}]", list(bias.shape))
+        raise Unsupported(f"a bias [{wide}]", list(bias.shape))
     return bias
 
 
@@ -98,7 +98,7 @@ def gemm(loader: Loader, node: Any, at: Attributes) -> Made:
     alpha = float(at.get("alpha", 1.0))
     weight = loader.tensor(node, 1)
     if weight.ndim != 2:
-        raise Refused("a weight of two axes", list(weight.shape))
+        raise Unsupported("a weight of two axes", list(weight.shape))
     weight, turned = alpha * weight, not at.get("transB", 0)
     weight = weight.T if turned else weight
     codes = _turned(loader.codes.get(node.input[1]), turned)
@@ -112,7 +112,7 @@ def _gemm_bias(loader: Loader, node: Any, at: Attributes, wide: int) -> Tensor |
         return None
     bias = loader.tensor(node, 2)
     if tuple(bias.shape) not in ((), (1,), (1, 1), (wide,), (1, wide)):
-        raise Refused(f"a bias [{wide}], the same for each row", list(bias.shape))
+        raise Unsupported(f"a bias [{wide}], the same for each row", list(bias.shape))
     return float(at.get("beta", 1.0)) * bias.reshape(-1).expand(wide)
 
 
@@ -127,10 +127,10 @@ def matmul(loader: Loader, node: Any, at: Attributes) -> Made:
     """Linear, over the last axis."""
     if not loader.is_constant(node.input[1]):
         loader.value(node, 1)
-        raise Refused("a product with a constant weight", "two computed values")
+        raise Unsupported("a product with a constant weight", "two computed values")
     weight = loader.tensor(node, 1)
     if weight.ndim != 2:
-        raise Refused("a weight [K, N]", list(weight.shape))
+        raise Unsupported("a weight [K, N]", list(weight.shape))
     codes = _turned(loader.codes.get(node.input[1]), True)
     return _linear(loader, node, weight.T, None, codes)
 
@@ -171,10 +171,10 @@ def channelwise(
 def batchnorm(loader: Loader, node: Any, at: Attributes) -> Made:
     """BatchNorm by its running statistics."""
     if loader.opset is not None and loader.opset < 7 and not at.get("is_test", 0):
-        raise Refused("is_test = 1", "is_test = 0")
+        raise Unsupported("is_test = 1", "is_test = 0")
     scale, bias, mean, var = (loader.tensor(node, n) for n in range(1, 5))
     if {tuple(t.shape) for t in (scale, bias, mean, var)} != {(scale.numel(),)}:
-        raise Refused("four vectors of one length", [list(t.shape) for t in (scale, bias)])
+        raise Unsupported("four vectors of one length", [list(t.shape) for t in (scale, bias)])
     _check_width(loader, node, 1, scale.numel())
     kind = nn.BatchNorm2d if loader.rank(node.input[0]) == 4 else nn.BatchNorm1d
     layer = kind(len(scale), eps=float(at.get("epsilon", 1e-5)))
@@ -188,7 +188,7 @@ def group_norm(loader: Loader, node: Any, at: Attributes) -> Made:
     scale, bias, groups = loader.tensor(node, 1), loader.tensor(node, 2), int(at["num_groups"])
     if scale.ndim != 1 or scale.shape != bias.shape or groups < 1 or len(scale) % groups:
         got = f"{list(scale.shape)}, {list(bias.shape)} and num_groups = {groups}"
-        raise Refused("two vectors of channels that split into groups", got)
+        raise Unsupported("two vectors of channels that split into groups", got)
     _check_width(loader, node, 1, len(scale))
     layer = nn.GroupNorm(groups, len(scale), eps=float(at.get("epsilon", 1e-5)))
     layer.load_state_dict({"weight": scale, "bias": bias})
@@ -213,7 +213,7 @@ def average_pool(loader: Loader, node: Any, at: Attributes) -> Made:
     """AvgPool2d."""
     kernel = _pair(at, "kernel_shape")
     if _pair(at, "dilations") != (1, 1):
-        raise Refused("dilations = [1, 1]", f"dilations = {at['dilations']}")
+        raise Unsupported("dilations = [1, 1]", f"dilations = {at['dilations']}")
     _check_window(loader, node, kernel, (1, 1), _pads(at))
     layer = nn.AvgPool2d(
         kernel,
@@ -228,7 +228,7 @@ def average_pool(loader: Loader, node: Any, at: Attributes) -> Made:
 def _pool_pads(at: Attributes, kernel: tuple[int, int]) -> tuple[int, int]:
     pads = _pads(at)
     if any(2 * pad > k for pad, k in zip(pads, kernel, strict=True)):
-        raise Refused(f"pads of at most half of {list(kernel)}", f"pads = {list(at['pads'])}")
+        raise Unsupported(f"pads of at most half of {list(kernel)}", f"pads = {list(at['pads'])}")
     return pads
 
 
@@ -248,9 +248,9 @@ def prelu(loader: Loader, node: Any, at: Attributes) -> Made:
     if slope.numel() != 1:
         fits = dims is not None and len(dims) > 1 and dims[1] == slope.numel()
         if not fits or len(shape) < 2 or shape[1] != slope.numel() or slope.ndim > rank:
-            raise Refused("one slope, or one for each channel", f"slopes {list(slope.shape)}")
+            raise Unsupported("one slope, or one for each channel", f"slopes {list(slope.shape)}")
     elif slope.ndim > rank:
-        raise Refused(f"slopes of at most {rank} axes", list(slope.shape))
+        raise Unsupported(f"slopes of at most {rank} axes", list(slope.shape))
     layer = nn.PReLU(slope.numel())
     with torch.no_grad():
         layer.weight.copy_(slope.reshape(-1))
@@ -261,9 +261,9 @@ def reduce_mean(loader: Loader, node: Any, at: Attributes) -> Made:
     """A mean over given axes."""
     axes = import_constants.axes_of(loader, node, at)
     if not axes:
-        raise Refused("axes", f"axes = {axes}")
+        raise Unsupported("axes", f"axes = {axes}")
     rank = loader.rank(node.input[0])
     if not all(-rank <= a < rank for a in axes):
-        raise Refused(f"axes of {rank}", f"axes = {axes}")
+        raise Unsupported(f"axes of {rank}", f"axes = {axes}")
     x, places = loader.value(node, 0), tuple(sorted({a % rank for a in axes}))
     return loader.call(torch.mean, x, places, keepdim=bool(at.get("keepdims", 1)))

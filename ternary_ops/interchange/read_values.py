@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from ternary_ops.interchange import import_constants
 from ternary_ops.interchange.loader import Loader
-from ternary_ops.interchange.onnx_package import Refused
+from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.interchange.read_layers import channelwise
 from ternary_ops.interchange.rules import Attributes, Made, Read
 
@@ -87,10 +87,10 @@ def clip(loader: Loader, node: Any, at: Attributes) -> Made:
     for number, (name, sign) in enumerate((("min", -1), ("max", 1)), 1):
         array = loader.constant(node, number)
         if array is not None and (array.size != 1 or array.dtype != np.float32):
-            raise Refused(f"{name} as one float32", f"{array.dtype} {list(array.shape)}")
+            raise Unsupported(f"{name} as one float32", f"{array.dtype} {list(array.shape)}")
         value = at.get(name) if array is None else float(array.reshape(-1)[0])
         if value is not None and math.isnan(value):
-            raise Refused(f"a number as {name}", f"{name} = {value}")
+            raise Unsupported(f"a number as {name}", f"{name} = {value}")
         bounds.append(None if value is None or sign * value > _LARGEST else float(value))
     x = loader.value(node, 0)
     return x if bounds == [None, None] else loader.call(torch.clamp, x, *bounds)
@@ -110,10 +110,10 @@ def softmax(loader: Loader, node: Any, at: Attributes) -> Made:
     rank, old = loader.rank(node.input[0]), loader.opset is not None and loader.opset < 13
     axis = int(at.get("axis", 1 if old else -1))
     if not -rank <= axis < rank:
-        raise Refused(f"an axis of {rank}", f"axis = {axis}")
+        raise Unsupported(f"an axis of {rank}", f"axis = {axis}")
     dims = loader.dims(node.input[0]) or ()
     if old and any(n != 1 for n in dims[axis % rank + 1 :]):
-        raise Refused("the last axis before opset 13", f"axis = {axis} of {rank}")
+        raise Unsupported("the last axis before opset 13", f"axis = {axis} of {rank}")
     return loader.call(F.softmax, loader.value(node, 0), dim=axis % rank)
 
 
@@ -124,7 +124,7 @@ def concat(loader: Loader, node: Any, at: Attributes) -> Made:
     values = [loader.value(node, number) for number in range(len(node.input))]
     rank, axis = loader.rank(node.input[0]), int(at.get("axis", 1))
     if not -rank <= axis < rank:
-        raise Refused(f"an axis of {rank}", f"axis = {axis}")
+        raise Unsupported(f"an axis of {rank}", f"axis = {axis}")
     return loader.call(torch.cat, values, dim=axis % rank)
 
 
@@ -133,7 +133,7 @@ def flatten(loader: Loader, node: Any, at: Attributes) -> Made:
     rank, x = loader.rank(node.input[0]), loader.value(node, 0)
     axis = int(at.get("axis", 1))
     if not -rank <= axis <= rank:
-        raise Refused(f"an axis of {rank}", f"axis = {axis}")
+        raise Unsupported(f"an axis of {rank}", f"axis = {axis}")
     axis = axis + rank if axis < 0 else axis
     if axis in (0, rank):
         return loader.method("reshape", x, *((1, -1) if axis == 0 else (-1, 1)))
@@ -147,7 +147,7 @@ def reshape(loader: Loader, node: Any, at: Attributes) -> Made:
     """
     wanted = [int(v) for v in at["shape"]] if "shape" in at else _shape(loader, node)
     if at.get("allowzero", 0) and 0 in wanted:
-        raise Refused("allowzero = 0", "allowzero = 1")
+        raise Unsupported("allowzero = 0", "allowzero = 1")
     if import_constants.is_fact(loader, node.input[0]):
         return _reshaped_fact(loader, node, wanted)
     x, dims = loader.value(node, 0), loader.dims(node.input[0])
@@ -156,7 +156,7 @@ def reshape(loader: Loader, node: Any, at: Attributes) -> Made:
         node.output[0], [v if isinstance(v, int) and v > 0 else None for v in wanted]
     )
     if any(isinstance(v, int) and v == 0 and axis >= rank for axis, v in enumerate(wanted)):
-        raise Refused(f"zeros for the first {rank} sizes", wanted)
+        raise Unsupported(f"zeros for the first {rank} sizes", wanted)
     sizes = [
         loader.size(x, axis) if isinstance(v, int) and v == 0 else v
         for axis, v in enumerate(wanted)
@@ -179,21 +179,23 @@ def _keeps_batch(loader: Loader, x: fx.Node, sizes: list[Any], rest: Sequence[An
 def _shape(loader: Loader, node: Any) -> list[Any]:
     array = import_constants.fact(loader, node, 1, "the shape")
     if array.ndim != 1 or (array.dtype != object and array.dtype.kind not in "iu"):
-        raise Refused("a shape as a list of whole numbers", f"{array.dtype} {list(array.shape)}")
+        raise Unsupported(
+            "a shape as a list of whole numbers", f"{array.dtype} {list(array.shape)}"
+        )
     return [v if isinstance(v, fx.Node) else int(v) for v in array]
 
 
 def _reshaped_fact(loader: Loader, node: Any, wanted: list[Any]) -> Made:
     array = import_constants.fact(loader, node, 0, "sizes or a constant")
     if any(isinstance(v, fx.Node) for v in wanted):
-        raise Refused("a constant shape of a constant", "a computed one")
+        raise Unsupported("a constant shape of a constant", "a computed one")
     if any(v == 0 and axis >= array.ndim for axis, v in enumerate(wanted)):
-        raise Refused(f"zeros for the first {array.ndim} sizes", wanted)
+        raise Unsupported(f"zeros for the first {array.ndim} sizes", wanted)
     sizes = [array.shape[axis] if v == 0 else v for axis, v in enumerate(wanted)]
     given, free = math.prod(v for v in sizes if v != -1), sizes.count(-1)
     fits = given > 0 and array.size % given == 0 if free else array.size == given
     if min(sizes, default=0) < -1 or free > 1 or not fits:
-        raise Refused(f"a shape for {array.size} numbers", wanted)
+        raise Unsupported(f"a shape for {array.size} numbers", wanted)
     return import_constants.keep(loader, node, array.reshape(sizes))
 
 
@@ -205,9 +207,9 @@ def squeeze(loader: Loader, node: Any, at: Attributes) -> Made:
         return import_constants.keep(loader, node, import_constants.squeezed(array, axes))
     rank, dims, x = loader.rank(node.input[0]), loader.dims(node.input[0]), loader.value(node, 0)
     if axes is None or dims is None or not all(-rank <= a < rank for a in axes):
-        raise Refused(f"axes of {rank}", f"axes = {axes}")
+        raise Unsupported(f"axes of {rank}", f"axes = {axes}")
     if any(dims[a] != 1 for a in axes):
-        raise Refused("axes that the file says have length 1", f"axes = {axes} of {list(dims)}")
+        raise Unsupported("axes that the file says have length 1", f"axes = {axes} of {list(dims)}")
     if {a % rank for a in axes} == {2, 3} and rank == 4:
         return loader.call(torch.flatten, x, 1)
     return loader.call(torch.squeeze, x, tuple(sorted({a % rank for a in axes})))
@@ -217,13 +219,13 @@ def unsqueeze(loader: Loader, node: Any, at: Attributes) -> Made:
     """Axes of length 1."""
     axes = import_constants.axes_of(loader, node, at)
     if axes is None:
-        raise Refused("axes", "none")
+        raise Unsupported("axes", "none")
     if import_constants.is_fact(loader, node.input[0]):
         array = import_constants.fact(loader, node, 0, "sizes or a constant")
         return import_constants.keep(loader, node, import_constants.expanded(array, axes))
     rank = loader.rank(node.input[0]) + len(axes)
     if not all(-rank <= a < rank for a in axes) or len({a % rank for a in axes}) != len(axes):
-        raise Refused(f"different axes of {rank}", f"axes = {axes}")
+        raise Unsupported(f"different axes of {rank}", f"axes = {axes}")
     new = {a % rank for a in axes}
     index = tuple(None if a in new else slice(None) for a in range(rank))
     return loader.call(operator.getitem, loader.value(node, 0), index)
@@ -254,7 +256,7 @@ def _by_factors(
 ) -> fx.Node:
     if scales is None or scales.size != 4 or list(scales.ravel()[:2]) != [1, 1]:
         got = None if scales is None else scales.ravel().tolist()
-        raise Refused("constant scales of H and W", f"scales = {got}")
+        raise Unsupported("constant scales of H and W", f"scales = {got}")
     zoom = (float(scales.ravel()[2]), float(scales.ravel()[3]))
     x, place = loader.value(node, 0), places[0]
     whole = all(z.is_integer() and z >= 1 for z in zoom)
@@ -268,12 +270,12 @@ def _by_factors(
             F.interpolate, x, scale_factor=zoom, mode="bilinear", align_corners=False
         )
     what = "nearest by whole factors, or linear with half pixels"
-    raise Refused(what, f"mode = {mode}, {places} by {zoom}")
+    raise Unsupported(what, f"mode = {mode}, {places} by {zoom}")
 
 
 def _check_lengths(dims: Sequence[Any], zoom: tuple[float, float]) -> None:
     """The result's length is rounded down, by ONNX Runtime in float32 and by torch in float64:
-    Refused where that may differ, or nothing is left.
+    Unsupported where that may differ, or nothing is left.
     """
     for n, z in zip(dims[2:], zoom, strict=True):
         if isinstance(n, int):
@@ -281,7 +283,7 @@ def _check_lengths(dims: Sequence[Any], zoom: tuple[float, float]) -> None:
         else:
             same = float(16 * z).is_integer()
         if not same:
-            raise Refused("a length that does not hang on rounding", f"{n} times {z}")
+            raise Unsupported("a length that does not hang on rounding", f"{n} times {z}")
 
 
 def _to_size(loader: Loader, node: Any, mode: str, place: str) -> fx.Node:
@@ -289,11 +291,11 @@ def _to_size(loader: Loader, node: Any, mode: str, place: str) -> fx.Node:
     x, dims = loader.value(node, 0), loader.dims(node.input[0])
     sizes = list(import_constants.fact(loader, node, 3, "sizes"))
     if len(sizes) != 4 or dims is None:
-        raise Refused("sizes of an image", f"{len(sizes)} sizes")
+        raise Unsupported("sizes of an image", f"{len(sizes)} sizes")
     for axis in (0, 1):
         constant = isinstance(dims[axis], int) and sizes[axis] == dims[axis]
         if not (loader.is_size(sizes[axis], x, axis) or constant):
-            raise Refused("sizes that keep N and C", f"sizes = {sizes}")
+            raise Unsupported("sizes that keep N and C", f"sizes = {sizes}")
     height, width = (v if isinstance(v, fx.Node) else int(v) for v in sizes[2:])
     many = all(isinstance(v, int) and v > 1 for v in (height, width))
     corners = place == "align_corners"
@@ -301,7 +303,7 @@ def _to_size(loader: Loader, node: Any, mode: str, place: str) -> fx.Node:
         corners or place == "half_pixel" or (place == "pytorch_half_pixel" and many)
     ):
         what = "mode = linear to sizes, with half pixels or aligned corners"
-        raise Refused(what, f"mode = {mode}, {place}")
+        raise Unsupported(what, f"mode = {mode}, {place}")
     return loader.call(
         F.interpolate, x, size=(height, width), mode="bilinear", align_corners=corners
     )
@@ -310,5 +312,5 @@ def _to_size(loader: Loader, node: Any, mode: str, place: str) -> fx.Node:
 def depth_to_space(loader: Loader, node: Any, at: Attributes) -> Made:
     """torch's pixel shuffle."""
     if at.get("mode", "DCR") != "CRD":
-        raise Refused("mode = CRD, torch's pixel shuffle", "mode = DCR")
+        raise Unsupported("mode = CRD, torch's pixel shuffle", "mode = DCR")
     return loader.call(F.pixel_shuffle, loader.value(node, 0), int(at["blocksize"]))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from ternary_ops.interchange.loader import Loader
-from ternary_ops.interchange.onnx_package import Refused
+from ternary_ops.interchange.onnx_package import Unsupported
 
 Made = fx.Node | NDArray[Any] | None
 Attributes = dict[str, Any]
@@ -46,27 +46,27 @@ class Rule:
 
 
 def admit(loader: Loader, node: Any, rule: Rule) -> Attributes:
-    """The attributes of a node that its rule takes, strings decoded; Refused otherwise."""
+    """The attributes of a node that its rule takes, strings decoded; Unsupported otherwise."""
     first, last = rule.versions
     version = _version(loader, node)
     if not first <= version <= last:
-        raise Refused(f"a definition of opset {first} to {last}", f"that of opset {version}")
+        raise Unsupported(f"a definition of opset {first} to {last}", f"that of opset {version}")
     given = {a.name: _plain(loader.onnx.helper.get_attribute_value(a)) for a in node.attribute}
     for name, value in given.items():
         taken = rule.attributes.get(name, ())
         if taken is not ANY and value not in taken:
             known = " or ".join(f"{name} = {v!r}" for v in taken) or f"no attribute {name}"
-            raise Refused(known, f"{name} = {value!r}")
+            raise Unsupported(known, f"{name} = {value!r}")
     for name in node.output[1:]:
         if name and (not rule.spare or loader.readers[name]):
-            raise Refused("one output", f"a second, {name!r}")
+            raise Unsupported("one output", f"a second, {name!r}")
     for number, name in enumerate(node.input):
         if name in loader.codes_of and not (rule.codes and _same_codes(loader, node)):
-            raise Refused(f"input {number} as float32", f"8-bit codes {name!r}")
+            raise Unsupported(f"input {number} as float32", f"8-bit codes {name!r}")
     if rule.ranks and node.input and node.input[0] in loader.values:
         if (rank := loader.rank(node.input[0])) not in rule.ranks:
             ranks = " or ".join(map(str, rule.ranks))
-            raise Refused(f"an input of {ranks} axes", f"{rank} in {node.input[0]!r}")
+            raise Unsupported(f"an input of {ranks} axes", f"{rank} in {node.input[0]!r}")
     return given
 
 
@@ -80,7 +80,7 @@ def _same_codes(loader: Loader, node: Any) -> bool:
 def _version(loader: Loader, node: Any) -> int:
     """The opset version of an operator's definition that the file speaks of."""
     if loader.opset is None:
-        raise Refused("a file that names its opset", "none")
+        raise Unsupported("a file that names its opset", "none")
     schema = loader.onnx.defs.get_schema(node.op_type, loader.opset, "")
     return int(schema.since_version)
 

@@ -28,7 +28,7 @@ def make(mask: Tensor, codes: Tensor | None, offset: float, came_back: Tensor) -
 
 
 def phase_values(phase: str, offset: float) -> list[float]:
-    """What `phase_code` holds in a phase."""
+    """Values of `phase_code` in a phase."""
     reached = PHASES.index(phase)
     return [1.0, float(reached > 0), float(reached > 1), offset]
 

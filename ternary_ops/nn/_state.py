@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trainable layer remembers beside its weight: pruned places, codes, phase and ranges.
+"""State of a trainable layer beside its weight: mask, codes, phase and ranges.
 
 All of it lies in float32 buffers which are exactly 0 where nothing has happened yet, so that any
 average of networks over time can be read like the network itself. EMA, SWA and hand-written loops
@@ -142,7 +142,7 @@ class LayerState(nn.Module):
 
     @torch.no_grad()
     def kept_ranges(self) -> Callable[[], None]:
-        """What puts both ranges back as they are now, learned part included."""
+        """A function that restores both ranges as they are now, learned part included."""
         own = self.input_base, self.output_base, self.input_shift
         former = [tensor.detach().clone() for tensor in own]
 
@@ -154,8 +154,8 @@ class LayerState(nn.Module):
         return restore
 
     def kept_phase(self) -> Callable[[], None]:
-        """What goes back to the phase of now, as if it had not been left; in phase "frozen" codes
-        are those of the weights at that moment.
+        """A function that restores the phase of now, as if it had not been left; in phase "frozen"
+        codes are those of the weights at that moment.
         """
         phase, code = self.phase, self.phase_code.detach().clone()
 

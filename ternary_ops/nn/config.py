@@ -22,7 +22,7 @@ class TernaryConfig:
 
     weights      "ternary", "int8" (one scale per output channel) or "float" (left as it is)
     ternarizer   a name known to register_ternarizer: "ptq", "twn", "ttq", "absmean" or your own
-    zeros        share of units a Pruner empties, 0 <= zeros < 1; None means 0.9 for ternary
+    zeros        fraction of units a Pruner empties, 0 <= zeros < 1; None means 0.9 for ternary
                  weights and 0, dense, for 8-bit ones
     pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"
     scope        how zeros are spread: "global", counted over all layers of equal pattern and zeros;

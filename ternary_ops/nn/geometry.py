@@ -22,7 +22,7 @@ GEOMETRY = (
 
 
 def geometry_of(layer: nn.Module) -> dict[str, Any]:
-    """The arguments that make a torch.nn.Conv2d of this layer's sizes."""
+    """The arguments that make a torch.nn.Conv2d of the sizes of this convolution."""
     return {name: getattr(layer, name) for name in GEOMETRY}
 
 

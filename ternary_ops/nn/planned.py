@@ -35,7 +35,7 @@ def check_finished(layers: Mapping[str, tnn.TernaryLayer], allow: bool) -> None:
         return
     raise UnsupportedModel(
         need(
-            "finished pruning before codes are taken",
+            "finished pruning before the codes count",
             got,
             "Train on to the Pruner's freeze, or pass allow_unfinished=True for the codes of now.",
         )

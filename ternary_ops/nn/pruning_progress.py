@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the Pruner of a network is, where compile and pack_ can see it."""
+"""Progress of a network's Pruner, for compile and pack_ to check."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """Whether masks and codes are final."""
+        """True once masks and codes are final."""
         return self.step >= self.freeze_step
 
     def __deepcopy__(self, memo: Any) -> Progress:
-        """The same object."""
+        """This object: copies share it."""
         return self
 
     def __str__(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What TernaryLinear and TernaryConv2d share: phases, codes, fake-quantized forward."""
+"""TernaryLayer, the base of TernaryLinear and TernaryConv2d: phases, codes, quantized forward."""
 
 from __future__ import annotations
 
@@ -164,11 +164,11 @@ class TernaryLayer(LayerState, ABC):
         lo, hi = self._bounds().tolist()
         if not self.config.integer_input or lo != lo or hi != hi:
             return None
-        fine = self.config.activations == "uint11"
-        return (reference.fine_params if fine else reference.affine_params)(lo, hi)
+        two_term = self.config.activations == "uint11"
+        return (reference.fine_params if two_term else reference.affine_params)(lo, hi)
 
     def _float_weight(self) -> nn.Parameter:
-        """What this layer computes with, as a float parameter of the latent weight's dtype."""
+        """The effective weight as a float parameter, of the latent weight's dtype."""
         value = (
             self.weight.detach() * self.kept()
             if self.phase == "float"
@@ -180,10 +180,15 @@ class TernaryLayer(LayerState, ABC):
         return None if self.bias is None else nn.Parameter(self.bias.detach().clone())
 
     def _forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized forward: quantize the input, sum integer products, scale, add the bias.
+
+        Sums run in a dtype in which integers stay exact; "uint11" inputs are two terms, a code and
+        a residual in eighths of a step.
+        """
         self._check_input(x)
         phase = self._current_phase()
         integer_input = self.config.integer_input
-        fine, rest = self.config.activations == "uint11", None
+        two_term, residual = self.config.activations == "uint11", None
         work = torch.float64 if x.dtype == torch.float64 and not integer_input else torch.float32
         result = result_dtype(x)
         training = result if _autocasts(x.device.type) else work
@@ -191,23 +196,23 @@ class TernaryLayer(LayerState, ABC):
             weight, scale = self._training_weight()
             x = real = x.to(work)
             if integer_input:
-                x, x_scale = fake_quant.quantize(x, self._bounds(), fine)
-                if fine and x is not real:
-                    rest = fake_quant.left_over(real, x_scale)
-                    if self.training or scale is None:  # weights as they come: one product does
-                        x, rest = x + rest / FINE_PARTS, None
+                x, x_scale = fake_quant.quantize(x, self._bounds(), two_term)
+                if two_term and x is not real:
+                    residual = fake_quant.left_over(real, x_scale)
+                    if self.training or scale is None:  # weights unrounded: one product is enough
+                        x, residual = x + residual / FINE_PARTS, None
                 scale = x_scale if scale is None else scale * x_scale
             exact = self._exact_dtype() if integer_input else work
             if x is real and self.training and phase != "frozen":
-                # Sums of real inputs are rounded anyway, and weights to scale are fewer than sums.
+                # With float input, scale the weights: fewer multiplies than scaling the output.
                 if scale is not None:
                     weight = weight * (scale if scale.ndim == 0 else per_filter(scale, weight))
                     scale = None
                 exact = training
             y = self._accumulate(x.to(exact), weight.to(exact))
-            if rest is not None:
-                eighth = (weight.detach() / FINE_PARTS).round()
-                y = y + self._accumulate(rest.to(exact), eighth.to(exact))
+            if residual is not None:
+                residual_weight = (weight.detach() / FINE_PARTS).round()
+                y = y + self._accumulate(residual.to(exact), residual_weight.to(exact))
             if scale is not None or self.bias is not None:
                 y = y.to(work)
             if scale is not None:
@@ -217,7 +222,7 @@ class TernaryLayer(LayerState, ABC):
         return y.to(result)
 
     def _training_weight(self) -> tuple[Tensor, Tensor | None]:
-        """What enters the accumulation, and the scale that follows it (None for real weights)."""
+        """The weight to accumulate with, and the scale of the sums (None for real weights)."""
         if self._phase == "float":
             return self._real_weight(), None
         if self.ttq_scales is not None:
@@ -333,7 +338,7 @@ def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
-    """What the torch twin returns: autocast's dtype, which leaves float64 alone, else x's."""
+    """Dtype of the torch twin's output: autocast's, which leaves float64 alone, else x's."""
     device = x.device.type
     if _autocasts(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

@@ -17,8 +17,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def refuse(op: str, what: str, got: object, do: str) -> NoReturn:
-    """Raise UnsupportedShape: what the op needs, what it got, what to do."""
-    raise UnsupportedShape(need(f"for ternary_ops.{op} {what}", got, do))
+    """Raise UnsupportedShape: expected `what` for the operator, got `got`; do `do`."""
+    raise UnsupportedShape(need(f"in ternary_ops.{op} {what}", got, do))
 
 
 def output_dtype(

@@ -52,21 +52,21 @@ class Attribute(NamedTuple):
 def integer(where: str, value: Any, least: int, most: int) -> int:
     """An int (not a bool) in [least, most]; raises FormatError."""
     if type(value) is not int or not least <= value <= most:
-        raise FormatError(need(f"{where} is an integer in {least}..{most}", short(value), REWRITE))
+        raise FormatError(need(f"{where} as an integer in {least}..{most}", short(value), REWRITE))
     return value
 
 
 def number(where: str, value: Any) -> float:
     """A finite number, rounded to float32; raises FormatError."""
     if type(value) not in (int, float) or not abs(value) <= MAX_FLOAT32:
-        raise FormatError(need(f"{where} is a finite float32", short(value), REWRITE))
+        raise FormatError(need(f"{where} as a finite float32", short(value), REWRITE))
     return float(np.float32(value))
 
 
 def items(where: str, value: Any, count: int) -> list[Any]:
     """A list or tuple of `count` items; raises FormatError."""
     if type(value) not in (list, tuple) or len(value) != count:
-        raise FormatError(need(f"{where} is a list of {count}", short(value), REWRITE))
+        raise FormatError(need(f"{where} as a list of {count}", short(value), REWRITE))
     return list(value)
 
 
@@ -103,7 +103,7 @@ def one_of(*names: str) -> Check:
 
     def read(where: str, value: Any) -> str:
         if type(value) is not str or value not in names:
-            raise FormatError(need(f"{where} is one of {', '.join(names)}", short(value), REWRITE))
+            raise FormatError(need(f"{where} as one of {', '.join(names)}", short(value), REWRITE))
         return value
 
     return Check(", ".join(names), read)
@@ -115,7 +115,7 @@ def among(*values: int) -> Check:
 
     def read(where: str, value: Any) -> int:
         if type(value) is not int or value not in values:
-            raise FormatError(need(f"{where} is {says}", short(value), REWRITE))
+            raise FormatError(need(f"{where} as {says}", short(value), REWRITE))
         return value
 
     return Check(says, read)
@@ -123,13 +123,13 @@ def among(*values: int) -> Check:
 
 def _read_flag(where: str, value: Any) -> bool:
     if type(value) is not bool:
-        raise FormatError(need(f"{where} is true or false", short(value), REWRITE))
+        raise FormatError(need(f"{where} as true or false", short(value), REWRITE))
     return value
 
 
 def _read_affine(where: str, value: Any) -> tuple[float, int]:
     if value is None:
-        raise FormatError(need(f"{where} is [scale, zero point]", "null", REWRITE))
+        raise FormatError(need(f"{where} as [scale, zero point]", "null", REWRITE))
     scale, zp = items(where, value, 2)
     scale = number(where, scale)
     if not MIN_SCALE <= scale <= MAX_SCALE:
@@ -142,13 +142,13 @@ def _read_affine(where: str, value: Any) -> tuple[float, int]:
 def _read_bounds(where: str, value: Any) -> tuple[float | None, float | None]:
     lo, hi = (None if v is None else number(where, v) for v in items(where, value, 2))
     if lo is not None and hi is not None and lo > hi:
-        raise FormatError(need(f"{where} needs lo <= hi", f"[{lo}, {hi}]", REWRITE))
+        raise FormatError(need(f"{where} with lo <= hi", f"[{lo}, {hi}]", REWRITE))
     return lo, hi
 
 
 def _read_numbers(where: str, value: Any) -> tuple[float, ...]:
     if type(value) not in (list, tuple) or len(value) > 8:
-        raise FormatError(need(f"{where} is a list of at most 8 numbers", short(value), REWRITE))
+        raise FormatError(need(f"{where} as a list of at most 8 numbers", short(value), REWRITE))
     return tuple(number(where, v) for v in value)
 
 

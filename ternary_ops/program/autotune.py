@@ -89,7 +89,7 @@ def tune(
     BadConfig for repeats < 1, FormatError for a cache that is damaged.
     """
     if type(repeats) is not int or repeats < 1:
-        raise BadConfig(need("tune needs repeats >= 1", repr(repeats), "Use 20."))
+        raise BadConfig(need("repeats >= 1 for tune", repr(repeats), "Use 20."))
     known = {} if cache is None else _read(Path(cache))
     key = _key(graph, x.shape) if cache is not None else ""
     nodes = [

@@ -8,12 +8,9 @@ change bits: floats are summed in the order of the channels.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
-from ternary_ops.layout.channel_groups import ChannelGroups, Index
-from ternary_ops.program.graph import Graph, Node, Value
+from ternary_ops.layout.channel_groups import ChannelGroups
+from ternary_ops.program.graph import Graph
+from ternary_ops.program.operator import Value
 
 
 def channel_groups(graph: Graph) -> ChannelGroups:
@@ -24,12 +21,12 @@ def channel_groups(graph: Graph) -> ChannelGroups:
         groups.add(i, value.multiple)
         if node.operator.is_layer:
             _layer(groups, graph, i, by_weight)
-        elif node.operator.per_channel:  # a resize is tied to the value whose size it takes, too
-            for x in node.inputs:
+        elif node.operator.per_channel:
+            for x in node.inputs:  # the one whose size a resize takes, too
                 _tie(groups, i, x)
         elif node.operator.over_channels:
             _normalize(groups, graph, i)
-        elif node.op != "input":
+        elif node.inputs:
             _move(groups, graph, i)
     groups.fix(0, "the input of the program")
     groups.fix(len(graph.nodes) - 1, "the output of the program")
@@ -74,41 +71,17 @@ def _normalize(groups: ChannelGroups, graph: Graph, i: int) -> None:
 
 
 def _move(groups: ChannelGroups, graph: Graph, i: int) -> None:
-    """Operators that put channels elsewhere."""
+    """Operators that put channels elsewhere; what any other one reads and makes is fixed."""
     node = graph.nodes[i]
-    values = [graph.values[j] for j in (i, *node.inputs)]
-    if any(value.channels != value.multiple for value in values):
-        for j in (i, *node.inputs):
-            groups.fix(j, f"{node.op} of a flattened image")
-        return
-    if node.op == "concat":
-        begin = 0
-        for x in node.inputs:
-            end = begin + groups.width(x)
-            groups.tie(i, x, at=np.arange(begin, end))
-            begin = end
-        return
-    (x,) = node.inputs
-    if node.op == "pixel_shuffle":
-        groups.tie(x, i, np.arange(groups.width(x)) // math.prod(node.attrs["factor"]))
-    elif (sources := _sources(node, groups.width(x))) is not None:
-        groups.tie(i, x, sources)
-    else:
-        for j in (i, x):
-            groups.fix(j, f"{node.op} is not known to keep channels apart")
-
-
-def _sources(node: Node, channels: int) -> Index | None:
-    """Which channel of its input each channel of a node's value comes from, where that is known."""
-    at = node.attrs
-    found = np.arange(channels, dtype=np.intp)
-    if node.op == "slice":
-        return found[at["begin"] : at["end"]]
-    if node.op == "channel_shuffle":
-        return found.reshape(at["groups"], -1).T.ravel()
-    if node.op == "pixel_unshuffle":
-        return found.repeat(math.prod(at["factor"]))
-    return None
+    around = (i, *node.inputs)
+    if all(graph.values[j].channels == graph.values[j].multiple for j in around):
+        pairs = node.operator.channel_pairs(graph.bound(node))
+        if pairs is not None:
+            for x, (made, read) in zip(node.inputs, pairs, strict=True):
+                groups.tie(i, x, read, made)
+            return
+    for j in around:
+        groups.fix(j, f"{node.op} does not work channel by channel")
 
 
 def _plain(value: Value) -> bool:

@@ -42,7 +42,7 @@ def force_isa(name: str) -> Iterator[None]:
         why = core.isa_report().get(name, "unknown")
         raise UnsupportedDevice(
             need(
-                f"force_isa takes one of {', '.join(core.available_isas())}",
+                f"for force_isa one of {', '.join(core.available_isas())}",
                 f"{name!r} ({why})",
                 "Leave it out to use the best one.",
             )

@@ -67,7 +67,7 @@ class Graph:
             except FormatError as e:
                 raise FormatError(f"node {i} ({node.op}): {e}") from None
         if values[-1].y is not None:
-            raise FormatError(need("the last node makes floats", "uint8", REWRITE))
+            raise FormatError(need("a last node that makes floats", "uint8", REWRITE))
         _check_all_used(self)
         object.__setattr__(self, "values", tuple(values))
 
@@ -85,11 +85,11 @@ def _check_all_used(graph: Graph) -> None:
     used = {i for node in graph.nodes for i in node.inputs} | {len(graph.nodes) - 1}
     idle = sorted(set(range(len(graph.nodes))) - used)
     if idle:
-        raise FormatError(need("every value is used", f"node {idle[0]} that is not", REWRITE))
+        raise FormatError(need("a use of every value", f"node {idle[0]} that is not", REWRITE))
     layers = {node.attrs["w"] for node in graph.nodes if "w" in node.attrs}
     spare = sorted(set(range(len(graph.weights))) - layers)
     if spare:
-        raise FormatError(need("every weight is used", f"weight {spare[0]} that is not", REWRITE))
+        raise FormatError(need("a use of every weight", f"weight {spare[0]} that is not", REWRITE))
 
 
 def bound(node: Node, weights: Sequence[Weight], values: Sequence[Value]) -> BoundNode:
@@ -102,10 +102,10 @@ def value_of(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> 
     """Check a node against the values before it and say what it makes; raises FormatError."""
     i, kind = len(before), node.operator
     if (i == 0) != (kind.inputs == (0, 0)):
-        raise FormatError(need("node 0, and no other, is the input", node.op, REWRITE))
+        raise FormatError(need("the input as node 0, and no other", node.op, REWRITE))
     for j in node.inputs:
         if not 0 <= j < i:
-            raise FormatError(need(f"inputs come from nodes 0..{i - 1}", j, REWRITE))
+            raise FormatError(need(f"inputs from nodes 0..{i - 1}", j, REWRITE))
     if "w" in node.attrs and node.attrs["w"] >= len(weights):
         raise FormatError(need(f"w < {len(weights)}", node.attrs["w"], REWRITE))
     read = bound(node, weights, before)
@@ -113,5 +113,5 @@ def value_of(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> 
         wanted = "a convolution as the reader of eleven bits"
         raise FormatError(need(wanted, node.op, REWRITE))
     if kind.floats_only and read.inputs[0].y is not None:
-        raise FormatError(need(f"{node.op} needs floats", "uint8", REWRITE))
+        raise FormatError(need(f"floats for {node.op}", "uint8", REWRITE))
     return kind.value(read)

@@ -27,6 +27,7 @@ from ternary_ops.program.weight import Array, Params, Weight
 # A float array, or (q, scale, zero point): what the reference calls an operand.
 Operand: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
+ChannelPairs: TypeAlias = tuple[Array, Array]
 _Class = TypeVar("_Class", bound="type[Operator]")
 
 OPS: dict[str, Operator] = {}
@@ -108,6 +109,12 @@ class Operator(ABC):
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """The result in NumPy."""
 
+    def channel_pairs(self, node: BoundNode) -> list[ChannelPairs] | None:
+        """For each input, the channels of the result and of the input that hold the same numbers,
+        pair by pair. None, the default, for operators that do not put channels elsewhere.
+        """
+        return None
+
     def native(self, node: BoundNode) -> dict[str, Any]:
         """Attributes that the native engine takes beside, or in place of, the node's own."""
         return {}
@@ -117,17 +124,17 @@ class Operator(ABC):
         least, most = self.inputs
         if not least <= count <= most:
             wanted = f"{least}" if least == most else f"{least} to {most}"
-            raise FormatError(need(f"{self.name} takes {wanted} inputs", count, REWRITE))
+            raise FormatError(need(f"{wanted} inputs of {self.name}", count, REWRITE))
         unknown = sorted(set(said) - set(self.attrs))
         if unknown:
             known = ", ".join(self.attrs)
-            raise FormatError(need(f"{self.name} knows {known}", unknown[0], REWRITE))
+            raise FormatError(need(f"attributes of {self.name} ({known})", unknown[0], REWRITE))
         full: dict[str, Any] = {}
         for name, (check, default, like) in self.attrs.items():
             if name in said:
                 full[name] = check(f"{self.name}.{name}", said[name])
             elif default is REQUIRED:
-                raise FormatError(need(f"{self.name} needs {name}", "nothing", REWRITE))
+                raise FormatError(need(f"{name} of {self.name}", "nothing", REWRITE))
             else:
                 full[name] = default
             if like and full[name] is None:
@@ -171,7 +178,7 @@ def find(name: str) -> Operator:
     """The operator of that name; raises FormatError for one that is not there."""
     found = OPS.get(name)
     if found is None:
-        raise FormatError(need(f"an op is one of {', '.join(OPS)}", repr(name), REWRITE))
+        raise FormatError(need(f"an op out of {', '.join(OPS)}", repr(name), REWRITE))
     return found
 
 
@@ -186,7 +193,7 @@ def output_params(node: BoundNode) -> Params | None:
     """Scale and zero point of the result: floats make floats, uint8 makes either."""
     y: Params | None = node.at["y"]
     if y is not None and node.inputs[0].y is None:
-        raise FormatError(need("uint8 output needs uint8 input", "floats", REWRITE))
+        raise FormatError(need("uint8 input for uint8 output", "floats", REWRITE))
     return y
 
 

@@ -25,11 +25,6 @@ from ternary_ops.program.shapes import infer_from, sizes_of
 from ternary_ops.program.weight import Array, Weight
 from ternary_ops.table import Table
 
-# Their channels stay where they are, those of what they read, too.
-_UNMOVED = frozenset(
-    {"concat", "slice", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unflatten"}
-)
-
 
 @dataclass(frozen=True)
 class Occupied:
@@ -133,10 +128,11 @@ def _readers(graph: Graph) -> list[int]:
 def movable_groups(graph: Graph, groups: ChannelGroups) -> list[ChannelGroup]:
     """The groups whose order of channels is free and has any choice."""
     for i, node in enumerate(graph.nodes):
-        if node.op in _UNMOVED:
+        operator = node.operator
+        if not (operator.per_channel or operator.is_layer):
             for value in (i, *node.inputs):
                 groups.fix(value, f"{node.op} finds its channels by their place", "order")
-        elif node.op == "conv2d" and node.attrs["groups"] > 1:
+        elif node.attrs.get("groups", 1) > 1:
             width = graph.weight(node).shape[3]
             if width > 1 and width % column_grouping.QUAD:
                 reason = "quads cross the borders of a grouped convolution"

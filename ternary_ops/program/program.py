@@ -31,6 +31,11 @@ def load(path: str | os.PathLike[str]) -> Program:
     """Read a file that Program.save or `ternary-ops compress` wrote.
 
     Raises FormatError when it is anything else, damaged, or of an unknown version.
+
+    >>> tops.compile(model, x).save("net.safetensors")
+    >>> program = tops.runtime.load("net.safetensors")
+    >>> program(x.numpy()).shape  # no torch from here on
+    (2, 10)
     """
     graph, sample = program_file.read(Path(path))
     return Program(graph, sample)
@@ -41,6 +46,11 @@ class Program:
 
     N, H and W may change from call to call (each new size is planned once); channels are fixed.
     Safe to share between threads.
+
+    >>> program = tops.compile(model, x)
+    >>> y = program(x.numpy())
+    >>> y.dtype, bool(np.array_equal(y[:1], program(x[:1].numpy())))  # the batch does not matter
+    (dtype('float32'), True)
     """
 
     def __init__(self, graph: Graph, sample: Sequence[int]) -> None:
@@ -74,7 +84,7 @@ class Program:
         x = self._accept(x)
         check_type("repeats", repeats, int, "Use 10.")
         if repeats < 1:
-            raise BadConfig(need("profile needs repeats >= 1", repeats, "Use 10."))
+            raise BadConfig(need("repeats >= 1 for profile", repeats, "Use 10."))
         rows = summary.rows(self.graph, self._shapes_of(x.shape))
         timed = self._engine.profile(x, repeats)
         peaks = peak.known_products(isa())
@@ -165,11 +175,11 @@ class Program:
     def _accept(self, x: Any) -> NDArray[np.float32]:
         if not isinstance(x, np.ndarray):
             raise UnsupportedShape(
-                need("a program takes a NumPy array", type(x).__name__, "Pass x.numpy().")
+                need("a NumPy array as a program's input", type(x).__name__, "Pass x.numpy().")
             )
         if x.dtype != np.uint8 and x.dtype.kind != "f":
             raise UnsupportedShape(
-                need("a program takes floats or uint8", x.dtype, "Pass x.astype(np.float32).")
+                need("floats or uint8 as a program's input", x.dtype, "Pass x.astype(np.float32).")
             )
         self._shapes_of(x.shape)
         with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
@@ -183,7 +193,9 @@ class Program:
             if len(shape) != self.rank or shape[taken.index("C")] != self.channels:
                 wanted = ", ".join(taken).replace("C", str(self.channels))
                 do = "Add a missing batch axis with x[None]; channels are those of the network."
-                raise UnsupportedShape(need(f"this program takes [{wanted}]", list(shape), do))
+                raise UnsupportedShape(
+                    need(f"an input [{wanted}] of this program", list(shape), do)
+                )
             known = infer_from(self.graph, shape)
             if len(self._shapes) >= _KNOWN_SHAPES:
                 self._shapes.clear()

@@ -52,21 +52,21 @@ def to_arrays(graph: Graph) -> dict[str, Array | TernaryCodes]:
 def from_index(index: Any, arrays: Mapping[str, Array | TernaryCodes]) -> Graph:
     """Undo to_index and to_arrays; raises FormatError."""
     if type(index) is not dict or set(index) != {"nodes", "weights"}:
-        raise FormatError(need("a program index has nodes and weights", "other keys", _DO))
+        raise FormatError(need("nodes and weights in a program's index", "other keys", _DO))
     entries, weights = index["nodes"], index["weights"]
     if type(entries) is not list or type(weights) is not list:
-        raise FormatError(need("nodes and weights are lists", "something else", _DO))
+        raise FormatError(need("nodes and weights as lists", "something else", _DO))
     for what, found, most in (
         ("nodes", len(entries), MAX_NODES),
         ("weights", len(weights), attributes.MAX_WEIGHTS),
     ):
         if found > most:
-            raise FormatError(need(f"a program has at most {most} {what}", found, _DO))
+            raise FormatError(need(f"at most {most} {what} in a program", found, _DO))
     made: tuple[Weight, ...] = tuple(_weight(i, entry, arrays) for i, entry in enumerate(weights))
     graph = Graph(tuple(_node(i, entry) for i, entry in enumerate(entries)), made)
     stray = sorted(set(arrays) - set(to_arrays(graph)))
     if stray:
-        raise FormatError(need("every array belongs to a weight", repr(stray[0]), _DO))
+        raise FormatError(need("arrays of weights", repr(stray[0]), _DO))
     return graph
 
 
@@ -95,7 +95,7 @@ def _node(i: int, entry: Any) -> Node:
     if rest and type(rest[0]) is dict:
         attrs = rest.pop(0)
     if type(op) is not str or rest:
-        raise FormatError(need(f"node {i} is [op, inputs, attributes]", "something else", _DO))
+        raise FormatError(need(f"node {i} as [op, inputs, attributes]", "something else", _DO))
     try:
         sources = [attributes.integer("an input", v, 0, MAX_NODES) for v in inputs]
         return Node(op, tuple(sources), attrs)
@@ -111,7 +111,7 @@ def _weight(i: int, entry: Any, arrays: Mapping[str, Array | TernaryCodes]) -> W
     wanted += [slope] * (vectors >> 1)
     missing = [key for key in wanted if key not in arrays]
     if missing:
-        raise FormatError(need(f"weight {i} needs the array {missing[0]}", "none", _DO))
+        raise FormatError(need(f"the array {missing[0]} of weight {i}", "none", _DO))
     kept = {key: arrays[key] for key in wanted}
     given: Any = [kept[values], *(kept.get(key) for key in (scale, bias, slope))]
     return Weight(name, kind, *given)

@@ -59,14 +59,12 @@ class Weight:
         """Check everything; raises FormatError."""
         where = f"weight {self.name!r}" if type(self.name) is str else "a weight"
         if type(self.name) is not str or len(self.name) > MAX_NAME:
-            raise FormatError(need(f"a name has at most {MAX_NAME} characters", "another", _DO))
+            raise FormatError(need(f"a name of at most {MAX_NAME} characters", "another", _DO))
         if type(self.kind) is not str or self.kind not in _DTYPE:
-            raise FormatError(need(f"{where}: kind is one of {list(_DTYPE)}", self.kind, _DO))
+            raise FormatError(need(f"{where}: kind as one of {list(_DTYPE)}", self.kind, _DO))
         self._check_values(where)
         if (self.scale is None) != (self.kind == "float"):
-            raise FormatError(
-                need(f"{where}: a scale goes with integers", f"kind {self.kind}", _DO)
-            )
+            raise FormatError(need(f"{where}: a scale of integers", f"kind {self.kind}", _DO))
         for label in _VECTORS:
             vector = getattr(self, label)
             if vector is None:
@@ -74,7 +72,7 @@ class Weight:
             _check_array(f"{where}: {label}", vector, np.float32, 1)
             if len(vector) != self.shape[0] and not (label == "slope" and len(vector) == 1):
                 raise FormatError(
-                    need(f"{where}: {label} has {self.shape[0]} values", len(vector), _DO)
+                    need(f"{where}: {label} of {self.shape[0]} values", len(vector), _DO)
                 )
         for label in ("values", *_VECTORS):
             if isinstance(getattr(self, label), np.ndarray):
@@ -88,7 +86,7 @@ class Weight:
             _check_codes(where, self.kind, self.values)
             return
         if self.kind != "ternary":
-            raise FormatError(need(f"{where}: codes are ternary", f"kind {self.kind}", _DO))
+            raise FormatError(need(f"{where}: ternary codes", f"kind {self.kind}", _DO))
         _check_array(f"{where}: codes", self.values.codes, np.uint8, 4)
         _check_sizes(f"{where}: values", self.values.shape)
         if math.prod(self.values.shape[1:]) > _SURE_SIZE:

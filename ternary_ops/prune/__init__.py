@@ -1,6 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pruning while training: the Pruner, and its strategies, each kind with a registry of its own:
 criteria (scores), growth, schedules and allocation over layers.
+
+>>> optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+>>> pruner = tops.prune.Pruner(model, "agp", 10, zeros=0.5, scope="layer", optimizer=optimizer)
+>>> for _ in range(10):
+...     optimizer.zero_grad()
+...     model(x).square().mean().backward()
+...     optimizer.step()
+...     pruner.step()
+>>> {row.measured for row in pruner.summary()}
+{0.5}
 """
 
 from ternary_ops.prune.allocation import ALLOCATIONS, register_allocation

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allocation: how a share of zeros is spread over layers. The values of `scope`.
+"""Allocation: how a fraction of zeros is spread over layers. The values of `scope`.
 
     global  all layers are ranked together: zeros fall where scores are low
-    layer   the same share in every layer ("uniform" in the literature)
+    layer   the same fraction in every layer ("uniform" in the literature)
     erk     Erdos-Renyi kernels: a layer's density is in proportion to (O + I + R + S) / (O I R S),
             at most 1, so that the total is met exactly; Evci et al. 2020 (arXiv 1911.11134),
             after Mocanu et al. 2018. A reconstruction
@@ -63,12 +63,12 @@ def globally(targets: Sequence[Target], zeros: float) -> list[Group]:
 
 
 def per_layer(targets: Sequence[Target], zeros: float) -> list[Group]:
-    """The same share in each layer."""
+    """Equal zeros in every layer."""
     return [Group([target], zeros) for target in targets]
 
 
 def erdos_renyi_kernel(targets: Sequence[Target], zeros: float) -> list[Group]:
-    """Each layer its own share; the counts of all sum up to that of zeros."""
+    """Each layer its own zeros; the counts of all sum up to that of zeros."""
     total = Group(targets, zeros)
     kept = _erk_counts(targets, total.total - total.wanted())
     return [Group([t], (t.units - k) / t.units) for t, k in zip(targets, kept, strict=True)]

@@ -46,7 +46,7 @@ class LayerMatrix:
         )
 
     def columns(self, x: Tensor) -> Tensor:
-        """What meets the rows: [G, K, columns], one for each output position of x."""
+        """Input patches that the rows multiply: [G, K, columns], one column per output position."""
         if isinstance(self.layer, nn.Linear) or len(self.shape) == 2:
             flat = x.reshape(1, -1, self.shape[1], 1).permute(0, 2, 3, 1)
             return self._units(flat)

@@ -12,8 +12,8 @@ _UPDATES = 200
 class Phases:
     """Steps of a run of `total`: float up to `ternary`, masks complete at `end`, fixed at `freeze`.
 
-    every: steps between updates of the masks. start: where the schedule begins, as a share of the
-    steps; None: at its own default_start.
+    every: steps between updates of the masks. start: where the schedule begins, as a fraction of
+    the steps; None: at its own default_start.
     """
 
     def __init__(
@@ -26,12 +26,12 @@ class Phases:
         every: int | None,
         default_start: float,
     ) -> None:
-        """Round shares of total_steps to steps; BadConfig for what is no count or no share."""
+        """Round fractions of total_steps to steps; BadConfig for bad counts and fractions."""
         self.total = _check_count("total_steps", total_steps)
         times = {"ternary_at": ternary_at, "freeze_at": freeze_at, "start": start, "end": end}
         for name, value in times.items():
             if value is not None:
-                check_type(name, value, (int, float), "Pass a share of total_steps.")
+                check_type(name, value, (int, float), "Pass a fraction of total_steps.")
         _check_times(ternary_at, freeze_at, default_start if start is None else start, end)
         self.start = start
         self.freeze = max(1, round(freeze_at * self.total))
@@ -42,7 +42,7 @@ class Phases:
         self.every = default_every if every is None else _check_count("every", every)
 
     def updates(self, step: int) -> bool:
-        """Whether masks are updated at this step."""
+        """True at steps that update the masks."""
         if step in (self.end, self.freeze):
             return True
         return step < self.freeze and step % self.every == 0

@@ -11,7 +11,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from ternary_ops._moved import renamed_arguments
+from ternary_ops._moved import renamed, renamed_arguments
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, check_type, need
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
@@ -57,7 +57,24 @@ class Pruner:
     then compile and pack_ refuse the quantized layers (`allow_unfinished`).
 
     Masks depend on the weights alone, so the ranks of a DistributedDataParallel run agree on them.
+
+    start, end: where the schedule begins (default: its own start) and ends, as fractions of
+        total_steps.
+    every: steps between updates of the masks (default: so that there are at most 200).
+    min_nnz: units that survive in every filter (default: 1 in depthwise layers, else 0).
+    normalize: rank by scores relative to their layer's mean instead of plain ones.
+    criterion: "magnitude", "movement", "taylor", "wanda", "random" or one of your own, see
+        prune.scores; under "magnitude" and "wanda" pruned weights that may come back count with
+        latent values.
+    quantized_decay: lambda_q of PTQ's discrepancy-reducing decay, a reconstruction: after each
+        optimizer step, latent weights w of ternary layers decay towards their quantized values,
+        by lr * lambda * (scale * code - w), where lambda grows linearly from 0 to
+        `quantized_decay` at freeze_at. Needs the optimizer.
+    skip: globs of layers to leave out.
+    growth: "set", "rigl", or a prune.Growth with other options. Needs the optimizer.
     """
+
+    pull = renamed("quantized_decay")
 
     @renamed_arguments(pull="quantized_decay")
     def __init__(
@@ -84,21 +101,6 @@ class Pruner:
         growth: str | Growth | None = None,
     ) -> None:
         """Plan the pruning; no weight changes before the first step().
-
-        start, end: where the schedule begins (default: its own start) and ends, as shares of
-            total_steps.
-        every: steps between updates of the masks (default: so that there are at most 200).
-        min_nnz: units that survive in every filter (default: 1 in depthwise layers, else 0).
-        normalize: rank by scores relative to their layer's mean instead of plain ones.
-        criterion: "magnitude", "movement", "taylor", "wanda", "random" or one of your own, see
-            prune.scores; under "magnitude" and "wanda" pruned weights that may come back count with
-            latent values.
-        quantized_decay: lambda_q of PTQ's discrepancy-reducing decay, a reconstruction: after each
-            optimizer step, latent weights w of ternary layers decay towards their quantized values,
-            by lr * lambda * (scale * code - w), where lambda grows linearly from 0 to
-            `quantized_decay` at freeze_at. Needs the optimizer.
-        skip: globs of layers to leave out.
-        growth: "set", "rigl", or a prune.Growth with other options. Needs the optimizer.
 
         Raises BadConfig on a bad argument, UnsupportedModel when the model or the optimizer does
         not fit.
@@ -144,7 +146,7 @@ class Pruner:
 
     @property
     def progress(self) -> float:
-        """Share of the steps done."""
+        """Fraction of the steps done."""
         return self._step / self.phases.total
 
     @property
@@ -154,7 +156,7 @@ class Pruner:
 
     @property
     def zeros(self) -> float:
-        """Share of zero units over all planned layers, measured on the weights as they are."""
+        """Fraction of zero units over all planned layers, measured on the weights as they are."""
         units = sum(target.units for target in self._targets)
         return sum(target.empty_units() for target in self._targets) / units
 
@@ -210,7 +212,7 @@ class Pruner:
             layer = dict(copied.named_modules()).get(target.name)
             weight = getattr(layer, "weight", None)
             if not isinstance(weight, nn.Parameter) or weight.shape != target.weight.shape:
-                what = f"a copy of the network has a weight {target.name!r}"
+                what = f"a copy of the network with a weight {target.name!r}"
                 got = "none" if weight is None else list(weight.shape)
                 do = "Pass the module itself, such as AveragedModel(...).module."
                 raise UnsupportedModel(need(f"{what} {list(target.weight.shape)}", got, do))
@@ -274,7 +276,7 @@ class Pruner:
         return first or self.phases.updates(step)
 
     def _grows(self, step: int) -> bool:
-        """Whether the update at this step, if it is one, lets units come back."""
+        """True at steps that update the masks and let units come back."""
         if self.growth is None or step >= self.phases.freeze or not self._updates(step):
             return False
         return self.growth.fraction_at(step / self.phases.total) > 0

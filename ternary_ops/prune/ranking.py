@@ -27,7 +27,7 @@ class Regrowth:
     gradients: Mapping[str, Tensor]
 
     def candidates(self, target: Target) -> Candidates:
-        """What the rule is told about one target."""
+        """The rule's view of one target."""
         weight = target.weight.detach()
         gradient = self.gradients.get(target.name)
         gradient = torch.zeros_like(weight) if gradient is None else gradient
@@ -149,7 +149,7 @@ class Group:
 
 
 class SummaryRow(NamedTuple):
-    """One pruned weight: its layer, the share of zero units asked for, and the share it has now."""
+    """One pruned weight: its layer, the fraction of zero units asked for and that measured now."""
 
     name: str
     target: float

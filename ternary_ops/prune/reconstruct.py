@@ -12,7 +12,8 @@ which layers run, to give what the dense layer gave although what enters has cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -69,13 +70,7 @@ def reconstruct_(
             raise BadConfig(need("units to refit that lie in one output channel", got, do))
     groups = make_groups(targets)
     inputs = [x for x, _ in samples(model, batches)]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    layers = [m for m in model.modules() if is_quantized(m)]
-    phases, training = [layer.kept_phase() for layer in layers], model.training
-    model.eval()
-    try:
-        for layer in layers:
-            layer.phase = "float"
+    with _in_float(model):
         dense = copy_of(model)
         matrices = {t.name: LayerMatrix(t.owners[0], t.pattern.cols) for t in targets}
         grams, order = _grams(model, targets, matrices, inputs)
@@ -92,6 +87,20 @@ def reconstruct_(
             target = by_name[name]
             _refit(model, dense, target, matrices[name], inputs, damp)
             on_layer(name)
+    return summary(targets, groups)
+
+
+@contextmanager
+def _in_float(model: nn.Module) -> Iterator[None]:
+    """Quantized layers in phase "float", the model in eval mode; after an error all as before."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    layers = [m for m in model.modules() if is_quantized(m)]
+    phases, training = [layer.kept_phase() for layer in layers], model.training
+    model.eval()
+    try:
+        for layer in layers:
+            layer.phase = "float"
+        yield
     except BaseException:
         model.load_state_dict(before)
         raise
@@ -99,7 +108,6 @@ def reconstruct_(
         for restore in phases:
             restore()
         model.train(training)
-    return summary(targets, groups)
 
 
 class _Moments:
@@ -218,7 +226,7 @@ def _output_sensitivity(
 
 @torch.no_grad()
 def removal(rows: Tensor, gram: Tensor, unit: int, damp: float) -> Tensor:
-    """What removing each unit costs when its filter's units go cheapest first, [G, O, units].
+    """Cost of removing each unit when its filter's units go cheapest first, [G, O, units].
 
     rows: [G, O, K] float64, unit-major (a unit's weights side by side). gram: [G, K, K]. Costs
     rise along a filter's order; units that would go last of all cost infinity.
@@ -311,7 +319,7 @@ def _refit(
 
 
 def _entering(model: nn.Module, layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """What enters `layer` when the model sees x, one tensor a call."""
+    """Inputs of `layer` when the model runs on x, one tensor per call."""
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the share of zeros grows over training: pure functions of the progress t in [0, 1].
+"""Schedules: the fraction of zeros over training, pure functions of the progress t in [0, 1].
 
 A curve maps [0, 1] to [0, 1] and ends at 1, or at 0 if the network is to be dense again; a Schedule
 places it between `start` and `end` of the training. `register_schedule` adds one.
@@ -43,7 +43,7 @@ class Schedule:
         initial: float = 0.0,
         final: float = 1.0,
     ) -> float:
-        """Share of zeros at progress t: `initial` before `start`, exactly `final` (with last 0:
+        """Fraction of zeros at progress t: `initial` before `start`, exactly `final` (with last 0:
         `initial`) from `end` on.
         """
         begin = self.start if start is None else start

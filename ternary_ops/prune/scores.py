@@ -59,7 +59,7 @@ class Score(ABC):
         """One score per weight of `weight` [O, I, ...], of its shape; groups: of a convolution."""
 
     def state(self) -> dict[str, Tensor]:
-        """What was observed, by layer."""
+        """Everything observed, by layer."""
         return {name: value.clone() for name, value in self.memory.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -67,7 +67,7 @@ class Score(ABC):
         self.memory = {name: value.clone() for name, value in state.items()}
 
     def known(self, name: str, weight: Tensor) -> Tensor | None:
-        """What memory holds, on the weight's device; None before anything was observed."""
+        """The layer's memory on the weight's device; None before anything was observed."""
         value = self.memory.get(name)
         return None if value is None else value.to(weight.device)
 
@@ -191,7 +191,7 @@ class Random(Score):
     """Uniform, from a generator seeded with the layer's name."""
 
     def scores(self, name: str, weight: Tensor, groups: int) -> Tensor:
-        """The same numbers at every call."""
+        """Random numbers, equal at every call."""
         generator = torch.Generator().manual_seed(crc32(name.encode()))
         return torch.rand(weight.shape, generator=generator).to(weight.device)
 

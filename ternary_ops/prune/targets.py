@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets: the weights that a Pruner prunes, and the share of zeros asked of each."""
+"""Targets: the weights that a Pruner prunes, and the fraction of zeros asked of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeGuard, cast
+from typing import NamedTuple, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,30 @@ from ternary_ops.prune.scores import Score
 
 
 class _Config(Protocol):
-    weights: str
-    zeros: float
-    pattern: str
-    scope: str
+    @property
+    def weights(self) -> str: ...
+    @property
+    def zeros(self) -> float | None: ...
+    @property
+    def pattern(self) -> str: ...
+    @property
+    def scope(self) -> str: ...
+
+
+class _Plain(NamedTuple):
+    """Defaults for a layer that quantize_ has not converted."""
+
+    weights: str = "float"
+    zeros: float | None = None
+    pattern: str = "element"
+    scope: str = "global"
+
+
+_PLAIN = _Plain()
 
 
 class QuantizedLayer(Protocol):
-    """What a Pruner reads and writes of a layer made by quantize_.
+    """Interface of a layer made by quantize_, as far as a Pruner uses it.
 
     dense_gradient: whether pruned weights get a gradient in phase "float" too.
     """
@@ -50,7 +66,7 @@ class QuantizedLayer(Protocol):
 
 
 def is_quantized(module: object) -> TypeGuard[QuantizedLayer]:
-    """Whether quantize_ made this layer."""
+    """True for a layer made by quantize_."""
     return all(hasattr(module, name) for name in ("weight", "mask", "phase", "config"))
 
 
@@ -157,47 +173,23 @@ def find_targets(
     a plain model.
     """
     check_type("skip", skip, (str, Sequence), "Pass a glob, or a list of them.")
-    quantized = any(is_quantized(module) for module in model.modules())
-    layers = {name: m for name, m in model.named_modules() if _prunable(m, quantized)}
-    if not layers:
-        kind = "ternary layer" if quantized else "nn.Linear or nn.Conv2d"
-        raise UnsupportedModel(
-            need(f"at least one {kind} to prune", "none", "Check the plan, or the model passed.")
-        )
     skip = [skip] if isinstance(skip, str) else skip
     globs = list(zeros) if isinstance(zeros, Mapping) else []
-    for glob in [*skip, *globs]:
-        if not any(fnmatchcase(name, glob) for name in layers):
-            raise BadConfig(
-                need(
-                    f"globs that match a layer that can be pruned ({', '.join(layers)})",
-                    repr(glob),
-                    "Correct it or leave it out.",
-                )
-            )
     targets: dict[int, Target] = {}
-    for name, layer in layers.items():
-        config = layer.config if is_quantized(layer) else None
-        share = _layer_zeros(name, zeros, None if config is None else config.zeros)
-        if share is None or any(fnmatchcase(name, glob) for glob in skip):
+    for name, layer in _prunable_layers(model, [*skip, *globs]).items():
+        config = layer.config if is_quantized(layer) else _PLAIN
+        fraction = _layer_zeros(name, zeros, config.zeros)
+        if fraction is None or any(fnmatchcase(name, glob) for glob in skip):
             continue
         weight = _parameter(name, layer)
         if id(weight) in targets:
             targets[id(weight)].owners.append(layer)
             continue
         groups = int(getattr(layer, "groups", 1))
-        targets[id(weight)] = Target(
-            name,
-            layer,
-            fit_pattern(
-                get_pattern(pattern or (config.pattern if config else "element")),
-                weight.shape,
-                groups,
-            ),
-            scope or (config.scope if config else "global"),
-            share,
-            int(groups > 1 and weight.shape[1] == 1) if min_nnz is None else min_nnz,
-        )
+        units = fit_pattern(get_pattern(pattern or config.pattern), weight.shape, groups)
+        depthwise = groups > 1 and weight.shape[1] == 1
+        least = int(depthwise) if min_nnz is None else min_nnz
+        targets[id(weight)] = Target(name, layer, units, scope or config.scope, fraction, least)
     if not targets:
         raise BadConfig(
             need(
@@ -209,11 +201,27 @@ def find_targets(
     return list(targets.values())
 
 
+def _prunable_layers(model: nn.Module, globs: Sequence[str]) -> dict[str, nn.Module]:
+    """Layers that can be pruned, by name; every glob must match one."""
+    quantized = any(is_quantized(module) for module in model.modules())
+    layers = {name: m for name, m in model.named_modules() if _prunable(m, quantized)}
+    if not layers:
+        kind = "ternary layer" if quantized else "nn.Linear or nn.Conv2d"
+        raise UnsupportedModel(
+            need(f"at least one {kind} to prune", "none", "Check the plan, or the model passed.")
+        )
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in layers):
+            what = f"globs that match a layer that can be pruned ({', '.join(layers)})"
+            raise BadConfig(need(what, repr(glob), "Correct it or leave it out."))
+    return layers
+
+
 def _prunable(module: nn.Module, quantized: bool) -> bool:
     if quantized:
         if not is_quantized(module):
             return False
-        return module.config.weights == "ternary" or module.config.zeros > 0
+        return module.config.weights == "ternary" or bool(module.config.zeros)
     return isinstance(module, (nn.Linear, nn.Conv2d))
 
 
@@ -233,16 +241,16 @@ def _parameter(name: str, layer: nn.Module) -> nn.Parameter:
 def _layer_zeros(
     name: str, zeros: float | Mapping[str, float] | None, default: float | None
 ) -> float | None:
-    share = default
+    fraction = default
     if isinstance(zeros, Mapping):
         for glob in zeros:
-            share = zeros[glob] if fnmatchcase(name, glob) else share
+            fraction = zeros[glob] if fnmatchcase(name, glob) else fraction
     elif zeros is not None:
-        share = zeros
-    if share is not None:
-        check_type(f"zeros for {name!r}", share, (int, float), "0.9 keeps a tenth.")
-    if share is not None and not 0.0 <= share < 1.0:
+        fraction = zeros
+    if fraction is not None:
+        check_type(f"zeros for {name!r}", fraction, (int, float), "0.9 keeps a tenth.")
+    if fraction is not None and not 0.0 <= fraction < 1.0:
         raise BadConfig(
-            need("zeros with 0 <= zeros < 1", f"{share} for {name!r}", "0.9 keeps a tenth.")
+            need("zeros with 0 <= zeros < 1", f"{fraction} for {name!r}", "0.9 keeps a tenth.")
         )
-    return share
+    return fraction

@@ -1,5 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a float network to trainable quantized layers, their ranges, and packed layers."""
+"""From a float network to trainable quantized layers, their ranges, and packed layers.
+
+>>> plan = tops.plan(model, tops.TernaryConfig(zeros=0.9))
+>>> [row.action for row in plan][:3]
+['int8', 'ternary', 'ternary']
+>>> plan["conv1"].reason
+'first convolution'
+>>> _ = tops.quantize_(model, plan)
+>>> tops.calibrate(model, [x])
+>>> model.conv1.input_range.shape
+torch.Size([2])
+"""
 
 from typing import Any
 
@@ -7,6 +18,7 @@ from ternary_ops import _moved
 from ternary_ops.graph.fold_batchnorm import fold_batchnorm_
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.ternarize import Ternarizer, ptq, register_ternarizer
+from ternary_ops.prune import allocation as _scopes  # noqa: F401  # of TernaryConfig
 from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import pack_, quantize_
 from ternary_ops.quantize.correct import correct_bias_, recalibrate_batchnorm_

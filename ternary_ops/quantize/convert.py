@@ -30,6 +30,10 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
     The new layers hold the same parameter objects, so that an optimizer made before goes on, and
     start in phase "ternary" with no input range. A second call changes nothing. Every new layer is
     made before the first is put in place. Raises UnsupportedModel for the plan of another model.
+
+    >>> _ = tops.quantize_(model, tops.TernaryConfig(zeros=0.9))
+    >>> type(model.conv1).__name__, model.conv1.config.weights
+    ('TernaryConv2d', 'int8')
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         _log.warning(
@@ -88,6 +92,11 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     being pruned, when layers with uint8 activations have no input range, when a hook or a
     parametrization computes a layer's weight, or the model's code reads it without a call of the
     layer; BadWeights when a weight is not finite. Before any of these nothing is changed.
+
+    >>> _ = tops.quantize_(model, tops.TernaryConfig("int8"))
+    >>> tops.calibrate(model, [x])
+    >>> type(tops.pack_(model).conv1).__name__
+    'PackedConv2d'
     """
     given, model = model, unwrap(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, tnn.TernaryLayer)}

@@ -241,7 +241,9 @@ def _allocated(
     model: nn.Module, made: Plan, free: list[str], budget: Allocator, batches: Iterable[Any]
 ) -> Plan:
     """The plan with weights and zeros of the `free` layers chosen for the budget."""
-    check_type("budget", budget, Allocator, "Pass Budget(ms=2.0) or Budget(bytes=500_000).")
+    if not isinstance(budget, Allocator):
+        do = "Pass Budget(ms=2.0) or Budget(bytes=500_000)."
+        raise BadConfig(need("as budget a Budget", f"{budget!r:.80}", do))
     if not free:
         do = "Pass a ternary config, or fewer rules."
         raise BadConfig(need("a layer that is ternary by `config` for auto", "none", do))

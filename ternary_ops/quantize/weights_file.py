@@ -41,6 +41,13 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bo
 
     Raises UnsupportedModel without quantized layers, with a state that is no plain tensor, and
     where pack_ does; the file is replaced atomically.
+
+    >>> _ = tops.quantize_(model, tops.TernaryConfig("int8"))
+    >>> tops.calibrate(model, [x])
+    >>> tops.save(model, "weights.safetensors")
+    >>> same = tops.load("weights.safetensors", digits_resnet(width=8))
+    >>> torch.equal(same(x), tops.pack_(model)(x))
+    True
     """
     model = unwrap(model)
     packed_already = any(isinstance(m, tnn.PackedLayer) for m in model.modules())
@@ -73,7 +80,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     model: the architecture that was quantized, of plain torch.nn layers, with any weights, on any
     device (meta included). Raises FormatError for a damaged file or, naming them, for tensors that
     are missing, left over or of another shape; UnsupportedModel where a layer of the file is no
-    Linear or Conv2d here; the model then is as it was.
+    Linear or Conv2d here; the model then is as it was. Example: see `save`.
     """
     document = container.read(path)
     if document.kind != KIND:

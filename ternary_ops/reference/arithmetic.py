@@ -33,7 +33,7 @@ def affine_params(lo: float, hi: float) -> tuple[np.float32, int]:
     """
     lo, hi = float(lo), float(hi)
     if not (np.isfinite(lo) and np.isfinite(hi) and lo <= hi):
-        raise BadWeights(need("a range needs finite lo <= hi", f"[{lo}, {hi}]", "Calibrate again."))
+        raise BadWeights(need("a range of finite lo <= hi", f"[{lo}, {hi}]", "Calibrate again."))
     lo, hi = min(lo, 0.0), max(hi, 0.0)
     if lo == hi:
         return np.float32(1), 0
@@ -246,7 +246,7 @@ def conv2d(
     if groups < 1 or c != i * groups or o % groups:
         raise UnsupportedShape(
             need(
-                "a convolution needs C = groups * w.shape[1] and O divisible by groups",
+                "C = groups * w.shape[1] and O divisible by groups in a convolution",
                 f"C={c}, w {list(w.shape)}, groups={groups}",
                 "Check the weight layout: [O, I, R, S].",
             )
@@ -276,7 +276,7 @@ def conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) 
     if room < 0:
         raise UnsupportedShape(
             need(
-                f"a filter that spans {dilation * (kernel - 1) + 1} pixels needs as many",
+                f"at least the {dilation * (kernel - 1) + 1} pixels that a filter spans",
                 f"{size} + 2*{padding}",
                 "Pad more, or use a larger image.",
             )
@@ -296,7 +296,7 @@ def pooled_size(
         out -= 1
     if out < 1:
         raise UnsupportedShape(
-            need("a pooling window needs pixels", f"{size} + 2*{padding}", "Use a larger image.")
+            need("pixels in a pooling window", f"{size} + 2*{padding}", "Use a larger image.")
         )
     return out
 

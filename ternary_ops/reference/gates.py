@@ -24,15 +24,15 @@ def sr_gate(
     image: tuple[int, int] | None = None,
     origin: tuple[int, int] = (0, 0),
 ) -> Array:
-    """x * (sigmoid(gate + stretched low) - offset) + residual; see ops.sr_gate."""
+    """x * (sigmoid(gate + low, interpolated) - offset) + residual; see ops.sr_gate."""
     total = np.asarray(gate, np.float64)
     if low is not None:
-        total = total + stretched(low, image or x.shape[2:], origin, x.shape[2:])
+        total = total + bilinear_crop(low, image or x.shape[2:], origin, x.shape[2:])
     out: Array = np.asarray(x, np.float64) * (FUNCTIONS["sigmoid"].value(total) - offset)
     return out if residual is None else out + np.asarray(residual, np.float64)
 
 
-def stretched(
+def bilinear_crop(
     low: Array, image: Sequence[int], origin: Sequence[int], size: Sequence[int]
 ) -> Array:
     """low [N, C, h, w] over an image, bilinear, of which a crop of `size` at `origin` is kept."""
@@ -71,7 +71,7 @@ def esa(x: Array, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
     for w, b in parts[3:-2]:
         v = np.maximum(_conv(v, w, b), 0)
     v = _conv(v, *parts[-2])
-    v = stretched(v, x.shape[2:], (0, 0), x.shape[2:])
+    v = bilinear_crop(v, x.shape[2:], (0, 0), x.shape[2:])
     return sr_gate(x, _conv(v + _conv(c1, *parts[1]), *parts[-1]))
 
 

@@ -50,7 +50,7 @@ BATCHES = (1, 64)
 
 @dataclass(frozen=True)
 class Job:
-    """What to compress and how.
+    """A network to compress, its data and its training.
 
     weights: the state dict of a trained network; without one the network is trained first.
     threads: of torch while training; None leaves the choice to torch. reach, flip: pixels by which
@@ -163,7 +163,7 @@ def _check_checkpoints(job: Job) -> None:
     if job.checkpoints is None or job.resume or not job.checkpoints.exists():
         return
     do = "Pass --resume to go on, or delete it to begin anew."
-    raise BadConfig(need("no job was cut off before this one", f"{job.checkpoints}", do))
+    raise BadConfig(need("no checkpoints of a job that was cut off", f"{job.checkpoints}", do))
 
 
 def _dense(job: Job, progress: Progress, ranks: Ranks) -> nn.Module:
@@ -259,10 +259,10 @@ def _must_classify(model: nn.Module, split: Split) -> None:
             made = model.eval()(split.x_test[:2])
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UnsupportedModel(need("the network takes the data", reason, do)) from error
+        raise UnsupportedModel(need("a network that takes the data", reason, do)) from error
     y = pick(made)
     if y.ndim != 2 or y.shape[1] < split.classes:
-        what = f"the network gives [N, {split.classes}] or more logits"
+        what = f"logits [N, {split.classes}] or more from the network"
         raise UnsupportedModel(need(what, list(y.shape), do))
 
 

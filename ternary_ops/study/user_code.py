@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user's own files hold: a network, images and labels."""
+"""A user's own files: a network, images and labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_builder(text: str) -> Callable[[], nn.Module]:
     build = load_function(text, "--model", _MODEL_DO)
     model = _called(build, text, _MODEL_DO)
     if not isinstance(model, nn.Module):
-        what = f"{text} returns a torch.nn.Module"
+        what = f"a torch.nn.Module from {text}"
         raise UnsupportedModel(need(what, type(model).__name__, _MODEL_DO))
     checked: Callable[[], nn.Module] = build
     return checked
@@ -37,7 +37,7 @@ def load_builder(text: str) -> Callable[[], nn.Module]:
 def load_onnx_builder(
     path: str, weights: Mapping[str, Tensor] | None
 ) -> tuple[Callable[[], nn.Module], Mapping[str, Tensor]]:
-    """What makes the network of an .onnx file, and its weights, for which `weights` may stand in.
+    """A builder of the network in an .onnx file, and its weights unless `weights` replace them.
 
     Raises BadConfig for a network that is quantized already, else as `interchange.load_onnx`.
     """
@@ -58,24 +58,24 @@ def load_function(text: str, option: str, do: str) -> Callable[[], Any]:
     """
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py") or not name.isidentifier():
-        raise BadConfig(need(f"{option} names a file and a function", repr(text), do))
+        raise BadConfig(need(f"{option} with a file and a function", repr(text), do))
     if not Path(file).is_file():
-        raise BadConfig(need(f"{option} names a file", f"{file}, which is none", do))
+        raise BadConfig(need(f"{option} with a file", f"{file}, which is none", do))
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None:
-        raise BadConfig(need(f"{option} names a Python file", file, do))
+        raise BadConfig(need(f"{option} with a Python file", file, do))
     module = importlib.util.module_from_spec(spec)
     loader = spec.loader
     _called(lambda: loader.exec_module(module), file, do)
     found = getattr(module, name, None)
     if not callable(found):
-        raise UnsupportedModel(need(f"{file} defines {name}()", "no such function", do))
+        raise UnsupportedModel(need(f"{name}() in {file}", "no such function", do))
     function: Callable[[], Any] = found
     return function
 
 
 def load_arrays(text: str) -> dict[str, NDArray[np.generic]]:
-    """What the function of "file.py:function" returns, by name: x, y and, if given, x_test, y_test.
+    """Arrays that "file.py:function" returns, by name: x, y and, if given, x_test, y_test.
 
     It returns them in this order, as arrays or tensors. Raises BadConfig for the text,
     UnsupportedModel for what the function does.
@@ -83,7 +83,7 @@ def load_arrays(text: str) -> dict[str, NDArray[np.generic]]:
     made = _called(load_function(text, "--data", _DATA_DO), text, _DATA_DO)
     if not isinstance(made, tuple | list) or len(made) not in (2, 4):
         got = f"{len(made)} values" if isinstance(made, tuple | list) else type(made).__name__
-        raise UnsupportedModel(need(f"{text} returns two or four arrays", got, _DATA_DO))
+        raise UnsupportedModel(need(f"two or four arrays from {text}", got, _DATA_DO))
     arrays = [np.asarray(part) for part in made]
     return dict(zip(("x", "y", "x_test", "y_test"), arrays, strict=False))
 
@@ -93,7 +93,7 @@ def _called(function: Callable[[], Any], text: str, do: str) -> Any:
         return function()
     except Exception as error:  # the user's own code runs here: whatever it raises is the reason
         got = f"{type(error).__name__}: {error}"
-        raise UnsupportedModel(need(f"{text} runs without arguments", got, do)) from error
+        raise UnsupportedModel(need(f"{text} to run without arguments", got, do)) from error
 
 
 def check_fit(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], path: str) -> None:
@@ -103,4 +103,4 @@ def check_fit(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], pat
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         do = "Pass the weights of this architecture."
-        raise FormatError(need(f"{path} fits the model", lines[0], do)) from error
+        raise FormatError(need(f"weights of the model in {path}", lines[0], do)) from error

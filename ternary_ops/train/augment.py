@@ -34,7 +34,7 @@ class Augmentation:
     count: int = 0
 
     def number(self, epoch: int) -> int:
-        """Which view an epoch, from 0, shows."""
+        """Number of the view that an epoch, from 0, shows."""
         return epoch % self.count if self.count else epoch
 
     def take(self, view: int, chosen: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ternary_ops._moved import renamed_arguments
 from ternary_ops.errors import BadConfig, UnsupportedModel, UnsupportedShape, check_type, need
 from ternary_ops.graph.signature import pick
 from ternary_ops.graph.wrappers import unwrap
@@ -42,7 +43,7 @@ class Distillation:
         features: Mapping[str, str] | None = None,
         feature_share: float = 100.0,
     ) -> None:
-        """teacher: None where the caller has its logits at hand (`taught`), or for labels alone.
+        """teacher: None where the caller passes its logits (`teacher_logits`), or for labels alone.
 
         features: layer of the student -> layer of the teacher, outputs [N, C, H, W] of equal H, W.
 
@@ -70,42 +71,43 @@ class Distillation:
             for name in self.features.values():
                 _layer(teacher, name, "teacher")
 
+    @renamed_arguments(taught="teacher_logits")
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, taught: Tensor | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, teacher_logits: Tensor | None = None
     ) -> Tensor:
         """The loss, a scalar, of one batch: x as the network takes it, y int64 [N].
 
-        taught: the teacher's logits [N, classes] for exactly this x, if they are known already.
+        teacher_logits: [N, classes] for exactly this x, if they are known already.
         Raises UnsupportedShape where logits or features of the two do not fit each other.
         """
         with _Outputs(unwrap(model), list(self.features), "student") as ours:
             logits = pick(model(x))
         theirs: dict[str, Tensor] = {}
-        if self.teacher is not None and (taught is None or self.features):
-            taught, theirs = self._ask(x)
-        loss = self.logits_loss(logits, y, taught)
+        if self.teacher is not None and (teacher_logits is None or self.features):
+            teacher_logits, theirs = self._ask(x)
+        loss = self.logits_loss(logits, y, teacher_logits)
         if not self.features:
             return loss
         pairs = [_attention_gap(ours[a], theirs[b], a, b) for a, b in self.features.items()]
         return loss + self.feature_share * torch.stack(pairs).mean()
 
-    def logits_loss(self, logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
+    def logits_loss(self, logits: Tensor, y: Tensor, teacher_logits: Tensor | None) -> Tensor:
         """The first two terms, from logits [N, classes] of the student and of the teacher.
 
         Logits of half precision, as under autocast, are compared in float32.
         """
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-        if taught is None:
+        if teacher_logits is None:
             return labels
-        if taught.shape != logits.shape:
-            got = f"{list(logits.shape)} and {list(taught.shape)}"
+        if teacher_logits.shape != logits.shape:
+            got = f"{list(logits.shape)} and {list(teacher_logits.shape)}"
             do = "Teach with a network of the same classes."
             raise UnsupportedShape(need("equal logits of student and teacher", got, do))
         t = self.temperature
         soft = F.kl_div(
             F.log_softmax(logits / t, 1),
-            F.log_softmax(taught.to(logits) / t, 1),
+            F.log_softmax(teacher_logits.to(logits) / t, 1),
             reduction="batchmean",
             log_target=True,
         )

@@ -25,7 +25,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks, saves and measures."""
+        """True for the process that prints, saves and measures."""
         return self.rank == 0
 
     def wrapped(self, model: nn.Module) -> nn.Module:

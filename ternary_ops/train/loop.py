@@ -24,10 +24,10 @@ Batch = TypeVar("Batch")
 
 
 class Hook:
-    """What happens at certain points of a loop; override what is needed."""
+    """Callbacks of a training loop; override those that are needed."""
 
     def parts(self) -> Mapping[str, Stateful]:
-        """What must be in a checkpoint beside the loop's own parts, by names of its own."""
+        """State for checkpoints beside the loop's own, under names of its own."""
         return {}
 
     def on_start(self, loop: TrainLoop) -> None:
@@ -111,7 +111,7 @@ class TrainLoop:
         self.model.eval()
 
     def _parts(self) -> dict[str, Stateful]:
-        """What a checkpoint holds, in the order in which it is loaded."""
+        """Everything in a checkpoint, in the order in which it is loaded."""
         parts: dict[str, Stateful] = {
             "model": self.model,
             "optimizer": self.optimizer,

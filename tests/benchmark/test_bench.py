@@ -17,7 +17,7 @@ from torch import nn
 
 import ternary_ops as tops
 from ternary_ops import quantize, runtime
-from ternary_ops.benchmark import baselines, networks, runner
+from ternary_ops.benchmark import baselines, pruned_networks, runner
 from ternary_ops.benchmark.agreement import agreement
 from ternary_ops.errors import BadConfig
 from ternary_ops.program import peak
@@ -37,7 +37,7 @@ def empty_quads(program: runtime.Program) -> list[float]:
 def test_zeros_are_counted_over_all_convolutions_but_the_first(
     no_data: None, pattern: str, scope: str
 ) -> None:
-    net = networks.by_name("digits_resnet", 0.8, pattern, batch=3, scope=scope, samples=6)
+    net = pruned_networks.by_name("digits_resnet", 0.8, pattern, batch=3, scope=scope, samples=6)
     kinds = [w.kind for w in net.program.graph.weights]
     assert kinds[0] == "int8" and kinds[-1] == "int8" and kinds.count("ternary") == len(kinds) - 2
     quads = [w.array.size / 4 for w in net.program.graph.weights if w.kind == "ternary"]
@@ -47,48 +47,48 @@ def test_zeros_are_counted_over_all_convolutions_but_the_first(
 
 
 def test_elements_and_dense_8_bits(no_data: None) -> None:
-    element = networks.by_name("digits_resnet", 0.7, "element", samples=4).program.graph
+    element = pruned_networks.by_name("digits_resnet", 0.7, "element", samples=4).program.graph
     zeros = [(w.array == 0).mean() for w in element.weights if w.kind == "ternary"]
     assert zeros == pytest.approx([0.7] * len(zeros), abs=0.01)
-    dense = networks.by_name("digits_resnet", 0.7, "int8", samples=4).program.graph
+    dense = pruned_networks.by_name("digits_resnet", 0.7, "int8", samples=4).program.graph
     assert {w.kind for w in dense.weights} == {"int8"}
 
 
 def test_8_bit_quads_and_reordered_channels(no_data: None) -> None:
-    quads = networks.by_name("digits_resnet", 0.7, "int8+1x4", samples=4).program.graph
+    quads = pruned_networks.by_name("digits_resnet", 0.7, "int8+1x4", samples=4).program.graph
     assert {w.kind for w in quads.weights} == {"int8"}
     inner = [w.density for w in quads.weights[1:-1]]
     assert inner == pytest.approx([0.3] * len(inner), abs=0.02)
     assert quads.weights[0].density == 1 and max(abs(w.array).max() for w in quads.weights) == 127
     plain, moved = (
-        networks.by_name("digits_resnet", 0.9, pattern, samples=4)
+        pruned_networks.by_name("digits_resnet", 0.9, pattern, samples=4)
         for pattern in ("element", "element+permute")
     )
-    x = networks.images(3, 1, 8, start=7).numpy()
+    x = pruned_networks.images(3, 1, 8, start=7).numpy()
     np.testing.assert_array_equal(plain.program(x), moved.program(x))
     for wrong in ("element+permut", "1x4+", "int8+permute", "int8+"):
         with pytest.raises(BadConfig, match="pattern"):
-            networks.by_name("digits_resnet", 0.9, wrong, samples=4)
+            pruned_networks.by_name("digits_resnet", 0.9, wrong, samples=4)
     pairs = zip(plain.program.graph.weights, moved.program.graph.weights, strict=True)
     assert any(not np.array_equal(a.array, b.array) for a, b in pairs)
 
 
 def test_the_three_forms_are_one_network(no_data: None) -> None:
-    net = networks.by_name("digits_resnet", 0.6, batch=5, samples=16)
+    net = pruned_networks.by_name("digits_resnet", 0.6, batch=5, samples=16)
     assert not [m for m in net.dense.modules() if isinstance(m, tops.nn.TernaryLayer)]
-    x = networks.images(5, 1, 8, start=100)
+    x = pruned_networks.images(5, 1, 8, start=100)
     with torch.no_grad():
         trained, dense = net.trained(x).numpy(), net.dense(x).numpy()
     ours = net.program(x.numpy())
     assert agreement(ours, dense).match and agreement(trained, dense).match
     assert not np.array_equal(ours, dense)
-    other = networks.by_name("digits_resnet", 0.9, samples=16).dense
+    other = pruned_networks.by_name("digits_resnet", 0.9, samples=16).dense
     with torch.no_grad():
         assert not agreement(other(x).numpy(), dense).match
 
 
 def test_batchnorm_keeps_activations_in_range(no_data: None) -> None:
-    model = networks.network("digits_resnet")
+    model = pruned_networks.network("digits_resnet")
     sample = 5 + 3 * torch.randn(40, 1, 8, 8)
     quantize.recalibrate_batchnorm_(model, torch.split(sample, 16))
     seen: list[torch.Tensor] = []
@@ -101,14 +101,14 @@ def test_batchnorm_keeps_activations_in_range(no_data: None) -> None:
 
 
 def test_images_are_the_same_each_time_and_differ_by_start(no_data: None) -> None:
-    first, again = (networks.images(4, 3, 16, start=2) for _ in range(2))
-    assert torch.equal(first, again) and not torch.equal(first, networks.images(4, 3, 16))
+    first, again = (pruned_networks.images(4, 3, 16, start=2) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, pruned_networks.images(4, 3, 16))
 
 
 def test_a_data_folder_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERNARY_OPS_DATA", "nowhere at all")
     with pytest.raises(BadConfig, match="nowhere at all"):
-        networks.images(1, 3, 8)
+        pruned_networks.images(1, 3, 8)
 
 
 @pytest.mark.parametrize("size", [20, 40])
@@ -126,12 +126,12 @@ def test_real_images_are_read_where_they_are(
     ends = np.cumsum([0, *(len(f) for f in files)])
     np.savez(tmp_path / "imagenet1000/images.npz", data=np.concatenate(files), off=ends)
     monkeypatch.setenv("TERNARY_OPS_DATA", str(tmp_path))
-    got = networks.images(3, 3, size).numpy()
+    got = pruned_networks.images(3, 3, size).numpy()
     assert got.shape == (3, 3, size, size)
     back = (got.mean((2, 3)) * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255
     assert np.abs(back - colors[[0, 1, 2]]).max() < 4  # k * 37 mod 3 is k
     with pytest.raises(BadConfig, match="at most 3"):
-        networks.images(4, 3, size)
+        pruned_networks.images(4, 3, size)
 
 
 def test_agreement_tells_rounding_from_another_network() -> None:
@@ -171,9 +171,11 @@ def test_engines_run_a_batch_at_a_time() -> None:
 
 
 def test_torch_rivals_compute_the_same_network(no_data: None) -> None:
-    net = networks.by_name("digits_resnet", 0.5, batch=2, samples=16)
-    found = baselines.engines(["torch"], net.dense, net.x, networks.images(16, 1, 8), threads=1)
-    seen = networks.images(6, 1, 8, start=50)
+    net = pruned_networks.by_name("digits_resnet", 0.5, batch=2, samples=16)
+    found = baselines.engines(
+        ["torch"], net.dense, net.x, pruned_networks.images(16, 1, 8), threads=1
+    )
+    seen = pruned_networks.images(6, 1, 8, start=50)
     with torch.no_grad():
         wanted = net.dense(seen).numpy()
     assert [e.name for e in found] == ["torch fp32", "torch int8"]

@@ -14,6 +14,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ class ProgramCase:
     channels    of the images of `build`
     build       appends nodes to a programs.Builder, the last of which makes floats
     by_torch    (attributes, weight, operands as float tensors) to the value, by PyTorch's operators
+    module      (attributes, weight) to the layer of PyTorch that is compiled to it
     draw        (random_graphs.Draw, value) to the value that it makes of it in a random network
     wrong       attributes of its own, with values that must be refused
     """
@@ -184,10 +186,12 @@ class ProgramCase:
     channels: int
     build: Callable[[Any], object]
     by_torch: Callable[[dict[str, Any], Any, list[Any]], Any]
+    module: Callable[[dict[str, Any], Any], Any]
     draw: Callable[[Any, Any], Any]
     wrong: dict[str, list[Any]] = field(default_factory=dict)
 
 
+@cache
 def program_cases() -> dict[str, ProgramCase]:
     """Those of all modules here, by operator."""
     found = {}

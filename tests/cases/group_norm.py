@@ -28,6 +28,16 @@ def by_torch(at: dict[str, Any], weight: Any, x: list[torch.Tensor]) -> torch.Te
     return F.group_norm(x[0].double(), at["groups"], factor, bias, at["eps"]).float()
 
 
+def module(at: dict[str, Any], weight: Any) -> torch.nn.Module:
+    """nn.GroupNorm."""
+    layer = torch.nn.GroupNorm(at["groups"], weight.shape[0], at["eps"])
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight.array.ravel().copy()))
+        if weight.bias is not None:
+            layer.bias.copy_(torch.from_numpy(weight.bias.copy()))
+    return layer
+
+
 def draw(d: Any, x: Any) -> Any:
     """Over any number of groups."""
     real = d.real(x)
@@ -37,4 +47,4 @@ def draw(d: Any, x: Any) -> Any:
     return type(real)(made, real.channels, real.level, True)
 
 
-CASE = ProgramCase("group_norm", 12, build, by_torch, draw)
+CASE = ProgramCase("group_norm", 12, build, by_torch, module, draw)

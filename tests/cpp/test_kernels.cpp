@@ -184,9 +184,9 @@ void test_linear(Rng& g) {
         "the plain weights again " + c.text());
 }
 
-// Kernels on grids whose memory ends at a guard page: no more than the stated slack is read, and
+// Kernels on tensors whose memory ends at a guard page: no more than the stated slack is read, and
 // nothing outside is written.
-void test_grid_bounds(Rng& g) {
+void test_tensor_bounds(Rng& g) {
   Case c = draw(g);
   Layer l(c, g);
   const int64_t oh = window_out(c.h, c.r, c.window.stride_h, c.window.pad_h, c.window.dil_h);
@@ -231,7 +231,7 @@ void test_grid_bounds(Rng& g) {
       if (packet % out.channel_stride < out.n * out.image + out.halo &&
           !pixel[static_cast<size_t>(packet % out.channel_stride)])
         halo = halo && y.data()[packet * 4] == c.yzp && y.data()[packet * 4 + 3] == c.yzp;
-    check(matches(u8, l, nchw, oh, ow), "grid " + isa + " " + c.text());
+    check(matches(u8, l, nchw, oh, ow), "tensor " + isa + " " + c.text());
     check(halo, "halo " + isa + " " + c.text());
   }
 }
@@ -276,7 +276,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < options.cases; ++i) {
     test_conv(g);
     test_linear(g);
-    test_grid_bounds(g);
+    test_tensor_bounds(g);
   }
   return report("test_kernels");
 }

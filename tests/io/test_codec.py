@@ -138,7 +138,7 @@ def test_only_matrices(shape):
 @pytest.mark.parametrize(
     ("claim", "said"),
     [
-        (("ternary", 2**40, 4), "need at least"),
+        (("ternary", 2**40, 4), "payload of at least"),
         (("int8", 2**40, 2**40), "overflow"),
         (("bytes", 1, 9), "byte columns"),
         (("float8", 1, 1), "float8"),
@@ -154,9 +154,9 @@ def test_the_payload_of_zeros_has_the_least_size_allowed():
     payload = encode("ternary", zeros)
     assert payload.size == -(-(zeros.size - 2**20) // 1024)
     assert np.array_equal(decode(payload, "ternary", zeros), zeros)
-    with pytest.raises(FormatError, match="need at least"):
+    with pytest.raises(FormatError, match="payload of at least"):
         decode(payload[:-1], "ternary", zeros)
-    with pytest.raises(FormatError, match="bytes are used"):
+    with pytest.raises(FormatError, match="bytes that are used"):
         decode(np.append(payload, np.uint8(0)), "ternary", zeros)
 
 

@@ -175,7 +175,7 @@ def test_a_copy_of_a_float_network_gets_the_zeros_of_its_pruner() -> None:
     for a, b in zip(made.parameters(), model.parameters(), strict=True):
         if a.ndim == 2:
             assert torch.equal(a == 0, b == 0)
-    with pytest.raises(UnsupportedModel, match="has a weight '0'"):
+    with pytest.raises(UnsupportedModel, match="with a weight '0'"):
         pruner.mask_(average)
 
 

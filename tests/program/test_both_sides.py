@@ -16,8 +16,9 @@ from programs import PROGRAMS, example, random_program
 from ternary_ops import _native
 from ternary_ops.errors import FormatError, TernaryOpsError, UnsupportedShape
 from ternary_ops.program.graph import Graph, Node, bound, value_of
+from ternary_ops.program.native import build
 from ternary_ops.program.operator import to_outside
-from ternary_ops.program.shapes import infer_from
+from ternary_ops.program.shapes import infer_from, macs
 
 Change = tuple[tuple[int, ...], dict[str, Any]]
 _ODD: tuple[Any, ...] = (0, -1, 1, 2, 3, 5, True, 0.5, "x", (0, 1), (1, 1), (3, 2), (2, -1), (1,))
@@ -86,7 +87,7 @@ def by_engine(engine: Any, op: str, inputs: tuple[int, ...], given: dict[str, An
 
 # Where the core is told less, or takes more than a program may say: the words of our refusal.
 _OURS_ALONE = (
-    "uint8 output needs uint8 input",  # the kernels could round floats to codes
+    "uint8 input for uint8 output",  # the kernels could round floats to codes
     "needs values of one kind",  # and add codes to floats
     "beside sums of floats",
     "without bounds",  # slopes first, then they
@@ -152,3 +153,14 @@ def same_shape(graph: Graph, i: int, node: Node, engine: Any, x: Any) -> None:
             engine.run(x)
         return
     assert engine.run(x).shape == ours
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_both_count_the_same_multiply_adds(name: str) -> None:
+    graph = PROGRAMS[name](2)
+    x = example(graph, 2, 17, 20)
+    found = [int(row["macs"]) for row in build(graph).profile(x, 1)]
+    counts = macs(graph, infer_from(graph, x.shape))
+    fine = [any(graph.values[j].fine for j in node.inputs) for node in graph.nodes]
+    assert found == [n * (1 + twice) for n, twice in zip(counts, fine, strict=True)]  # two codes
+    assert sum(found) > 0

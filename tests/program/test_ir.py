@@ -167,7 +167,7 @@ def test_missing_and_stray_arrays_are_refused() -> None:
     for key in arrays:
         with pytest.raises(FormatError):
             from_index(index, {k: v for k, v in arrays.items() if k != key})
-    with pytest.raises(FormatError, match="belongs"):
+    with pytest.raises(FormatError, match="arrays of weights"):
         from_index(index, {**arrays, "99.w": arrays["0.w"]})
 
 
@@ -220,7 +220,7 @@ def test_arithmetic_of_channels_and_kinds() -> None:
     y = (0.1, 0)
     wrong: dict[str, list[tuple[Any, ...]]] = {
         "8 input channels": [("conv2d", (0,), {"w": 0}), ("conv2d", (1,), {"w": 0})],
-        "needs uint8 input": [("conv2d", (0,), {"w": 0, "y": y})],
+        "uint8 input for": [("conv2d", (0,), {"w": 0, "y": y})],
         "float weights": [("quantize", (0,), {"y": y}), ("conv2d", (1,), {"w": 1})],
         "split into 3": [("conv2d", (0,), {"w": 0, "groups": 3})],
         "residual": [("conv2d", (0, 0), {"w": 0})],
@@ -232,11 +232,11 @@ def test_arithmetic_of_channels_and_kinds() -> None:
             ("max_pool2d", (0,), {"kernel": (3, 2), "dilation": (2, 2), "padding": (2, 0)})
         ],
         "half of 2": [("avg_pool2d", (0,), {"kernel": (2, 2), "padding": (0, 2)})],
-        "quantize needs floats": [("quantize", (0,), {"y": y}), ("quantize", (1,), {"y": y})],
-        "dequantize needs uint8": [("dequantize", (0,), {})],
-        "makes floats": [("quantize", (0,), {"y": y})],
-        "value is used": [("conv2d", (0,), {"w": 0}), ("conv2d", (0,), {"w": 0})],
-        "weight is used": [("conv2d", (0,), {"w": 0}), ("clamp", (1,), {"clamp": (0, 1)})],
+        "floats for quantize": [("quantize", (0,), {"y": y}), ("quantize", (1,), {"y": y})],
+        "uint8 for dequantize": [("dequantize", (0,), {})],
+        "that makes floats": [("quantize", (0,), {"y": y})],
+        "use of every value": [("conv2d", (0,), {"w": 0}), ("conv2d", (0,), {"w": 0})],
+        "use of every weight": [("conv2d", (0,), {"w": 0}), ("clamp", (1,), {"clamp": (0, 1)})],
     }
     for message, nodes in wrong.items():
         with pytest.raises(FormatError, match=message):

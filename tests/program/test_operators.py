@@ -8,6 +8,7 @@ import pytest
 from checkout import ROOT
 from programs import PROGRAMS, example
 
+from ternary_ops import selftest
 from ternary_ops.errors import FormatError
 from ternary_ops.interchange.export_node import WRITERS
 from ternary_ops.interchange.exporter import FORMS
@@ -31,9 +32,14 @@ def test_every_operator_is_written_to_onnx_or_named_here() -> None:
     assert set(WRITERS) == set(ops.OPS) - _NOT_IN_ONNX
 
 
+def test_verify_runs_every_operator_of_codes() -> None:
+    used = {node.op for node in selftest._every_operator(np.random.default_rng(0)).nodes}
+    assert used == {name for name, op in ops.OPS.items() if not op.floats_only}
+
+
 def test_an_unknown_operator_is_a_format_error() -> None:
     for make in (lambda: Node("conv3d"), lambda: find("conv3d")):
-        with pytest.raises(FormatError, match="an op is one of .*conv2d.*, got 'conv3d'"):
+        with pytest.raises(FormatError, match="an op out of .*conv2d.*, got 'conv3d'"):
             make()
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -75,6 +77,13 @@ def test_a_config_may_ask_for_erk() -> None:
     assert rows[0].measured < rows[1].measured and pruner.zeros == pytest.approx(0.6, abs=0.01)
     with pytest.raises(BadConfig, match="scope as one of 'global', 'layer', 'erk'"):
         tops.TernaryConfig(scope="local")
+
+
+def test_a_config_knows_every_scope_from_the_start() -> None:
+    script = "import ternary_ops as tops; print(tops.TernaryConfig(scope='erk').scope)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "erk", done.stderr[-1000:]
 
 
 def test_an_allocation_of_ones_own() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import attention, esa, hf_attention, sr_gate
 from torch import Tensor, nn
 
 import ternary_ops as tops
@@ -27,35 +28,20 @@ def close(found: Tensor, wanted: Any, bound: float = 2e-6) -> None:
     assert off <= bound * max(1.0, np.abs(wanted).max())
 
 
-def gate_case(
-    shape: tuple[int, ...], low: tuple[int, int] | None, residual: bool, **options: Any
-) -> tuple[list[Tensor | None], dict[str, Any]]:
-    """Random operands; x has padding around it that is NaN."""
-    x, gate, rest = (3 * torch.randn(shape) for _ in range(3))
-    small = None if low is None else 3 * torch.randn(*shape[:2], *low)
-    return [x, gate, small, rest if residual else None], options
-
-
-GATES = [
-    gate_case((2, 5, 7, 33), None, False),
-    gate_case((1, 3, 16, 16), None, True, offset=0.5),
-    gate_case((2, 4, 13, 21), (3, 4), True),
-    gate_case((1, 1, 1, 1), (1, 1), False),
-    gate_case((1, 2, 9, 40), (5, 9), False, image=(50, 100), origin=(41, 13), offset=-0.25),
-    gate_case((1, 3, 6, 5), (20, 30), True),
-]
+def tensors(arrays: Any) -> Any:
+    return [None if a is None else torch.from_numpy(a) for a in arrays]
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("case", GATES)
-def test_gate_is_its_reference(isa: str, case: Any) -> None:
-    operands, options = case
-    wanted = reference.sr_gate(*(None if t is None else t.numpy() for t in operands), **options)
+@pytest.mark.parametrize("shape", sr_gate.CASE.shapes, ids=str)
+def test_gate_is_its_reference(isa: str, shape: sr_gate.GateShape) -> None:
+    arrays = shape.operands()
+    wanted, operands = reference.sr_gate(*arrays, **shape.options), tensors(arrays)
     with runtime.force_isa(isa):
-        made = ops.sr_gate(*operands, **options)
+        made = ops.sr_gate(*operands, **shape.options)
         close(made, wanted)
         with runtime.num_threads(2):
-            assert torch.equal(ops.sr_gate(*operands, **options), made)
+            assert torch.equal(ops.sr_gate(*operands, **shape.options), made)
 
 
 def test_gates_of_crops_are_crops_of_the_gate() -> None:
@@ -84,46 +70,40 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
     assert torch.equal(made, wanted)
 
 
-def hf_layers(sizes: tuple[int, ...], kernel: int = 3) -> tuple[list[Tensor], list[Tensor]]:
-    pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
-    weights = [torch.randn(o, i, kernel, kernel) / (i * kernel**2) ** 0.5 for i, o in pairs]
-    return weights, [torch.randn(o) for _, o in pairs]
-
-
-def esa_layers(channels: int, inner: int, count: int) -> tuple[list[Tensor], list[Tensor]]:
-    shapes = [(inner, channels, 1), (inner, inner, 1), (inner, inner, 3)]
-    shapes += [(inner, inner, 3)] * count + [(channels, inner, 1)]
-    weights = [torch.randn(o, i, k, k) / (i * k * k) ** 0.5 for o, i, k in shapes]
-    return weights, [torch.randn(o) for o, _, _ in shapes]
-
-
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(
-    ("sizes", "slopes"), [((10, 4, 4, 10), (0.1, 1.0)), ((6, 6), ()), ((3, 5, 3), (0.01,))]
-)
-def test_hf_attention_is_its_reference(isa: str, sizes: Any, slopes: Any) -> None:
-    weights, biases = hf_layers(sizes)
-    x = torch.randn(2, sizes[0], 11, 17)
-    arrays = [[t.numpy() for t in tensors] for tensors in (weights, biases)]
+@pytest.mark.parametrize("shape", hf_attention.CASE.shapes, ids=str)
+def test_hf_attention_is_its_reference(isa: str, shape: hf_attention.HfShape) -> None:
+    arrays = attention.layers(shape.layers)
+    x = torch.randn(shape.x)
     with runtime.force_isa(isa):
         close(
-            ops.hf_attention(x, weights, biases, slopes),
-            reference.hf_attention(x.numpy(), *arrays, slopes),
+            ops.hf_attention(x, *map(tensors, arrays), shape.slopes),
+            reference.hf_attention(x.numpy(), *arrays, shape.slopes),
         )
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("size", "count"), [((15, 15), 1), ((40, 33), 3), ((16, 61), 2)])
-def test_esa_is_its_reference(isa: str, size: tuple[int, int], count: int) -> None:
-    weights, biases = esa_layers(10, 6, count)
-    x = torch.randn(2, 10, *size)
-    arrays = [[t.numpy() for t in tensors] for tensors in (weights, biases)]
+@pytest.mark.parametrize("shape", esa.CASE.shapes, ids=str)
+def test_esa_is_its_reference(isa: str, shape: esa.EsaShape) -> None:
+    arrays = attention.layers(shape.layers)
+    x = torch.randn(shape.x)
     with runtime.force_isa(isa):
-        close(ops.esa(x, weights, biases), reference.esa(x.numpy(), *arrays), 1e-5)
+        close(ops.esa(x, *map(tensors, arrays)), reference.esa(x.numpy(), *arrays), 1e-5)
+
+
+def esa_layers(channels: int, inner: int, count: int) -> tuple[list[Tensor], list[Tensor]]:
+    shape = esa.EsaShape(1, channels, inner, (16, 15), count)
+    weights, biases = attention.layers(shape.layers)
+    return tensors(weights), tensors(biases)
+
+
+def hf_layers() -> tuple[list[Tensor], list[Tensor]]:
+    weights, biases = attention.layers([(3, 4, 3), (4, 3, 3)])
+    return tensors(weights), tensors(biases)
 
 
 def test_weights_changed_in_place_are_seen() -> None:
-    weights, biases = hf_layers((4, 3, 4))
+    weights, biases = hf_layers()
     x = torch.randn(1, 4, 6, 6)
     before = ops.hf_attention(x, weights, biases, [0.1])
     weights[0].neg_()
@@ -135,7 +115,7 @@ def test_weights_changed_in_place_are_seen() -> None:
 
 def calls() -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     torch.manual_seed(3)
-    weights, biases = hf_layers((4, 3, 4))
+    weights, biases = hf_layers()
     esa_weights = esa_layers(4, 3, 1)
     x = torch.randn(1, 4, 16, 15)
     named = {"low": torch.randn(1, 4, 2, 3), "residual": torch.randn_like(x), "offset": 0.5}
@@ -195,7 +175,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     x = torch.randn(1, 4, 16, 16)
-    weights, biases = hf_layers((4, 3, 4))
+    weights, biases = hf_layers()
     wrong: list[tuple[Any, str]] = [
         (lambda: ops.sr_gate(x, x[:, :2]), "gate"),
         (lambda: ops.sr_gate(x[0], x[0]), "N, C, H, W"),

@@ -180,8 +180,8 @@ def test_compress_takes_a_function(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--data", "net.py:one_array"], "returns two or four arrays"),
-        (["--data", "net.py:missing"], "defines missing"),
+        (["--data", "net.py:one_array"], "two or four arrays from"),
+        (["--data", "net.py:missing"], "missing() in net.py"),
         (["--data", "nothing"], "nothing"),
         (["--data", "net.py:arrays", "--size", "8"], "folder of images"),
         (["--data", "photos", "--size", "8x8x8"], "--size"),

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ternary_ops as tops
-from ternary_ops.quantize import Distillation
+from ternary_ops.train.distillation import Distillation
 
 STEPS, BATCH = 24, 12
 
@@ -24,6 +24,7 @@ class Case(NamedTuple):
     criterion: str = "magnitude"
     nested: bool = True
     quantized_decay: float = 0.0
+    growth: str | None = None
     stop: int = 0  # cut off after so many steps and go on from a checkpoint
 
 
@@ -34,6 +35,7 @@ CASES = {
     "movement": Case(criterion="movement"),
     "taylor, decaying": Case(criterion="taylor", quantized_decay=0.5),
     "wanda": Case(criterion="wanda", pattern="element"),
+    "rigl": Case(pattern="element", growth="rigl"),
     "resumed": Case(criterion="taylor", stop=9),
 }
 
@@ -69,10 +71,12 @@ class Training:
             self.run = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
         self.pruner = tops.prune.Pruner(
-            *(self.model, "one_cycle", STEPS),
+            *(self.model, "one_cycle" if case.growth is None else "constant", STEPS),
             optimizer=self.optimizer,
             criterion=case.criterion,
             nested=case.nested,
+            growth=case.growth,
+            every=1 if case.growth is None else 2,
             quantized_decay=case.quantized_decay,
         )
         self.loss = Distillation(build().eval(), share=0.5)

@@ -306,7 +306,9 @@ def fails_with(kind: type[Exception]) -> Failure:
 
 
 def _smaller(graph: Graph) -> Iterator[Graph]:
-    """Networks with fewer nodes: cut short, or with a node passed by."""
+    """Networks with fewer nodes: cut short, or with a node passed by, or two in a row, as codes
+    that were made floats and codes again.
+    """
     nodes, weights = list(graph.nodes), list(graph.weights)
     attempts: list[tuple[list[Node], int]] = []
     for end in range(1, len(nodes) - 1):
@@ -317,7 +319,8 @@ def _smaller(graph: Graph) -> Iterator[Graph]:
             kept.append(Node("dequantize", (end,)))
         attempts.append((kept, len(kept) - 1))
     for i in range(len(nodes) - 1, 0, -1):
-        for source in dict.fromkeys(nodes[i].inputs):
+        near = nodes[i].inputs
+        for source in dict.fromkeys([*near, *(far for j in near for far in nodes[j].inputs)]):
             rest = [
                 replace(n, inputs=tuple(source if j == i else j for j in n.inputs)) for n in nodes
             ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from cases import program_cases
 from engine_access import Graph, Node
 from fake_quant import FUNCTIONS
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Module(nn.Module):
         self.called: dict[int, str] = {}
         shared: dict[Any, str] = {}
         for i, node in enumerate(graph.nodes):
-            if node.op not in ("conv2d", "linear", "layer_norm", "group_norm"):
+            if "w" not in node.attrs:
                 continue
             at = {k: v for k, v in node.attrs.items() if k not in ("clamp", "gate", "y")}
             name = shared.setdefault((node.op, *at.items()), str(i))
@@ -75,13 +76,11 @@ class Module(nn.Module):
         if node.op == "linear":
             self.layers[name] = _linear(graph, node)
             return
-        if node.op in ("layer_norm", "group_norm"):
-            eps = node.attrs["eps"]
-            norm = (
-                nn.LayerNorm(w.shape[0], eps)
-                if node.op == "layer_norm"
-                else nn.GroupNorm(node.attrs["groups"], w.shape[0], eps)
-            )
+        if node.op in program_cases():
+            self.layers[name] = program_cases()[node.op].module(node.attrs, w)
+            return
+        if node.op == "layer_norm":
+            norm = nn.LayerNorm(w.shape[0], eps=node.attrs["eps"])
             with torch.no_grad():
                 norm.weight.copy_(torch.from_numpy(w.array.ravel().copy()))
                 if w.bias is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ternary_ops.benchmark.networks import data_folder
+from ternary_ops.benchmark.pruned_networks import data_folder
 
 DATA = data_folder() or Path("no data packs")
 needs_weights = pytest.mark.skipif(

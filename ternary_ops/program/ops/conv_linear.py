@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,9 +62,9 @@ class _Layer(Operator):
         if x.fine and w.array[0].size > _SURE_FINE_SIZE:
             check_sums(f"weight {w.name!r} of eleven bits", codes.fine_filters(w.array), 127)
         if x.y is not None and w.kind == "float":
-            raise FormatError(need("float weights need float input", "uint8", REWRITE))
+            raise FormatError(need("float input for float weights", "uint8", REWRITE))
         if not np.isfinite(w.effective_scale(x.y)).all():
-            raise FormatError(need("scale * input scale is finite", "an overflow", REWRITE))
+            raise FormatError(need("a finite scale * input scale", "an overflow", REWRITE))
         made = Value(x.rank, filters, filters, output_params(node))
         for other in node.inputs[1:]:
             if (other.rank, other.channels) != (x.rank, filters):
@@ -74,9 +75,9 @@ class _Layer(Operator):
                 raise FormatError(need(wanted, "uint8", REWRITE))
         return made
 
+    @abstractmethod
     def _need_operands(self, node: BoundNode, w: Weight) -> None:
         """Check rank, filters and the number of inputs; raises FormatError."""
-        raise NotImplementedError
 
     def macs(self, node: BoundNode, result: Shape) -> int:
         """Every filter at every place."""
@@ -95,8 +96,9 @@ class _Layer(Operator):
         acc = self._sums(node, x, filters)
         return reference.epilogue(acc, scale, w.bias, residual, **ends)
 
+    @abstractmethod
     def _sums(self, node: BoundNode, x: Operand, filters: Array) -> Array:
-        raise NotImplementedError
+        """Products of x with filters [O, I, R, S], added up."""
 
     def native(self, node: BoundNode) -> dict[str, Any]:
         """The filters as the kernels read them."""
@@ -147,9 +149,7 @@ class Conv2d(_Layer):
         need_rank(node, 4)
         others, gated, groups = node.inputs[1:], node.at["gate"], node.at["groups"]
         if w.slope is not None and node.at["clamp"] != (None, None):
-            raise FormatError(
-                need("slopes belong to convolutions without bounds", "bounds", REWRITE)
-            )
+            raise FormatError(need("slopes in a convolution without bounds", "bounds", REWRITE))
         if len(others) > 1 + gated or (gated and (not others or w.slope is not None)):
             wanted = "a gate, which slopes exclude, and at most one residual"
             raise FormatError(need(wanted, f"{len(others)} values", REWRITE))
@@ -196,9 +196,9 @@ class Linear(_Layer):
     def _need_operands(self, node: BoundNode, w: Weight) -> None:
         need_rank(node, 2, 3)
         if w.slope is not None:
-            raise FormatError(need("slopes belong to convolutions", self.name, REWRITE))
+            raise FormatError(need("slopes in a convolution", self.name, REWRITE))
         if w.shape[1:3] != (1, 1):
-            raise FormatError(need("linear weights are [O, 1, 1, I]", list(w.shape), REWRITE))
+            raise FormatError(need("linear weights [O, 1, 1, I]", list(w.shape), REWRITE))
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """One row of outputs for each row or token."""

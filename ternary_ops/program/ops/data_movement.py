@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ternary_ops import reference
 from ternary_ops.errors import FormatError, UnsupportedShape, need
 from ternary_ops.program.attributes import (
@@ -20,6 +22,7 @@ from ternary_ops.program.attributes import (
 )
 from ternary_ops.program.operator import (
     BoundNode,
+    ChannelPairs,
     Operand,
     Operator,
     Shape,
@@ -61,9 +64,9 @@ class Concat(Operator):
         """Of all parts' channels together."""
         x, *others = node.inputs
         if any((part.rank, part.y is None) != (x.rank, x.y is None) for part in others):
-            raise FormatError(need("concat needs values of one kind", "different ones", REWRITE))
+            raise FormatError(need("values of one kind for concat", "different ones", REWRITE))
         if x.y is not None and node.at["y"] is None:
-            raise FormatError(need("a concat of uint8 needs y", "none", REWRITE))
+            raise FormatError(need("y of a concat of uint8", "none", REWRITE))
         known = [part.channels for part in node.inputs if part.channels is not None]
         channels = sum(known) if len(known) == len(node.inputs) else None
         _need_few(channels or 0)
@@ -76,6 +79,12 @@ class Concat(Operator):
         for other in others:
             need_same("a part of image size", x[2:], other[2:])
         return x[0], sum(part[1] for part in inputs), *x[2:]
+
+    def channel_pairs(self, node: BoundNode) -> list[ChannelPairs]:
+        """Each part's channels behind those of the parts before it."""
+        counts = [part.channels or 0 for part in node.inputs]
+        ends = np.cumsum(counts)
+        return [(np.arange(e - c, e), np.arange(c)) for e, c in zip(ends, counts, strict=True)]
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """The same codes where a part has the scale and zero point of the whole."""
@@ -106,6 +115,11 @@ class Slice(Operator):
         """Of fewer channels."""
         n, _, *image = inputs[0]
         return n, node.at["end"] - node.at["begin"], *image
+
+    def channel_pairs(self, node: BoundNode) -> list[ChannelPairs]:
+        """A range of channels."""
+        source = np.arange(node.at["begin"], node.at["end"])
+        return [(np.arange(len(source)), source)]
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """A part of the array."""
@@ -140,7 +154,7 @@ class Unflatten(Operator):
     """[N, C] as an image of one pixel, [N, C, 1, 1]"""
 
     name = "unflatten"
-    keeps_params = per_channel = rearranges = True
+    keeps_params = rearranges = True
 
     def value(self, node: BoundNode) -> Value:
         """An image."""
@@ -153,6 +167,11 @@ class Unflatten(Operator):
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """One pixel."""
         return *inputs[0], 1, 1
+
+    def channel_pairs(self, node: BoundNode) -> list[ChannelPairs]:
+        """Each channel stays one."""
+        same = np.arange(node.inputs[0].channels or 0)
+        return [(same, same)]
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """The same numbers."""
@@ -184,6 +203,11 @@ class PixelShuffle(Operator):
             raise UnsupportedShape(need(wanted, image, "Use a larger."))
         return n, c // math.prod(factor), *sizes
 
+    def channel_pairs(self, node: BoundNode) -> list[ChannelPairs]:
+        """A block of channels becomes one."""
+        source = np.arange(node.inputs[0].channels or 0)
+        return [(source // math.prod(node.at["factor"]), source)]
+
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """PyTorch's order of channels."""
         return reference.pixel_shuffle(plain(operands[0]), **node.at)
@@ -214,6 +238,12 @@ class PixelUnshuffle(Operator):
         sizes = (a // f for a, f in zip(image, factor, strict=True))
         return n, c * math.prod(factor), *sizes
 
+    def channel_pairs(self, node: BoundNode) -> list[ChannelPairs]:
+        """A channel becomes a block of them."""
+        factor = math.prod(node.at["factor"])
+        made = np.arange((node.inputs[0].channels or 0) * factor)
+        return [(made, made // factor)]
+
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """PyTorch's order of channels."""
         return reference.pixel_unshuffle(plain(operands[0]), **node.at)
@@ -231,6 +261,11 @@ class ChannelShuffle(Operator):
         """As its input."""
         _divided(node, node.at["groups"])
         return node.inputs[0]
+
+    def channel_pairs(self, node: BoundNode) -> list[ChannelPairs]:
+        """Channel k of group g at place k * groups + g."""
+        made = np.arange(node.inputs[0].channels or 0)
+        return [(made, made.reshape(node.at["groups"], -1).T.ravel())]
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """PyTorch's order of channels."""

@@ -53,7 +53,7 @@ class Quantize(Operator):
         """Of the attributes' scale and zero point."""
         x, y, fine = node.inputs[0], node.at["y"], node.at["fine"]
         if x.y is not None:
-            raise FormatError(need("quantize needs floats", "uint8", REWRITE))
+            raise FormatError(need("floats for quantize", "uint8", REWRITE))
         if fine and (x.rank != 4 or not 4 <= y[1] <= 251):
             wanted = "eleven bits of an image, zero point in 4..251"
             raise FormatError(need(wanted, "others", REWRITE))
@@ -80,7 +80,7 @@ class Dequantize(Operator):
     def value(self, node: BoundNode) -> Value:
         """Floats."""
         if node.inputs[0].y is None:
-            raise FormatError(need("dequantize needs uint8", "floats", REWRITE))
+            raise FormatError(need("uint8 for dequantize", "floats", REWRITE))
         return replace(node.inputs[0], y=None)
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:

@@ -41,15 +41,13 @@ class Resize(Operator):
         at, (x, *others) = node.at, node.inputs
         for value in (x, *others):
             if value.rank != 4:
-                raise FormatError(need("resize needs rank 4", value.rank, REWRITE))
+                raise FormatError(need("rank 4 for resize", value.rank, REWRITE))
         if (at["size"] is not None) + (at["zoom"] is not None) + len(others) != 1:
             raise FormatError(
                 need("one of size, zoom and a second input", "another number", REWRITE)
             )
         if at["align"] and (at["mode"] == "nearest" or at["zoom"] is not None):
-            raise FormatError(
-                need("align goes with bilinear and a size", "something else", REWRITE)
-            )
+            raise FormatError(need("bilinear and a size beside align", "something else", REWRITE))
         return x
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:

@@ -47,6 +47,11 @@ def upscale(
 
     Raises UnsupportedShape for another kind of array, BadConfig for an unknown `alpha`,
     MissingExtra where a library lacks, and what `open_model` raises.
+
+    >>> image = np.full((20, 30, 3), 128, np.uint8)
+    >>> large = tops.sr.upscale(image, 2)
+    >>> large.shape, large.dtype
+    ((40, 60, 3), dtype('uint8'))
     """
     check_options(tile, alpha)
     planes = _planes(image)

@@ -40,7 +40,7 @@ def quality(image: NDArray[np.uint8], truth: NDArray[np.uint8], border: int) -> 
         metrics: Any = importlib.import_module("skimage.metrics")
     except ImportError as error:
         do = "pip install 'ternary-ops[sr]'"
-        raise MissingExtra(need("metrics need scikit-image", "none installed", do)) from error
+        raise MissingExtra(need("scikit-image for metrics", "none installed", do)) from error
     least = 2 * border + _SMALLEST
     if image.shape != truth.shape or image.ndim != 3 or min(image.shape[:2]) < least:
         got = f"{list(image.shape)} and {list(truth.shape)}"

@@ -68,7 +68,7 @@ class Patches:
     def __init__(self, images: Images, scale: int, patch: int) -> None:
         """Raises UnsupportedShape for an image too small, MissingExtra without Pillow."""
         if not images:
-            raise BadConfig(need("training needs images", "none", "Pass a list of arrays."))
+            raise BadConfig(need("images to train on", "none", "Pass a list of arrays."))
         self.scale, self.patch = scale, patch
         self._pairs = [self._pair(image) for image in images]
 
@@ -78,7 +78,7 @@ class Patches:
         if not fits or image.shape[2] != 3 or min(image.shape[:2]) < least:
             got = getattr(image, "shape", type(image).__name__)
             do = "Leave it out, or take smaller patches."
-            raise UnsupportedShape(need(f"images are uint8 RGB, at least {least} pixels", got, do))
+            raise UnsupportedShape(need(f"images, uint8 RGB, of at least {least} pixels", got, do))
         height, width = (side // self.scale * self.scale for side in image.shape[:2])
         large = np.ascontiguousarray(image[:height, :width])
         return _planes(reduced(large, self.scale)), _planes(large)
@@ -109,7 +109,7 @@ def reduced(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
         from PIL import Image
     except ImportError as error:
         do = "pip install 'ternary-ops[sr]'"
-        raise MissingExtra(need("reducing images needs Pillow", "none installed", do)) from error
+        raise MissingExtra(need("Pillow to reduce images", "none installed", do)) from error
     size = image.shape[1] // scale, image.shape[0] // scale
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
@@ -180,8 +180,8 @@ class _Stages:
                 self._handles.append(block.register_forward_hook(keep))
 
     def difference(self) -> Tensor:
-        """Mean over the blocks of |made - taught|^2 / |taught|^2."""
-        pairs = [(self._seen[0][i].float(), taught.float()) for i, taught in self._seen[1].items()]
+        """Mean over the blocks of |made - theirs|^2 / |theirs|^2."""
+        pairs = [(self._seen[0][i].float(), theirs.float()) for i, theirs in self._seen[1].items()]
         for seen in self._seen:
             seen.clear()  # whoever copies the network meanwhile copies its hooks
         parts = [(a - b).square().sum() / b.square().sum().clamp_min(1e-30) for a, b in pairs]
@@ -200,11 +200,11 @@ def _keep(seen: dict[int, Tensor], index: int, block: nn.Module, given: Any, mad
 def _check(network: SRNetwork, config: SRTrainConfig, teacher: SRNetwork | None) -> None:
     if teacher is not None and teacher.scale != network.scale:
         got, do = f"{teacher.scale} and {network.scale}", "Pass another."
-        raise BadConfig(need("teacher and network have one scale", got, do))
+        raise BadConfig(need("a teacher and a network of one scale", got, do))
     if config.stages and (teacher is None or not _alike(network, teacher)):
         got = "none" if teacher is None else f"{teacher.family} for {network.family}"
         do = "Pass one, or set stages=0."
-        raise BadConfig(need("stages needs a teacher of the network's shape", got, do))
+        raise BadConfig(need("a teacher of the network's shape for stages", got, do))
 
 
 def _alike(network: SRNetwork, teacher: SRNetwork) -> bool:
@@ -238,8 +238,8 @@ class _Loss:
         teacher = self.teacher
         if teacher is not None:
             with torch.no_grad():
-                taught = teacher(small * teacher.input_range).float() / teacher.input_range
-            value = torch.lerp(value, (made - taught).abs().mean(), self.config.share)
+                theirs = teacher(small * teacher.input_range).float() / teacher.input_range
+            value = torch.lerp(value, (made - theirs).abs().mean(), self.config.share)
         if self.edges is not None:
             value = value + self.config.edges * cast(Tensor, self.edges(made, large))
         if self.stages is not None:

@@ -201,16 +201,20 @@ def test_ends_and_what_is_not_known_are_fixed() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.a, self.twice, self.b, self.out = conv(3, 6), conv(6, 6), conv(6, 6), conv(6, 6)
+            self.heads, self.rows = nn.MultiheadAttention(6, 2, batch_first=True), conv(3, 6)
 
         def forward(self, x: Tensor) -> Tensor:
             y = F.local_response_norm(self.a(x), 2)
             y = self.twice(F.relu(self.twice(y)))
             z = self.b(y)
-            return self.out(z.softmax(1) + z.cumsum(1))
+            tokens = self.rows(x).flatten(2).transpose(1, 2)
+            more = self.heads(tokens, tokens, tokens)[0].transpose(1, 2).reshape(z.shape)
+            return self.out(z.softmax(1) + z.cumsum(1) + more)
 
     groups = read(Strange().double(), image())
     for owner, role, why in (
         ("a", "consumer", "input"), ("a", "producer", "local_response_norm"),
+        ("rows", "producer", "heads (MultiheadAttention)"),
         ("b", "consumer", "twice"), ("b", "producer", "cumsum"), ("out", "producer", "output"),
     ):  # fmt: skip
         assert why in by_owner(groups, owner, role).fixed["order"]
