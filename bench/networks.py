@@ -59,9 +59,7 @@ class Case(NamedTuple):
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__, rounds=21)
-    parser.add_argument(
-        "--models", default="resnet18", help="comma-separated, see benchmark.pruned_networks"
-    )
+    parser.add_argument("--models", default="resnet18", help="comma-separated")
     parser.add_argument("--patterns", default="1x4", help="see above")
     parser.add_argument("--zeros", default="0.9", help="shares, comma-separated")
     parser.add_argument("--size", default="", help="sides of the image (default: the network's)")

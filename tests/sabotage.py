@@ -53,6 +53,10 @@ def _rows(file: str, old: str, new: str) -> Fault:
     return Fault(file, old, new, ROWS)
 
 
+def _operators(file: str, old: str, new: str) -> Fault:
+    return Fault(file, old, new, ("program/test_native_engine.py",))
+
+
 FAULTS = {
     "clamp of the high code": Fault(
         "kernels/epilogue.inl", "e.qlo > 0 || e.qhi < 255", "e.qlo > 0"
@@ -190,6 +194,15 @@ FAULTS = {
         "program/streaming_plan.cpp",
         "keep(schedule.rows[v.memory],",
         "keep(schedule.rows[v.memory] - 1,",
+    ),
+    "operators: order of flattened tokens": _operators(
+        "ops/data_movement.cpp",
+        "from_tokens_ ? p * in.channels + c",
+        "from_tokens_ ? c * image + p",
+    ),
+    "operators: group_norm of a batch": _operators("ops/group_norm.cpp", " + n * in.image;", ";"),
+    "operators: rows of tokens": _operators(
+        "ops/linear_node.cpp", "return g.n * g.h * g.w;", "return g.n * g.h;"
     ),
     "damaged end of a block": Fault(
         "codec/rans.h", "if (state_ != kStateFloor) damaged", "if (state_ < kStateFloor) damaged"

@@ -185,7 +185,7 @@ class PixelUnshuffle : public OpKernel {
     if (x.h % factor_h_ || x.w % factor_w_)
       bad_size(
           "an image that divides by " + std::to_string(factor_h_) + "x" + std::to_string(factor_w_),
-          std::to_string(x.h) + "x" + std::to_string(x.w), "pad or crop the image.");
+          std::to_string(x.h) + "x" + std::to_string(x.w), "Pad or crop the image.");
     return {x.n, type_.channels, x.h / factor_h_, x.w / factor_w_};
   }
 

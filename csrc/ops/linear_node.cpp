@@ -39,7 +39,7 @@ int64_t rows_of(const ActivationTensor& g) { return g.n * g.h * g.w; }
 class Linear : public LayerOp {
  public:
   Linear(const Attributes& at, const Types& in) {
-    if (in[0].rank == 4) bad_node(at.op(), "rank 2 or 3: flatten the image first", "rank 4");
+    if (in[0].rank == 4) bad_node(at.op(), "rows [N, C] or tokens [N, L, C]", "an image");
     const ConvWeights w = weights_of(at, 1);
     if (w.shape.r != 1 || w.shape.s != 1)
       bad_node(at.op(), "weights [O, 1, 1, I]", "filters of several taps");
@@ -60,7 +60,7 @@ class Linear : public LayerOp {
   Shape infer(const Shapes& inputs) const override {
     if (inputs[0].channels != layer_->shape.i)
       bad_size(std::to_string(layer_->shape.i) + " features", std::to_string(inputs[0].channels),
-               "use the image size of compile.");
+               "Use the image size of compile.");
     return OpKernel::infer(inputs);
   }
 

@@ -20,19 +20,22 @@ class OverChannels : public OpKernel {
   bool streams(const Shapes&) const override { return true; }
 
  protected:
-  // Calls body(x, y) with the first channel of each pixel.
+  // Pixels of a row that go together: a cache line of each channel.
+  static constexpr int64_t kRun = 16;
+
+  // Calls body(x, y, count) with the first channel of up to kRun pixels next to each other.
   template <class Body>
-  static void each_pixel(const NodeRun& node, const Body& body) {
+  static void each_run(const NodeRun& node, const Body& body) {
     const ActivationTensor &in = node.in(0), &out = node.out();
     const Rows rows = node.rows;
-    const int64_t lines = rows.end - rows.begin;
+    const int64_t lines = rows.end - rows.begin, runs = divide_up(out.w, kRun);
     const float* const from = reinterpret_cast<const float*>(node.x(0));
     float* const to = reinterpret_cast<float*>(node.y());
-    parallel_for(out.n * lines, 16 * vectors_of(out, rows), [&](int64_t line, int) {
+    parallel_for(out.n * lines * runs, 16 * vectors_of(out, rows), [&](int64_t i, int) {
+      const int64_t line = i / runs, first = i % runs * kRun;
       const int64_t image = line / lines, row = rows.begin + line % lines;
-      const float* const x = from + in.packet(image, row, 0);
-      float* const y = to + out.packet(image, row, 0);
-      for (int64_t p = 0; p < out.w; ++p) body(x + p, y + p);
+      body(from + in.packet(image, row, first), to + out.packet(image, row, first),
+           std::min(kRun, out.w - first));
     });
     fill_all_halos(out, rows, node.y(), 0);
   }
@@ -45,11 +48,16 @@ class Softmax : public OverChannels {
   void run(const NodeRun& node) const override {
     const int64_t count = node.out().channels, in = node.in(0).channel_stride,
                   out = node.out().channel_stride;
-    each_pixel(node, [=](const float* x, float* y) {
-      float most = x[0], sum = 0.0f;
-      for (int64_t c = 1; c < count; ++c) most = std::max(most, x[c * in]);
-      for (int64_t c = 0; c < count; ++c) sum += y[c * out] = std::exp(x[c * in] - most);
-      for (int64_t c = 0; c < count; ++c) y[c * out] /= sum;
+    each_run(node, [=](const float* x, float* y, int64_t pixels) {
+      float most[kRun], sum[kRun] = {};
+      std::copy(x, x + pixels, most);
+      for (int64_t c = 1; c < count; ++c)
+        for (int64_t p = 0; p < pixels; ++p) most[p] = std::max(most[p], x[c * in + p]);
+      for (int64_t c = 0; c < count; ++c)
+        for (int64_t p = 0; p < pixels; ++p)
+          sum[p] += y[c * out + p] = std::exp(x[c * in + p] - most[p]);
+      for (int64_t c = 0; c < count; ++c)
+        for (int64_t p = 0; p < pixels; ++p) y[c * out + p] /= sum[p];
     });
   }
 };
@@ -74,27 +82,32 @@ class LayerNorm : public OverChannels {
   Shape infer(const Shapes& inputs) const override {
     if (inputs[0].channels != type_.channels)
       bad_size(std::to_string(type_.channels) + " channels", std::to_string(inputs[0].channels),
-               "use the image size of compile.");
+               "Use the image size of compile.");
     return inputs[0];
   }
 
   void run(const NodeRun& node) const override {
     const int64_t count = node.out().channels, in = node.in(0).channel_stride,
                   out = node.out().channel_stride;
-    each_pixel(node, [=](const float* x, float* y) {
-      double mean = 0.0, square = 0.0;  // of many channels: float32 sums would lose digits
-      for (int64_t c = 0; c < count; ++c) mean += static_cast<double>(x[c * in]);
-      mean /= static_cast<double>(count);
+    each_run(node, [=](const float* x, float* y, int64_t pixels) {
+      // Of many channels: float32 sums would lose digits.
+      double mean[kRun] = {}, square[kRun] = {}, spread[kRun];
+      for (int64_t c = 0; c < count; ++c)
+        for (int64_t p = 0; p < pixels; ++p) mean[p] += static_cast<double>(x[c * in + p]);
+      for (int64_t p = 0; p < pixels; ++p) mean[p] /= static_cast<double>(count);
+      for (int64_t c = 0; c < count; ++c)
+        for (int64_t p = 0; p < pixels; ++p) {
+          const double v = static_cast<double>(x[c * in + p]) - mean[p];
+          square[p] += v * v;
+        }
+      for (int64_t p = 0; p < pixels; ++p)
+        spread[p] = std::sqrt(square[p] / static_cast<double>(count) + static_cast<double>(eps_));
       for (int64_t c = 0; c < count; ++c) {
-        const double v = static_cast<double>(x[c * in]) - mean;
-        square += v * v;
-      }
-      const double spread =
-          std::sqrt(square / static_cast<double>(count) + static_cast<double>(eps_));
-      for (int64_t c = 0; c < count; ++c) {
-        const double v = (static_cast<double>(x[c * in]) - mean) / spread;
-        const auto i = static_cast<size_t>(c);
-        y[c * out] = static_cast<float>(v) * weight_[i] + bias_[i];
+        const float weight = weight_[static_cast<size_t>(c)], bias = bias_[static_cast<size_t>(c)];
+        for (int64_t p = 0; p < pixels; ++p) {
+          const double v = (static_cast<double>(x[c * in + p]) - mean[p]) / spread[p];
+          y[c * out + p] = static_cast<float>(v) * weight + bias;
+        }
       }
     });
   }

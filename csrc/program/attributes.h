@@ -15,7 +15,7 @@
 
 namespace tops {
 
-// Throws kUnsupportedModel: "<op>: expected <expected>, got <got>; ...".
+// Throws kUnsupportedModel: "expected <expected> for <op>, got <got>; ...".
 [[noreturn]] void bad_node(const std::string& op, const std::string& expected,
                            const std::string& got);
 

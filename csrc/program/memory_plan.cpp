@@ -148,7 +148,7 @@ void MemoryPlan::infer_shapes(const Shape& input) {
     if (inputs.empty()) inputs.push_back(input);
     try {
       const Shape made = node.op->infer(inputs);
-      if (made.h < 1 || made.w < 1) bad_size("a pixel at least", "none", "use a larger image.");
+      if (made.h < 1 || made.w < 1) bad_size("a pixel at least", "none", "Use a larger image.");
       node_plans_[id].grid =
           ActivationTensor::make(made.channels, node.type().is_float, made.n, made.h, made.w, 0);
       shapes.push_back(made);

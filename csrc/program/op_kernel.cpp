@@ -74,7 +74,7 @@ void bad_size(const std::string& expected, const std::string& got, const std::st
 
 void need_same_size(const Shape& wanted, const Shape& got) {
   if (got.h != wanted.h || got.w != wanted.w)
-    bad_size("inputs of size " + size_of(wanted), size_of(got), "use the image size of compile.");
+    bad_size("inputs of size " + size_of(wanted), size_of(got), "Use the image size of compile.");
 }
 
 }  // namespace tops

@@ -65,7 +65,7 @@ class Pruned:
 
 
 def data_folder() -> Path | None:
-    """Where real images are: TERNARY_OPS_DATA, else shared/data beside the checkout, if there."""
+    """Folder of real images: TERNARY_OPS_DATA, else shared/data beside the checkout, if there."""
     given = os.environ.get("TERNARY_OPS_DATA")
     if given and not Path(given).is_dir():
         what = "TERNARY_OPS_DATA names a folder with data packs"

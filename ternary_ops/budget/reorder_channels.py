@@ -180,7 +180,7 @@ def _move_checked(
 
 
 def _moves(w: Any) -> bool:
-    """Whether the numbers of input channels and filters say that any of them moves."""
+    """True if the order of input channels or filters is not the identity."""
     still = np.array_equal(w.array, np.broadcast_to(np.arange(w.shape[3]), w.shape))
     return not (still and np.array_equal(w.bias, np.arange(w.shape[0])))
 

@@ -121,7 +121,7 @@ def compile(  # noqa: A001
 
 @dataclass(frozen=True)
 class Task:
-    """How a network is called, observed ranges by name of a value, and what is asked of compile."""
+    """The network's call signature, observed ranges by value name, and the options of compile."""
 
     signature: Signature
     ranges: Mapping[str, Range]

@@ -18,7 +18,7 @@ ACTIVATIONS = ("uint8", "uint11", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class TernaryConfig:
-    """How a layer's weights and input are represented. Raises BadConfig on a value out of range.
+    """Quantization of a layer's weights and input. Raises BadConfig on a value out of range.
 
     weights      "ternary", "int8" (one scale per output channel) or "float" (left as it is)
     ternarizer   a name known to register_ternarizer: "ptq", "twn", "ttq", "absmean" or your own
@@ -62,7 +62,7 @@ class TernaryConfig:
 
     @property
     def integer_input(self) -> bool:
-        """Whether the input is quantized, so that sums are of integers."""
+        """True if the input is quantized, so that accumulation is in integers."""
         return self.activations in ("uint8", "uint11")
 
     def to_dict(self) -> dict[str, Any]:

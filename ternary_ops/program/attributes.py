@@ -31,7 +31,7 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Check:
-    """What an attribute may be: `says` in words, `read` as a function of its name and value."""
+    """Check of an attribute: `says` states it in words, `read` applies it to a name and a value."""
 
     says: str
     read: Callable[[str, Any], Any]

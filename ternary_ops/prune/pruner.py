@@ -190,14 +190,17 @@ class Pruner:
             for target in self._targets:
                 target.latent = None
         if before != "frozen" and self.phase == "frozen" and self._learning:
-            idle = [t.name for t in self._targets if t.name not in self._learning]
-            if idle:
-                _log.warning("pruned, but never run in training: %s", ", ".join(idle))
+            self._name_idle()
         if before == "float" and self.phase == "ternary":
             for layer in self._layers:
                 layer.reset_ttq_scales()
         if advance:
             self._prepare(self._layers)
+
+    def _name_idle(self) -> None:
+        idle = [target.name for target in self._targets if target.name not in self._learning]
+        if idle:
+            _log.warning("pruned, but never run in training: %s", ", ".join(idle))
 
     @torch.no_grad()
     def mask_(self, copied: nn.Module) -> None:

@@ -142,8 +142,8 @@ def _runner(
     outputs: dict[tnn.TernaryLayer, Histogram],
     values: dict[str, Histogram],
 ) -> Callable[[Tensor], object]:
-    """What to call with a batch: an interpreter that also observes outputs of layers and values
-    without a layer, or just the model.
+    """Callable for a batch: an interpreter that also observes layers' outputs and values without a
+    layer, or just the model.
     """
     try:
         graph_module, failed = trace_around(model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compression shifts, measured on a few samples and taken back without training."""
+"""Bias correction: the shift of layer outputs, measured on a few samples, undone untrained."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ class _Noise:
 
 
 def inputs_of_filters(layer: nn.Module) -> Tensor:
-    """Which channel of its input each weight [O, I, ...] of a layer reads, int64 [O, I]."""
+    """Input channel that each weight [O, I, ...] of a layer reads, int64 [O, I]."""
     weight, groups = cast(Tensor, layer.weight), int(getattr(layer, "groups", 1))
     group = torch.arange(len(weight)) // (len(weight) // groups)
     return group[:, None] * weight.shape[1] + torch.arange(weight.shape[1])

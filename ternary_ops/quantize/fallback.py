@@ -36,7 +36,7 @@ class Change:
 
 @dataclass(frozen=True)
 class FallbackReport:
-    """What fallback_ did. str() is a table.
+    """Result of fallback_. str() is a table.
 
     rules: the configs of the changed layers, for plan(rules=...) of the same network.
     """
@@ -77,7 +77,7 @@ class _Target:
         return effect, _accuracy(probe, probe.reference) - _accuracy(probe, probe.total_outputs())
 
     def met(self, figure: float) -> bool:
-        """Whether a figure is good enough."""
+        """True if a figure meets the target."""
         return figure <= self.value if self.name == "max_drop" else figure >= self.value
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ def fallback_(
 
 
 def _candidates(probe: Probe, progress: bool) -> list[tuple[int, Sensitivity]]:
-    """What can change, the most harmful first, with its rank among all rows."""
+    """Layers that can change, by falling effect on the output, with their rank among all rows."""
     rows = sorted(probe.rows(progress), key=lambda row: row.effect.sqnr)
     return [
         (rank, row)

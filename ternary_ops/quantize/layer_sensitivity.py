@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each layer's quantization alone does to the output of a network."""
+"""Sensitivity: the effect of each layer's quantization alone on a network's output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WORDS = ("part", "as")
 
 @dataclass(frozen=True)
 class Effect:
-    """How far outputs are from reference outputs.
+    """Distance of outputs from reference outputs.
 
     noise      summed squared difference over summed square of the reference
     kl         mean KL divergence softmax(reference) || softmax(output); None unless [N, K >= 2]

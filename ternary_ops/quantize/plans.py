@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantize_ would do to each weighted layer of a network, and why. Changes nothing."""
+"""Quantization plan: what quantize_ would do to each weighted layer, and why. Changes nothing."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Wish:
-    """What the caller of `plan` asks for, by globs on layer names."""
+    """The arguments of `plan`: configs and selections by globs on layer names."""
 
     config: TernaryConfig
     rules: dict[str, TernaryConfig]

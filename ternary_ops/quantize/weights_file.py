@@ -269,7 +269,7 @@ def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tn
 
 
 def _layer_state(row: Row, document: container.Document) -> dict[str, Tensor]:
-    """What PackedLayer calls its state."""
+    """State of a layer under PackedLayer's names."""
     name, _, params, bounds = row
     entry = document.weights[_join(name, "codes")]
     pack = layout.pack_codes if entry.kind == "ternary" else layout.pad_int8
