@@ -187,7 +187,7 @@ class renamed:  # noqa: N801  # used like property
         self.old = name
 
     def __get__(self, instance: Any, owner: type) -> Any:
-        """What the new name gives."""
+        """Warn, then return the attribute of the new name."""
         _warn(f"{owner.__name__}.{self.old}", f"{owner.__name__}.{self.new}")
         return getattr(owner if instance is None else instance, self.new)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory this process may still take."""
+"""Memory still available to this process."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compression did to a network: bytes, zeros, multiply-adds, time and agreement.
+"""Report of a compressed network: bytes, zeros, multiply-adds, time and agreement.
 
 Sizes come in forms that must not be confused, each over the same tensors (the weights and
 biases of every convolution and linear layer, BatchNorm folded in; scales count where they exist):
@@ -233,7 +233,7 @@ def report(
 def of_program(
     program: Program, x: Array, file: int, other: Callable[[Array], Array] | None = None
 ) -> Report:
-    """The same for a program whose file has `file` bytes; needs no torch."""
+    """Report of a program whose file has `file` bytes; needs no torch."""
     against = None
     ours = partial(program, x)
     if other is not None:

@@ -322,7 +322,7 @@ def _affine_of(
 
 
 def _stored(weights: Array, wtype: str) -> Array:
-    """What the core takes: channels last, and packed to codes or padded."""
+    """Weights as the native core takes them: channels last, packed to codes or padded."""
     last = codes.channels_last(weights) if weights.ndim == 4 else weights
     if wtype == "ternary":
         return codes.pack_codes(last)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether two engines compute the same network: the condition for printing a speed-up."""
+"""Agreement of two engines' outputs: checked before a speed-up is printed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Agreement:
 
     @property
     def match(self) -> bool:
-        """Whether this is the same network up to 8-bit rounding."""
+        """True if the outputs agree up to 8-bit rounding."""
         varies = np.isnan(self.correlation) or self.correlation >= _LEAST_CORRELATION
         return bool(self.error <= _MOST_ERROR and varies)
 

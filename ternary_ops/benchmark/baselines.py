@@ -119,7 +119,7 @@ def _openvino(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> lis
 
 
 def openvino_run(graph: Any, threads: int) -> Callable[[Array], Array]:
-    """What runs a graph of `openvino_graphs`; graph.reshape sets the shapes it takes."""
+    """Callable that runs a graph of `openvino_graphs`; set its input shapes by graph.reshape."""
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     # Left alone, it computes in bfloat16 where the processor can: slower, and not float32.
     options["INFERENCE_PRECISION_HINT"] = "f32"

@@ -51,7 +51,7 @@ class Result:
 
     @property
     def match(self) -> bool:
-        """Whether every engine computed the same network."""
+        """True if the outputs of all engines agree."""
         return all(row["match"] == "yes" for row in self.engines)
 
     def rows(self) -> list[Row]:
@@ -110,7 +110,7 @@ def of_file(path: str, size: int | None, settings: Settings) -> Result:
 
 
 def exact(program: Program, x: NDArray[np.float32]) -> bool:
-    """Whether a corner of one input gives, bit for bit, what the NumPy reference gives."""
+    """True if a crop of one input gives the same bits as the NumPy reference."""
     corner = np.ascontiguousarray(x[:1, :, :_CHECKED, :_CHECKED] if x.ndim == 4 else x[:1])
     return bool(np.array_equal(program(corner), simulate(program.graph, corner)[-1]))
 

@@ -22,7 +22,7 @@ _LEAST = 5  # turns, and timed calls of each engine
 
 
 def int8_baseline(model: nn.Module, samples: Tensor) -> tuple[nn.Module | None, str]:
-    """The same network by PyTorch's own static int8 quantization, calibrated on `samples`.
+    """Quantize the network by PyTorch's own static int8 quantization, calibrated on `samples`.
 
     Returns (network, engine name), or (None, why it could not be made).
     """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layer gets which weights and how many zeros, so that a budget of time or bytes is kept.
+"""Mixed-precision allocation: weight type and sparsity by layer, within a budget of time or bytes.
 
-The network is compiled once for every candidate, applied to all layers at once: the profile of that
-program is the engine's cost table on this machine, its weights say how many bytes they need. What a
-candidate does to the output is measured layer by layer, before any training. Then the candidates of
-all layers are chosen together: from the cheapest on, always the step that takes away most error for
-its cost (the convex hull of each layer's candidates; a Lagrangian relaxation of the knapsack).
+Cost: the network is compiled once per candidate, applied to all layers at once; the profile of that
+program is the cost table of this machine, and its weights give the bytes. Error: each candidate's
+effect on the output is measured layer by layer, before any training. Choice: starting from the
+cheapest candidates, greedily take the step that removes most error per cost (on the convex hull of
+each layer's candidates; a Lagrangian relaxation of the knapsack problem).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _REPEATS = 20
 
 @dataclass(frozen=True)
 class Budget:
-    """What the compiled network may cost: either ms a call on one sample, or bytes of its file.
+    """Limit on the compiled network: either ms per call on one sample, or bytes of its file.
 
-    threads: of the engine while the time is measured. Raises BadConfig unless exactly one limit is
-    given and all are positive.
+    threads: the engine's threads while time is measured. Raises BadConfig unless exactly one limit
+    is given and all values are positive.
     """
 
     ms: float | None = None
@@ -90,11 +90,10 @@ class Choice:
 def allocate(
     model: nn.Module, plan: Plan, free: list[str], batches: Iterable[Any], budget: Budget
 ) -> Plan:
-    """`plan` with the configs of the layers named in `free` replaced by what the budget allows.
+    """`plan` with new configs for the layers named in `free`, chosen within the budget.
 
-    model: float, on the CPU; nothing of it changes. Raises BadConfig when even the cheapest
-    candidates cost too much, with what they cost, and what compile raises for a network that has no
-    program.
+    model: float, on the CPU; not changed. Raises BadConfig when even the cheapest candidates exceed
+    the budget, with their cost, and the errors of compile for a network that has no program form.
     """
     inputs = [x for x, _ in samples(model, batches)]
     table: dict[str, list[Choice]] = {name: [] for name in free}
@@ -202,7 +201,7 @@ def _with(row: PlanRow, config: TernaryConfig | None, reason: str | None = None)
 def _costs(
     trial: nn.Module, x: Tensor, free: list[str], budget: Budget
 ) -> tuple[dict[str, float], float]:
-    """What each free layer costs in the compiled network, and everything else together."""
+    """Cost of each free layer in the compiled network, and of everything else together."""
     program = compile(trial, x)
     if budget.unit == "ms":
         with runtime.num_threads(budget.threads):

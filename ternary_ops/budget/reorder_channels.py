@@ -50,16 +50,15 @@ class ReorderRow(NamedTuple):
 
 @torch.no_grad()
 def reorder_channels_(model: nn.Module, example_input: Tensor) -> list[ReorderRow]:
-    """Reorder the inner channels of a float network in place, so that quads gather large weights.
+    """Reorder the inner channels of a float network in place, so that large weights share quads.
 
-    Call it before quantize_. The network computes the same up to the order in which floats are
-    added; a state dict from before no longer fits. Channels that skip connections tie together get
-    one order; image, output and what only some layers can follow keep theirs. Deterministic.
+    Call it before quantize_. The network computes the same up to the order of float additions;
+    earlier state dicts no longer fit. Channels tied by skip connections get one order; input,
+    output and channels that not all their layers can reorder keep theirs. Deterministic.
     example_input: as for compile. Returns a row per layer that reads reordered channels.
 
-    Raises BadConfig for quantized layers, and UnsupportedModel, with the model as it was, for a
-    network that has no program form, or one with a layer to reorder whose weight is computed anew
-    at every call or which has hooks.
+    Raises BadConfig for quantized layers, and UnsupportedModel, with the model as it was, if it has
+    no program form, or a layer to reorder has hooks or a weight recomputed at every call.
     """
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
@@ -180,7 +179,7 @@ def _move_checked(
 
 
 def _moves(w: Any) -> bool:
-    """Whether the numbers of input channels and filters say that any of them moves."""
+    """True if the order of input channels or filters is not the identity."""
     still = np.array_equal(w.array, np.broadcast_to(np.arange(w.shape[3]), w.shape))
     return not (still and np.array_equal(w.bias, np.arange(w.shape[0])))
 

@@ -33,7 +33,7 @@ BASELINES = ("torch", "openvino", "onnxruntime")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to time, and against what."""
+    """Arguments: the network or layer to time, and the baselines."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--model", default="resnet18", metavar="FILE|NAME", help="a program or a network of models"

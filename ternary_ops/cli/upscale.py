@@ -34,7 +34,7 @@ _SCALE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to read, where to write, and how."""
+    """Arguments: inputs, output folder and options."""
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, folders or patterns")
     parser.add_argument("output", metavar="OUT", help="a file, or a folder that mirrors folders")
     source = parser.add_mutually_exclusive_group()

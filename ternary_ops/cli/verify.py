@@ -17,7 +17,7 @@ from ternary_ops.table import Table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which instruction sets, and the seed."""
+    """Arguments: instruction sets and the random seed."""
     parser.add_argument("--isa", help="only this instruction set (default: all there are)")
     parser.add_argument("--seed", type=int, default=0, help="of the random problems (default 0)")
 

@@ -77,7 +77,7 @@ class Call:
         raise Unsupported("there is no program op for it")
 
     def arguments(self, free: tuple[str, ...] = ()) -> dict[str, Any]:
-        """What comes after the tensor, or the module's attributes: constants, but for `free`."""
+        """Arguments after the tensor, or a module's attributes: constants, except for `free`."""
         op: TorchOp = self.operator  # type: ignore[assignment]  # rows of a table have one
         if self.module is not None:
             return {name: getattr(self.module, name, v) for name, v in op.arguments.items()}
@@ -97,7 +97,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def channel_axis(rank: int) -> int:
-    """Where channels are: tokens [N, L, C] have them last."""
+    """Axis of the channels: the last one for tokens [N, L, C]."""
     return 2 if rank == TOKENS else 1
 
 

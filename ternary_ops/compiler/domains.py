@@ -211,8 +211,8 @@ def _fits(step: Step) -> bool:
 
 
 def _beside(step: Step, integer: bool, float_sum: bool) -> str:
-    """How a gate or residual is read: uint8 beside integers, unless it was made as floats to be
-    read precisely, or it joins floats that are there or cost next to nothing.
+    """Domain in which a gate or residual is read: uint8 beside integers, unless it was made as
+    float for precision, or joins floats that exist already or cost next to nothing.
     """
     precise = step.fine is not None
     if float_sum:

@@ -69,30 +69,31 @@ def compile(  # noqa: A001
 ) -> Program | IslandProgram:
     """Turn a float, quantized or packed network into a Program.
 
-    Works on a copy in eval mode and folds BatchNorm there. Layers with uint8 activations run in
-    integers, from their own codes whatever the phase; torch.nn's layers, block-sparse and
-    weight-only ones run in float32, convolutions without what is zero in their weights and linear
-    layers from the codes as they are stored. DataParallel and other wrappers are looked into.
+    Works on a copy in eval mode, in which BatchNorm is folded. Layers with uint8 activations run in
+    integer arithmetic, from their codes in any phase. torch.nn's layers, block-sparse and
+    weight-only ones run in float32: convolutions skip zero weights, linear layers decode the stored
+    codes. DataParallel and other wrappers are unwrapped.
 
     example_input: one float tensor [N, C, H, W], [N, L, C] (tokens) or [N, K], which fixes the
     channels; N, H, W and L stay free. Or a tuple of positional or a dict of keyword arguments that
-    holds one such tensor; what is beside it stays constant.
+    holds one such tensor; the other arguments become constants.
 
-    output: of a network that returns several tensors the one that counts, by its key, field or
-    index ("logits", "0", "aux.1").
+    output: the result of a network that returns several tensors, by its key, field or index
+    ("logits", "0", "aux.1").
 
-    islands: where a module has no program form, run it in PyTorch between programs and return an
-    IslandProgram, which names such modules and cannot be saved.
+    islands: eager fallback. Modules without a program form run in PyTorch between programs; returns
+    an IslandProgram, which names such modules and cannot be saved.
 
-    permute: reorder inner channels so that zeros fall into fewer quads (`program.permute`): the
-    outputs keep their bits, networks pruned element by element get faster, compiling slower.
+    permute: reorder inner channels so that nonzero weights fall into fewer quads
+    (`program.permute`): outputs keep their bits, networks pruned by element get faster, compiling
+    slower.
     tune: time every integer layer on example_input, dense and sparse (`Program.tune`).
-    allow_unfinished: take the codes of this moment although a Pruner has not come to its freeze.
+    allow_unfinished: take the current codes even if a Pruner has not reached its freeze.
 
-    The network runs on example_input once, untouched, and what compile makes of it is compared with
-    that. Weights that torch.nn.utils.prune, weight_norm, spectral_norm or a parametrization compute
-    are taken as they are in eval mode; hooks that only look on are left out. Warnings name planned
-    layers that do not run, and those with fewer zeros than planned.
+    The unchanged network runs on example_input once, and the trace must reproduce its output.
+    Weights computed by torch.nn.utils.prune, weight_norm, spectral_norm or a parametrization are
+    taken as in eval mode; hooks that only observe are dropped. Warnings name planned layers that do
+    not run, and those with fewer zeros than planned.
 
     Raises UnsupportedModel listing every part that has no program form, every layer whose range
     calibrate has not set, the names of several inputs or outputs, hooks that change values, layers
@@ -121,7 +122,7 @@ def compile(  # noqa: A001
 
 @dataclass(frozen=True)
 class Task:
-    """How a network is called, observed ranges by name of a value, and what is asked of compile."""
+    """The network's call signature, observed ranges by value name, and the options of compile."""
 
     signature: Signature
     ranges: Mapping[str, Range]

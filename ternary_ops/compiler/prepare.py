@@ -168,7 +168,7 @@ class _Hook:
 
     @property
     def there(self) -> bool:
-        """Whether it is still registered."""
+        """True while the hook is registered."""
         return self.key in getattr(self.module, self.kind)
 
     def remove(self) -> None:

@@ -105,7 +105,7 @@ class _Reader:
 
 
 def _reachable(output: Step) -> list[Step]:
-    """What the output needs, every step after those it reads; fills `users`."""
+    """Steps that the output depends on, in topological order; fills `users`."""
     order: list[Step] = []
     seen: set[Step] = set()
     stack = [(output, False)]

@@ -30,8 +30,8 @@ class Shapes(Interpreter):
 
 
 def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
-    """What the trace makes of x; notes shapes. A trace misses what Python does to tensors behind
-    its back: raises UnsupportedModel unless the network made the same, `expected` (None: unknown).
+    """Output of the trace for x; records shapes. A trace misses what Python does to tensors without
+    it: raises UnsupportedModel unless that is the network's output, `expected` (None: unknown).
     """
     made = Shapes(traced).run(x.clone())
     if not isinstance(made, Tensor) or not isinstance(expected, Tensor):

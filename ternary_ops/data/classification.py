@@ -59,7 +59,7 @@ def digits() -> Split:
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read: (value - mean) / std by channel, after bytes are divided by 255.
+    """Normalization of images: (value - mean) / std by channel, after bytes are divided by 255.
 
     size: (H, W) and gray are for image folders.
     """

@@ -26,7 +26,7 @@ _SHARE = 0.5
 
 
 class Source(Protocol):
-    """What training reads: a tensor [N, ...], or Images."""
+    """Source of training samples: a tensor [N, ...], or Images."""
 
     @property
     def shape(self) -> torch.Size:
@@ -74,7 +74,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds: pixels uint8 [N, C, H, W] and labels int64 [N] of both parts.
+    """Contents of an image folder: uint8 pixels [N, C, H, W] and int64 labels [N] of both parts.
 
     test: None where the folder has no such part. classes: their names in the order of the labels.
     skipped: "file: why", for images that could not be read.
@@ -121,7 +121,7 @@ def read_folder(
 
 
 def count_images(path: Path) -> int:
-    """How many files `read_folder` will try, for a progress bar."""
+    """Number of files that `read_folder` will try, for a progress bar."""
     return sum(p.suffix.lower() in SUFFIXES for p in path.rglob("*"))
 
 

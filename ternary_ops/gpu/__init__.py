@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What GPU kernels compile to, on a machine without a GPU.
+"""Compile GPU kernels on a machine without a GPU, and read and score their machine code.
 
 `record.record` compiles unmodified Triton launchers for a named target and runs nothing,
 `machine_code.Binary` reads the result, `score.predict` ranks kernels by it:

@@ -120,12 +120,12 @@ class Binary:
 
     @cached_property
     def trapped(self) -> bool:
-        """Whether the compiler gave up and left a trap in the place of the kernel."""
+        """True if the compiler gave up and left a trap in place of the kernel."""
         traps = any(one.opcode in ("BPT.TRAP", "s_trap") for one in self.instructions)
         return traps and len(self.instructions) < _TRAP_LENGTH
 
     def times(self, trips: Sequence[float]) -> list[float]:
-        """How often a warp runs each instruction.
+        """Executions of each instruction per warp.
 
         `trips` has the turns of each loop, in program order, so an outer loop before the loops
         inside it; an inner loop's are per turn of the outer one. Code outside loops, predicated or

@@ -67,7 +67,7 @@ def record(target: str | Target, cost: Cost | None = None) -> Iterator[list[Laun
 
 
 class _RecordingDriver:
-    """What Triton asks of a driver (triton.backends.driver.DriverBase), answered without a GPU.
+    """Triton driver (triton.backends.driver.DriverBase) that answers without a GPU.
 
     The target itself serves as the device's index. Triton keeps compiled kernels and the limit of
     shared memory by that index, so kernels of several targets, and of a real GPU, stay apart.
@@ -173,7 +173,7 @@ class _RecordingDriver:
             vars(tuner).update(former)
 
     def _price(self, call: Callable[[], None], quantiles: Any = None, **ignored: Any) -> Any:
-        """What Triton's benchmarker returns; tries are not launches, so they leave the list."""
+        """Stand-in for Triton's benchmarker; its trial launches are removed from the list."""
         before = len(self.launches)
         call()
         tried = self.launches[before:]

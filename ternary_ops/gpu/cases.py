@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the report card compiles: launchers on tensors of the shapes that matter.
+"""Cases of the codegen report: launchers on tensors of the shapes that matter.
 
-bytes       what the launches move, every tensor once a pass over it
-least_bytes what any program must: packed weights, inputs and outputs once
-unit        what `units` counts, for instructions per unit; a linear layer's weights count once for
+bytes       bytes the launches move, each tensor once per pass over it
+least_bytes lower bound of any kernel: packed weights, inputs and outputs, once each
+unit        unit of `units`, for instructions per unit; a linear layer's weights count once for
             every 128 rows of x, since they are extracted anew for each
 """
 

@@ -23,7 +23,7 @@ TOLERANCE = 1.10
 
 @dataclass(frozen=True)
 class Limits:
-    """What a row must keep: of the committed card."""
+    """Limits of a row, from the committed report."""
 
     tensor_core: str
     per_unit: float
@@ -90,7 +90,7 @@ def _predicted(case: Case, launches: Sequence[Launch], device: Device) -> dict[s
 
 
 def check(row: dict[str, Any], limits: Limits | None) -> list[str]:
-    """What is wrong with a row: spills, a trap, a lost tensor-core path, more instructions."""
+    """Faults of a row: spills, a trap, a lost tensor-core path, more instructions."""
     if "note" in row:
         return []
     where = f"{row['case']} on {row['target']}"

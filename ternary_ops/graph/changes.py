@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be done to a module of a network: the one rule that plan, fold_batchnorm_, equalize_,
+"""Permitted changes to a module: the one rule that plan, fold_batchnorm_, equalize_,
 reorder_channels_, pack_ and compile ask before they replace a layer, write into it or read its
-weight once and for all.
+weight as a constant.
 
-A weight may be written or read only where it is a tensor of the module's own. One that a hook or a
-parametrization computes anew at every call (torch.nn.utils.prune, weight_norm, spectral_norm) would
-forget what was written, and may hold the value of an earlier call.
+A weight may be written, or read as a constant, only where it is a tensor of the module's own. One
+that a hook or parametrization recomputes at every call (torch.nn.utils.prune, weight_norm,
+spectral_norm) would lose what was written, and may hold the value of an earlier call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Rule = Callable[["Changes", nn.Module], str]  # the reason against a change, or 
 
 
 class Changes:
-    """What may be done to each module of one network, as it is now."""
+    """Permitted changes to each module of one network in its present state."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph | None = None) -> None:
         """graph: a trace of the model, which shows weights that its code reads without a call of

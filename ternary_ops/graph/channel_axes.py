@@ -62,7 +62,7 @@ class ChannelAxes:
         return dims if equal and dims else None
 
     def spread(self, node: fx.Node, m: fx.Node, dims: Dims) -> int:
-        """How many numbers m has along these axes of the node's value."""
+        """Number of elements m has along these axes of the node's value."""
         less = len(self.shapes[node]) - len(self.shapes[m])
         return math.prod(self.shapes[m][d - less] for d in dims if d >= less)
 

@@ -339,7 +339,7 @@ _READ = {
 
 
 def _name(node: fx.Node) -> str:
-    """What a node calls, for people."""
+    """Readable name of what a node calls, for messages."""
     module = module_of(node)
     if module is not None:
         return f"{node.target} ({type(module).__name__})"

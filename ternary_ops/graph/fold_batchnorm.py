@@ -61,7 +61,7 @@ def fold_batchnorm_(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
-    """What fold_batchnorm_ would fold, compared; `graph` is a trace of the model."""
+    """Pairs that fold_batchnorm_ would fold, compared; `graph` is a trace of the model."""
     calls = Counter(id(module_of(n)) for n in graph.nodes if n.op == "call_module")
     changes = Changes(model, graph)
     pairs = []

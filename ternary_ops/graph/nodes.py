@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a traced node is: its module and operator, and the one rule of what fuses into a layer.
+"""Traced nodes: their module and operator, and the one rule of what fuses into a layer.
 
-`fused_chain` says which nodes become the epilogue of a layer (BatchNorm, residual add, clamp-like
-activation, PReLU). Calibration stores the range of a chain's last value, folding needs its
-BatchNorm, and compiling emits the chain as one operator: all three must agree, so the rule stands
-here once.
+`fused_chain` finds the nodes that become a layer's epilogue (BatchNorm, residual add, clamp-like
+activation, PReLU). Calibration stores the range of the chain's last value, folding needs its
+BatchNorm, and compiling emits the chain as one operator; all three use this rule, so they agree.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ def clamp_bounds(node: fx.Node) -> Bounds | None:
 
 
 def _code_bounds(node: fx.Node) -> tuple[float, float] | None:
-    """What the lowest and highest of 256 codes of a fake-quantized value stand for."""
+    """Real values of the lowest and highest of the 256 codes of a fake-quantized value."""
     numbers = node.args[1:]
     if len(numbers) != 4 or not all(isinstance(n, (int, float)) for n in numbers):
         return None
@@ -173,9 +172,9 @@ class Chain:
 
 
 def fused_chain(layer: fx.Node) -> Chain:
-    """What fuses behind the call_module node `layer`; a link needs a value with a single user.
+    """Chain that fuses behind the call_module node `layer`; each link's value has a single user.
 
-    A sum belongs to the chain of its first operand; to the second's only if the first is no chain.
+    A sum joins the chain of its first operand; the second's only if the first is no chain.
     """
     module = module_of(layer)
     chain, convolves = Chain(layer, layer, [layer], [module]), hasattr(module, "kernel_size")

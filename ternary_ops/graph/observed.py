@@ -75,7 +75,7 @@ def is_entry(key: str) -> bool:
 
 
 def ranges_of(model: nn.Module) -> Ranges:
-    """What keep_ranges kept; empty where nothing was."""
+    """Ranges stored by keep_ranges; empty if none were."""
     return dict(getattr(model, _KEPT, {}))
 
 

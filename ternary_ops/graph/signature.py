@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a network is called: which argument is its one input, and which tensor its result.
+"""Call signature of a network: the argument that is its one input, the tensor that is its result.
 
 `forward(self, x)`, `forward(self, pixel_values=None, labels=None, return_dict=None)` and networks
-that return a dict, a tuple, a dataclass or several of these in each other are all taken, as long as
-one tensor goes in and one of those that come out counts.
+that return a dict, a tuple, a dataclass or a nesting of these are all accepted, as long as one
+tensor goes in and one of the returned tensors is the result.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Signature:
     output: str | None = None
 
     def call(self, model: nn.Module, x: Any) -> Any:
-        """What the network returns for the tensor x; raises UnsupportedModel where it fails."""
+        """Run the network on the tensor x; raises UnsupportedModel where it fails."""
         with naming_failures(x):
             return model(*self._first(x), **self._named(x))
 
     def forward(self, model: nn.Module, x: Any) -> Any:
-        """The same without hooks, for tracing: the one tensor, or a tuple of all."""
+        """Like `call` but without hooks, for tracing: returns the one tensor, or a tuple of all."""
         found = outputs_of(model.forward(*self._first(x), **self._named(x)))
         if self.output in found:
             return found[self.output]
@@ -63,7 +63,7 @@ class Signature:
 
 @contextmanager
 def naming_failures(x: Tensor) -> Iterator[None]:
-    """What a network raises while it computes on x, as UnsupportedModel with the shape of x."""
+    """Re-raise a network's errors on x as UnsupportedModel with the shape of x."""
     try:
         yield
     except (TernaryOpsError, MemoryError, torch.OutOfMemoryError):
@@ -76,7 +76,7 @@ def naming_failures(x: Tensor) -> Iterator[None]:
 
 
 def signature_of(model: nn.Module, example: object = None, output: str | None = None) -> Signature:
-    """How a network is called with one tensor, or as in `example`: a tensor, or a tuple of
+    """Signature of a network called with one tensor, or as in `example`: a tensor, a tuple of
     positional or a dict of keyword arguments, one of which is a tensor.
 
     Without a name the input is the parameter of forward that has no default, or the first one.

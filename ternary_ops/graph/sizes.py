@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a traced network asks of sizes: the number of channels is fixed, all others are free."""
+"""Size comparisons in a traced network: the channel count is fixed, other sizes are free."""
 
 from __future__ import annotations
 

@@ -173,6 +173,6 @@ class Interpreter(fx.Interpreter):
         self.extra_traceback = False
 
     def run(self, x: Tensor) -> Any:  # type: ignore[override]
-        """What the graph makes of x. Raises UnsupportedModel where it fails."""
+        """Run the graph on x. Raises UnsupportedModel where it fails."""
         with naming_failures(x):
             return super().run(x)

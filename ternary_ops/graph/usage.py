@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules really run when a network is called, counted; and what runs outside its tree."""
+"""Module usage: how often each module runs in a call, and what runs outside the module tree."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _DEPTH = 3  # of lists in lists that are looked through for a module
 
 @dataclass
 class Usage:
-    """What ran: the modules of the tree, call after call, and those with weights that are not in
-    the tree, once each.
+    """Modules that ran: those of the tree in call order, and those with weights outside the tree,
+    once each.
     """
 
     model: nn.Module
@@ -38,7 +38,7 @@ class Usage:
 
     @property
     def calls(self) -> Counter[nn.Module]:
-        """How often each module of the tree ran."""
+        """Number of runs of each module of the tree."""
         return Counter(self.sequence)
 
     def places(self) -> list[str]:
@@ -138,7 +138,7 @@ def _place(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def _path(value: Any, wanted: nn.Module, depth: int) -> str | None:
-    """Where in a value the module is: "[0]", "['a'][1]", "" for the value itself."""
+    """Path of the module within a value: "[0]", "['a'][1]", "" for the value itself."""
     if value is wanted:
         return ""
     if depth == 0 or type(value) not in (list, tuple, dict):

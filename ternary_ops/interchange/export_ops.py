@@ -53,7 +53,7 @@ def _fine_codes(e: NodeExport, value: str, y: Params) -> str:
 
 @writes("dequantize")
 def dequantize(e: NodeExport) -> str:
-    """What codes stand for."""
+    """DequantizeLinear: codes to real values."""
     return e.reals()[0]
 
 

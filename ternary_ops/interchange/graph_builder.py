@@ -57,7 +57,7 @@ class GraphBuilder:
         return self.constant(values.reshape(-1, 1, 1) if rank == 4 else values, np.float32)
 
     def real(self, value: str, y: Params | None) -> str:
-        """What codes stand for: f32(q - zp) * s; a float value as it is."""
+        """Dequantized value: f32(q - zp) * s; a float value as it is."""
         if y is None:
             return value
         return self.add("DequantizeLinear", value, self.number(y[0]), self.number(y[1], np.uint8))
@@ -97,7 +97,7 @@ class GraphBuilder:
         )
 
     def bilinear(self, value: str, size: str, align: bool) -> str:
-        """The same in the steps of reference.resize: an engine's own has other bits."""
+        """Bilinear resize in the steps of reference.resize; an engine's own has other bits."""
         (top, bottom, h0, h1), (left, right, w0, w1) = (
             self._samples(value, size, axis, align) for axis in (2, 3)
         )

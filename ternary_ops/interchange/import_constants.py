@@ -70,7 +70,7 @@ def fact(loader: Loader, node: Any, number: int, what: str) -> Array:
 
 
 def is_fact(loader: Loader, name: str) -> bool:
-    """Whether a value is a constant or a list of sizes."""
+    """True if a value is a constant or a list of sizes."""
     return name in loader.sizes or loader.is_constant(name)
 
 
@@ -203,7 +203,7 @@ def _each(loader: Loader, function: Callable[[Any, Any], Any], a: Array, b: Arra
 
 
 def same(loader: Loader, node: Any, at: Attributes) -> Made:
-    """What changes nothing in eval mode."""
+    """The input itself: an identity in eval mode."""
     if is_fact(loader, node.input[0]):
         return keep(loader, node, fact(loader, node, 0, "sizes or a constant"))
     return loader.value(node, 0)

@@ -98,7 +98,7 @@ def _drop_rounding(model: fx.GraphModule, ranges: dict[fx.Node, Range]) -> None:
 
 
 def _only_codes(node: fx.Node) -> bool:
-    """Whether layers with 8-bit inputs alone read a value, behind pools and reshapes or not."""
+    """True if only layers with 8-bit inputs read a value, directly or behind pools and reshapes."""
     return bool(node.users) and all(
         isinstance(module_of(user), tnn.TernaryLayer) or (keeps_range(user) and _only_codes(user))
         for user in node.users

@@ -125,7 +125,7 @@ class _Importer(Loader):
             self.constants[node.output[0]] = made
 
     def _stand_in(self, node: Any) -> None:
-        """What follows a node that failed is translated too, so that one error names them all."""
+        """Placeholder outputs for a failed node, so that one error names all failures."""
         for name in node.output:
             self.values[name] = self.graph.placeholder(f"failed_{len(self.values)}")
             self._failed.add(name)

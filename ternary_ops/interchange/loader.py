@@ -107,7 +107,7 @@ class Loader:
             raise UnknownInput
 
     def is_constant(self, name: str) -> bool:
-        """Whether a value does not depend on the image."""
+        """True if a value does not depend on the image."""
         return name in self.constants
 
     def dims(self, name: str) -> Dims | None:
@@ -130,7 +130,7 @@ class Loader:
         return self._lengths[key]
 
     def is_size(self, size: Any, x: fx.Node, axis: int) -> bool:
-        """Whether `size` is the length of x along an axis."""
+        """True if `size` is the length of x along an axis."""
         return isinstance(size, fx.Node) and self._lengths.get((x, axis)) is size
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:

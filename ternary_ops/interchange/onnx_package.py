@@ -10,7 +10,7 @@ from ternary_ops.errors import MissingExtra, need
 
 
 class Unsupported(Exception):
-    """What a node would need and what it has; the caller names the node and says what to do."""
+    """A node that cannot be read: what it needs, what it has; the caller adds name and advice."""
 
     def __init__(self, what: str, got: object) -> None:
         super().__init__(f"needs {what}, got {got}")

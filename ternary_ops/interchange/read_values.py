@@ -169,7 +169,7 @@ def reshape(loader: Loader, node: Any, at: Attributes) -> Made:
 
 
 def _keeps_batch(loader: Loader, x: fx.Node, sizes: list[Any], rest: Sequence[Any]) -> bool:
-    """Whether [a, b] is [batch, everything else]."""
+    """True if [a, b] is [batch, everything else]."""
     known = all(isinstance(n, int) for n in rest)
     whole = sizes[1] == math.prod(rest) if known else False
     batch = loader.is_size(sizes[0], x, 0)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the reader of an ONNX operator takes; everything else is refused by name, in one place.
+"""Admission rules of the ONNX operators; everything else is refused by name, in one place.
 
-A reader is called only for a node that its rule admits: a version of the operator whose meaning it
-knows, attributes it knows with values it can express, an input rank it handles, and no output that
-it does not make. A file written for a later operator set is therefore refused, never guessed at.
+A reader is called only for a node that its rule admits: a known version of the operator, known
+attributes with values it can express, an input rank it handles, and no output that it does not
+make. A file written for a later operator set is therefore refused, never guessed at.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def admit(loader: Loader, node: Any, rule: Rule) -> Attributes:
 
 
 def _same_codes(loader: Loader, node: Any) -> bool:
-    """Whether all inputs that are codes speak of one scale and zero point, the first among them."""
+    """True if the first input is codes, and all inputs that are share its scale and zero point."""
     found = [loader.codes_of[name] for name in node.input if name in loader.codes_of]
     forms = {(codes.scale, codes.zero, codes.dtype) for codes in found}
     return node.input[0] in loader.codes_of and len(forms) == 1

@@ -15,8 +15,8 @@ _SMALL = 64  # larger constants say nothing about shapes
 
 
 class Shapes:
-    """What follows from the sizes of the input and the operators; the file's own notes on inner
-    values are not believed.
+    """Shapes inferred from the input's sizes and the operators; the file's own annotations of inner
+    values are not trusted.
 
     Raises FormatError for a graph that contradicts itself.
     """
@@ -28,11 +28,11 @@ class Shapes:
         self._infer()
 
     def dims(self, name: str) -> Dims | None:
-        """Of a value; None where not even the number of axes is known."""
+        """Shape of a value; None where not even its rank is known."""
         return self._dims.get(name)
 
     def tell(self, name: str, dims: Sequence[int | None]) -> None:
-        """What a reader found out of a value, for all that follow."""
+        """Record the shape that a reader found, for the shapes that depend on it."""
         if name not in self._dims:
             info = self._onnx.helper.make_tensor_value_info(name, 0, list(dims))
             self._graph.graph.value_info.append(info)

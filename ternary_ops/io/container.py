@@ -72,7 +72,7 @@ class WeightEntry:
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """What a file holds, in the order it was written; `size` and `payload` are in bytes."""
+    """Contents of a file, in the order written; `size` and `payload` are in bytes."""
 
     kind: str
     index: dict[str, Any]
@@ -198,7 +198,7 @@ def _inflate(data: bytes) -> dict[str, Any]:
 
 
 def _stored(entry: WeightEntry) -> tuple[str, Array]:
-    """How an entry is stored, and the array in that form."""
+    """Storage form of an entry, and the array in that form."""
     array = np.asarray(entry.array)
     name = array.dtype.name
     allowed = {"ternary": ("int8",), "int8": ("int8",), "float32": ("float32",), "raw": RAW}
@@ -215,7 +215,7 @@ def _stored(entry: WeightEntry) -> tuple[str, Array]:
 
 
 def _as_half(array: Array) -> NDArray[np.float16] | None:
-    """The same numbers as float16, or None where one would change (a NaN's payload included)."""
+    """Lossless float16 copy, or None where a number would change (a NaN's payload included)."""
     with np.errstate(over="ignore", invalid="ignore"):
         half = array.astype(np.float16)
         back = half.astype(np.float32)

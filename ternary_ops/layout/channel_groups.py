@@ -88,7 +88,7 @@ class ChannelGroup:
         )
 
     def order_of(self, value: Hashable, order: Index) -> Index:
-        """Where each channel of the value comes from, [width], when the group's channels take the
+        """Source index of each channel of the value, [width], when the group's channels take the
         order [channels].
         """
         found = np.arange(self.widths[value])
@@ -117,7 +117,7 @@ class ChannelGroups:
         return value in self._slots
 
     def width(self, value: Hashable) -> int:
-        """How many channels the value has."""
+        """Number of channels of the value."""
         return len(self._slots[value])
 
     def add(self, value: Hashable, channels: int) -> None:

@@ -27,7 +27,7 @@ _BYTE_HAS_INVALID = (_DECODE == 2).any(axis=1)  # [256]
 
 
 def quads(channels: int) -> int:
-    """How many quads hold `channels` values: ceil(channels / 4)."""
+    """Number of quads that hold `channels` values: ceil(channels / 4)."""
     return -(-channels // 4)
 
 

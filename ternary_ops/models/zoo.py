@@ -72,7 +72,7 @@ ZOOS = {
 
 
 def is_zoo(text: str) -> bool:
-    """Whether --model names a network of a library."""
+    """True if --model names a network of a library."""
     return text.partition(":")[0] in ZOOS
 
 

@@ -40,7 +40,7 @@ class StateView(Tensor):
 
     @property
     def requires_grad(self) -> bool:  # type: ignore[override]  # torch declares an attribute
-        """Whether it is learned."""
+        """True if the underlying parameter is trained."""
         return self._leaf is not None and self._leaf.requires_grad
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What BlockSparseLinear and BlockSparseConv2d share: state, packing, pruning."""
+"""Base of BlockSparseLinear and BlockSparseConv2d: state, packing, pruning."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _Layer = TypeVar("_Layer", bound="BlockSparseLayer")
 
 
 class BlockSparseLayer(nn.Module):
-    """What the block-sparse layers share.
+    """Base class of the block-sparse layers.
 
-    values        parameter [nnz, N, M], float32, float16 or bfloat16: the blocks that are kept
-    crow_indices  int64 [ceil(O/N) + 1], col_indices int64 [nnz]: where they lie (ops.blocks)
+    values        parameter [nnz, N, M], float32, float16 or bfloat16: the nonzero blocks
+    crow_indices  int64 [ceil(O/N) + 1], col_indices int64 [nnz]: their positions (ops.blocks)
     bias          parameter float32 [O], or None
-    packed        uint8, not in the state dict: what the kernels read
+    packed        uint8, not in the state dict: the weights as the kernels read them
 
-    values and bias train; which blocks there are is fixed. A state dict may bring other blocks of
+    values and bias train; the positions of blocks are fixed. A state dict may bring other blocks of
     the same size. `packed` follows changes of `values` that autograd can see; after writing into
-    values.data or the indices, call refresh(); indices that something else changed, such as an
-    average of networks, are refused.
+    values.data or the indices, call refresh(). Indices changed in any other way, such as by
+    averaging networks, are refused.
     """
 
     values: nn.Parameter
@@ -106,7 +106,7 @@ class BlockSparseLayer(nn.Module):
 
     @property
     def blocks(self) -> layout.Blocks:
-        """What ops.block_sparse_conv2d takes."""
+        """The weights as ops.block_sparse_conv2d takes them."""
         return layout.Blocks(self.values, self.crow_indices, self.col_indices)
 
     @property

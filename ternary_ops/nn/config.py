@@ -18,7 +18,7 @@ ACTIVATIONS = ("uint8", "uint11", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class TernaryConfig:
-    """How a layer's weights and input are represented. Raises BadConfig on a value out of range.
+    """Quantization of a layer's weights and input. Raises BadConfig on a value out of range.
 
     weights      "ternary", "int8" (one scale per output channel) or "float" (left as it is)
     ternarizer   a name known to register_ternarizer: "ptq", "twn", "ttq", "absmean" or your own
@@ -27,9 +27,10 @@ class TernaryConfig:
     pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"
     scope        how zeros are spread: "global", counted over all layers of equal pattern and zeros;
                  "layer", each alone; or another name of prune.ALLOCATIONS
-    activations  "uint8": the input is quantized to its `input_range`; "uint11", for 8-bit weights
-                 of a convolution without groups: in steps an eighth as large, for layers where
-                 rounding costs most, at twice the work; a float type: weight-only
+    activations  "uint8": the input is quantized to its `input_range`; "uint11": two-term (residual)
+                 11-bit quantization, in steps an eighth as large at twice the work, for layers most
+                 sensitive to rounding (int8 weights, a convolution without groups); a float type:
+                 weight-only
     """
 
     weights: str = "ternary"
@@ -62,7 +63,7 @@ class TernaryConfig:
 
     @property
     def integer_input(self) -> bool:
-        """Whether the input is quantized, so that sums are of integers."""
+        """True if the input is quantized, so that accumulation is in integers."""
         return self.activations in ("uint8", "uint11")
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the inference convolutions take over from torch.nn.Conv2d: arguments, and padding."""
+"""Window arguments and padding of the inference convolutions, as torch.nn.Conv2d has them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ConvGeometry(ConvSizes):
         return nn.Conv2d(**self._arguments, device="meta")
 
     def _pad(self, x: Tensor) -> Tensor:
-        """What the kernels cannot pad themselves."""
+        """Padding that the kernels cannot do: uneven, or of another mode than zeros."""
         if self._edges is None:
             return x
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode

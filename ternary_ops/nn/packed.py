@@ -27,7 +27,7 @@ _DTYPES = {"ternary": torch.uint8, "int8": torch.int8}
 
 
 class PackedLayer(nn.Module):
-    """What the packed layers share.
+    """Base class of the packed layers.
 
     codes             the operators' layout: uint8 of 2-bit codes or int8, see ternary_ops.ops
     scale, bias       float32 [O]; bias may be None
@@ -36,9 +36,9 @@ class PackedLayer(nn.Module):
     output_range      float32 [2], NaN where not set: for compile, see TernaryLayer
     packed            uint8, not in the state dict: made from codes, again after each load
 
-    These stay in their dtypes under .half() and the like. No gradient reaches a quantized input:
-    to train, keep the trainable layer. After writing into a buffer by hand, call refresh(); codes
-    and zero points that something else changed, such as an average of networks, are refused.
+    These keep their dtypes under .half() and the like. No gradient reaches a quantized input: to
+    train, keep the trainable layer. After writing into a buffer by hand, call refresh(). Codes and
+    zero points changed in any other way, such as by averaging networks, are refused.
     """
 
     codes: Tensor
@@ -213,7 +213,7 @@ class PackedLayer(nn.Module):
         """Run the operator on uint8 or float x."""
 
     def _pad(self, x: Tensor) -> Tensor:
-        """What the kernels cannot pad themselves."""
+        """Padding that the kernels cannot do; none by default."""
         return x
 
     @abstractmethod
@@ -228,7 +228,7 @@ class PackedLayer(nn.Module):
         return 1
 
     def extra_repr(self) -> str:
-        """What is stored and how it runs."""
+        """Storage and execution of the layer, for repr."""
         codes, _ = self.integer_weight()
         known = codes.numel() > 0 and not codes.is_meta
         zeros = f", zeros={1 - float(codes.ne(0).float().mean()):.1%}" if known else ""

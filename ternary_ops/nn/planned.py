@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what the plan asked for has happened: pruning is finished and the zeros are there."""
+"""Check that a plan was carried out: pruning is finished and the sparsity is reached."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ InputGradient = Callable[..., torch.Tensor]
 
 
 class Rule(NamedTuple):
-    """What the two kinds of operator differ in."""
+    """The parts of the gradient in which linear layers and convolutions differ."""
 
     op: Any
     channel_axis: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operators accept. The same checks run on real and on fake tensors."""
+"""Argument checks of the operators. The same checks run on real and on fake tensors."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ternary_ops.ops._library import Kernel
 
 
 def gpu_kernel(name: str, kind: str) -> Kernel:
-    """What the dispatcher calls; `kind` of its packed weights."""
+    """Kernel that the dispatcher calls; `kind` is that of its packed weights."""
 
     def gpu(
         x: torch.Tensor,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator enters PyTorch: a schema, kernels by device, a shape function, a gradient rule.
+"""Registration of PyTorch operators: schema, kernels by device, shape function, gradient rule.
 
 torch.library.Library.impl costs 7-10 us a call; torch.library.custom_op 23.
 """

@@ -44,7 +44,7 @@ class Tuned:
 
     @property
     def sparse(self) -> bool:
-        """Whether skipping empty quads won."""
+        """True if skipping empty quads was faster."""
         return self.sparse_ms < self.dense_ms
 
 
@@ -156,7 +156,7 @@ def _processor() -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a cache file knows; nothing where there is none."""
+    """Entries of a cache file; none if there is no file."""
     if not path.exists():
         return {}
     try:

@@ -43,7 +43,7 @@ class Node:
 
     @property
     def operator(self) -> Operator:
-        """What `op` names: all that is known of it."""
+        """The Operator that `op` names."""
         return ops.OPS[self.op]
 
 

@@ -36,11 +36,11 @@ TOKENS = 3  # the rank whose channels come last
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a node's value before the sizes of the input are.
+    """Type of a node's value: all that is known before the input's sizes are.
 
     rank: 2 for rows, 3 for tokens, 4 for images. channels is None for a flattened image, whose
-    width is a multiple of `multiple`. y: scale and zero point of uint8, None for floats. fine: of
-    eleven bits, in two codes each (reference.quantize_fine), which convolutions alone read.
+    width is a multiple of `multiple`. y: scale and zero point of uint8, None for floats. fine:
+    two-term 11-bit, two codes per value (reference.quantize_fine); only convolutions read it.
     """
 
     rank: int

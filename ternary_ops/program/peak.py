@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one core can do at best, measured: products from registers, bytes from cache and memory."""
+"""Measured peak of one core: products from registers, bytes from cache and memory."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from ternary_ops.table import Table
 
 @dataclass(frozen=True)
 class Occupied:
-    """What `permute` did to one layer: occupied quads before and after, of `quads`; `pixels` is how
+    """Effect of `permute` on one layer: nonzero quads before and after, of `quads`; `pixels` is how
     often each is computed for one image.
     """
 
@@ -47,12 +47,12 @@ class PermuteReport:
 
     @property
     def before(self) -> int:
-        """Occupied quads times output pixels, over all layers, before."""
+        """Nonzero quads times output pixels, over all layers, before."""
         return sum(row.before * row.pixels for row in self.rows)
 
     @property
     def after(self) -> int:
-        """The same, after; never more."""
+        """Nonzero quads times output pixels, over all layers, after: never more than before."""
         return sum(row.after * row.pixels for row in self.rows)
 
     def __str__(self) -> str:
@@ -72,11 +72,11 @@ class PermuteReport:
 
 
 def permute(graph: Graph, sample: Sequence[int]) -> tuple[Graph, PermuteReport]:
-    """The same program with its inner channels in another order, and what that did to the quads.
+    """Reorder a program's inner channels so that fewer quads are nonzero; returns it and a report.
 
-    sample is the input shape, [N, C, H, W] or [N, K], whose image size says how much each layer
-    counts. Outputs are the same bits; inner values are the same numbers in the new order. Occupied
-    quads, weighted by output pixels, never grow. Deterministic.
+    sample: the input shape, [N, C, H, W] or [N, K], whose image size weights the layers. Outputs
+    keep their bits; inner values are the same numbers in the new order. The number of nonzero
+    quads, weighted by output pixels, never grows. Deterministic.
 
     Raises UnsupportedShape for a sample that the program does not take.
     """

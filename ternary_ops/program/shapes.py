@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program makes of one image size: the shape and the multiply-adds of every node."""
+"""Shape inference: shape and multiply-adds of every node for one input size."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def infer(graph: Graph, n: int, *sizes: int) -> list[Shape]:
 
 
 def infer_from(graph: Graph, shape: Sequence[int]) -> list[Shape]:
-    """The same for an input array of this shape, whose channels are not looked at."""
+    """Like `infer`, for an input array of this shape, whose channels are not looked at."""
     return infer(graph, shape[0], *sizes_of(shape))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program is made of, as rows, totals and a table."""
+"""Summary of a program: rows by node, totals and a table."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Weight:
         return 1 - float(units.mean())
 
     def effective_scale(self, x: Params | None) -> NDArray[np.float32]:
-        """What multiplies the accumulator [O]: f32(scale * s_x); float input has no s_x."""
+        """Factor of the accumulator, [O]: f32(scale * s_x); float input has no s_x."""
         if self.scale is None:
             return np.ones(self.shape[0], np.float32)
         with np.errstate(over="ignore"):

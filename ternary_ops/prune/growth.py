@@ -57,10 +57,10 @@ class Candidates:
 class Growth(ABC):
     """A rule of dynamic sparse training; a subclass says by `scores` which pruned units come back.
 
-    fraction      of the units left that is dropped and grown at the first update
-    until         share of total_steps from which masks stay
-    random_start  the first mask is drawn at random, as if there had been no dense network; False:
-                  it is made by the Pruner's criterion
+    fraction      fraction of the surviving units dropped and grown at the first update
+    until         fraction of total_steps after which masks are fixed
+    random_start  draw the first mask at random, as in training from scratch; False: by the
+                  Pruner's criterion
     """
 
     fraction: float = 0.3
@@ -75,7 +75,7 @@ class Growth(ABC):
             raise BadConfig(need(what, got, "0.3 and 0.75 suit most networks."))
 
     def fraction_at(self, progress: float) -> float:
-        """The fraction when `progress` (0..1) of the steps are done: half a cosine."""
+        """The fraction at `progress` (0..1) of the steps: cosine decay."""
         if progress >= self.until:
             return 0.0
         return self.fraction / 2 * (1 + math.cos(math.pi * progress / self.until))

@@ -34,26 +34,26 @@ class Pruner:
     and on 8-bit layers whose config asks for zeros. For a plain float model they come from the
     arguments, and the masks stay in the Pruner.
 
-    Scope says how zeros are spread over layers (prune.allocation). Under "global", layers of equal
-    pattern and equal zeros are ranked together and counted as one total; under "layer" each is
-    counted alone. The final count is round(zeros * units), exactly (one less where that would empty
-    a layer).
+    scope: allocation of zeros to layers (prune.allocation). Under "global", layers of equal pattern
+    and equal zeros are ranked together and counted as one total; under "layer" each is counted
+    alone. The final count is exactly round(zeros * units) (one less where that would empty a
+    layer).
 
     Phases of quantized layers, in steps done out of total_steps: real-valued until `ternary_at`,
-    straight-through ternary until `freeze_at`, then frozen: masks and codes stay. The zeros reach
-    their target at `end`, by default and at the latest at `freeze_at`, for any total_steps >= 1.
-    With a schedule that makes the network dense again ("dsd"), none are left then.
+    ternary with a straight-through estimator until `freeze_at`, then frozen: masks and codes are
+    fixed. The zeros reach their target at `end`, by default and at the latest at `freeze_at`, for
+    any total_steps >= 1. A schedule that ends dense ("dsd") leaves no zeros then.
 
     nested=True: a pruned weight is exactly 0.0 from then on, and so is its optimizer state.
-    nested=False: weights may come back until the freeze. A pruned weight then has a latent value,
-    kept here, by which it is ranked and to which the optimizer's change is added at every step.
-    The weight in the model is 0.0 all the same; its optimizer state goes on; weight decay does not
-    reach its latent value. Quantized layers pass no gradient to pruned weights in phase "float".
+    nested=False: pruned weights may come back until the freeze. Each has a latent value, kept here,
+    which ranks it and accumulates the optimizer's updates; weight decay does not reach it. The
+    weight in the model is 0.0 all the same, and its optimizer state is updated as usual. Quantized
+    layers pass no gradient to pruned weights in phase "float".
     growth: dynamic sparse training (prune.growth). Pruned weights are 0.0 as with nested=True, but
-    at each update some units are dropped and as many come back; the count stays exact. With
+    each update drops some units and grows as many; the count stays exact. With
     schedule="constant" training is sparse from the first step on.
 
-    At the freeze a warning names weights that never had a gradient: their layers do not run. Until
+    At the freeze a warning names weights that never had a gradient: their layers did not run. Until
     then compile and pack_ refuse the quantized layers (`allow_unfinished`).
 
     Masks depend on the weights alone, so the ranks of a DistributedDataParallel run agree on them.
@@ -236,7 +236,7 @@ class Pruner:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where state_dict was taken; load model and optimizer too, before or after this.
+        """Resume from a state_dict; load model and optimizer too, before or after this.
 
         FormatError, with nothing changed, when the state is of another model or other arguments.
         """

@@ -46,7 +46,7 @@ class Regrowth:
 
 
 class Group:
-    """Targets ranked together: a share `zeros` of all their units is to be pruned."""
+    """Targets ranked together: a fraction `zeros` of all their units is to be pruned."""
 
     def __init__(self, targets: Sequence[Target], zeros: float) -> None:
         """Raises BadConfig where zeros leave too little for min_nnz and one unit per layer."""
@@ -77,7 +77,7 @@ class Group:
             target.set_mask(to_mask(~pruned, target.weight.shape, target.pattern))
 
     def wanted(self, share: float = 1.0) -> int:
-        """Units to prune when `share` of the target is due."""
+        """Number of units to prune when the fraction `share` of the target is due."""
         return min(round(share * self.zeros * self.total), self.limit)
 
     def update(

@@ -47,14 +47,14 @@ def reconstruct_(
     damp: float = 1e-4,
     on_layer: Callable[[str], None] = lambda name: None,
 ) -> list[SummaryRow]:
-    """Prune `model` in place to its target and refit the weights that stay; no training.
+    """One-shot pruning: prune `model` in place to its target and refit the remaining weights.
 
-    zeros, pattern, scope, skip: as for Pruner, which on a quantized model goes on from the masks
-    that this leaves; patterns of one output channel ("element", "1xM"). batches: tensors, or tuples
+    zeros, pattern, scope, skip: as for Pruner, which on a quantized model continues from the
+    resulting masks; patterns of one output channel ("element", "1xM"). batches: tensors, or tuples
     that start with one, as for calibrate; a few dozen samples. damp: added to the diagonal of H,
     relative to its mean. on_layer: called with each layer's name, when ranked and when refitted.
 
-    Works in float: a quantized model is taken as phase "float" meanwhile. Costs O(K^3 / M) a filter
+    Works in float: a quantized model runs in phase "float" meanwhile. Costs O(K^3 / M) per filter
     of K weights: minutes for a layer of thousands. Returns one row for each pruned weight. Raises
     BadConfig for other patterns and a damp that is not positive, UnsupportedModel for layers that
     never run, BadWeights when a layer's input is not finite; the model is then as it was.

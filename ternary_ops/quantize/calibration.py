@@ -45,15 +45,15 @@ def calibrate(
     rules       globs on layer names -> another method, or a number: that percentile. The last match
                 counts, for the layer's input and output range
 
-    `output_range` is for values that no layer reads as its input: what a layer, with the BatchNorm,
-    residual add and activation fused behind it, hands to a pool or to another's residual add. What
-    no layer makes either (a BatchNorm that stays unfolded, sums, products, functions) is seen too,
-    and its range kept by the model. Both are found by tracing, around modules that torch.fx cannot
-    trace; where that is the model itself, it gets input ranges alone, with a warning.
+    `output_range` is for values that no layer reads as its input: the output of a layer, with the
+    BatchNorm, residual add and activation fused into it, that a pool or another layer's residual
+    add reads. Values that no layer makes (an unfolded BatchNorm, sums, products, functions) are
+    observed too; the model keeps their ranges. Both are found by tracing, around modules that
+    torch.fx cannot trace; if that is the model itself, only input ranges are set, with a warning.
 
-    What is observed is the network in eval mode, with float activations and weights as their phase
-    has them: calling again gives the same ranges. The former mode is restored. Input ranges are
-    parameters, from which training goes on. Calls of every quantized layer are counted
+    The network is observed in eval mode, with float activations and the weights of each layer's
+    phase, so calling again gives the same ranges; the former mode is restored. Input ranges are
+    parameters, which training continues from. Calls of every quantized layer are counted
     (`TernaryLayer.calls`); a warning names those that did not run.
 
     Raises BadConfig for an unknown method, a percentile that is not in 50 to 100 or a glob that
@@ -142,8 +142,8 @@ def _runner(
     outputs: dict[tnn.TernaryLayer, Histogram],
     values: dict[str, Histogram],
 ) -> Callable[[Tensor], object]:
-    """What to call with a batch: an interpreter that also observes outputs of layers and values
-    without a layer, or just the model.
+    """Callable for a batch: an interpreter that also observes layers' outputs and values without a
+    layer, or just the model.
     """
     try:
         graph_module, failed = trace_around(model)

@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = None) -> Plan:
     """Replace layers by TernaryLinear and TernaryConv2d in place, as planned; returns the plan.
 
-    The new layers hold the same parameter objects, so that an optimizer made before goes on, and
-    start in phase "ternary" with no input range. A second call changes nothing. Every new layer is
-    made before the first is put in place. Raises UnsupportedModel for the plan of another model.
+    The new layers hold the same parameter objects, so an existing optimizer keeps working, and
+    start in phase "ternary" with no input range. A second call changes nothing. All new layers are
+    made before the first one is replaced. Raises UnsupportedModel for the plan of another model.
 
     >>> _ = tops.quantize_(model, tops.TernaryConfig(zeros=0.9))
     >>> type(model.conv1).__name__, model.conv1.config.weights
@@ -82,11 +82,11 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
 
     BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Layers
     with TTQ scales get one scale per filter; `model._tops_refit` holds the relative
-    change of each one's weights, which is logged too. Packing again changes nothing. A layer that
-    calibrate never saw run, such as a head that only training uses, keeps a float input; a warning
-    names it, and layers with fewer zeros than planned.
+    change of each one's weights, which is also logged. Packing again changes nothing. A layer that
+    did not run in calibrate, such as a training-only head, keeps a float input; a warning names it,
+    and layers with fewer zeros than planned.
 
-    allow_unfinished: pack the codes of this moment although a Pruner has not reached its freeze.
+    allow_unfinished: pack the current codes even if a Pruner has not reached its freeze.
 
     Raises UnsupportedModel without quantized layers or, naming all of them, when layers are still
     being pruned, when layers with uint8 activations have no input range, when a hook or a

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compression shifts, measured on a few samples and taken back without training."""
+"""Correction without training: BatchNorm statistics and biases, refitted on a few samples."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ternary_ops.graph.wrappers import unwrap
 def recalibrate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Replace the running statistics of every BatchNorm by those of `batches`, averaged.
 
-    batches: tensors [N, ...], or tuples that start with one. Weights that changed after training,
-    by pruning, ternarization or a refit of scales, leave statistics behind that no longer hold. All
-    else stays, and the model ends in eval mode. A network without BatchNorm is left as it is.
+    batches: tensors [N, ...], or tuples that start with one. Use it after weights changed without
+    training (pruning, ternarization, a refit of scales), which leaves the statistics stale. Nothing
+    else changes; the model ends in eval mode. A network without BatchNorm is left as it is.
     Raises UnsupportedModel, with the statistics as they were, for a batch that holds no tensor and
     without samples.
     """
@@ -54,15 +54,15 @@ def recalibrate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> nn.Modul
 
 @torch.no_grad()
 def correct_bias_(model: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-    """Add to each quantized layer's bias what its mean output lost against the layer of `dense`.
+    """Bias correction: add to each quantized layer's bias the shift of its mean output.
 
-    Per channel, E[dense output] - E[output], layer after layer in the order in which they run, each
-    seeing the corrections before it; Nagel et al. 2019 (arXiv 1906.04721, section 4.2, empirical).
-    A layer without bias gets one, unless a BatchNorm reads it: that takes its own mean away again
-    (recalibrate_batchnorm_). Both networks end in eval mode.
+    Per channel, E[output of the layer in `dense`] - E[output], layer by layer in execution order,
+    each with the earlier corrections applied; Nagel et al. 2019 (arXiv 1906.04721, section 4.2,
+    empirical). A layer without bias gets one, unless a BatchNorm reads it, which would subtract its
+    mean anyway (recalibrate_batchnorm_). Both networks end in eval mode.
 
-    dense: the float network, its layers under the same names. batches: as for calibrate; they are
-    read once a layer, so that a generator is first kept in memory.
+    dense: the float network, its layers under the same names. batches: as for calibrate; read once
+    per layer, so a generator is first kept in memory.
     Returns the largest correction of each corrected layer. Raises UnsupportedModel without
     quantized layers, or when `dense` has no layer of that name and output.
     """

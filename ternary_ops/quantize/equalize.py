@@ -45,7 +45,7 @@ _ROUNDING = 1e-3
 
 
 class Equalized(NamedTuple):
-    """Mean squared error of the output that rounding to 8 bits was expected to cause, and now is;
+    """Expected mean squared error of the output from rounding to 8 bits, before and after;
     channels: how many were scaled.
     """
 
@@ -55,16 +55,16 @@ class Equalized(NamedTuple):
 
 
 def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
-    """Scale the inner channels of a float network in place for quantization to 8 bits.
+    """Cross-layer equalization: scale the inner channels of a float network in place, for 8 bits.
 
-    Call it before quantize_, after folding if anything is folded. The network computes the same up
-    to rounding of floats. batches: tensors, or tuples that start with one, as for calibrate; a few
-    dozen samples. Image, output and what other operators than sums, products with a gate, ReLU and
-    its kin, pools, resizes and concatenation read keep their sizes. Deterministic.
+    Call it before quantize_, and after folding, if any. The network computes the same up to float
+    rounding. batches: tensors, or tuples that start with one, as for calibrate; a few dozen
+    samples. Only channels read by sums, products with a gate, ReLU and its kin, pools, resizes and
+    concatenation are scaled; input and output keep their scale. Deterministic.
 
     Raises BadConfig for quantized layers, BadWeights when a value is not finite, and
-    UnsupportedModel, with the model as it was, for one that cannot be traced, returns no tensor, or
-    has a layer to scale whose weight is computed anew at every call or which has hooks.
+    UnsupportedModel, with the model as it was, if it cannot be traced, returns no tensor, or a
+    layer to scale has hooks or a weight that is recomputed at every call.
     """
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
@@ -281,7 +281,7 @@ class _Noise:
 
 
 def inputs_of_filters(layer: nn.Module) -> Tensor:
-    """Which channel of its input each weight [O, I, ...] of a layer reads, int64 [O, I]."""
+    """Input channel that each weight [O, I, ...] of a layer reads, int64 [O, I]."""
     weight, groups = cast(Tensor, layer.weight), int(getattr(layer, "groups", 1))
     group = torch.arange(len(weight)) // (len(weight) // groups)
     return group[:, None] * weight.shape[1] + torch.arange(weight.shape[1])
@@ -304,7 +304,7 @@ def _apply_checked(
 
 
 def apply_factors(node: fx.Node, channels: ChannelGroups, factors: Tensor) -> None:
-    """Multiply what a layer or BatchNorm makes by its factors, and divide what it reads by those of
+    """Multiply the output of a layer or BatchNorm by its factors, and divide its input by those of
     its input; factors: by their numbers in `channels`.
     """
     layer = cast(Any, module_of(node))

@@ -23,8 +23,8 @@ _COLUMNS = ("layer", "change", "SQNR dB after", "KL", "top-1 equal", "target", "
 
 @dataclass(frozen=True)
 class Change:
-    """One layer that fell back: what changed, why, the effect of all that is quantized after it,
-    and `reached`, the figure that the target speaks of.
+    """One layer that fell back: the change, its reason, the effect of everything still quantized
+    after it, and `reached`, the value of the target's metric.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Change:
 
 @dataclass(frozen=True)
 class FallbackReport:
-    """What fallback_ did. str() is a table.
+    """Result of fallback_. str() is a table.
 
     rules: the configs of the changed layers, for plan(rules=...) of the same network.
     """
@@ -77,7 +77,7 @@ class _Target:
         return effect, _accuracy(probe, probe.reference) - _accuracy(probe, probe.total_outputs())
 
     def met(self, figure: float) -> bool:
-        """Whether a figure is good enough."""
+        """True if a figure meets the target."""
         return figure <= self.value if self.name == "max_drop" else figure >= self.value
 
     def __str__(self) -> str:
@@ -96,20 +96,20 @@ def fallback_(
     parts: Sequence[str] = PARTS,
     progress: bool = False,
 ) -> FallbackReport:
-    """Change layers in place, the most harmful of `sensitivity` first, until a target is met.
+    """Change layers in place, the most sensitive (`sensitivity`) first, until a target is met.
 
     model          quantized and calibrated
     batches        as for calibrate; max_drop needs (input, labels [N]) pairs
     min_sqnr       decibels between the float network's output and the quantized one's
     min_agreement  share of samples whose largest output stays the same
     max_drop       largest loss of top-1 accuracy against the float network, 0.01: one point
-    budget         most changes; None: as many as there are
+    budget         largest number of changes; None: no limit
     parts          what may change: "activations" (uint8 -> float32) and "weights" (ternary -> int8,
                    pruned weights stay zero). Frozen layers keep their weights.
     progress       show a bar on stderr
 
-    Exactly one target. What reached it is checked after every change on all that is quantized
-    together, by the fake-quantized forward. A network that meets it at once is not changed.
+    Give exactly one target. It is checked after every change with everything still quantized, by
+    the fake-quantized forward. A network that already meets it is not changed.
 
     Raises UnsupportedModel, with the model as it was, when the budget or the layers run out first,
     and as sensitivity does; BadConfig for bad arguments.
@@ -145,7 +145,7 @@ def fallback_(
 
 
 def _candidates(probe: Probe, progress: bool) -> list[tuple[int, Sensitivity]]:
-    """What can change, the most harmful first, with its rank among all rows."""
+    """Layers that can change, by falling effect on the output, with their rank among all rows."""
     rows = sorted(probe.rows(progress), key=lambda row: row.effect.sqnr)
     return [
         (rank, row)

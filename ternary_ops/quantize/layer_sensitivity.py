@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each layer's quantization alone does to the output of a network."""
+"""Sensitivity: the effect of each layer's quantization alone on a network's output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WORDS = ("part", "as")
 
 @dataclass(frozen=True)
 class Effect:
-    """How far outputs are from reference outputs.
+    """Distance of outputs from reference outputs.
 
     noise      summed squared difference over summed square of the reference
     kl         mean KL divergence softmax(reference) || softmax(output); None unless [N, K >= 2]
@@ -64,7 +64,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class SensitivityReport:
-    """Rows, the most harmful first; `total`: everything quantized at once. str() is a table."""
+    """Rows, the largest effect first; `total`: everything quantized at once. str() is a table."""
 
     rows: tuple[Sensitivity, ...]
     total: Effect
@@ -106,10 +106,10 @@ def sensitivity(
 ) -> SensitivityReport:
     """Quantize one part of one layer at a time and compare the output with the float network's.
 
-    model    quantized and calibrated; nothing of it changes
+    model    quantized and calibrated; not changed
     batches  as for calibrate; kept on the model's device while this runs
     parts    "activations": inputs to uint8; "weights": to ternary or int8, from the latent weights.
-             Frozen layers keep their codes throughout: no float network stands behind them. Pass
+             Frozen layers keep their codes, as they have no float counterpart. Pass
              ("activations",) for a network that was trained as ternary.
     progress show a bar on stderr
 
@@ -124,7 +124,7 @@ def sensitivity(
 
 
 class Probe:
-    """A model whose parts are quantized and put back, and what its float self answers."""
+    """A model whose parts are quantized and restored one by one, and its float outputs."""
 
     def __init__(self, model: nn.Module, batches: Iterable[Any], parts: Sequence[str]) -> None:
         """Check everything and compute the float answers."""
@@ -138,7 +138,7 @@ class Probe:
             self.reference = self.outputs()
 
     def present(self) -> list[tuple[str, str]]:
-        """(layer, part) of everything that is quantized and may be float instead."""
+        """(layer, part) of everything quantized that could be float."""
         return [
             (name, part)
             for name, layer in self.layers.items()
@@ -147,7 +147,7 @@ class Probe:
         ]
 
     def rows(self, progress: bool) -> list[Sensitivity]:
-        """The effect of every part alone."""
+        """Effect of every part quantized alone."""
         found = []
         present = self.present()
         with progress_bars(quiet=not progress) as bars:
@@ -166,12 +166,12 @@ class Probe:
         return _effect(self.reference, self.total_outputs())
 
     def total_outputs(self) -> list[Tensor]:
-        """The answers with all parts quantized."""
+        """Outputs with all parts quantized."""
         with self._quantized(self.present()):
             return self.outputs()
 
     def outputs(self) -> list[Tensor]:
-        """The model's answer to every batch, as float64."""
+        """The model's output for every batch, as float64."""
         found = []
         for x in self.inputs:
             y = result(self.model, x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantize_ would do to each weighted layer of a network, and why. Changes nothing."""
+"""Quantization plan: what quantize_ would do to each weighted layer, and why. Changes nothing."""
 
 from __future__ import annotations
 
@@ -120,25 +120,24 @@ def plan(
     """Decide for every weighted layer of `model`; nothing is changed.
 
     By default the first convolution, depthwise convolutions and the last linear layer become dense
-    int8 and the rest what `config` says (default TernaryConfig()). First and last are those that
-    run first and last in eval mode: on `example`, an input of the model, or without one in a trace
-    of its code. Where torch.fx cannot trace it they are those declared first and last, and the
-    reason says so. With an example, layers that do not run on it are left alone, unless a rule
-    names them.
+    int8; the rest follow `config` (default TernaryConfig()). First and last are in execution order
+    in eval mode: on `example`, an input of the model, or without one in a trace of its code. If
+    torch.fx cannot trace it, declaration order is used, and the reason says so. With an example,
+    layers that do not run on it are left alone, unless a rule names them.
 
     `rules` maps globs on layer names to configs that override this; the last match counts. `only`
-    and `skip` are globs: what is not in `only`, or is in `skip`, is left alone. A layer under
-    several names goes by the first; globs may use any of them.
+    and `skip` are globs: layers not in `only`, or in `skip`, are left alone. A layer with several
+    names is listed under the first; globs may use any of them.
 
-    auto: choose weights (ternary or 8 bits) and zeros of every layer that `config` alone would
-    make ternary, so that the compiled network keeps to `budget` (`budget.Budget`: ms or bytes) and
-    its output changes least. `batches`, as for calibrate, are what it is measured on, one sample of
-    them for the time. It takes about a dozen compilations, and one pass over the batches for every
-    layer and candidate; 32 to 64 samples are plenty.
+    auto: mixed-precision allocation. Choose weights (ternary or 8 bits) and zeros of every layer
+    that `config` alone would make ternary, so that the compiled network keeps to `budget`
+    (`budget.Budget`: ms or bytes) and its output changes least. It is measured on `batches`, as for
+    calibrate; time on one sample of them. It takes about a dozen compilations, and one pass over
+    the batches for every layer and candidate; 32 to 64 samples are plenty.
 
-    Raises BadConfig when a glob matches no weighted layer, when a rule has no effect because skip
-    or only leave out all its layers or asks for something else of a layer that is quantized
-    already, when auto lacks budget or batches (or they lack auto), or when the budget is too small;
+    Raises BadConfig when a glob matches no weighted layer, when a rule has no effect (skip or only
+    leave out all its layers) or asks for something else of a layer that is quantized already, when
+    auto is given without budget and batches or they without auto, or when the budget is too small;
     BadWeights when a weight is not finite.
     """
     _check_auto(auto, budget, batches)
@@ -169,7 +168,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Wish:
-    """What the caller of `plan` asks for, by globs on layer names."""
+    """The arguments of `plan`: configs and selections by globs on layer names."""
 
     config: TernaryConfig
     rules: dict[str, TernaryConfig]

@@ -17,7 +17,7 @@ from ternary_ops.quantize.plans import Plan, plan
 
 @dataclass(frozen=True)
 class Recipe:
-    """Configs and the Pruner's options for one aim.
+    """A recipe: layer configs and the Pruner's options for one aim.
 
         recipe = quantize.get_recipe("smallest")
         tops.quantize_(model, recipe.plan(model))
@@ -45,7 +45,7 @@ class Recipe:
         return plan(model, self.config, rules=rules, **options)
 
     def with_zeros(self, zeros: float | None, pattern: str | None) -> Recipe:
-        """The same with another share of zeros or another pattern, where one is given."""
+        """Copy of the recipe with another sparsity or pattern, where one is given."""
         changes = {"zeros": zeros, "pattern": pattern}
         given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
         classifier = self.classifier and replace(self.classifier, **given)

@@ -35,7 +35,7 @@ _SHOWN = 5
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> None:
-    """Write a packed network, or the packed form of a quantized one, which stays as it is.
+    """Write a packed network, or the packed form of a quantized one, which is not changed.
 
     allow_unfinished: as for pack_.
 
@@ -75,12 +75,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bo
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """Turn a fresh float `model` into the network of a file, in place; returns it.
+    """Load a weights file into a float `model`, in place: its layers become packed; returns it.
 
     model: the architecture that was quantized, of plain torch.nn layers, with any weights, on any
     device (meta included). Raises FormatError for a damaged file or, naming them, for tensors that
     are missing, left over or of another shape; UnsupportedModel where a layer of the file is no
-    Linear or Conv2d here; the model then is as it was. Example: see `save`.
+    Linear or Conv2d here. The model is then unchanged. Example: see `save`.
     """
     document = container.read(path)
     if document.kind != KIND:
@@ -269,7 +269,7 @@ def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tn
 
 
 def _layer_state(row: Row, document: container.Document) -> dict[str, Tensor]:
-    """What PackedLayer calls its state."""
+    """State of a layer under PackedLayer's names."""
     name, _, params, bounds = row
     entry = document.weights[_join(name, "codes")]
     pack = layout.pack_codes if entry.kind == "ternary" else layout.pad_int8

@@ -20,7 +20,7 @@ Doubles: TypeAlias = NDArray[Any]
 
 @dataclass(frozen=True)
 class Function:
-    """How many parameters a function has, and its value for float64 x."""
+    """Activation function: its number of parameters, and its value for float64 x."""
 
     parameters: int
     value: Callable[..., Any]

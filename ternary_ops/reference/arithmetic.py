@@ -337,7 +337,7 @@ def _affine(
 
 
 def _tap(padded: Array, top: int, left: int, ho: int, wo: int, sh: int, sw: int) -> Array:
-    """What one tap sees: every sh-th row and sw-th column from (top, left), ho x wo of them."""
+    """Input of a filter tap: every sh-th row and sw-th column from (top, left), ho x wo of them."""
     return padded[:, :, top : top + (ho - 1) * sh + 1 : sh, left : left + (wo - 1) * sw + 1 : sw]
 
 
@@ -359,7 +359,7 @@ def _pad_to_cover(
 
 
 def _summand(x: Array | Quantized) -> tuple[Array, np.float32 | None]:
-    """What a mean adds up: exact integers and their scale, or float64."""
+    """Summands of a mean: exact integers and their scale, or float64."""
     if isinstance(x, tuple):
         return _centered(x[0], x[2]), np.float32(x[1])
     return np.asarray(x, np.float64), None

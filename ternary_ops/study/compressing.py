@@ -206,7 +206,7 @@ def _train(
 
 
 def _checkpoint(job: Job, part: str, config: TrainConfig, model: nn.Module) -> Checkpoint | None:
-    """Where a training is kept, and what must be the same when it goes on."""
+    """Checkpoint of a training, and the settings that must be the same when it is resumed."""
     if job.checkpoints is None:
         return None
     # Keys and texts are those of the first version, whose checkpoints go on.

@@ -87,7 +87,7 @@ def by_engine(engine: Any, op: str, inputs: tuple[int, ...], given: dict[str, An
 
 # Where the core is told less, or takes more than a program may say: the words of our refusal.
 _OURS_ALONE = (
-    "needs values of one kind",  # and add codes to floats
+    "values of one kind for",  # and add codes to floats
     "beside sums of floats",
     "without bounds",  # slopes first, then they
     "eleven bits",  # codes like others to the core

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What moves values as they are: concatenation, channels, shuffles, views."""
+"""Data movement: concatenation, channel slices, shuffles and views; values stay as they are."""
 
 from __future__ import annotations
 

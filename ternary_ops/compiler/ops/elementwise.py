@@ -15,7 +15,7 @@ from ternary_ops.graph.torch_ops import TorchOp
 
 
 def _same(call: Call) -> Step:
-    """What changes nothing."""
+    """The input itself: an identity."""
     return call.input()
 
 
@@ -117,7 +117,7 @@ def _of_tensors(call: Call, a: fx.Node, b: fx.Node) -> Step:
 
 
 def _spread(node: fx.Node) -> fx.Node:
-    """What an expand spreads over an image; a product does that itself."""
+    """The operand of an expand, else the node itself: `mul` broadcasts over an image anyway."""
     spreads = operator_of(node) is torch_ops.EXPAND and isinstance(node.args[0], fx.Node)
     return node.args[0] if spreads else node  # type: ignore[return-value]
 

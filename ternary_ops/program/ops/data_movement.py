@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What moves numbers: between channels and pixels, among channels, side by side."""
+"""Data movement: between channels and pixels, among channels, concatenation."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Concat(Operator):
         return [(np.arange(e - c, e), np.arange(c)) for e, c in zip(ends, counts, strict=True)]
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
-        """The same codes where a part has the scale and zero point of the whole."""
+        """Concatenate; codes are copied where a part has the scale and zero point of the whole."""
         return reference.concat(operands, **node.at)
 
 
@@ -174,7 +174,7 @@ class Unflatten(Operator):
         return [(same, same)]
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
-        """The same numbers."""
+        """The same values in another shape."""
         return plain(operands[0])[:, :, None, None]
 
 

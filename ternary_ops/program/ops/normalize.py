@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What divides floats by a sum or a deviation of themselves."""
+"""Normalizations: floats divided by their own sum or deviation."""
 
 from __future__ import annotations
 

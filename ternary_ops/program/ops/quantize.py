@@ -36,7 +36,7 @@ class Input(Operator):
         return Value(node.at["rank"], node.at["c"], node.at["c"], None)
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
-        """What was given."""
+        """The input array itself."""
         array: Array = operands[0]
         return array
 

@@ -128,7 +128,7 @@ def _around(graph: Graph, chroma: float, rounding: float, clamp: Any) -> Graph:
 
 
 def _less_chroma(new: _Nodes, x: int, bound: float) -> int:
-    """What to add to x so that the chroma of its local mean is bounded."""
+    """Correction to add to x so that the chroma of its local mean is bounded."""
     rows = new.mean(x, (1, _WINDOW), stride=(1, _STEP), padding=(0, _BESIDE))
     cells = new.mean(rows, (_WINDOW, 1), stride=(_STEP, 1), padding=(_BESIDE, 0))
     difference = np.eye(3) - _LUMA

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network that makes images larger does to colors, which PSNR of photos does not show.
+"""Color fidelity of a super-resolution network, which PSNR of photos does not show.
 
 Flat colors, with noise and beside other colors too, borders, and ramps: images whose larger form is
 known exactly. Errors are levels of 255. No torch.

@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Options:
-    """How images are made: see `sr.upscale`; overwrite: targets that are there are made anew.
+    """Options of `sr.upscale`; overwrite: existing targets are made anew.
 
     compare: beside each target, NAME.compare.png: the image interpolated, and as it was made.
     """
@@ -139,7 +139,7 @@ def _shifted(on_progress: OnProgress, done: int) -> OnProgress:
 
 @dataclass(frozen=True)
 class Made:
-    """What is to be written: the image and, if asked, the comparison."""
+    """Images to be written: the upscaled one and, if asked, the comparison."""
 
     picture: Picture
     compared: Picture | None = None

@@ -62,7 +62,7 @@ def _is_program(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a program does to images.
+    """Scale, least size and receptive field of a super-resolution program.
 
     scale     factor of height and width
     smallest  least height and width it takes
@@ -75,8 +75,8 @@ class Facts:
 
 
 def facts(program: runtime.Program) -> Facts:
-    """What is known of a program by its nodes; raises FormatError where it does not make images
-    larger.
+    """Read scale, least size and radius from a program's nodes; raises FormatError where it does
+    not make images larger.
     """
     graph = program.graph
     smallest = next((n for n in range(1, _MOST_SMALLEST) if _takes(graph, n)), None)

@@ -30,7 +30,7 @@ def esa_cells(pixels: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a crop lies in its image, in pixels; top and left are multiples of ESA_STEP."""
+    """Position of a crop in its image, in pixels; top and left are multiples of ESA_STEP."""
 
     height: int
     width: int
@@ -116,8 +116,8 @@ class ESA(nn.Module):
 
 
 def runs_fused(layers: Sequence[nn.Module], x: object) -> TypeGuard[Sequence[nn.Conv2d]]:
-    """Whether a fused block calls its operator: on a tensor (torch.fx passes none), and while its
-    convolutions are plain ones that nobody watches.
+    """True if a block calls its fused operator: on a tensor (torch.fx passes none), while its
+    convolutions are plain and have no hooks.
     """
     return isinstance(x, Tensor) and all(
         type(m) is nn.Conv2d and not m._forward_hooks and not m._forward_pre_hooks for m in layers

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all super-resolution networks share: an image in, one `scale` times as large out."""
+"""Base of all super-resolution networks: an image in, one `scale` times as large out."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which architecture a state dict belongs to, and its sizes: read from names and shapes alone."""
+"""Architecture of a state dict, and its sizes, found from names and shapes alone."""
 
 from __future__ import annotations
 
