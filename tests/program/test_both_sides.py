@@ -87,7 +87,6 @@ def by_engine(engine: Any, op: str, inputs: tuple[int, ...], given: dict[str, An
 
 # Where the core is told less, or takes more than a program may say: the words of our refusal.
 _OURS_ALONE = (
-    "uint8 input for uint8 output",  # the kernels could round floats to codes
     "values of one kind for",  # and add codes to floats
     "beside sums of floats",
     "without bounds",  # slopes first, then they
