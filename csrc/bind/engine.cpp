@@ -149,10 +149,9 @@ py::list profile(Program& e, const py::array& x, int repeats) {
   return out;
 }
 
-// How an image of this size goes through the network: rows of the output in a band (0: the image as
-// a whole), tasks (value, first row, end, rows let go before, rows kept then), and of each value
-// its memory (-1: the caller's own), its rows, its padding rows above and below, and how many rows
-// its memory holds.
+// Row schedule for an image of this size: output rows per band (0: the whole image), tasks (value,
+// first row, end, rows dropped before, rows kept then), and of each value its memory (-1: the
+// caller's own), its rows, its padding rows above and below, and the rows its memory holds.
 py::dict schedule(Program& e, int64_t h, int64_t w) {
   const std::shared_ptr<const MemoryPlan> plan = e.plan(1, h, w);
   py::list tasks, values;

@@ -20,7 +20,7 @@ constexpr size_t kQuad = 4;
 // A block ends with the first row that completes this many quads (kBytes: bytes).
 constexpr size_t kBlock = size_t{1} << 18;
 
-// Whether a quad is occupied. Context: the quad before it, and the same place in the three rows
+// Nonzero flag of a quad. Context: the quad before it, and the same position in the three rows
 // before.
 struct Occupancy {
   BitModel model[16];
@@ -80,7 +80,7 @@ void walk_byte(Coder& coder, SymbolModel& model, Value& value) {
   }
 }
 
-// How a ternary quad lies in memory: kCodes is one byte of four 2-bit codes.
+// Memory form of a ternary quad: kCodes is one byte of four 2-bit codes.
 enum class Form { kValues, kCodes };
 
 // One quad of `lanes` values, 4 unless it is the last of its row. Read into zeros.

@@ -93,7 +93,7 @@ class Reader {
     if (state_ < kStateFloor) state_ = state_ << 32 | word();
   }
 
-  // The same where a refill is likely and cannot be foreseen: without a branch on it.
+  // Branchless `take`, for where a refill is likely and unpredictable.
   void take_much(Interval in, uint32_t position) {
     if (end_ - next_ < kWordBytes) return take(in, position);
     const uint64_t state = in.freq * (state_ >> kScaleBits) + position - in.start;

@@ -37,7 +37,7 @@ struct V {
             : "x"(x), "x"(w));
     return acc;
   }
-  // The same with w in memory, 32 bytes at any address.
+  // dot_narrow with w in memory, 32 bytes at any address.
   static TOPS_INLINE I dot_narrow_at(I acc, I x, const uint8_t* w) {
     I product;
     __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
@@ -55,9 +55,8 @@ struct V {
     const I w_even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), w_odd = _mm256_srai_epi16(w, 8);
     return add(acc, add(_mm256_madd_epi16(x_even, w_even), _mm256_madd_epi16(x_odd, w_odd)));
   }
-  // The same for the dense loop, which widens its inputs once for all channels and reads weights
-  // that were widened when the panel was expanded: two pairs of int16, even and odd bytes of a
-  // quad.
+  // Dot product of the dense loop, which widens its inputs once for all channels and reads weights
+  // widened when the panel was expanded: two pairs of int16, even and odd bytes of a quad.
   static constexpr int64_t kInt8QuadBytes = 8;
   struct Wide {
     I even, odd;

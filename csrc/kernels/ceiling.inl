@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the machine can do at best: dot products from registers, reads from memory. Benchmarks
-// divide by these.
+// Peak of the machine: dot products from registers, reads from memory. Benchmarks divide by these.
 
 static TOPS_INLINE void burst_step(V::I& acc, V::I x, V::I w) { V::dot_again(acc, x, w); }
 static TOPS_INLINE void burst_step(V::F& acc, V::I x, V::I w) {

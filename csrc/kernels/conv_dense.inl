@@ -3,7 +3,7 @@
 // vectors of pixels in registers, weights broadcast, k innermost. Float sums keep the order of k,
 // so no split changes a result.
 
-// What the dense loop multiplies: 8-bit products that would not fit are widened, once for all that
+// Operand of the dense loop: where 8-bit products would overflow it is widened, once for all that
 // share an input or a weight.
 template <Weights W>
 struct Factor {

@@ -2,7 +2,7 @@
 // Tiles of a convolution as an implicit GEMM: lanes are consecutive flat indices of one padded
 // image, so a tap is one unaligned load at a fixed offset:
 //   acc[o][pixel] += dot(x[pixel + offset(k)], w[o][k])   for every packet k = (input packet, tap)
-// What the dense and sparse loops share: the products, and the epilogue of a tile's sums.
+// Shared by the dense and sparse loops: products, and the epilogue of a tile's sums.
 
 template <Weights W>
 static TOPS_INLINE V::I dot(V::I acc, V::I x, V::I w) {

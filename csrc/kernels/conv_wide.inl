@@ -6,7 +6,7 @@
 
 constexpr int64_t kWide = 2 * V::kLanes;
 
-// What fits the first-level cache beside the input: [kChunk][kWide] quads.
+// Weight chunk that fits the first-level cache beside the input: [kChunk][kWide] quads.
 constexpr int64_t kChunk = 24 * 1024 / (kWide * 4);
 // With more pixels than this, keeping the sums between chunks costs more than reading a long panel
 // from the second level.

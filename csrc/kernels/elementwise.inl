@@ -62,7 +62,7 @@ static TOPS_INLINE void load_channels(const Packets& c, bool is_float, float sca
   split_codes(load_some(c.channel[0] + i * 4, n), scale, zero_point, y);
 }
 
-// The same for every lane: the one packet of c.
+// Broadcast the one packet of c to all lanes.
 static TOPS_INLINE void spread_channels(const Packets& c, bool is_float, float scale,
                                         int32_t zero_point, V::F y[4]) {
   if (!is_float) {

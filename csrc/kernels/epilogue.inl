@@ -2,8 +2,8 @@
 // From accumulators to output packets: the one place where the integer semantics of
 // docs/architecture.md are written.
 
-// Where a vector of pixels goes: one packet of four u8 channels, or up to four float channels a
-// stride apart.
+// Destination of a vector of pixels: one packet of four u8 channels, or up to four float channels
+// a stride apart.
 struct OutputView {
   uint8_t* y;
   int64_t y_stride;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What training passes over every activation: one loop each way. Plain code that compilers turn
-// into vectors, the same sums in the same order on every instruction set.
+// Fake quantization of activations in training, forward and backward, one loop each. Plain code
+// that compilers vectorize, with the same order of sums on every instruction set.
 
 // NaN fails both comparisons and stays NaN, so that training shows it.
 static void fake_quantize(const float* x, int64_t n, const FakeRange& r, float* y) {

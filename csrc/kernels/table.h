@@ -40,8 +40,8 @@ struct Entry {
   int32_t weight;  // four int8, or the bits of a float
 };
 
-// The same place of two neighboring output channels, where most quads are nonzero: they share what
-// is read there.
+// Quads of two neighboring output channels at one position, where most quads are nonzero: they
+// share one input read.
 struct PairEntry {
   int32_t offset;
   int32_t weight[2];
@@ -66,20 +66,20 @@ struct TapGroup {
   int8_t weight[16];
 };
 
-// How an accumulator becomes an output packet: docs/architecture.md, "Integer semantics".
+// Epilogue, from accumulator to output packet: docs/architecture.md, "Integer semantics".
 struct Epilogue {
   const int32_t* start;  // [O] first value of the accumulator: -zero_point * sum of the weights
   const float* scale;    // [O]
   const float* bias;     // [O]
   float lo, hi;          // activation, float output
-  const float* slope;    // [O] of what is negative then, in place of bounds; or null
+  const float* slope;    // [O] PReLU slope, in place of bounds; or null
   float inv;             // 1 / output scale
   int32_t zero_point;    // of the output
   bool capped;           // whether a scaled sum may pass 2**30, where the conversion to int32 ends
   uint8_t qlo, qhi;      // the bounds as codes: rounding is monotone, so clamping codes is the same
   float res_scale;
   int32_t res_zero_point;
-  // What the sigmoid of the sum is multiplied with, before the residual is added.
+  // Gate, multiplied with the sigmoid of the sum before the residual is added.
   float gate_scale;
   int32_t gate_zero_point;
 };
@@ -109,7 +109,7 @@ struct SparseArgs {
   const int32_t* overflow_groups;
 };
 
-// The same of int8 over pairs of output channels.
+// Sparse int8 entries over pairs of output channels.
 struct PairArgs {
   const int64_t* row_ptr;          // [ceil(O / 2) + 1]
   const PairEntry* entries;        // null: the weights have another form
@@ -210,13 +210,13 @@ struct LinearEpilogue {
   const float* bias;  // or null
 };
 
-// Where a run of packets of four channels starts: one pointer for u8 packets, one a channel for
-// float (null: absent).
+// Start of a run of packets of four channels: one pointer for u8 packets, one a channel for float
+// (null: absent).
 struct Packets {
   uint8_t* channel[4];
 };
 
-// The uint8 range that training pretends: q = rint(x * inv), of which lo .. hi is kept.
+// uint8 range of fake quantization: q = rint(x * inv), clamped to lo .. hi.
 struct FakeRange {
   float scale, inv;  // inv = 1 / scale
   float lo, hi;      // -zero_point, 255 - zero_point
@@ -227,7 +227,7 @@ struct FakeSums {
   double rounding, below, above;
 };
 
-// The same as they grow, an element in the lane of its index, so that any vectors add alike.
+// Partial sums of these, each element in the lane of its index, so that every ISA adds alike.
 struct FakeLanes {
   static constexpr int64_t kCount = 16;
   float rounding[kCount], below[kCount], above[kCount];
@@ -254,7 +254,7 @@ struct GateRow {
   float* y;
 };
 
-// What has kernels of its own; kLeakyRelu: a is the slope.
+// Functions with kernels of their own; kLeakyRelu: a is the slope.
 enum class FloatMap { kLeakyRelu, kSigmoid, kSilu };
 
 struct KernelTable {
@@ -269,8 +269,8 @@ struct KernelTable {
   // of lanes. scratch: dense_scratch(k) bytes for integer weights.
   void (*conv_dense)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
                      uint8_t* scratch);
-  // The same with channels in the lanes: blocks of 2 * lanes output channels, row segments [first,
-  // last). Integer weights and u8 output, no groups; writes pixels only, no halo.
+  // conv_dense with channels in the lanes: blocks of 2 * lanes output channels, row segments
+  // [first, last). Integer weights and u8 output, no groups; writes pixels only, no halo.
   void (*conv_wide)(const ConvArgs&, int64_t begin, int64_t end, int64_t first, int64_t last,
                     uint8_t* scratch);
   int64_t (*wide_scratch)(int64_t k);  // bytes
@@ -291,7 +291,7 @@ struct KernelTable {
                           int64_t channel_stride, int64_t apart);
   // Weight rows [begin, end) times all input rows.
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
-  // The same of float rows.
+  // GEMV of float rows.
   void (*linear_float)(const FloatLinearArgs&, int64_t begin, int64_t end);
   // y holds n sums, then (sum + shift * sums - x_sum) * scale + bias in float32.
   void (*linear_epilogue)(const LinearEpilogue&, int64_t n, float* y);
@@ -321,7 +321,7 @@ struct KernelTable {
   // One row of pixels: four float channels (null: absent) to u8 packets, and back.
   void (*quantize)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
                    uint8_t* packets);
-  // The same, and in steps an eighth as large what that rounded away: eleven bits in two packets.
+  // Two-term 11-bit: quantize, and the rounding residual in steps an eighth as large, to `rest`.
   void (*quantize_fine)(const float* const x[4], int64_t n, float inv, int32_t zero_point,
                         uint8_t* packets, uint8_t* rest);
   void (*dequantize)(const uint8_t* packets, int64_t n, float scale, int32_t zero_point,

@@ -7,8 +7,8 @@
 namespace tops {
 namespace {
 
-// Whether any output, as a multiple of the output scale, could reach 2**30. Not with a real
-// network's scales.
+// True if an output, as a multiple of the output scale, could reach 2**30, which real networks'
+// scales exclude.
 bool may_pass_cap(const ConvSpec& spec, const std::vector<float>& scale,
                   const std::vector<float>& bias) {
   const Requantize& q = spec.requantize;

@@ -52,7 +52,7 @@ class ConvPlan {
   void set_output(const ConvSpec& spec);
   void choose_kernel(const ConvSpec& spec);
 
-  // How many pixels of output, at once, read no more input than a core's own cache holds.
+  // Number of output pixels whose input fits a core's own cache.
   int64_t cached_pixels() const;
   void run_dense(const ConvArgs& args) const;
   void run_wide(const ConvArgs& args) const;

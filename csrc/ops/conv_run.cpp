@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the work of a convolution is split over threads and caches. Over outputs only, so that no
-// split changes a result.
+// Splitting a convolution over threads and caches: by outputs only, so that no split changes a
+// result.
 #include <algorithm>
 
 #include "base/threads.h"
@@ -15,8 +15,8 @@ namespace {
 // holds beside weights and outputs.
 constexpr int64_t kCachedInput = 384 * 1024;
 
-// Whether channels or pixels in the lanes leave more of them to useful work: of pixels, what the
-// flat index's halos and its last vector leave; of channels, what the last wide block leaves.
+// True if lanes are better used by channels than by pixels: pixels lose lanes to the halos of the
+// flat index and its last vector, channels to the last wide block.
 bool prefers_wide(const KernelTable& kernel, int64_t outputs, int64_t pixels, int64_t flat) {
   const int64_t lanes = kernel.lanes;
   const double by_pixels =

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What happens between the sum of a convolution or linear layer and its output:
+// Epilogue of a convolution or linear layer, from its accumulator to its output:
 // docs/architecture.md, "Integer semantics".
 #pragma once
 
@@ -15,7 +15,7 @@ struct Requantize {
   int32_t y_zero_point;
 };
 
-// A value that an output is made with: added to it, or multiplied with its sigmoid.
+// Second operand of an epilogue: added to the output, or multiplied with its sigmoid.
 struct Operand {
   bool present = false, is_float = false;
   float scale = 1.0f;
@@ -23,7 +23,7 @@ struct Operand {
   int64_t channel_stride = 0;  // of its tensor; 0: as the output's
 };
 
-// The epilogue but for its arrays of one number an output channel.
+// The epilogue without its per-channel arrays.
 Epilogue make_epilogue(const Requantize& q, const Operand& residual, const Operand& gate = {});
 
 }  // namespace tops

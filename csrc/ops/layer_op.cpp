@@ -104,7 +104,7 @@ std::unique_ptr<Prepared> LayerOp::prepare(const PlannedNode& node, Rows of) con
 void LayerOp::run_conv(const NodeRun& node) const {
   const ConvPlan& conv = static_cast<const PreparedConv*>(node.prepared())->conv;
   const ActivationTensor& out = node.out();
-  // Where input i has what row `first` of it is read for.
+  // Address of row `first` of input i.
   const auto at = [&](size_t i, int64_t first) -> const uint8_t* {
     const ActivationTensor& g = node.in(i);
     return node.x(i) + (node.streaming() ? (first + g.margin) * g.pitch * 4 : 0);

@@ -11,7 +11,7 @@
 namespace tops {
 namespace {
 
-// Whether packing filter rows saves more products than copying the image costs.
+// True if packing filter rows saves more products than copying the image costs.
 bool filter_rows_pay(const WeightShape& s, const Window& w) {
   if (s.groups != 1 || w.dil_w != 1 || s.i > 16) return false;
   const int64_t saved = s.r * (s.s * divide_up(s.i, 4) - divide_up(s.s * s.i, 4));

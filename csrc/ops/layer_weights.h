@@ -33,7 +33,7 @@ class LayerWeights {
   // else null. Throws kBadWeights, kUnsupportedShape.
   LayerWeights(const ConvWeights& w, Layer layer, const Window* window);
 
-  // Whether to use the GEMV path for m input rows. Else they are m pixels of a convolution.
+  // True for the GEMV path at m input rows; otherwise they are m pixels of a convolution.
   bool use_gemv(int64_t m) const;
   const WeightRows& weight_rows() const { return weight_rows_; }
   const PackedView& view() const;

@@ -167,10 +167,10 @@ Buffer pack_faster_weight_rows(Weights weights, const void* plain, int64_t n, in
 
 namespace {
 
-// Where the two met on AVX2, 1,024 x 2,048, 1 to 128 rows: a vector of pixels that is not full
-// costs the sparse loop as much as a full one, so few rows need more empty quads.
+// Break-even density, measured on AVX2, 1,024 x 2,048, 1 to 128 rows: a partly filled vector of
+// pixels costs the sparse loop as much as a full one, so few rows need more empty quads.
 struct BreakEven {
-  double density, rows;  // that of many rows; how many rows have half of it
+  double density, rows;  // limit for many rows; number of rows at which it is half
 };
 
 BreakEven break_even(Weights weights) {

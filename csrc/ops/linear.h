@@ -25,15 +25,15 @@ struct GemvInput {
 void gemv(const WeightRows& w, const GemvInput& x, const float* scale, const float* bias, float* y,
           const std::function<void(int64_t, int64_t)>& finish);
 
-// The same with floats that are not quantized (weight-only), float32 or bfloat16 without gaps:
+// GEMV with float input (weight-only), contiguous float32 or bfloat16:
 // y[i * n + o] = (sum over k of w[o][k] * x[i][k]) * scale[o] + bias[o], in float32. Weights of
 // base three are not read.
 void gemv_float(const WeightRows& w, const void* x, bool bfloat16, int64_t m, const float* scale,
                 const float* bias, float* y);
 
 // Two-bit codes or base three for a layer of this size. Measured once a process for each kernel
-// set, thread count and power of two of bytes: base three reads a fifth less and decodes for
-// longer, so it pays where reading is slow. Layers that stay in a core's own caches are two-bit
+// set, thread count and power of two of bytes: base three reads a fifth less but decodes more
+// slowly, so it pays where reading is slow. Layers that stay in a core's own caches are two-bit
 // unmeasured.
 RowCodes faster_codes(int64_t n, int64_t k);
 
@@ -41,11 +41,11 @@ RowCodes faster_codes(int64_t n, int64_t k);
 Buffer pack_faster_weight_rows(Weights weights, const void* plain, int64_t n, int64_t k,
                                int64_t tail_bytes = 0);
 
-// Whether the GEMV path is faster for m input rows than skipping the empty quads, where density is
-// the fraction of the others.
+// True if the GEMV path is faster for m input rows than skipping empty quads; density is the
+// fraction of nonzero quads.
 bool gemv_beats_sparse(Weights weights, int64_t m, double density);
 
-// Whether there is a number of input rows for which it is not.
+// True if skipping empty quads is faster for some number of input rows.
 bool sparse_pays(Weights weights, double density);
 
 }  // namespace tops

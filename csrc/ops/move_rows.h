@@ -12,7 +12,7 @@
 
 namespace tops {
 
-// Where an output row comes from: its input channel, line and first column.
+// Source of an output row: its input channel, line and first column.
 struct SourceRow {
   int64_t channel, line, column;
 };

@@ -226,7 +226,7 @@ Rows AvgPool2d::inner_columns(const ActivationTensor& in, const ActivationTensor
   return {begin, std::max(begin, end)};
 }
 
-// The same sums in the same order as pixel by pixel, for many pixels of a row at once.
+// Averages of many pixels of a row at once; sums in the same order as pixel by pixel.
 void AvgPool2d::average_row(const ActivationTensor& in, Rows columns, const PoolWindow& win,
                             const float* x, const Epilogue& e, float* y) const {
   const int64_t step = window_.stride_w, count = columns.end - columns.begin;

@@ -34,8 +34,8 @@ class Quantize : public RowwiseOp {
   void run_channels(const NodeRun& node) const;
   void run_rows(const ActivationTensor& g, const float* x, uint8_t* y) const;
 
-  // What rounding takes away follows each four channels, in steps an eighth as large, as four
-  // channels more; a convolution reads it with filters to suit.
+  // Two-term 11-bit quantization: the rounding residual, in steps an eighth as large, follows each
+  // four channels as four more; the convolution's filters are arranged to match.
   bool fine_;
 };
 

@@ -17,7 +17,7 @@ namespace tops {
 
 enum class Pairs : uint8_t { kNone, kEven, kOdd };  // at which rows they begin
 
-// Whether pairs of rows pay for such a convolution.
+// True if computing pairs of rows pays for this convolution.
 bool by_row_pairs(const PackedView& packed, const Window& window);
 
 // Sizes of the output, and packets of the input from one row, image and channel to the next.

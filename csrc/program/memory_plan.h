@@ -22,9 +22,9 @@ struct NodeProfile {
   double density = 1.0;
 };
 
-// What tests change in a plan. band: rows of the output that are made at a time wherever the
-// network can be streamed, whatever the size of the image; 0: as many as fit the caches. poison:
-// every run begins in memory that holds NaN.
+// Overrides for tests. band: output rows made at a time wherever the network can be streamed,
+// whatever the image size; 0: as many as fit the caches. poison: every run starts with memory full
+// of NaN.
 struct PlanDebug {
   int64_t band = 0;
   bool poison = false;
@@ -69,7 +69,7 @@ class MemoryPlan {
   friend class PlannedNode;
   friend class NodeRun;
 
-  // Where a value lies within the memory of a concatenation.
+  // Placement of a value within the memory of a concatenation.
   struct ConcatAlias {
     int concat = -1;     // -1: in memory of its own
     int64_t offset = 0;  // in packets, from the concatenation's first

@@ -23,7 +23,7 @@ namespace tops {
 class MemoryPlan;
 struct RunContext;
 
-// What is known of a value before the size of the input is. Rank 4: images [N, C, H, W]; 2: rows
+// Type of a value, known before the size of the input is. Rank 4: images [N, C, H, W]; 2: rows
 // [N, C].
 struct ValueType {
   int64_t channels = 0;  // 0: depends on the size of the input
@@ -40,8 +40,8 @@ struct Shape {
 };
 using Shapes = std::vector<Shape>;
 
-// At which rows pairs of output rows begin (ops/winograd.h), and whether the rows of the value had
-// better end at an odd one.
+// pairs: parity of the rows at which pairs of output rows begin (ops/winograd.h). odd: rows of the
+// value should preferably end at an odd one.
 struct RowPairing {
   bool odd = false;
   Pairs pairs = Pairs::kNone;
@@ -66,7 +66,7 @@ class PlannedNode {
   int id_;
 };
 
-// What an operator makes once for all runs of a plan.
+// State that an operator prepares once for all runs of a plan.
 struct Prepared {
   virtual ~Prepared() = default;
   virtual int64_t scratch_bytes() const = 0;
@@ -109,8 +109,8 @@ class OpKernel {
   // Rows of input i that rows of the value are made from, as if images had no end. Default: the
   // same rows.
   virtual Rows rows_read(size_t i, Rows rows, int64_t in_height, int64_t out_height) const;
-  // Where the rows of input i end that the first `end` rows read, or a little later: a straight
-  // line over the steps of rows_read.
+  // End of the rows of input i that the first `end` rows read, or a little more: a linear upper
+  // bound of rows_read.
   virtual double smooth_end(size_t i, double end, int64_t in_height, int64_t out_height) const;
   // false: of input i only the size matters.
   virtual bool reads(size_t i) const;

@@ -14,7 +14,7 @@ constexpr int64_t kMostMargin = 64;
 // Memories of many rows get 1/8 spare rows to amortize moving what stays.
 constexpr int64_t kManyRows = 32, kSpareShare = 8;
 
-// What the readers of a memory still need, and what has been made.
+// Per value: the rows that its readers still need, and the rows made so far.
 class RowDemand {
  public:
   RowDemand(const std::vector<Node>& nodes, const std::vector<StreamedValue>& values,
@@ -107,14 +107,14 @@ class RowDemand {
   const std::vector<Node>& nodes_;
   const std::vector<StreamedValue>& values_;
   size_t output_;
-  // How far each value is wanted. Not whole rows: a row of a small map asks for many of a large
-  // one, which would all come at once.
+  // End of the rows needed of each value. Fractional: a row of a small map needs many rows of a
+  // large one, which would otherwise all be made at once.
   std::vector<double> need_;
   std::vector<int64_t> done_, low_;
 };
 
-// All tasks of a run through memories of so many rows; rows: null, or what each memory came to
-// hold.
+// All tasks of a run whose memories hold `room` rows; rows: null, or receives the most rows that
+// each memory held.
 std::vector<RowTask> pass(RowDemand demand, const std::vector<StreamedValue>& values, int64_t band,
                           const std::vector<int64_t>& room, std::vector<int64_t>* rows) {
   int64_t end = band;

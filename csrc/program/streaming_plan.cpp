@@ -12,11 +12,11 @@ namespace {
 // A network goes through the image in bands where one of its values takes more than this: a core's
 // second-level cache holds it beside the values it is made from.
 constexpr int64_t kLargestWhole = 256 * 1024;
-// What a band makes of its largest value.
+// Bytes of the largest value in a band.
 constexpr int64_t kBandBytes = 512 * 1024;
 
-// Rows of the input that a band had better have: a filter of three rows reads each of them again
-// for the next band, by then from a slower cache. Where they fit into so much memory.
+// Preferred minimum of input rows in a band, where they fit into kGoodBytes: a filter of three rows
+// reads its last rows again for the next band, by then from a slower cache.
 constexpr int64_t kGoodRows = 4;
 constexpr int64_t kGoodBytes = 48 * 1024 * 1024;
 

@@ -20,10 +20,10 @@ struct Sample {
   float first_weight, second_weight;
 };
 
-// What output i of a bilinear resize blends.
+// Source samples that output i of a bilinear resize blends.
 Sample sample(int64_t i, int64_t size, float ratio, bool align);
 
-// What outputs begin ... begin + count - 1 of a resized row blend.
+// Source samples of outputs begin ... begin + count - 1 of a resized row.
 class BilinearColumns {
  public:
   BilinearColumns(int64_t size, int64_t begin, int64_t count, float ratio, bool align);

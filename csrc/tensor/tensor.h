@@ -83,7 +83,7 @@ void fill_packets(uint8_t* p, uint32_t value, int64_t n);
 // image, in channel packets [begin, end).
 void fill_halo(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t value, int64_t begin,
                int64_t end);
-// The same of the padding rows alone.
+// Fills the padding rows only.
 void fill_margins(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t value);
 
 // NCHW rows to and from packets. u8: element size 1; float: 4.

@@ -12,9 +12,9 @@
 
 namespace tops {
 
-// How many neighboring output channels share their entries is the packing's choice: the cheapest
-// for where the nonzero weights are, whatever the blocks were called. Values that all are exact in
-// 16 bits are kept in 16 bits.
+// Packing chooses the number of neighboring output channels that share entries: the cheapest for
+// the nonzero weights, whatever block size was declared. If all values are exact in 16 bits, they
+// are stored in 16 bits.
 //
 // In a blob: int32 channels, int32 values, int64 row_ptr[groups + 1], int32 columns[count + count %
 // 2] (input packet * taps + tap, rising within a row), the values [count][channels], 64 zero bytes.

@@ -16,7 +16,7 @@ struct TapGroups {
   std::vector<TapGroup> groups;
 };
 
-// Whether this is a convolution of each channel with one filter of its own.
+// True for a depthwise convolution: one filter per channel.
 inline bool is_depthwise(const PackedView& p) {
   return p.sparse && p.weights != Weights::kFloat && p.shape.i == 1 &&
          p.shape.groups == p.shape.o && p.entries;

@@ -16,7 +16,7 @@ int quads_of(const PairEntry&) { return 2; }
 int32_t& quad(Entry& e, int) { return e.weight; }
 int32_t& quad(PairEntry& e, int i) { return e.weight[i]; }
 
-// What entries add to the 16-bit lanes of their quads (two each), by sign.
+// Load of entries on the 16-bit lanes of their quads (two each), by sign.
 struct Load {
   int up[4] = {0, 0, 0, 0}, down[4] = {0, 0, 0, 0};
   template <class E>

@@ -17,8 +17,7 @@ namespace tops {
 // alone becomes two of half its weights; sums stay the same.
 void make_overflow_groups(size_t begin, std::vector<Entry>* entries, std::vector<int32_t>* counts);
 
-// The same for entries of two output channels, all of whose lanes stay within the bound: groups of
-// 2 and 1.
+// Groups of 2 and 1 entries of two output channels, all of whose lanes stay within the bound.
 void make_overflow_groups(size_t begin, std::vector<PairEntry>* entries,
                           std::vector<int32_t>* counts);
 

@@ -22,7 +22,7 @@ struct PackedHeader {
 };
 static_assert(sizeof(PackedHeader) == 64, "the header is part of the layout");
 
-// Where the parts of a blob lie; made by view_packed, which checks every size.
+// View of a blob's parts; made by view_packed, which checks every size.
 //
 // Dense panels are [ceil(O/8)][K][8 outputs] 4-byte quads or floats. Ternary ones are stored as
 // groups of 8 rows of K in 64 bytes, so that a mask and a table look-up of the whole group give two
@@ -66,7 +66,7 @@ std::vector<uint8_t> pack_filter_rows(Weights weights, const void* w, WeightShap
 // of 8.
 PackedView view_packed(const uint8_t* bytes, int64_t size);
 
-// Whether skipping the empty quads is faster than computing them, with the kernels in force.
+// True if skipping empty quads is faster than computing them, with the kernels in force.
 bool prefer_sparse(Weights weights, double density, int64_t r, int64_t s);
 
 // Throws kUnsupportedShape on impossible sizes.

@@ -32,8 +32,8 @@ struct WeightRows {
   int64_t width() const;
 };
 
-// Whether weight rows can be made of this layer: sums of (w + 1) * x are kept four times as large,
-// which bounds K.
+// True if this layer can be stored as weight rows: sums of (w + 1) * x are kept four times as
+// large, which bounds K.
 bool weight_rows_fit(Weights weights, int64_t k);
 
 // plain: codes [N, ceil(K/4)] or int8 [N, 4 ceil(K/4)]. tail_bytes of the blob are left for the

@@ -51,7 +51,7 @@ uint64_t eight(const uint8_t* codes, int64_t left) {
   return word;
 }
 
-// How many of the 4 codes of every byte have their low bit set.
+// Per byte: the number of its 4 codes whose low bit is set.
 uint64_t low_bits(uint64_t codes) {
   const uint64_t pairs = (codes & kEvenLow) + (codes >> 2 & kEvenLow);
   return (pairs & kLowHalf) + (pairs >> 4 & kLowHalf);
