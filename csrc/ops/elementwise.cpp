@@ -14,7 +14,7 @@ const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 class Elementwise : public RowwiseOp {
  public:
   Elementwise(const Attributes& at, const Types& in, bool multiply)
-      : requantize_(clamped_output_of(at)), multiply_(multiply) {
+      : requantize_(clamped_output_of(at, in[0])), multiply_(multiply) {
     for (const ValueType& other : in)
       if (other.channels != in[0].channels || other.rank != in[0].rank)
         bad_node(at.op(), "inputs of one rank and as many channels", "different ones");
