@@ -35,7 +35,7 @@ _Layer = TypeVar("_Layer", bound="LayerState")
 
 
 class LayerState(nn.Module):
-    """The state of a trainable layer: four buffers, one parameter, and what is derived from them.
+    """State of a trainable layer: four buffers, one parameter, and properties derived from them.
 
     marks         float32, weight's shape. Not frozen: > 0 where pruned, < 0 where a pruned weight
                   came back, else 0. Frozen: -(code + offset), positive where pruned
@@ -142,7 +142,7 @@ class LayerState(nn.Module):
 
     @torch.no_grad()
     def kept_ranges(self) -> Callable[[], None]:
-        """A function that restores both ranges as they are now, learned part included."""
+        """A function that restores the current ranges, learned part included."""
         own = self.input_base, self.output_base, self.input_shift
         former = [tensor.detach().clone() for tensor in own]
 

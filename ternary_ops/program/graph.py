@@ -93,13 +93,13 @@ def _check_all_used(graph: Graph) -> None:
 
 
 def bound(node: Node, weights: Sequence[Weight], values: Sequence[Value]) -> BoundNode:
-    """A node with what its numbers stand for, which must be there."""
+    """The node with its operands and weight resolved; they must exist."""
     weight = weights[node.attrs["w"]] if "w" in node.attrs else None
     return BoundNode(node.attrs, tuple(values[j] for j in node.inputs), weight)
 
 
 def value_of(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> Value:
-    """Check a node against the values before it and say what it makes; raises FormatError."""
+    """Check a node against the values before it; returns its value type. Raises FormatError."""
     i, kind = len(before), node.operator
     if (i == 0) != (kind.inputs == (0, 0)):
         raise FormatError(need("the input as node 0, and no other", node.op, REWRITE))

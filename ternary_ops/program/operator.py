@@ -52,7 +52,7 @@ class Value:
 
 @dataclass(frozen=True)
 class BoundNode:
-    """A node with what its numbers stand for: attributes, the values it reads, its weight."""
+    """A node with its references resolved: attributes, the types of its inputs, its weight."""
 
     at: Mapping[str, Any]
     inputs: tuple[Value, ...]
@@ -95,7 +95,7 @@ class Operator(ABC):
 
     @abstractmethod
     def value(self, node: BoundNode) -> Value:
-        """Check the node against what it reads and say what it makes; raises FormatError."""
+        """Check the node against its inputs; returns its value type. Raises FormatError."""
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """Shape of the result; raises UnsupportedShape. By default that of every input."""

@@ -56,7 +56,7 @@ class PermuteReport:
         return sum(row.after * row.pixels for row in self.rows)
 
     def __str__(self) -> str:
-        """One line per layer, the shares of occupied quads, and the totals."""
+        """One line per layer, the fractions of nonzero quads, and the totals."""
         cells = [
             (
                 row.name,

@@ -107,7 +107,7 @@ class Weight:
 
     @cached_property
     def density(self) -> float:
-        """Share of quads (4 consecutive input channels of one tap) that hold anything."""
+        """Fraction of nonzero quads (4 consecutive input channels of one tap)."""
         if isinstance(self.values, TernaryCodes):
             return float(np.mean(self.values.codes != 0))
         starts = np.arange(0, self.shape[3], 4)
@@ -115,7 +115,7 @@ class Weight:
 
     @cached_property
     def reached(self) -> float | None:
-        """Share of the planned pattern's units that are all zero; None where nothing is planned."""
+        """Fraction of the planned pattern's units that are zero; None where nothing is planned."""
         if self.planned is None:
             return None
         used, rows, cols = self.array != 0, self.planned.rows, self.planned.cols
