@@ -90,7 +90,7 @@ class Operator(ABC):
     rearranges: ClassVar[bool] = False
     # A number of the result lies between those of its input.
     averages: ClassVar[bool] = False
-    # It takes values of eleven bits as its first input.
+    # True if the first input may be two-term 11-bit.
     reads_fine: ClassVar[bool] = False
 
     @abstractmethod

@@ -22,7 +22,7 @@ MAX_NAME = 1024
 _VECTORS = ("scale", "bias", "slope")
 _DTYPE = {"ternary": np.int8, "int8": np.int8, "float": np.float32}
 _LARGEST_CODE = {"ternary": 1, "int8": 127}
-_SURE_SIZE = (2**31 - 1) // 255  # a ternary filter of so many values cannot overflow int32
+_SURE_SIZE = (2**31 - 1) // 255  # largest ternary filter that cannot overflow int32
 _DO = attributes.REWRITE
 
 
