@@ -103,8 +103,7 @@ class Activation : public RowwiseOp {
     if (table_.size() != (in[0].is_float ? 0u : 256u))
       bad_node(at.op(), "a table of 256 values for u8 and none for floats",
                std::to_string(table_.size()) + " values");
-    const Requantize q = output_of(at);
-    if (in[0].is_float && q.y_scale != 0.0f) bad_node(at.op(), "floats made of floats", "y");
+    const Requantize q = output_of(at, in[0]);
     type_ = with_output(in[0], q);
     if (type_.is_float) return;
     const Epilogue e = make_epilogue(q, {});

@@ -14,7 +14,7 @@ namespace {
 
 class Concat : public RowwiseOp {
  public:
-  Concat(const Attributes& at, const Types& in) : requantize_(output_of(at)) {
+  Concat(const Attributes& at, const Types& in) : requantize_(output_of(at, in[0])) {
     bool known = true;
     int64_t channels = 0;
     for (const ValueType& part : in) {
@@ -24,8 +24,7 @@ class Concat : public RowwiseOp {
       channels += part.channels;
     }
     type_ = with_output(in[0], requantize_);
-    if (type_.is_float != in[0].is_float)
-      bad_node(at.op(), "y for u8 and none for floats", type_.is_float ? "none" : "y");
+    if (type_.is_float != in[0].is_float) bad_node(at.op(), "y for u8", "none");
     type_.channels = known ? channels : 0;
   }
 

@@ -29,7 +29,7 @@ class Conv2d : public LayerOp {
     layer_ = std::make_unique<const LayerWeights>(w, LayerWeights::Layer::kConv,
                                                   in[0].is_float ? nullptr : &window_);
     need_operands(at, in);
-    requantize_ = clamped_output_of(at);
+    requantize_ = clamped_output_of(at, in[0]);
     type_.channels = w.shape.o;
     type_ = with_output(type_, requantize_);
   }

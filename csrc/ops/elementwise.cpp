@@ -14,7 +14,7 @@ const float kNoBias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 class Elementwise : public RowwiseOp {
  public:
   Elementwise(const Attributes& at, const Types& in, bool multiply)
-      : requantize_(clamped_output_of(at)), multiply_(multiply) {
+      : requantize_(clamped_output_of(at, in[0])), multiply_(multiply) {
     for (const ValueType& other : in)
       if (other.channels != in[0].channels || other.rank != in[0].rank)
         bad_node(at.op(), "inputs of one rank and as many channels", "different ones");
@@ -56,9 +56,16 @@ void Elementwise::run(const NodeRun& node) const {
   fill_all_halos(g, node.rows, to, halo_value(type_));
 }
 
-class AddOrClamp : public Elementwise {
+class Add : public Elementwise {
  public:
-  AddOrClamp(const Attributes& at, const Types& in) : Elementwise(at, in, false) {}
+  Add(const Attributes& at, const Types& in) : Elementwise(at, in, false) {}
+};
+
+class Clamp : public Elementwise {
+ public:
+  Clamp(const Attributes& at, const Types& in) : Elementwise(at, in, false) {
+    if (!at.has("clamp")) bad_node(at.op(), "clamp, [lo, hi]", "nothing");
+  }
 };
 
 class Mul : public Elementwise {
@@ -76,8 +83,8 @@ class Mul : public Elementwise {
   bool streams(const Shapes& inputs) const override { return inputs[0].h == inputs[1].h; }
 };
 
-const RegisterOp<AddOrClamp> kAdd("add", 2);
-const RegisterOp<AddOrClamp> kClamp("clamp", 1);
+const RegisterOp<Add> kAdd("add", 2);
+const RegisterOp<Clamp> kClamp("clamp", 1);
 const RegisterOp<Mul> kMul("mul", 2);
 
 }  // namespace

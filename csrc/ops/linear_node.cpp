@@ -51,7 +51,7 @@ class Linear : public LayerOp {
     layer_ = std::make_unique<const LayerWeights>(
         w, weight_only ? LayerWeights::Layer::kWeightOnly : LayerWeights::Layer::kLinear, nullptr);
     need_operands(at, in);
-    requantize_ = clamped_output_of(at);
+    requantize_ = clamped_output_of(at, in[0]);
     type_.channels = w.shape.o;
     type_.rank = in[0].rank;
     type_ = with_output(type_, requantize_);

@@ -175,7 +175,7 @@ class AvgPool2d : public WindowPool {
  public:
   AvgPool2d(const Attributes& at, const Types& in)
       : WindowPool(at, in),
-        requantize_(output_of(at)),
+        requantize_(output_of(at, in[0])),
         divisor_(at.has("divisor") ? at.integer("divisor", 1) : 0),
         include_pad_(at.flag("include_pad")) {
     type_ = with_output(in[0], requantize_);
@@ -246,7 +246,7 @@ void AvgPool2d::average_row(const ActivationTensor& in, Rows columns, const Pool
 
 class AdaptiveAvgPool2d : public OpKernel {
  public:
-  AdaptiveAvgPool2d(const Attributes& at, const Types& in) : requantize_(output_of(at)) {
+  AdaptiveAvgPool2d(const Attributes& at, const Types& in) : requantize_(output_of(at, in[0])) {
     need_image(at, in[0]);
     std::tie(out_h_, out_w_) = at.pair("size", 1);
     type_ = with_output(in[0], requantize_);

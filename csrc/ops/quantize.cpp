@@ -14,9 +14,8 @@ class Quantize : public RowwiseOp {
  public:
   Quantize(const Attributes& at, const Types& in) : fine_(at.flag("fine")) {
     if (!in[0].is_float) bad_node(at.op(), "floats", "u8");
-    if (!at.has("y")) bad_node(at.op(), "y, a scale and a zero point", "none");
     if (fine_) need_image(at, in[0]);
-    type_ = with_output(in[0], output_of(at));
+    type_ = with_output(in[0], quantization_of(at));
     if (fine_) type_.channels = divide_up(in[0].channels, 4) * 8;
   }
 

@@ -24,6 +24,9 @@ class Resize : public OpKernel {
     const bool sized = at.has("size"), zoomed = at.has("zoom");
     if (static_cast<int>(sized) + static_cast<int>(zoomed) + static_cast<int>(in.size() > 1) != 1)
       bad_node(at.op(), "one of size, zoom and an input to be as large as", "none or several");
+    if (align_ && (!bilinear_ || zoomed))
+      bad_node(at.op(), "align with mode 'bilinear' and a size",
+               bilinear_ ? "a zoom" : "another mode");
     if (sized) std::tie(out_h_, out_w_) = at.pair("size", 1);
     if (zoomed) std::tie(zoom_h_, zoom_w_) = at.numbers("zoom");
     if (zoomed && !(zoom_h_ > 0.0f && zoom_w_ > 0.0f))

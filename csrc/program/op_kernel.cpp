@@ -41,8 +41,7 @@ int64_t OpKernel::macs(const Shape&) const { return 0; }
 
 bool RowwiseOp::streams(const Shapes&) const { return true; }
 
-Requantize output_of(const Attributes& at) {
-  if (!at.has("y")) return {-kInf, kInf, 0.0f, 0};
+Requantize quantization_of(const Attributes& at) {
   const auto [scale, zero_point] = at.numbers("y");
   // The bounds keep 1 / scale and every product finite.
   if (!(scale >= 1e-30f && scale <= 1e30f && zero_point >= 0.0f && zero_point <= 255.0f))
@@ -51,8 +50,14 @@ Requantize output_of(const Attributes& at) {
   return {-kInf, kInf, scale, static_cast<int32_t>(zero_point)};
 }
 
-Requantize clamped_output_of(const Attributes& at) {
-  Requantize q = output_of(at);
+Requantize output_of(const Attributes& at, const ValueType& x) {
+  if (!at.has("y")) return {-kInf, kInf, 0.0f, 0};
+  if (x.is_float) bad_node(at.op(), "u8 input for u8 output", "floats");
+  return quantization_of(at);
+}
+
+Requantize clamped_output_of(const Attributes& at, const ValueType& x) {
+  Requantize q = output_of(at, x);
   if (at.has("clamp")) std::tie(q.lo, q.hi) = at.bounds("clamp");
   return q;
 }

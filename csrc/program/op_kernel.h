@@ -149,10 +149,13 @@ class RowwiseOp : public OpKernel {
 
 inline uint32_t halo_value(const ValueType& t) { return t.is_float ? 0u : u8_packet(t.zero_point); }
 
-// For constructors. Attribute y, [scale, zero point] of u8 output or None for floats, and
-// attribute clamp, [lo, hi] or None each.
-Requantize output_of(const Attributes& at);
-Requantize clamped_output_of(const Attributes& at);
+// For constructors. Attribute y: [scale, zero point] of codes.
+Requantize quantization_of(const Attributes& at);
+// The same of an operator over x that makes floats where y is None; of floats it makes nothing
+// else.
+Requantize output_of(const Attributes& at, const ValueType& x);
+// And attribute clamp, [lo, hi], either None for no bound.
+Requantize clamped_output_of(const Attributes& at, const ValueType& x);
 // t with the output's kind, scale and zero point.
 ValueType with_output(ValueType t, const Requantize& q);
 void need_image(const Attributes& at, const ValueType& x);

@@ -65,14 +65,14 @@ class Pruned:
 
 
 def data_folder() -> Path | None:
-    """Folder of real images: TERNARY_OPS_DATA, else shared/data beside the checkout, if there."""
+    """The folder of data packs that TERNARY_OPS_DATA names; None where it is not set."""
     given = os.environ.get("TERNARY_OPS_DATA")
-    if given and not Path(given).is_dir():
-        what = "TERNARY_OPS_DATA names a folder with data packs"
-        raise BadConfig(need(what, given, "Correct it, or unset it to use random images."))
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    folder = Path(given) if given else beside
-    return folder if folder.is_dir() else None
+    if not given:
+        return None
+    if not Path(given).is_dir():
+        do = "Correct it, or unset it to use random images."
+        raise BadConfig(need("a folder of data packs in TERNARY_OPS_DATA", given, do))
+    return Path(given)
 
 
 def images(count: int, channels: int, size: int, start: int = 0) -> Tensor:

@@ -105,7 +105,7 @@ def hard_sigmoid(step: Step) -> Sequence[Step]:
     if unit and x is not step.inputs[0]:
         step.op, step.clamp = "activation", (None, None)
         step.attrs = {"fn": "affine_hardsigmoid", "params": (factor, offset)}
-        _read(step, x)
+        rewire(step, x)
     return ()
 
 

@@ -84,9 +84,8 @@ def compile(  # noqa: A001
     islands: eager fallback. Modules without a program form run in PyTorch between programs; returns
     an IslandProgram, which names such modules and cannot be saved.
 
-    permute: reorder inner channels so that nonzero weights fall into fewer quads
-    (`program.permute`): outputs keep their bits, networks pruned by element get faster, compiling
-    slower.
+    permute: reorder inner channels so that nonzero weights fall into fewer quads: outputs keep
+    their bits, networks pruned by element get faster, compiling slower.
     tune: time every integer layer on example_input, dense and sparse (`Program.tune`).
     allow_unfinished: take the current codes even if a Pruner has not reached its freeze.
 

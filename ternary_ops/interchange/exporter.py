@@ -47,7 +47,7 @@ def _model(graph: Graph, exact: bool) -> Any:
     for number, node in enumerate(graph.nodes):
         try:
             inputs = tuple(names[j] for j in node.inputs)
-            bound, value = graph.bound(node), graph.values[number]
+            bound, value = graph.bound_nodes[number], graph.values[number]
             names.append(_write(node, NodeExport(bound, value, inputs, out, exact)))
         except Unsupported as error:
             failed.append(f"node {number} ({node.op}): {error}")

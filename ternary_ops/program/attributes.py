@@ -134,7 +134,7 @@ def _read_affine(where: str, value: Any) -> tuple[float, int]:
     scale = number(where, scale)
     if not MIN_SCALE <= scale <= MAX_SCALE:
         raise FormatError(
-            need(f"{where}: a scale lies in [{MIN_SCALE:g}, {MAX_SCALE:g}]", scale, REWRITE)
+            need(f"{where} with a scale in [{MIN_SCALE:g}, {MAX_SCALE:g}]", scale, REWRITE)
         )
     return scale, integer(where, zp, 0, 255)
 
@@ -155,7 +155,7 @@ def _read_numbers(where: str, value: Any) -> tuple[float, ...]:
 def _read_positive(where: str, value: Any) -> float:
     found = number(where, value)
     if not 2.0**-60 <= found <= 2.0**20:
-        raise FormatError(need(f"{where} lies in 2**-60 .. 2**20", found, REWRITE))
+        raise FormatError(need(f"{where} in 2**-60 .. 2**20", found, REWRITE))
     return found
 
 

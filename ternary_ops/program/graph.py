@@ -49,11 +49,15 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A program. Raises FormatError unless it is valid in every detail."""
+    """A program. Raises FormatError unless it is valid in every detail.
+
+    values, bound_nodes: by node, what it makes, and the node with what its numbers stand for.
+    """
 
     nodes: tuple[Node, ...]
     weights: tuple[Weight, ...]
     values: tuple[Value, ...] = field(init=False)
+    bound_nodes: tuple[BoundNode, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Check the nodes in order."""
@@ -61,15 +65,18 @@ class Graph:
             wanted = f"a program has 2 to {MAX_NODES} nodes"
             raise FormatError(need(wanted, len(self.nodes), REWRITE))
         values: list[Value] = []
+        read: list[BoundNode] = []
         for i, node in enumerate(self.nodes):
             try:
-                values.append(value_of(node, self.weights, values))
+                read.append(checked(node, self.weights, values))
+                values.append(node.operator.value(read[i]))
             except FormatError as e:
                 raise FormatError(f"node {i} ({node.op}): {e}") from None
         if values[-1].y is not None:
             raise FormatError(need("a last node that makes floats", "uint8", REWRITE))
         _check_all_used(self)
         object.__setattr__(self, "values", tuple(values))
+        object.__setattr__(self, "bound_nodes", tuple(read))
 
     def weight(self, node: Node) -> Weight:
         """The weight of a node that has one."""
@@ -98,8 +105,10 @@ def bound(node: Node, weights: Sequence[Weight], values: Sequence[Value]) -> Bou
     return BoundNode(node.attrs, tuple(values[j] for j in node.inputs), weight)
 
 
-def value_of(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> Value:
-    """Check a node against the values before it; returns its value type. Raises FormatError."""
+def checked(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> BoundNode:
+    """Check a node's operands and weight against its operator; returns it with them resolved. The
+    operator checks the rest. Raises FormatError.
+    """
     i, kind = len(before), node.operator
     if (i == 0) != (kind.inputs == (0, 0)):
         raise FormatError(need("the input as node 0, and no other", node.op, REWRITE))
@@ -114,4 +123,4 @@ def value_of(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> 
         raise FormatError(need(wanted, node.op, REWRITE))
     if kind.floats_only and read.inputs[0].y is not None:
         raise FormatError(need(f"floats for {node.op}", "uint8", REWRITE))
-    return kind.value(read)
+    return read

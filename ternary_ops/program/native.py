@@ -16,7 +16,7 @@ def build(graph: Graph, sparse: Mapping[int, bool] | None = None) -> Any:
     """
     engine, choices = _native.core().Engine(), sparse or {}
     for i, node in enumerate(graph.nodes):
-        attrs = {**node.attrs, **node.operator.native(graph.bound(node))}
+        attrs = {**node.attrs, **node.operator.native(graph.bound_nodes[i])}
         attrs.pop("w", None)  # an index into the graph's weights, of which the engine has none
         if i in choices:
             attrs["sparse"] = bool(choices[i])

@@ -16,7 +16,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -50,8 +50,7 @@ class Value:
     fine: bool = False
 
 
-@dataclass(frozen=True)
-class BoundNode:
+class BoundNode(NamedTuple):
     """A node with its references resolved: attributes, the types of its inputs, its weight."""
 
     at: Mapping[str, Any]

@@ -30,7 +30,7 @@ def infer(graph: Graph, n: int, *sizes: int) -> list[Shape]:
         try:
             if i:
                 inputs = [shapes[j] for j in node.inputs]
-                shapes.append(node.operator.shape(graph.bound(node), inputs))
+                shapes.append(node.operator.shape(graph.bound_nodes[i], inputs))
             if math.prod(shapes[i][1:]) * max(n, 1) > MAX_ELEMENTS:
                 wanted = f"at most {MAX_ELEMENTS} elements"
                 raise UnsupportedShape(need(wanted, list(shapes[i]), "Split the batch."))
@@ -52,6 +52,6 @@ def sizes_of(shape: Sequence[int]) -> tuple[int, ...]:
 def macs(graph: Graph, shapes: Sequence[Shape]) -> list[int]:
     """Multiply-adds of every node as a dense network would do them (`shapes` from infer)."""
     return [
-        node.operator.macs(graph.bound(node), shape)
-        for node, shape in zip(graph.nodes, shapes, strict=True)
+        node.operator.macs(bound, shape)
+        for node, bound, shape in zip(graph.nodes, graph.bound_nodes, shapes, strict=True)
     ]

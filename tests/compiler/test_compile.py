@@ -334,7 +334,7 @@ def test_bad_weights_and_bad_examples() -> None:
     model = networks.chain().eval()
     with torch.no_grad():
         model[8].weight[3, 0, 1, 2] = float("nan")
-    with pytest.raises(BadWeights, match=r"8 .*\(3, 0, 1, 2\)"):
+    with pytest.raises(BadWeights, match=r"in 8, .*\(3, 0, 1, 2\)"):
         tops.compile(model, x)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from scripts import script
 from small_networks import error, images
 from torch import Tensor, nn
 
@@ -73,3 +74,12 @@ def test_a_gate_that_is_spread_by_hand() -> None:
 
     model, x = Gated().eval(), images(2, 3, 9, 8)
     assert error(tops.compile(model, x), model, images(1, 3, 12, 7, seed=1)) < 1e-5
+
+
+def test_a_convolution_seldom_comes_back_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the returns that there were when matchers asked each node in turn."""
+    bench = script("compile_walk", monkeypatch)
+    rows = bench.read_rows(bench.RESULTS / "compile_walk.csv")
+    before = next(int(row["returns"]) for row in rows if row["what"] == bench.LAYER)
+    found = bench.walk(everything=False).row()
+    assert 10 < found["files"] and 3 * found["returns"] <= before, found

@@ -66,7 +66,7 @@ def test_what_is_written_into_a_derived_tensor_reaches_the_layer() -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     net = layer("ternary")
-    with pytest.raises(BadConfig, match='in phase "frozen"'):
+    with pytest.raises(BadConfig, match='phase "frozen" where codes are set'):
         net.codes = torch.ones(6, 24)
     with pytest.raises(UnsupportedShape, match="weight's shape"):
         net.mask = torch.ones(6, 1)

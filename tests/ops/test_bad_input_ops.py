@@ -223,7 +223,7 @@ def test_blocks_refuse() -> None:
         tops.ops.block_sparse_conv2d(u8(1, 6, 5, 5), blocks, 6, 3)
     with pytest.raises(UnsupportedShape, match="torch.sparse_bsr"):
         tops.ops.blocks.from_bsr(weight)
-    with pytest.raises(UnsupportedShape, match="sides >= 1"):
+    with pytest.raises(UnsupportedShape, match="sides of blocks >= 1"):
         tops.ops.blocks.from_dense(weight, (0, 3))
 
 

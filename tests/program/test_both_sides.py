@@ -15,7 +15,7 @@ from programs import PROGRAMS, example, random_program
 
 from ternary_ops import _native
 from ternary_ops.errors import FormatError, TernaryOpsError, UnsupportedShape
-from ternary_ops.program.graph import Graph, Node, bound, value_of
+from ternary_ops.program.graph import Graph, Node, bound, checked
 from ternary_ops.program.native import build
 from ternary_ops.program.operator import to_outside
 from ternary_ops.program.shapes import infer_from, macs
@@ -45,7 +45,7 @@ def by_rules(graph: Graph, i: int, change: Change) -> Node | None:
     """The changed node, None where the rules in Python refuse it."""
     try:
         node = Node(graph.nodes[i].op, *change)
-        value_of(node, graph.weights, graph.values[:i])
+        node.operator.value(checked(node, graph.weights, graph.values[:i]))
     except FormatError:
         return None
     return node
@@ -87,12 +87,10 @@ def by_engine(engine: Any, op: str, inputs: tuple[int, ...], given: dict[str, An
 
 # Where the core is told less, or takes more than a program may say: the words of our refusal.
 _OURS_ALONE = (
-    "uint8 input for uint8 output",  # the kernels could round floats to codes
-    "needs values of one kind",  # and add codes to floats
+    "values of one kind for",  # and add codes to floats
     "beside sums of floats",
     "without bounds",  # slopes first, then they
     "eleven bits",  # codes like others to the core
-    "needs clamp",  # none are no bounds
     "input channels, got",  # of a flattened image, which the core compares when it knows the size
     "n, 1, 1, 1]",
 )
@@ -129,7 +127,8 @@ def some_graph(rng: np.random.Generator) -> Graph:
 
 def refusal(graph: Graph, i: int, change: Change) -> str:
     try:
-        value_of(Node(graph.nodes[i].op, *change), graph.weights, graph.values[:i])
+        node = Node(graph.nodes[i].op, *change)
+        node.operator.value(checked(node, graph.weights, graph.values[:i]))
     except FormatError as error:
         return str(error)
     return ""
@@ -137,7 +136,7 @@ def refusal(graph: Graph, i: int, change: Change) -> str:
 
 def same_shape(graph: Graph, i: int, node: Node, engine: Any, x: Any) -> None:
     """Node i, the engine's last, is of one shape on both sides, or both refuse the size of x."""
-    value = value_of(node, graph.weights, graph.values[:i])
+    value = node.operator.value(checked(node, graph.weights, graph.values[:i]))
     try:
         known = [to_outside(shape) for shape in infer_from(graph, x.shape)]
     except UnsupportedShape:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkout import SUPPORT
+from checkout import SUPPORT, TESTS
 from numpy.typing import NDArray
 from programs import PROGRAMS, Builder, example
 
@@ -115,7 +115,7 @@ def test_sixteen_threads_share_one_program(saved: Path) -> None:
 
 
 def run_python(script: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    folders = [str(Path(__file__).parent), str(SUPPORT)]
+    folders = [str(Path(__file__).parent), str(TESTS), str(SUPPORT)]
     text = f"import sys; sys.path[:0] = {folders!r}\n{script}"
     command = [sys.executable, *arguments, "-c", text]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]

@@ -150,11 +150,23 @@ NORM = {"groups": 2, "eps": 1e-5, "weight": np.ones(4, np.float32), "bias": np.o
     [
         ("group_norms", NORM, "one of the operators .*group_norm.*, got 'group_norms'"),
         ("group_norm", {**NORM, "groups": 3}, "4 channels, 3 groups"),
-        ("group_norm", {**NORM, "groups": "2"}, "attribute 'groups' to be an integer for group_norm, got '2'"),
+        (
+            "group_norm",
+            {**NORM, "groups": "2"},
+            "attribute 'groups' to be an integer for group_norm, got '2'",
+        ),
         ("group_norm", {**NORM, "groups": 2**70}, "'groups'.*64 bits"),
-        ("group_norm", {**NORM, "axis": 1}, "attributes that it has for group_norm, got 'axis' = 1"),
+        (
+            "group_norm",
+            {**NORM, "axis": 1},
+            "attributes that it has for group_norm, got 'axis' = 1",
+        ),
         ("group_norm", {k: v for k, v in NORM.items() if k != "eps"}, "'eps'.*got nothing"),
-        ("group_norm", {**NORM, "weight": np.ones(4)}, "type 'f' for group_norm, got an array of 4 .* 'd'"),
+        (
+            "group_norm",
+            {**NORM, "weight": np.ones(4)},
+            "type 'f' for group_norm, got an array of 4 .* 'd'",
+        ),
         ("slice", {"begin": 1, "end": 9}, "at least 9 channels"),
         ("clamp", {"clamp": (2.0, 1.0)}, "lo <= hi"),
         ("max_pool2d", {"ceil": False, "kernel": (2, None)}, "'kernel' to be integers .* got None"),

@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused() -> None:
     graph = _one_layer("conv2d", four)
     index, arrays = to_index(graph), to_arrays(graph)
     assert from_index(index, arrays).weights[0].slope is not None
-    for vectors, message in ((4, "vectors"), (True, "vectors"), (0, "belongs to a weight")):
+    for vectors, message in ((4, "vectors"), (True, "vectors"), (0, "arrays of weights")):
         index["weights"] = [["w", "float", vectors]]
         with pytest.raises(FormatError, match=message):
             from_index(index, arrays)

@@ -277,7 +277,7 @@ def test_rules_for_quantized_layers() -> None:
     other = TernaryConfig("int8", zeros=0.5)
     for rules in ({"second": other}, {"*": other}, {"sec*": TernaryConfig(weights="float")}):
         with pytest.raises(
-            BadConfig, match=r"(?s)rule '.*' .*quantized with another config.*\n  \S"
+            BadConfig, match=r"(?s)rule '.*'.*quantized with another config.*\n  \S"
         ):
             plan(model, rules=rules)
     kept = plan(model, rules={"second": TernaryConfig(zeros=0.5), "last": other})

@@ -184,7 +184,7 @@ class NoLayer(Mixed):
     [
         (Wider, FormatError, "no 'more.weight', 'more.bias'"),
         (Narrower, FormatError, "also 'count'"),
-        (OtherShape, FormatError, r"'conv' has ternary codes \[17, 3, 3, 10\]"),
+        (OtherShape, FormatError, r"ternary codes \[17, 3, 3, 10\] for 'conv'"),
         (OtherBuffer, FormatError, r"'wide' of shape \[5\], got \[4\]"),
         (NotShared, FormatError, "no 'again.weight'"),
         (NoNorm, UnsupportedModel, "'norm' is a BatchNorm .* got ReLU"),
@@ -238,7 +238,7 @@ def test_state_that_is_no_plain_tensor_is_named(tmp_path):
         ({"layers": [["head", "int8", [1, 3], None]]}, "input scale > 0"),
         ({"layers": [["head", "int8", [0.5, 256], None]]}, "zero point"),
         ({"layers": [["head", "int8", [0.5, True], None]]}, "zero point"),
-        ({"layers": [["head", "ternary", None, None]]}, "'head' has ternary codes"),
+        ({"layers": [["head", "ternary", None, None]]}, "ternary codes .* for 'head'"),
         (
             {"layers": [["shared", "ternary", None, None], ["kept_norm", "int8", None, None]]},
             "got BatchNorm2d",

@@ -190,7 +190,7 @@ def test_pad_int8() -> None:
 
 def test_reference_refuses_shapes_that_do_not_fit() -> None:
     q = np.zeros((1, 4, 3, 3), np.uint8)
-    with pytest.raises(UnsupportedShape, match="spans 5 pixels"):
+    with pytest.raises(UnsupportedShape, match="5 pixels that a filter spans"):
         reference.conv2d_acc(q, 0, np.ones((1, 4, 5, 5), np.int8))
     with pytest.raises(UnsupportedShape, match="C=4"):
         reference.conv2d_acc(q, 0, np.ones((1, 3, 1, 1), np.int8))

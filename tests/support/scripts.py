@@ -12,7 +12,7 @@ from checkout import BENCH
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A file of bench/ as a module of another name: tests/ has a `networks` too."""
+    """A file of bench/ as the module `bench_<name>`, which finds its neighbours."""
     monkeypatch.syspath_prepend(str(BENCH))
     spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
     assert spec is not None and spec.loader is not None

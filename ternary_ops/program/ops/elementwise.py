@@ -32,7 +32,7 @@ class _Elementwise(Operator):
         channels = x.channels
         for other in others:
             if (other.rank, other.y is None) != (x.rank, x.y is None):
-                wanted = f"{self.name} needs values of one kind"
+                wanted = f"values of one kind for {self.name}"
                 raise FormatError(need(wanted, "different ones", REWRITE))
             if None not in (channels, other.channels) and channels != other.channels:
                 raise FormatError(
