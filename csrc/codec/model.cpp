@@ -32,7 +32,7 @@ void SymbolModel::rebuild() {
   uint32_t slot = 0;
   for (int i = 0; i < size_; ++i) {
     const uint32_t slots = entry_[i].freq;
-    // In whole chunks: what is too much is overwritten by the next symbol, or lies in the slack.
+    // In whole chunks: excess bytes are overwritten by the next symbol, or lie in the slack.
     for (uint32_t at = 0; at < slots; at += kChunk) std::memset(&lookup_[slot + at], i, kChunk);
     entry_[i] = {slot << kToPosition, slots << kToPosition};
     slot += slots;

@@ -70,7 +70,7 @@ static TOPS_INLINE void sparse_channel(const ConvArgs& a, const uint8_t* x, int6
   const Entry* const end = a.sparse.entries + a.sparse.row_ptr[o + 1];
   const V::I start = first<W>(a, o);
   if constexpr (narrow<W>()) {
-    // One round for all but long filters: what it sums meets the start in registers.
+    // One round for all but long filters: its sums are added to the start in registers.
     for (bool more = false; !more || e < end; more = true) {
       const Entry* const stop = end - e > V::kNarrowSteps ? e + V::kNarrowSteps : end;
       V::I sums[NV];

@@ -57,7 +57,7 @@ struct BlockArgs {
   const int32_t* offsets;  // [entries] in packets, from the first input packet of an output pixel
   const uint8_t* data;     // [entries][channels] of `values`
   Values values;
-  int64_t tiles;  // of pixels that share what they read of the input before the weights change
+  int64_t tiles;  // of pixels, run through all weights before the next ones: they share input reads
 };
 
 // Four taps of one packet of a depthwise convolution; weight[4 * channel + tap].
@@ -263,7 +263,7 @@ struct KernelTable {
   int64_t lanes;
   int64_t sparse_vectors;  // the largest tile of the sparse kernel
   // Dot products of bytes read their inputs less 128: sums lack 128 times the sum of the weights,
-  // which whoever starts or ends them has to add.
+  // which the start value or the epilogue adds.
   bool signed_input;
   // Blocks of kBlock output channels [begin, end) of all pixels [first, last); first is a multiple
   // of lanes. scratch: dense_scratch(k) bytes for integer weights.

@@ -10,7 +10,7 @@
 namespace tops {
 namespace {
 
-// Elements whose sums are taken together, whoever takes them.
+// Elements of one partial sum: fixed, so that results do not depend on the number of threads.
 constexpr int64_t kPart = 1 << 15;
 
 FakeRange range_of(float scale, int32_t zero_point) {

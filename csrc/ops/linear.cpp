@@ -145,7 +145,7 @@ RowCodes measure_codes(int64_t n, int64_t k) {
 }  // namespace
 
 RowCodes faster_codes(int64_t n, int64_t k) {
-  // A second-level cache, whose reads no decoding keeps up with; and what is past every cache.
+  // A second-level cache, whose reads outpace any decoding; and a size beyond every cache.
   constexpr int64_t kSmall = 512 * 1024, kLarge = 64 * 1024 * 1024;
   const int64_t row_bytes = row_bytes_of(RowCodes::kTwoBit, k), bytes = n * row_bytes;
   if (bytes < kSmall) return RowCodes::kTwoBit;

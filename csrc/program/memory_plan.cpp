@@ -177,7 +177,7 @@ void MemoryPlan::choose_halos() {
   }
 }
 
-// Strips of one height share what is prepared, but for the top of pairs that begin at odd rows.
+// Strips of one height share their Prepared, except the top one of pairs that begin at odd rows.
 int64_t MemoryPlan::strip_key(int id, Rows rows) const {
   const bool top = rows.begin == 0 && pairs_[static_cast<size_t>(id)] == Pairs::kOdd;
   return (rows.end - rows.begin) * 2 + (top ? 1 : 0);

@@ -106,8 +106,8 @@ class OpKernel {
   // --- Row streaming ---
   // Can rows be made from a few rows of the inputs? Default: no, it needs whole images.
   virtual bool streams(const Shapes& inputs) const;
-  // Rows of input i that rows of the value are made from, as if images had no end. Default: the
-  // same rows.
+  // Rows of input i that rows of the value are made from, image borders ignored. Default: the same
+  // rows.
   virtual Rows rows_read(size_t i, Rows rows, int64_t in_height, int64_t out_height) const;
   // End of the rows of input i that the first `end` rows read, or a little more: a linear upper
   // bound of rows_read.
@@ -127,7 +127,7 @@ class OpKernel {
   virtual bool reads_callers_array() const { return false; }
   // Padding around its input, rows and columns, that spares it a copy.
   virtual int64_t halo() const { return 0; }
-  // Offset tables and the like for strips of as many rows; null: it needs none.
+  // Offset tables and the like for strips of as many rows as `rows`; null: it needs none.
   virtual std::unique_ptr<Prepared> prepare(const PlannedNode& node, Rows rows) const;
 
   // --- Reports ---

@@ -9,7 +9,7 @@ namespace tops {
 namespace {
 
 constexpr double kNone = -std::numeric_limits<double>::infinity();
-// More padding than this above an image would be kept for every value of its size.
+// Limit of the padding above an image: every value of its size would hold as much.
 constexpr int64_t kMostMargin = 64;
 // Memories of many rows get 1/8 spare rows to amortize moving what stays.
 constexpr int64_t kManyRows = 32, kSpareShare = 8;
@@ -28,11 +28,11 @@ class RowDemand {
 
   bool finished() const { return done_[output_] >= values_[output_].grid.h; }
   int64_t low(size_t memory) const { return low_[memory]; }
-  // Rows of a memory that are there, padding included.
+  // Rows of a memory made so far, padding included.
   int64_t top(size_t id) const { return padded_end(id, done_[id]); }
 
-  // Computes the rows of each value for so many of the output; returns true if no value needs a
-  // row.
+  // Computes the rows of each value needed for output rows [0, end); returns true if no value needs
+  // a row.
   bool ask(int64_t end) {
     need_[output_] = std::max(need_[output_], static_cast<double>(end));
     bool nothing = true;
@@ -58,7 +58,7 @@ class RowDemand {
     return nothing;
   }
 
-  // Forgets what was asked.
+  // Clears the demand.
   void reset() { std::fill(need_.begin(), need_.end(), kNone); }
 
   // The rows that are to be made now, and are from then on.

@@ -93,7 +93,7 @@ bool MemoryPlan::place_streaming(int64_t forced) {
   return true;
 }
 
-// Plans the run in bands of so many output rows: memories, scratch and tasks.
+// Plans the run in bands of `band` output rows: memories, scratch and tasks.
 void MemoryPlan::plan_streaming(int64_t band) {
   band_ = band;
   drop_wasteful_aliases(band);

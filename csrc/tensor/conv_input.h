@@ -22,7 +22,7 @@ struct Window {
 int64_t window_out(int64_t in, int64_t size, int64_t stride, int64_t pad, int64_t dil,
                    bool ceil = false);
 
-// Input rows that windows of so many taps read for rows of the output, as if the image had no end.
+// Input rows that windows of `taps` rows read for rows of the output, image borders ignored.
 inline Rows rows_of_windows(const Window& w, int64_t taps, Rows rows) {
   return {rows.begin * w.stride_h - w.pad_h,
           (rows.end - 1) * w.stride_h - w.pad_h + (taps - 1) * w.dil_h + 1};

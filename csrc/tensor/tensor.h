@@ -39,11 +39,11 @@ struct ActivationTensor {
   int64_t packet(int64_t i, int64_t y, int64_t x) const {
     return i * image + (y + margin) * pitch + x + halo;
   }
-  // Memory for only so many rows of one image, which pass through it.
+  // Memory for `rows` rows of one image at a time, for row streaming.
   void keep(int64_t rows, int64_t margin_rows);
-  // As the caller of a network sees it: one channel behind the other. Only without padding.
+  // NCHW addressing of a caller's array: one channel after the other. Only without padding.
   void close_up() { channel_stride = h * w; }
-  // So many of the rows of one image, as an image without padding above and below.
+  // `rows` rows of one image, as an image without padding above and below.
   ActivationTensor strip(int64_t rows) const;
 
  private:
@@ -71,7 +71,7 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-// Four u8 channels that all hold the zero point: what lies outside an image.
+// Four u8 channels that all hold the zero point: the padding of an image.
 inline uint32_t u8_packet(int32_t zero_point) {
   return static_cast<uint32_t>(zero_point) * 0x01010101u;
 }

@@ -33,8 +33,8 @@ class BlobReader {
     return taken;
   }
 
-  // The row pointer of a CSR matrix, [rows + 1]: from 0, never falling, and no more entries than
-  // fit what is left at entry_bytes each.
+  // The row pointers of a CSR matrix, [rows + 1]: from 0, never falling, and no more entries than
+  // fit the remaining bytes at entry_bytes each.
   const int64_t* take_row_ptr(int64_t rows, int64_t entry_bytes);
 
  private:

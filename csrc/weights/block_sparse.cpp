@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kValuesPad = 64;  // the widest vector of 16-bit values may be read past the last
 constexpr std::array<int64_t, 3> kChannels = {1, 2, 4};
-// Time of an entry of so many channels, in entries of one: measured (docs/kernels.md). Eight would
+// Time of an entry by its channels, in entries of one: measured (docs/kernels.md). Eight would
 // leave one vector of pixels for the registers of AVX2, and gain nothing over four.
 constexpr std::array<double, 3> kCost = {1.0, 1.55, 2.2};
 // Tiles of pixels that each block of weights meets in turn: their part of the input stays in the

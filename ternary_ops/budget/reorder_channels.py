@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before pruning by quads: an order of channels in which large weights share quads.
+"""Channel reordering before pruning by quads, so that large weights share quads.
 
 A quad survives by the sum of its four magnitudes. Which channels are four neighbors is free, so
 channels that are large at the same places (Gram matrix of the magnitudes) go into one quad: more
@@ -39,7 +39,7 @@ _ROUNDING = 1e-3
 
 
 class ReorderRow(NamedTuple):
-    """A layer that reads reordered channels: the share of its magnitude that the best quarter of
+    """A layer that reads reordered channels: the fraction of its magnitude that the best quarter of
     its quads holds, before and after.
     """
 

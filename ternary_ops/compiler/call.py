@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One traced call, as the tables of `compiler.ops` see it: what is asked of it, looked up once."""
+"""One traced call, as the tables of `compiler.ops` see it: its properties, looked up once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Consequence(Unsupported):
 
 
 class Call:
-    """A traced node, its module and operator, and the steps of what it reads.
+    """A traced node, its module and operator, and the steps that it reads.
 
     layers: those read so far, by name. complete: false where an operand has no step, because it is
     unsupported itself.

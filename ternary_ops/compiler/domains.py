@@ -81,7 +81,7 @@ def is_cheap(step: Step) -> bool:
 
 
 def _ask(step: Step, user: Step) -> None:
-    """Let a reader say what it asks of a step's value."""
+    """Collect a reader's requirements on a step's value."""
     if user.op == "output" or OPS[user.op].floats_only:
         return
     layer = user.layer

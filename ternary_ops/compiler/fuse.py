@@ -114,7 +114,7 @@ def _is_affine(step: Step) -> bool:
 
 
 def gate_into_convolution(step: Step) -> Sequence[Step]:
-    """x * sigmoid(conv(...)), and what is added to it: the convolution's."""
+    """Fuse x * sigmoid(conv(...)), and a residual added to it, into the convolution."""
     convolution = _gate_of(step)
     if convolution is None:
         return ()
@@ -173,7 +173,7 @@ def rewire(step: Step, *inputs: Step) -> None:
 
 
 def hand_over(step: Step, to: Step) -> None:
-    """Let whoever reads a step read another one."""
+    """Redirect all readers of a step to another one."""
     for user in list(dict.fromkeys(step.users)):
         rewire(user, *(to if operand is step else operand for operand in user.inputs))
 

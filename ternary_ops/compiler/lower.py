@@ -92,7 +92,7 @@ class _Emitter:
         return made
 
     def _floats(self, step: Step) -> int:
-        """Of a step that makes codes: what it would make, or what they stand for."""
+        """Float value of a step that makes codes: unquantized, or the codes dequantized."""
         if (step, FLOATS) not in self._other:
             node = self._made[step]
             made = self.drafts[node]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks with parts that have no program form: those run in PyTorch, between programs."""
+"""Eager fallback: modules without a program form run in PyTorch, between programs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Island:
 
 
 class IslandProgram:
-    """Programs and torch islands, one after the other. Called as a Program; cannot be saved."""
+    """Programs and eager torch modules in sequence. Called as a Program; cannot be saved."""
 
     def __init__(self, parts: Sequence[Program | Island]) -> None:
         self.parts = tuple(parts)
@@ -69,7 +69,7 @@ class IslandProgram:
         return tuple(part.name for part in self.parts if isinstance(part, Island))
 
     def summary(self) -> str:
-        """The tables of the programs and, between them, one line for each island."""
+        """The tables of the programs and, between them, one line for each eager module."""
         lines = []
         for part in self.parts:
             if isinstance(part, Island):
@@ -90,7 +90,7 @@ class IslandProgram:
         )
 
     def __repr__(self) -> str:
-        """Names of the islands."""
+        """Names of the modules that run in PyTorch."""
         return f"IslandProgram({len(self.parts)} parts, islands {', '.join(self.islands)})"
 
 
@@ -125,7 +125,7 @@ def compile_with_islands(
 def _traced(
     network: nn.Module, islands: dict[str, str], signature: Signature
 ) -> fx.GraphModule | None:
-    """The trace with islands whole; None after making an island of what cannot be traced."""
+    """Trace with eager modules as leaves; None if tracing failed and added one."""
     try:
         whole = [network.get_submodule(path) for path in islands]
         return trace(network, whole, signature)
@@ -135,7 +135,7 @@ def _traced(
 
 
 def _grow(network: nn.Module, islands: dict[str, str], path: str, reason: str) -> None:
-    """Make an island of the module at `path`, or of the nearest one around it that is called."""
+    """Run the module at `path` eagerly, or the nearest one around it that is called."""
     while path and isinstance(network.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
         path = _parent(path)
     if not path:
@@ -164,7 +164,7 @@ def _owner(node: fx.Node) -> str:
 
 
 def _cuts(island: fx.Node) -> bool:
-    """True where everything after the island depends on what is before it through it alone."""
+    """True if all data flow from before the eager module to after it passes through it."""
     if len(island.args) != 1 or island.kwargs or not shape_of(island):
         return False
     before = {n for n in island.graph.nodes if n < island and n.op != "get_attr"}

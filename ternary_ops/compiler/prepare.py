@@ -160,7 +160,7 @@ class _Hook:
     changes: bool = field(default=False)
 
     def watched(self, module: nn.Module, *given: Any) -> Any:
-        """In the hook's place: call it and look at what it does."""
+        """Call the hook and record whether it changes anything."""
         before = _versions((given, _tensors(module)))
         made = self.call(module, *given)
         self.changes |= made is not None or before != _versions((given, _tensors(module)))

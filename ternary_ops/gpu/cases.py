@@ -22,7 +22,7 @@ from ternary_ops.ops._gpu import gpu_module
 
 @dataclass(frozen=True)
 class Case:
-    """One job: how it is launched, the turns of each launch's loops, and what it moves."""
+    """One case: its launch, the trip counts of each launch's loops, and the bytes it moves."""
 
     name: str
     launch: Callable[[], object]

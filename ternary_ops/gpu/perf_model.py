@@ -188,7 +188,7 @@ class _LaunchCost:
 def _latency_hidden(
     counted: Sequence[tuple[Instruction, float]], turns: float, warps: int, device: Device
 ) -> float:
-    """Share of the DRAM's rate that the loads under way at a time can ask for, at most 1.
+    """Fraction of the DRAM bandwidth that the loads in flight can use, at most 1.
 
     A warp is taken to have one turn's loads under way, at least 1 and at most 8, of 16 bytes.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report card: what the compiler makes of every GPU kernel, target by target, without a GPU.
+"""Codegen report: machine code of every GPU kernel, target by target, without a GPU.
 
 One row a case and target: figures of the machine code of its longest kernel, bytes against the
 least the job needs, and the predicted time (`score`: it ranks, it measures nothing).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of blocks by the clock of a GPU, kept in a file.
+"""Autotuning of block sizes on a GPU, cached in a file.
 
 The rules of kernels/_block_sizes.py choose from shape and target. `tune` tries what lies next to
 their choice, one number at a time, and keeps what is faster, for this process and, given a cache,

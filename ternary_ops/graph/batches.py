@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sample batches as people pass them: tensors, tuples whose first element is the input, dicts."""
+"""Sample batches in every accepted form: tensors, tuples that start with the input, dicts."""
 
 from __future__ import annotations
 

@@ -43,13 +43,12 @@ class Changes:
         self._read = {} if graph is None else read_without_call(graph)
 
     def why_not(self, module: nn.Module, change: str) -> str:
-        """The reason against a change of `module`, empty if there is none.
+        """Reason that forbids a change of `module`; empty if it is allowed.
 
-        change: "quantize" (another layer takes its place and its weight), "fold" (its weight and
-        bias are scaled), "absorb" (a BatchNorm's numbers go into the layer before it), "pass" (it
-        stands between those two), "pack" (packed codes take its place), "read" (a program takes its
-        tensors and what it computes by its type), "rewrite" (its channels are scaled, or put in
-        another order).
+        change: "quantize" (a quantized layer takes over its weight), "fold" (its weight and bias
+        are scaled), "absorb" (a BatchNorm is folded into the layer before it), "pass" (it stands
+        between those two), "pack" (packed codes replace it), "read" (a program takes its tensors,
+        and its function from its type), "rewrite" (its channels are scaled or reordered).
         """
         for obstacle in _OBSTACLES[change]:
             if reason := obstacle(self, module):
@@ -69,8 +68,8 @@ class Changes:
         return found
 
     def check(self, modules: Iterable[nn.Module], change: str, what: str) -> None:
-        """Raise UnsupportedModel, naming the first of these modules that cannot change so; what:
-        the change, for people.
+        """Raise UnsupportedModel, naming the first of these modules that forbids the change; what:
+        the change, for the message.
         """
         for module in modules:
             if reason := self.why_not(module, change):

@@ -71,8 +71,8 @@ _KIND_OF_OTHER = {target: kind for kind, members in _MORE.items() for target in 
 
 
 def kind_of(node: fx.Node) -> str:
-    """A kind of the tables above, "layer", "norm", "placeholder" or "get_attr"; empty for what is
-    not known.
+    """Kind of a node: one of the tables above, "layer", "norm", "placeholder" or "get_attr"; empty
+    if unknown.
     """
     if node.op in ("placeholder", "get_attr"):
         return node.op

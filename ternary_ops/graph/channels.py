@@ -3,9 +3,9 @@
 
 Values are named by their nodes, layers by their module's path, parameters that the code reads
 itself by their attribute's. Channels lie along one axis of a value, axis 1 of an image and the last
-of tokens, or along several, as [N, heads, L, D] has them. What is not known fixes what it touches.
+of tokens, or along several, as in [N, heads, L, D]. An unknown operator fixes all that it touches.
 
-A channel may have a factor if what makes it can be multiplied (filters and biases of a layer, scale
+A channel may be scaled if its producer can be multiplied (filters and biases of a layer, scale
 and shift of a BatchNorm) and everything that reads it either divides (a layer's weights) or passes
 the factor on (sums, ReLU and its kin, pools, resizes, concatenation).
 """

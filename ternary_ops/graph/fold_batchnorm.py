@@ -111,7 +111,7 @@ def _folded(layer: Any, norm: Any, names: tuple[str, str]) -> Any:
     y, found = _run(before, x), _run(after, x)
     mean, gain = norm.running_mean.double(), _gain(norm)
     beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
-    # Rounding of the sums, of the weight and of the bias, each relative to what is rounded.
+    # Rounding of the sums, of the weight and of the bias, each relative to its rounded value.
     largest = gain.abs() * (y.abs().amax(0) + mean.abs()) + beta.abs()
     bound = _ROUNDINGS * torch.finfo(layer.weight.dtype).eps * largest + _TINY
     if bool(((found - ((y - mean) * gain + beta)).abs() > bound).any()):

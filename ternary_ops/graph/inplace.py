@@ -12,7 +12,7 @@ _SAME = (nn.Identity, nn.modules.dropout._DropoutNd)
 
 
 def name_inplace_results(graph: fx.Graph) -> None:
-    """Let whoever reads a tensor after an in-place operation read that operation's result.
+    """Redirect reads of a tensor after an in-place operation to that operation's result.
 
     `y = relu_(x); return y + x` adds y to itself, yet a trace says y + x. Identity and the like
     hand on the same tensor, so their results are followed too.

@@ -155,7 +155,7 @@ def _bounds(node: fx.Node, op: TorchOp) -> Bounds | None:
 
 @dataclass
 class Chain:
-    """A layer and what fuses behind it, in this order; `end` is the node of the chain's value.
+    """A layer and the nodes that fuse into it, in this order; `end` makes the chain's value.
 
     links: every node from the layer to the end; modules: what they call, None for functions.
     """

@@ -16,7 +16,7 @@ from ternary_ops.program.weight import Params
 
 @dataclass(frozen=True)
 class NodeExport:
-    """One node: what it is and reads, the ONNX names of its inputs, and where to write.
+    """Export of one node: the node, its operands, the ONNX names of its inputs, the graph to write.
 
     exact: results are to be the program's bits (form "exact"), not what fuses to 8-bit kernels.
     """

@@ -34,7 +34,7 @@ def read(e: NodeExport) -> str:
 
 @writes("quantize")
 def quantize(e: NodeExport) -> str:
-    """Of eleven bits all first codes, then all second ones."""
+    """QuantizeLinear; two-term 11-bit: all first codes, then all second ones."""
     y = e.node.at["y"]
     return _fine_codes(e, e.x[0], y) if e.node.at["fine"] else e.codes(e.x[0], y)
 
@@ -134,7 +134,7 @@ def mul(e: NodeExport) -> str:
 
 @writes("clamp")
 def clamp(e: NodeExport) -> str:
-    """The bounds alone."""
+    """Clip to the node's bounds."""
     return e.finish(e.reals()[0])
 
 
@@ -171,14 +171,14 @@ def concat(e: NodeExport) -> str:
 
 @writes("slice")
 def slice_(e: NodeExport) -> str:
-    """Some channels."""
+    """Slice of the channels."""
     limits = (e.out.ends([v]) for v in (e.node.at["begin"], e.node.at["end"], 1))
     return e.out.add("Slice", e.x[0], *limits)
 
 
 @writes("flatten")
 def flatten(e: NodeExport) -> str:
-    """All but the batch."""
+    """Flatten all axes but the batch."""
     return e.out.add("Flatten", e.x[0], axis=1)
 
 
@@ -190,7 +190,7 @@ def unflatten(e: NodeExport) -> str:
 
 @writes("pixel_shuffle")
 def pixel_shuffle(e: NodeExport) -> str:
-    """ONNX Runtime moves floats alone."""
+    """DepthToSpace on floats: ONNX Runtime moves no integers."""
     (a, b), crop = e.node.at["factor"], tuple(e.node.at["crop"])
     if a != b or crop != (0, 0):
         raise Unsupported("equal factors and no crop", (a, b, *crop))

@@ -59,7 +59,7 @@ def _listed(entries: list[Any]) -> NDArray[np.object_]:
 
 
 def fact(loader: Loader, node: Any, number: int, what: str) -> Array:
-    """A constant or a list of sizes; Unsupported for what comes from the image's values."""
+    """A constant or a list of sizes; Unsupported for a value that depends on the image."""
     name = node.input[number]
     if name in loader.sizes:
         return loader.sizes[name]
@@ -83,7 +83,7 @@ def keep(loader: Loader, node: Any, array: Array) -> Made:
 
 
 def gather(loader: Loader, node: Any, at: Attributes) -> Made:
-    """Some of a list of sizes, or of a constant."""
+    """Gather from a list of sizes, or from a constant."""
     array, index = fact(loader, node, 0, "sizes or a constant"), loader.constant(node, 1)
     axis = _axis(at.get("axis", 0), array.ndim)
     if index is None or index.dtype.kind not in "iu":
@@ -104,7 +104,7 @@ def _axis(axis: int, rank: int) -> int:
 
 
 def slices(loader: Loader, node: Any, at: Attributes) -> Made:
-    """A part of a list of sizes, or of a constant."""
+    """Slice of a list of sizes, or of a constant."""
     array = fact(loader, node, 0, "sizes or a constant")
     lists = [whole_numbers(loader, node, n, "bounds") for n in range(1, len(node.input))]
     starts, ends, axes, steps = (*lists, None, None, None, None)[:4]
@@ -123,7 +123,7 @@ def slices(loader: Loader, node: Any, at: Attributes) -> Made:
 
 
 def expanded(array: Array, axes: list[int]) -> Array:
-    """With an axis of length 1 at each of `axes`, which count those of the result."""
+    """Insert an axis of length 1 at each of `axes`, counted in the result."""
     rank = array.ndim + len(axes)
     places = {_axis(a, rank) for a in axes}
     if len(places) != len(axes):
@@ -133,7 +133,7 @@ def expanded(array: Array, axes: list[int]) -> Array:
 
 
 def squeezed(array: Array, axes: list[int] | None) -> Array:
-    """Without axes of length 1."""
+    """Remove axes of length 1."""
     if axes is None:
         axes = [a for a, n in enumerate(array.shape) if n == 1]
     places = [_axis(a, array.ndim) for a in axes]

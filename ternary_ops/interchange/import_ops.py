@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ONNX operators that are read, and what is read of each."""
+"""Table of the ONNX operators that are read, with their admission rules."""
 
 from __future__ import annotations
 

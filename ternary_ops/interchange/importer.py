@@ -22,10 +22,10 @@ _DO = "Export the network with the operators of docs/interchange.md, in float32 
 
 
 def load_onnx(path: str | os.PathLike[str]) -> nn.Module:
-    """The network of an .onnx file, in eval mode: a torch.fx.GraphModule of torch.nn layers.
+    """Load an .onnx file as a torch.fx.GraphModule of torch.nn layers, in eval mode.
 
-    Its convolutions and linear layers have the names of their weights, so that plans, rules and
-    `ternary-ops compress` speak of them as the network they were exported from does. In a QDQ
+    Its convolutions and linear layers are named after their weights, so that plans, rules and
+    `ternary-ops compress` use the names of the exported network. In a QDQ
     network (QuantizeLinear and DequantizeLinear pairs) layers with 8-bit weights become tops.nn
     layers with those codes and ranges, ternary ones where all codes are -1, 0, +1; `tops.compile`
     makes an 8-bit program of it, and training goes on from it. What else reads an 8-bit value gets

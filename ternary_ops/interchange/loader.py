@@ -23,7 +23,7 @@ _LARGEST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Quantized:
-    """8-bit codes of a traced value, which is clipped to what they can say."""
+    """8-bit codes of a traced value, which is clipped to their range."""
 
     value: fx.Node
     scale: float
@@ -102,7 +102,7 @@ class Loader:
         return torch.from_numpy(np.array(array, np.float32))
 
     def check_known(self, name: str) -> None:
-        """UnknownInput for what a refused node would have made."""
+        """Raise UnknownInput for an output of a refused node."""
         if name in self._failed:
             raise UnknownInput
 
@@ -111,7 +111,7 @@ class Loader:
         return name in self.constants
 
     def dims(self, name: str) -> Dims | None:
-        """Sizes that the file tells of a value: numbers, or other things where they are free."""
+        """Known sizes of a value: numbers, or other objects where they are free."""
         return self.shapes.dims(name)
 
     def rank(self, name: str) -> int:

@@ -17,7 +17,7 @@ class Unsupported(Exception):
 
 
 class UnknownInput(Exception):
-    """A node reads what a refused node would have made: nothing to say about it."""
+    """A node reads an output of a refused node: not reported itself."""
 
 
 def onnx_library() -> Any:

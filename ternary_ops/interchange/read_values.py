@@ -129,7 +129,7 @@ def concat(loader: Loader, node: Any, at: Attributes) -> Made:
 
 
 def flatten(loader: Loader, node: Any, at: Attributes) -> Made:
-    """To two axes."""
+    """Flatten to two axes."""
     rank, x = loader.rank(node.input[0]), loader.value(node, 0)
     axis = int(at.get("axis", 1))
     if not -rank <= axis <= rank:
@@ -200,7 +200,7 @@ def _reshaped_fact(loader: Loader, node: Any, wanted: list[Any]) -> Made:
 
 
 def squeeze(loader: Loader, node: Any, at: Attributes) -> Made:
-    """Away with axes that the file says have length 1."""
+    """Squeeze: remove axes whose known length is 1."""
     axes = import_constants.axes_of(loader, node, at)
     if import_constants.is_fact(loader, node.input[0]):
         array = import_constants.fact(loader, node, 0, "sizes or a constant")

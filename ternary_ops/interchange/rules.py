@@ -78,7 +78,7 @@ def _same_codes(loader: Loader, node: Any) -> bool:
 
 
 def _version(loader: Loader, node: Any) -> int:
-    """The opset version of an operator's definition that the file speaks of."""
+    """Opset version of an operator's definition that the file uses."""
     if loader.opset is None:
         raise Unsupported("a file that names its opset", "none")
     schema = loader.onnx.defs.get_schema(node.op_type, loader.opset, "")

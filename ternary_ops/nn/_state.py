@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """State of a trainable layer beside its weight: mask, codes, phase and ranges.
 
-All of it lies in float32 buffers which are exactly 0 where nothing has happened yet, so that any
-average of networks over time can be read like the network itself. EMA, SWA and hand-written loops
-form sums of states with positive weights, of float tensors at least. In such a sum
+All of it lies in float32 buffers that are exactly 0 initially, so that the state of an average of
+networks over time can be read like that of one network. EMA, SWA and hand-written loops form sums
+of states, of their float tensors at least, with positive weights. In such a sum
 
-- what was never marked is still exactly 0, and what was marked is not;
-- every value that was written once, and stayed, is multiplied by one factor (the share of the sum
-  that has seen it), and so is a 1 that was written beside it: the quotient is the value.
+- an element that was never marked is exactly 0, and a marked one is not;
+- a value that was written once and kept is multiplied by one factor (the fraction of the sum since
+  then), and so is a 1 that was written beside it: the quotient is the value.
 
 Integers have neither property: averaging loops truncate them, skip them, or fail.
 """
@@ -35,7 +35,7 @@ _Layer = TypeVar("_Layer", bound="LayerState")
 
 
 class LayerState(nn.Module):
-    """The state of a trainable layer: four buffers, one parameter, and what is derived from them.
+    """State of a trainable layer: four buffers, one parameter, and properties derived from them.
 
     marks         float32, weight's shape. Not frozen: > 0 where pruned, < 0 where a pruned weight
                   came back, else 0. Frozen: -(code + offset), positive where pruned
@@ -142,7 +142,7 @@ class LayerState(nn.Module):
 
     @torch.no_grad()
     def kept_ranges(self) -> Callable[[], None]:
-        """A function that restores both ranges as they are now, learned part included."""
+        """A function that restores the current ranges, learned part included."""
         own = self.input_base, self.output_base, self.input_shift
         former = [tensor.detach().clone() for tensor in own]
 

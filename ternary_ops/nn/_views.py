@@ -14,7 +14,7 @@ _ASSIGNS = ("__setitem__", "__iand__", "__ior__", "__ixor__", "__iadd__", "__isu
 
 
 class StateView(Tensor):
-    """A derived tensor of a layer: what changes it in place changes the layer.
+    """A derived tensor of a layer: in-place changes of it change the layer.
 
     Without this, `layer.mask.copy_(m)` would be lost in silence. Every other operation takes it as
     the plain tensor it is and returns plain tensors; its `grad` and `requires_grad_` are those of
@@ -45,7 +45,7 @@ class StateView(Tensor):
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient by what is learned of it."""
+        """Gradient of the underlying parameter."""
         return None if self._leaf is None else self._leaf.grad
 
     @grad.setter
@@ -54,7 +54,7 @@ class StateView(Tensor):
             self._leaf.grad = value
 
     def requires_grad_(self, requires_grad: bool = True) -> StateView:
-        """Learn it from now on, or no more."""
+        """Start or stop training the underlying parameter."""
         if self._leaf is not None:
             self._leaf.requires_grad_(requires_grad)
         return self

@@ -98,7 +98,7 @@ class BlockSparseLinear(BlockSparseLayer):
         return self.in_features
 
     def extra_repr(self) -> str:
-        """As torch.nn.Linear, then what is kept."""
+        """As torch.nn.Linear, then the blocks kept."""
         bias = self.bias is not None
         return self._describe(
             f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
@@ -234,7 +234,7 @@ class BlockSparseConv2d(ConvGeometry, BlockSparseLayer):
         return self.groups
 
     def extra_repr(self) -> str:
-        """As torch.nn.Conv2d, then what is kept."""
+        """As torch.nn.Conv2d, then the blocks kept."""
         return self._describe(self._twin().extra_repr())  # type: ignore[no-untyped-call]
 
 

@@ -111,7 +111,7 @@ class BlockSparseLayer(nn.Module):
 
     @property
     def zeros(self) -> float:
-        """Share of the weight's blocks that are left out."""
+        """Fraction of the weight's blocks that are left out."""
         grid = (len(self.crow_indices) - 1) * self._columns()
         return 1 - len(self.col_indices) / grid if grid else 0.0
 

@@ -37,7 +37,7 @@ def affine_params(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fine_bounds(bounds: Tensor) -> Tensor:
-    """The range that eleven-bit codes of a range [2] are made for; float64, no gradient."""
+    """Range of the two-term 11-bit codes for a range [2]; float64, no gradient."""
     lo, hi = bounds.detach().double().unbind()
     room = FINE_PARTS // 2 / (LEVELS - FINE_PARTS // 2)
     return torch.stack([torch.minimum(lo, -room * hi), torch.maximum(hi, -room * lo)])
@@ -45,7 +45,7 @@ def fine_bounds(bounds: Tensor) -> Tensor:
 
 @torch.no_grad()
 def left_over(x: Tensor, scale: Tensor) -> Tensor:
-    """Eighths of a step that quantize rounds away, whole numbers in -4..4 (NaN stays)."""
+    """Rounding residual of quantize in eighths of a step, whole numbers in -4..4 (NaN stays)."""
     v = (x * (1.0 / scale)).clamp(-1024, 1024)
     return ((v - v.round()) * FINE_PARTS).round()
 

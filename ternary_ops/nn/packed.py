@@ -134,7 +134,7 @@ class PackedLayer(nn.Module):
         self.to(layer.weight.device).train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Do what the trainable layer does: the shapes and dtypes of the torch.nn twin."""
+        """Compute what the trainable layer computes; shapes and dtypes of the torch.nn twin."""
         if not x.is_floating_point():
             do = "Convert it first."
             raise UnsupportedShape(need(f"a float input of {type(self).__name__}", x.dtype, do))
@@ -218,7 +218,7 @@ class PackedLayer(nn.Module):
 
     @abstractmethod
     def _prefers_sparse(self, occupied: float) -> bool:
-        """Can skipping empty quads pay, at this share of occupied ones?"""
+        """True if skipping empty quads can pay at this fraction of nonzero ones."""
 
     @abstractmethod
     def _in_channels(self) -> int:

@@ -18,9 +18,9 @@ _MISSING = 0.01  # zeros may miss their target by units that every layer or filt
 def check_finished(layers: Mapping[str, tnn.TernaryLayer], allow: bool) -> None:
     """Raise UnsupportedModel, unless allowed, where masks and codes are not final.
 
-    That is so while a Pruner leads the layers and has not come to its freeze; and, where zeros are
-    planned, in phase "float", as a checkpoint from the middle of pruning has it. Where none are
-    planned that phase is named in a warning: codes differ from the real weights it computes with.
+    That is so while the layers' Pruner has not reached its freeze and, where zeros are planned, in
+    phase "float", as in a checkpoint from the middle of pruning. Where none are planned, that phase
+    only gives a warning: codes differ from the real weights that the layer computes with.
     """
     moving = {n: m for n, m in layers.items() if m.phase != "frozen"}
     led = {n: m for n, m in moving.items() if m.pruning is not None and not m.pruning.finished}

@@ -212,7 +212,7 @@ def get_ternarizer(name: str) -> Ternarizer:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine between two tensors of one shape: how well codes stand for weights."""
+    """Cosine similarity of two tensors of one shape: how well codes approximate weights."""
     a, b = a.double().flatten(), b.double().flatten()
     return float(a @ b / (a.norm() * b.norm()))
 

@@ -52,7 +52,7 @@ class TernaryLayer(LayerState, ABC):
                   other layer owns it; NaN: not set
     codes         int8, weight's shape; fixed once frozen
     calls         how often calibrate saw the layer run, None before; not part of the state
-    pruning       how far its Pruner is, None without one; not part of the state either
+    pruning       progress of its Pruner, None without one; not part of the state either
     dense_gradient  whether pruned weights get a gradient in phase "float" too; a Pruner that lets
                   them grow sets it; not part of the state
 

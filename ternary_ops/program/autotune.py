@@ -34,7 +34,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Tuned:
-    """One layer: its node, name, share of occupied quads, and milliseconds of both loops."""
+    """One layer: its node, name, fraction of nonzero quads, and milliseconds of both loops."""
 
     node: int
     name: str

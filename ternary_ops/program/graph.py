@@ -100,14 +100,14 @@ def _check_all_used(graph: Graph) -> None:
 
 
 def bound(node: Node, weights: Sequence[Weight], values: Sequence[Value]) -> BoundNode:
-    """A node with what its numbers stand for, which must be there."""
+    """The node with its operands and weight resolved; they must exist."""
     weight = weights[node.attrs["w"]] if "w" in node.attrs else None
     return BoundNode(node.attrs, tuple(values[j] for j in node.inputs), weight)
 
 
 def checked(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> BoundNode:
-    """The node with the values before it that it reads, if any operator could stand there so; its
-    own checks the rest. Raises FormatError.
+    """Check a node's operands and weight against its operator; returns it with them resolved. The
+    operator checks the rest. Raises FormatError.
     """
     i, kind = len(before), node.operator
     if (i == 0) != (kind.inputs == (0, 0)):

@@ -51,7 +51,7 @@ class Value:
 
 
 class BoundNode(NamedTuple):
-    """A node with what its numbers stand for: attributes, the values it reads, its weight."""
+    """A node with its references resolved: attributes, the types of its inputs, its weight."""
 
     at: Mapping[str, Any]
     inputs: tuple[Value, ...]
@@ -89,12 +89,12 @@ class Operator(ABC):
     rearranges: ClassVar[bool] = False
     # A number of the result lies between those of its input.
     averages: ClassVar[bool] = False
-    # It takes values of eleven bits as its first input.
+    # True if the first input may be two-term 11-bit.
     reads_fine: ClassVar[bool] = False
 
     @abstractmethod
     def value(self, node: BoundNode) -> Value:
-        """Check the node against what it reads and say what it makes; raises FormatError."""
+        """Check the node against its inputs; returns its value type. Raises FormatError."""
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """Shape of the result; raises UnsupportedShape. By default that of every input."""

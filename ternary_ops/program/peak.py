@@ -62,7 +62,7 @@ def known_products(isa: str) -> tuple[float, float]:
 
 
 def _rate(burst: Callable[[], int]) -> float:
-    """Best of a few runs, in units of 1e9 a second: a ceiling is what is not disturbed."""
+    """Best of a few runs, in units of 1e9 a second: the peak is the undisturbed run."""
     burst()
     best = 0.0
     for _ in range(_REPEATS):

@@ -56,7 +56,7 @@ class PermuteReport:
         return sum(row.after * row.pixels for row in self.rows)
 
     def __str__(self) -> str:
-        """One line per layer, the shares of occupied quads, and the totals."""
+        """One line per layer, the fractions of nonzero quads, and the totals."""
         cells = [
             (
                 row.name,
@@ -159,7 +159,7 @@ def _search(layers: Sequence[tuple[Weight, int]], labels: Array) -> Array | None
     order = column_grouping.best_order(
         np.concatenate(blocks), np.concatenate(row_weights), list(labels)
     )
-    # A flattened image is no part of the search: what it loses is counted here.
+    # The search leaves out flattened images: their losses are counted here.
     before, after = (
         sum(_occupied(_reordered(w, choice)) * count for w, count in layers)
         for choice in (np.arange(len(labels)), order)

@@ -54,7 +54,7 @@ class Program:
     """
 
     def __init__(self, graph: Graph, sample: Sequence[int]) -> None:
-        """Wrap a valid graph; `sample` is the input shape that summary() and info() speak of."""
+        """Wrap a valid graph; `sample` is the input shape of summary() and info()."""
         self.graph = graph
         self.sample = tuple(sample)
         self._shapes: dict[Shape, list[Shape]] = {}
@@ -76,10 +76,10 @@ class Program:
         return list(self._engine.run_all(self._accept(x)))
 
     def profile(self, x: NDArray[Any], repeats: int = 10) -> list[dict[str, Any]]:
-        """Per node what `summary.rows` says, and "ms": the median of `repeats` runs.
+        """Profile: the rows of `summary.rows` by node, and "ms", the median of `repeats` runs.
 
-        For layers also "gmac_s", dense multiply-adds in that time, and "of_ceiling": their share of
-        what the cores in use can multiply (`program.peak`; above 1 where zeros are left out).
+        For layers also "gmac_s", dense multiply-adds in that time, and "of_ceiling": that as a
+        fraction of the cores' peak (`program.peak`; above 1 where zeros are skipped).
         """
         x = self._accept(x)
         check_type("repeats", repeats, int, "Use 10.")

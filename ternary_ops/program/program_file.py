@@ -19,7 +19,7 @@ _STORED_AS = {"ternary": "ternary", "int8": "int8", "float": "float32"}
 
 
 def write(path: Path, graph: Graph, sample: tuple[int, ...]) -> None:
-    """Write a program and the input shape it speaks of, atomically."""
+    """Write a program and its sample input shape, atomically."""
     index = {**to_index(graph), "sample": list(sample)}
     kinds = {f"{i}.w": _STORED_AS[w.kind] for i, w in enumerate(graph.weights)}
     entries = [
@@ -50,7 +50,7 @@ def read(path: Path) -> tuple[Graph, tuple[int, ...]]:
 
 
 def _sample(graph: Graph, sizes: Any) -> tuple[int, ...]:
-    """The input shape a file speaks of, if the program can run it."""
+    """The file's sample input shape, if the program can run it."""
     listed = attributes.items("sample", sizes, graph.values[0].rank)
     sample = tuple(attributes.integer("sample", size, 0, 2**31) for size in listed)
     infer_from(graph, sample)

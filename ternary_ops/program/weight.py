@@ -22,7 +22,7 @@ MAX_NAME = 1024
 _VECTORS = ("scale", "bias", "slope")
 _DTYPE = {"ternary": np.int8, "int8": np.int8, "float": np.float32}
 _LARGEST_CODE = {"ternary": 1, "int8": 127}
-_SURE_SIZE = (2**31 - 1) // 255  # a ternary filter of so many values cannot overflow int32
+_SURE_SIZE = (2**31 - 1) // 255  # largest ternary filter that cannot overflow int32
 _DO = attributes.REWRITE
 
 
@@ -107,7 +107,7 @@ class Weight:
 
     @cached_property
     def density(self) -> float:
-        """Share of quads (4 consecutive input channels of one tap) that hold anything."""
+        """Fraction of nonzero quads (4 consecutive input channels of one tap)."""
         if isinstance(self.values, TernaryCodes):
             return float(np.mean(self.values.codes != 0))
         starts = np.arange(0, self.shape[3], 4)
@@ -115,7 +115,7 @@ class Weight:
 
     @cached_property
     def reached(self) -> float | None:
-        """Share of the planned pattern's units that are all zero; None where nothing is planned."""
+        """Fraction of the planned pattern's units that are zero; None where nothing is planned."""
         if self.planned is None:
             return None
         used, rows, cols = self.array != 0, self.planned.rows, self.planned.cols

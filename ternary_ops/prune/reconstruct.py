@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prune a trained network in one go, from a few samples, and refit what is left.
+"""One-shot pruning of a trained network from a few samples, with a refit of what is left.
 
 Optimal brain surgeon, layer by layer: with H = X X^T of what enters a layer, removing unit u of
 filter w costs w_u^T (H^-1)_uu^-1 w_u in its squared output, and the best change of the other
@@ -111,7 +111,7 @@ def _in_float(model: nn.Module) -> Iterator[None]:
 
 
 class _Moments:
-    """Sums over what enters a layer, and beside it over what enters its dense twin, float64.
+    """Sums over a layer's input, and over that of its dense twin, float64.
 
     With a bias to take up means, moments are those around the mean.
     """
@@ -153,7 +153,7 @@ def _grams(
     matrices: dict[str, LayerMatrix],
     inputs: list[Tensor],
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Second moments of what enters each target, float64 [G, K, K], in order of execution."""
+    """Second moments of each target's input, float64 [G, K, K], in order of execution."""
     moments = {t.name: _Moments(matrices[t.name]) for t in targets}
     order: dict[str, None] = {}
 
@@ -285,7 +285,7 @@ def _refit(
     inputs: list[Tensor],
     damp: float,
 ) -> None:
-    """Solve for the survivors of one weight: what enters now should give what the dense one gave.
+    """Refit the survivors of one weight: its present input should give the dense layer's output.
 
     A layer with a bias is solved for what differs from the mean, and the bias takes up the mean.
     """

@@ -158,7 +158,7 @@ class Wanda(Score):
         self._fresh: dict[str, Tensor] = {}
 
     def watch(self, name: str, layers: Sequence[nn.Module]) -> None:
-        """Look at what enters these layers while they train."""
+        """Observe the inputs of these layers during training."""
 
         def look(layer: nn.Module, given: tuple[Any, ...]) -> None:
             if layer.training:

@@ -120,7 +120,7 @@ def _choices(
     default: tuple[str, float],
     rules: Mapping[str, str | float],
 ) -> dict[str, tuple[str, float]]:
-    """Method and percentile of every layer; of eleven bits "mse" would clip nothing."""
+    """Method and percentile of every layer; for 11 bits "mse" would clip nothing."""
     choices = dict.fromkeys(layers.values(), default)
     if default[0] == "mse":
         fine = (n for m, n in layers.items() if m.config.activations == "uint11")

@@ -136,7 +136,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
 
 
 def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) -> None:
-    """Raise UnsupportedModel for layers that packed ones cannot stand for."""
+    """Raise UnsupportedModel for layers that packed ones cannot replace."""
     against = {name: changes.why_not(layer, "pack") for name, layer in layers.items()}
     listed = "; ".join(f"{name}: {why}" for name, why in against.items() if why)
     if listed:

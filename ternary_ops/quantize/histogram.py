@@ -68,7 +68,7 @@ class Histogram:
         return self._least_squares(low, high) if method == "mse" else (low, high)
 
     def _quantile(self, share: float) -> float:
-        """The outer edge of the bin in which that share of the values is reached."""
+        """Outer edge of the bin in which that fraction of the values is reached."""
         reached = int(torch.searchsorted(self._counts.cumsum(0), share * self.count))
         edge = reached if share < 0.5 else reached + 1
         return (2 * edge / _BINS - 1) * self._limit

@@ -133,6 +133,6 @@ def evaluate(fn: str, params: Sequence[float], x: NDArray[Any]) -> NDArray[np.fl
 def over_codes(
     fn: str, params: Sequence[float], scale: float | np.float32, zp: int
 ) -> NDArray[np.float32]:
-    """fn of what each of the 256 codes of a u8 value stands for."""
+    """Table of fn over the real values of the 256 codes of a u8 value."""
     codes = np.arange(256, dtype=np.int64) - int(zp)
     return evaluate(fn, params, codes.astype(np.float32) * np.float32(scale))

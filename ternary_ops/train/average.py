@@ -16,7 +16,7 @@ class WeightAverage(Hook):
     """Averages weights and buffers after every step; at the end the model takes the average."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """decay: the share of the former average, such as 0.999."""
+        """decay: the weight of the former average, such as 0.999."""
         averaged = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
 

@@ -13,7 +13,7 @@ _BELOW = 1 - 1e-9
 def one_cycle(
     optimizer: torch.optim.Optimizer, peak: float, steps: int, warmup: float, momentum: bool = True
 ) -> torch.optim.lr_scheduler.OneCycleLR:
-    """torch's OneCycleLR for any number of steps: `warmup` is the share of them that rises.
+    """torch's OneCycleLR for any number of steps; `warmup`: the fraction with a rising rate.
 
     momentum: cycle it too, the other way. Raises BadConfig unless steps >= 1 and 0 <= warmup <= 1.
     """

@@ -41,7 +41,7 @@ from ternary_ops.program.operator import (
 from ternary_ops.program.weight import Array, Params, Weight, check_sums
 from ternary_ops.reference.arithmetic import conv_size
 
-# An int8 filter of so many values cannot overflow int32, its eighths beside it.
+# Largest int8 filter, with its eighths, whose sums cannot overflow int32.
 _SURE_FINE_SIZE = (2**31 - 1) // (255 * (127 + 16))
 
 

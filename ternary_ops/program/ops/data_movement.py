@@ -174,7 +174,7 @@ class Unflatten(Operator):
         return [(same, same)]
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
-        """The same values in another shape."""
+        """Values unchanged, in another shape."""
         return plain(operands[0])[:, :, None, None]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many image files: what goes where, one after the other, and what became of each."""
+"""Batch upscaling of image files: jobs, their execution, and a result for each file."""
 
 from __future__ import annotations
 

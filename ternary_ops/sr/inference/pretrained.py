@@ -26,11 +26,10 @@ _MOST_SMALLEST = 256
 
 
 def open_model(model: str | os.PathLike[str] | int) -> SRNetwork | runtime.Program:
-    """A model by its scale (2 or 4: what comes with the package), its name, or its file.
+    """Open a model by its scale (2 or 4: bundled with the package), its name, or its file.
 
-    A file is a program that `to_program` made, or a checkpoint as `load` takes it, for which it
-    needs torch. Raises
-    BadConfig for a scale or name that is not there, and what reading the file raises.
+    A file is a program that `to_program` made, or a checkpoint as `load` takes it, which needs
+    torch. Raises BadConfig for an unknown scale or name, and the errors of reading the file.
     """
     if isinstance(model, int):
         if model not in MODELS:

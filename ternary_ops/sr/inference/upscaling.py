@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as people have them through a network: 8 and 16 bits, gray, transparent, any size."""
+"""Upscaling of images of any kind: 8 and 16 bits, gray, transparent, any size."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _planes(image: Image) -> Pixels:
 
 
 def white_of(dtype: np.dtype[Any]) -> int:
-    """The value that stands for white."""
+    """The value of white."""
     return int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
 
 
@@ -123,13 +123,13 @@ def _as_given(planes: Sequence[NDArray[np.float32]], image: Image) -> Image:
 
 
 def _through(model: Upscaler, planes: Pixels, tile: int | None, on_progress: OnProgress) -> Pixels:
-    """Colors through the network; one plane as a gray image, by the mean of what comes out."""
+    """Run colors through the network; one plane as a gray image, by the mean of the output."""
     made = model(np.broadcast_to(planes, (3, *planes.shape[1:])), tile, on_progress)
     return made if len(planes) == 3 else made.mean(0, keepdims=True)
 
 
 def bicubic(image: Image, scale: int) -> Image:
-    """The image `scale` times as high and wide by interpolation: what a network has to beat."""
+    """Bicubic interpolation to `scale` times height and width: the baseline of a network."""
     planes = _planes(image)
     return _as_given([_interpolated(p[None], scale)[0] for p in planes], image)
 

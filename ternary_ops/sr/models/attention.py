@@ -17,9 +17,9 @@ from ternary_ops.errors import BadConfig, need
 from ternary_ops.reference import bilinear_positions
 from ternary_ops.sr.models.base import conv
 
-# The stride-2 convolution and the pool of 7 need so many pixels: (15 - 3) // 2 + 1 = 7.
+# Least size for the stride-2 convolution and the pool of 7: (15 - 3) // 2 + 1 = 7.
 ESA_SMALLEST = 15
-# A pooled cell lies so many pixels from the next: stride 2 times stride 3.
+# Pixels from one pooled cell to the next: stride 2 times stride 3.
 ESA_STEP = 6
 
 

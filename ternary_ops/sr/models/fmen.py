@@ -109,7 +109,7 @@ def _scale_inputs(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def _ringed(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """norm(x), surrounded by one pixel of what it makes of 0."""
+    """norm(x), surrounded by one pixel of norm(0)."""
     y = norm(x)
     n, c, h, w = y.shape
     ring = affine(norm)[1].to(y.dtype)[:, None, None]
@@ -178,7 +178,7 @@ class FMEN(SRNetwork):
 
 @torch.no_grad()
 def balance_(network: FMEN, images: Tensor, most: float = 512.0) -> None:
-    """Keep the maps of attention branches within float16, in place; what comes out keeps its bits.
+    """Scale the maps of attention branches to fit float16, in place; outputs keep their bits.
 
     The published FMEN-S has values up to 2e7 there, where float16 ends at 65,504. Leaky ReLU keeps
     positive factors, so every convolution of a branch can be divided by a power of two that the

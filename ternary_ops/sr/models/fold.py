@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a network with training branches to the one that is used."""
+"""Fold a network's training branches into the convolutions of the deployed one."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def fold_pointwise(k0: Tensor, b0: Tensor, k1: Tensor, b1: Tensor) -> Kernel:
 
 
 def add_identity(kernel: Tensor) -> Tensor:
-    """The kernel with its input added to what it makes; as many inputs as outputs."""
+    """The kernel with the identity added to it; as many inputs as outputs."""
     center = torch.zeros_like(kernel)
     center[:, :, 1, 1] = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     return kernel + center

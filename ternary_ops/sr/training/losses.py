@@ -28,7 +28,7 @@ _PADDINGS = {"edge": "replicate", "zeros": "constant"}
 
 
 class EdgeLoss(nn.Module):
-    """weights . (Lx, Ly, Ll): how far the variances of gradients of two images lie apart.
+    """weights . (Lx, Ly, Ll): distance between the variances of two images' gradients.
 
     Gray images are filtered by Sobel x, Sobel y and a Laplacian; each map is cut into patches that
     do not overlap (what is left over is dropped); a term compares the unbiased variances of all

@@ -30,7 +30,7 @@ def luma(image: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def quality(image: NDArray[np.uint8], truth: NDArray[np.uint8], border: int) -> Quality:
-    """Of an RGB image [H, W, 3] against what it should be, both uint8.
+    """PSNR and SSIM of an RGB image [H, W, 3] against its reference, both uint8.
 
     border: pixels cut off each side, by custom the scale. SSIM has a Gaussian window of 11x11,
     sigma 1.5, K1 = 0.01, K2 = 0.03, and is averaged where the window fits. Raises UnsupportedShape

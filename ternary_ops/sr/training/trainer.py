@@ -183,7 +183,7 @@ class _Stages:
         """Mean over the blocks of |made - theirs|^2 / |theirs|^2."""
         pairs = [(self._seen[0][i].float(), theirs.float()) for i, theirs in self._seen[1].items()]
         for seen in self._seen:
-            seen.clear()  # whoever copies the network meanwhile copies its hooks
+            seen.clear()  # copies of the network made meanwhile copy its hooks
         parts = [(a - b).square().sum() / b.square().sum().clamp_min(1e-30) for a, b in pairs]
         return torch.stack(parts).mean()
 
