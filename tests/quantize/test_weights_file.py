@@ -187,7 +187,7 @@ class NoLayer(Mixed):
         (OtherShape, FormatError, r"ternary codes \[17, 3, 3, 10\] for 'conv'"),
         (OtherBuffer, FormatError, r"'wide' of shape \[5\], got \[4\]"),
         (NotShared, FormatError, "no 'again.weight'"),
-        (NoNorm, UnsupportedModel, "'norm' is a BatchNorm .* got ReLU"),
+        (NoNorm, UnsupportedModel, "'norm' as a BatchNorm .* got ReLU"),
         (NoLayer, UnsupportedModel, "'head' as a torch.nn.Linear or Conv2d, got Bilinear"),
         (quantized, UnsupportedModel, "got TernaryConv2d"),
         (nn.Sequential, UnsupportedModel, "got no such layer"),

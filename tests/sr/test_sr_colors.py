@@ -71,7 +71,7 @@ def test_the_image_is_continued_and_its_chroma_bounded() -> None:
 
 def test_what_cannot_keep_colors_is_refused() -> None:
     program = model(2)
-    with pytest.raises(UnsupportedModel, match="quantized first"):
+    with pytest.raises(UnsupportedModel, match="quantizes the image first"):
         colors.keep_colors(program, 0.1, 0.2)  # it does already
     with pytest.raises(BadConfig, match=r"0\.\.1"):
         colors.keep_colors(program, 1.5, 0.2)
