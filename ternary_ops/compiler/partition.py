@@ -94,6 +94,7 @@ class IslandProgram:
         return f"IslandProgram({len(self.parts)} parts, islands {', '.join(self.islands)})"
 
 
+@torch.no_grad()
 def compile_with_islands(
     network: nn.Module, x: Tensor, signature: Signature, compile_part: CompilePart
 ) -> IslandProgram:

@@ -114,8 +114,7 @@ def compile(  # noqa: A001
         expected = prepare(module, own, sample, task.signature, False, True)
         return _whole(own, sample, expected, task)
 
-    with torch.no_grad():
-        made = compile_with_islands(network, x, signature, part)
+    made = compile_with_islands(network, x, signature, part)
     return made if made.islands else _whole(network, x, untouched, whole)
 
 
