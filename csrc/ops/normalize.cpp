@@ -49,7 +49,7 @@ class Softmax : public OverChannels {
     const int64_t count = node.out().channels, in = node.in(0).channel_stride,
                   out = node.out().channel_stride;
     each_run(node, [=](const float* x, float* y, int64_t pixels) {
-      float most[kRun], sum[kRun] = {};
+      float most[kRun] = {}, sum[kRun] = {};
       std::copy(x, x + pixels, most);
       for (int64_t c = 1; c < count; ++c)
         for (int64_t p = 0; p < pixels; ++p) most[p] = std::max(most[p], x[c * in + p]);

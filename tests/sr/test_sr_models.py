@@ -76,7 +76,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         sr.open_model(tmp_path / "bad.safetensors")
     b = Builder(0, c=3)
     b("conv2d", 0, w=b.weight("float", 3, 3, 3, 3))
-    with pytest.raises(FormatError, match="a whole factor larger"):
+    with pytest.raises(FormatError, match="larger by a whole factor"):
         sr.Upscaler(Program(b.graph(), (1, 3, 9, 9)))
     b = Builder(0, c=4)
     b("conv2d", 0, w=b.weight("float", 3, 4))
