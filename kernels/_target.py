@@ -46,4 +46,4 @@ def check_compiler(integer: bool, where: Target) -> None:
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if not integer and where.ptx and where.arch in (100, 103) and version < (3, 9):
         got, do = f"Triton {triton.__version__}", "Quantize the input, or install Triton 3.9."
-        raise UnsupportedDevice(need("float products on sm_100 need Triton 3.9", got, do))
+        raise UnsupportedDevice(need("Triton 3.9 for float products on sm_100", got, do))

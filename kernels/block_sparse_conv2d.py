@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """2-d convolution with float weights in blocks of N output x M input channels at one tap.
 
-values [nnz, N, M], crow_indices and col_indices as ternary_ops/ops/blocks.py defines them; x as a
+values [nnz, N, M], crow_indices and col_indices as ternary_ops/bsr.py defines them; x as a
 map of pixels (_im2col.py) whose channels are padded to whole blocks, so that a column index, times
 the constant M, is the place of what it multiplies:
 
@@ -44,8 +44,8 @@ from ternary_ops.kernels._implicit_gemm import (
 from ternary_ops.kernels._target import check_compiler, target
 from torch import Tensor
 
+from ternary_ops.bsr import Blocks, to_dense
 from ternary_ops.kernels import conv2d
-from ternary_ops.ops.blocks import Blocks, to_dense
 
 
 @triton.jit

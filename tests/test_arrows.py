@@ -28,6 +28,8 @@ def modules() -> dict[str, Path]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = [ROOT, *path.relative_to(PACKAGE).with_suffix("").parts]
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    for path in sorted((PAGE.parent.parent / "kernels").glob("*.py")):  # elsewhere in a checkout
+        found.setdefault(f"{ROOT}.kernels.{path.stem}", path)
     return found
 
 
