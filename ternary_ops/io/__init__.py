@@ -3,8 +3,7 @@
 
 container     one safetensors file: a JSON index and one entropy-coded payload
 safetensors   its outer layout
-atomic        replacing a file
 sizes         bytes of a file beside float32, 2 bits a weight, and the entropy bound
 
-Kind "program" is written by engine.files, kind "weights" by quantize.files.
+Kind "program" is written by program.program_file, kind "weights" by quantize.weights_file.
 """
