@@ -89,10 +89,11 @@ def _names() -> Iterator[tuple[str, str]]:
 
 
 def _family(source: str, name: str) -> tuple[str, ...]:
-    letters = re.match(r"(?:tf_|legacy_)?[a-z]+(?:_(?:v\d|[xy])(?=_|$))?", name)
+    letters = re.match(r"(?:tf_|legacy_)?[a-z]+", name)
     start = letters[0] if letters else name
     if source == "torchvision":
-        return source, start
+        kind = re.match(r"_(?:v\d|[xy])(?=_|$)", name[len(start) :])
+        return source, start + (kind[0] if kind else "")
     from timm.models import _registry
 
     return source, str(_registry._model_to_module[name]), start
@@ -102,23 +103,31 @@ def _smallest(names: list[tuple[str, str]]) -> Model | None:
     """The network of fewest parameters, made without memory; None if all are too large."""
     sized = []
     for source, name in names:
-        try:
-            with torch.device("meta"):
-                model = build(source, name)
-        except Exception as error:  # the library's own code: it cannot make this one
-            print(f"# {name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        model = _without_memory(source, name)
+        if model is None:
             continue
         count = sum(p.numel() for p in model.parameters())
         if count <= _LARGEST:
             sized.append((count, source, name))
     for _, source, name in sorted(sized):
-        with torch.device("meta"):
-            model = build(source, name)
-        size = _side(model)
-        if size is not None:
-            attends = any(_attends(type(m).__name__) for m in model.modules())
+        made = _without_memory(source, name)
+        size = None if made is None else _side(made)
+        if made is not None and size is not None:
+            attends = any(_attends(type(m).__name__) for m in made.modules())
             return Model(source, name, size, "a" if attends else "-")
     return None
+
+
+def _without_memory(source: str, name: str) -> nn.Module | None:
+    """The network on the meta device; None where the library cannot make it."""
+    try:
+        with torch.device("meta"):
+            return build(source, name)
+    except NotImplementedError:  # it computes with its weights while it is made
+        return build(source, name).to("meta")
+    except Exception as error:  # the library's own code, which raises many kinds
+        print(f"# {name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        return None
 
 
 def _side(model: nn.Module) -> int | None:

@@ -21,12 +21,13 @@ left out: an interrupted run goes on. Each run ends with a summary and writes do
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -54,8 +55,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--messages", type=Path, help="a file for whole messages of refusals")
     parser.add_argument("--families", action="store_true", help="see above; measures nothing")
     parser.add_argument("--report", action="store_true", help="print the summary, measure nothing")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -69,47 +68,44 @@ def check_packages() -> None:
         )
 
 
-def worker(options: argparse.Namespace) -> int:
-    """Measure one model here, and keep each part of the row in --result."""
-    from _zoo_list import Model
-    from _zoo_model import measure
-
-    source, name, size, mark = options.one.split(",")
-
-    def save(row: dict[str, Any]) -> None:
-        temporary = options.result.with_suffix(".tmp")
-        temporary.write_text(json.dumps(row), encoding="utf-8")
-        os.replace(temporary, options.result)
-
-    measure(Model(source, name, int(size), mark), options.quick, save)
-    return 0
-
-
 def run_one(model: Any, options: argparse.Namespace) -> dict[str, Any]:
     """The row of a model, measured in a process of its own; what stopped it is its state."""
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder, "row.json"), Path(folder, "log")
-        call = [sys.executable, str(Path(__file__).resolve()), "--result", str(result)]
-        call += ["--one", ",".join(map(str, model)), *(["--quick"] if options.quick else [])]
-        most = options.gigabytes << 30
-
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
         start = time.perf_counter()
-        with log.open("w") as file:
-            child = subprocess.Popen(call, stdout=file, stderr=file, preexec_fn=limit)
-            try:
-                code: int | None = child.wait(options.seconds)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-                code = None
+        # Forked: what takes seconds to import is there, and nothing of it has run yet.
+        child = multiprocessing.get_context("fork").Process(
+            target=_work, args=(model, options, result, log)
+        )
+        child.start()
+        child.join(options.seconds)
+        code = child.exitcode
+        if code is None:
+            child.kill()
+            child.join()
         row = json.loads(result.read_text()) if result.exists() else {"part": "starting"}
         row["total_seconds"] = round(time.perf_counter() - start, 1)
         if code != 0:
             _note_end(row, code, log.read_text(errors="replace"))
     return {**model._asdict(), **row}
+
+
+def _work(model: Any, options: argparse.Namespace, result: Path, log: Path) -> None:
+    """In the new process: measure, and keep the row after each part."""
+    from _zoo_model import measure
+
+    most = options.gigabytes << 30
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    with log.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+    def save(row: dict[str, Any]) -> None:
+        temporary = result.with_suffix(".tmp")
+        temporary.write_text(json.dumps(row), encoding="utf-8")
+        os.replace(temporary, result)
+
+    measure(model, options.quick, save)
 
 
 def _note_end(row: dict[str, Any], code: int | None, log: str) -> None:
@@ -153,6 +149,8 @@ def run_all(options: argparse.Namespace) -> int:
         and (options.again or m[:3] not in rows)
     ]
     about = {"commit": commit(), **machine()}
+    for name in ("_zoo_model", *_PACKAGES):
+        importlib.import_module(name)
     for number, model in enumerate(models, 1):
         row = {**run_one(model, options), **about}
         rows[model[:3]] = row
@@ -181,13 +179,11 @@ def conclude(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """One of: a model in this process, the list of families, the summary, a run."""
+    """The list of families, the summary, or a run."""
     options = arguments()
     if options.report:
         return conclude(options)
     check_packages()
-    if options.one:
-        return worker(options)
     if options.families:
         from _zoo_list import families, read_list, write_list
 
