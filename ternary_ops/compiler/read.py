@@ -121,5 +121,12 @@ def _place(call: Call) -> str:
     """Module path and kind of a node, for people."""
     if call.module is not None:
         return f"{call.name} ({type(call.module).__name__})"
-    inside = [str(path) for path, _ in call.node.meta.get("nn_module_stack", {}).values()]
-    return f"{called(call)}() in {inside[-1] if inside else 'forward'}"
+    return f"{called(call)}() in {owner_of(call.node) or 'forward'}"
+
+
+def owner_of(node: fx.Node) -> str:
+    """The path of the module that a node calls, or in whose forward it stands; "": the model's."""
+    if node.op == "call_module":
+        return str(node.target)
+    inside = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return inside[-1] if inside else ""
