@@ -185,7 +185,8 @@ class _Chooser:
             if layer.output_range is None:
                 self.unset.add(layer.weight.name)
                 return None
-            return _affine(layer.output_range)
+            if step.chain is not None or len(step.inputs) == 1:
+                return _affine(layer.output_range)
         return _affine(self._follow(step))
 
     def _follow(self, step: Step) -> Range:
@@ -204,7 +205,7 @@ class _Chooser:
         if step.attrs.get("gate"):  # a share between 0 and 1 of the gate
             ranges[:2] = [(min(ranges[1][0], 0.0), max(ranges[1][1], 0.0))]
         elif step.layer is not None:
-            ranges[0] = step.layer.image_of(ranges[0])
+            ranges[0] = step.layer.output_range or step.layer.image_of(ranges[0])
         lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
         return _clamped((lo, hi), step.clamp)
 
