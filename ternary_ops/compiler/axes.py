@@ -168,7 +168,7 @@ def made_by(step: Step, shape: Sequence[Sizes], varied: bool) -> Value:
 
 def divides(part: Sizes, whole: Sizes) -> bool:
     """True where that holds of each example."""
-    return all(b % a == 0 for a, b in zip(part, whole, strict=True))
+    return all(a and b % a == 0 for a, b in zip(part, whole, strict=True))
 
 
 def quotient(whole: Sizes, part: Sizes) -> Sizes:
@@ -184,7 +184,7 @@ def split(atom: Atom, outer: Sizes) -> tuple[Atom, Atom]:
     return Atom(outer, known[0]), Atom(inner, known[1])
 
 
-def _flat(parts: Mapping[Atom, Axis]) -> dict[Atom, Axis]:
+def _flat(parts: dict[Atom, Axis]) -> dict[Atom, Axis]:
     """Atoms that were split again, in their final parts."""
     made: dict[Atom, Axis] = {}
     for atom in reversed(parts):

@@ -52,9 +52,9 @@ class Call:
     def source(self) -> fx.Node:
         """The node of the tensor it works on; raises Unsupported when that is a constant."""
         x = self.node.args[0] if self.node.args else self.node.kwargs.get("input")
-        if not isinstance(x, fx.Node) or shape_of(x) is None:
+        if not isinstance(x, fx.Node) or (shape := x.meta.get("shape")) is None:
             raise Unsupported("it does not work on a tensor that comes from the input")
-        if shape_of(x) == ():
+        if shape == ():
             raise Consequence
         return x
 

@@ -159,7 +159,8 @@ def picked(value: Value, axis: int, places: Sequence[int]) -> Value:
             runs[-1][1] += 1
         else:
             runs.append([place, place + 1])
-    found = [part(value, axis, Range(*((end,) * value.examples for end in run))) for run in runs]
+    n = value.examples
+    found = [part(value, axis, Range((begin,) * n, (end,) * n)) for begin, end in runs]
     return found[0] if len(found) == 1 else joined(found, axis)
 
 

@@ -9,11 +9,11 @@ from torch import fx
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Value, made_by
-from ternary_ops.compiler.call import Call, Made, shape_of, sizes_of
+from ternary_ops.compiler.call import Call, Made, shape_of, shapes_of, sizes_of
 from ternary_ops.compiler.ops import ROWS, supported
+from ternary_ops.compiler.problems import Problem, called, problem_of, refusal
 from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
-from ternary_ops.compiler.trace_check import VARIED
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import fused_chains
@@ -28,14 +28,7 @@ def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
     """
     reader = _Reader(traced, ranges)
     if reader.problems:
-        lines = "".join(f"\n  {line}" for _, line in reader.problems)
-        raise UnsupportedModel(
-            need(
-                "a program form of every part of the model",
-                f"{len(reader.problems)} without:{lines}",
-                f"Supported: {supported()}.",
-            )
-        )
+        raise refusal([problem for _, problem in reader.problems], supported())
     steps = _reachable(Step("output", [reader.output]))
     _check(steps)
     return steps
@@ -65,7 +58,8 @@ def unsupported(
 
     Shapes must have been noted.
     """
-    return _Reader(traced, {}, islands).problems
+    found = _Reader(traced, {}, islands).problems
+    return [(node, str(problem)) for node, problem in found]
 
 
 class _Reader:
@@ -77,13 +71,14 @@ class _Reader:
         ranges: Mapping[str, Range],
         islands: Collection[fx.Node] = (),
     ) -> None:
-        self.problems: list[tuple[fx.Node, str]] = []
+        self.problems: list[tuple[fx.Node, Problem]] = []
         self.values: dict[fx.Node, Made] = {}
         self.output: Step
         self._ranges = ranges
         self._layers: dict[str, Layer] = {}
         self._chains = fused_chains(traced.graph)
-        self._varied = bool(traced.meta[VARIED])
+        inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        self._varied = len({shape[1:] for node in inputs for shape in shapes_of(node)}) > 1
         for node in traced.graph.nodes:
             if node in islands or node.op == "placeholder":
                 self._read_input(node)
@@ -106,7 +101,7 @@ class _Reader:
         except Consequence:
             return
         except Unsupported as error:
-            self.problems.append((node, f"{_place(call)}: {error}"))
+            self.problems.append((node, problem_of(call, error)))
             return
         if made is None or not call.complete:
             return
@@ -130,11 +125,10 @@ class _Reader:
             try:
                 self.output = canonical(made).step
             except Unsupported as error:
-                self.problems.append((node, f"the output: {error}"))
+                self.problems.append((node, Problem("the output", "forward", "", str(error))))
         elif not self.problems:
-            self.problems.append(
-                (node, f"the output: one tensor is supported, this is {node.args[0]}")
-            )
+            reason = f"one tensor is supported, this is {node.args[0]}"
+            self.problems.append((node, Problem("the output", "forward", "", reason)))
 
 
 def _reachable(output: Step) -> list[Step]:
@@ -159,7 +153,12 @@ def _place(call: Call) -> str:
     """Module path and kind of a node, for people."""
     if call.module is not None:
         return f"{call.name} ({type(call.module).__name__})"
-    target = call.node.target
-    what = target if isinstance(target, str) else getattr(target, "__name__", "?")
-    inside = [str(path) for path, _ in call.node.meta.get("nn_module_stack", {}).values()]
-    return f"{what}() in {inside[-1] if inside else 'forward'}"
+    return f"{called(call)}() in {owner_of(call.node) or 'forward'}"
+
+
+def owner_of(node: fx.Node) -> str:
+    """The path of the module that a node calls, or in whose forward it stands; "": the model's."""
+    if node.op == "call_module":
+        return str(node.target)
+    inside = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return inside[-1] if inside else ""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a trace on the example: it must compute what the network does, and its shapes are noted.
 
-A trace whose code says sizes runs on a second example of another batch and image size, so that sizes
-which hold for every input are told from those that vary.
+A trace whose code says sizes runs on a second example of another batch and image size, so that
+sizes which hold for every input are told from those that vary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
 from ternary_ops.graph.trace import Interpreter
 
-VARIED = "varied"  # in the meta of a trace: it ran on images or tokens of two sizes
 _ROUNDING = 1e-3  # relative to the largest output
 _SIZED = (
     torch_ops.RESHAPE,
@@ -67,11 +66,16 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
     """
     shapes = Shapes(traced)
     made = shapes.run(x.clone())
-    second, varied = _second(traced, x) if _says_sizes(traced) else (None, False)
+    second = _second(traced, x) if _says_sizes(traced) else None
     _note([shapes.found] if second is None else [shapes.found, second])
-    traced.meta[VARIED] = varied
+    check_same(made, expected)
+    return made
+
+
+def check_same(made: Any, expected: Any) -> None:
+    """Raise UnsupportedModel unless `made` is the network's output (None: unknown)."""
     if not isinstance(made, Tensor) or not isinstance(expected, Tensor):
-        return made  # read says that one output tensor is supported
+        return  # read says that one output tensor is supported
     finite = expected.nan_to_num(0.0, 0.0, 0.0).abs()
     bound = _ROUNDING * float(finite.max()) if finite.numel() else 0.0
     same = expected.shape == made.shape
@@ -83,7 +87,6 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
                 "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
             )
         )
-    return made
 
 
 def _note(runs: Sequence[Mapping[fx.Node, Any]]) -> None:
@@ -102,9 +105,9 @@ def _says_sizes(traced: fx.GraphModule) -> bool:
     return any(operator_of(node) in _SIZED for node in traced.graph.nodes)
 
 
-def _second(traced: fx.GraphModule, x: Tensor) -> tuple[dict[fx.Node, Any] | None, bool]:
-    """What the nodes make of an example of other sizes, None where the network takes no other
-    batch, and whether images or tokens had another size.
+def _second(traced: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any] | None:
+    """What the nodes make of an example of other sizes, of another batch alone where the network
+    takes no other sizes; None where it takes no other batch.
     """
     for sizes in _others(x.shape):
         shapes = Shapes(traced)
@@ -112,8 +115,8 @@ def _second(traced: fx.GraphModule, x: Tensor) -> tuple[dict[fx.Node, Any] | Non
             shapes.run(torch.zeros(sizes))
         except UnsupportedModel:  # the network's own code runs here: this size is none of its own
             continue
-        return shapes.found, tuple(sizes[1:]) != tuple(x.shape[1:])
-    return None, False
+        return shapes.found
+    return None
 
 
 def _others(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from torch import fx
 
 from ternary_ops.compiler.arrange import channels_at, joined_axes
 from ternary_ops.compiler.axes import Value
-from ternary_ops.compiler.call import Call, shape_of
+from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.combine import paired
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import channelwise, read_slopes
@@ -108,7 +108,8 @@ def _of_tensors(call: Call, a: fx.Node, b: fx.Node) -> Value | Step:
     if in_chain and call.chain is not None and call.chain.residual is a:
         x, y = y, x  # the layer's value comes first
     name = "mul" if op is torch_ops.MUL else "add"
-    if x.as_traced and y.as_traced and shape_of(a) == shape_of(b):
+    shapes = [[[atom.sizes for atom in axis] for axis in value.axes] for value in (x, y)]
+    if x.as_traced and y.as_traced and shapes[0] == shapes[1]:
         return Step(name, [x.step, y.step])
     if in_chain:
         return _sum_of_layer(call, x, y)

@@ -29,8 +29,9 @@ def _layer_norm(call: Call) -> Value:
     """Over the last axis."""
     if call.module is None:
         call.refuse()
-    if len(call.module.normalized_shape) != 1:
-        raise Unsupported("a LayerNorm is supported over one axis")
+    shape = tuple(call.module.normalized_shape)
+    if len(shape) != 1:
+        raise Unsupported(f"a LayerNorm is supported over one axis, this takes {shape}")
     x = call.value()
     rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
     x = canonical(x) if rows else channels_at(x, -1)
@@ -41,7 +42,10 @@ def _group_norm(call: Call) -> Value:
     """Over groups of channels and all pixels."""
     if call.module is None:
         call.refuse()
-    x = channels_at(call.value(), 1, (4,))
+    x = call.value()
+    if len(x.axes) < 3:
+        raise Unsupported("it has no pixels, rank 3 or 4 is supported")
+    x = channels_at(x, 1, (4,))
     if x.axes[0] != x.form[0]:
         raise Unsupported("it normalizes a part of an image by itself")
     return _made(x, read_norm(call.name, call.module))
