@@ -243,6 +243,7 @@ def _every_operator(rng: np.random.Generator) -> Any:
         weight("stem", "int8", 12, 3, 5),
         weight("body", "ternary", 12, 3, 12),
         weight("head", "ternary", 7, 1, 12 * 4),
+        Weight("shift", "float", rng.normal(size=(7, 1, 1, 1)).astype(np.float32)),
     )
     relu = {"clamp": (0.0, None)}
     nodes = [
@@ -266,12 +267,17 @@ def _every_operator(rng: np.random.Generator) -> Any:
         Node("resize", (16, 15), {"mode": "bilinear"}),
         Node("concat", (15, 17), {"y": (0.06, 7)}),
         Node("slice", (18,), {"begin": 3, "end": 15}),
-        Node("adaptive_avg_pool2d", (19,), {"size": (2, 2), "y": (0.05, 4)}),
-        Node("flatten", (20,), {}),
-        Node("linear", (21,), {"w": 2, "y": (0.1, 128)}),
-        Node("unflatten", (22,), {}),
+        Node("adaptive_avg_pool2d", (19,), {"size": (4, 4), "y": (0.05, 4)}),
+        Node("reduce", (20,), {"fn": "max", "axes": (1,)}),
+        Node("mul", (20, 21), {"y": (0.1, 4)}),
+        Node("adaptive_max_pool2d", (22,), {"size": (2, 2)}),
         Node("flatten", (23,), {}),
-        Node("dequantize", (24,), {}),
+        Node("linear", (24,), {"w": 2, "y": (0.1, 128)}),
+        Node("unflatten", (25,), {}),
+        Node("flatten", (26,), {}),
+        Node("dequantize", (27,), {}),
+        Node("constant", (0,), {"w": 3, "rank": 2}),
+        Node("add", (28, 29), {}),
     ]
     return Graph(tuple(nodes), weights)
 

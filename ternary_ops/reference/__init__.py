@@ -27,20 +27,26 @@ from ternary_ops.reference.data_movement import (
     bilinear_positions,
     channel_shuffle,
     concat,
-    layer_norm,
     mul,
     nearest_positions,
     pixel_shuffle,
     pixel_unshuffle,
     resize,
     sampling_ratio,
-    softmax,
 )
 from ternary_ops.reference.gates import esa, hf_attention, sr_gate
+from ternary_ops.reference.reductions import (
+    adaptive_max_pool2d,
+    layer_norm,
+    matmul,
+    reduce,
+    softmax,
+)
 
 __all__ = [
     "activation",
     "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
     "add",
     "affine_params",
     "avg_pool2d",
@@ -60,6 +66,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_acc",
+    "matmul",
     "max_pool2d",
     "mul",
     "nearest_positions",
@@ -69,6 +76,7 @@ __all__ = [
     "pooled_size",
     "quantize",
     "quantize_fine",
+    "reduce",
     "resize",
     "sampling_ratio",
     "softmax",

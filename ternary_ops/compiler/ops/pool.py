@@ -43,6 +43,13 @@ def _adaptive(call: Call) -> Step:
     return Step("adaptive_avg_pool2d", [call.input(4)], {"size": size})
 
 
+def _adaptive_max(call: Call) -> Step:
+    at = call.arguments()
+    if at["return_indices"]:
+        raise Unsupported("return_indices is not supported")
+    return Step("adaptive_max_pool2d", [call.input(4)], {"size": pair(at["output_size"])})
+
+
 def _mean(call: Call) -> Step:
     at = call.arguments()
     dims = at["dim"] if isinstance(at["dim"], Sequence) else (at["dim"],)
@@ -56,5 +63,6 @@ ROWS = {
     torch_ops.MAX_POOL2D: Row(_max_pool),
     torch_ops.AVG_POOL2D: Row(_avg_pool),
     torch_ops.ADAPTIVE_AVG_POOL2D: Row(_adaptive),
+    torch_ops.ADAPTIVE_MAX_POOL2D: Row(_adaptive_max),
     torch_ops.MEAN: Row(_mean, "mean over H and W"),
 }

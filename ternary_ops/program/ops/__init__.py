@@ -4,12 +4,15 @@
 from ternary_ops.program.operator import OPS
 from ternary_ops.program.ops import (
     activation,
+    constant,
     conv_linear,
     data_movement,
     elementwise,
+    matmul,
     normalize,
     pool,
     quantize,
+    reduce,
     resize,
 )
 
@@ -25,6 +28,9 @@ _FAMILIES = (
     resize,
     data_movement,
     normalize,
+    reduce,
+    matmul,
+    constant,
 )
 
 
