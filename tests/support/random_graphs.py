@@ -292,6 +292,11 @@ class Draw:
         groups = self.pick(*(g for g in range(1, real.channels + 1) if real.channels % g == 0))
         return replace(real, id=self.b("softmax", real.id, groups=groups))
 
+    def along(self, x: Val) -> Val:
+        """The largest or the smallest number of each pixel, or of each row of a channel."""
+        axes = self.pick((1,), (3,), (1, 3))
+        return replace(x, id=self.b("reduce", x.id, fn=self.pick("max", "min"), axes=axes))
+
     def layer_norm(self, x: Val) -> Val:
         real = self.real(x)
         w = self.b.weight("float", real.channels, 1, zeros=0.0)
