@@ -166,13 +166,15 @@ _PLAIN: dict[str, Any] = {
 }
 
 
-_WITHOUT_FORM = ("constant", "reduce", "matmul")
+_WITHOUT_FORM = ("constant", "reduce", "matmul", "rearrange", "crop", "pad")
 
 
 def has_module_form(graph: Graph) -> bool:
     """Floats alone, pixels moved as PyTorch's functions do, and LayerNorm of rows alone."""
     for node, value in zip(graph.nodes, graph.values, strict=True):
-        if node.op in _WITHOUT_FORM or (node.op == "softmax" and node.attrs["groups"] > 1):
+        if node.op in _WITHOUT_FORM or node.attrs.get("axis", 1) != 1:
+            return False
+        if node.op == "softmax" and node.attrs["groups"] > 1:
             return False
         factor = node.attrs.get("factor", (1, 1))
         oblong = factor[0] != factor[1] or any(node.attrs.get("crop", ()))

@@ -4,6 +4,7 @@
 from ternary_ops.program.operator import OPS
 from ternary_ops.program.ops import (
     activation,
+    borders,
     constant,
     conv_linear,
     data_movement,
@@ -12,6 +13,7 @@ from ternary_ops.program.ops import (
     normalize,
     pool,
     quantize,
+    rearrange,
     reduce,
     resize,
 )
@@ -27,6 +29,8 @@ _FAMILIES = (
     pool,
     resize,
     data_movement,
+    rearrange,
+    borders,
     normalize,
     reduce,
     matmul,
