@@ -136,6 +136,7 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
     with torch.no_grad():
         traced = trace(network, signature=task.signature)
         check_read(network, traced)
+        traced.graph.eliminate_dead_code()  # calibrate's chains end where no dead code reads on
         pairs = find_pairs(network, traced.graph)
         if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
             # Packed layers round their input always, and a last bit may turn that: compare before.
