@@ -37,8 +37,10 @@ _KINDS = {
     "window": (ops.MAX_POOL2D, ops.AVG_POOL2D, ops.ADAPTIVE_AVG_POOL2D, ops.INTERPOLATE),
     # Values go elsewhere, unchanged.
     "move": (
-        ops.CONCAT, ops.SPLIT, ops.GETITEM, ops.FLATTEN, ops.RESHAPE, ops.TRANSPOSE, ops.EXPAND,
-        ops.CHANNEL_SHUFFLE,
+        ops.CONCAT, ops.STACK, ops.CHUNK, ops.SPLIT, ops.TENSOR_SPLIT, ops.UNBIND, ops.NARROW,
+        ops.SELECT, ops.GETITEM, ops.ROLL, ops.FLATTEN, ops.UNFLATTEN, ops.RESHAPE, ops.SQUEEZE,
+        ops.UNSQUEEZE, ops.TRANSPOSE, ops.T, ops.ATTRIBUTE, ops.PERMUTE, ops.MOVEDIM, ops.EXPAND,
+        ops.REPEAT, ops.CHANNEL_SHUFFLE,
     ),
     "pixels": (ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE),
     "reduce": (ops.MEAN,),
@@ -56,11 +58,7 @@ _MORE: dict[str, tuple[Any, ...]] = {
         nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool2d,
         nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.ZeroPad2d, F.adaptive_max_pool2d,
     ),
-    "move": (
-        nn.Unflatten, torch.permute, torch.swapaxes, torch.movedim, torch.squeeze, torch.unsqueeze,
-        torch.unbind, torch.narrow, torch.stack, torch.repeat_interleave, "permute", "swapaxes",
-        "movedim", "squeeze", "unsqueeze", "unbind", "narrow", "unflatten", "repeat_interleave",
-    ),
+    "move": (torch.repeat_interleave, "repeat_interleave"),
     "reduce": (torch.sum, torch.amax, torch.amin, "sum", "amax", "amin"),
     "softmax": (F.log_softmax, "log_softmax"),
     "matmul": (torch.bmm, "bmm"),

@@ -191,22 +191,58 @@ ADAPTIVE_AVG_POOL2D = _op(
 MEAN = _op("mean", None, torch.mean, "mean", dim=None, keepdim=False, dtype=None)
 
 # What moves values.
-CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate)
-SPLIT = _op(
-    "chunk and split",
-    None,
-    torch.chunk,
-    torch.split,
-    torch.tensor_split,
-    "chunk",
-    "split",
+CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate, dim=0)
+STACK = _op("stack", None, torch.stack, dim=0)
+CHUNK = _op("chunk", None, torch.chunk, "chunk", chunks=REQUIRED, dim=0)
+SPLIT = _op("split", None, torch.split, "split", split_size=REQUIRED, dim=0)
+TENSOR_SPLIT = _op(
     "tensor_split",
+    None,
+    torch.tensor_split,
+    "tensor_split",
+    indices_or_sections=REQUIRED,
+    dim=0,
+)
+UNBIND = _op("unbind", None, torch.unbind, "unbind", dim=0)
+NARROW = _op("narrow", None, torch.narrow, "narrow", dim=REQUIRED, start=REQUIRED, length=REQUIRED)
+SELECT = _op("select", None, torch.select, "select", dim=REQUIRED, index=REQUIRED)
+INDEX_SELECT = _op(
+    "index_select", None, torch.index_select, "index_select", dim=REQUIRED, index=REQUIRED
 )
 GETITEM = _op("indexing", None, operator.getitem)
+ROLL = _op("roll", None, torch.roll, "roll", shifts=REQUIRED, dims=None)
 FLATTEN = _op("flatten", nn.Flatten, torch.flatten, "flatten")
-RESHAPE = _op("reshape", None, torch.reshape, "reshape", "view")
-TRANSPOSE = _op("transpose", None, torch.transpose, "transpose")
-EXPAND = _op("expand", None, "expand", "expand_as")
+UNFLATTEN = _op("unflatten", nn.Unflatten, torch.unflatten, "unflatten")
+RESHAPE = _op("reshape", None, torch.reshape, "reshape", "view", "reshape_as", "view_as")
+SQUEEZE = _op("squeeze", None, torch.squeeze, "squeeze", dim=None)
+UNSQUEEZE = _op("unsqueeze", None, torch.unsqueeze, "unsqueeze", dim=REQUIRED)
+TRANSPOSE = _op(
+    "transpose",
+    None,
+    torch.transpose,
+    torch.swapaxes,
+    torch.swapdims,
+    "transpose",
+    "swapaxes",
+    "swapdims",
+    dim0=REQUIRED,
+    dim1=REQUIRED,
+)
+T = _op("t", None, torch.t, "t")
+PERMUTE = _op("permute", None, torch.permute, "permute", dims=REQUIRED)
+MOVEDIM = _op(
+    "movedim",
+    None,
+    torch.movedim,
+    torch.moveaxis,
+    "movedim",
+    "moveaxis",
+    source=REQUIRED,
+    destination=REQUIRED,
+)
+EXPAND = _op("expand", None, torch.broadcast_to, "expand", "expand_as", "broadcast_to")
+REPEAT = _op("repeat", None, torch.tile, "repeat", "tile")
+ATTRIBUTE = _op("T and mT", None, getattr)
 PIXEL_SHUFFLE = _op("PixelShuffle", nn.PixelShuffle, F.pixel_shuffle, upscale_factor=None)
 PIXEL_UNSHUFFLE = _op("PixelUnshuffle", nn.PixelUnshuffle, F.pixel_unshuffle, downscale_factor=None)
 CHANNEL_SHUFFLE = _op("ChannelShuffle", nn.ChannelShuffle, F.channel_shuffle, groups=None)
@@ -233,7 +269,10 @@ SOFTMAX = _op(
 )
 
 # What changes nothing in eval mode.
-CONTIGUOUS = _op("contiguous", None, "contiguous")
+CONTIGUOUS = _op(
+    "contiguous", None, torch.clone, torch.detach, "contiguous", "clone", "detach", "float", "cpu"
+)
+TO = _op("to", None, "to", "type_as", "type")
 IDENTITY = _op("Identity", nn.Identity, subclasses=True)
 DROPOUT = _op(
     "Dropout",
