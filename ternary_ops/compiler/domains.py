@@ -33,11 +33,15 @@ _GAIN = 1.0  # rounding of what a BatchNorm reads must not show more than that o
 _CHEAP = 100  # weights of a filter over an image: 3 x 5 x 5 values of colour
 
 
+class Uncalibrated(UnsupportedModel):
+    """Layers with uint8 activations have no range."""
+
+
 def choose_domains(steps: Sequence[Step]) -> None:
     """Set `reads` and `y` of every step: first what its readers ask for, last to first, then what
     it reads and makes, first to last.
 
-    Raises UnsupportedModel that names every layer whose range is not set.
+    Raises Uncalibrated, which names every layer whose range is not set.
     """
     for step in reversed(steps):
         for user in step.users:
@@ -47,7 +51,7 @@ def choose_domains(steps: Sequence[Step]) -> None:
         chooser.choose(step)
     if chooser.unset:
         names = ", ".join(sorted(chooser.unset))
-        raise UnsupportedModel(
+        raise Uncalibrated(
             need(
                 "ranges of all layers with uint8 activations",
                 f"none for {names}",
