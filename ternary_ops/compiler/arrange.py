@@ -184,7 +184,15 @@ def reshaped(value: Value, shape: Sequence[Sizes]) -> Value:
     try:
         return value.reshaped(shape)
     except Mixed:
-        return _in_a_row(value, shape).reshaped(shape)
+        row = _in_a_row(value, shape)
+    try:
+        return row.reshaped(shape)
+    except Mixed:
+        raise Unsupported(_across(value, shape)) from None
+
+
+def _across(value: Value, shape: Sequence[Sizes]) -> str:
+    return f"it reshapes {shown(value)} to {tuple(s[0] for s in shape)}, across the batch"
 
 
 def _in_a_row(value: Value, shape: Sequence[Sizes]) -> Value:
@@ -195,9 +203,7 @@ def _in_a_row(value: Value, shape: Sequence[Sizes]) -> Value:
     last = next((i for i in range(least - first) if sizes[~i] != shape[~i]), least - first)
     (batch, *_), end = value.form, len(sizes) - last
     if value.axes[0] != batch or first == 0:
-        raise Unsupported(
-            f"it reshapes {shown(value)} to {tuple(s[0] for s in shape)}, across the batch"
-        )
+        raise Unsupported(_across(value, shape))
     before, after = joined_axes(value.axes[1:first]), joined_axes(value.axes[end:])
     if not (before or after) or not all(a.known for a in joined_axes(value.axes[first:end])):
         first, end, before, after = 1, len(sizes), (), ()

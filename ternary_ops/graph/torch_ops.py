@@ -152,7 +152,35 @@ GELU = _op("GELU", nn.GELU, F.gelu, approximate="none")
 ELU = _op("ELU", nn.ELU, F.elu, F.elu_, alpha=1.0, inplace=False)
 SOFTPLUS = _op("softplus", nn.Softplus, F.softplus, beta=1.0, threshold=20.0)
 MISH = _op("Mish", nn.Mish, F.mish, inplace=False)
+CELU = _op("CELU", nn.CELU, F.celu, F.celu_, torch.celu, alpha=1.0, inplace=False)
+SELU = _op("SELU", nn.SELU, F.selu, F.selu_, torch.selu, inplace=False)
+RRELU = _op("RReLU", nn.RReLU, F.rrelu, F.rrelu_, lower=1 / 8, upper=1 / 3)
+LOGSIGMOID = _op("logsigmoid", nn.LogSigmoid, F.logsigmoid)
+SOFTSIGN = _op("Softsign", nn.Softsign, F.softsign)
+TANHSHRINK = _op("Tanhshrink", nn.Tanhshrink, F.tanhshrink)
+SOFTSHRINK = _op("Softshrink", nn.Softshrink, F.softshrink, lambd=0.5)
+HARDSHRINK = _op("Hardshrink", nn.Hardshrink, F.hardshrink, torch.hardshrink, lambd=0.5)
+THRESHOLD = _op(
+    "Threshold",
+    nn.Threshold,
+    F.threshold,
+    torch.threshold,
+    torch.threshold_,
+    threshold=REQUIRED,
+    value=REQUIRED,
+    inplace=False,
+)
 EXP = _op("exp", None, torch.exp, "exp")
+LOG = _op("log", None, torch.log, "log")
+ABS = _op("abs", None, abs, operator.abs, torch.abs, "abs")
+SQUARE = _op("square", None, torch.square, "square")
+SQRT = _op("sqrt", None, torch.sqrt, "sqrt")
+RSQRT = _op("rsqrt", None, torch.rsqrt, "rsqrt")
+RECIPROCAL = _op("reciprocal", None, torch.reciprocal, "reciprocal")
+POW = _op("powers", None, operator.pow, torch.pow, "pow", exponent=REQUIRED)
+ERF = _op("erf", None, torch.erf, torch.special.erf, "erf")
+SIN = _op("sin", None, torch.sin, "sin")
+COS = _op("cos", None, torch.cos, "cos")
 
 # Arithmetic.
 ADD = _op("sums", None, operator.add, operator.iadd, torch.add, "add", "add_")
@@ -187,6 +215,13 @@ AVG_POOL2D = _op(
 )
 ADAPTIVE_AVG_POOL2D = _op(
     "AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, output_size=None
+)
+ADAPTIVE_MAX_POOL2D = _op(
+    "AdaptiveMaxPool2d",
+    nn.AdaptiveMaxPool2d,
+    F.adaptive_max_pool2d,
+    output_size=None,
+    return_indices=False,
 )
 MEAN = _op("mean", None, torch.mean, "mean", dim=None, keepdim=False, dtype=None)
 

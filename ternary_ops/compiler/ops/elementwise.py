@@ -60,6 +60,29 @@ def _prelu(call: Call) -> Value:
     return x.of(Step("prelu", [x.step], {"slopes": channelwise(call.name, slopes, None)}))
 
 
+def _rrelu(call: Call) -> Value:
+    """In eval mode the slope is the mean of its range."""
+    at = call.arguments()
+    return activation(call.value(), "leaky_relu", (at["lower"] + at["upper"]) / 2)
+
+
+def power(x: Value, exponent: float) -> Value:
+    """x ** exponent, by the function that is exact for it."""
+    if exponent == 1:
+        return x
+    known = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
+    if exponent in known:
+        return activation(x, known[exponent])
+    return activation(x, "pow", exponent)
+
+
+def _power(call: Call) -> Value:
+    exponent = call.arguments()["exponent"]
+    if isinstance(exponent, bool) or not isinstance(exponent, (int, float)):
+        raise Unsupported("its exponent is not a number")
+    return power(call.value(), float(exponent))
+
+
 def _negation(call: Call) -> Value:
     return activation(call.value(), "affine", -1.0, 0.0)
 
@@ -78,7 +101,7 @@ def _arithmetic(call: Call) -> Value | Step:
         return activation(call.value(a), "affine", *_with_number(op, float(b)))
     if isinstance(a, (int, float)) and isinstance(b, fx.Node):
         if op is torch_ops.DIV:
-            raise Unsupported("it divides by a tensor")
+            return activation(activation(call.value(b), "reciprocal"), "affine", float(a), 0.0)
         return activation(call.value(b), "affine", *_from_number(op, float(a)))
     raise Unsupported("its operands are not tensors from the input and numbers")
 
@@ -149,13 +172,32 @@ ROWS = {
     torch_ops.ELU: _function("elu"),
     torch_ops.SOFTPLUS: _function("softplus"),
     torch_ops.MISH: _function("mish"),
+    torch_ops.CELU: _function("celu"),
+    torch_ops.SELU: _function("selu"),
+    torch_ops.RRELU: Row(_rrelu),
+    torch_ops.LOGSIGMOID: _function("logsigmoid"),
+    torch_ops.SOFTSIGN: _function("softsign"),
+    torch_ops.TANHSHRINK: _function("tanhshrink"),
+    torch_ops.SOFTSHRINK: _function("softshrink"),
+    torch_ops.HARDSHRINK: _function("hardshrink"),
+    torch_ops.THRESHOLD: _function("threshold"),
     torch_ops.EXP: _function("exp"),
+    torch_ops.LOG: _function("log"),
+    torch_ops.ABS: _function("abs"),
+    torch_ops.SQUARE: _function("square"),
+    torch_ops.SQRT: _function("sqrt"),
+    torch_ops.RSQRT: _function("rsqrt"),
+    torch_ops.RECIPROCAL: _function("reciprocal"),
+    torch_ops.POW: Row(_power, "powers by numbers"),
+    torch_ops.ERF: _function("erf"),
+    torch_ops.SIN: _function("sin"),
+    torch_ops.COS: _function("cos"),
     torch_ops.ADD: Row(_arithmetic),
     torch_ops.SUB: Row(_arithmetic),
     torch_ops.MUL: Row(
         _arithmetic, "products of two tensors or with numbers, squeeze-excite gates"
     ),
-    torch_ops.DIV: Row(_arithmetic, "quotients by numbers"),
+    torch_ops.DIV: Row(_arithmetic, "quotients by and of numbers"),
     torch_ops.NEG: Row(_negation, ""),
     torch_ops.IDENTITY: Row(_same),
     torch_ops.DROPOUT: Row(_same),

@@ -42,10 +42,7 @@ def _group_norm(call: Call) -> Value:
     """Over groups of channels and all pixels."""
     if call.module is None:
         call.refuse()
-    x = call.value()
-    if len(x.axes) < 3:
-        raise Unsupported("it has no pixels, rank 3 or 4 is supported")
-    x = channels_at(x, 1, (4,))
+    x = channels_at(call.value(), 1, (4,))
     if x.axes[0] != x.form[0]:
         raise Unsupported("it normalizes a part of an image by itself")
     return _made(x, read_norm(call.name, call.module))

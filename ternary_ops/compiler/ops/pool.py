@@ -54,6 +54,13 @@ def _mean_of_image(call: Call) -> Value:
     return Value(Step("adaptive_avg_pool2d", [x.step], {"size": (1, 1)}), one, one)
 
 
+def _adaptive_max(call: Call) -> Step:
+    at = call.arguments()
+    if at["return_indices"]:
+        raise Unsupported("return_indices is not supported")
+    return Step("adaptive_max_pool2d", [call.input(4)], {"size": pair(at["output_size"])})
+
+
 def _mean(call: Call) -> Value:
     at = call.arguments()
     dims = at["dim"] if isinstance(at["dim"], Sequence) else (at["dim"],)
@@ -67,5 +74,6 @@ ROWS = {
     torch_ops.MAX_POOL2D: Row(_max_pool),
     torch_ops.AVG_POOL2D: Row(_avg_pool),
     torch_ops.ADAPTIVE_AVG_POOL2D: Row(_adaptive),
+    torch_ops.ADAPTIVE_MAX_POOL2D: Row(_adaptive_max),
     torch_ops.MEAN: Row(_mean, "mean over H and W"),
 }
