@@ -17,7 +17,6 @@ from ternary_ops.compiler.call import shape_of
 from ternary_ops.compiler.read import unsupported
 from ternary_ops.compiler.trace_check import run_checked
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, first_line, need
-from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.observed import INPUT_VALUE, value_name
 from ternary_ops.graph.signature import Signature
 from ternary_ops.graph.trace import TraceFailed, trace
@@ -108,7 +107,6 @@ def compile_with_islands(
         traced = _traced(network, islands, signature)
         if traced is None:
             continue
-        name_layers_(traced)
         run_checked(traced, x, signature.result(network, x.clone()))
         here = {n: str(n.target) for n in traced.graph.nodes if n.target in islands}
         found = [(_owner(node), text) for node, text in unsupported(traced, set(here))]
@@ -187,7 +185,7 @@ def _parts(
     def close(end: fx.Node) -> None:
         nonlocal x
         if start is not None and end is not start:
-            part = _segment(network, start, between, end)
+            part = _segment(traced, start, between, end)
             parts.append(compile_part(part, x))
             with torch.no_grad():
                 x = part(x)
@@ -210,7 +208,7 @@ def _parts(
 
 
 def _segment(
-    network: nn.Module, start: fx.Node, nodes: Sequence[fx.Node], end: fx.Node
+    traced: fx.GraphModule, start: fx.Node, nodes: Sequence[fx.Node], end: fx.Node
 ) -> fx.GraphModule:
     """The nodes after `start` up to `end` as a module of one input."""
     graph = fx.Graph()
@@ -225,6 +223,6 @@ def _segment(
         if node not in made:
             made[node] = graph.node_copy(node, copied)
     graph.output(made[end])
-    part = fx.GraphModule(network, graph)
+    part = fx.GraphModule(traced, graph)
     part.meta[INPUT_VALUE] = value_name(start)
     return part
