@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ternary_ops.interchange import import_constants, quantizers
+from ternary_ops.interchange import read_axes as axes
 from ternary_ops.interchange import read_layers as layers
 from ternary_ops.interchange import read_values as values
 from ternary_ops.interchange.rules import ANY, Rule
@@ -95,6 +96,7 @@ RULES: dict[str, Rule] = {
         codes="moved",
     ),
     "Mul": Rule(values.binary(operator.mul), (6, 14), _LEGACY),
+    "Pad": Rule(axes.pad, (2, 25), {"mode": ANY, "pads": ANY, "value": ANY}),
     "PRelu": Rule(layers.prelu, (6, 16)),
     "QuantizeLinear": Rule(
         quantizers.quantize_linear, (10, 28), {**_QUANTIZED, "precision": (0, 1)}
@@ -109,11 +111,14 @@ RULES: dict[str, Rule] = {
     "Resize": Rule(values.resize, (11, 19), _RESIZED, ranks=(4,)),
     "Shape": Rule(import_constants.shape, (1, 25), {"start": ANY, "end": ANY}),
     "Sigmoid": Rule(values.unary(torch.sigmoid), (6, 13)),
-    "Slice": Rule(import_constants.slices, (1, 13), dict.fromkeys(("starts", "ends", "axes"), ANY)),
+    "Slice": Rule(
+        axes.slices, (1, 13), dict.fromkeys(("starts", "ends", "axes"), ANY), codes="moved"
+    ),
     "Softmax": Rule(values.softmax, (1, 13), {"axis": ANY}),
     "Squeeze": Rule(values.squeeze, (1, 25), {"axes": ANY}, codes="moved"),
     "Sub": Rule(values.binary(operator.sub), (6, 14), _LEGACY),
     "Tanh": Rule(values.unary(torch.tanh), (6, 13)),
+    "Transpose": Rule(axes.transpose, (1, 25), {"perm": ANY}, codes="moved"),
     "Unsqueeze": Rule(values.unsqueeze, (1, 25), {"axes": ANY}, codes="moved"),
     "Upsample": Rule(values.upsample, (7, 10), {"mode": ANY, "scales": ANY}, ranks=(4,)),
 }

@@ -36,10 +36,10 @@ def build(b: Any) -> None:
     reals = b("dequantize", mixed), b("adaptive_avg_pool2d", tall, size=(6, 3))
     across = move(b, b("concat", *reals), (free, free, (3,)), (2, 1, 0), (1, 1, 1))
     rows = move(b, across, (free, free, free), (1, 0, 2), (3,), 2)
-    rows = b("linear", rows, w=b.weight("float", 18, 22 * 6 * 3, zeros=0.0))
-    back = move(b, rows, ((3, 6),), (1, 0), (1, 1), 3)
+    rows = b("linear", rows, w=b.weight("float", 15, 22 * 6 * 3, zeros=0.0))
+    back = move(b, rows, ((3, 5),), (1, 0), (1, 1), 3)
     flat = move(b, b("dequantize", narrow), (free, free), (1, 0), (2,), 2)
-    ends = b("slice", move(b, back, (free, (3,)), (1, 0), (2,), 2), begin=4, end=17)
+    ends = b("slice", move(b, back, (free, (3,)), (1, 0), (2,), 2), begin=6, end=13)
     b("concat", flat, ends, rows)
 
 
