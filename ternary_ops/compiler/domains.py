@@ -33,11 +33,15 @@ _GAIN = 1.0  # rounding of what a BatchNorm reads must not show more than that o
 _CHEAP = 100  # weights of a filter over an image: 3 x 5 x 5 values of colour
 
 
+class Uncalibrated(UnsupportedModel):
+    """Layers with uint8 activations have no range."""
+
+
 def choose_domains(steps: Sequence[Step]) -> None:
     """Set `reads` and `y` of every step: first what its readers ask for, last to first, then what
     it reads and makes, first to last.
 
-    Raises UnsupportedModel that names every layer whose range is not set.
+    Raises Uncalibrated, which names every layer whose range is not set.
     """
     for step in reversed(steps):
         for user in step.users:
@@ -47,7 +51,7 @@ def choose_domains(steps: Sequence[Step]) -> None:
         chooser.choose(step)
     if chooser.unset:
         names = ", ".join(sorted(chooser.unset))
-        raise UnsupportedModel(
+        raise Uncalibrated(
             need(
                 "ranges of all layers with uint8 activations",
                 f"none for {names}",
@@ -82,14 +86,15 @@ def is_cheap(step: Step) -> bool:
 
 def _ask(step: Step, user: Step) -> None:
     """Collect a reader's requirements on a step's value."""
-    if user.op == "output" or OPS[user.op].floats_only:
+    if user.op == "output" or not OPS[user.op].takes_codes(user.attrs):
+        return
+    if not any(x is step and OPS[user.op].reads_values(i) for i, x in enumerate(user.inputs)):
         return
     layer = user.layer
     if user.op == "concat" or OPS[user.op].keeps_params:
-        if user.op != "resize" or user.inputs[0] is step:  # the second gives its size only
-            step.wanted = _widest(step.wanted, user.wanted)
-            step.flexible |= user.flexible
-            step.fine = _widest(step.fine, user.fine)
+        step.wanted = _widest(step.wanted, user.wanted)
+        step.flexible |= user.flexible
+        step.fine = _widest(step.fine, user.fine)
     elif user.op == "activation" or _normalizes(user, step):
         step.flexible |= user.flexible or user.wanted is not None
     elif layer is None:
@@ -131,8 +136,10 @@ class _Chooser:
 
     def choose(self, step: Step) -> None:
         """Set `reads` and `y` of one step, those before it are set."""
-        if step.op in ("input", "output") or OPS[step.op].floats_only:
+        if step.op in ("input", "output") or not OPS[step.op].takes_codes(step.attrs):
             step.reads = [FLOATS] * len(step.inputs)
+        elif not OPS[step.op].reads_values(0):
+            step.reads = [None] * len(step.inputs)
         elif step.layer is not None:
             self._choose_layer(step, step.layer)
         elif OPS[step.op].keeps_params:
@@ -181,7 +188,8 @@ class _Chooser:
             if layer.output_range is None:
                 self.unset.add(layer.weight.name)
                 return None
-            return _affine(layer.output_range)
+            if step.chain is not None or len(step.inputs) == 1:
+                return _affine(layer.output_range)
         return _affine(self._follow(step))
 
     def _follow(self, step: Step) -> Range:
@@ -200,7 +208,7 @@ class _Chooser:
         if step.attrs.get("gate"):  # a share between 0 and 1 of the gate
             ranges[:2] = [(min(ranges[1][0], 0.0), max(ranges[1][1], 0.0))]
         elif step.layer is not None:
-            ranges[0] = step.layer.image_of(ranges[0])
+            ranges[0] = step.layer.output_range or step.layer.image_of(ranges[0])
         lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
         return _clamped((lo, hi), step.clamp)
 

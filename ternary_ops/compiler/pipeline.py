@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, fx, nn
 
-from ternary_ops.compiler.domains import choose_domains
+from ternary_ops.compiler.domains import Uncalibrated, choose_domains
 from ternary_ops.compiler.fuse import fuse
 from ternary_ops.compiler.lower import lower
 from ternary_ops.compiler.partition import IslandProgram, compile_with_islands
@@ -81,8 +82,9 @@ def compile(  # noqa: A001
     output: the result of a network that returns several tensors, by its key, field or index
     ("logits", "0", "aux.1").
 
-    islands: eager fallback. Modules without a program form run in PyTorch between programs; returns
-    an IslandProgram, which names such modules and cannot be saved.
+    islands: eager fallback. What has no program form runs in PyTorch between programs; returns an
+    IslandProgram, which names such parts with their share of the multiply-adds (a warning too), and
+    cannot be saved. In the worst case the whole network is one island.
 
     permute: reorder inner channels so that nonzero weights fall into fewer quads: outputs keep
     their bits, networks pruned by element get faster, compiling slower.
@@ -102,20 +104,22 @@ def compile(  # noqa: A001
     model = unwrap(model)
     signature = signature_of(model, example_input, output)
     x = _example(tensor_of(model, example_input))
-    network = float_twins(copy_of(model).cpu().float().eval())
-    untouched = prepare(model, network, x, signature, islands, allow_unfinished)
-    ranges = ranges_of(model)
-    whole = Task(signature, ranges, permute, tune)
-    if not islands:
-        return _whole(network, x, untouched, whole)
+    task = Task(signature, ranges_of(model), permute, tune)
+    try:
+        network = _own(model)
+        untouched = prepare(model, network, x, signature, False, allow_unfinished)
+        return _whole(network, x, untouched, task)
+    except UnsupportedModel as error:
+        if not islands or isinstance(error, Uncalibrated):
+            raise
+    network = _own(model)
+    prepare(model, network, x, signature, True, allow_unfinished)  # raises what no island mends
+    return compile_with_islands(network, x, signature, partial(_part, task=task))
 
-    def part(module: nn.Module, sample: Tensor) -> Program:
-        own, task = copy_of(module), Task(signature_of(module), ranges, permute, tune)
-        expected = prepare(module, own, sample, task.signature, False, True)
-        return _whole(own, sample, expected, task)
 
-    made = compile_with_islands(network, x, signature, part)
-    return made if made.islands else _whole(network, x, untouched, whole)
+def _own(model: nn.Module) -> nn.Module:
+    """A copy that compile may change."""
+    return float_twins(copy_of(model).cpu().float().eval())
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
     with torch.no_grad():
         traced = trace(network, signature=task.signature)
         check_read(network, traced)
+        traced.graph.eliminate_dead_code()  # calibrate's chains end where no dead code reads on
         pairs = find_pairs(network, traced.graph)
         if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
             # Packed layers round their input always, and a last bit may turn that: compare before.
@@ -157,6 +162,12 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
     if task.tune:
         program.tune(x.numpy())
     return program
+
+
+def _part(part: nn.Module, x: Tensor, task: Task) -> Program:
+    """The program of a part of a network."""
+    network, own = copy_of(part), replace(task, signature=signature_of(part))
+    return _whole(network, x, prepare(part, network, x, own.signature, False, True), own)
 
 
 def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:

@@ -29,8 +29,10 @@ class Step:
     slope       of a layer, [O] or [1]: a PReLU behind it
     chain       the layer into which `graph.fusion` fuses what this step computes
     observed    range that calibrate saw of a value without a layer
-    shape       of what a traced node made; None for steps between
+    shape       of what it makes, where a traced node made it; None for steps between
     place       where that node is, for people; "" for steps between
+    fixed       it says a size of the example where that may vary
+    moved       its value at other places, by what moves it there
 
     Set by choose_domains:
     wanted      range that the layers reading this value ask for
@@ -51,8 +53,35 @@ class Step:
     observed: Range | None = None
     shape: tuple[int, ...] | None = None
     place: str = ""
+    fixed: bool = False
+    moved: dict[Any, Step] = field(default_factory=dict, repr=False)
     wanted: Range | None = None
     fine: Range | None = None
     flexible: bool = False
     reads: list[str | None] = field(default_factory=list)
     y: Params | None = None
+
+
+def become(step: Step, made: Step, *more: Step) -> None:
+    """Let a step do what `made` does as well, with `more` operands; nothing reads `made` then."""
+    step.op, step.layer, step.attrs = made.op, made.layer, made.attrs
+    rewire(step, *made.inputs, *more)
+
+
+def rewire(step: Step, *inputs: Step) -> None:
+    """Let a step read these in place of those it reads. What nothing reads any more reads nothing
+    itself.
+    """
+    before, step.inputs = step.inputs, list(inputs)
+    for operand in inputs:
+        operand.users.append(step)
+    for operand in before:
+        operand.users.remove(step)
+        if not operand.users:
+            rewire(operand)
+
+
+def hand_over(step: Step, to: Step) -> None:
+    """Redirect all readers of a step to another one."""
+    for user in list(dict.fromkeys(step.users)):
+        rewire(user, *(to if operand is step else operand for operand in user.inputs))

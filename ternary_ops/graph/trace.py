@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.inplace import name_inplace_results
+from ternary_ops.graph.lines import calling_line
 from ternary_ops.graph.nodes import is_ours
 from ternary_ops.graph.observed import INPUT_VALUE, name_values
 from ternary_ops.graph.signature import Signature, naming_failures, signature_of
@@ -54,6 +55,12 @@ class _Tracer(fx.Tracer):
             if self.failed is None:
                 self.failed = self.path_of_module(m)
             raise
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """As the base class, and note the line of the model's code, for messages."""
+        proxy = super().create_proxy(*args, **kwargs)
+        proxy.node.meta["line"] = calling_line()
+        return proxy
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A check of the number of channels passes; other decisions on values stop the trace."""

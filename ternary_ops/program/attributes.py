@@ -93,6 +93,29 @@ def pair(least: int, most: int = MAX_EXTENT) -> Check:
     return Check(f"2 of {least}..{most}", read)
 
 
+def integers(least: int, most: int, count: int) -> Check:
+    """At most `count` integers in least..most."""
+
+    def read(where: str, value: Any) -> tuple[int, ...]:
+        length = len(value) if type(value) in (list, tuple) else 0
+        if length > count:
+            raise FormatError(need(f"{where} as at most {count} integers", length, REWRITE))
+        return tuple(integer(where, v, least, most) for v in items(where, value, length))
+
+    return Check(f"at most {count} of {least}..{most}", read)
+
+
+def of_each_axis(least: int, most: int) -> Check:
+    """Integers of rows and of columns, or one of tokens, which may stand alone."""
+
+    def read(where: str, value: Any) -> tuple[int, ...]:
+        given = [value] if type(value) is int else value
+        count = 1 if type(given) in (list, tuple) and len(given) == 1 else 2
+        return tuple(integer(where, v, least, most) for v in items(where, given, count))
+
+    return Check(f"2 of {least}..{_brief(most)}, of tokens 1", read)
+
+
 def optional(check: Check) -> Check:
     """None, or what the check accepts."""
     return Check(f"{check.says} or none", lambda where, v: None if v is None else check(where, v))
@@ -119,6 +142,21 @@ def among(*values: int) -> Check:
         return value
 
     return Check(says, read)
+
+
+def distinct(*values: int) -> Check:
+    """A list of one or more of these integers, each at most once; in order."""
+
+    def read(where: str, value: Any) -> tuple[int, ...]:
+        if type(value) not in (list, tuple) or not 1 <= len(value) <= len(values):
+            wanted = f"{where} as a list of 1 to {len(values)} integers"
+            raise FormatError(need(wanted, short(value), REWRITE))
+        checked = [among(*values)(where, v) for v in value]
+        if checked != sorted(set(checked)):
+            raise FormatError(need(f"{where} in order, each once", list(value), REWRITE))
+        return tuple(checked)
+
+    return Check(f"some of {', '.join(map(str, values))}", read)
 
 
 def _read_flag(where: str, value: Any) -> bool:
@@ -167,6 +205,7 @@ def _read_zoom(where: str, value: Any) -> tuple[float, float]:
 FLAG = Check("true or false", _read_flag)
 SCALE_AND_ZERO_POINT = Check("scale and zero point", _read_affine)
 BOUNDS = Check("lo and hi, each or none", _read_bounds)
+NUMBER = Check("a number", number)
 NUMBERS = Check("at most 8 numbers", _read_numbers)
 POSITIVE = Check("2^-60..2^20", _read_positive)
 ZOOM = Check("2 of 2^-60..2^20", _read_zoom)

@@ -19,6 +19,7 @@ import ternary_ops.nn as tnn
 from ternary_ops.errors import FormatError, UnsupportedModel, need
 from ternary_ops.graph.observed import Ranges, is_entry, keep_ranges, ranges_of
 from ternary_ops.graph.replace import replace_modules
+from ternary_ops.graph.state import load_state
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
@@ -107,7 +108,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         replace_modules(model, {packed: layer for layer, packed in new.items()})
         raise type(error)(f"{path}: {error}") from None
     on_meta = any(t.is_meta for t in _distinct(model).values())
-    model.load_state_dict(state, assign=on_meta)
+    load_state(model, state, assign=on_meta)
     model._tops_folded = folded  # type: ignore[assignment]  # a plain attribute, as pack_ leaves it
     keep_ranges(model, ranges)
     return given

@@ -7,11 +7,11 @@ scale and zero point).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ternary_ops.reference import activations
 from ternary_ops.reference.arithmetic import Array, Params, Quantized, clamp, quantize
@@ -33,15 +33,65 @@ def mul(
     hi: float | None = None,
     y: Params | None = None,
 ) -> Array:
-    """a * b, then the activation; b has a's shape or is [N, C, 1, 1]."""
+    """a * b, then the activation; axes of size 1 broadcast."""
     with np.errstate(over="ignore", invalid="ignore"):
         out = clamp(a) * clamp(b)
     return clamp(out, lo, hi, y)
 
 
-def concat(parts: Sequence[Array | Quantized], y: Params | None = None) -> Array:
-    """Along channels; quantized parts are requantized to y (the same codes where it is theirs)."""
-    return np.concatenate([clamp(part, y=y) for part in parts], axis=1)
+def concat(parts: Sequence[Array | Quantized], y: Params | None = None, axis: int = 1) -> Array:
+    """Quantized parts are requantized to y (the same codes where it is theirs)."""
+    return np.concatenate([clamp(part, y=y) for part in parts], axis)
+
+
+def rearrange(x: Array, sizes: Sequence[int], order: Sequence[int], axes: Sequence[int]) -> Array:
+    """Numbers moved among the axes behind the batch.
+
+    sizes: of the factors of all of x's axes in a row; order: the factors' new order; axes: how many
+    of these make each axis of the result.
+    """
+    factors = x.reshape(len(x), *sizes).transpose(0, *(i + 1 for i in order))
+    out = factors.reshape(len(x), *joined(factors.shape[1:], axes))
+    return np.ascontiguousarray(out)
+
+
+def joined(sizes: Sequence[int], axes: Sequence[int]) -> list[int]:
+    """Sizes of axes that are made of so many factors each."""
+    ends = np.cumsum([0, *axes])
+    return [math.prod(sizes[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def crop(
+    x: Array, begin: Sequence[int], end: Sequence[int], step: Sequence[int] | None = None
+) -> Array:
+    """Every step-th number of the axes behind the channels, without so many at either end."""
+    steps = step or [1] * len(begin)
+    kept = [
+        slice(b, size - e, s) for b, e, s, size in zip(begin, end, steps, x.shape[2:], strict=True)
+    ]
+    return np.ascontiguousarray(x[(slice(None), slice(None), *kept)])
+
+
+def pad(
+    x: Array | Quantized,
+    before: Sequence[int],
+    after: Sequence[int],
+    mode: str = "constant",
+    value: float | None = 0.0,
+) -> Array:
+    """PyTorch's F.pad of the axes behind the channels; value None stands for minus infinity, and of
+    codes the code of the value is put around.
+    """
+    array = x[0] if isinstance(x, tuple) else np.asarray(x, np.float32)
+    width = [(0, 0), (0, 0), *zip(before, after, strict=True)]
+    if mode != "constant":
+        by = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
+        moved: Array = np.pad(array, width, by)  # type: ignore[call-overload]
+        return moved
+    filling: Any = np.float32(-np.inf if value is None else value)
+    if isinstance(x, tuple):
+        filling = quantize(filling, *x[1:])
+    return np.pad(array, width, constant_values=filling)
 
 
 def pixel_shuffle(x: Array, factor: tuple[int, int], crop: tuple[int, int] = (0, 0)) -> Array:
@@ -125,26 +175,6 @@ def bilinear_positions(size: int, out: int, ratio: np.floating[Any], align: bool
     second = np.minimum(first + 1, size - 1)
     share = np.clip(at - first.astype(ratio.dtype), zero, one)
     return first, second, one - share, share
-
-
-def softmax(x: Array) -> NDArray[np.float64]:
-    """Over channels, in float64."""
-    shifted = np.asarray(x, np.float64)
-    grown = np.exp(shifted - shifted.max(axis=1, keepdims=True))
-    out: NDArray[np.float64] = grown / grown.sum(axis=1, keepdims=True)
-    return out
-
-
-def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
-    """Over channels, in float64: (x - mean) / sqrt(var + eps) * weight + bias."""
-    per_channel = (1, -1, *[1] * (x.ndim - 2))
-    wide = np.asarray(x, np.float64)
-    centered = wide - wide.mean(axis=1, keepdims=True)
-    out: Array = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + eps)
-    out = out * np.asarray(weight, np.float64).reshape(per_channel)
-    if bias is not None:
-        out = out + np.asarray(bias, np.float64).reshape(per_channel)
-    return out
 
 
 def _axes(

@@ -78,17 +78,23 @@ _WRONG: dict[str, list[Any]] = {
     "params": [[0.1] * 3, None, 0.1, ["a"], [float("nan")], [True], [1e40], [0.1] * 9],
     "begin": [-1, 13, 2**30, None, True, 0.5],
     "end": [0, 5, 17, None, 1.0],
+    "axis": [0, 4, -1, True, 1.0, "1", None],
     "factor": [[0, 1], [3, 5], [1, 5000], 2, None],
     "crop": [[-1, 0], [0, 5000], None, 1],
     "mode": ["bicubic", None, 0, True],
     "align": [0, None, "yes"],
     "zoom": [[0, 1], [1.0], 2, [-1, 1], [float("inf"), 1], ["1", 1], [1e30, 1]],
+    "tokens": [0, 8, 2**30, None, True, 9.0],
+    "transpose": [0, 1, None, "true"],
+    "scale": [None, "1", float("nan"), True, 1e39, [1.0]],
     "eps": [0, -1e-5, float("nan"), None, "1e-5", True],
 }  # fmt: skip
 
 
+# Of one operator: "operator.attribute".
 for _case in program_cases().values():
-    _WRONG |= _case.wrong
+    _WRONG |= {f"{_case.op}.{name}": values for name, values in _case.wrong.items()}
+_NAMES = sorted({key.rpartition(".")[2] for key in _WRONG})
 
 
 def _indexes() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -101,7 +107,9 @@ def test_every_attribute_mutation_is_refused() -> None:
     for name, index, arrays in _indexes():
         for i, entry in enumerate(index["nodes"]):
             for attribute in OPS[entry[0]].attrs:
-                for wrong in _WRONG[attribute]:
+                own = f"{entry[0]}.{attribute}"
+                key = own if own in _WRONG else attribute
+                for wrong in _WRONG[key]:
                     if wrong is OPS[entry[0]].attrs[attribute].default:
                         continue  # saying nothing
                     bad = copy.deepcopy(index)
@@ -111,7 +119,7 @@ def test_every_attribute_mutation_is_refused() -> None:
                     with pytest.raises(FormatError):
                         from_index(bad, arrays)
                         pytest.fail(f"{name} node {i} {entry[0]}.{attribute} = {wrong!r}")
-                    tried.add(attribute)
+                    tried.add(key)
     assert tried == set(_WRONG)
 
 
@@ -267,8 +275,7 @@ _LEAF = (
 _JSON = st.recursive(
     _LEAF,
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(sorted(_WRONG)), inner, max_size=3)
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=3)
     ),
     max_leaves=6,
 )

@@ -75,8 +75,15 @@ def _mul(graph: Graph, node: Node, operands: Operands) -> Tensor:
 
 
 def _concat(graph: Graph, node: Node, operands: Operands) -> Tensor:
-    parts = [_real(*o) for o in operands]
-    return _finish(torch.cat(parts, _channel_axis(parts[0])), (None, None), node.attrs["y"])
+    """Tokens are [N, L, C]."""
+    parts, axis = [_real(*o) for o in operands], node.attrs["axis"]
+    axis = 3 - axis if parts[0].dim() == 3 else axis
+    return _finish(torch.cat(parts, axis), (None, None), node.attrs["y"])
+
+
+def _slice(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    x, begin, end = operands[0][0], node.attrs["begin"], node.attrs["end"]
+    return x.narrow(_channel_axis(x), begin, end - begin)
 
 
 def _shuffle(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -111,7 +118,16 @@ def _layer_norm(graph: Graph, node: Node, operands: Operands) -> Tensor:
 
 def _softmax(graph: Graph, node: Node, operands: Operands) -> Tensor:
     x = operands[0][0].double()
-    return F.softmax(x, _channel_axis(x)).float()
+    axis, groups = _channel_axis(x), node.attrs["groups"]
+    return F.softmax(x.unflatten(axis, (groups, -1)), axis + 1).flatten(axis, axis + 1).float()
+
+
+def _matmul(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    """Tokens outside are [N, L, C]."""
+    at = node.attrs
+    a, b = (x.double().unflatten(2, (at["groups"], -1)) for x, _ in operands)
+    pattern = "nlgk,nmgk->nlgm" if at["transpose"] else "nlgm,nmgd->nlgd"
+    return (at["scale"] * torch.einsum(pattern, a, b)).flatten(2).float()
 
 
 def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -216,21 +232,27 @@ _OPERATORS: dict[str, Callable[[Graph, Node, Operands], Tensor]] = {
     "flatten": lambda g, node, o: torch.flatten(o[0][0], 1),
     "layer_norm": _layer_norm,
     "linear": _layer,
+    "matmul": _matmul,
     "max_pool2d": _max_pool,
     "mul": _mul,
     "pixel_shuffle": _shuffle,
     "pixel_unshuffle": _shuffle,
     "quantize": _quantize,
     "resize": _resize,
-    "slice": lambda g, node, o: o[0][0][:, node.attrs["begin"] : node.attrs["end"]],
+    "slice": _slice,
     "softmax": _softmax,
     "unflatten": lambda g, node, o: o[0][0][:, :, None, None],
 }
 
 
 def _of_case(case: ProgramCase) -> Callable[[Graph, Node, Operands], Tensor]:
+    """What keeps scale and zero point is given the numbers that codes stand for."""
+
     def run(graph: Graph, node: Node, operands: Operands) -> Tensor:
         weight = graph.weight(node) if "w" in node.attrs else None
+        if node.operator.keeps_params:
+            x, y = operands[0]
+            return _finish(case.by_torch(node.attrs, weight, [_real(x, y)]), (None, None), y)
         value: Tensor = case.by_torch(node.attrs, weight, [x for x, _ in operands])
         return value
 

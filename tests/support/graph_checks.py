@@ -31,6 +31,10 @@ _FRONTS = ("float", "int8", "quads", "ternary", "fine")
 # adds floats. Most are off by 0.01; a network whose signal clamps have flattened to a third of a
 # code by 0.31 (seed 9612). A layer misread is off by 1 or more.
 _ROUNDED = 0.5
+_MOVED = (
+    *("quantize", "slice", "concat", "max_pool2d", "flatten", "unflatten", "clamp", "add", "mul"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "rearrange", "crop", "pad"),
+)
 _WHOLE = 2e-4  # of a float network's largest output: thirty layers, each within its own bound
 
 
@@ -165,6 +169,11 @@ def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
         terms = int(np.prod(w.shape[1:]))
         slope = 1.0 if w.slope is None else max(1.0, float(np.abs(w.slope).max()))
         return 4 * EPS * (terms + 8) * (sums * x + bias + size) * slope + _TINY
+    if node.op == "reduce":
+        return 4 * EPS * x * float(np.prod(values[node.inputs[0]].shape[1:])) + _TINY
+    if node.op == "matmul":
+        sums = x * float(np.abs(values[node.inputs[1]]).max(initial=0)) * node.attrs["scale"]
+        return 4 * EPS * (values[node.inputs[0]].shape[2] + 8) ** 2 * sums + _TINY
     if "pool" in node.op:
         return EPS * (values[node.inputs[0]][0, 0].size + 8) * x + _TINY
     if node.operator.floats_only and "w" in node.attrs:
@@ -174,14 +183,7 @@ def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
 
 def _inexact(graph: Graph, node: Node) -> bool:
     """Floats that are made of floats by sums or functions of the C library."""
-    moved = ("quantize", "slice", "concat", "max_pool2d", "flatten", "unflatten", "clamp", "add")
-    return graph.values[node.inputs[0]].y is None and node.op not in (
-        *moved,
-        "mul",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-    )
+    return graph.values[node.inputs[0]].y is None and node.op not in _MOVED
 
 
 def _rounds_otherwise(node: Node) -> bool:

@@ -170,8 +170,9 @@ class Draw:
 
     def activation(self, x: Val, fn: str | None = None) -> Val:
         fn = fn or self.pick(*FUNCTIONS)
-        if fn == "exp":  # towers of exponentials leave float32
-            x = replace(x, id=self.b("clamp", x.id, clamp=(-3.0, 1.0), **self._kept(x)))
+        if fn in activations.DOMAINS:  # towers of exponentials leave float32
+            bounds = activations.DOMAINS[fn]
+            x = replace(x, id=self.b("clamp", x.id, clamp=bounds, **self._kept(x)))
         attrs: dict[str, Any] = {}
         floats = self._y(x, attrs)
         made = self.b("activation", x.id, fn=fn, params=FUNCTIONS[fn], **attrs)
@@ -187,7 +188,7 @@ class Draw:
         return replace(a, id=self.b("add", a.id, b.id, **attrs), floats=floats)
 
     def mul(self, a: Val, b: Val) -> Val:
-        """b: of a's size, or one number a channel."""
+        """b: of a's size, or with axes of size 1."""
         b = self.alike(b, a)
         attrs: dict[str, Any] = {"clamp": (-4.0, 4.0)}
         floats = self._y(a, attrs)
@@ -203,6 +204,14 @@ class Draw:
                 attrs["y"] = self.b.nodes[first.id].attrs.get("y") or attrs["y"]
         made = self.b("concat", *(p.id for p in same), **attrs)
         return replace(first, id=made, channels=sum(p.channels for p in same))
+
+    def stack(self, axis: int, *parts: Val) -> Val:
+        """Behind each other along rows (2) or columns (3)."""
+        first = parts[0]
+        same = [self.alike(self.like(p, first), first) for p in parts]
+        y = {} if first.floats else {"y": self.b.nodes[first.id].attrs.get("y") or self.b.params()}
+        made = self.b("concat", *(p.id for p in same), axis=axis, **y)
+        return replace(first, id=made, level=self.level(first, "stack", axis, len(parts)))
 
     def max_pool(self, x: Val, kernel: int, stride: int, same: bool = True) -> Val:
         padding = kernel // 2 if same else self.number(0, kernel // 2)
@@ -288,7 +297,13 @@ class Draw:
 
     def softmax(self, x: Val) -> Val:
         real = self.real(x)
-        return replace(real, id=self.b("softmax", real.id))
+        groups = self.pick(*(g for g in range(1, real.channels + 1) if real.channels % g == 0))
+        return replace(real, id=self.b("softmax", real.id, groups=groups))
+
+    def along(self, x: Val) -> Val:
+        """The largest or the smallest number of each pixel, or of each row of a channel."""
+        axes = self.pick((1,), (3,), (1, 3))
+        return replace(x, id=self.b("reduce", x.id, fn=self.pick("max", "min"), axes=axes))
 
     def layer_norm(self, x: Val) -> Val:
         real = self.real(x)

@@ -158,7 +158,11 @@ def pixelwise(d: Draw, x: Val) -> Val:
         x = d.alike(d.layer_norm(x), x)
     if d.chance(0.4):
         x = d.alike(d.softmax(x), x)
+    if d.chance(0.3):
+        x = d.alike(d.case(x, "constant"), x)
     y = d.activation(x)
+    if d.chance(0.3):
+        y = d.alike(d.mul(y, d.along(y)), y)
     z = d.clamp(d.activation(y)) if d.chance(0.5) else y
     return d.mul(z, x) if d.chance(0.5) else d.add(x, d.mul(y, z))
 
@@ -190,6 +194,18 @@ def often_read(d: Draw, x: Val) -> Val:
     return d.add(d.mul(total, x), x)
 
 
+def moved(d: Draw, x: Val) -> Val:
+    """Borders, axes and halves moved about, with layers between."""
+    for _ in range(d.number(1, 3)):
+        x = d.case(x, d.pick("rearrange", "rearrange", "pad", "crop"))
+        if x.channels > 3 * d.width or d.chance(0.4):
+            x = d.conv(x, None, d.pick((1, 1), (3, 3)))
+        if d.chance(0.3):
+            other = d.alike(d.conv(x, x.channels), x)
+            x = d.stack(d.pick(2, 3, 3), *d.pick((x, other), (other, x), (x, other, x)))
+    return d.conv(x)
+
+
 TOPOLOGIES: dict[str, Topology] = {
     "residual": residual,
     "dense": dense,
@@ -205,6 +221,7 @@ TOPOLOGIES: dict[str, Topology] = {
     "pixelwise": pixelwise,
     "windows": windows,
     "often_read": often_read,
+    "moved": moved,
 }
 
 

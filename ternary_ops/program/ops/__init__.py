@@ -4,12 +4,17 @@
 from ternary_ops.program.operator import OPS
 from ternary_ops.program.ops import (
     activation,
+    borders,
+    constant,
     conv_linear,
     data_movement,
     elementwise,
+    matmul,
     normalize,
     pool,
     quantize,
+    rearrange,
+    reduce,
     resize,
 )
 
@@ -24,7 +29,12 @@ _FAMILIES = (
     pool,
     resize,
     data_movement,
+    rearrange,
+    borders,
     normalize,
+    reduce,
+    matmul,
+    constant,
 )
 
 
