@@ -102,9 +102,10 @@ class _Move:
         """Operator and attributes."""
         shape = self.source, self.target
         last = [row for axis in self.source for row in axis]
-        if len(self.source) == 3 and self.target == [last]:
-            return "flatten", {}
-        if len(self.source) == 1 and self.target == [last, [], []]:
+        known = all(map(self.known, last))
+        if len(self.source) == 3 and self.target == [last] and not known:
+            return "flatten", {}  # whose width is left to the size
+        if len(self.source) == 1 and self.target == [last, [], []] and known:
             return "unflatten", {}
         if self.source[0] == [0, 1] and self.target == [[1, 0], *self.source[1:]]:
             if len(self.source) == 3:

@@ -15,6 +15,7 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.graph.nodes import Chain, arguments_of, look_up
 from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.trace import ON_EXAMPLE
 
 Made: TypeAlias = "Value | list[Value]"  # of a node; several of one that makes several tensors
 
@@ -47,6 +48,12 @@ class Call:
         self.chain = chain
         self.complete = True
         self._values = values
+
+    @property
+    def any_size(self) -> bool:
+        """True in a trace that stands for inputs of any size."""
+        owner = self.node.graph.owning_module
+        return owner is not None and not owner.meta.get(ON_EXAMPLE)
 
     @property
     def source(self) -> fx.Node:

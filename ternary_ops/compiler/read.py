@@ -18,19 +18,22 @@ from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import value_name
+from ternary_ops.graph.trace import ON_EXAMPLE
 
 
 def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
     """The steps, in order, that the output needs; the first is the input, the last the output.
 
     ranges: of values without a layer (`graph.observed`). Shapes must have been noted
-    (`trace_check`). Raises one UnsupportedModel that lists every node without a program form.
+    (`trace_check`). Raises one UnsupportedModel that lists every node without a program form, or
+    those that hold for the example's size alone, unless the trace does as well.
     """
     reader = _Reader(traced, ranges)
     if reader.problems:
         raise refusal([problem for _, problem in reader.problems], supported())
     steps = _reachable(Step("output", [reader.output]))
-    _check(steps)
+    if not traced.meta.get(ON_EXAMPLE):
+        _check(steps)
     return steps
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
-from ternary_ops.graph.trace import Interpreter
+from ternary_ops.graph.trace import ON_EXAMPLE, Interpreter
 
 _ROUNDING = 1e-3  # relative to the largest output
 _SIZED = (
@@ -66,7 +66,7 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
     """
     shapes = Shapes(traced)
     made = shapes.run(x.clone())
-    second = _second(traced, x) if _says_sizes(traced) else None
+    second = _second(traced, x, shapes.found) if _says_sizes(traced) else None
     _note([shapes.found] if second is None else [shapes.found, second])
     check_same(made, expected)
     return made
@@ -101,11 +101,14 @@ def _note(runs: Sequence[Mapping[fx.Node, Any]]) -> None:
 
 
 def _says_sizes(traced: fx.GraphModule) -> bool:
-    """True where the network's code has sizes of its own, which may hold for the example alone."""
-    return any(operator_of(node) in _SIZED for node in traced.graph.nodes)
+    """True where a trace for any size has sizes of its own, perhaps those of the example."""
+    found = any(operator_of(node) in _SIZED for node in traced.graph.nodes)
+    return found and not traced.meta.get(ON_EXAMPLE)
 
 
-def _second(traced: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any] | None:
+def _second(
+    traced: fx.GraphModule, x: Tensor, first: Mapping[fx.Node, Any]
+) -> dict[fx.Node, Any] | None:
     """What the nodes make of an example of other sizes, of another batch alone where the network
     takes no other sizes; None where it takes no other batch.
     """
@@ -115,8 +118,14 @@ def _second(traced: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any] | None:
             shapes.run(torch.zeros(sizes))
         except UnsupportedModel:  # the network's own code runs here: this size is none of its own
             continue
-        return shapes.found
+        if all(_alike(made, first[node]) for node, made in shapes.found.items()):
+            return shapes.found
     return None
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """True for tensors of one rank, as many of them, and for other values."""
+    return type(a) is type(b) and (not isinstance(a, (tuple, list)) or len(a) == len(b))
 
 
 def _others(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -18,6 +18,8 @@ from ternary_ops.graph.signature import Signature, naming_failures, signature_of
 from ternary_ops.graph.sizes import decide_check, drop_asserts, drop_unused_sizes
 from ternary_ops.graph.source_line import caller, calling_line
 
+ON_EXAMPLE = "on example"  # in the meta of a trace whose sizes are those of an example
+
 
 class TraceFailed(UnsupportedModel):
     """torch.fx cannot trace the module at `path` ("" for the model itself)."""
