@@ -190,6 +190,15 @@ ADAPTIVE_AVG_POOL2D = _op(
 )
 MEAN = _op("mean", None, torch.mean, "mean", dim=None, keepdim=False, dtype=None)
 
+PAD = _op(
+    "pad",
+    (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    F.pad,
+    pad=REQUIRED,
+    mode="constant",
+    value=None,
+)
+
 # What moves values.
 CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate)
 SPLIT = _op(

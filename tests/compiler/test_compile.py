@@ -255,8 +255,6 @@ def _wrong(name: str) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(5, 5)
-            self.ring = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
-            self.even = nn.Conv2d(3, 4, 2, padding="same")
             self.shift = nn.Parameter(torch.ones(1, 4, 5, 5))
 
         def forward(self, x: Tensor) -> Any:
@@ -271,8 +269,6 @@ def _wrong(name: str) -> nn.Module:
                 "rank": lambda: self.linear(y),
                 "tuple": lambda: (y, y),
                 "indices": lambda: F.max_pool2d(y, 2, return_indices=True)[0],
-                "ring": lambda: self.ring(x),
-                "same": lambda: self.even(x),
                 "flow": lambda: y if y.sum() > 0 else x,
                 "constant": lambda: y + torch.ones(1, 4, 5, 5),
                 "divisor": lambda: F.adaptive_avg_pool2d(y, (None, 2)),
@@ -284,7 +280,7 @@ def _wrong(name: str) -> nn.Module:
 
 @pytest.mark.parametrize(
     "name",
-    "broadcast alpha parameter reshape batch mean rank tuple indices ring same flow constant "
+    "broadcast alpha parameter reshape batch mean rank tuple indices flow constant "
     "divisor input".split(),
 )
 def test_what_no_program_can_say_is_refused(name: str) -> None:

@@ -13,13 +13,14 @@ from ternary_ops.compiler.ops import (
     data_movement,
     elementwise,
     normalize,
+    pad,
     pool,
     resize,
 )
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.graph.torch_ops import TorchOp
 
-_FAMILIES = (conv_linear, normalize, elementwise, pool, data_movement, resize)
+_FAMILIES = (conv_linear, normalize, elementwise, pad, pool, data_movement, resize)
 ROWS: dict[TorchOp, Row] = {op: row for family in _FAMILIES for op, row in family.ROWS.items()}
 
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from ternary_ops.compiler.call import Call, Unsupported
+from ternary_ops.compiler.ops.pad import padded
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import read_layer, read_transposed
 from ternary_ops.compiler.step import Step
 from ternary_ops.errors import UnsupportedModel, first_line
 from ternary_ops.graph import torch_ops
+from ternary_ops.nn.geometry import geometry_of
 
 
 def _layer(call: Call) -> Step:
@@ -24,6 +28,9 @@ def _layer(call: Call) -> Step:
         except UnsupportedModel as error:
             raise Unsupported(first_line(error)) from error
     layer = call.layers[call.name]
+    if convolves and module.padding_mode != "zeros":
+        twin = nn.Conv2d(**geometry_of(module), device="meta")
+        x = padded(x, twin._reversed_padding_repeated_twice, module.padding_mode)
     return Step(layer.op, [x], layer.attrs, layer)
 
 
