@@ -251,6 +251,11 @@ def global_pool(loader: Loader, node: Any, at: Attributes) -> Made:
     return loader.layer(node, nn.AdaptiveAvgPool2d(1), loader.value(node, 0), "", None)
 
 
+def global_max_pool(loader: Loader, node: Any, at: Attributes) -> Made:
+    """The maximum over H and W."""
+    return loader.layer(node, nn.AdaptiveMaxPool2d(1), loader.value(node, 0), "", None)
+
+
 def prelu(loader: Loader, node: Any, at: Attributes) -> Made:
     """PReLU with one slope for all, or one a channel."""
     slope, x = loader.tensor(node, 1), loader.value(node, 0)

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ternary_ops.compiler.call import Call, Unsupported
+from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.step import Step
+from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
 
 _MODES: dict[type[nn.Module], str] = {
@@ -33,13 +34,15 @@ def _pad(call: Call) -> Step:
         mode, ends = _MODES.get(type(module), "constant"), module.padding
         value = getattr(module, "value", 0.0)
     else:
-        at = call.arguments()
+        at = call.arguments(free=("pad",))
         mode, ends, value = at["mode"], at["pad"], at["value"] or 0.0
     x = call.input(4)
-    sizes = isinstance(ends, Sequence) and all(isinstance(end, int) for end in ends)
-    if not sizes or len(ends) not in (2, 4) or min(ends) < 0:
-        raise Unsupported(f"rows and columns of constant numbers are put around images: {ends}")
-    return padded(x, [*ends, 0, 0][:4], mode, float(value))
+    if not isinstance(ends, Sequence) or len(ends) not in (2, 4):
+        raise Unsupported(f"borders of rows and columns are supported, not {ends}")
+    found = [set(call.number(end)) for end in ends]
+    if any(len(sizes) > 1 or min(sizes) < 0 for sizes in found):
+        raise Unsupported("its borders are negative or depend on the size of the image")
+    return padded(x, [*(sizes.pop() for sizes in found), 0, 0][:4], mode, float(value))
 
 
 ROWS = {torch_ops.PAD: Row(_pad)}
