@@ -80,9 +80,7 @@ def known_value(step: Step) -> Array | None:
         del said["w"]
     at = {name: value for name, value in said.items() if name in operator.attrs}
     types = tuple(Made(x.ndim, x.shape[1], x.shape[1], None) for x in found)
-    return operator.reference(
-        BoundNode(operator.completed(len(found), at), types, weight), found
-    )
+    return operator.reference(BoundNode(operator.completed(len(found), at), types, weight), found)
 
 
 def fold_constants(step: Step) -> Sequence[Step]:

@@ -57,7 +57,10 @@ def contracted(a: Value, b: Value, batch: Pairs, shared: Pairs) -> Value:
         for side, x in enumerate((a, b))
     ]
     together = [a.axes[i] or b.axes[j] for i, j in batch]
-    best = min(_ways(a, b, joined_axes(together), [a.axes[i] for i, _ in shared], free), key=lambda w: w.cost)
+    best = min(
+        _ways(a, b, joined_axes(together), [a.axes[i] for i, _ in shared], free),
+        key=lambda w: w.cost,
+    )
     operands = [
         placed(value, form).step
         for value, form in zip((best.first, best.second), best.forms, strict=True)
@@ -105,8 +108,12 @@ def _ways(
         other = _as_it_lies(second, other)
         form = (n, (*groups, *inner), own)
         result = (n, (*groups, *other), own)
-        yield _Way(first, second, (form, (n, (*groups, *inner), other)), True, result, other, groups)
-        yield _Way(first, second, (form, (n, (*groups, *other), inner)), False, result, inner, groups)
+        yield _Way(
+            first, second, (form, (n, (*groups, *inner), other)), True, result, other, groups
+        )
+        yield _Way(
+            first, second, (form, (n, (*groups, *other), inner)), False, result, inner, groups
+        )
 
 
 def _as_it_lies(value: Value, atoms: Sequence[object]) -> Axis:

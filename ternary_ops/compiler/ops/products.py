@@ -71,7 +71,10 @@ def _needed(x: Value, letters: str, others: str) -> tuple[Value, str]:
 def _attention(call: Call) -> Value:
     """softmax(q k / sqrt(d) + mask) v."""
     names = ("query", "key", "value", *call.operator.arguments)  # type: ignore[union-attr]
-    at: dict[str, Any] = {**(call.operator.arguments), **dict(zip(names, call.node.args, strict=False))}  # type: ignore[union-attr]
+    at: dict[str, Any] = {
+        **(call.operator.arguments),
+        **dict(zip(names, call.node.args, strict=False)),
+    }  # type: ignore[union-attr]
     at |= call.node.kwargs
     q, k, v = (call.value(at[name]) for name in ("query", "key", "value"))
     if at["is_causal"] or at["enable_gqa"]:

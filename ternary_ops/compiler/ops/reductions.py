@@ -116,7 +116,9 @@ def logsumexp(x: Value, axes: Sequence[int], keep: bool) -> Value:
     """By way of the largest number, which no exponential exceeds."""
     most = reduced(x, axes, "max", True)
     total = reduced(activation(difference(x, most), "exp"), axes, "sum", keep)
-    return combined("add", activation(total, "log"), most if keep else reduced(x, axes, "max", False))
+    return combined(
+        "add", activation(total, "log"), most if keep else reduced(x, axes, "max", False)
+    )
 
 
 ROWS = {
