@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import triton
 
-from ternary_ops.errors import UnsupportedDevice, need
+from ternary_ops.errors import UnsupportedDevice, need, release
 
 
 class Target(NamedTuple):
@@ -43,7 +43,7 @@ def _processors(driver: object, device: int) -> int:
 
 def check_compiler(integer: bool, where: Target) -> None:
     """Triton before 3.9 compiles float products for sm_100 to a trap, without an error."""
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if not integer and where.ptx and where.arch in (100, 103) and version < (3, 9):
+    old = release(triton.__version__) < (3, 9)
+    if not integer and where.ptx and where.arch in (100, 103) and old:
         got, do = f"Triton {triton.__version__}", "Quantize the input, or install Triton 3.9."
         raise UnsupportedDevice(need("Triton 3.9 for float products on sm_100", got, do))

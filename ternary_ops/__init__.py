@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ternary_ops import _moved
 from ternary_ops._version import __version__
-from ternary_ops.errors import needs_package
+from ternary_ops.errors import needs_package, too_old
 
 if TYPE_CHECKING:
     from ternary_ops import (
@@ -157,5 +157,5 @@ def __dir__() -> list[str]:
 
 
 _moved.install()
-if "torch" in sys.modules:
+if "torch" in sys.modules and not too_old("torch"):  # an old one must not break the runtime
     importlib.import_module("ternary_ops.ops")  # defines torch.ops.ternary_ops.*

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# The oldest releases that work. pyproject.toml asks for the same: tests/test_extras.py.
+OLDEST = {"torch": "2.10"}
 
 
 class TernaryOpsError(Exception):
@@ -40,7 +45,7 @@ class BuildMismatch(TernaryOpsError, ImportError):
 
 
 class MissingExtra(TernaryOpsError, ImportError):
-    """An optional dependency is absent; the message names the install command."""
+    """An optional dependency is absent or too old; the message names the install command."""
 
 
 def need(what: str, got: object, do: str) -> str:
@@ -62,13 +67,35 @@ def check_type(name: str, value: object, kinds: type | tuple[type, ...], do: str
 
 @contextmanager
 def needs_package(module: str, what: str, do: str) -> Iterator[None]:
-    """MissingExtra, "expected PACKAGE for `what`", where the body fails to import `module`."""
+    """MissingExtra, "expected PACKAGE for `what`", where the body fails for want of `module`.
+
+    It does where `module` is not installed, or is too old: then whatever it lacks.
+    """
     try:
         yield
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise MissingExtra(need(f"{module} for {what}", "none installed", do)) from error
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise MissingExtra(need(f"{module} for {what}", "none installed", do)) from error
+        check_age(module, what, do)
+        raise
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version: (2, 13) of "2.13.0+cpu"."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def too_old(module: str) -> bool:
+    """True if `module` is imported already and older than OLDEST says."""
+    found = getattr(sys.modules.get(module), "__version__", None)
+    return found is not None and release(str(found)) < release(OLDEST.get(module, "0"))
+
+
+def check_age(module: str, what: str, do: str) -> None:
+    """MissingExtra, "expected PACKAGE 2.10 or newer for `what`", where `module` is older."""
+    if too_old(module):
+        wanted = f"{module} {OLDEST[module]} or newer for {what}"
+        raise MissingExtra(need(wanted, f"{module} {sys.modules[module].__version__}", do))
 
 
 def first_line(error: Exception) -> str:

@@ -229,6 +229,15 @@ def _program_problems(seed: int) -> list[Problem]:
     return [problem(1, 16, 16), problem(2, 23, 9), problem(3, 8, 31)]
 
 
+# Twelve channels in another order.
+_THREE_GROUPS = {
+    "split": ((3, 4), (-1,), (-1,)),
+    "order": (1, 0, 2, 3),
+    "axes": (2, 1, 1),
+    "rank": 4,
+}
+
+
 def _every_operator(rng: np.random.Generator) -> Any:
     from ternary_ops.program.graph import Graph, Node
     from ternary_ops.program.weight import Weight
@@ -266,12 +275,15 @@ def _every_operator(rng: np.random.Generator) -> Any:
         Node("resize", (16, 15), {"mode": "bilinear"}),
         Node("concat", (15, 17), {"y": (0.06, 7)}),
         Node("slice", (18,), {"begin": 3, "end": 15}),
-        Node("adaptive_avg_pool2d", (19,), {"size": (2, 2), "y": (0.05, 4)}),
-        Node("flatten", (20,), {}),
-        Node("linear", (21,), {"w": 2, "y": (0.1, 128)}),
-        Node("unflatten", (22,), {}),
+        Node("pad", (19,), {"before": (1, 0), "after": (0, 1), "mode": "reflect"}),
+        Node("crop", (20,), {"begin": (0, 1), "end": (1, 0)}),
+        Node("rearrange", (21,), _THREE_GROUPS),
+        Node("adaptive_avg_pool2d", (22,), {"size": (2, 2), "y": (0.05, 4)}),
         Node("flatten", (23,), {}),
-        Node("dequantize", (24,), {}),
+        Node("linear", (24,), {"w": 2, "y": (0.1, 128)}),
+        Node("unflatten", (25,), {}),
+        Node("flatten", (26,), {}),
+        Node("dequantize", (27,), {}),
     ]
     return Graph(tuple(nodes), weights)
 

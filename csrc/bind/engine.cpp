@@ -10,6 +10,10 @@
 namespace tops::bind {
 namespace {
 
+bool is_list(const py::handle& v) {
+  return py::isinstance<py::list>(v) || py::isinstance<py::tuple>(v);
+}
+
 // An attribute of a list or tuple: numbers, of which some may be None.
 Attributes::Numbers numbers_of(const std::string& name, const py::sequence& list) {
   Attributes::Numbers numbers;
@@ -22,6 +26,18 @@ Attributes::Numbers numbers_of(const std::string& name, const py::sequence& list
       bad_argument("expected attribute '" + name + "' as a list of numbers, got another list.");
   }
   return numbers;
+}
+
+// An attribute of a list or tuple of these, or of numbers.
+Attributes::Value list_of(const std::string& name, const py::sequence& list) {
+  if (list.empty() || !is_list(list[0])) return numbers_of(name, list);
+  Attributes::Lists lists;
+  for (const py::handle& item : list) {
+    if (!is_list(item))
+      bad_argument("expected attribute '" + name + "' as lists of numbers, got another list.");
+    lists.push_back(numbers_of(name, py::reinterpret_borrow<py::sequence>(item)));
+  }
+  return lists;
 }
 
 Attributes::Value attribute_of(const std::string& name, const py::handle& v) {
@@ -40,8 +56,7 @@ Attributes::Value attribute_of(const std::string& name, const py::handle& v) {
       bad_argument("expected attribute '" + name + "' in 64 bits, got a larger integer.");
     return i;
   }
-  if (py::isinstance<py::list>(v) || py::isinstance<py::tuple>(v))
-    return numbers_of(name, py::reinterpret_borrow<py::sequence>(v));
+  if (is_list(v)) return list_of(name, py::reinterpret_borrow<py::sequence>(v));
   if (PyNumber_Check(v.ptr())) return py::cast<double>(py::float_(v.cast<py::object>()));
   bad_argument("expected attribute '" + name + "' as a bool, a number, a string, numbers or an " +
                "array, got " + py::str(py::type::of(v)).cast<std::string>() + ".");

@@ -18,9 +18,9 @@ class Slice : public RowwiseOp {
  public:
   Slice(const Attributes& at, const Types& in) : begin_(at.integer("begin", 0)) {
     const int64_t end = at.integer("end", begin_ + 1);
-    if (in[0].rank == 2 || end > in[0].channels)
-      bad_node(at.op(), "an image or tokens of at least " + std::to_string(end) + " channels",
-               "rank " + std::to_string(in[0].rank) + " with " + std::to_string(in[0].channels));
+    if (end > in[0].channels)
+      bad_node(at.op(), "at least " + std::to_string(end) + " channels",
+               std::to_string(in[0].channels));
     type_ = in[0];
     type_.channels = end - begin_;
   }

@@ -23,6 +23,9 @@ std::string described(const Attributes::Value& v) {
     std::string operator()(const Attributes::Numbers& n) const {
       return "a list of " + std::to_string(n.size());
     }
+    std::string operator()(const Attributes::Lists& n) const {
+      return std::to_string(n.size()) + " lists";
+    }
     std::string operator()(const ArrayView& a) const {
       return "an array of " + std::to_string(a.size()) + " elements of type '" + a.type + "'";
     }
@@ -90,14 +93,31 @@ const Attributes::Numbers& Attributes::list(const std::string& name, size_t coun
   return found;
 }
 
-std::vector<int64_t> Attributes::integers(const std::string& name, size_t count,
-                                          int64_t least) const {
+std::vector<int64_t> Attributes::whole(const std::string& name, const Numbers& list,
+                                       int64_t least) const {
   std::vector<int64_t> found;
-  for (const std::optional<double>& v : list(name, count)) {
+  for (const std::optional<double>& v : list) {
     if (!v || std::rint(*v) != *v || !(*v >= static_cast<double>(least) && *v < kExact))
       bad(name, "integers of at least " + std::to_string(least), v ? std::to_string(*v) : "None");
     found.push_back(static_cast<int64_t>(*v));
   }
+  return found;
+}
+
+std::vector<int64_t> Attributes::integers(const std::string& name, size_t count,
+                                          int64_t least) const {
+  return whole(name, list(name, count), least);
+}
+
+std::vector<int64_t> Attributes::integers(const std::string& name, int64_t least) const {
+  return whole(name, typed<Numbers>(name, "a list of integers"), least);
+}
+
+std::vector<std::vector<int64_t>> Attributes::integer_lists(const std::string& name,
+                                                            int64_t least) const {
+  std::vector<std::vector<int64_t>> found;
+  for (const Numbers& list : typed<Lists>(name, "lists of integers"))
+    found.push_back(whole(name, list, least));
   return found;
 }
 

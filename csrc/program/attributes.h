@@ -30,7 +30,8 @@ struct ArrayView {
 class Attributes {
  public:
   using Numbers = std::vector<std::optional<double>>;  // without a value: None
-  using Value = std::variant<bool, int64_t, double, std::string, Numbers, ArrayView>;
+  using Lists = std::vector<Numbers>;
+  using Value = std::variant<bool, int64_t, double, std::string, Numbers, Lists, ArrayView>;
 
   explicit Attributes(std::string op) : op_(std::move(op)) {}
   void set(const std::string& name, Value value) { values_[name] = std::move(value); }
@@ -45,6 +46,9 @@ class Attributes {
   const std::string& text(const std::string& name) const;
   std::pair<int64_t, int64_t> pair(const std::string& name, int64_t least) const;
   std::vector<int64_t> integers(const std::string& name, size_t count, int64_t least) const;
+  // Of any number.
+  std::vector<int64_t> integers(const std::string& name, int64_t least) const;
+  std::vector<std::vector<int64_t>> integer_lists(const std::string& name, int64_t least) const;
   std::pair<float, float> numbers(const std::string& name) const;
   // [lo, hi]; None: no bound.
   std::pair<float, float> bounds(const std::string& name) const;
@@ -59,6 +63,7 @@ class Attributes {
   template <class T>
   const T& typed(const std::string& name, const char* expected) const;
   const Numbers& list(const std::string& name, size_t count) const;
+  std::vector<int64_t> whole(const std::string& name, const Numbers& list, int64_t least) const;
   [[noreturn]] void bad(const std::string& name, const std::string& expected,
                         const std::string& got) const;
 

@@ -59,6 +59,12 @@ BENCHES = (
         _FULL,
     ),
     Bench(
+        "zoo",
+        "which networks of torchvision and timm compile, how right and how fast they are",
+        "--only 'timm:resnet*'",
+        ("torch",),
+    ),
+    Bench(
         "growth",
         "how time grows with density and image size, and where it breaks even with dense 8 bits",
         "",

@@ -33,11 +33,15 @@ _GAIN = 1.0  # rounding of what a BatchNorm reads must not show more than that o
 _CHEAP = 100  # weights of a filter over an image: 3 x 5 x 5 values of colour
 
 
+class Uncalibrated(UnsupportedModel):
+    """Layers with uint8 activations have no range."""
+
+
 def choose_domains(steps: Sequence[Step]) -> None:
     """Set `reads` and `y` of every step: first what its readers ask for, last to first, then what
     it reads and makes, first to last.
 
-    Raises UnsupportedModel that names every layer whose range is not set.
+    Raises Uncalibrated, which names every layer whose range is not set.
     """
     for step in reversed(steps):
         for user in step.users:
@@ -47,7 +51,7 @@ def choose_domains(steps: Sequence[Step]) -> None:
         chooser.choose(step)
     if chooser.unset:
         names = ", ".join(sorted(chooser.unset))
-        raise UnsupportedModel(
+        raise Uncalibrated(
             need(
                 "ranges of all layers with uint8 activations",
                 f"none for {names}",
@@ -181,7 +185,8 @@ class _Chooser:
             if layer.output_range is None:
                 self.unset.add(layer.weight.name)
                 return None
-            return _affine(layer.output_range)
+            if step.chain is not None or len(step.inputs) == 1:
+                return _affine(layer.output_range)
         return _affine(self._follow(step))
 
     def _follow(self, step: Step) -> Range:
@@ -200,7 +205,7 @@ class _Chooser:
         if step.attrs.get("gate"):  # a share between 0 and 1 of the gate
             ranges[:2] = [(min(ranges[1][0], 0.0), max(ranges[1][1], 0.0))]
         elif step.layer is not None:
-            ranges[0] = step.layer.image_of(ranges[0])
+            ranges[0] = step.layer.output_range or step.layer.image_of(ranges[0])
         lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
         return _clamped((lo, hi), step.clamp)
 

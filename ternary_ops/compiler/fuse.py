@@ -3,7 +3,8 @@
 
 A fusion is a function of a step that rewrites it and those around it, and returns new steps that
 stand before it; it is asked of every step in order, and steps that nothing reads afterwards are
-dropped. To add one, write the function and list it in FUSIONS.
+dropped. To add one, write the function and list it in FUSIONS, or in CHAIN_FUSIONS if it is for the
+steps of a layer's chain.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ternary_ops.compiler.step import Step
+from ternary_ops.compiler.factors import (
+    affine_into_affine,
+    affine_into_layer_before,
+    affine_into_layers_after,
+    is_affine,
+    sum_behind_layer,
+)
+from ternary_ops.compiler.spelled import spelled_function
+from ternary_ops.compiler.step import Step, become, hand_over, rewire
 from ternary_ops.graph.nodes import Bounds
 from ternary_ops.program.ops import OPS
 from ternary_ops.program.weight import Array
@@ -22,30 +31,30 @@ Fusion: TypeAlias = Callable[[Step], Sequence[Step]]
 
 
 def fuse(steps: Sequence[Step]) -> list[Step]:
-    """Apply every fusion in turn."""
-    left = list(steps)
-    for fusion in FUSIONS:
-        made: list[Step] = []
-        for step in left:
-            made += [*fusion(step), step]
-        left = [step for step in made if step.users or step.op == "output"]
-    return left
+    """Apply the fusions to each step in turn, so that one makes room for another behind it."""
+    made: list[Step] = []
+    for step in steps:
+        for fusion in FUSIONS if step.chain is None else CHAIN_FUSIONS:
+            if step.users:
+                made += fusion(step)
+        made.append(step)
+    return [step for step in made if step.users or step.op == "output"]
 
 
 def sum_into_layer(step: Step) -> Sequence[Step]:
-    """layer(x) + y: the layer adds y, its residual, where the sum is in the layer's chain."""
-    if step.op == "add" and step.chain is not None:
+    """layer(x) + y: the layer adds y, its residual."""
+    if step.op == "add":
         layer, residual = step.inputs  # in this order, see `read`
-        _become(step, layer, residual)
+        become(step, layer, residual)
     return ()
 
 
 def slopes_into_convolution(step: Step) -> Sequence[Step]:
-    """A PReLU or leaky ReLU in a convolution's chain."""
-    slopes = _slopes(step) if step.chain is not None else None
+    """A PReLU or leaky ReLU behind a convolution."""
+    slopes = _slopes(step)
     if slopes is not None and (made := step.inputs[0]).layer is not None:
         if not made.layer.follows:
-            _become(step, made)
+            become(step, made)
             step.slope = slopes
     return ()
 
@@ -98,19 +107,15 @@ def _clampable(step: Step) -> Step | None:
 def hard_sigmoid(step: Step) -> Sequence[Step]:
     """clamp(factor * x + offset, 0, 1), as ONNX's HardSigmoid is read, is one function."""
     factor, offset, x = 1.0, 0.0, step.inputs[0] if step.inputs else step
-    while _is_affine(x) and len(x.users) == 1:
+    while is_affine(x) and len(x.users) == 1:
         slope, rest = x.attrs["params"]
         factor, offset, x = factor * slope, factor * rest + offset, x.inputs[0]
-    unit = step.op == "clamp" and step.clamp == (0.0, 1.0) and step.chain is None
+    unit = step.op == "clamp" and step.clamp == (0.0, 1.0)
     if unit and x is not step.inputs[0]:
         step.op, step.clamp = "activation", (None, None)
         step.attrs = {"fn": "affine_hardsigmoid", "params": (factor, offset)}
         rewire(step, x)
     return ()
-
-
-def _is_affine(step: Step) -> bool:
-    return step.op == "activation" and step.attrs["fn"] == "affine" and step.chain is None
 
 
 def gate_into_convolution(step: Step) -> Sequence[Step]:
@@ -150,32 +155,7 @@ def _add_behind_gate(step: Step, shape: tuple[int, ...] | None) -> None:
     (add,) = step.users
     others = [s for s in add.inputs if s is not step]
     if add.op == "add" and len(others) == 1 and others[0].shape == shape:
-        _become(add, step, others[0])
-
-
-def _become(step: Step, made: Step, *more: Step) -> None:
-    """Let a step do what `made` does as well, with `more` operands; nothing reads `made` then."""
-    step.op, step.layer, step.attrs = made.op, made.layer, made.attrs
-    rewire(step, *made.inputs, *more)
-
-
-def rewire(step: Step, *inputs: Step) -> None:
-    """Let a step read these in place of those it reads. What nothing reads any more reads nothing
-    itself.
-    """
-    before, step.inputs = step.inputs, list(inputs)
-    for operand in inputs:
-        operand.users.append(step)
-    for operand in before:
-        operand.users.remove(step)
-        if not operand.users:
-            rewire(operand)
-
-
-def hand_over(step: Step, to: Step) -> None:
-    """Redirect all readers of a step to another one."""
-    for user in list(dict.fromkeys(step.users)):
-        rewire(user, *(to if operand is step else operand for operand in user.inputs))
+        become(add, step, others[0])
 
 
 def merge(first: Bounds, second: Bounds) -> Bounds:
@@ -191,11 +171,20 @@ def _clip(bound: float | None, by: Bounds, otherwise: float | None) -> float | N
     return bound if hi is None else min(bound, hi)
 
 
-FUSIONS: tuple[Fusion, ...] = (
+CHAIN_FUSIONS: tuple[Fusion, ...] = (
     sum_into_layer,
     slopes_into_convolution,
     prelu_by_parts,
     clamp_into_producer,
+)
+FUSIONS: tuple[Fusion, ...] = (
+    spelled_function,
+    prelu_by_parts,
+    clamp_into_producer,
     hard_sigmoid,
     gate_into_convolution,
+    affine_into_affine,
+    affine_into_layer_before,
+    affine_into_layers_after,
+    sum_behind_layer,
 )

@@ -1,228 +1,254 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eager fallback: modules without a program form run in PyTorch, between programs."""
+"""Eager fallback: what has no program form runs in PyTorch, between programs.
+
+A trace is cut into regions that a program takes (`regions`) and islands, everything else. This
+always ends: what does not compile after all is halved until the part that refuses is alone, and in
+the worst case the whole network is one island.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from ternary_ops.compiler.call import shape_of
-from ternary_ops.compiler.read import unsupported
-from ternary_ops.compiler.trace_check import run_checked
+from ternary_ops.compiler.domains import Uncalibrated
+from ternary_ops.compiler.island_program import Island, IslandProgram, Part
+from ternary_ops.compiler.read import owner_of, unsupported
+from ternary_ops.compiler.regions import (
+    Flow,
+    Nodes,
+    Region,
+    find_regions,
+    in_sequence,
+    is_size,
+    reads_of,
+)
+from ternary_ops.compiler.trace_check import check_same, run_checked
+from ternary_ops.compiler.work import count_macs
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, first_line, need
+from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.observed import INPUT_VALUE, value_name
 from ternary_ops.graph.signature import Signature
-from ternary_ops.graph.trace import TraceFailed, trace
+from ternary_ops.graph.trace import Interpreter, trace_around
 from ternary_ops.runtime import Program
 
+__all__ = ["Island", "IslandProgram", "compile_with_islands"]
+
+_log = logging.getLogger(__name__)
 CompilePart = Callable[[nn.Module, Tensor], Program]
-
-
-@dataclass(frozen=True)
-class Island:
-    """A module that runs in PyTorch, under its path in the model, and why."""
-
-    name: str
-    module: nn.Module
-    reason: str
-
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The module's float32 result for a float32 array."""
-        with torch.no_grad():
-            y: NDArray[np.float32] = self.module(torch.from_numpy(x)).float().numpy()
-        return y
-
-
-class IslandProgram:
-    """Programs and eager torch modules in sequence. Called as a Program; cannot be saved."""
-
-    def __init__(self, parts: Sequence[Program | Island]) -> None:
-        self.parts = tuple(parts)
-
-    def __call__(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """Run x, as `Program` takes it, through every part; returns float32."""
-        if not isinstance(x, np.ndarray) or (x.dtype != np.uint8 and x.dtype.kind != "f"):
-            got = getattr(x, "dtype", type(x).__name__)
-            raise UnsupportedShape(
-                need(
-                    "a NumPy array of floats or uint8 as a program's input",
-                    got,
-                    "Convert it first.",
-                )
-            )
-        y: NDArray[np.float32] = np.ascontiguousarray(x, np.float32)
-        for part in self.parts:
-            y = part(y)
-        return y
-
-    @property
-    def islands(self) -> tuple[str, ...]:
-        """Paths of the modules that run in PyTorch."""
-        return tuple(part.name for part in self.parts if isinstance(part, Island))
-
-    def summary(self) -> str:
-        """The tables of the programs and, between them, one line for each eager module."""
-        lines = []
-        for part in self.parts:
-            if isinstance(part, Island):
-                kind = type(part.module).__name__
-                lines.append(f"torch island {part.name} ({kind}): {part.reason}")
-            else:
-                lines.append(part.summary())
-        return "\n".join(lines)
-
-    def save(self, path: str | os.PathLike[str]) -> NoReturn:
-        """Raises UnsupportedModel: a program file runs without PyTorch."""
-        raise UnsupportedModel(
-            need(
-                "a saved program runs without PyTorch",
-                f"torch islands: {', '.join(self.islands)}",
-                "Replace these modules by supported ones (compile without islands lists why).",
-            )
-        )
-
-    def __repr__(self) -> str:
-        """Names of the modules that run in PyTorch."""
-        return f"IslandProgram({len(self.parts)} parts, islands {', '.join(self.islands)})"
+_REPORT = "There is nothing to compile."
+_JOINS = "several values meet here, and a program has one input and one output"
 
 
 @torch.no_grad()
 def compile_with_islands(
     network: nn.Module, x: Tensor, signature: Signature, compile_part: CompilePart
 ) -> IslandProgram:
-    """Cut `network` (its own copy, in eval mode) at the modules that have no program form.
+    """Compile what has a program form of `network` (its own copy, in eval mode); the rest runs in
+    PyTorch. A warning gives its share of the multiply-adds.
 
-    Where values flow around such a module, the module that holds both becomes the island. Raises
-    UnsupportedModel when that leads to the whole network.
+    Raises what `compile_part` raises other than UnsupportedModel, and Uncalibrated.
     """
-    islands: dict[str, str] = {}
-    while True:
-        traced = _traced(network, islands, signature)
-        if traced is None:
-            continue
-        run_checked(traced, x, signature.result(network, x.clone()))
-        here = {n: str(n.target) for n in traced.graph.nodes if n.target in islands}
-        found = [(_owner(node), text) for node, text in unsupported(traced, set(here))]
-        found += [
-            (_parent(path), f"values flow around {path}")
-            for node, path in here.items()
-            if not _cuts(node)
-        ]
-        if not found:
-            return IslandProgram(_parts(network, traced, here, islands, x, compile_part))
-        for path, reason in found:
-            _grow(network, islands, path, reason)
-
-
-def _traced(
-    network: nn.Module, islands: dict[str, str], signature: Signature
-) -> fx.GraphModule | None:
-    """Trace with eager modules as leaves; None if tracing failed and added one."""
     try:
-        whole = [network.get_submodule(path) for path in islands]
-        return trace(network, whole, signature)
-    except TraceFailed as error:
-        _grow(network, islands, error.path, first_line(error))
-        return None
+        made = _cut(network, x, signature, compile_part)
+    except Uncalibrated:
+        raise
+    except (UnsupportedModel, UnsupportedShape) as error:
+        made = _whole(network, signature, first_line(error))
+    _log.warning("%r", made)
+    return made
 
 
-def _grow(network: nn.Module, islands: dict[str, str], path: str, reason: str) -> None:
-    """Run the module at `path` eagerly, or the nearest one around it that is called."""
-    while path and isinstance(network.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
-        path = _parent(path)
-    if not path:
-        raise UnsupportedModel(
-            need(
-                "as island a module of its own with one input and one output",
-                f"the model's own forward: {reason}",
-                "Move that part into a module.",
-            )
-        )
-    for inner in [name for name in islands if name.startswith(f"{path}.")]:
-        del islands[inner]
-    islands.setdefault(path, reason)
+def _whole(network: nn.Module, signature: Signature, reason: str) -> IslandProgram:
+    """All of it as one island."""
+
+    def run(x: Tensor) -> tuple[Tensor]:
+        return (signature.result(network, x),)
+
+    island = Island(("",), (type(network).__name__,), reason, 1.0, run)
+    return IslandProgram([Part(island, ("x",), ("y",))], 1.0)
 
 
-def _parent(path: str) -> str:
-    return path.rpartition(".")[0]
+def _cut(
+    network: nn.Module, x: Tensor, signature: Signature, compile_part: CompilePart
+) -> IslandProgram:
+    traced, kept = trace_around(network, signature)
+    expected = signature.result(network, x.clone())
+    run_checked(traced, x, expected)
+    count_macs(traced, x)
+    flow = Flow(traced.graph)
+    reasons = _problems(traced, {error.path: first_line(error) for error in kept})
+    parts = _Parts(traced, x, flow, reasons, compile_part)
+    parts.compile()
+    return parts.program(expected)
 
 
-def _owner(node: fx.Node) -> str:
-    """The path of the module that a node calls, or in whose forward it stands."""
-    if node.op == "call_module":
-        return str(node.target)
-    inside = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return inside[-1] if inside else ""
+def _problems(traced: fx.GraphModule, kept: Mapping[str, str]) -> dict[fx.Node, str]:
+    """Nodes without a program form, and why; kept: modules that could not be traced."""
+    found = {n: kept[str(n.target)] for n in traced.graph.nodes if n.target in kept}
+    while True:
+        new = {node: text for node, text in unsupported(traced, found) if node not in found}
+        if not new:
+            return found
+        found.update(new)
 
 
-def _cuts(island: fx.Node) -> bool:
-    """True if all data flow from before the eager module to after it passes through it."""
-    if len(island.args) != 1 or island.kwargs or not shape_of(island):
-        return False
-    before = {n for n in island.graph.nodes if n < island and n.op != "get_attr"}
-    return all(user < island or user is island for node in before for user in node.users)
+@dataclass
+class _Parts:
+    """The regions of a trace that compile, and what lies between them."""
+
+    traced: fx.GraphModule
+    x: Tensor
+    flow: Flow
+    refused: dict[fx.Node, str]  # nodes that no region may hold, and why
+    compile_part: CompilePart
+    regions: list[Region] = field(default_factory=list)
+    programs: dict[Region, Program] = field(default_factory=dict)
+    why: dict[fx.Node, str] = field(default_factory=dict)  # of nodes of regions that were halved
+
+    def compile(self) -> None:
+        """Compile regions, smaller ones where the larger ones refuse."""
+        limits: dict[fx.Node, int] = {}
+        while True:
+            self.regions = find_regions(self.flow, self.refused, _fits, limits)
+            samples = self._samples()
+            failed = False
+            for region in self.regions:
+                if region in self.programs:
+                    continue
+                try:
+                    part = self._module(region.nodes, [region.start], region.end)
+                    part.meta[INPUT_VALUE] = value_name(region.start)
+                    self.programs[region] = self.compile_part(part, samples[region.start])
+                except Uncalibrated:
+                    raise
+                except (UnsupportedModel, UnsupportedShape) as error:
+                    failed = True
+                    self._halve(region, first_line(error), limits)
+            if not failed:
+                return
+
+    def _halve(self, region: Region, reason: str, limits: dict[fx.Node, int]) -> None:
+        if len(region.nodes) == 1:
+            self.refused[region.end] = reason
+        for node in region.nodes:
+            self.why.setdefault(node, reason)
+        limits[region.start] = len(region.nodes) // 2
+
+    def _samples(self) -> dict[fx.Node, Tensor]:
+        """The values on the example that regions start from."""
+        wanted = _Values(self.traced, {region.start for region in self.regions})
+        wanted.run(self.x.clone())
+        return wanted.seen
+
+    def program(self, expected: Tensor) -> IslandProgram:
+        """The parts in sequence; raises UnsupportedModel unless they compute what is expected."""
+        values = {self.flow.order[0]: self.x.clone()}
+        parts: list[Part] = []
+        for part, reads, after in self._live():
+            nodes = part.nodes if isinstance(part, Region) else part
+            makes = [node for node in nodes if node in after]
+            module = self._module(nodes, reads, makes)
+            values.update(zip(makes, module(*(values[node] for node in reads)), strict=True))
+            run = self.programs[part] if isinstance(part, Region) else self._island(part, module)
+            last = [node for node in reads if node not in after]
+            for node in last:
+                del values[node]
+            parts.append(Part(run, _names(reads), _names(makes), _names(last)))
+        if not parts:
+            raise UnsupportedModel(need("a network that computes", "its input as it is", _REPORT))
+        check_same(values[self.flow.output], expected)
+        return IslandProgram(parts, sum(node.meta["macs"] for node in self.flow.order))
+
+    def _live(self) -> list[tuple[Region | list[fx.Node], list[fx.Node], set[fx.Node]]]:
+        """Each part that the output needs, with the values it reads and those read after it."""
+        found = []
+        inner = {n for region in self.regions for n in region.nodes if n is not region.end}
+        later = {self.flow.output}
+        for part in reversed(list(in_sequence(self.flow, self.regions))):
+            nodes = part.nodes if isinstance(part, Region) else part
+            if later.isdisjoint(nodes):
+                continue
+            sources = {part.start} if isinstance(part, Region) else set[fx.Node]()
+            if not isinstance(part, Region):
+                sources.update(*(reads_of(self.flow, node, inner) for node in nodes))
+            reads = sorted(sources.difference(nodes), key=self.flow.number.__getitem__)
+            found.append((part, reads, set(later)))
+            later |= set(reads)
+        return found[::-1]
+
+    def _module(self, nodes: Nodes, reads: Nodes, result: fx.Node | Nodes) -> fx.GraphModule:
+        """These nodes as a module that takes the values `reads`, with the constants and sizes that
+        they need.
+        """
+        graph, here = fx.Graph(), {*nodes, *reads}
+        made = {node: graph.placeholder(node.name) for node in reads}
+
+        def copied(node: fx.Node) -> fx.Node:
+            if node not in made:
+                for_size = is_size(node) and node.args[0] in self.flow.alike
+                made[node] = graph.node_copy(
+                    node, lambda n: copied(self.flow.stand_in(n, here) if for_size else n)
+                )
+            return made[node]
+
+        for node in nodes:
+            copied(node)
+        graph.output(fx.node.map_arg(result, made.__getitem__))
+        return fx.GraphModule(self.traced, graph)
+
+    def _island(self, nodes: Nodes, run: fx.GraphModule) -> Island:
+        """The island of a group; it is called by the nodes without a program form."""
+        here = [node for node in nodes if node in self.refused] or list(nodes)
+        reason = next((self.refused[n] for n in here if n in self.refused), None)
+        reason = reason or next((self.why[n] for n in here if n in self.why), _JOINS)
+        macs = sum(node.meta["macs"] for node in nodes)
+        return Island(_places(here), tuple(map(_kind, here)), reason, macs, run)
 
 
-def _parts(
-    network: nn.Module,
-    traced: fx.GraphModule,
-    here: dict[fx.Node, str],
-    islands: dict[str, str],
-    x: Tensor,
-    compile_part: CompilePart,
-) -> list[Program | Island]:
-    parts: list[Program | Island] = []
-    start: fx.Node | None = None
-    between: list[fx.Node] = []
+class _Values(Interpreter):
+    """Runs a trace and keeps some of its values."""
 
-    def close(end: fx.Node) -> None:
-        nonlocal x
-        if start is not None and end is not start:
-            part = _segment(traced, start, between, end)
-            parts.append(compile_part(part, x))
-            with torch.no_grad():
-                x = part(x)
+    def __init__(self, module: fx.GraphModule, wanted: Collection[fx.Node]) -> None:
+        super().__init__(module)
+        self._wanted = wanted
+        self.seen: dict[fx.Node, Tensor] = {}
 
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            start = node
-        elif node in here or node.op == "output":
-            (end,) = node.all_input_nodes
-            close(end)
-            if node in here:
-                module = network.get_submodule(here[node])
-                parts.append(Island(here[node], module, islands[here[node]]))
-                with torch.no_grad():
-                    x = module(x)
-            start, between = node, []
-        else:
-            between.append(node)
-    return parts
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value; a copy is kept, since later nodes may write into it."""
+        value = super().run_node(n)
+        if n in self._wanted:
+            self.seen[n] = value.clone()
+        return value
 
 
-def _segment(
-    traced: fx.GraphModule, start: fx.Node, nodes: Sequence[fx.Node], end: fx.Node
-) -> fx.GraphModule:
-    """The nodes after `start` up to `end` as a module of one input."""
-    graph = fx.Graph()
-    made = {start: graph.placeholder("x")}
+def _fits(node: fx.Node) -> bool:
+    """True for a value that a program can read and make."""
+    shape = node.meta["shape"] or ()
+    return node.meta["dtype"] is torch.float32 and len(shape) in (2, 3, 4) and 0 not in shape
 
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in made and node.op == "get_attr":
-            made[node] = graph.node_copy(node)
-        return made[node]
 
-    for node in nodes:
-        if node not in made:
-            made[node] = graph.node_copy(node, copied)
-    graph.output(made[end])
-    part = fx.GraphModule(traced, graph)
-    part.meta[INPUT_VALUE] = value_name(start)
-    return part
+def _names(nodes: Nodes) -> tuple[str, ...]:
+    return tuple("x" if node.op == "placeholder" else f"{node.name}'" for node in nodes)
+
+
+def _kind(node: fx.Node) -> str:
+    """The class of the module, or the function, that a node calls."""
+    module = module_of(node)
+    name = getattr(node.target, "__name__", str(node.target))
+    return name if module is None else type(module).__name__
+
+
+def _places(nodes: Nodes) -> tuple[str, ...]:
+    """The modules in whose forward the nodes stand, without those inside others of them."""
+    paths = dict.fromkeys(owner_of(node) for node in nodes)
+    return tuple(
+        path
+        for path in paths
+        if not any(path != other and f"{path}.".startswith(f"{other}.") for other in paths if other)
+    )

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, overload
 import torch
 from torch import Tensor, fx, nn
 
-from ternary_ops.compiler.domains import choose_domains
+from ternary_ops.compiler.domains import Uncalibrated, choose_domains
 from ternary_ops.compiler.fuse import fuse
 from ternary_ops.compiler.lower import lower
 from ternary_ops.compiler.partition import IslandProgram, compile_with_islands
@@ -80,8 +80,9 @@ def compile(  # noqa: A001
     output: the result of a network that returns several tensors, by its key, field or index
     ("logits", "0", "aux.1").
 
-    islands: eager fallback. Modules without a program form run in PyTorch between programs; returns
-    an IslandProgram, which names such modules and cannot be saved.
+    islands: eager fallback. What has no program form runs in PyTorch between programs; returns an
+    IslandProgram, which names such parts with their share of the multiply-adds (a warning too), and
+    cannot be saved. In the worst case the whole network is one island.
 
     permute: reorder inner channels so that nonzero weights fall into fewer quads: outputs keep
     their bits, networks pruned by element get faster, compiling slower.
@@ -101,20 +102,26 @@ def compile(  # noqa: A001
     model = unwrap(model)
     signature = signature_of(model, example_input, output)
     x = _example(tensor_of(model, example_input))
-    network = float_twins(copy_of(model).cpu().float().eval())
-    untouched = prepare(model, network, x, signature, islands, allow_unfinished)
     ranges = ranges_of(model)
-    whole = Task(signature, ranges, permute, tune)
-    if not islands:
-        return _whole(network, x, untouched, whole)
+
+    def own(islands: bool) -> tuple[nn.Module, Tensor]:
+        """A copy that compile may change, and what the untouched network makes of x."""
+        network = float_twins(copy_of(model).cpu().float().eval())
+        return network, prepare(model, network, x, signature, islands, allow_unfinished)
 
     def part(module: nn.Module, sample: Tensor) -> Program:
-        own, task = copy_of(module), Task(signature_of(module), ranges, permute, tune)
-        expected = prepare(module, own, sample, task.signature, False, True)
-        return _whole(own, sample, expected, task)
+        network, task = copy_of(module), Task(signature_of(module), ranges, permute, tune)
+        expected = prepare(module, network, sample, task.signature, False, True)
+        return _whole(network, sample, expected, task)
 
-    made = compile_with_islands(network, x, signature, part)
-    return made if made.islands else _whole(network, x, untouched, whole)
+    try:
+        network, untouched = own(False)
+        return _whole(network, x, untouched, Task(signature, ranges, permute, tune))
+    except UnsupportedModel as error:
+        if not islands or isinstance(error, Uncalibrated):
+            raise
+        network, _ = own(True)  # raises again what no island mends
+    return compile_with_islands(network, x, signature, part)
 
 
 @dataclass(frozen=True)

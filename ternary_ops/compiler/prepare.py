@@ -76,21 +76,21 @@ def check_read(network: nn.Module, traced: fx.GraphModule) -> None:
     """
     changes = Changes(network)
     called = {module_of(n): str(n.target) for n in traced.graph.nodes if n.op == "call_module"}
-    found = [
-        f"{name}: {why}"
-        for module, name in called.items()
-        if module is not None and (why := changes.why_not(module, "read"))
-    ]
+    found: dict[str, list[str]] = {}
+    for module, name in called.items():
+        if module is not None and (why := changes.why_not(module, "read")):
+            found.setdefault(why, []).append(name)
     read = read_without_call(traced.graph)
     for name, module in network.named_modules():
         if isinstance(module, (TernaryLayer, PackedLayer)):
-            by = {read[id(p)] for p in module.parameters(recurse=False) if id(p) in read}
-            found += [f"{name}: {what} reads its float weight, not its codes" for what in by]
+            for by in {read[id(p)] for p in module.parameters(recurse=False) if id(p) in read}:
+                why = f"{by} reads its float weight, not its codes"
+                found.setdefault(why, []).append(name)
     if found:
         raise UnsupportedModel(
             need(
                 "a model that reads each layer's weight once, and computes by the layer's type",
-                "; ".join(found),
+                "; ".join(f"{listed(names)}: {why}" for why, names in found.items()),
                 "Make such a weight a parameter of its own, and call quantized layers themselves.",
             )
         )

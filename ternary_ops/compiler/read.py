@@ -9,9 +9,9 @@ from torch import fx
 
 from ternary_ops.compiler.call import Call, Consequence, Unsupported
 from ternary_ops.compiler.ops import ROWS, supported
+from ternary_ops.compiler.problems import Problem, called, problem_of, refusal
 from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
-from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import value_name
 
@@ -24,14 +24,7 @@ def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
     """
     reader = _Reader(traced, ranges)
     if reader.problems:
-        lines = "".join(f"\n  {line}" for _, line in reader.problems)
-        raise UnsupportedModel(
-            need(
-                "a program form of every part of the model",
-                f"{len(reader.problems)} without:{lines}",
-                f"Supported: {supported()}.",
-            )
-        )
+        raise refusal([problem for _, problem in reader.problems], supported())
     return _reachable(Step("output", [reader.steps[reader.output]]))
 
 
@@ -42,7 +35,8 @@ def unsupported(
 
     Shapes must have been noted.
     """
-    return _Reader(traced, {}, islands).problems
+    found = _Reader(traced, {}, islands).problems
+    return [(node, str(problem)) for node, problem in found]
 
 
 class _Reader:
@@ -54,7 +48,7 @@ class _Reader:
         ranges: Mapping[str, Range],
         islands: Collection[fx.Node] = (),
     ) -> None:
-        self.problems: list[tuple[fx.Node, str]] = []
+        self.problems: list[tuple[fx.Node, Problem]] = []
         self.steps: dict[fx.Node, Step] = {}
         self.output: fx.Node
         self._ranges = ranges
@@ -77,7 +71,7 @@ class _Reader:
         except Consequence:
             return
         except Unsupported as error:
-            self.problems.append((node, f"{_place(call)}: {error}"))
+            self.problems.append((node, problem_of(call, error)))
             return
         if step is None or not call.complete:
             return
@@ -101,7 +95,8 @@ class _Reader:
         if isinstance(value, fx.Node) and value in self.steps:
             self.output = value
         elif not self.problems:
-            self.problems.append((node, f"the output: one tensor is supported, this is {value}"))
+            reason = f"one tensor is supported, this is {value}"
+            self.problems.append((node, Problem("the output", "forward", "", reason)))
 
 
 def _reachable(output: Step) -> list[Step]:
@@ -126,7 +121,12 @@ def _place(call: Call) -> str:
     """Module path and kind of a node, for people."""
     if call.module is not None:
         return f"{call.name} ({type(call.module).__name__})"
-    target = call.node.target
-    what = target if isinstance(target, str) else getattr(target, "__name__", "?")
-    inside = [str(path) for path, _ in call.node.meta.get("nn_module_stack", {}).values()]
-    return f"{what}() in {inside[-1] if inside else 'forward'}"
+    return f"{called(call)}() in {owner_of(call.node) or 'forward'}"
+
+
+def owner_of(node: fx.Node) -> str:
+    """The path of the module that a node calls, or in whose forward it stands; "": the model's."""
+    if node.op == "call_module":
+        return str(node.target)
+    inside = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return inside[-1] if inside else ""

@@ -56,3 +56,28 @@ class Step:
     flexible: bool = False
     reads: list[str | None] = field(default_factory=list)
     y: Params | None = None
+
+
+def become(step: Step, made: Step, *more: Step) -> None:
+    """Let a step do what `made` does as well, with `more` operands; nothing reads `made` then."""
+    step.op, step.layer, step.attrs = made.op, made.layer, made.attrs
+    rewire(step, *made.inputs, *more)
+
+
+def rewire(step: Step, *inputs: Step) -> None:
+    """Let a step read these in place of those it reads. What nothing reads any more reads nothing
+    itself.
+    """
+    before, step.inputs = step.inputs, list(inputs)
+    for operand in inputs:
+        operand.users.append(step)
+    for operand in before:
+        operand.users.remove(step)
+        if not operand.users:
+            rewire(operand)
+
+
+def hand_over(step: Step, to: Step) -> None:
+    """Redirect all readers of a step to another one."""
+    for user in list(dict.fromkeys(step.users)):
+        rewire(user, *(to if operand is step else operand for operand in user.inputs))

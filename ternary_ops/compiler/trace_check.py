@@ -34,8 +34,14 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
     it: raises UnsupportedModel unless that is the network's output, `expected` (None: unknown).
     """
     made = Shapes(traced).run(x.clone())
+    check_same(made, expected)
+    return made
+
+
+def check_same(made: Any, expected: Any) -> None:
+    """Raise UnsupportedModel unless `made` is the network's output (None: unknown)."""
     if not isinstance(made, Tensor) or not isinstance(expected, Tensor):
-        return made  # read says that one output tensor is supported
+        return  # read says that one output tensor is supported
     finite = expected.nan_to_num(0.0, 0.0, 0.0).abs()
     bound = _ROUNDING * float(finite.max()) if finite.numel() else 0.0
     same = expected.shape == made.shape
@@ -47,7 +53,6 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
                 "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
             )
         )
-    return made
 
 
 def _channels_of(values: Any, node: fx.Node) -> list[int] | None:

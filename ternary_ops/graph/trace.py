@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.inplace import name_inplace_results
+from ternary_ops.graph.lines import calling_line
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import INPUT_VALUE, name_values
 from ternary_ops.graph.signature import Signature, naming_failures, signature_of
 from ternary_ops.graph.sizes import decide_check, drop_asserts, drop_unused_sizes
-from ternary_ops.graph.source_line import caller
 
 
 class TraceFailed(UnsupportedModel):
@@ -67,6 +67,12 @@ class _Tracer(fx.Tracer):
                 self.failed = self.path_of_module(m)
             raise
 
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """As the base class, and note the line of the model's code, for messages."""
+        proxy = super().create_proxy(*args, **kwargs)
+        proxy.node.meta["line"] = calling_line()
+        return proxy
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A check of the number of channels or axes passes; other decisions on values stop the
         trace.
@@ -74,7 +80,7 @@ class _Tracer(fx.Tracer):
         passes = decide_check(obj.node)
         if passes is None:
             return super().to_bool(obj)
-        line = caller()
+        line = calling_line()
         self.checks.add(line)
         return passes != (line == self._fails)
 

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ternary_ops import _moved
+from ternary_ops.errors import check_age
 
 if TYPE_CHECKING:
     from ternary_ops.ops import blocks
@@ -50,7 +51,11 @@ __all__ = [
 
 
 def register() -> None:
-    """Define torch.ops.ternary_ops.* (needs PyTorch; does nothing the second time)."""
+    """Define torch.ops.ternary_ops.* (does nothing the second time).
+
+    Needs PyTorch; MissingExtra where it is too old.
+    """
+    check_age("torch", "operators and networks", "pip install --upgrade 'ternary-ops[train]'")
     for op, module in _OPS.items():
         globals()[op] = getattr(importlib.import_module(f"ternary_ops.ops.{module}"), op)
 

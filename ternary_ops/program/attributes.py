@@ -93,6 +93,29 @@ def pair(least: int, most: int = MAX_EXTENT) -> Check:
     return Check(f"2 of {least}..{most}", read)
 
 
+def integers(least: int, most: int, count: int) -> Check:
+    """At most `count` integers in least..most."""
+
+    def read(where: str, value: Any) -> tuple[int, ...]:
+        length = len(value) if type(value) in (list, tuple) else 0
+        if length > count:
+            raise FormatError(need(f"{where} as at most {count} integers", length, REWRITE))
+        return tuple(integer(where, v, least, most) for v in items(where, value, length))
+
+    return Check(f"at most {count} of {least}..{most}", read)
+
+
+def of_each_axis(least: int, most: int) -> Check:
+    """Integers of rows and of columns, or one of tokens, which may stand alone."""
+
+    def read(where: str, value: Any) -> tuple[int, ...]:
+        given = [value] if type(value) is int else value
+        count = 1 if type(given) in (list, tuple) and len(given) == 1 else 2
+        return tuple(integer(where, v, least, most) for v in items(where, given, count))
+
+    return Check(f"2 of {least}..{_brief(most)}, of tokens 1", read)
+
+
 def optional(check: Check) -> Check:
     """None, or what the check accepts."""
     return Check(f"{check.says} or none", lambda where, v: None if v is None else check(where, v))

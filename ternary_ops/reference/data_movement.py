@@ -7,6 +7,7 @@ scale and zero point).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -39,9 +40,59 @@ def mul(
     return clamp(out, lo, hi, y)
 
 
-def concat(parts: Sequence[Array | Quantized], y: Params | None = None) -> Array:
-    """Along channels; quantized parts are requantized to y (the same codes where it is theirs)."""
-    return np.concatenate([clamp(part, y=y) for part in parts], axis=1)
+def concat(parts: Sequence[Array | Quantized], y: Params | None = None, axis: int = 1) -> Array:
+    """Quantized parts are requantized to y (the same codes where it is theirs)."""
+    return np.concatenate([clamp(part, y=y) for part in parts], axis)
+
+
+def rearrange(x: Array, sizes: Sequence[int], order: Sequence[int], axes: Sequence[int]) -> Array:
+    """Numbers moved among the axes behind the batch.
+
+    sizes: of the factors of all of x's axes in a row; order: the factors' new order; axes: how many
+    of these make each axis of the result.
+    """
+    factors = x.reshape(len(x), *sizes).transpose(0, *(i + 1 for i in order))
+    out = factors.reshape(len(x), *joined(factors.shape[1:], axes))
+    return np.ascontiguousarray(out)
+
+
+def joined(sizes: Sequence[int], axes: Sequence[int]) -> list[int]:
+    """Sizes of axes that are made of so many factors each."""
+    ends = np.cumsum([0, *axes])
+    return [math.prod(sizes[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def crop(
+    x: Array, begin: Sequence[int], end: Sequence[int], step: Sequence[int] | None = None
+) -> Array:
+    """Every step-th number of the axes behind the channels, without so many at either end."""
+    steps = step or [1] * len(begin)
+    kept = [
+        slice(b, size - e, s) for b, e, s, size in zip(begin, end, steps, x.shape[2:], strict=True)
+    ]
+    return np.ascontiguousarray(x[(slice(None), slice(None), *kept)])
+
+
+def pad(
+    x: Array | Quantized,
+    before: Sequence[int],
+    after: Sequence[int],
+    mode: str = "constant",
+    value: float | None = 0.0,
+) -> Array:
+    """PyTorch's F.pad of the axes behind the channels; value None stands for minus infinity, and of
+    codes the code of the value is put around.
+    """
+    array = x[0] if isinstance(x, tuple) else np.asarray(x, np.float32)
+    width = [(0, 0), (0, 0), *zip(before, after, strict=True)]
+    if mode != "constant":
+        by = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
+        moved: Array = np.pad(array, width, by)  # type: ignore[call-overload]
+        return moved
+    filling: Any = np.float32(-np.inf if value is None else value)
+    if isinstance(x, tuple):
+        filling = quantize(filling, *x[1:])
+    return np.pad(array, width, constant_values=filling)
 
 
 def pixel_shuffle(x: Array, factor: tuple[int, int], crop: tuple[int, int] = (0, 0)) -> Array:

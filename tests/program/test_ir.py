@@ -78,6 +78,7 @@ _WRONG: dict[str, list[Any]] = {
     "params": [[0.1] * 3, None, 0.1, ["a"], [float("nan")], [True], [1e40], [0.1] * 9],
     "begin": [-1, 13, 2**30, None, True, 0.5],
     "end": [0, 5, 17, None, 1.0],
+    "axis": [0, 4, -1, True, 1.0, "1", None],
     "factor": [[0, 1], [3, 5], [1, 5000], 2, None],
     "crop": [[-1, 0], [0, 5000], None, 1],
     "mode": ["bicubic", None, 0, True],
@@ -87,8 +88,10 @@ _WRONG: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
+# Of one operator: "operator.attribute".
 for _case in program_cases().values():
-    _WRONG |= _case.wrong
+    _WRONG |= {f"{_case.op}.{name}": values for name, values in _case.wrong.items()}
+_NAMES = sorted({key.rpartition(".")[2] for key in _WRONG})
 
 
 def _indexes() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -101,7 +104,9 @@ def test_every_attribute_mutation_is_refused() -> None:
     for name, index, arrays in _indexes():
         for i, entry in enumerate(index["nodes"]):
             for attribute in OPS[entry[0]].attrs:
-                for wrong in _WRONG[attribute]:
+                own = f"{entry[0]}.{attribute}"
+                key = own if own in _WRONG else attribute
+                for wrong in _WRONG[key]:
                     if wrong is OPS[entry[0]].attrs[attribute].default:
                         continue  # saying nothing
                     bad = copy.deepcopy(index)
@@ -111,7 +116,7 @@ def test_every_attribute_mutation_is_refused() -> None:
                     with pytest.raises(FormatError):
                         from_index(bad, arrays)
                         pytest.fail(f"{name} node {i} {entry[0]}.{attribute} = {wrong!r}")
-                    tried.add(attribute)
+                    tried.add(key)
     assert tried == set(_WRONG)
 
 
@@ -267,8 +272,7 @@ _LEAF = (
 _JSON = st.recursive(
     _LEAF,
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(sorted(_WRONG)), inner, max_size=3)
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=3)
     ),
     max_leaves=6,
 )

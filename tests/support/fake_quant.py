@@ -75,8 +75,15 @@ def _mul(graph: Graph, node: Node, operands: Operands) -> Tensor:
 
 
 def _concat(graph: Graph, node: Node, operands: Operands) -> Tensor:
-    parts = [_real(*o) for o in operands]
-    return _finish(torch.cat(parts, _channel_axis(parts[0])), (None, None), node.attrs["y"])
+    """Tokens are [N, L, C]."""
+    parts, axis = [_real(*o) for o in operands], node.attrs["axis"]
+    axis = 3 - axis if parts[0].dim() == 3 else axis
+    return _finish(torch.cat(parts, axis), (None, None), node.attrs["y"])
+
+
+def _slice(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    x, begin, end = operands[0][0], node.attrs["begin"], node.attrs["end"]
+    return x.narrow(_channel_axis(x), begin, end - begin)
 
 
 def _shuffle(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -222,15 +229,20 @@ _OPERATORS: dict[str, Callable[[Graph, Node, Operands], Tensor]] = {
     "pixel_unshuffle": _shuffle,
     "quantize": _quantize,
     "resize": _resize,
-    "slice": lambda g, node, o: o[0][0][:, node.attrs["begin"] : node.attrs["end"]],
+    "slice": _slice,
     "softmax": _softmax,
     "unflatten": lambda g, node, o: o[0][0][:, :, None, None],
 }
 
 
 def _of_case(case: ProgramCase) -> Callable[[Graph, Node, Operands], Tensor]:
+    """What keeps scale and zero point is given the numbers that codes stand for."""
+
     def run(graph: Graph, node: Node, operands: Operands) -> Tensor:
         weight = graph.weight(node) if "w" in node.attrs else None
+        if node.operator.keeps_params:
+            x, y = operands[0]
+            return _finish(case.by_torch(node.attrs, weight, [_real(x, y)]), (None, None), y)
         value: Tensor = case.by_torch(node.attrs, weight, [x for x, _ in operands])
         return value
 

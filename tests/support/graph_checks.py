@@ -31,6 +31,10 @@ _FRONTS = ("float", "int8", "quads", "ternary", "fine")
 # adds floats. Most are off by 0.01; a network whose signal clamps have flattened to a third of a
 # code by 0.31 (seed 9612). A layer misread is off by 1 or more.
 _ROUNDED = 0.5
+_MOVED = (
+    *("quantize", "slice", "concat", "max_pool2d", "flatten", "unflatten", "clamp", "add", "mul"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "rearrange", "crop", "pad"),
+)
 _WHOLE = 2e-4  # of a float network's largest output: thirty layers, each within its own bound
 
 
@@ -174,14 +178,7 @@ def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
 
 def _inexact(graph: Graph, node: Node) -> bool:
     """Floats that are made of floats by sums or functions of the C library."""
-    moved = ("quantize", "slice", "concat", "max_pool2d", "flatten", "unflatten", "clamp", "add")
-    return graph.values[node.inputs[0]].y is None and node.op not in (
-        *moved,
-        "mul",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-    )
+    return graph.values[node.inputs[0]].y is None and node.op not in _MOVED
 
 
 def _rounds_otherwise(node: Node) -> bool:

@@ -168,6 +168,8 @@ _PLAIN: dict[str, Any] = {
 def has_module_form(graph: Graph) -> bool:
     """Floats alone, pixels moved as PyTorch's functions do, and LayerNorm of rows alone."""
     for node, value in zip(graph.nodes, graph.values, strict=True):
+        if node.op in ("rearrange", "crop", "pad") or node.attrs.get("axis", 1) != 1:
+            return False
         factor = node.attrs.get("factor", (1, 1))
         oblong = factor[0] != factor[1] or any(node.attrs.get("crop", ()))
         if value.y is not None or oblong or (node.op == "layer_norm" and value.rank == 4):

@@ -204,6 +204,14 @@ class Draw:
         made = self.b("concat", *(p.id for p in same), **attrs)
         return replace(first, id=made, channels=sum(p.channels for p in same))
 
+    def stack(self, axis: int, *parts: Val) -> Val:
+        """Behind each other along rows (2) or columns (3)."""
+        first = parts[0]
+        same = [self.alike(self.like(p, first), first) for p in parts]
+        y = {} if first.floats else {"y": self.b.nodes[first.id].attrs.get("y") or self.b.params()}
+        made = self.b("concat", *(p.id for p in same), axis=axis, **y)
+        return replace(first, id=made, level=self.level(first, "stack", axis, len(parts)))
+
     def max_pool(self, x: Val, kernel: int, stride: int, same: bool = True) -> Val:
         padding = kernel // 2 if same else self.number(0, kernel // 2)
         attrs = {"kernel": (kernel, kernel), "stride": (stride, stride), "padding": (padding,) * 2}

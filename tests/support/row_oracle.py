@@ -7,10 +7,12 @@ each operator, and resizing is asked of the NumPy reference with images of one b
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from engine_access import Graph, Schedule, Task, reference
+from engine_access import Array, Graph, Schedule, Task, reference
 
 Shapes = list[tuple[int, ...]]
 _IN_PLACE = ("activation", "add", "mul", "clamp")
@@ -27,6 +29,37 @@ def _resized(size: int, out: int, mode: str, align: bool, zoom: float | None) ->
     zooms = None if zoom is None else (zoom, 1.0)
     made = np.asarray(reference.resize(bright, (out, 1), mode, align, zooms))
     return [np.flatnonzero(made[0, :, y, 0]).tolist() for y in range(out)]
+
+
+def _numbered(shape: tuple[int, ...]) -> Array:
+    """An image of the numbers of its rows."""
+    rows = np.arange(shape[-2], dtype=np.float32)[:, None]
+    return np.broadcast_to(rows, shape).copy()
+
+
+def _seen(made: Array) -> list[list[int]]:
+    """The numbers of rows in each row of an image."""
+    rows = (np.unique(made[0, :, y]) for y in range(made.shape[2]))
+    return [[int(v) for v in numbers if v >= 0] for numbers in rows]
+
+
+@lru_cache(maxsize=512)
+def _padded(size: tuple[int, int], *how: Any) -> list[list[int]]:
+    return _seen(reference.pad(_numbered((1, 1, *size)), *how, value=-1.0))
+
+
+@lru_cache(maxsize=512)
+def _rearranged(shape: tuple[int, ...], made: tuple[int, ...], *how: Any) -> list[list[int]]:
+    """Sizes of factors follow from those of both images."""
+    split, order, axes = how
+    sizes: list[int] = []
+    for factors, size in zip(split, shape[1:], strict=True):
+        known = math.prod(f for f in factors if f > 0)
+        sizes += [f if f > 0 else size // known for f in factors]
+    out = reference.rearrange(_numbered((1, *shape[1:])), sizes, order, axes)
+    if out.shape[1:] != made[1:]:
+        raise RowError(f"a rearrange makes {out.shape}, not {made}")
+    return _seen(out)
 
 
 def rows_needed(graph: Graph, value: int, which: int, row: int, shapes: Shapes) -> list[int]:
@@ -47,6 +80,14 @@ def rows_needed(graph: Graph, value: int, which: int, row: int, shapes: Shapes) 
         return [row // at["factor"][0]]
     if node.op == "pixel_unshuffle":
         return [row * at["factor"][0] + r for r in range(at["factor"][0])]
+    if node.op == "crop":
+        return [at["begin"][0] + row * (at["step"] or (1, 1))[0]]
+    if node.op == "pad":
+        ends = at["before"], at["after"], at["mode"]
+        return list(_padded(shapes[node.inputs[0]][2:], *ends)[row])
+    if node.op == "rearrange":
+        how = at["split"], at["order"], at["axes"]
+        return list(_rearranged(shapes[node.inputs[0]], shapes[value], *how)[row])
     if node.op == "resize":
         if which == 1:  # only its size matters
             return []

@@ -190,6 +190,18 @@ def often_read(d: Draw, x: Val) -> Val:
     return d.add(d.mul(total, x), x)
 
 
+def moved(d: Draw, x: Val) -> Val:
+    """Borders, axes and halves moved about, with layers between."""
+    for _ in range(d.number(1, 3)):
+        x = d.case(x, d.pick("rearrange", "rearrange", "pad", "crop"))
+        if x.channels > 3 * d.width or d.chance(0.4):
+            x = d.conv(x, None, d.pick((1, 1), (3, 3)))
+        if d.chance(0.3):
+            other = d.alike(d.conv(x, x.channels), x)
+            x = d.stack(d.pick(2, 3, 3), *d.pick((x, other), (other, x), (x, other, x)))
+    return d.conv(x)
+
+
 TOPOLOGIES: dict[str, Topology] = {
     "residual": residual,
     "dense": dense,
@@ -205,6 +217,7 @@ TOPOLOGIES: dict[str, Topology] = {
     "pixelwise": pixelwise,
     "windows": windows,
     "often_read": often_read,
+    "moved": moved,
 }
 
 

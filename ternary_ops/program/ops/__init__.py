@@ -4,12 +4,14 @@
 from ternary_ops.program.operator import OPS
 from ternary_ops.program.ops import (
     activation,
+    borders,
     conv_linear,
     data_movement,
     elementwise,
     normalize,
     pool,
     quantize,
+    rearrange,
     resize,
 )
 
@@ -24,6 +26,8 @@ _FAMILIES = (
     pool,
     resize,
     data_movement,
+    rearrange,
+    borders,
     normalize,
 )
 

@@ -17,6 +17,7 @@ from ternary_ops.program.attributes import (
     OUTPUT,
     REWRITE,
     Attribute,
+    among,
     pair,
     whole,
 )
@@ -52,37 +53,53 @@ def _need_few(channels: int) -> None:
 
 @register
 class Concat(Operator):
-    """The channels of all inputs, one behind the other; of uint8, rounded to `y`"""
+    """All inputs one behind the other along an `axis`: 1 channels, 2 rows or tokens, 3 columns; of
+    uint8, rounded to `y`
+    """
 
     name = "concat"
     reads = "2 or more"
     inputs = (2, MAX_PARTS)
-    attrs = {"y": OUTPUT}
-    per_pixel = True
+    attrs = {"axis": Attribute(among(1, 2, 3), 1), "y": OUTPUT}
 
     def value(self, node: BoundNode) -> Value:
-        """Of all parts' channels together."""
+        """Of all parts' channels together, or of those that all have."""
         x, *others = node.inputs
         if any((part.rank, part.y is None) != (x.rank, x.y is None) for part in others):
             raise FormatError(need("values of one kind for concat", "different ones", REWRITE))
         if x.y is not None and node.at["y"] is None:
             raise FormatError(need("y of a concat of uint8", "none", REWRITE))
+        if node.at["axis"] >= x.rank:
+            raise FormatError(need(f"an axis below {x.rank}", node.at["axis"], REWRITE))
+        if node.at["axis"] > 1:
+            return self._longer(node)
         known = [part.channels for part in node.inputs if part.channels is not None]
         channels = sum(known) if len(known) == len(node.inputs) else None
         _need_few(channels or 0)
         multiple = channels or math.gcd(*(part.multiple for part in node.inputs))
         return Value(x.rank, channels, multiple, output_params(node))
 
+    def _longer(self, node: BoundNode) -> Value:
+        """Of parts with the same channels, behind each other along another axis."""
+        x, *others = node.inputs
+        for part in others:
+            if part.channels != x.channels:
+                raise FormatError(need(f"parts of {x.channels} channels", part.channels, REWRITE))
+        return replace(x, y=output_params(node))
+
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
-        """Parts of one image size."""
-        x, *others = inputs
+        """Parts that differ along the axis alone."""
+        (x, *others), axis = inputs, node.at["axis"]
         for other in others:
-            need_same("a part of image size", x[2:], other[2:])
-        return x[0], sum(part[1] for part in inputs), *x[2:]
+            same = (*other[:axis], x[axis], *other[axis + 1 :])
+            need_same("a part of size", x[1:], same[1:])
+        return *x[:axis], sum(part[axis] for part in inputs), *x[axis + 1 :]
 
     def channel_pairs(self, node: BoundNode) -> list[ChannelPairs]:
-        """Each part's channels behind those of the parts before it."""
+        """Each part's channels behind those of the parts before it, or at the same places."""
         counts = [part.channels or 0 for part in node.inputs]
+        if node.at["axis"] > 1:
+            return [(np.arange(c), np.arange(c)) for c in counts]
         ends = np.cumsum(counts)
         return [(np.arange(e - c, e), np.arange(c)) for e, c in zip(ends, counts, strict=True)]
 
@@ -104,7 +121,6 @@ class Slice(Operator):
 
     def value(self, node: BoundNode) -> Value:
         """Of fewer channels."""
-        need_rank(node, 4)
         x, begin, end = node.inputs[0], node.at["begin"], node.at["end"]
         if not begin < end <= (x.channels or 0):
             wanted = f"0 <= begin < end <= {x.channels}"

@@ -113,13 +113,17 @@ def _radius(graph: Graph) -> int | None:
             far += step * _window(graph, node)
         elif node.op == "pixel_shuffle" and node.attrs["crop"] == (0, 0):
             step /= node.attrs["factor"][0]
-        elif not node.operator.per_pixel:
+        elif not (node.operator.per_pixel or _joins_channels(node)):
             return None
         if node.attrs.get("stride", (1, 1)) != (1, 1):
             return None
         steps.append(step)
         reach.append(far)
     return math.ceil(reach[-1])
+
+
+def _joins_channels(node: Node) -> bool:
+    return node.op == "concat" and node.attrs["axis"] == 1
 
 
 def _window(graph: Graph, node: Node) -> int:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of the program operator rearrange."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from cases import ProgramCase
+
+
+def move(b: Any, x: int, split: Any, order: Any, axes: Any, rank: int = 4) -> int:
+    """Append a rearrange."""
+    made: int = b("rearrange", x, split=split, order=order, axes=axes, rank=rank)
+    return made
+
+
+def build(b: Any) -> None:
+    """Between all ranks, of codes and floats: packets of channels whole and taken apart, of images
+    of any size and of 6 x 4.
+    """
+    free = (-1,)
+    q = move(b, b("quantize", 0, y=b.params()), ((3, 4), free, free), (1, 0, 2, 3), (2, 1, 1))
+    tall = move(b, q, ((-1, 2), free, free), (0, 2, 3, 1), (1, 1, 2))
+    tokens = move(b, q, (free, free, free), (0, 1, 2), (1, 2), 3)
+    tokens = b("linear", tokens, w=b.weight("ternary", 12, 12, zeros=0.0), y=b.params())
+    narrow = move(b, tokens, ((2, 3, 2), free), (0, 3, 1, 2), (1, 3), 3)
+    small = b("adaptive_avg_pool2d", q, size=(6, 4), y=b.params())
+    windows = move(b, small, (free, (3, 2), (2, 2)), (1, 3, 0, 2, 4), (3, 2), 3)
+    image = move(b, windows, ((3, 2, 12), (2, -1)), (2, 3, 0, 4, 1), (1, 2, 2))
+    mixed = move(b, image, ((4, 3), (6,), (4,)), (3, 0, 2, 1), (2, 1, 1))
+    reals = b("dequantize", mixed), b("adaptive_avg_pool2d", tall, size=(6, 3))
+    across = move(b, b("concat", *reals), (free, free, (3,)), (2, 1, 0), (1, 1, 1))
+    rows = move(b, across, (free, free, free), (1, 0, 2), (3,), 2)
+    rows = b("linear", rows, w=b.weight("float", 18, 22 * 6 * 3, zeros=0.0))
+    back = move(b, rows, ((3, 6),), (1, 0), (1, 1), 3)
+    flat = move(b, b("dequantize", narrow), (free, free), (1, 0), (2,), 2)
+    ends = b("slice", move(b, back, (free, (3,)), (1, 0), (2,), 2), begin=4, end=17)
+    b("concat", flat, ends, rows)
+
+
+def by_torch(at: dict[str, Any], weight: Any, x: list[torch.Tensor]) -> torch.Tensor:
+    """Tokens come and go as [N, L, C]."""
+    return module(at, weight)(x[0])  # type: ignore[no-any-return]
+
+
+class _Rearrange(nn.Module):
+    """By reshape and permute, with the axes of a token behind its place."""
+
+    def __init__(self, at: dict[str, Any]) -> None:
+        super().__init__()
+        self.split, self.order, self.axes = at["split"], at["order"], at["axes"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inside = x.transpose(1, 2) if x.dim() == 3 else x
+        for axis in range(len(self.split), 0, -1):
+            factors = self.split[axis - 1]
+            inside = inside.unflatten(axis, factors) if factors else inside.squeeze(axis)
+        made = inside.permute(0, *(i + 1 for i in self.order))
+        ends = [0]
+        for count in self.axes:
+            ends.append(ends[-1] + count)
+        sizes = [math.prod(made.shape[1 + a : 1 + b]) for a, b in zip(ends, ends[1:], strict=False)]
+        out = made.reshape(x.shape[0], *sizes)
+        return out.transpose(1, 2) if out.dim() == 3 else out
+
+
+def module(at: dict[str, Any], weight: Any) -> nn.Module:
+    """reshape and permute."""
+    return _Rearrange(at)
+
+
+def draw(d: Any, x: Any) -> Any:
+    """Of any image, rows with rows; or of one made a product, anything."""
+    if d.chance(0.5):
+        first, second = factors(d, x.channels)
+        how = d.pick((0, 2, 3, 1), (1, 0, 2, 3), (1, 2, 0, 3), (0, 3, 1, 2))
+        axes = d.pick((1, 1, 2), (2, 1, 1), (1, 2, 1))
+        split: Any = ((first, second), (-1,), (-1,))
+    else:
+        down, across = (d.number(1, 4), d.number(1, 3)), (d.number(1, 3), d.number(1, 4))
+        x = d.resize(x, size=(down[0] * down[1], across[0] * across[1]))
+        how = tuple(int(i) for i in d.rng.permutation(6))
+        axes = d.pick((2, 2, 2), (1, 2, 3), (1, 3, 2))
+        split = (factors(d, x.channels), down, across)
+    known = [f for axis in split for f in axis]
+    channels = math.prod(known[i] for i in how[: axes[0]])
+    if channels < 0:  # as many as the image is wide
+        how, axes, channels = (1, 0, 3, 2), (2, 1, 1), x.channels
+    made = move(d.b, x.id, split, how, axes)
+    return replace(x, id=made, channels=channels, level=d.level(x, "move", split, how, axes))
+
+
+def factors(d: Any, size: int) -> tuple[int, int]:
+    """Two whose product it is."""
+    first = d.pick(*(f for f in range(1, size + 1) if size % f == 0))
+    return first, size // first
+
+
+_SPLITS: list[Any] = [
+    [], [[-1]] * 4, 3, [[-1], 2], [[-1], [0], [-1]], [[-1, -1]], [["2"]], [[1.0]], [[2] * 17],
+    [[-2]], [[7, 5], [-1], [-1]], [[True], [-1]],
+]  # fmt: skip
+CASE = ProgramCase(
+    "rearrange",
+    12,
+    build,
+    by_torch,
+    module,
+    draw,
+    {
+        "split": _SPLITS,
+        "order": [[0], [0, 0, 1], [0, 1, 2, 3, 4, 5], 1, None, [-1, 0], [0.0], list(range(17))],
+        "axes": [[], [1], [9, 9, 9], [-1, 2], 2, None, [1, 1, 1, 1]],
+        "rank": [1, 5, 0, True, "4", 4.0],
+    },
+)
