@@ -31,7 +31,8 @@ def test_onnx_runtime_gives_the_programs_results(name: str, form: str, tmp_path:
         want = simulate(graph, batch)[-1]
         got = run(tmp_path / "net.onnx", batch)
         # Forms that fuse may round to the next code.
-        within = 0.05 if (name, form) == ("tokens", "qdq") else 1e-5
+        rounds = form == "qdq" and name in ("tokens", "rearrange", "pad", "crop")
+        within = 0.05 if rounds else 1e-5
         np.testing.assert_allclose(got, want, rtol=0, atol=within * np.abs(want).max())
 
 
