@@ -99,6 +99,7 @@ def _problems(traced: fx.GraphModule, kept: Mapping[str, str]) -> dict[fx.Node, 
     for node in traced.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     reading = fx.GraphModule(traced, graph)
+    reading.meta.update(traced.meta)
     name_layers_(reading)
     found = {n: kept[str(n.target)] for n in traced.graph.nodes if n.target in kept}
     while True:

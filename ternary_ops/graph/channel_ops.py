@@ -41,8 +41,10 @@ _KINDS = {
     ),
     # Values go elsewhere, unchanged.
     "move": (
-        ops.CONCAT, ops.SPLIT, ops.GETITEM, ops.FLATTEN, ops.RESHAPE, ops.TRANSPOSE, ops.EXPAND,
-        ops.CHANNEL_SHUFFLE,
+        ops.CONCAT, ops.STACK, ops.CHUNK, ops.SPLIT, ops.TENSOR_SPLIT, ops.UNBIND, ops.NARROW,
+        ops.SELECT, ops.GETITEM, ops.ROLL, ops.FLATTEN, ops.UNFLATTEN, ops.RESHAPE, ops.SQUEEZE,
+        ops.UNSQUEEZE, ops.TRANSPOSE, ops.T, ops.ATTRIBUTE, ops.PERMUTE, ops.MOVEDIM, ops.EXPAND,
+        ops.REPEAT, ops.CHANNEL_SHUFFLE,
     ),
     "pixels": (ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE),
     "reduce": (ops.MEAN,),
@@ -58,11 +60,7 @@ _MORE: dict[str, tuple[Any, ...]] = {
         nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.UpsamplingNearest2d,
         nn.UpsamplingBilinear2d, nn.ZeroPad2d,
     ),
-    "move": (
-        nn.Unflatten, torch.permute, torch.swapaxes, torch.movedim, torch.squeeze, torch.unsqueeze,
-        torch.unbind, torch.narrow, torch.stack, torch.repeat_interleave, "permute", "swapaxes",
-        "movedim", "squeeze", "unsqueeze", "unbind", "narrow", "unflatten", "repeat_interleave",
-    ),
+    "move": (torch.repeat_interleave, "repeat_interleave"),
     "reduce": (torch.sum, torch.amax, torch.amin, "sum", "amax", "amin"),
     "softmax": (F.log_softmax, "log_softmax"),
     "matmul": (torch.bmm, "bmm"),

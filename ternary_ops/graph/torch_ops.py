@@ -204,6 +204,9 @@ COS = _op("cos", None, torch.cos, "cos")
 
 # Arithmetic.
 ADD = _op("sums", None, operator.add, operator.iadd, torch.add, "add", "add_")
+ADDCMUL = _op(
+    "addcmul", None, torch.addcmul, "addcmul", tensor1=REQUIRED, tensor2=REQUIRED, value=1
+)
 SUB = _op("differences", None, operator.sub, operator.isub, torch.sub, "sub", "sub_")
 MUL = _op("products", None, operator.mul, operator.imul, torch.mul, "mul", "mul_")
 DIV = _op("quotients", None, operator.truediv, operator.itruediv, torch.div, "div", "div_")
@@ -236,6 +239,9 @@ AVG_POOL2D = _op(
 ADAPTIVE_AVG_POOL2D = _op(
     "AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, output_size=None
 )
+ADAPTIVE_AVG_POOL1D = _op(
+    "AdaptiveAvgPool1d", nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d, output_size=None
+)
 ADAPTIVE_MAX_POOL2D = _op(
     "AdaptiveMaxPool2d",
     nn.AdaptiveMaxPool2d,
@@ -256,30 +262,64 @@ MAXIMUM = _op("maximum", None, torch.maximum, "maximum", other=REQUIRED)
 MINIMUM = _op("minimum", None, torch.minimum, "minimum", other=REQUIRED)
 VAR = _op("var", None, torch.var, "var", dim=None, unbiased=None, keepdim=False, correction=None)
 STD = _op("std", None, torch.std, "std", dim=None, unbiased=None, keepdim=False, correction=None)
-NORM = _op("norm", None, torch.norm, "norm", p="fro", **_ALONG, dtype=None)
-VECTOR_NORM = _op(
-    "vector_norm", None, torch.linalg.vector_norm, ord=2.0, **_ALONG, dtype=None
-)
+NORM = _op("norm", None, torch.norm, "norm", p="fro", **_ALONG, out=None, dtype=None)
+VECTOR_NORM = _op("vector_norm", None, torch.linalg.vector_norm, ord=2.0, **_ALONG, dtype=None)
 NORMALIZE = _op("normalize", None, F.normalize, p=2.0, dim=1, eps=1e-12, out=None)
 LOGSUMEXP = _op("logsumexp", None, torch.logsumexp, "logsumexp", **_ALONG)
 
 # What moves values.
-CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate)
-SPLIT = _op(
-    "chunk and split",
-    None,
-    torch.chunk,
-    torch.split,
-    torch.tensor_split,
-    "chunk",
-    "split",
+CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate, dim=0)
+STACK = _op("stack", None, torch.stack, dim=0)
+CHUNK = _op("chunk", None, torch.chunk, "chunk", chunks=REQUIRED, dim=0)
+SPLIT = _op("split", None, torch.split, "split", split_size=REQUIRED, dim=0)
+TENSOR_SPLIT = _op(
     "tensor_split",
+    None,
+    torch.tensor_split,
+    "tensor_split",
+    indices_or_sections=REQUIRED,
+    dim=0,
+)
+UNBIND = _op("unbind", None, torch.unbind, "unbind", dim=0)
+NARROW = _op("narrow", None, torch.narrow, "narrow", dim=REQUIRED, start=REQUIRED, length=REQUIRED)
+SELECT = _op("select", None, torch.select, "select", dim=REQUIRED, index=REQUIRED)
+INDEX_SELECT = _op(
+    "index_select", None, torch.index_select, "index_select", dim=REQUIRED, index=REQUIRED
 )
 GETITEM = _op("indexing", None, operator.getitem)
+ROLL = _op("roll", None, torch.roll, "roll", shifts=REQUIRED, dims=None)
 FLATTEN = _op("flatten", nn.Flatten, torch.flatten, "flatten")
-RESHAPE = _op("reshape", None, torch.reshape, "reshape", "view")
-TRANSPOSE = _op("transpose", None, torch.transpose, "transpose")
-EXPAND = _op("expand", None, "expand", "expand_as")
+UNFLATTEN = _op("unflatten", nn.Unflatten, torch.unflatten, "unflatten")
+RESHAPE = _op("reshape", None, torch.reshape, "reshape", "view", "reshape_as", "view_as")
+SQUEEZE = _op("squeeze", None, torch.squeeze, "squeeze", dim=None)
+UNSQUEEZE = _op("unsqueeze", None, torch.unsqueeze, "unsqueeze", dim=REQUIRED)
+TRANSPOSE = _op(
+    "transpose",
+    None,
+    torch.transpose,
+    torch.swapaxes,
+    torch.swapdims,
+    "transpose",
+    "swapaxes",
+    "swapdims",
+    dim0=REQUIRED,
+    dim1=REQUIRED,
+)
+T = _op("t", None, torch.t, "t")
+PERMUTE = _op("permute", None, torch.permute, "permute", dims=REQUIRED)
+MOVEDIM = _op(
+    "movedim",
+    None,
+    torch.movedim,
+    torch.moveaxis,
+    "movedim",
+    "moveaxis",
+    source=REQUIRED,
+    destination=REQUIRED,
+)
+EXPAND = _op("expand", None, torch.broadcast_to, "expand", "expand_as", "broadcast_to")
+REPEAT = _op("repeat", None, torch.tile, "repeat", "tile")
+ATTRIBUTE = _op("T and mT", None, getattr)
 PIXEL_SHUFFLE = _op("PixelShuffle", nn.PixelShuffle, F.pixel_shuffle, upscale_factor=None)
 PIXEL_UNSHUFFLE = _op("PixelUnshuffle", nn.PixelUnshuffle, F.pixel_unshuffle, downscale_factor=None)
 CHANNEL_SHUFFLE = _op("ChannelShuffle", nn.ChannelShuffle, F.channel_shuffle, groups=None)
@@ -317,7 +357,10 @@ LOG_SOFTMAX = _op(
 SOFTMAX2D = _op("Softmax2d", nn.Softmax2d)
 
 # What changes nothing in eval mode.
-CONTIGUOUS = _op("contiguous", None, "contiguous")
+CONTIGUOUS = _op(
+    "contiguous", None, torch.clone, torch.detach, "contiguous", "clone", "detach", "float", "cpu"
+)
+TO = _op("to", None, "to", "type_as", "type")
 IDENTITY = _op("Identity", nn.Identity, subclasses=True)
 DROPOUT = _op(
     "Dropout",
