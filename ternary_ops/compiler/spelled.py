@@ -32,7 +32,7 @@ def spelled_function(step: Step) -> Sequence[Step]:
         sources = {x for inner in region for x in inner.inputs} - region
         if len(sources) == 1 and len(region) > 1:
             (x,) = sources
-            with np.errstate(all="ignore"):  # functions are not defined everywhere
+            with np.errstate(all="ignore"):  # an infinity or NaN is no value of these functions
                 name = _known(_value(step, {x: _GRID}))
             if name is not None:
                 step.op, step.clamp = "activation", (None, None)

@@ -110,7 +110,18 @@ ATTENTION = _op(
     enable_gqa=False,
 )
 ADDMM = _op("addmm", None, torch.addmm, "addmm", mat1=REQUIRED, mat2=REQUIRED, beta=1, alpha=1)
-BATCH_NORM = _op("BatchNorm2d", (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm))
+BATCH_NORM = _op(
+    "BatchNorm2d",
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm),
+    F.batch_norm,
+    running_mean=REQUIRED,
+    running_var=REQUIRED,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+)
 LAYER_NORM = _op(
     "LayerNorm",
     nn.LayerNorm,

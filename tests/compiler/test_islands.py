@@ -88,7 +88,7 @@ class Net(nn.Module):
 CASES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "flow": (lambda: Net(Flow()), ("middle.0",)),
     "function": (lambda: Net(Floor()), ("middle.0",)),
-    "module": (lambda: Net(nn.Sequential(conv_bn(8, 8, 1), nn.Softshrink())), ("middle.0.1",)),
+    "module": (lambda: Net(nn.Sequential(conv_bn(8, 8, 1), Floor())), ("middle.0.1",)),
     "two": (lambda: Net(Floor(), nn.Conv2d(8, 8, 1), Flow()), ("middle.0", "middle.2")),
     "side by side": (lambda: Net(Floor(), Flow()), ("middle.0", "middle.1")),
     "skip": (lambda: Net(Skip()), ("middle.0.strange",)),
