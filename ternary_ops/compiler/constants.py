@@ -70,19 +70,18 @@ def known_value(step: Step) -> Array | None:
         sizes = {4: made.shape[:3], TOKENS: (made.shape[0], made.shape[2]), 2: made.shape[:1]}
         return made.reshape(1, *sizes[step.attrs["rank"]])
     operator = OPS.get(step.op)
-    if operator is None or not step.inputs or step.slope is not None:
+    if operator is None or not step.inputs or step.layer is not None:
         return None
-    operands = [known_value(x) for x in step.inputs]
-    if any(x is None for x in operands):
-        return None
-    found = [x for x in operands if x is not None]
-    weight = None if step.layer is None else step.layer.weight
-    said = {**step.attrs, "clamp": step.clamp, "w": 0}
-    if weight is None:
-        del said["w"]
+    found: list[Array] = []
+    for x in step.inputs:
+        value = known_value(x)
+        if value is None:  # most steps: those before the others need no look
+            return None
+        found.append(value)
+    said = {**step.attrs, "clamp": step.clamp}
     at = {name: value for name, value in said.items() if name in operator.attrs}
     types = tuple(Made(x.ndim, x.shape[1], x.shape[1], None) for x in found)
-    return operator.reference(BoundNode(operator.completed(len(found), at), types, weight), found)
+    return operator.reference(BoundNode(operator.completed(len(found), at), types, None), found)
 
 
 def over_batch(constant: Value, repeated: Value) -> Value:
