@@ -278,6 +278,15 @@ VECTOR_NORM = _op("vector_norm", None, torch.linalg.vector_norm, ord=2.0, **_ALO
 NORMALIZE = _op("normalize", None, F.normalize, p=2.0, dim=1, eps=1e-12, out=None)
 LOGSUMEXP = _op("logsumexp", None, torch.logsumexp, "logsumexp", **_ALONG)
 
+PAD = _op(
+    "pad",
+    (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    F.pad,
+    pad=REQUIRED,
+    mode="constant",
+    value=None,
+)
+
 # What moves values.
 CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate, dim=0)
 STACK = _op("stack", None, torch.stack, dim=0)
