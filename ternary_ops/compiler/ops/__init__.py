@@ -16,13 +16,27 @@ from ternary_ops.compiler.ops import (
     normalize,
     pad,
     pool,
+    products,
+    reductions,
     resize,
     views,
 )
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.graph.torch_ops import TorchOp
 
-_FAMILIES = (conv_linear, normalize, elementwise, pad, pool, data_movement, views, indexing, resize)
+_FAMILIES = (
+    conv_linear,
+    products,
+    normalize,
+    elementwise,
+    pad,
+    pool,
+    reductions,
+    data_movement,
+    views,
+    indexing,
+    resize,
+)
 ROWS: dict[TorchOp, Row] = {op: row for family in _FAMILIES for op, row in family.ROWS.items()}
 
 
