@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,5 +103,5 @@ def _line(row: Row) -> str:
 def _short(reason: str) -> str:
     """The first parts that are missing; what a table would read as its own signs is escaped."""
     text = reason.partition(" without: ")[2] or reason
-    text = text if len(text) <= 120 else f"{text[:117]}..."
+    text = textwrap.shorten(text, 120, placeholder=" ...")
     return re.sub(r"([|<*_\[\]])", r"\\\1", text)

@@ -86,14 +86,15 @@ def is_cheap(step: Step) -> bool:
 
 def _ask(step: Step, user: Step) -> None:
     """Collect a reader's requirements on a step's value."""
-    if user.op == "output" or OPS[user.op].floats_only:
+    if user.op == "output" or not OPS[user.op].takes_codes(user.attrs):
+        return
+    if not any(x is step and OPS[user.op].reads_values(i) for i, x in enumerate(user.inputs)):
         return
     layer = user.layer
     if user.op == "concat" or OPS[user.op].keeps_params:
-        if user.op != "resize" or user.inputs[0] is step:  # the second gives its size only
-            step.wanted = _widest(step.wanted, user.wanted)
-            step.flexible |= user.flexible
-            step.fine = _widest(step.fine, user.fine)
+        step.wanted = _widest(step.wanted, user.wanted)
+        step.flexible |= user.flexible
+        step.fine = _widest(step.fine, user.fine)
     elif user.op == "activation" or _normalizes(user, step):
         step.flexible |= user.flexible or user.wanted is not None
     elif layer is None:
@@ -135,8 +136,10 @@ class _Chooser:
 
     def choose(self, step: Step) -> None:
         """Set `reads` and `y` of one step, those before it are set."""
-        if step.op in ("input", "output") or OPS[step.op].floats_only:
+        if step.op in ("input", "output") or not OPS[step.op].takes_codes(step.attrs):
             step.reads = [FLOATS] * len(step.inputs)
+        elif not OPS[step.op].reads_values(0):
+            step.reads = [None] * len(step.inputs)
         elif step.layer is not None:
             self._choose_layer(step, step.layer)
         elif OPS[step.op].keeps_params:

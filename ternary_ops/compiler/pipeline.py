@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -21,7 +22,6 @@ from ternary_ops.compiler.read_layers import Range
 from ternary_ops.compiler.trace_check import run_checked
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
-from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.observed import ranges_of
 from ternary_ops.graph.signature import Signature, signature_of, tensor_of
 from ternary_ops.graph.trace import trace
@@ -103,26 +103,22 @@ def compile(  # noqa: A001
     model = unwrap(model)
     signature = signature_of(model, example_input, output)
     x = _example(tensor_of(model, example_input))
-    ranges = ranges_of(model)
-
-    def own(islands: bool) -> tuple[nn.Module, Tensor]:
-        """A copy that compile may change, and what the untouched network makes of x."""
-        network = float_twins(copy_of(model).cpu().float().eval())
-        return network, prepare(model, network, x, signature, islands, allow_unfinished)
-
-    def part(module: nn.Module, sample: Tensor) -> Program:
-        network, task = copy_of(module), Task(signature_of(module), ranges, permute, tune)
-        expected = prepare(module, network, sample, task.signature, False, True)
-        return _whole(network, sample, expected, task)
-
+    task = Task(signature, ranges_of(model), permute, tune)
     try:
-        network, untouched = own(False)
-        return _whole(network, x, untouched, Task(signature, ranges, permute, tune))
+        network = _own(model)
+        untouched = prepare(model, network, x, signature, False, allow_unfinished)
+        return _whole(network, x, untouched, task)
     except UnsupportedModel as error:
         if not islands or isinstance(error, Uncalibrated):
             raise
-        network, _ = own(True)  # raises again what no island mends
-    return compile_with_islands(network, x, signature, part)
+    network = _own(model)
+    prepare(model, network, x, signature, True, allow_unfinished)  # raises what no island mends
+    return compile_with_islands(network, x, signature, partial(_part, task=task))
+
+
+def _own(model: nn.Module) -> nn.Module:
+    """A copy that compile may change."""
+    return float_twins(copy_of(model).cpu().float().eval())
 
 
 @dataclass(frozen=True)
@@ -139,15 +135,14 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
     with torch.no_grad():
         traced = trace(network, signature=task.signature)
         check_read(network, traced)
-        pairs = find_pairs(network, traced.graph)
+        traced.graph.eliminate_dead_code()  # calibrate's chains end where no dead code reads on
+        pairs = find_pairs(traced, traced.graph)
         if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
             # Packed layers round their input always, and a last bit may turn that: compare before.
             with float_activations(network):
                 run_checked(traced, x, untouched)
             untouched = None
-        fold_pairs_(network, pairs)
-        traced = trace(network, signature=task.signature)
-        name_layers_(traced)
+        fold_pairs_(traced, pairs)
         with float_activations(network):
             expected = run_checked(traced, x, untouched)
         graph = _lower(traced, x, task.ranges)
@@ -164,6 +159,12 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
     if task.tune:
         program.tune(x.numpy())
     return program
+
+
+def _part(part: nn.Module, x: Tensor, task: Task) -> Program:
+    """The program of a part of a network."""
+    network, own = copy_of(part), replace(task, signature=signature_of(part))
+    return _whole(network, x, prepare(part, network, x, own.signature, False, True), own)
 
 
 def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import ternary_ops.nn as tnn
@@ -20,7 +20,7 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.signature import signature_of
-from ternary_ops.graph.trace import OutsideTree, TraceFailed, trace
+from ternary_ops.graph.trace import OutsideTree, TraceFailed, evaluating, trace
 
 _log = logging.getLogger(__name__)
 _DEPTH = 3  # of lists in lists that are looked through for a module
@@ -111,16 +111,25 @@ def running_order(model: nn.Module, example: Tensor | None) -> tuple[list[nn.Mod
     return [part for module in called if module is not None for part in module.modules()], ""
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode while the body runs; every module gets its former mode back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def idle_layers(layers: Mapping[str, tnn.TernaryLayer], graph: fx.Graph | None = None) -> list[str]:
+    """Layers that do not run in eval mode, such as heads for training alone: calibrate saw no call,
+    or where it has not counted in this process, a trace in eval mode has none.
+    """
+    called: set[nn.Module] | None = None
+    if graph is not None:
+        modules = (module_of(node) for node in graph.nodes)
+        called = {part for module in modules if module is not None for part in module.modules()}
+    return [
+        name
+        for name, layer in layers.items()
+        if layer.calls == 0 or (layer.calls is None and called is not None and layer not in called)
+    ]
+
+
+def eval_graph(model: nn.Module) -> fx.Graph:
+    """The graph of a trace in eval mode, whatever the mode; raises TraceFailed."""
+    with evaluating(model):
+        return trace(model).graph
 
 
 def _weighted(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, MissingExtra, UnsupportedModel, need
+from ternary_ops.graph.state import load_state
 
 # What the published weights of both libraries expect of an RGB image in 0..1.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -40,7 +41,7 @@ def _torchvision_trained(library: Any, name: str, classes: int, channels: int) -
     published = library.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
     ours = model.state_dict()
     fitting = {k: v for k, v in published.items() if k in ours and v.shape == ours[k].shape}
-    model.load_state_dict(fitting, strict=False)
+    load_state(model, fitting, strict=False)
     return model
 
 

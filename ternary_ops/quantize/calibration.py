@@ -20,8 +20,8 @@ from ternary_ops.graph.batches import samples
 from ternary_ops.graph.nodes import fused_chain, is_layer, is_pass, module_of
 from ternary_ops.graph.observed import keep_ranges, value_name
 from ternary_ops.graph.signature import signature_of
-from ternary_ops.graph.trace import Interpreter, trace_around
-from ternary_ops.graph.usage import Usage, evaluating, watching
+from ternary_ops.graph.trace import Interpreter, evaluating, trace_around
+from ternary_ops.graph.usage import Usage, watching
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.quantize.histogram import METHODS, Histogram
 
@@ -150,6 +150,7 @@ def _runner(
     except UnsupportedModel as error:
         _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
         return partial(signature_of(model).call, model)
+    graph_module.graph.eliminate_dead_code()  # what nothing reads is no reader: compile sees none
     for part in failed:
         _log.warning("output ranges inside %s stay unset: %s", part.path, part)
     watched: dict[fx.Node, Histogram] = {}

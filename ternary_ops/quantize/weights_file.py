@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import FormatError, UnsupportedModel, need
+from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import Ranges, is_entry, keep_ranges, ranges_of
 from ternary_ops.graph.replace import replace_modules
+from ternary_ops.graph.state import load_state
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
@@ -107,7 +109,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         replace_modules(model, {packed: layer for layer, packed in new.items()})
         raise type(error)(f"{path}: {error}") from None
     on_meta = any(t.is_meta for t in _distinct(model).values())
-    model.load_state_dict(state, assign=on_meta)
+    load_state(model, state, assign=on_meta)
     model._tops_folded = folded  # type: ignore[assignment]  # a plain attribute, as pack_ leaves it
     keep_ranges(model, ranges)
     return given
@@ -232,7 +234,7 @@ def _find(model: nn.Module, name: str) -> nn.Module | None:
 
 def _float_layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     layer = _find(model, name)
-    if isinstance(layer, (nn.Linear, nn.Conv2d)) and type(layer) in (nn.Linear, nn.Conv2d):
+    if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer_class(layer) in (nn.Linear, nn.Conv2d):
         return layer
     got = "no such layer" if layer is None else type(layer).__name__
     raise UnsupportedModel(need(f"{name!r} as a torch.nn.Linear or Conv2d", got, _OTHER))

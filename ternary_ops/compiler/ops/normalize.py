@@ -3,48 +3,57 @@
 
 from __future__ import annotations
 
-from ternary_ops.compiler.call import Call, Unsupported, channel_axis, shape_of
+from ternary_ops.compiler.arrange import canonical, channels_at
+from ternary_ops.compiler.axes import Value
+from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.compiler.read_layers import read_batchnorm, read_norm
+from ternary_ops.compiler.read_layers import Layer, read_batchnorm, read_norm
 from ternary_ops.compiler.step import Step
+from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import is_batchnorm
 
 
-def _batchnorm(call: Call) -> Step:
+def _made(x: Value, layer: Layer) -> Value:
+    return x.of(Step(layer.op, [x.step], layer.attrs, layer))
+
+
+def _batchnorm(call: Call) -> Value:
     """One that did not fold, a depthwise convolution."""
     if not is_batchnorm(call.node):
         call.refuse()
-    x, layer = call.input(4), read_batchnorm(call.name, call.module)
-    return Step(layer.op, [x], layer.attrs, layer)
+    return _made(channels_at(call.value(), 1, (4,)), read_batchnorm(call.name, call.module))
 
 
-def _layer_norm(call: Call) -> Step:
-    """Over the K of [N, K] or the C of [N, L, C]."""
+def _layer_norm(call: Call) -> Value:
+    """Over the last axis."""
     if call.module is None:
         call.refuse()
-    x = call.input(2, 3)
     if len(call.module.normalized_shape) != 1:
-        raise Unsupported("a LayerNorm is supported over channels")
-    layer = read_norm(call.name, call.module)
-    return Step(layer.op, [x], layer.attrs, layer)
+        raise Unsupported("a LayerNorm is supported over one axis")
+    x = call.value()
+    rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
+    x = canonical(x) if rows else channels_at(x, -1)
+    return _made(x, read_norm(call.name, call.module))
 
 
-def _group_norm(call: Call) -> Step:
+def _group_norm(call: Call) -> Value:
     """Over groups of channels and all pixels."""
     if call.module is None:
         call.refuse()
-    x, layer = call.input(4), read_norm(call.name, call.module)
-    return Step(layer.op, [x], layer.attrs, layer)
+    x = channels_at(call.value(), 1, (4,))
+    if x.axes[0] != x.form[0]:
+        raise Unsupported("it normalizes a part of an image by itself")
+    return _made(x, read_norm(call.name, call.module))
 
 
-def _softmax(call: Call) -> Step:
-    """Over channels."""
+def _softmax(call: Call) -> Value:
+    """Over one axis."""
     dim = call.arguments()["dim"]
-    rank = len(shape_of(call.source) or ())
-    if rank not in (2, 3, 4) or dim is None or dim % rank != channel_axis(rank):
-        raise Unsupported("a softmax is supported over channels")
-    return Step("softmax", [call.input()])
+    if not isinstance(dim, int):
+        raise Unsupported("a softmax is supported over one axis")
+    x = channels_at(call.value(), dim)
+    return x.of(Step("softmax", [x.step]))
 
 
 ROWS = {
