@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.graph.changes import Changes
-from ternary_ops.graph.nodes import fused_chain, is_layer, module_of
+from ternary_ops.graph.nodes import fused_chain, is_layer, layer_class, module_of
 from ternary_ops.graph.signature import result
 from ternary_ops.graph.trace import trace
 from ternary_ops.graph.wrappers import copy_of, unwrap
@@ -119,10 +119,10 @@ def _shared_or_strange(model: nn.Module, weights: tuple[Any, ...]) -> set[str]:
 
 def _fits(module: nn.Module, shape: tuple[int, int, int, int]) -> bool:
     o, r, s, i = shape
-    if type(module) is nn.Linear:
-        return module.weight.shape == (o, i) and r == s == 1
-    if type(module) is nn.Conv2d:
-        return module.weight.shape == (o, i, r, s)
+    if layer_class(module) is nn.Linear:
+        return cast(Tensor, module.weight).shape == (o, i) and r == s == 1
+    if layer_class(module) is nn.Conv2d:
+        return cast(Tensor, module.weight).shape == (o, i, r, s)
     return shape == (o, 1, 1, 1) and all(t.numel() in (1, o) for t in _tensors(module))
 
 
@@ -134,7 +134,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 def _filters(model: nn.Module, name: str) -> NDArray[Any] | None:
     """Magnitudes [O, R, S, I] of a convolution or linear layer, None of anything else."""
     module = model.get_submodule(name)
-    if type(module) not in (nn.Conv2d, nn.Linear):
+    if layer_class(module) not in (nn.Conv2d, nn.Linear):
         return None
     weight = cast(Tensor, module.weight).detach().abs().double().cpu()
     if weight.ndim == 2:
@@ -199,7 +199,7 @@ def _move(model: nn.Module, w: Any, norm: str | None) -> None:
     filters = torch.from_numpy(w.bias.astype(np.int64))
     inputs = torch.from_numpy(w.array.astype(np.int64))
     module = model.get_submodule(w.name)
-    if type(module) in (nn.Conv2d, nn.Linear):
+    if layer_class(module) in (nn.Conv2d, nn.Linear):
         weight, bias = cast(nn.Parameter, module.weight), cast("nn.Parameter | None", module.bias)
         index = inputs.permute(0, 3, 1, 2).reshape(weight.shape).to(weight.device)
         weight.copy_(weight[filters.to(weight.device)].gather(1, index))

@@ -168,7 +168,7 @@ def made_by(step: Step, shape: Sequence[Sizes], varied: bool) -> Value:
 
 def divides(part: Sizes, whole: Sizes) -> bool:
     """True where that holds of each example."""
-    return all(b % a == 0 for a, b in zip(part, whole, strict=True))
+    return all(a and b % a == 0 for a, b in zip(part, whole, strict=True))
 
 
 def quotient(whole: Sizes, part: Sizes) -> Sizes:

@@ -178,7 +178,8 @@ def _before(reader: _Reader, affine: _Affine, alone: bool) -> Layer | None:
     scales = affine.uniform and affine.grows
     if layer.integer and not (scales and alone):
         return None
-    if affine.offset.any() and any(step.attrs.get("padding", (0, 0))):
+    sides = *step.attrs.get("padding", ()), *step.attrs.get("more_padding", ())
+    if affine.offset.any() and any(sides):
         return None
     weight = layer.weight
     if weight.kind != "float" and not affine.uniform:

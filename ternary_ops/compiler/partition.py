@@ -31,7 +31,6 @@ from ternary_ops.compiler.regions import (
 from ternary_ops.compiler.trace_check import check_same, run_checked
 from ternary_ops.compiler.work import count_macs
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, first_line, need
-from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.observed import INPUT_VALUE, value_name
 from ternary_ops.graph.signature import Signature
@@ -42,7 +41,6 @@ __all__ = ["Island", "IslandProgram", "compile_with_islands"]
 
 _log = logging.getLogger(__name__)
 CompilePart = Callable[[nn.Module, Tensor], Program]
-_ORIGIN = "origin"  # in a node's meta: its name before name_layers_
 _REPORT = "There is nothing to compile."
 _JOINS = "several values meet here, and a program has one input and one output"
 
@@ -92,20 +90,9 @@ def _cut(
 
 def _problems(traced: fx.GraphModule, kept: Mapping[str, str]) -> dict[fx.Node, str]:
     """Nodes without a program form, and why; kept: modules that could not be traced."""
-    named = {node.name: node for node in traced.graph.nodes}
-    for node in traced.graph.nodes:
-        node.meta[_ORIGIN] = node.name
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in traced.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    reading = fx.GraphModule(traced, graph)
-    reading.meta.update(traced.meta)
-    name_layers_(reading)
     found = {n: kept[str(n.target)] for n in traced.graph.nodes if n.target in kept}
     while True:
-        here = {n for n in reading.graph.nodes if named[n.meta[_ORIGIN]] in found}
-        more = {named[n.meta[_ORIGIN]]: text for n, text in unsupported(reading, here)}
-        new = {node: text for node, text in more.items() if node not in found}
+        new = {n: text for n, text in unsupported(traced, set(found)) if n not in found}
         if not new:
             return found
         found.update(new)

@@ -22,7 +22,6 @@ from ternary_ops.compiler.read_layers import Range
 from ternary_ops.compiler.trace_check import run_checked
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
-from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.observed import ranges_of
 from ternary_ops.graph.signature import Signature, signature_of, tensor_of
 from ternary_ops.graph.trace import trace
@@ -137,15 +136,13 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
         traced = trace(network, signature=task.signature)
         check_read(network, traced)
         traced.graph.eliminate_dead_code()  # calibrate's chains end where no dead code reads on
-        pairs = find_pairs(network, traced.graph)
+        pairs = find_pairs(traced, traced.graph)
         if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
             # Packed layers round their input always, and a last bit may turn that: compare before.
             with float_activations(network):
                 run_checked(traced, x, untouched)
             untouched = None
-        fold_pairs_(network, pairs)
-        traced = trace(network, signature=task.signature)
-        name_layers_(traced)
+        fold_pairs_(traced, pairs)
         with float_activations(network):
             expected = run_checked(traced, x, untouched)
         graph = _lower(traced, x, task.ranges)

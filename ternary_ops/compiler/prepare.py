@@ -20,9 +20,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.changes import Changes, read_without_call
-from ternary_ops.graph.nodes import module_of
+from ternary_ops.graph.nodes import layer_class, module_of
 from ternary_ops.graph.signature import Signature
-from ternary_ops.graph.trace import is_leaf
 from ternary_ops.graph.usage import Usage, watching
 from ternary_ops.nn import PackedLayer, TernaryLayer
 from ternary_ops.nn.planned import check_finished, listed, warn_of_zeros
@@ -212,7 +211,7 @@ def _check_hooks(network: nn.Module, hooks: list[_Hook]) -> None:
     """Hooks of modules that a trace looks into are traced, and compile; of others they would be
     lost.
     """
-    lost = {h.module for h in hooks if h.changes and (is_leaf(h.module) or h.module is network)}
+    lost = {h.module for h in hooks if h.changes and (layer_class(h.module) or h.module is network)}
     names = [name or type(m).__name__ for name, m in network.named_modules() if m in lost]
     if names:
         do = "Remove the hook, or write what it does into a module's forward."

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ternary_ops.errors import BadWeights, UnsupportedModel, need
+from ternary_ops.errors import BadWeights, need
 from ternary_ops.layout import codes
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.nn.packed import PackedLayer
@@ -53,7 +53,7 @@ def read_layer(name: str, module: nn.Module) -> Layer:
     Layers whose activations stay float keep their codes, and meet a float input (weight-only).
     """
     op = "conv2d" if hasattr(module, "kernel_size") else "linear"
-    attrs = _window(name, module) if op == "conv2d" else {}
+    attrs = _window(module) if op == "conv2d" else {}
     bias = None if module.bias is None else _floats(name, cast(Tensor, module.bias))
     if isinstance(module, (TernaryLayer, PackedLayer)):
         try:
@@ -222,29 +222,18 @@ def _floats(name: str, values: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(array)
 
 
-def _window(name: str, module: Any) -> dict[str, Any]:
+def _window(module: Any) -> dict[str, Any]:
     """Stride, padding, dilation and groups of a convolution as a program says them."""
-    if module.padding_mode != "zeros":
-        raise UnsupportedModel(
-            need(f"padding_mode 'zeros' in {name}", repr(module.padding_mode), "Use zeros.")
-        )
-    padding = module.padding
-    if padding == "valid":
+    padding, more = module.padding, (0, 0)
+    if padding == "valid" or module.padding_mode != "zeros":  # then another step pads
         padding = (0, 0)
     elif padding == "same":
         spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if any(span % 2 for span in spans):
-            raise UnsupportedModel(
-                need(
-                    f"equal padding on both sides in {name}",
-                    f"'same' around a kernel of {tuple(module.kernel_size)}",
-                    "Use an odd kernel, or pad by numbers.",
-                )
-            )
-        padding = tuple(span // 2 for span in spans)
+        padding, more = tuple(s // 2 for s in spans), (spans[0] % 2, spans[1] % 2)
     return {
         "stride": tuple(module.stride),
         "padding": tuple(padding),
+        "more_padding": more,
         "dilation": tuple(module.dilation),
         "groups": module.groups,
     }

@@ -11,13 +11,13 @@ spectral_norm) would lose what was written, and may hold the value of an earlier
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.graph.nodes import Chain
+from ternary_ops.graph.functional_layers import READ
+from ternary_ops.graph.nodes import Chain, layer_class, parent_of
 from ternary_ops.graph.torch_ops import BATCH_NORM, Kinds
 
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
@@ -73,7 +73,7 @@ class Changes:
         """
         for module in modules:
             if reason := self.why_not(module, change):
-                got = f"{self._names[module] or type(module).__name__}: {reason}"
+                got = f"{self._names.get(module) or type(module).__name__}: {reason}"
                 do = "Nothing was changed: take that away, or leave the network as it is."
                 raise UnsupportedModel(need(f"modules that can be {what}", got, do))
 
@@ -98,6 +98,10 @@ class Changes:
                 return f"its weight is read by {self._read[id(parameter)]} as well"
         return ""
 
+    def foreign(self, module: nn.Module) -> str:
+        """A layer of the trace alone: code of the model's own calls functions that compute it."""
+        return "" if module in self._names else "the model's own code computes it by functions"
+
     def unnamed(self, module: nn.Module) -> str:
         """The model is nothing but this layer."""
         alone = not self._names.get(module, "")
@@ -106,16 +110,8 @@ class Changes:
 
 def read_without_call(graph: fx.Graph) -> dict[int, str]:
     """Parameters that the traced code reads itself: id -> the function or method that does."""
-    found: dict[int, str] = {}
-    for node in graph.nodes:
-        if node.op != "get_attr" or graph.owning_module is None:
-            continue
-        value: Any = graph.owning_module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        if isinstance(value, Tensor) and node.users:
-            target = next(iter(node.users)).target
-            found[id(value)] = f"{getattr(target, '__name__', target)}()"
+    owner = graph.owning_module
+    found: dict[int, str] = {} if owner is None else owner.meta.get(READ, {})
     return found
 
 
@@ -155,11 +151,11 @@ def _quantizable(module: nn.Module) -> str:
     kind = type(module)
     if kind in _packed():
         return "already packed"
-    if isinstance(module, _FLOAT) and kind not in _FLOAT:
-        return f"a subclass of {kind.__mro__[1].__name__}: its forward may differ"
-    if kind not in _FLOAT and not isinstance(module, tnn.TernaryLayer):
-        return "no ternary twin of this type"
-    return ""
+    if isinstance(module, tnn.TernaryLayer) or layer_class(module) in _FLOAT:
+        return ""
+    if isinstance(module, _FLOAT):
+        return f"a subclass of {parent_of(module).__name__} with a forward of its own"
+    return "no ternary twin of this type"
 
 
 def _quantized() -> Kinds:
@@ -172,11 +168,11 @@ def _packed() -> Kinds:
 
 def _exactly(kinds: Callable[[], Kinds]) -> Rule:
     def check(changes: Changes, module: nn.Module) -> str:
-        kind, known = type(module), kinds()
-        if kind in known:
+        known = kinds()
+        if layer_class(module) in known:
             return ""
         based = [k.__name__ for k in known if isinstance(module, k)]
-        of = f"a subclass of {based[0]}" if based else f"a {kind.__name__}"
+        of = f"a subclass of {based[0]}" if based else f"a {type(module).__name__}"
         return f"{of}: what it computes is not known"
 
     return check
@@ -206,6 +202,7 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
     ),
     "fold": (
         *_SETTLED,
+        Changes.foreign,
         _exactly(lambda: (*_FLOAT, *_quantized())),
         *_CONSTANT,
         Changes.tied,
@@ -214,6 +211,7 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
     ),
     "absorb": (
         *_SETTLED,
+        Changes.foreign,
         _exactly(lambda: BATCH_NORM.modules),
         *_CONSTANT,
         Changes.read_elsewhere,
@@ -222,5 +220,5 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
     "pass": (_alone(replaced_forward), _alone(hooked)),
     "pack": (*_SETTLED, _exactly(_quantized), *_CONSTANT, Changes.read_elsewhere),
     "read": (*_SETTLED, *_CONSTANT),
-    "rewrite": (*_SETTLED, *_CONSTANT, _alone(hooked)),
+    "rewrite": (*_SETTLED, Changes.foreign, *_CONSTANT, _alone(hooked)),
 }

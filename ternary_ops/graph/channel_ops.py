@@ -18,6 +18,7 @@ from ternary_ops.graph.nodes import (
     is_batchnorm,
     is_pass,
     is_slope,
+    layer_class,
     module_of,
     operator_of,
 )
@@ -77,14 +78,15 @@ def kind_of(node: fx.Node) -> str:
     if node.op in ("placeholder", "get_attr"):
         return node.op
     module = module_of(node)
-    if type(module) in _LAYERS:
+    kind = None if module is None else layer_class(module)
+    if kind in _LAYERS:
         return "layer"
-    if is_batchnorm(node) or type(module) in _NORMS:
+    if is_batchnorm(node) or kind in _NORMS:
         return "norm"
     found = operator_of(node, module)
     if found in _KIND_OF_OPERATOR:
         return _KIND_OF_OPERATOR[found]
-    return _KIND_OF_OTHER.get(node.target if module is None else type(module), "")
+    return _KIND_OF_OTHER.get(node.target if module is None else kind, "")
 
 
 def scales(node: fx.Node) -> bool:
@@ -92,7 +94,7 @@ def scales(node: fx.Node) -> bool:
     module = module_of(node)
     if is_batchnorm(node):
         return getattr(module, "weight", None) is not None
-    return type(module) in _LAYERS
+    return module is not None and layer_class(module) in _LAYERS
 
 
 def keeps_factors(node: fx.Node, inputs: int) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.graph import channel_ops as kinds
 from ternary_ops.graph.changes import read_without_call
 from ternary_ops.graph.channel_axes import ChannelAxes, Dims
+from ternary_ops.graph.functional_layers import COMPUTED
 from ternary_ops.graph.nodes import is_slope, module_of
 from ternary_ops.graph.trace import Interpreter
 from ternary_ops.layout.channel_groups import ChannelGroups
@@ -54,7 +55,7 @@ class _Reader(Interpreter):
         self._owners = Counter(
             id(t) for m in traced.modules() for t in m._parameters.values() if t is not None
         )
-        self._read = read_without_call(graph)
+        self._read = {*read_without_call(graph), *traced.meta.get(COMPUTED, ())}
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value; its channels are read on the way."""

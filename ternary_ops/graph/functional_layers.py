@@ -1,30 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that a network writes as functions of its parameters, as modules of the trace.
 
-`F.conv2d(x, self.w, self.b)`, `F.conv_transpose2d`, `F.linear`, `F.layer_norm`, `F.group_norm`,
-`torch.addmm` and products `x @ self.w` become calls of the modules that do the same, so that
-everything after the trace knows one form of a layer. Parameters may be transposed or reshaped on
-the way. Calls with arguments that such a module does not have are left alone.
+`F.conv2d(x, self.w, self.b)`, `F.conv_transpose2d`, `F.linear`, `F.batch_norm`, `F.layer_norm`,
+`F.group_norm`, `torch.addmm` and products `x @ self.w` become calls of the modules that do the
+same, so that everything after the trace knows one form of a layer. Parameters may be computed from
+each other on the way (`graph.constants`). Calls with arguments that such a module does not have are
+left alone.
+
+Such a layer has the name of the subclass whose forward calls the function (a BatchNorm2d with an
+activation), otherwise one of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from ternary_ops.graph import torch_ops
-from ternary_ops.graph.nodes import arguments_of, operator_of
+from ternary_ops.graph.constants import Known, constants_of, fold_constants_
+from ternary_ops.graph.nodes import arguments_of, operator_of, parent_of
 from ternary_ops.graph.torch_ops import TorchOp
 
+READ = "read"  # in the meta of a trace: tensors that its code reads itself, id -> who does
+COMPUTED = "computed"  # in the meta of a trace: ids of parameters that are none of the model's
 Made = tuple[fx.Node, nn.Module]  # the input and the layer
-Known = dict[fx.Node, Tensor]  # values of parameters, and of functions of one of them
 
 
-def name_layers_(traced: fx.GraphModule) -> None:
-    """Replace such calls in the trace, in place."""
-    known = _constants(traced)
+@dataclass
+class _Layer:
+    """A layer, its calls, the paths of what it is made of, and its name without an owner."""
+
+    module: Any
+    read: list[str]
+    name: str
+    calls: list[fx.Node] = field(default_factory=list)
+
+
+def name_layers_(traced: fx.GraphModule, model: nn.Module) -> None:
+    """Replace such calls in the trace of `model`, in place, and fold other constants."""
+    known = constants_of(traced)
+    read = dict(_reads(traced, known))
+    layers: dict[str, _Layer] = {}
     for node in list(traced.graph.nodes):
         if node in known or node.op not in ("call_function", "call_method"):
             continue
@@ -33,51 +52,95 @@ def name_layers_(traced: fx.GraphModule) -> None:
         made = None if op is None or make is None else make(node, op, known)
         if made is None:
             continue
-        x, layer = made
-        name = f"{node.name}_of_{_owner(node, known)}"
-        traced.add_submodule(name, layer.eval())
+        x, module = made
+        paths = list(
+            dict.fromkeys(p for n in node.all_input_nodes if n in known for p in _paths(n))
+        )
+        name = f"{node.name}_of_{paths[0].replace('.', '_')}"
+        layer = layers.setdefault(_text(node, x, known), _Layer(module.eval(), paths, name))
+        traced.add_submodule(layer.name, layer.module)
         with traced.graph.inserting_before(node):
-            call = traced.graph.call_module(name, (x,))
+            call = traced.graph.call_module(layer.name, (x,))
         call.meta = dict(node.meta)
+        layer.calls.append(call)
         node.replace_all_uses_with(call)
         traced.graph.erase_node(node)
+    fold_constants_(traced, known)
     traced.graph.eliminate_dead_code()
+    own = {id(t) for t in (*model.parameters(), *model.buffers())}
+    for layer in layers.values():
+        _put(traced, model, layer, read, own)
+    traced.meta[READ] = read
+    traced.meta[COMPUTED] = {
+        id(p) for layer in layers.values() for p in layer.module.parameters() if id(p) not in own
+    }
+    traced.graph.lint()
     traced.recompile()
 
 
-def _constants(traced: fx.GraphModule) -> Known:
-    """Values of parameters and buffers, and of functions of one of them."""
-    found: Known = {}
+def _reads(traced: fx.GraphModule, known: Known) -> Iterator[tuple[int, str]]:
+    """Every tensor that the code reads, and the function or method that does."""
     for node in traced.graph.nodes:
-        if node.op == "get_attr":
-            value: Any = traced
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-        elif node.op == "call_method" and _turns(node):
-            value = found.get(node.args[0])
-            if value is not None:
-                value = getattr(value, str(node.target))(*node.args[1:], **node.kwargs)
-        elif node.target is getattr and node.args[0] in found and node.args[1] == "T":
-            value = found[node.args[0]].T
-        else:
-            continue
-        if isinstance(value, Tensor):
-            found[node] = value.detach()
-    return found
+        if node.op == "get_attr" and node.users:
+            target = next(iter(node.users)).target
+            yield id(known[node]), f"{getattr(target, '__name__', target)}()"
 
 
-def _turns(node: fx.Node) -> bool:
-    """A method of one tensor that leaves it as it is: t(), transpose(0, 1), reshape(...)."""
-    whole = node.args[:1] == tuple(node.all_input_nodes)
-    return whole and not str(node.target).endswith("_")
+def _paths(node: fx.Node) -> list[str]:
+    """Paths of the tensors that a constant is computed from."""
+    if node.op == "get_attr":
+        return [str(node.target)]
+    return [path for part in node.all_input_nodes for path in _paths(part)]
 
 
-def _owner(node: fx.Node, known: Known) -> str:
-    """The parameter's name, for people."""
-    weight = next(n for n in node.all_input_nodes if n in known)
-    while weight.op != "get_attr":
-        weight = weight.all_input_nodes[0]
-    return str(weight.target).replace(".", "_")
+def _text(node: fx.Node, x: fx.Node, known: Known) -> str:
+    """A call without its input: two of one text are one layer."""
+
+    def text(n: fx.Node) -> Any:
+        if n is x or n not in known:
+            return "input"
+        return str(n.target) if n.op == "get_attr" else _text(n, x, known)
+
+    args = fx.node.map_arg((node.args, dict(node.kwargs)), text)
+    return f"{getattr(node.target, '__name__', node.target)}{args!r}"
+
+
+def _put(
+    traced: fx.GraphModule, model: nn.Module, layer: _Layer, read: dict[int, str], own: set[int]
+) -> None:
+    """Give a layer its place in the trace: that of the subclass whose forward it was, or a new one.
+
+    There it shares the subclass's parameters, which nothing else reads then; in a new place it has
+    its own.
+    """
+    (owner, *others) = {path.rpartition(".")[0] for path in layer.read}
+    nodes = traced.graph.nodes
+    taken = {str(n.target) for n in nodes if n.op == "call_module"}
+    taken |= {str(n.target).rpartition(".")[0] for n in nodes if n.op == "get_attr"}
+    module = layer.module
+    if others or not owner or owner in taken or not _is_parent(model.get_submodule(owner), module):
+        for name, parameter in module._parameters.items():
+            if id(parameter) in own:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone())
+        return
+    for name, part in traced.get_submodule(owner)._modules.items():
+        module._modules.setdefault(name, part)
+    traced.delete_submodule(layer.name)
+    traced.set_submodule(owner, module)
+    for node in layer.calls:
+        node.target = owner
+    for parameter in module.parameters(recurse=False):
+        read.pop(id(parameter), None)
+
+
+def _is_parent(owner: nn.Module, layer: Any) -> bool:
+    """True for a module that subclasses the layer's class; of several BatchNorms the layer becomes
+    the one that it subclasses.
+    """
+    parent = parent_of(owner)
+    if {type(layer), parent} <= set(torch_ops.BATCH_NORM.modules):
+        layer.__class__ = parent
+    return type(layer) is parent
 
 
 def _fits(node: fx.Node, x: Any, weight: Any, bias: Any, known: Known) -> bool:
@@ -88,11 +151,15 @@ def _fits(node: fx.Node, x: Any, weight: Any, bias: Any, known: Known) -> bool:
     return traced and given and set(node.all_input_nodes) <= {x, *parameters}
 
 
-def _fill(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    layer.weight = nn.Parameter(weight)
-    layer.bias = None if bias is None else nn.Parameter(bias)
+def _fill(layer: Any, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
+    layer.weight = None if weight is None else _parameter(weight)
+    layer.bias = None if bias is None else _parameter(bias)
     filled: nn.Module = layer
     return filled
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value)
 
 
 def _conv(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
@@ -123,7 +190,7 @@ def _linear(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
         return None
     if not _fits(node, x, weight, bias, known) or known[weight].ndim != 2:
         return None
-    w = known[weight].T.contiguous() if turned else known[weight]
+    w = known[weight].detach().T.contiguous() if turned else known[weight]
     b = None if bias is None else known[bias]
     if b is not None and b.shape != w.shape[:1]:
         return None
@@ -144,12 +211,28 @@ def _norm(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
     return at["input"], _fill(layer, weight, bias)
 
 
+def _batchnorm(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
+    """With the running statistics: others are those of the batch, of which no layer is made."""
+    at = arguments_of(node, op)
+    if at is None or at["training"] is not False:
+        return None
+    x, parts = at["input"], [at[n] for n in ("running_mean", "running_var", "weight", "bias")]
+    if not all(p is None or p in known for p in parts) or None in parts[:2] or x in known:
+        return None
+    mean: Any
+    mean, var, weight, bias = (known.get(p) for p in parts)
+    layer = nn.BatchNorm2d(mean.numel(), at["eps"], affine=False)
+    layer.running_mean, layer.running_var, layer.affine = mean, var, weight is not None
+    return x, _fill(layer, weight, bias)
+
+
 _MAKERS: dict[TorchOp, Callable[[fx.Node, TorchOp, Known], Made | None]] = {
     torch_ops.CONV2D: _conv,
     torch_ops.CONV_TRANSPOSE2D: _conv,
     torch_ops.LINEAR: _linear,
     torch_ops.MATMUL: _linear,
     torch_ops.ADDMM: _linear,
+    torch_ops.BATCH_NORM: _batchnorm,
     torch_ops.LAYER_NORM: _norm,
     torch_ops.GROUP_NORM: _norm,
 }

@@ -28,7 +28,7 @@ def name_inplace_results(graph: fx.Graph) -> None:
             names = same.setdefault(changed, [changed])
             names.append(node)
             same[node] = names
-        elif _in_place(node, module):
+        elif works_in_place(node, module):
             names = same.setdefault(changed, [changed])
             for name in names:
                 name.replace_all_uses_with(node, delete_user_cb=_later_than(node))
@@ -40,7 +40,8 @@ def _later_than(node: fx.Node) -> Any:
     return lambda user: node < user
 
 
-def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
+def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """True for calls that write into their first operand; module: what a call_module node calls."""
     if node.op == "call_module":
         return bool(getattr(module, "inplace", False))
     if node.op == "call_method":

@@ -9,6 +9,8 @@ BatchNorm, and compiling emits the chain as one operator; all three use this rul
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import fx, nn
@@ -17,6 +19,8 @@ from ternary_ops.graph import torch_ops
 from ternary_ops.graph.torch_ops import TorchOp
 
 Bounds = tuple[float | None, float | None]
+_HOMES = ("torch.nn.", "torch.ao.nn.", "ternary_ops.nn.")
+_CALLING = ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__")
 _PASS = (torch_ops.IDENTITY, torch_ops.DROPOUT, torch_ops.CONTIGUOUS)
 _CLAMPS = (
     torch_ops.RELU,
@@ -35,6 +39,51 @@ def module_of(node: fx.Node) -> nn.Module | None:
     return owner.get_submodule(str(node.target))
 
 
+def layer_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch.nn or ternary_ops.nn that says what `module` computes; None where a
+    forward of its own does.
+
+    A subclass that computes by its parent's forward, with nothing redefined that this forward uses,
+    is of its parent's kind.
+    """
+    return None if isinstance(module, nn.Sequential) else _layer_class(type(module))  # type: ignore[arg-type]
+
+
+@cache
+def _layer_class(made: type[nn.Module]) -> type[nn.Module] | None:
+    own: set[str] = set()
+    for kind in made.__mro__:
+        if f"{kind.__module__}.".startswith(_HOMES):
+            same = kind is not nn.Module and not own & _used(kind)
+            return kind if same else None
+        own |= set(vars(kind))
+    return None
+
+
+def _used(kind: type[nn.Module]) -> set[str]:
+    """Names that the forward of a class uses, those of its methods included."""
+    found, left = set(_CALLING), ["forward"]
+    while left:
+        name = left.pop()
+        method: Any = getattr(kind, name, None)
+        if isinstance(method, FunctionType) and (name == "forward" or not hasattr(nn.Module, name)):
+            names = _names(method.__code__)
+            left += names - found
+            found |= names
+    return found
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def parent_of(module: nn.Module) -> type[nn.Module]:
+    """The nearest class of torch.nn or ternary_ops.nn that a module is an instance of."""
+    homes = (k for k in type(module).__mro__ if f"{k.__module__}.".startswith(_HOMES))
+    return next(homes, nn.Module)
+
+
 def operator_of(node: fx.Node, module: nn.Module | None = None) -> TorchOp | None:
     """The operator that a node calls; None for what this table does not know.
 
@@ -42,7 +91,8 @@ def operator_of(node: fx.Node, module: nn.Module | None = None) -> TorchOp | Non
     """
     if node.op == "call_module":
         module = module_of(node) if module is None else module
-        return None if module is None else _operator_of_class(type(module))
+        kind = None if module is None else layer_class(module)
+        return None if kind is None else _operator_of_class(kind)
     if node.op not in ("call_function", "call_method"):
         return None
     found = torch_ops.BY_CALL.get(node.target)
@@ -80,9 +130,9 @@ def is_ours(module: nn.Module) -> bool:
 
 
 def is_layer(node: fx.Node) -> bool:
-    """True for a convolution or linear layer: nn's own (a subclass may do anything), or ours."""
+    """True for a convolution or linear layer of torch.nn's kind, or ours."""
     module = module_of(node)
-    return module is not None and (is_ours(module) or type(module) in (nn.Conv2d, nn.Linear))
+    return module is not None and (is_ours(module) or layer_class(module) in (nn.Conv2d, nn.Linear))
 
 
 def is_pass(node: fx.Node) -> bool:
@@ -93,7 +143,7 @@ def is_pass(node: fx.Node) -> bool:
 def is_batchnorm(node: fx.Node) -> bool:
     """True for a BatchNorm that has running statistics, the only kind that folds."""
     module = module_of(node)
-    known = type(module) in torch_ops.BATCH_NORM.modules
+    known = module is not None and layer_class(module) in torch_ops.BATCH_NORM.modules
     return known and getattr(module, "running_mean", None) is not None
 
 

@@ -1,26 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Size comparisons in a traced network: the channel count is fixed, other sizes are free."""
+"""Size comparisons in a traced network: numbers of channels and axes are fixed, others free."""
 
 from __future__ import annotations
 
 import operator
 
+import torch
 from torch import fx
 
 
-def decide_channels(node: fx.Node) -> bool | None:
-    """The outcome of comparing a number of channels with a constant; None for other values.
+def decide_check(node: fx.Node) -> bool | None:
+    """The outcome of comparing a number of channels or axes with a constant; None for other values.
 
     Networks check their input so ("expected 3 channels"), and a program is made for one number of
-    channels: the check is taken to pass. Whoever runs the trace on an example notices otherwise.
+    both: the check is taken to pass. Whoever runs the trace on an example notices otherwise.
     """
     if node.op != "call_function" or node.target not in (operator.eq, operator.ne):
         return None
     sizes = [a for a in node.args if isinstance(a, fx.Node)]
     numbers = [a for a in node.args if type(a) is int]
-    if len(sizes) != 1 or len(numbers) != 1 or not _is_channels(sizes[0]):
+    if len(sizes) != 1 or len(numbers) != 1 or not (_is_channels(sizes[0]) or _is_rank(sizes[0])):
         return None
     return node.target is operator.eq
+
+
+def _is_rank(node: fx.Node) -> bool:
+    """x.dim() or x.ndim."""
+    if node.op == "call_method":
+        return node.target == "dim"
+    return node.target is getattr and node.args[1] == "ndim"
 
 
 def _is_channels(node: fx.Node) -> bool:
@@ -31,17 +39,40 @@ def _is_channels(node: fx.Node) -> bool:
     return isinstance(shape, fx.Node) and _is_shape(shape)
 
 
+_OF_SIZES = (
+    operator.getitem,
+    operator.mod,
+    operator.eq,
+    operator.ne,
+    operator.lt,
+    operator.le,
+    operator.gt,
+    operator.ge,
+)
+
+
 def _is_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target == "size" and len(node.args) == 1 and not node.kwargs
     return node.target is getattr and node.args[1] == "shape"
 
 
+def drop_asserts(graph: fx.Graph) -> None:
+    """Remove checks by torch._assert, which the network passes wherever it runs."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is torch._assert:
+            graph.erase_node(node)
+
+
 def drop_unused_sizes(graph: fx.Graph) -> None:
     """Remove sizes, and comparisons of them, that nothing reads: they are no users of a value."""
-    compared = (operator.eq, operator.ne, operator.getitem)
     for node in reversed(list(graph.nodes)):
-        if node.users:
-            continue
-        if _is_shape(node) or _is_channels(node) or node.target in compared:
+        if not node.users and (_is_size(node) or node.target in _OF_SIZES):
             graph.erase_node(node)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """x.shape, x.size(...), x.ndim, x.dim() and their kin."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")

@@ -87,10 +87,41 @@ LINEAR = _op(
     bias=None,
 )
 MATMUL = _op(
-    "matmul", None, operator.matmul, torch.matmul, torch.mm, "matmul", "mm", other=REQUIRED
+    "matmul",
+    None,
+    operator.matmul,
+    torch.matmul,
+    torch.mm,
+    torch.bmm,
+    "matmul",
+    "mm",
+    "bmm",
+    other=REQUIRED,
+)
+EINSUM = _op("einsum", None, torch.einsum)
+ATTENTION = _op(
+    "scaled_dot_product_attention",
+    None,
+    F.scaled_dot_product_attention,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
 )
 ADDMM = _op("addmm", None, torch.addmm, "addmm", mat1=REQUIRED, mat2=REQUIRED, beta=1, alpha=1)
-BATCH_NORM = _op("BatchNorm2d", (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm))
+BATCH_NORM = _op(
+    "BatchNorm2d",
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm),
+    F.batch_norm,
+    running_mean=REQUIRED,
+    running_var=REQUIRED,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+)
 LAYER_NORM = _op(
     "LayerNorm",
     nn.LayerNorm,
@@ -223,7 +254,32 @@ ADAPTIVE_MAX_POOL2D = _op(
     output_size=None,
     return_indices=False,
 )
-MEAN = _op("mean", None, torch.mean, "mean", dim=None, keepdim=False, dtype=None)
+
+# Along axes.
+_ALONG: dict[str, Any] = {"dim": None, "keepdim": False}
+MEAN = _op("mean", None, torch.mean, "mean", **_ALONG, dtype=None)
+SUM = _op("sum", None, torch.sum, "sum", **_ALONG, dtype=None)
+AMAX = _op("amax", None, torch.amax, "amax", **_ALONG)
+AMIN = _op("amin", None, torch.amin, "amin", **_ALONG)
+MAX = _op("max along an axis", None, torch.max, "max", **_ALONG)
+MIN = _op("min along an axis", None, torch.min, "min", **_ALONG)
+MAXIMUM = _op("maximum", None, torch.maximum, "maximum", other=REQUIRED)
+MINIMUM = _op("minimum", None, torch.minimum, "minimum", other=REQUIRED)
+VAR = _op("var", None, torch.var, "var", dim=None, unbiased=None, keepdim=False, correction=None)
+STD = _op("std", None, torch.std, "std", dim=None, unbiased=None, keepdim=False, correction=None)
+NORM = _op("norm", None, torch.norm, "norm", p="fro", **_ALONG, dtype=None)
+VECTOR_NORM = _op("vector_norm", None, torch.linalg.vector_norm, ord=2.0, **_ALONG, dtype=None)
+NORMALIZE = _op("normalize", None, F.normalize, p=2.0, dim=1, eps=1e-12, out=None)
+LOGSUMEXP = _op("logsumexp", None, torch.logsumexp, "logsumexp", **_ALONG)
+
+PAD = _op(
+    "pad",
+    (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    F.pad,
+    pad=REQUIRED,
+    mode="constant",
+    value=None,
+)
 
 # What moves values.
 CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate, dim=0)
@@ -302,6 +358,17 @@ SOFTMAX = _op(
     _stacklevel=3,
     dtype=None,
 )
+LOG_SOFTMAX = _op(
+    "log_softmax",
+    nn.LogSoftmax,
+    F.log_softmax,
+    torch.log_softmax,
+    "log_softmax",
+    dim=None,
+    _stacklevel=3,
+    dtype=None,
+)
+SOFTMAX2D = _op("Softmax2d", nn.Softmax2d)
 
 # What changes nothing in eval mode.
 CONTIGUOUS = _op(

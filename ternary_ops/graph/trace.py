@@ -1,29 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network as a graph: torch.fx, in which every weighted or stateful layer is a leaf."""
+"""A network as a graph: torch.fx, in which every layer of torch.nn or ternary_ops.nn is a leaf."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.inplace import name_inplace_results
-from ternary_ops.graph.lines import calling_line
-from ternary_ops.graph.nodes import is_ours
+from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import INPUT_VALUE, name_values
 from ternary_ops.graph.signature import Signature, naming_failures, signature_of
-from ternary_ops.graph.sizes import decide_channels, drop_unused_sizes
-
-_DEFAULT = fx.Tracer()
-_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
+from ternary_ops.graph.sizes import decide_check, drop_asserts, drop_unused_sizes
+from ternary_ops.graph.source_line import caller, calling_line
 
 
 class TraceFailed(UnsupportedModel):
     """torch.fx cannot trace the module at `path` ("" for the model itself)."""
 
     path: str = ""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode while the body runs; every module gets its former mode back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class OutsideTree(TraceFailed):
@@ -33,12 +44,12 @@ class OutsideTree(TraceFailed):
 
 
 class _Tracer(fx.Tracer):
-    """fails: the number of a check of channels that is to fail, see `to_bool`."""
+    """fails: the line of a check of channels or rank that is to fail, see `to_bool`."""
 
-    def __init__(self, whole: Collection[nn.Module], fails: int = -1) -> None:
-        super().__init__()
+    def __init__(self, whole: Collection[nn.Module], fails: str = "") -> None:
+        super().__init__(param_shapes_constant=True)
         self._whole, self._fails = set(whole), fails
-        self.checks = 0
+        self.checks: set[str] = set()
         self.failed: str | None = None
         self.outside: nn.Module | None = None
 
@@ -63,28 +74,26 @@ class _Tracer(fx.Tracer):
         return proxy
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """A check of the number of channels passes; other decisions on values stop the trace."""
-        passes = decide_channels(obj.node)
+        """A check of the number of channels or axes passes; other decisions on values stop the
+        trace.
+        """
+        passes = decide_check(obj.node)
         if passes is None:
             return super().to_bool(obj)
-        self.checks += 1
-        return passes != (self.checks - 1 == self._fails)
+        line = caller()
+        self.checks.add(line)
+        return passes != (line == self._fails)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """nn.*, ternary_ops.nn.* and whatever subclasses a weighted nn layer stay whole."""
-        return m in self._whole or is_leaf(m)
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """True for modules that a trace calls as they are: nn.*, ternary_ops.nn.*, weighted layers."""
-    whole = is_ours(module) or isinstance(module, _WEIGHTED)
-    return whole or _DEFAULT.is_leaf_module(module, "")
+        """Layers of torch.nn and ternary_ops.nn stay whole, and subclasses that compute alike."""
+        return m in self._whole or layer_class(m) is not None
 
 
 def trace(
     model: nn.Module, whole: Collection[nn.Module] = (), signature: Signature | None = None
 ) -> fx.GraphModule:
-    """Symbolic trace of `model.forward`; the graph module shares its submodules with `model`.
+    """Symbolic trace of `model.forward` in eval mode; the graph module shares its submodules with
+    `model`, and layers written as functions are modules too (`functional_layers`).
 
     It takes one tensor, as `signature` says, and returns one, or a tuple where the model returns
     several and none is named. All other arguments of forward are constants; the modules in `whole`
@@ -92,6 +101,21 @@ def trace(
     depends on a tensor, or anything else stops the trace.
     """
     signature = signature_of(model) if signature is None else signature
+    with evaluating(model):
+        graph, entry = _graph(model, whole, signature)
+    drop_asserts(graph)
+    drop_unused_sizes(graph)
+    traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
+    name_inplace_results(traced.graph)
+    name_values(traced.graph, getattr(model, "meta", {}).get(INPUT_VALUE))
+    name_layers_(traced, model)
+    return traced
+
+
+def _graph(
+    model: nn.Module, whole: Collection[nn.Module], signature: Signature
+) -> tuple[fx.Graph, nn.Module]:
+    """What torch.fx traces, and of which module; raises TraceFailed."""
     tracer, entry = _Tracer(whole), _entry(model, signature)
     try:
         graph = tracer.trace(entry)
@@ -108,14 +132,9 @@ def trace(
         )
         failed.path = tracer.failed or ""
         raise failed from error
-    for check in range(tracer.checks):
-        _must_fail(_Tracer(whole, check), entry, type(model).__name__)
-    drop_unused_sizes(graph)
-    traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
-    name_inplace_results(traced.graph)
-    name_values(traced.graph, getattr(model, "meta", {}).get(INPUT_VALUE))
-    traced.recompile()
-    return traced
+    for line in sorted(tracer.checks):
+        _must_fail(_Tracer(whole, line), entry, type(model).__name__)
+    return graph, entry
 
 
 def _outside(tracer: _Tracer, model: nn.Module) -> OutsideTree:
@@ -131,14 +150,14 @@ def _outside(tracer: _Tracer, model: nn.Module) -> OutsideTree:
 
 
 def _must_fail(tracer: _Tracer, entry: nn.Module, kind: str) -> None:
-    """A comparison of the number of channels is a check if the other outcome raises an error, and
-    control flow otherwise.
+    """A comparison of the number of channels or axes is a check if the other outcome raises an
+    error, and control flow otherwise.
     """
     try:
         tracer.trace(entry)
     except Exception:  # the model's own: which one does not matter
         return
-    what = "a model that torch.fx can trace (no control flow on the number of channels)"
+    what = "a model that torch.fx can trace (no control flow on the number of channels or axes)"
     raise TraceFailed(need(what, f"a branch in {kind}", "Decide it when the model is made."))
 
 

@@ -20,7 +20,7 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.signature import signature_of
-from ternary_ops.graph.trace import OutsideTree, TraceFailed, trace
+from ternary_ops.graph.trace import OutsideTree, TraceFailed, evaluating, trace
 
 _log = logging.getLogger(__name__)
 _DEPTH = 3  # of lists in lists that are looked through for a module
@@ -130,18 +130,6 @@ def eval_graph(model: nn.Module) -> fx.Graph:
     """The graph of a trace in eval mode, whatever the mode; raises TraceFailed."""
     with evaluating(model):
         return trace(model).graph
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode while the body runs; every module gets its former mode back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _weighted(module: nn.Module) -> bool:

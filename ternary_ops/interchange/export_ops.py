@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ternary_ops.interchange.export_node import NodeExport, writes
+from ternary_ops.interchange.export_node import NodeExport, outside_axis, writes
 from ternary_ops.interchange.graph_builder import FLOAT, INT32, lists
 from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.layout.codes import FINE_PARTS
@@ -209,13 +209,14 @@ def concat(e: NodeExport) -> str:
         name if y == value.y else e.codes(e.out.real(name, value.y), y)
         for name, value in zip(e.x, e.node.inputs, strict=True)
     ]
-    return e.out.add("Concat", *parts, axis=_channel_axis(e))
+    return e.out.add("Concat", *parts, axis=outside_axis(e.node.at["axis"], e.value.rank))
 
 
 @writes("slice")
 def slice_(e: NodeExport) -> str:
     """Slice of the channels."""
-    limits = (e.out.ends([v]) for v in (e.node.at["begin"], e.node.at["end"], 1))
+    axis = outside_axis(1, e.value.rank)
+    limits = (e.out.ends([v]) for v in (e.node.at["begin"], e.node.at["end"], axis))
     return e.out.add("Slice", e.x[0], *limits)
 
 
@@ -295,7 +296,3 @@ def group_norm(e: NodeExport) -> str:
     image = out.add("Reshape", normal, out.add("Shape", e.x[0]))
     made = out.add("Mul", image, out.channels(w.array.ravel(), 4))
     return made if w.bias is None else out.add("Add", made, out.channels(w.bias, 4))
-
-
-def _channel_axis(e: NodeExport) -> int:
-    return 2 if e.value.rank == 3 else 1

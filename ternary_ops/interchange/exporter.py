@@ -11,6 +11,7 @@ from ternary_ops._atomic import replace_file
 from ternary_ops._version import __version__
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.interchange import (  # noqa: F401 - register writers
+    export_axes,
     export_layers,
     export_ops,
     export_products,

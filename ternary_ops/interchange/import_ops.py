@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ternary_ops.interchange import import_constants, quantizers
+from ternary_ops.interchange import read_axes as axes
 from ternary_ops.interchange import read_layers as layers
 from ternary_ops.interchange import read_values as values
 from ternary_ops.interchange.rules import ANY, Rule
@@ -101,6 +102,7 @@ RULES: dict[str, Rule] = {
     ),
     "Mul": Rule(values.binary(operator.mul), (6, 14), _LEGACY),
     "Neg": Rule(values.unary(torch.neg), (6, 13)),
+    "Pad": Rule(axes.pad, (2, 25), {"mode": ANY, "pads": ANY, "value": ANY}),
     "PRelu": Rule(layers.prelu, (6, 16)),
     "QuantizeLinear": Rule(
         quantizers.quantize_linear, (10, 28), {**_QUANTIZED, "precision": (0, 1)}
@@ -118,15 +120,18 @@ RULES: dict[str, Rule] = {
     "Shape": Rule(import_constants.shape, (1, 25), {"start": ANY, "end": ANY}),
     "Sigmoid": Rule(values.unary(torch.sigmoid), (6, 13)),
     "Sin": Rule(values.unary(torch.sin), (7, 22)),
-    "Slice": Rule(import_constants.slices, (1, 13), dict.fromkeys(("starts", "ends", "axes"), ANY)),
     "Selu": Rule(values.selu, (6, 22), {"alpha": ANY, "gamma": ANY}),
     "Softplus": Rule(values.unary(F.softplus), (1, 22)),
     "Softsign": Rule(values.unary(F.softsign), (1, 22)),
+    "Slice": Rule(
+        axes.slices, (1, 13), dict.fromkeys(("starts", "ends", "axes"), ANY), codes="moved"
+    ),
     "Softmax": Rule(values.softmax, (1, 13), {"axis": ANY}),
     "Sqrt": Rule(values.unary(torch.sqrt), (6, 13)),
     "Squeeze": Rule(values.squeeze, (1, 25), {"axes": ANY}, codes="moved"),
     "Sub": Rule(values.binary(operator.sub), (6, 14), _LEGACY),
     "Tanh": Rule(values.unary(torch.tanh), (6, 13)),
+    "Transpose": Rule(axes.transpose, (1, 25), {"perm": ANY}, codes="moved"),
     "Unsqueeze": Rule(values.unsqueeze, (1, 25), {"axes": ANY}, codes="moved"),
     "Upsample": Rule(values.upsample, (7, 10), {"mode": ANY, "scales": ANY}, ranks=(4,)),
 }

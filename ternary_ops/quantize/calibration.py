@@ -20,8 +20,8 @@ from ternary_ops.graph.batches import samples
 from ternary_ops.graph.nodes import fused_chain, is_layer, is_pass, module_of
 from ternary_ops.graph.observed import keep_ranges, value_name
 from ternary_ops.graph.signature import signature_of
-from ternary_ops.graph.trace import Interpreter, trace_around
-from ternary_ops.graph.usage import Usage, evaluating, watching
+from ternary_ops.graph.trace import Interpreter, evaluating, trace_around
+from ternary_ops.graph.usage import Usage, watching
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.quantize.histogram import METHODS, Histogram
 

@@ -12,6 +12,7 @@ import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, check_type, need
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
+from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import travel_in_state
 from ternary_ops.graph.replace import replace_modules
 from ternary_ops.graph.trace import OutsideTree, TraceFailed
@@ -60,9 +61,9 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
             )
         if row.config is None or isinstance(module, tnn.TernaryLayer):
             continue
-        if type(module) is nn.Linear:
+        if layer_class(module) is nn.Linear:
             new[module] = tnn.TernaryLinear.from_float(module, row.config)
-        elif type(module) is nn.Conv2d:
+        elif layer_class(module) is nn.Conv2d:
             new[module] = tnn.TernaryConv2d.from_float(module, row.config)
         else:
             raise UnsupportedModel(

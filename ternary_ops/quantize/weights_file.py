@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import FormatError, UnsupportedModel, need
+from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import Ranges, is_entry, keep_ranges, ranges_of
 from ternary_ops.graph.replace import replace_modules
 from ternary_ops.graph.state import load_state
@@ -233,7 +234,7 @@ def _find(model: nn.Module, name: str) -> nn.Module | None:
 
 def _float_layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     layer = _find(model, name)
-    if isinstance(layer, (nn.Linear, nn.Conv2d)) and type(layer) in (nn.Linear, nn.Conv2d):
+    if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer_class(layer) in (nn.Linear, nn.Conv2d):
         return layer
     got = "no such layer" if layer is None else type(layer).__name__
     raise UnsupportedModel(need(f"{name!r} as a torch.nn.Linear or Conv2d", got, _OTHER))

@@ -252,8 +252,6 @@ def _wrong(name: str) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 3, padding=1)
-            self.ring = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
-            self.even = nn.Conv2d(3, 4, 2, padding="same")
             self.shift = nn.Parameter(torch.ones(1, 4, 5, 5))
 
         def forward(self, x: Tensor) -> Any:
@@ -266,8 +264,6 @@ def _wrong(name: str) -> nn.Module:
                 "mean": lambda: y.mean(1),
                 "tuple": lambda: (y, y),
                 "indices": lambda: F.max_pool2d(y, 2, return_indices=True)[0],
-                "ring": lambda: self.ring(x),
-                "same": lambda: self.even(x),
                 "flow": lambda: y if y.sum() > 0 else x,
                 "constant": lambda: y + torch.ones(1, 4, 5, 5),
                 "divisor": lambda: F.adaptive_avg_pool2d(y, (None, 2)),
@@ -279,8 +275,7 @@ def _wrong(name: str) -> nn.Module:
 
 @pytest.mark.parametrize(
     "name",
-    "alpha parameter reshape batch mean tuple indices ring same flow constant "
-    "divisor input".split(),
+    "alpha parameter reshape batch mean tuple indices flow constant divisor input".split(),
 )
 def test_what_no_program_can_say_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedModel):

@@ -265,7 +265,7 @@ def test_compile_is_held_to_the_untouched_model(monkeypatch: pytest.MonkeyPatch)
 
     def wrong(model: Any, pairs: Any) -> None:
         real(model, pairs)
-        model[6].weight.data *= 1.01
+        model.get_submodule("6").weight.data *= 1.01
 
     monkeypatch.setattr(pipeline, "fold_pairs_", wrong)
     for quantized in (False, True):

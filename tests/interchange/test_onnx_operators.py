@@ -92,6 +92,13 @@ def test_a_hard_sigmoid_of_any_slope_is_one_function(form: str, tmp_path: Path) 
     np.testing.assert_allclose(out, program(x), rtol=0, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("pads", [[0, 0, 1, 1], [1, 2, 3, 2], [2, 0, 1, 1]])
+def test_convolutions_with_uneven_pads_come_in_and_go_out(pads: list[int], tmp_path: Path) -> None:
+    b = Builder()
+    b.add("Conv", ["image", b.constant("w", random(6, 3, 3, 3))], "y", pads=pads, strides=[2, 1])
+    agree(b.save(tmp_path / "net.onnx", "y"), random(2, 3, 9, 8))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_group_normalization_comes_in(groups: int, tmp_path: Path) -> None:
     b = Builder()

@@ -140,6 +140,7 @@ def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
         steps = torch.cat([codes, eighths], 1)
         filters = torch.cat([filters, torch.round(filters / 8)], 1)
     if node.op == "conv2d":
+        steps = F.pad(steps, (0, at["more_padding"][1], 0, at["more_padding"][0]))
         acc = F.conv2d(
             steps, filters, None, at["stride"], at["padding"], at["dilation"], at["groups"]
         )

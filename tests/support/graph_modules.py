@@ -14,7 +14,7 @@ from fake_quant import FUNCTIONS
 from torch import Tensor, nn
 
 
-def _conv(graph: Graph, node: Node) -> nn.Conv2d:
+def _conv(graph: Graph, node: Node) -> nn.Module:
     w, at = graph.weight(node), node.attrs
     o, r, s, i = w.shape
     made = nn.Conv2d(
@@ -27,7 +27,9 @@ def _conv(graph: Graph, node: Node) -> nn.Conv2d:
         at["groups"],
         bias=w.bias is not None,
     )
-    return _filled(made, w, (0, 3, 1, 2))
+    filled = _filled(made, w, (0, 3, 1, 2))
+    down, right = at["more_padding"]
+    return nn.Sequential(nn.ZeroPad2d((0, right, 0, down)), filled) if down + right else filled
 
 
 def _linear(graph: Graph, node: Node) -> nn.Linear:

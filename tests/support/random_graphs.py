@@ -116,13 +116,21 @@ class Draw:
             "groups": groups,
             "gate": gate,
         }
+        if not same and self.chance(0.3):
+            attrs["more_padding"] = (self.number(0, 2), self.number(0, 1))
         slopes = 0 if gate or not self.chance(0.12) else self.pick(1, o)
         if not slopes:
             attrs["clamp"] = self.pick(*_BOUNDS)
         floats = self._y(x, attrs)
         attrs["w"] = self._weight(x, fine, o, x.channels // groups, kernel, slopes)
         made = self.b("conv2d", x.id, *(v.id for v in others), **attrs)
-        where = x.level if same else self.level(x, kernel, padding, attrs["stride"], dilation)
+        where = (
+            x.level
+            if same
+            else self.level(
+                x, kernel, padding, attrs["stride"], dilation, attrs.get("more_padding", (0, 0))
+            )
+        )
         return Val(made, o, where, floats)
 
     def _fine(self, x: Val) -> Val:

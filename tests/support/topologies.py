@@ -202,7 +202,7 @@ def moved(d: Draw, x: Val) -> Val:
             x = d.conv(x, None, d.pick((1, 1), (3, 3)))
         if d.chance(0.3):
             other = d.alike(d.conv(x, x.channels), x)
-            x = d.stack(d.pick(2, 3, 3), *d.pick((x, other), (other, x), (x, other, x)))
+            x = d.stack(d.pick(2, 3, 3, 3, 3), *d.pick((x, other), (other, x), (x, other, x)))
     return d.conv(x)
 
 

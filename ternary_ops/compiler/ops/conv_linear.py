@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from ternary_ops.compiler.arrange import canonical, channels_at
 from ternary_ops.compiler.axes import Atom, Value
 from ternary_ops.compiler.call import Call
+from ternary_ops.compiler.ops.pad import padded
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import Layer, read_layer, read_transposed
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.errors import UnsupportedModel, first_line
 from ternary_ops.graph import torch_ops
+from ternary_ops.nn.geometry import geometry_of
 
 
 def _read(call: Call) -> Layer:
@@ -29,6 +33,9 @@ def _read(call: Call) -> Layer:
 def _convolution(call: Call) -> Step:
     """Over an image."""
     layer, x = _read(call), call.input(4)
+    if call.module.padding_mode != "zeros":
+        twin = nn.Conv2d(**geometry_of(call.module), device="meta")
+        x = padded(x, twin._reversed_padding_repeated_twice, call.module.padding_mode)
     return Step("conv2d", [x], layer.attrs, layer)
 
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Constant folding: what a trace computes from parameters, buffers and constants alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ternary_ops.graph.inplace import works_in_place
+
+Known = dict[fx.Node, Any]  # the values of nodes that do not depend on the input
+
+
+@torch.no_grad()
+def constants_of(traced: fx.GraphModule) -> Known:
+    """Values of parameters and buffers, and of every function of them; random ones are left out."""
+    found: Known = {}
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            found[node] = attribute_of(traced, str(node.target))
+        elif node.op in ("call_function", "call_method") and node.all_input_nodes:
+            if set(node.all_input_nodes) <= set(found) and not works_in_place(node, None):
+                _evaluate(node, found)
+    return found
+
+
+def _evaluate(node: fx.Node, found: Known) -> None:
+    """Add the node's value, unless two calls differ or one fails."""
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), found.__getitem__)
+    try:
+        first, second = _call(node, args, kwargs), _call(node, args, kwargs)
+    except Exception:  # the model's own functions run here; the trace will meet the same error
+        return
+    if isinstance(first, Tensor):
+        if not (isinstance(second, Tensor) and torch.equal(first, second)):
+            return
+        first = first.detach()
+    found[node] = first
+
+
+def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if callable(node.target):
+        return node.target(*args, **kwargs)
+    return getattr(args[0], node.target)(*args[1:], **kwargs)
+
+
+def attribute_of(root: Any, path: str) -> Any:
+    """The value at a dotted path of attributes."""
+    for part in path.split("."):
+        root = getattr(root, part)
+    return root
+
+
+def fold_constants_(traced: fx.GraphModule, known: Known) -> None:
+    """Replace every such value that something else reads by a buffer of the trace, and numbers by
+    themselves, in place.
+    """
+    for node, value in known.items():
+        outside = [user for user in node.users if user not in known]
+        if node.op == "get_attr" or not outside:
+            continue
+        if isinstance(value, Tensor):
+            name = f"constant_{node.name}"
+            traced.register_buffer(name, value, persistent=False)
+            with traced.graph.inserting_before(node):
+                made: Any = traced.graph.get_attr(name)
+            made.meta = dict(node.meta)
+            node.replace_all_uses_with(made)
+        elif isinstance(value, (int, float, tuple, str, type(None), torch.dtype, torch.device)):
+            for user in outside:
+                _write(user, node, value)
+
+
+def _write(user: fx.Node, node: fx.Node, value: Any) -> None:
+    """Put a constant in the place of a node among the arguments of another."""
+    if isinstance(value, torch.Size):
+        value = tuple(value)
+    user.args, user.kwargs = fx.node.map_arg(
+        (user.args, dict(user.kwargs)), lambda n: value if n is node else n
+    )
