@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ternary_ops.nn as tnn
+from ternary_ops.nn.geometry import PaddedConv2d
 
 Kinds = tuple[type[nn.Module], ...]
 REQUIRED = object()
@@ -62,7 +63,7 @@ def _op(
 _CONV: dict[str, Any] = {"weight": REQUIRED, "bias": None, "stride": 1, "padding": 0}
 CONV2D = _op(
     "Conv2d",
-    (nn.Conv2d, tnn.TernaryConv2d, tnn.PackedConv2d),
+    (nn.Conv2d, PaddedConv2d, tnn.TernaryConv2d, tnn.PackedConv2d),
     F.conv2d,
     torch.conv2d,
     **_CONV,

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ternary_ops.compiler.arrange import canonical, channels_at
 from ternary_ops.compiler.axes import Atom, Value
 from ternary_ops.compiler.call import Call
@@ -15,7 +13,7 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.errors import UnsupportedModel, first_line
 from ternary_ops.graph import torch_ops
-from ternary_ops.nn.geometry import geometry_of
+from ternary_ops.nn.geometry import edges_of
 
 
 def _read(call: Call) -> Layer:
@@ -34,8 +32,7 @@ def _convolution(call: Call) -> Step:
     """Over an image."""
     layer, x = _read(call), call.input(4)
     if call.module.padding_mode != "zeros":
-        twin = nn.Conv2d(**geometry_of(call.module), device="meta")
-        x = padded(x, twin._reversed_padding_repeated_twice, call.module.padding_mode)
+        x = padded(x, edges_of(call.module), call.module.padding_mode)
     return Step("conv2d", [x], layer.attrs, layer)
 
 
