@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ternary_ops.compiler.arrange import joined_axes, placed, real
+from ternary_ops.compiler.arrange import joined_axes, placed, real, whole_axes
 from ternary_ops.compiler.axes import Axis, Mixed, Value, refined
-from ternary_ops.compiler.arrange import whole_axes
 from ternary_ops.compiler.step import Step
 
 Pairs = Sequence[tuple[int, int]]

@@ -96,6 +96,8 @@ class _Reader:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
         call = Call(node, self.values, self._layers, self._varied, self._chains.get(node))
         try:
+            if any(0 in sizes for sizes in sizes_of(node) or ()):
+                raise Unsupported("it makes a tensor of no numbers")
             row = None if call.operator is None else ROWS.get(call.operator)
             made = call.refuse() if row is None else row.make(call)
         except Consequence:
