@@ -14,6 +14,7 @@ from ternary_ops.compiler.ops import (
     elementwise,
     indexing,
     normalize,
+    one_axis,
     pad,
     pool,
     resize,
@@ -22,7 +23,18 @@ from ternary_ops.compiler.ops import (
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.graph.torch_ops import TorchOp
 
-_FAMILIES = (conv_linear, normalize, elementwise, pad, pool, data_movement, views, indexing, resize)
+_FAMILIES = (
+    conv_linear,
+    normalize,
+    elementwise,
+    pad,
+    pool,
+    data_movement,
+    views,
+    indexing,
+    resize,
+    one_axis,
+)
 ROWS: dict[TorchOp, Row] = {op: row for family in _FAMILIES for op, row in family.ROWS.items()}
 
 
