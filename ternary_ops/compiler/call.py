@@ -10,6 +10,7 @@ from torch import fx
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
+from ternary_ops.compiler.constants import known_number
 from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
@@ -87,12 +88,28 @@ class Call:
             raise Unsupported("it works on several tensors at once")
         return made
 
+    def operand(self, argument: Any) -> Value | float:
+        """A number, or the value of an operand."""
+        if isinstance(argument, (int, float)):
+            return float(argument)
+        if not isinstance(argument, fx.Node):
+            raise Unsupported("its operands are not tensors from the input and numbers")
+        made = self._values.get(argument)
+        if isinstance(made, Value) and known_number(made.step) is not None:
+            return known_number(made.step) or 0.0
+        if argument.op != "get_attr" and shape_of(argument) is None:
+            found = shapes_of(argument)
+            if len(set(found)) == 1 and isinstance(found[0], (int, float)):
+                return float(found[0])
+            raise Unsupported("a number it computes with depends on the size of the input")
+        return self.value(argument)
+
     def values(self, node: fx.Node) -> Made:
         """The value of an operand, or the values of one that is several tensors."""
-        if node.op == "get_attr":
-            raise Unsupported("it works on a parameter or buffer")
         if node in self._values:
             return self._values[node]
+        if node.op == "get_attr":
+            raise Unsupported("it works on a parameter or buffer")
         self.complete = False
         shape = shape_of(node)
         if not shape or len(shape) not in RANKS:

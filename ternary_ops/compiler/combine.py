@@ -61,6 +61,8 @@ def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
     a, b = (x.seen_as([()] * (rank - len(x.axes)) + list(x.axes)) for x in (a, b))
     pairs = []
     for i in range(rank):
+        if not a.axes[i] or not b.axes[i]:
+            continue
         if a.length(a.axes[i]) == b.length(b.axes[i]):
             pairs.append((i, i))
         elif set(a.length(a.axes[i])) == {1}:

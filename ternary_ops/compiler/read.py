@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 
-from torch import fx
+from torch import Tensor, fx
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Value, made_by
 from ternary_ops.compiler.call import Call, Made, shape_of, shapes_of, sizes_of
+from ternary_ops.compiler.constants import constant_value
 from ternary_ops.compiler.ops import ROWS, supported
 from ternary_ops.compiler.problems import Problem, called, problem_of, refusal
 from ternary_ops.compiler.read_layers import Layer, Range
@@ -87,6 +89,8 @@ class _Reader:
                 self._read_input(node)
             elif node.op == "output":
                 self._read_output(node)
+            elif node.op == "get_attr":
+                self._read_constant(traced, node)
             elif node.op != "get_attr" and node.meta["shape"] is not None:
                 self._read(node)
 
@@ -94,6 +98,14 @@ class _Reader:
         """What a program is called with, after an island as well."""
         if len(shape_of(node) or ()) in RANKS:
             self.values[node] = made_by(Step("input", []), sizes_of(node), self._varied)
+
+    def _read_constant(self, traced: fx.GraphModule, node: fx.Node) -> None:
+        """A tensor of the network; what else it has is no value."""
+        found = attrgetter(str(node.target))(traced)
+        sources = (value for value in self.values.values() if isinstance(value, Value))
+        source = next((v for v in sources if v.step.op == "input"), None)
+        if isinstance(found, Tensor) and found.is_floating_point() and source is not None:
+            self.values[node] = constant_value(str(node.target), found, source)
 
     def _read(self, node: fx.Node) -> None:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
