@@ -40,10 +40,11 @@ class Moved(nn.Module):
     def _operator(self, y: Tensor) -> nn.Module:
         kinds: list[Callable[[], nn.Module]] = [
             lambda: nn.Linear(y.shape[-1], 5),
-            lambda: nn.LayerNorm(y.shape[-1]),
             lambda: nn.Softmax(self.rng.randrange(1, y.ndim)),
             nn.Identity,
         ]
+        if y.shape[-1] > 2:  # of one number it makes zeros, of two signs
+            kinds.append(lambda: nn.LayerNorm(y.shape[-1]))
         if y.ndim == 4:
             kinds.append(lambda: nn.Conv2d(y.shape[1], 3, 3, padding=1))
         return self.rng.choice(kinds)()
