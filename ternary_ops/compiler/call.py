@@ -40,10 +40,10 @@ class Call:
     ) -> None:
         self.node = node
         self.name = str(node.target)
-        self.module: Any
-        self.module, self.operator = look_up(node)
         self.shape: tuple[int, ...] = node.meta["shape"]
         self.sizes = sizes_of(node) if self.shape else []
+        self.module: Any
+        self.module, self.operator = look_up(node)
         self.layers = layers
         self.varied = varied
         self.chain = chain
@@ -95,8 +95,9 @@ class Call:
         if not isinstance(argument, fx.Node):
             raise Unsupported("its operands are not tensors from the input and numbers")
         made = self._values.get(argument)
-        if isinstance(made, Value) and known_number(made.step) is not None:
-            return known_number(made.step) or 0.0
+        if isinstance(made, Value) and made.step.op == "constant":
+            number = known_number(made.step)
+            return made if number is None else number
         if argument.op != "get_attr" and shape_of(argument) is None:
             found = shapes_of(argument)
             if len(set(found)) == 1 and isinstance(found[0], (int, float)):

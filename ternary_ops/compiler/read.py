@@ -111,7 +111,7 @@ class _Reader:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
         call = Call(node, self.values, self._layers, self._varied, self._chains.get(node))
         try:
-            if any(0 in sizes for sizes in sizes_of(node) or ()):
+            if any(0 in sizes for sizes in call.sizes):
                 raise Unsupported("it makes a tensor of no numbers")
             row = None if call.operator is None else ROWS.get(call.operator)
             made = call.refuse() if row is None else row.make(call)
@@ -134,7 +134,8 @@ class _Reader:
         if not step.place:  # made by this call, not handed on
             step.shape, step.place = step.shape or value.shape, _place(call)
             step.chain = None if call.chain is None else call.chain.layer
-        step.observed = self._ranges.get(value_name(node), step.observed)
+        if self._ranges:
+            step.observed = self._ranges.get(value_name(node), step.observed)
 
     def _read_output(self, node: fx.Node) -> None:
         made = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
