@@ -23,13 +23,13 @@ from _measure import RESULTS, command_line, write_csv
 from ternary_ops.gpu import devices, report
 from ternary_ops.gpu.cases import all_cases
 
-PINNED = "3.7.1"  # by the extra gpu; what other versions of Triton make has a table of its own
+REFERENCE = "3.7.1"  # what other releases of Triton make has a table of its own
 
 
 def table() -> str:
     """Name of the card of this version of Triton."""
     found = version("triton")
-    return "gpu_static.csv" if found == PINNED else f"gpu_static_triton_{found}.csv"
+    return "gpu_static.csv" if found == REFERENCE else f"gpu_static_triton_{found}.csv"
 
 
 def committed() -> dict[tuple[str, str], report.Limits]:
@@ -49,6 +49,8 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", default=list(devices.TARGETS))
     parser.add_argument("--cases", default="", help="those whose name holds this")
     options = parser.parse_args()
+    if options.check and not (RESULTS / table()).exists():
+        parser.error(f"no card of this Triton, {table()}: write it first, without --check")
     cases = [case for case in all_cases() if options.cases in case.name]
     limits = committed() if options.check else {}
     wrong, rows = [], []
@@ -65,6 +67,7 @@ def main() -> int:
         print("written:", write_csv(table(), [{n: row.get(n, "") for n in names} for row in rows]))
     for line in sorted(set(wrong)):
         print("WRONG", line)
+    print(f"machine code: {len(rows)} rows, {len(set(wrong))} worse than the card allows")
     return 1 if wrong else 0
 
 

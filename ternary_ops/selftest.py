@@ -243,15 +243,15 @@ def _every_operator(rng: np.random.Generator) -> Any:
     from ternary_ops.program.weight import Weight
 
     def weight(name: str, kind: str, o: int, r: int, i: int) -> Weight:
-        values = _random_weights(rng, (o, i, r, r), kind, 0.4)
-        scale = rng.uniform(0.01, 0.05, o).astype(np.float32)
-        bias = rng.normal(size=o).astype(np.float32)
-        return Weight(name, kind, codes.channels_last(values), scale, bias)
+        values = codes.channels_last(_random_weights(rng, (o, i, r, r), kind, 0.4))
+        scale, bias = rng.uniform(0.01, 0.05, o), rng.normal(size=o)
+        return Weight(name, kind, values, scale.astype(np.float32), bias.astype(np.float32))
 
     weights = (
         weight("stem", "int8", 12, 3, 5),
         weight("body", "ternary", 12, 3, 12),
         weight("head", "ternary", 7, 1, 12 * 4),
+        Weight("shift", "float", rng.normal(size=(7, 1, 1, 1)).astype(np.float32)),
     )
     relu = {"clamp": (0.0, None)}
     nodes = [
@@ -278,12 +278,17 @@ def _every_operator(rng: np.random.Generator) -> Any:
         Node("pad", (19,), {"before": (1, 0), "after": (0, 1), "mode": "reflect"}),
         Node("crop", (20,), {"begin": (0, 1), "end": (1, 0)}),
         Node("rearrange", (21,), _THREE_GROUPS),
-        Node("adaptive_avg_pool2d", (22,), {"size": (2, 2), "y": (0.05, 4)}),
-        Node("flatten", (23,), {}),
-        Node("linear", (24,), {"w": 2, "y": (0.1, 128)}),
-        Node("unflatten", (25,), {}),
+        Node("adaptive_avg_pool2d", (22,), {"size": (4, 4), "y": (0.05, 4)}),
+        Node("reduce", (23,), {"fn": "max", "axes": (1,)}),
+        Node("mul", (23, 24), {"y": (0.1, 4)}),
+        Node("adaptive_max_pool2d", (25,), {"size": (2, 2)}),
         Node("flatten", (26,), {}),
-        Node("dequantize", (27,), {}),
+        Node("linear", (27,), {"w": 2, "y": (0.1, 128)}),
+        Node("unflatten", (28,), {}),
+        Node("flatten", (29,), {}),
+        Node("dequantize", (30,), {}),
+        Node("constant", (0,), {"w": 3, "rank": 2}),
+        Node("add", (31, 32), {}),
     ]
     return Graph(tuple(nodes), weights)
 

@@ -57,6 +57,8 @@ def _operators(file: str, old: str, new: str) -> Fault:
     return Fault(file, old, new, ("program/test_native_engine.py",))
 
 
+_AT_EVERY_NODE = ("program/test_runtime.py",)
+
 FAULTS = {
     "clamp of the high code": Fault(
         "kernels/epilogue.inl", "e.qlo > 0 || e.qhi < 255", "e.qlo > 0"
@@ -203,6 +205,13 @@ FAULTS = {
     "operators: group_norm of a batch": _operators("ops/group_norm.cpp", " + n * in.image;", ";"),
     "operators: rows of tokens": _operators(
         "ops/linear_node.cpp", "return g.n * g.h * g.w;", "return g.n * g.h;"
+    ),
+    "operators: a product of a batch": Fault(
+        "ops/matmul.cpp", " a.packet(n, 0, 0));", " a.packet(0, 0, 0));", _AT_EVERY_NODE
+    ),
+    "operators: a mean": Fault("ops/reduce.cpp", "v / count : v", "v : v", _AT_EVERY_NODE),
+    "operators: one row for all": Fault(
+        "ops/elementwise.cpp", "spreads(g.h, out.h) ? 0 : y", "y", _AT_EVERY_NODE
     ),
     "damaged end of a block": Fault(
         "codec/rans.h", "if (state_ != kStateFloor) damaged", "if (state_ < kStateFloor) damaged"

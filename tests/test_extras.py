@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -122,6 +123,34 @@ def test_info_looks_for_what_extras_install() -> None:
     for extra, modules in IMPORTS.items():
         wanted = {canonicalize_name(r.name) for r in declared(extra)}
         assert {names.get(module.lower(), module.lower()) for module in modules} <= wanted, extra
+
+
+def test_the_page_names_the_releases_that_were_tested_and_no_other() -> None:
+    """A row for each log of `.ci/torch`, with its versions, and one for that of `.ci/run`."""
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    rows = (
+        page.partition("### Releases of PyTorch")[2].partition("##")[0].split("|---|---|---|\n")[1]
+    )
+    named = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in rows.split("\n") if row
+    ]
+    expected = []
+    for log in sorted((ROOT / "bench" / "results").glob("torch-*.txt")):
+        text = log.read_text(encoding="utf-8")
+        assert text.rstrip().endswith("steps that failed: none"), log
+        found = dict(re.findall(r"(?<= )(torch|torchvision|timm|triton) (\S+)", text))
+        release = found.pop("torch")
+        assert log.name == f"torch-{release.partition('+')[0]}.txt"
+        beside = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+        expected.append([release, beside, f"`bench/results/{log.name}`"])
+    pins = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8")
+    fixed = dict(re.findall(r"^(\w+)==(\S+)", pins, re.MULTILINE))
+    assert [
+        f"{fixed['torch']}, CPU",
+        f"triton {fixed['triton']}",
+        "`.ci/run`, at every change",
+    ] in named
+    assert sorted(named) == sorted([*expected, named[0]])
 
 
 @pytest.mark.parametrize("use", ["tops.compile", "tops.TernaryConfig", "ops.linear", "nn.Any"])

@@ -47,6 +47,49 @@ float mish(float v, Parameters) { return v * std::tanh(softplus_of(v)); }
 
 float exp_of(float v, Parameters) { return std::exp(v); }
 
+float abs_of(float v, Parameters) { return std::fabs(v); }
+
+float square(float v, Parameters) { return v * v; }
+
+float sqrt_of(float v, Parameters) { return std::sqrt(v); }
+
+float rsqrt(float v, Parameters) { return 1.0f / std::sqrt(v); }
+
+float reciprocal(float v, Parameters) { return 1.0f / v; }
+
+float pow_of(float v, Parameters p) { return std::pow(v, p.a); }
+
+float log_of(float v, Parameters) { return std::log(v); }
+
+float erf_of(float v, Parameters) { return std::erf(v); }
+
+float sin_of(float v, Parameters) { return std::sin(v); }
+
+float cos_of(float v, Parameters) { return std::cos(v); }
+
+float celu(float v, Parameters p) { return v > 0.0f ? v : p.a * std::expm1(v / p.a); }
+
+// The two numbers of ternary_ops/reference/activations.py.
+float selu(float v, Parameters) { return 1.05070099f * elu(v, {1.67326324f, 0.0f}); }
+
+float quick_gelu(float v, Parameters) { return v / (1.0f + std::exp(-1.702f * v)); }
+
+float logsigmoid(float v, Parameters) { return -softplus_of(-v); }
+
+float hard_mish(float v, Parameters) { return 0.5f * v * std::min(std::max(v + 2.0f, 0.0f), 2.0f); }
+
+float softsign(float v, Parameters) { return v / (1.0f + std::fabs(v)); }
+
+float tanhshrink(float v, Parameters) { return v - std::tanh(v); }
+
+float softshrink(float v, Parameters p) {
+  return std::copysign(std::max(std::fabs(v) - p.a, 0.0f), v);
+}
+
+float hardshrink(float v, Parameters p) { return std::fabs(v) > p.a ? v : 0.0f; }
+
+float threshold(float v, Parameters p) { return v > p.a ? v : p.b; }
+
 // y[i] = function of x[i]; y may be x.
 using MapRow = void (*)(const KernelTable&, Parameters, const float* x, int64_t n, float* y);
 
@@ -81,6 +124,26 @@ const Function kFunctions[] = {
     {"softplus", 2, map_row<softplus>},
     {"mish", 0, map_row<mish>},
     {"exp", 0, map_row<exp_of>},
+    {"abs", 0, map_row<abs_of>},
+    {"square", 0, map_row<square>},
+    {"sqrt", 0, map_row<sqrt_of>},
+    {"rsqrt", 0, map_row<rsqrt>},
+    {"reciprocal", 0, map_row<reciprocal>},
+    {"pow", 1, map_row<pow_of>},
+    {"log", 0, map_row<log_of>},
+    {"erf", 0, map_row<erf_of>},
+    {"sin", 0, map_row<sin_of>},
+    {"cos", 0, map_row<cos_of>},
+    {"celu", 1, map_row<celu>},
+    {"selu", 0, map_row<selu>},
+    {"quick_gelu", 0, map_row<quick_gelu>},
+    {"logsigmoid", 0, map_row<logsigmoid>},
+    {"hard_mish", 0, map_row<hard_mish>},
+    {"softsign", 0, map_row<softsign>},
+    {"tanhshrink", 0, map_row<tanhshrink>},
+    {"softshrink", 1, map_row<softshrink>},
+    {"hardshrink", 1, map_row<hardshrink>},
+    {"threshold", 2, map_row<threshold>},
 };
 
 const Function& function_of(const Attributes& at, size_t params) {

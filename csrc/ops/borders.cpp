@@ -126,12 +126,12 @@ class Pad : public OpKernel {
   }
 
   Rows rows_read(size_t, Rows rows, int64_t in_height, int64_t) const override {
-    Rows read{rows.begin - before_.rows, rows.end - before_.rows};
-    if (mode_ == Mode::kReplicate)
-      return {std::min(read.begin, in_height - 1), std::max<int64_t>(read.end, 1)};
-    if (mode_ == Mode::kReflect)
-      return {std::min(read.begin, in_height - 1 - after_.rows), std::max(read.end, mirrored())};
-    return read;
+    const Rows read{rows.begin - before_.rows, rows.end - before_.rows};
+    if (mode_ == Mode::kConstant || mode_ == Mode::kCircular) return read;
+    // Rows above the first are asked of nothing yet.
+    const int64_t above = mode_ == Mode::kReflect ? mirrored() : 1;
+    const int64_t below = in_height - 1 - (mode_ == Mode::kReflect ? after_.rows : 0);
+    return {std::min(read.begin, below), rows.end > 0 ? std::max(read.end, above) : read.end};
   }
 
   double smooth_end(size_t, double end, int64_t, int64_t) const override {

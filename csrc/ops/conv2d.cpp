@@ -16,6 +16,7 @@ class Conv2d : public LayerOp {
     need_image(at, in[0]);
     std::tie(window_.stride_h, window_.stride_w) = at.pair("stride", 1);
     std::tie(window_.pad_h, window_.pad_w) = at.pair("padding", 0);
+    std::tie(window_.more_h, window_.more_w) = at.pair("more_padding", 0);
     std::tie(window_.dil_h, window_.dil_w) = at.pair("dilation", 1);
     gated_ = at.flag("gate");
     const ConvWeights w = weights_of(at, at.integer("groups", 1));
@@ -37,8 +38,9 @@ class Conv2d : public LayerOp {
   Shape infer(const Shapes& inputs) const override {
     const Shape& x = inputs[0];
     const WeightShape& f = layer_->shape;
-    const Shape made{x.n, f.o, window_out(x.h, f.r, window_.stride_h, window_.pad_h, window_.dil_h),
-                     window_out(x.w, f.s, window_.stride_w, window_.pad_w, window_.dil_w)};
+    const Window& w = window_;
+    const Shape made{x.n, f.o, window_out(x.h + w.more_h, f.r, w.stride_h, w.pad_h, w.dil_h),
+                     window_out(x.w + w.more_w, f.s, w.stride_w, w.pad_w, w.dil_w)};
     for (size_t i = 1; i < inputs.size(); ++i) need_same_size(made, inputs[i]);
     return made;
   }
@@ -56,7 +58,7 @@ class Conv2d : public LayerOp {
     return i ? end : OpKernel::smooth_end(i, end, in_height, out_height);
   }
 
-  int64_t margin() const override { return window_.pad_h; }
+  int64_t margin() const override { return window_.pad_h + window_.more_h; }
 
   RowPairing row_pairing(bool odd_input) const override {
     if (window_.stride_h != 1) return {};
@@ -68,7 +70,7 @@ class Conv2d : public LayerOp {
 
   int64_t halo() const override {
     const bool strided = window_.stride_h > 1 || window_.stride_w > 1;
-    return strided ? 0 : std::max(window_.pad_h, window_.pad_w);
+    return strided ? 0 : std::max(margin(), window_.pad_w + window_.more_w);
   }
 };
 

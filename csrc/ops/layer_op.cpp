@@ -96,7 +96,7 @@ std::unique_ptr<Prepared> LayerOp::prepare(const PlannedNode& node, Rows of) con
     const Rows read = rows_read(0, {0, rows}, in.h, out.h);
     in = in.strip(read.end - read.begin);
     out = out.strip(rows);
-    spec.window.pad_h = 0;
+    spec.window.pad_h = spec.window.more_h = 0;
   }
   return std::make_unique<PreparedConv>(spec, in, out);
 }

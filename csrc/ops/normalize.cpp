@@ -41,25 +41,41 @@ class OverChannels : public OpKernel {
   }
 };
 
+// Attributes: groups.
 class Softmax : public OverChannels {
  public:
-  using OverChannels::OverChannels;
+  Softmax(const Attributes& at, const Types& in)
+      : OverChannels(at, in), groups_(at.integer("groups", 1)) {
+    if (groups_ > 1 && (in[0].channels == 0 || in[0].channels % groups_))
+      bad_node(at.op(), "channels divisible by " + std::to_string(groups_),
+               std::to_string(in[0].channels));
+  }
 
   void run(const NodeRun& node) const override {
-    const int64_t count = node.out().channels, in = node.in(0).channel_stride,
+    const int64_t count = node.out().channels / groups_, in = node.in(0).channel_stride,
                   out = node.out().channel_stride;
     each_run(node, [=](const float* x, float* y, int64_t pixels) {
-      float most[kRun] = {}, sum[kRun] = {};
-      std::copy(x, x + pixels, most);
-      for (int64_t c = 1; c < count; ++c)
-        for (int64_t p = 0; p < pixels; ++p) most[p] = std::max(most[p], x[c * in + p]);
-      for (int64_t c = 0; c < count; ++c)
-        for (int64_t p = 0; p < pixels; ++p)
-          sum[p] += y[c * out + p] = std::exp(x[c * in + p] - most[p]);
-      for (int64_t c = 0; c < count; ++c)
-        for (int64_t p = 0; p < pixels; ++p) y[c * out + p] /= sum[p];
+      for (int64_t g = 0; g < groups_; ++g)
+        run_group(x + g * count * in, y + g * count * out, count, in, out, pixels);
     });
   }
+
+ private:
+  // `count` channels, in and out floats apart, of some pixels.
+  static void run_group(const float* x, float* y, int64_t count, int64_t in, int64_t out,
+                        int64_t pixels) {
+    float most[kRun] = {}, sum[kRun] = {};
+    std::copy(x, x + pixels, most);
+    for (int64_t c = 1; c < count; ++c)
+      for (int64_t p = 0; p < pixels; ++p) most[p] = std::max(most[p], x[c * in + p]);
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t p = 0; p < pixels; ++p)
+        sum[p] += y[c * out + p] = std::exp(x[c * in + p] - most[p]);
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t p = 0; p < pixels; ++p) y[c * out + p] /= sum[p];
+  }
+
+  int64_t groups_;
 };
 
 // Attributes: eps; weight and bias, a number a channel.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operators max_pool2d, avg_pool2d and adaptive_avg_pool2d.
+// Operators max_pool2d, avg_pool2d, adaptive_avg_pool2d and adaptive_max_pool2d.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -244,6 +245,14 @@ void AvgPool2d::average_row(const ActivationTensor& in, Rows columns, const Pool
   for (int64_t i = 0; i < count; ++i) y[i] = activate(y[i] * scale, e);
 }
 
+// Window of an output pixel where windows of almost one size cover the image.
+PoolWindow adaptive_window(const ActivationTensor& in, const ActivationTensor& out, int64_t oy,
+                           int64_t ox) {
+  const int64_t y0 = oy * in.h / out.h, y1 = divide_up((oy + 1) * in.h, out.h);
+  const int64_t x0 = ox * in.w / out.w, x1 = divide_up((ox + 1) * in.w, out.w);
+  return {y0, y1, x0, x1, (y1 - y0) * (x1 - x0)};
+}
+
 class AdaptiveAvgPool2d : public OpKernel {
  public:
   AdaptiveAvgPool2d(const Attributes& at, const Types& in) : requantize_(output_of(at, in[0])) {
@@ -257,14 +266,11 @@ class AdaptiveAvgPool2d : public OpKernel {
   }
 
   void run(const NodeRun& node) const override {
-    const ActivationTensor& in = node.in(0);
-    const auto window_at = [&](int64_t oy, int64_t ox) {
-      const int64_t y0 = oy * in.h / out_h_, y1 = ((oy + 1) * in.h + out_h_ - 1) / out_h_;
-      const int64_t x0 = ox * in.w / out_w_, x1 = ((ox + 1) * in.w + out_w_ - 1) / out_w_;
-      return PoolWindow{y0, y1, x0, x1, (y1 - y0) * (x1 - x0)};
-    };
-    average(node, type_, requantize_, window_at, {0, 0},
-            [](const PoolWindow&, const float*, const Epilogue&, float*) {});
+    const ActivationTensor &in = node.in(0), &out = node.out();
+    average(
+        node, type_, requantize_,
+        [&](int64_t oy, int64_t ox) { return adaptive_window(in, out, oy, ox); }, {0, 0},
+        [](const PoolWindow&, const float*, const Epilogue&, float*) {});
   }
 
  private:
@@ -272,9 +278,57 @@ class AdaptiveAvgPool2d : public OpKernel {
   int64_t out_h_ = 1, out_w_ = 1;
 };
 
+class AdaptiveMaxPool2d : public OpKernel {
+ public:
+  AdaptiveMaxPool2d(const Attributes& at, const Types& in) {
+    need_image(at, in[0]);
+    std::tie(out_h_, out_w_) = at.pair("size", 1);
+    type_ = in[0];
+  }
+
+  Shape infer(const Shapes& inputs) const override {
+    return {inputs[0].n, inputs[0].channels, out_h_, out_w_};
+  }
+
+  void run(const NodeRun& node) const override {
+    const ActivationTensor &in = node.in(0), &out = node.out();
+    uint8_t *const x = node.x(0), *const y = node.y();
+    parallel_for(out.packets, vectors_of(in, {0, in.h}), [&](int64_t c, int) {
+      for (int64_t n = 0; n < out.n; ++n)
+        for (int64_t oy = 0; oy < out_h_; ++oy)
+          for (int64_t ox = 0; ox < out_w_; ++ox) {
+            const PoolWindow win = adaptive_window(in, out, oy, ox);
+            uint8_t* const to = y + (c * out.channel_stride + out.packet(n, oy, ox)) * 4;
+            std::memcpy(to, x + (c * in.channel_stride + in.packet(n, win.y0, win.x0)) * 4, 4);
+            for (int64_t iy = win.y0; iy < win.y1; ++iy) {
+              const uint8_t* const row = x + (c * in.channel_stride + in.packet(n, iy, 0)) * 4;
+              for (int64_t ix = win.x0; ix < win.x1; ++ix) take_larger(row + ix * 4, to);
+            }
+          }
+    });
+    fill_all_halos(out, node.rows, y, halo_value(type_));
+  }
+
+ private:
+  // Of a packet, to another.
+  void take_larger(const uint8_t* x, uint8_t* y) const {
+    if (!type_.is_float) {
+      for (int j = 0; j < 4; ++j) y[j] = std::max(y[j], x[j]);
+      return;
+    }
+    float v, most;
+    std::memcpy(&v, x, 4);
+    std::memcpy(&most, y, 4);
+    if (v > most || std::isnan(v)) std::memcpy(y, x, 4);
+  }
+
+  int64_t out_h_ = 1, out_w_ = 1;
+};
+
 const RegisterOp<MaxPool2d> kMaxPool2d("max_pool2d", 1);
 const RegisterOp<AvgPool2d> kAvgPool2d("avg_pool2d", 1);
 const RegisterOp<AdaptiveAvgPool2d> kAdaptiveAvgPool2d("adaptive_avg_pool2d", 1);
+const RegisterOp<AdaptiveMaxPool2d> kAdaptiveMaxPool2d("adaptive_max_pool2d", 1);
 
 }  // namespace
 }  // namespace tops

@@ -135,8 +135,10 @@ bool MemoryPlan::may_replace(size_t id) const {
   if (!nodes_[id].op->in_place() || s.external || aliases_[id].concat >= 0) return false;
   const int first = nodes_[id].inputs[0];
   const ConcatAlias& alias = aliases_[static_cast<size_t>(first)];
-  return alias.concat < 0 && !alias.holds && grid(first).is_float == s.grid.is_float &&
-         !node_plan(first).external;
+  const ActivationTensor& g = grid(first);
+  const bool alike = g.is_float == s.grid.is_float && g.channels == s.grid.channels &&
+                     g.h == s.grid.h && g.w == s.grid.w;
+  return alike && alias.concat < 0 && !alias.holds && !node_plan(first).external;
 }
 
 void MemoryPlan::infer_shapes(const Shape& input) {

@@ -51,8 +51,8 @@ ConvInput::ConvInput(const ActivationTensor& in, const Window& w, int64_t out_h,
 ConvInput::ConvInput(const ActivationTensor& in, int64_t r, int64_t s, const Window& w,
                      int64_t out_h, int64_t out_w)
     : ConvInput(in, w, out_h, out_w) {
-  split_ = w.stride_h > 1 || w.stride_w > 1 || w.pad_h > in.margin || w.pad_w > in.halo ||
-           out_w > in.pitch;
+  split_ = w.stride_h > 1 || w.stride_w > 1 || w.pad_h + w.more_h > in.margin ||
+           w.pad_w + w.more_w > in.halo || out_w > in.pitch;
   std::vector<int64_t> slot(static_cast<size_t>(w.stride_h * w.stride_w), -1);
   if (split_) {
     pitch_ = out_w + (s - 1) * w.dil_w / w.stride_w;

@@ -13,8 +13,10 @@
 
 namespace tops {
 
+// pad: above and left; below and right by `more` rows and columns larger.
 struct Window {
-  int64_t stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dil_h = 1, dil_w = 1;
+  int64_t stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dil_h = 1, dil_w = 1, more_h = 0,
+          more_w = 0;
 };
 
 // Output size along one axis. Throws kUnsupportedShape where it would be less than 1, or the window

@@ -3,73 +3,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from torch import fx
 
+from ternary_ops.compiler.arrange import canonical
+from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
+from ternary_ops.compiler.constants import known_number
 from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
-from ternary_ops.graph.nodes import arguments_of, look_up
+from ternary_ops.compiler.unsupported import Consequence, Unsupported
+from ternary_ops.graph.nodes import Chain, arguments_of, look_up
 from ternary_ops.graph.torch_ops import TorchOp
-from ternary_ops.program.operator import TOKENS
+from ternary_ops.graph.trace import ON_EXAMPLE
 
-
-class Unsupported(Exception):
-    """Why a node has no program op; reading collects them all."""
-
-
-class Consequence(Unsupported):
-    """The node reads one that is unsupported, which is reason enough to name that one only."""
+Made: TypeAlias = "Value | list[Value]"  # of a node; several of one that makes several tensors
 
 
 class Call:
-    """A traced node, its module and operator, and the steps that it reads.
+    """A traced node, its module and operator, and the values that it reads.
 
-    layers: those read so far, by name. complete: false where an operand has no step, because it is
-    unsupported itself.
+    shape, sizes: of what it makes, for the example and for each example (`trace_check`). layers:
+    those read so far, by name. varied: examples differ in the sizes of images or tokens.
+    chain: the fused chain that the node belongs to (`graph.nodes`).
+    complete: false where an operand has no value, because it is unsupported itself.
     """
 
     def __init__(
-        self, node: fx.Node, steps: Mapping[fx.Node, Step], layers: dict[str, Layer]
+        self,
+        node: fx.Node,
+        values: Mapping[fx.Node, Made],
+        layers: dict[str, Layer],
+        varied: bool,
+        chain: Chain | None,
     ) -> None:
         self.node = node
         self.name = str(node.target)
         self.module: Any
         self.module, self.operator = look_up(node)
         self.shape: tuple[int, ...] = node.meta["shape"]
+        self.sizes = sizes_of(node) if self.shape else []
         self.layers = layers
+        self.varied = varied
+        self.chain = chain
         self.complete = True
-        self._steps = steps
+        self._values = values
+
+    @property
+    def any_size(self) -> bool:
+        """True in a trace that stands for inputs of any size."""
+        owner = self.node.graph.owning_module
+        return owner is not None and not owner.meta.get(ON_EXAMPLE)
 
     @property
     def source(self) -> fx.Node:
         """The node of the tensor it works on; raises Unsupported when that is a constant."""
         x = self.node.args[0] if self.node.args else self.node.kwargs.get("input")
-        if not isinstance(x, fx.Node) or shape_of(x) is None:
+        if not isinstance(x, fx.Node) or (shape := x.meta.get("shape")) is None:
             raise Unsupported("it does not work on a tensor that comes from the input")
-        if shape_of(x) == ():
+        if shape == ():
             raise Consequence
         return x
 
-    def input(self, *ranks: int) -> Step:
-        """The step of the tensor it works on; raises Unsupported unless that has so many axes, any
-        number if none are said.
+    def laid(self, *ranks: int) -> Value:
+        """The value of the tensor it works on, lying as torch has it; raises Unsupported unless
+        that has so many axes, any number if none are said.
         """
         shape = shape_of(self.source)
         if ranks and (shape is None or len(shape) not in ranks):
             wanted = " or ".join(map(str, ranks))
             raise Unsupported(f"its input has shape {shape}, rank {wanted} is supported")
-        return self.step(self.source)
+        value = self.value()
+        return value if value.as_traced else canonical(value)
 
-    def step(self, node: fx.Node) -> Step:
-        """The step of an operand."""
+    def input(self, *ranks: int) -> Step:
+        """The step of `laid`."""
+        return self.laid(*ranks).step
+
+    def value(self, node: Any = None) -> Value:
+        """The value of an operand, of the tensor it works on if none is said."""
+        made = self.values(self.source if node is None else node)
+        if isinstance(made, list):
+            raise Unsupported("it works on several tensors at once")
+        return made
+
+    def operand(self, argument: Any) -> Value | float:
+        """A number, or the value of an operand."""
+        if isinstance(argument, (int, float)):
+            return float(argument)
+        if not isinstance(argument, fx.Node):
+            raise Unsupported("its operands are not tensors from the input and numbers")
+        made = self._values.get(argument)
+        if isinstance(made, Value) and known_number(made.step) is not None:
+            return known_number(made.step) or 0.0
+        if argument.op != "get_attr" and shape_of(argument) is None:
+            found = shapes_of(argument)
+            if len(set(found)) == 1 and isinstance(found[0], (int, float)):
+                return float(found[0])
+            raise Unsupported("a number it computes with depends on the size of the input")
+        return self.value(argument)
+
+    def values(self, node: fx.Node) -> Made:
+        """The value of an operand, or the values of one that is several tensors."""
+        if node in self._values:
+            return self._values[node]
         if node.op == "get_attr":
             raise Unsupported("it works on a parameter or buffer")
-        if node not in self._steps:
-            self.complete = False
-            return Step("missing", [])
-        return self._steps[node]
+        self.complete = False
+        shape = shape_of(node)
+        if not shape or len(shape) not in RANKS:
+            raise Consequence
+        return made_by(Step("missing", []), sizes_of(node), self.varied)
+
+    def number(self, argument: Any) -> Sizes:
+        """An integer of the call, constant or made of sizes, for each example."""
+        if isinstance(argument, int):
+            return (argument,) * len(shapes_of(self.node))
+        found = shapes_of(argument) if isinstance(argument, fx.Node) else ()
+        if not found or not all(isinstance(number, int) for number in found):
+            raise Unsupported("its sizes are neither constants nor sizes of tensors")
+        return tuple(found)
+
+    def leave_chain(self) -> None:
+        """Compute the node behind its layer, not in it; raises Unsupported where calibrate has seen
+        the chain as one.
+        """
+        layer = None if self.chain is None else self.layers.get(str(self.chain.layer.target))
+        if layer is not None and layer.integer:
+            raise Unsupported("a quantized layer takes no part in a sum of other axes")
+        self.chain = None
 
     def refuse(self) -> NoReturn:
         """Raises Unsupported: nothing in a program computes this."""
@@ -96,9 +159,16 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     return shape
 
 
-def channel_axis(rank: int) -> int:
-    """Axis of the channels: the last one for tokens [N, L, C]."""
-    return 2 if rank == TOKENS else 1
+def shapes_of(node: fx.Node) -> tuple[Any, ...]:
+    """What a node makes, as `trace_check` noted it, for each example that the trace ran on."""
+    found: tuple[Any, ...] = node.meta["shapes"]
+    return found
+
+
+def sizes_of(node: fx.Node, part: int | None = None) -> list[Sizes]:
+    """The shape of a traced value, or of one of its parts, axis by axis, for each example."""
+    shapes: Sequence[Any] = shapes_of(node)
+    return list(zip(*(s if part is None else s[part] for s in shapes), strict=True))
 
 
 def pair(value: Any) -> tuple[int, int]:

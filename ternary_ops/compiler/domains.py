@@ -86,14 +86,18 @@ def is_cheap(step: Step) -> bool:
 
 def _ask(step: Step, user: Step) -> None:
     """Collect a reader's requirements on a step's value."""
-    if user.op == "output" or OPS[user.op].floats_only:
+    if user.op == "output":
         return
-    layer = user.layer
+    layer, kind = user.layer, OPS[user.op]
+    if not kind.is_layer:  # which reads all its operands, as codes or not
+        if not kind.takes_codes(user.attrs):
+            return
+        if not any(x is step and kind.reads_values(i) for i, x in enumerate(user.inputs)):
+            return
     if user.op == "concat" or OPS[user.op].keeps_params:
-        if user.op != "resize" or user.inputs[0] is step:  # the second gives its size only
-            step.wanted = _widest(step.wanted, user.wanted)
-            step.flexible |= user.flexible
-            step.fine = _widest(step.fine, user.fine)
+        step.wanted = _widest(step.wanted, user.wanted)
+        step.flexible |= user.flexible
+        step.fine = _widest(step.fine, user.fine)
     elif user.op == "activation" or _normalizes(user, step):
         step.flexible |= user.flexible or user.wanted is not None
     elif layer is None:
@@ -135,10 +139,12 @@ class _Chooser:
 
     def choose(self, step: Step) -> None:
         """Set `reads` and `y` of one step, those before it are set."""
-        if step.op in ("input", "output") or OPS[step.op].floats_only:
-            step.reads = [FLOATS] * len(step.inputs)
-        elif step.layer is not None:
+        if step.layer is not None and OPS[step.op].is_layer:
             self._choose_layer(step, step.layer)
+        elif step.op in ("input", "output") or not OPS[step.op].takes_codes(step.attrs):
+            step.reads = [FLOATS] * len(step.inputs)
+        elif not OPS[step.op].reads_values(0):
+            step.reads = [None] * len(step.inputs)
         elif OPS[step.op].keeps_params:
             x, *sized_like = step.inputs
             codes = (step.wanted is not None or x.y is not None) and step.fine is None

@@ -10,14 +10,16 @@ steps of a layer's chain.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from ternary_ops.compiler.constants import fold_constants
 from ternary_ops.compiler.factors import (
     affine_into_affine,
     affine_into_layer_before,
     affine_into_layers_after,
+    factor_into_matmul,
     is_affine,
     sum_behind_layer,
 )
@@ -66,6 +68,27 @@ def _slopes(step: Step) -> Array | None:
         return slopes
     leaky = step.op == "activation" and step.attrs["fn"] == "leaky_relu"
     return np.array(step.attrs["params"], np.float32) if leaky else None
+
+
+def padding_into_convolutions(step: Step) -> Sequence[Step]:
+    """Zeros around an image are padding of the convolutions that read it."""
+    zeros = step.op == "pad" and step.attrs["mode"] == "constant" and step.attrs["value"] == 0
+    for user in list(dict.fromkeys(step.users)) if zeros else ():
+        attrs = _padded_more(user.attrs, step.attrs)
+        if user.op == "conv2d" and user.inputs[0] is step and attrs is not None:
+            if step not in user.inputs[1:]:
+                user.attrs = attrs
+                rewire(user, *step.inputs, *user.inputs[1:])
+    return ()
+
+
+def _padded_more(conv: dict[str, Any], pad: dict[str, Any]) -> dict[str, Any] | None:
+    """Attributes of a convolution that pads as well; None for more at the top or left."""
+    padding, more = conv.get("padding", (0, 0)), conv.get("more_padding", (0, 0))
+    start = tuple(p + b for p, b in zip(padding, pad["before"], strict=True))
+    ends = zip(more, pad["before"], pad["after"], strict=True)
+    rest = tuple(m + after - before for m, before, after in ends)
+    return None if min(rest) < 0 else {**conv, "padding": start, "more_padding": rest}
 
 
 def prelu_by_parts(step: Step) -> Sequence[Step]:
@@ -178,7 +201,9 @@ CHAIN_FUSIONS: tuple[Fusion, ...] = (
     clamp_into_producer,
 )
 FUSIONS: tuple[Fusion, ...] = (
+    fold_constants,
     spelled_function,
+    padding_into_convolutions,
     prelu_by_parts,
     clamp_into_producer,
     hard_sigmoid,
@@ -186,5 +211,6 @@ FUSIONS: tuple[Fusion, ...] = (
     affine_into_affine,
     affine_into_layer_before,
     affine_into_layers_after,
+    factor_into_matmul,
     sum_behind_layer,
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ternary_ops.compiler.call import channel_axis
+from ternary_ops.compiler.axes import canonical_order
 from ternary_ops.compiler.domains import codes_of, is_cheap
 from ternary_ops.compiler.step import CODES, FINE, FLOATS, Step
 from ternary_ops.program.graph import Graph, Node
@@ -50,7 +50,7 @@ class _Emitter:
 
     def __init__(self, shape: Sequence[int]) -> None:
         rank = len(shape)
-        self.drafts = [_Draft("input", (), {"c": shape[channel_axis(rank)], "rank": rank})]
+        self.drafts = [_Draft("input", (), {"c": shape[canonical_order(rank)[1]], "rank": rank})]
         self.weights: list[Weight] = []
         self._made: dict[Step, int] = {}
         self._other: dict[tuple[Step, Any], int] = {}  # by step and form

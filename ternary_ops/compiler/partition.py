@@ -92,7 +92,7 @@ def _problems(traced: fx.GraphModule, kept: Mapping[str, str]) -> dict[fx.Node, 
     """Nodes without a program form, and why; kept: modules that could not be traced."""
     found = {n: kept[str(n.target)] for n in traced.graph.nodes if n.target in kept}
     while True:
-        new = {node: text for node, text in unsupported(traced, found) if node not in found}
+        new = {n: text for n, text in unsupported(traced, set(found)) if n not in found}
         if not new:
             return found
         found.update(new)

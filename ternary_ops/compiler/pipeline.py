@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -104,26 +105,22 @@ def compile(  # noqa: A001
     model = unwrap(model)
     signature = signature_of(model, example_input, output)
     x = _example(tensor_of(model, example_input))
-    ranges = ranges_of(model)
-
-    def own(islands: bool) -> tuple[nn.Module, Tensor]:
-        """A copy that compile may change, and what the untouched network makes of x."""
-        network = float_twins(copy_of(model).cpu().float().eval())
-        return network, prepare(model, network, x, signature, islands, allow_unfinished)
-
-    def part(module: nn.Module, sample: Tensor) -> Program:
-        network, task = copy_of(module), Task(signature_of(module), ranges, permute, tune)
-        expected = prepare(module, network, sample, task.signature, False, True)
-        return _whole(network, sample, expected, task)
-
+    task = Task(signature, ranges_of(model), permute, tune)
     try:
-        network, untouched = own(False)
-        return _whole(network, x, untouched, Task(signature, ranges, permute, tune))
+        network = _own(model)
+        untouched = prepare(model, network, x, signature, False, allow_unfinished)
+        return _whole(network, x, untouched, task)
     except UnsupportedModel as error:
         if not islands or isinstance(error, Uncalibrated):
             raise
-        network, _ = own(True)  # raises again what no island mends
-    return compile_with_islands(network, x, signature, part)
+    network = _own(model)
+    prepare(model, network, x, signature, True, allow_unfinished)  # raises what no island mends
+    return compile_with_islands(network, x, signature, partial(_part, task=task))
+
+
+def _own(model: nn.Module) -> nn.Module:
+    """A copy that compile may change."""
+    return float_twins(copy_of(model).cpu().float().eval())
 
 
 @dataclass(frozen=True)
@@ -186,6 +183,16 @@ def _read(
             )
         )
     return graph
+
+
+def _part(part: nn.Module, x: Tensor, task: Task) -> Program:
+    """The program of a part of a network."""
+    network, own = copy_of(part), replace(task, signature=signature_of(part))
+    made = _whole(network, x, prepare(part, network, x, own.signature, False, True), own)
+    if made.graph.nodes[0].attrs["size"] is not None:
+        do = "It stays in PyTorch."
+        raise UnsupportedModel(need("a part that takes images of any size", "one size", do))
+    return made
 
 
 def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:

@@ -3,29 +3,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 
-from torch import fx
+from torch import Tensor, fx
 
-from ternary_ops.compiler.call import Call, Consequence, Unsupported
+from ternary_ops.compiler.arrange import canonical
+from ternary_ops.compiler.axes import RANKS, Value, made_by
+from ternary_ops.compiler.call import Call, Made, shape_of, shapes_of, sizes_of
+from ternary_ops.compiler.constants import constant_value
 from ternary_ops.compiler.ops import ROWS, supported
 from ternary_ops.compiler.problems import Problem, called, problem_of, refusal
 from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
+from ternary_ops.compiler.unsupported import Consequence, Unsupported
+from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import value_name
+from ternary_ops.graph.trace import ON_EXAMPLE
 
 
 def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
     """The steps, in order, that the output needs; the first is the input, the last the output.
 
     ranges: of values without a layer (`graph.observed`). Shapes must have been noted
-    (`trace_check`). Raises one UnsupportedModel that lists every node without a program form.
+    (`trace_check`). Raises one UnsupportedModel that lists every node without a program form, or
+    those that hold for the example's size alone, unless the trace does as well.
     """
     reader = _Reader(traced, ranges)
     if reader.problems:
         raise refusal([problem for _, problem in reader.problems], supported())
-    return _reachable(Step("output", [reader.steps[reader.output]]))
+    steps = _reachable(Step("output", [reader.output]))
+    if not traced.meta.get(ON_EXAMPLE):
+        _check(steps)
+    return steps
+
+
+def _check(steps: Sequence[Step]) -> None:
+    """Raise UnsupportedModel for steps that hold for the example's size alone."""
+    fixed = [step for step in steps if step.fixed]
+    if fixed:
+        places = ", ".join(dict.fromkeys(_reader_of(step) for step in fixed))
+        what = "a network whose axes can be moved for images and tokens of any size"
+        do = "Give the layer the channels on axis 1 of an image, or as the last of tokens."
+        raise UnsupportedModel(need(what, f"sizes said by the example, for {places}", do))
+
+
+def _reader_of(step: Step) -> str:
+    """The place of a step, or of the first that reads it."""
+    while not step.place and step.users:
+        step = step.users[0]
+    return step.place or "the output"
 
 
 def unsupported(
@@ -49,53 +77,74 @@ class _Reader:
         islands: Collection[fx.Node] = (),
     ) -> None:
         self.problems: list[tuple[fx.Node, Problem]] = []
-        self.steps: dict[fx.Node, Step] = {}
-        self.output: fx.Node
+        self.values: dict[fx.Node, Made] = {}
+        self.output: Step
         self._ranges = ranges
         self._layers: dict[str, Layer] = {}
         self._chains = fused_chains(traced.graph)
+        inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        self._varied = len({shape[1:] for node in inputs for shape in shapes_of(node)}) > 1
         for node in traced.graph.nodes:
             if node in islands or node.op == "placeholder":
-                self.steps[node] = Step("input", [], shape=node.meta["shape"])
+                self._read_input(node)
             elif node.op == "output":
                 self._read_output(node)
+            elif node.op == "get_attr":
+                self._read_constant(traced, node)
             elif node.op != "get_attr" and node.meta["shape"] is not None:
                 self._read(node)
 
+    def _read_input(self, node: fx.Node) -> None:
+        """What a program is called with, after an island as well."""
+        if len(shape_of(node) or ()) in RANKS:
+            self.values[node] = made_by(Step("input", []), sizes_of(node), self._varied)
+
+    def _read_constant(self, traced: fx.GraphModule, node: fx.Node) -> None:
+        """A tensor of the network; what else it has is no value."""
+        found = attrgetter(str(node.target))(traced)
+        sources = (value for value in self.values.values() if isinstance(value, Value))
+        source = next((v for v in sources if v.step.op == "input"), None)
+        if isinstance(found, Tensor) and found.is_floating_point() and source is not None:
+            self.values[node] = constant_value(str(node.target), found, source)
+
     def _read(self, node: fx.Node) -> None:
-        """The step of a call; what cannot be read is a problem, what reads that is none."""
-        call = Call(node, self.steps, self._layers)
+        """The value of a call; what cannot be read is a problem, what reads that is none."""
+        call = Call(node, self.values, self._layers, self._varied, self._chains.get(node))
         try:
+            if any(0 in sizes for sizes in sizes_of(node) or ()):
+                raise Unsupported("it makes a tensor of no numbers")
             row = None if call.operator is None else ROWS.get(call.operator)
-            step = call.refuse() if row is None else row.make(call)
+            made = call.refuse() if row is None else row.make(call)
         except Consequence:
             return
         except Unsupported as error:
             self.problems.append((node, problem_of(call, error)))
             return
-        if step is None or not call.complete:
+        if made is None or not call.complete:
             return
-        self.steps[node] = step
-        if step.shape is None:  # made by this call, not handed on
-            step.shape = call.shape
-            self._join(step, node)
-        step.place = _place(call)
+        if isinstance(made, Step):
+            made = made_by(made, call.sizes, self._varied)
+        self.values[node] = made
+        for value in made if isinstance(made, list) else [made]:
+            self._name(value, call)
+
+    def _name(self, value: Value, call: Call) -> None:
+        """Note in a value's step where it comes from."""
+        step, node = value.step, call.node
+        if not step.place:  # made by this call, not handed on
+            step.shape, step.place = step.shape or value.shape, _place(call)
+            step.chain = None if call.chain is None else call.chain.layer
         step.observed = self._ranges.get(value_name(node), step.observed)
 
-    def _join(self, step: Step, node: fx.Node) -> None:
-        """Note the layer whose chain the node belongs to; of a sum, that operand comes first."""
-        chain = self._chains.get(node)
-        if chain is not None:
-            step.chain = chain.layer
-            if node is chain.add and node.args[0] is chain.residual:
-                step.inputs.reverse()
-
     def _read_output(self, node: fx.Node) -> None:
-        value = node.args[0]
-        if isinstance(value, fx.Node) and value in self.steps:
-            self.output = value
+        made = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+        if isinstance(made, Value):
+            try:
+                self.output = canonical(made).step
+            except Unsupported as error:
+                self.problems.append((node, Problem("the output", "forward", "", str(error))))
         elif not self.problems:
-            reason = f"one tensor is supported, this is {value}"
+            reason = f"one tensor is supported, this is {node.args[0]}"
             self.problems.append((node, Problem("the output", "forward", "", reason)))
 
 

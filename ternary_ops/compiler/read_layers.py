@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ternary_ops.errors import BadWeights, UnsupportedModel, need
+from ternary_ops.errors import BadWeights, need
 from ternary_ops.layout import codes
 from ternary_ops.nn import TernaryLayer
+from ternary_ops.nn.geometry import edges_of
 from ternary_ops.nn.packed import PackedLayer
 from ternary_ops.nn.patterns import get_pattern
 from ternary_ops.program.weight import Array, Planned, Weight
@@ -53,7 +54,7 @@ def read_layer(name: str, module: nn.Module) -> Layer:
     Layers whose activations stay float keep their codes, and meet a float input (weight-only).
     """
     op = "conv2d" if hasattr(module, "kernel_size") else "linear"
-    attrs = _window(name, module) if op == "conv2d" else {}
+    attrs = _window(module) if op == "conv2d" else {}
     bias = None if module.bias is None else _floats(name, cast(Tensor, module.bias))
     if isinstance(module, (TernaryLayer, PackedLayer)):
         try:
@@ -222,29 +223,15 @@ def _floats(name: str, values: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(array)
 
 
-def _window(name: str, module: Any) -> dict[str, Any]:
+def _window(module: Any) -> dict[str, Any]:
     """Stride, padding, dilation and groups of a convolution as a program says them."""
-    if module.padding_mode != "zeros":
-        raise UnsupportedModel(
-            need(f"padding_mode 'zeros' in {name}", repr(module.padding_mode), "Use zeros.")
-        )
-    padding = module.padding
-    if padding == "valid":
-        padding = (0, 0)
-    elif padding == "same":
-        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if any(span % 2 for span in spans):
-            raise UnsupportedModel(
-                need(
-                    f"equal padding on both sides in {name}",
-                    f"'same' around a kernel of {tuple(module.kernel_size)}",
-                    "Use an odd kernel, or pad by numbers.",
-                )
-            )
-        padding = tuple(span // 2 for span in spans)
+    left, right, top, bottom = edges_of(module)
+    if module.padding_mode != "zeros":  # then another step pads
+        left = right = top = bottom = 0
     return {
         "stride": tuple(module.stride),
-        "padding": tuple(padding),
+        "padding": (top, left),
+        "more_padding": (bottom - top, right - left),
         "dilation": tuple(module.dilation),
         "groups": module.groups,
     }

@@ -32,7 +32,8 @@ def spelled_function(step: Step) -> Sequence[Step]:
         sources = {x for inner in region for x in inner.inputs} - region
         if len(sources) == 1 and len(region) > 1:
             (x,) = sources
-            name = _known(_value(step, {x: _GRID}))
+            with np.errstate(all="ignore"):  # an infinity or NaN is no value of these functions
+                name = _known(_value(step, {x: _GRID}))
             if name is not None:
                 step.op, step.clamp = "activation", (None, None)
                 step.attrs = {"fn": name, "params": ()}

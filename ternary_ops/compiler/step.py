@@ -29,8 +29,10 @@ class Step:
     slope       of a layer, [O] or [1]: a PReLU behind it
     chain       the layer into which `graph.fusion` fuses what this step computes
     observed    range that calibrate saw of a value without a layer
-    shape       of what a traced node made; None for steps between
+    shape       of what it makes, where a traced node made it; None for steps between
     place       where that node is, for people; "" for steps between
+    fixed       it says a size of the example where that may vary
+    moved       its value at other places, by what moves it there
 
     Set by choose_domains:
     wanted      range that the layers reading this value ask for
@@ -51,6 +53,8 @@ class Step:
     observed: Range | None = None
     shape: tuple[int, ...] | None = None
     place: str = ""
+    fixed: bool = False
+    moved: dict[Any, Step] = field(default_factory=dict, repr=False)
     wanted: Range | None = None
     fine: Range | None = None
     flexible: bool = False

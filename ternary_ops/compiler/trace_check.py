@@ -1,39 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a trace on the example: it must compute what the network does, and its shapes are noted."""
+"""Run a trace on the example: it must compute what the network does, and its shapes are noted.
+
+A trace whose code says sizes runs on a second example of another batch and image size, so that
+sizes which hold for every input are told from those that vary.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ternary_ops.errors import UnsupportedModel, need
-from ternary_ops.graph.trace import Interpreter
+from ternary_ops.graph import torch_ops
+from ternary_ops.graph.nodes import operator_of
+from ternary_ops.graph.trace import ON_EXAMPLE, Interpreter
 
 _ROUNDING = 1e-3  # relative to the largest output
+_SIZED = (
+    torch_ops.RESHAPE,
+    torch_ops.UNFLATTEN,
+    torch_ops.SQUEEZE,
+    torch_ops.EXPAND,
+    torch_ops.REPEAT,
+    torch_ops.CHUNK,
+    torch_ops.SPLIT,
+    torch_ops.TENSOR_SPLIT,
+    torch_ops.UNBIND,
+    torch_ops.NARROW,
+    torch_ops.SELECT,
+    torch_ops.GETITEM,
+    torch_ops.ROLL,
+)
 
 
 class Shapes(Interpreter):
-    """Runs a traced network once and notes every value's shape: None for sizes and constants, ()
-    for several tensors at once.
+    """Runs a traced network and collects what every node makes: the shape of a tensor, a list of
+    shapes of several, a number, or None.
     """
 
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.found: dict[fx.Node, Any] = {}
+
     def run_node(self, n: fx.Node) -> Any:
-        """As the base class, and fill n.meta["shape"]; of several tensors, "sizes" (channels)."""
+        """As the base class, and note what the node makes."""
         value = super().run_node(n)
-        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
-        if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
-            n.meta["shape"] = ()
-            n.meta["sizes"] = _channels_of(value, n)
+        self.found[n] = _noted(value)
         return value
+
+
+def _noted(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
+        return [tuple(v.shape) if isinstance(v, Tensor) else None for v in value]
+    return value if type(value) is int else None
 
 
 def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
     """Output of the trace for x; records shapes. A trace misses what Python does to tensors without
     it: raises UnsupportedModel unless that is the network's output, `expected` (None: unknown).
     """
-    made = Shapes(traced).run(x.clone())
+    shapes = Shapes(traced)
+    made = shapes.run(x.clone())
+    second = _second(traced, x, shapes.found) if _says_sizes(traced) else None
+    _note([shapes.found] if second is None else [shapes.found, second])
     check_same(made, expected)
     return made
 
@@ -55,11 +89,51 @@ def check_same(made: Any, expected: Any) -> None:
         )
 
 
-def _channels_of(values: Any, node: fx.Node) -> list[int] | None:
-    """Channels of each part where parts differ from the whole in channels alone."""
-    whole = node.args[0].meta.get("shape") if isinstance(node.args[0], fx.Node) else None
-    shapes = [tuple(v.shape) for v in values if isinstance(v, Tensor)]
-    if not whole or any(len(s) < 2 or (s[0], *s[2:]) != (whole[0], *whole[2:]) for s in shapes):
-        return None
-    sizes = [s[1] for s in shapes]
-    return sizes if sum(sizes) == whole[1] else None
+def _note(runs: Sequence[Mapping[fx.Node, Any]]) -> None:
+    """Keep shapes: of the example alone "shape", None for numbers and () for several tensors; for
+    each run "shapes".
+    """
+    for node, made in runs[0].items():
+        node.meta["shapes"] = tuple(run[node] for run in runs)
+        node.meta["shape"] = () if isinstance(made, list) else made
+        if isinstance(made, int):
+            node.meta["shape"] = None
+
+
+def _says_sizes(traced: fx.GraphModule) -> bool:
+    """True where a trace for any size has sizes of its own, perhaps those of the example."""
+    found = any(operator_of(node) in _SIZED for node in traced.graph.nodes)
+    return found and not traced.meta.get(ON_EXAMPLE)
+
+
+def _second(
+    traced: fx.GraphModule, x: Tensor, first: Mapping[fx.Node, Any]
+) -> dict[fx.Node, Any] | None:
+    """What the nodes make of an example of other sizes, of another batch alone where the network
+    takes no other sizes; None where it takes no other batch.
+    """
+    for sizes in _others(x.shape):
+        shapes = Shapes(traced)
+        try:
+            shapes.run(torch.zeros(sizes))
+        except UnsupportedModel:  # the network's own code runs here: this size is none of its own
+            continue
+        if all(_alike(made, first[node]) for node, made in shapes.found.items()):
+            return shapes.found
+    return None
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """True for tensors of one rank, as many of them, and for other values."""
+    return type(a) is type(b) and (not isinstance(a, (tuple, list)) or len(a) == len(b))
+
+
+def _others(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Shapes of a larger batch, of larger images or tokens first."""
+    n, *rest = shape
+    free = {3: (0,), 4: (1, 2)}.get(len(shape), ())
+    for plus, times in ((32, 1), (0, 2), (0, 1)):
+        sizes = list(rest)
+        for count, axis in enumerate(free):
+            sizes[axis] = rest[axis] * (times + count * (times > 1)) + plus * (1 + count)
+        yield n + 1, *sizes

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import torch
@@ -31,15 +30,22 @@ _KINDS = {
     "pointwise": (
         ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP, ops.FAKE_QUANTIZE, ops.PRELU, ops.LEAKY_RELU,
         ops.HARDSWISH, ops.HARDSIGMOID, ops.SILU, ops.SIGMOID, ops.TANH, ops.GELU, ops.ELU,
-        ops.SOFTPLUS, ops.MISH, ops.EXP, ops.ADD, ops.SUB, ops.MUL, ops.DIV, ops.NEG,
-        ops.CONTIGUOUS, ops.IDENTITY, ops.DROPOUT,
+        ops.SOFTPLUS, ops.MISH, ops.CELU, ops.SELU, ops.RRELU, ops.LOGSIGMOID, ops.SOFTSIGN,
+        ops.TANHSHRINK, ops.SOFTSHRINK, ops.HARDSHRINK, ops.THRESHOLD, ops.EXP, ops.LOG, ops.ABS,
+        ops.SQUARE, ops.SQRT, ops.RSQRT, ops.RECIPROCAL, ops.POW, ops.ERF, ops.SIN, ops.COS,
+        ops.ADD, ops.SUB, ops.MUL, ops.DIV, ops.NEG, ops.CONTIGUOUS, ops.IDENTITY, ops.DROPOUT,
     ),
     # Of each channel alone over windows of an image, and f(a * x) = a * f(x) for a > 0.
-    "window": (ops.MAX_POOL2D, ops.AVG_POOL2D, ops.ADAPTIVE_AVG_POOL2D, ops.INTERPOLATE),
+    "window": (
+        ops.MAX_POOL2D, ops.AVG_POOL2D, ops.ADAPTIVE_AVG_POOL2D, ops.ADAPTIVE_MAX_POOL2D,
+        ops.INTERPOLATE, ops.MAX_POOL1D, ops.AVG_POOL1D, ops.ADAPTIVE_AVG_POOL1D,
+    ),
     # Values go elsewhere, unchanged.
     "move": (
-        ops.CONCAT, ops.SPLIT, ops.GETITEM, ops.FLATTEN, ops.RESHAPE, ops.TRANSPOSE, ops.EXPAND,
-        ops.CHANNEL_SHUFFLE,
+        ops.CONCAT, ops.STACK, ops.CHUNK, ops.SPLIT, ops.TENSOR_SPLIT, ops.UNBIND, ops.NARROW,
+        ops.SELECT, ops.GETITEM, ops.ROLL, ops.FLATTEN, ops.UNFLATTEN, ops.RESHAPE, ops.SQUEEZE,
+        ops.UNSQUEEZE, ops.TRANSPOSE, ops.T, ops.ATTRIBUTE, ops.PERMUTE, ops.MOVEDIM, ops.EXPAND,
+        ops.REPEAT, ops.CHANNEL_SHUFFLE,
     ),
     "pixels": (ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE),
     "reduce": (ops.MEAN,),
@@ -49,19 +55,13 @@ _KINDS = {
 # Modules, functions and methods of operators that `torch_ops` does not have.
 _MORE: dict[str, tuple[Any, ...]] = {
     "pointwise": (
-        nn.CELU, nn.SELU, nn.LogSigmoid, nn.Softsign, F.celu, F.selu, F.logsigmoid, F.softsign,
-        torch.sqrt, torch.rsqrt, torch.abs, torch.square, torch.maximum, torch.minimum, torch.pow,
-        operator.pow, abs, "sqrt", "rsqrt", "abs", "square", "pow", "float", "double",
+        torch.maximum, torch.minimum, "float", "double",
     ),
     "window": (
-        nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool2d,
-        nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.ZeroPad2d, F.adaptive_max_pool2d,
+        nn.UpsamplingNearest2d,
+        nn.UpsamplingBilinear2d, nn.ZeroPad2d,
     ),
-    "move": (
-        nn.Unflatten, torch.permute, torch.swapaxes, torch.movedim, torch.squeeze, torch.unsqueeze,
-        torch.unbind, torch.narrow, torch.stack, torch.repeat_interleave, "permute", "swapaxes",
-        "movedim", "squeeze", "unsqueeze", "unbind", "narrow", "unflatten", "repeat_interleave",
-    ),
+    "move": (torch.repeat_interleave, "repeat_interleave"),
     "reduce": (torch.sum, torch.amax, torch.amin, "sum", "amax", "amin"),
     "softmax": (F.log_softmax, "log_softmax"),
     "matmul": (torch.bmm, "bmm"),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ternary_ops.nn as tnn
+from ternary_ops.nn.geometry import PaddedConv2d
 
 Kinds = tuple[type[nn.Module], ...]
 REQUIRED = object()
@@ -62,13 +63,14 @@ def _op(
 _CONV: dict[str, Any] = {"weight": REQUIRED, "bias": None, "stride": 1, "padding": 0}
 CONV2D = _op(
     "Conv2d",
-    (nn.Conv2d, tnn.TernaryConv2d, tnn.PackedConv2d),
+    (nn.Conv2d, PaddedConv2d, tnn.TernaryConv2d, tnn.PackedConv2d),
     F.conv2d,
     torch.conv2d,
     **_CONV,
     dilation=1,
     groups=1,
 )
+CONV1D = _op("Conv1d", nn.Conv1d, F.conv1d, torch.conv1d, **_CONV, dilation=1, groups=1)
 CONV_TRANSPOSE2D = _op(
     "ConvTranspose2d",
     nn.ConvTranspose2d,
@@ -87,7 +89,27 @@ LINEAR = _op(
     bias=None,
 )
 MATMUL = _op(
-    "matmul", None, operator.matmul, torch.matmul, torch.mm, "matmul", "mm", other=REQUIRED
+    "matmul",
+    None,
+    operator.matmul,
+    torch.matmul,
+    torch.mm,
+    torch.bmm,
+    "matmul",
+    "mm",
+    "bmm",
+    other=REQUIRED,
+)
+EINSUM = _op("einsum", None, torch.einsum)
+ATTENTION = _op(
+    "scaled_dot_product_attention",
+    None,
+    F.scaled_dot_product_attention,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
 )
 ADDMM = _op("addmm", None, torch.addmm, "addmm", mat1=REQUIRED, mat2=REQUIRED, beta=1, alpha=1)
 BATCH_NORM = _op(
@@ -163,61 +185,161 @@ GELU = _op("GELU", nn.GELU, F.gelu, approximate="none")
 ELU = _op("ELU", nn.ELU, F.elu, F.elu_, alpha=1.0, inplace=False)
 SOFTPLUS = _op("softplus", nn.Softplus, F.softplus, beta=1.0, threshold=20.0)
 MISH = _op("Mish", nn.Mish, F.mish, inplace=False)
+CELU = _op("CELU", nn.CELU, F.celu, F.celu_, torch.celu, alpha=1.0, inplace=False)
+SELU = _op("SELU", nn.SELU, F.selu, F.selu_, torch.selu, inplace=False)
+RRELU = _op("RReLU", nn.RReLU, F.rrelu, F.rrelu_, lower=1 / 8, upper=1 / 3)
+LOGSIGMOID = _op("logsigmoid", nn.LogSigmoid, F.logsigmoid)
+SOFTSIGN = _op("Softsign", nn.Softsign, F.softsign)
+TANHSHRINK = _op("Tanhshrink", nn.Tanhshrink, F.tanhshrink)
+SOFTSHRINK = _op("Softshrink", nn.Softshrink, F.softshrink, lambd=0.5)
+HARDSHRINK = _op("Hardshrink", nn.Hardshrink, F.hardshrink, torch.hardshrink, lambd=0.5)
+THRESHOLD = _op(
+    "Threshold",
+    nn.Threshold,
+    F.threshold,
+    torch.threshold,
+    torch.threshold_,
+    threshold=REQUIRED,
+    value=REQUIRED,
+    inplace=False,
+)
 EXP = _op("exp", None, torch.exp, "exp")
+LOG = _op("log", None, torch.log, "log")
+ABS = _op("abs", None, abs, operator.abs, torch.abs, "abs")
+SQUARE = _op("square", None, torch.square, "square")
+SQRT = _op("sqrt", None, torch.sqrt, "sqrt")
+RSQRT = _op("rsqrt", None, torch.rsqrt, "rsqrt")
+RECIPROCAL = _op("reciprocal", None, torch.reciprocal, "reciprocal")
+POW = _op("powers", None, operator.pow, torch.pow, "pow", exponent=REQUIRED)
+ERF = _op("erf", None, torch.erf, torch.special.erf, "erf")
+SIN = _op("sin", None, torch.sin, "sin")
+COS = _op("cos", None, torch.cos, "cos")
 
 # Arithmetic.
 ADD = _op("sums", None, operator.add, operator.iadd, torch.add, "add", "add_")
+ADDCMUL = _op(
+    "addcmul", None, torch.addcmul, "addcmul", tensor1=REQUIRED, tensor2=REQUIRED, value=1
+)
 SUB = _op("differences", None, operator.sub, operator.isub, torch.sub, "sub", "sub_")
 MUL = _op("products", None, operator.mul, operator.imul, torch.mul, "mul", "mul_")
 DIV = _op("quotients", None, operator.truediv, operator.itruediv, torch.div, "div", "div_")
 NEG = _op("negation", None, operator.neg, torch.neg, "neg")
 
 # Pools.
-MAX_POOL2D = _op(
-    "MaxPool2d",
-    nn.MaxPool2d,
-    F.max_pool2d,
-    torch.max_pool2d,
-    kernel_size=None,
-    stride=None,
-    padding=0,
-    dilation=1,
-    ceil_mode=False,
-    return_indices=False,
-)
+_MAX_POOL: dict[str, Any] = {"kernel_size": None, "stride": None, "padding": 0, "dilation": 1}
+_MAX_POOL |= {"ceil_mode": False, "return_indices": False}
+MAX_POOL1D = _op("MaxPool1d", nn.MaxPool1d, F.max_pool1d, torch.max_pool1d, **_MAX_POOL)
+MAX_POOL2D = _op("MaxPool2d", nn.MaxPool2d, F.max_pool2d, torch.max_pool2d, **_MAX_POOL)
+_AVG_POOL: dict[str, Any] = {"kernel_size": None, "stride": None, "padding": 0}
+_AVG_POOL |= {"ceil_mode": False, "count_include_pad": True}
+AVG_POOL1D = _op("AvgPool1d", nn.AvgPool1d, F.avg_pool1d, torch.avg_pool1d, **_AVG_POOL)
 AVG_POOL2D = _op(
     "AvgPool2d",
     nn.AvgPool2d,
     F.avg_pool2d,
-    kernel_size=None,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
+    **_AVG_POOL,
     divisor_override=None,
+)
+ADAPTIVE_AVG_POOL1D = _op(
+    "AdaptiveAvgPool1d",
+    nn.AdaptiveAvgPool1d,
+    F.adaptive_avg_pool1d,
+    torch.adaptive_avg_pool1d,
+    output_size=None,
 )
 ADAPTIVE_AVG_POOL2D = _op(
     "AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, output_size=None
 )
-MEAN = _op("mean", None, torch.mean, "mean", dim=None, keepdim=False, dtype=None)
+ADAPTIVE_AVG_POOL1D = _op(
+    "AdaptiveAvgPool1d", nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d, output_size=None
+)
+ADAPTIVE_MAX_POOL2D = _op(
+    "AdaptiveMaxPool2d",
+    nn.AdaptiveMaxPool2d,
+    F.adaptive_max_pool2d,
+    output_size=None,
+    return_indices=False,
+)
+
+# Along axes.
+_ALONG: dict[str, Any] = {"dim": None, "keepdim": False}
+MEAN = _op("mean", None, torch.mean, "mean", **_ALONG, dtype=None)
+SUM = _op("sum", None, torch.sum, "sum", **_ALONG, dtype=None)
+AMAX = _op("amax", None, torch.amax, "amax", **_ALONG)
+AMIN = _op("amin", None, torch.amin, "amin", **_ALONG)
+MAX = _op("max along an axis", None, torch.max, "max", **_ALONG)
+MIN = _op("min along an axis", None, torch.min, "min", **_ALONG)
+MAXIMUM = _op("maximum", None, torch.maximum, "maximum", other=REQUIRED)
+MINIMUM = _op("minimum", None, torch.minimum, "minimum", other=REQUIRED)
+VAR = _op("var", None, torch.var, "var", dim=None, unbiased=None, keepdim=False, correction=None)
+STD = _op("std", None, torch.std, "std", dim=None, unbiased=None, keepdim=False, correction=None)
+NORM = _op("norm", None, torch.norm, "norm", p="fro", **_ALONG, out=None, dtype=None)
+VECTOR_NORM = _op("vector_norm", None, torch.linalg.vector_norm, ord=2.0, **_ALONG, dtype=None)
+NORMALIZE = _op("normalize", None, F.normalize, p=2.0, dim=1, eps=1e-12, out=None)
+LOGSUMEXP = _op("logsumexp", None, torch.logsumexp, "logsumexp", **_ALONG)
+
+PAD = _op(
+    "pad",
+    (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    F.pad,
+    pad=REQUIRED,
+    mode="constant",
+    value=None,
+)
 
 # What moves values.
-CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate)
-SPLIT = _op(
-    "chunk and split",
-    None,
-    torch.chunk,
-    torch.split,
-    torch.tensor_split,
-    "chunk",
-    "split",
+CONCAT = _op("cat", None, torch.cat, torch.concat, torch.concatenate, dim=0)
+STACK = _op("stack", None, torch.stack, dim=0)
+CHUNK = _op("chunk", None, torch.chunk, "chunk", chunks=REQUIRED, dim=0)
+SPLIT = _op("split", None, torch.split, "split", split_size=REQUIRED, dim=0)
+TENSOR_SPLIT = _op(
     "tensor_split",
+    None,
+    torch.tensor_split,
+    "tensor_split",
+    indices_or_sections=REQUIRED,
+    dim=0,
+)
+UNBIND = _op("unbind", None, torch.unbind, "unbind", dim=0)
+NARROW = _op("narrow", None, torch.narrow, "narrow", dim=REQUIRED, start=REQUIRED, length=REQUIRED)
+SELECT = _op("select", None, torch.select, "select", dim=REQUIRED, index=REQUIRED)
+INDEX_SELECT = _op(
+    "index_select", None, torch.index_select, "index_select", dim=REQUIRED, index=REQUIRED
 )
 GETITEM = _op("indexing", None, operator.getitem)
+ROLL = _op("roll", None, torch.roll, "roll", shifts=REQUIRED, dims=None)
 FLATTEN = _op("flatten", nn.Flatten, torch.flatten, "flatten")
-RESHAPE = _op("reshape", None, torch.reshape, "reshape", "view")
-TRANSPOSE = _op("transpose", None, torch.transpose, "transpose")
-EXPAND = _op("expand", None, "expand", "expand_as")
+UNFLATTEN = _op("unflatten", nn.Unflatten, torch.unflatten, "unflatten")
+RESHAPE = _op("reshape", None, torch.reshape, "reshape", "view", "reshape_as", "view_as")
+SQUEEZE = _op("squeeze", None, torch.squeeze, "squeeze", dim=None)
+UNSQUEEZE = _op("unsqueeze", None, torch.unsqueeze, "unsqueeze", dim=REQUIRED)
+TRANSPOSE = _op(
+    "transpose",
+    None,
+    torch.transpose,
+    torch.swapaxes,
+    torch.swapdims,
+    "transpose",
+    "swapaxes",
+    "swapdims",
+    dim0=REQUIRED,
+    dim1=REQUIRED,
+)
+T = _op("t", None, torch.t, "t")
+PERMUTE = _op("permute", None, torch.permute, "permute", dims=REQUIRED)
+MOVEDIM = _op(
+    "movedim",
+    None,
+    torch.movedim,
+    torch.moveaxis,
+    "movedim",
+    "moveaxis",
+    source=REQUIRED,
+    destination=REQUIRED,
+)
+EXPAND = _op("expand", None, torch.broadcast_to, "expand", "expand_as", "broadcast_to")
+REPEAT = _op("repeat", None, torch.tile, "repeat", "tile")
+ATTRIBUTE = _op("T and mT", None, getattr)
 PIXEL_SHUFFLE = _op("PixelShuffle", nn.PixelShuffle, F.pixel_shuffle, upscale_factor=None)
 PIXEL_UNSHUFFLE = _op("PixelUnshuffle", nn.PixelUnshuffle, F.pixel_unshuffle, downscale_factor=None)
 CHANNEL_SHUFFLE = _op("ChannelShuffle", nn.ChannelShuffle, F.channel_shuffle, groups=None)
@@ -242,9 +364,23 @@ SOFTMAX = _op(
     _stacklevel=3,
     dtype=None,
 )
+LOG_SOFTMAX = _op(
+    "log_softmax",
+    nn.LogSoftmax,
+    F.log_softmax,
+    torch.log_softmax,
+    "log_softmax",
+    dim=None,
+    _stacklevel=3,
+    dtype=None,
+)
+SOFTMAX2D = _op("Softmax2d", nn.Softmax2d)
 
 # What changes nothing in eval mode.
-CONTIGUOUS = _op("contiguous", None, "contiguous")
+CONTIGUOUS = _op(
+    "contiguous", None, torch.clone, torch.detach, "contiguous", "clone", "detach", "float", "cpu"
+)
+TO = _op("to", None, "to", "type_as", "type")
 IDENTITY = _op("Identity", nn.Identity, subclasses=True)
 DROPOUT = _op(
     "Dropout",

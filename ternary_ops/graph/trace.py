@@ -19,6 +19,8 @@ from ternary_ops.graph.signature import Signature, naming_failures, signature_of
 from ternary_ops.graph.sizes import drop_asserts, drop_unused_sizes
 from ternary_ops.graph.tracer import NetworkTracer, ValueTracer
 
+ON_EXAMPLE = "on example"  # in the meta of a trace whose sizes are those of an example
+
 
 class TraceFailed(UnsupportedModel):
     """torch.fx cannot trace the module at `path` ("" for the model itself)."""
@@ -95,6 +97,7 @@ def trace(
     drop_asserts(graph)
     drop_unused_sizes(graph)
     traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
+    traced.meta[ON_EXAMPLE] = example is not None
     name_inplace_results(traced.graph)
     name_values(traced.graph, getattr(model, "meta", {}).get(INPUT_VALUE))
     name_layers_(traced, model)

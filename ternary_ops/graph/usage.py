@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import ternary_ops.nn as tnn
@@ -109,6 +109,27 @@ def running_order(model: nn.Module, example: Tensor | None) -> tuple[list[nn.Mod
                 Usage(model, outside=[error.module]).warn_outside()
             return None, " (as declared: pass example)"
     return [part for module in called if module is not None for part in module.modules()], ""
+
+
+def idle_layers(layers: Mapping[str, tnn.TernaryLayer], graph: fx.Graph | None = None) -> list[str]:
+    """Layers that do not run in eval mode, such as heads for training alone: calibrate saw no call,
+    or where it has not counted in this process, a trace in eval mode has none.
+    """
+    called: set[nn.Module] | None = None
+    if graph is not None:
+        modules = (module_of(node) for node in graph.nodes)
+        called = {part for module in modules if module is not None for part in module.modules()}
+    return [
+        name
+        for name, layer in layers.items()
+        if layer.calls == 0 or (layer.calls is None and called is not None and layer not in called)
+    ]
+
+
+def eval_graph(model: nn.Module) -> fx.Graph:
+    """The graph of a trace in eval mode, whatever the mode; raises TraceFailed."""
+    with evaluating(model):
+        return trace(model).graph
 
 
 def _weighted(module: nn.Module) -> bool:

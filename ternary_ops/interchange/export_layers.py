@@ -115,7 +115,8 @@ def _sums(e: NodeExport, x: str, w: str, bias: NDArray[np.float32] | str | None)
         sums = out.add("MatMul", x, out.add("Transpose", w, perm=[1, 0]))
         return out.add("Add", sums, *extra) if extra else sums
     window = {"strides": at["stride"], "dilations": at["dilation"], "group": at["groups"]}
-    pads = [*at["padding"], *at["padding"]]
+    ends = [p + more for p, more in zip(at["padding"], at["more_padding"], strict=True)]
+    pads = [*at["padding"], *ends]
     return out.add("Conv", x, w, *extra, pads=pads, **lists(window))
 
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ternary_ops.interchange.graph_builder import FLOAT, INT32, GraphBuilder
-from ternary_ops.program.operator import BoundNode, Value
+from ternary_ops.program.operator import TOKENS, BoundNode, Value
 from ternary_ops.program.weight import Params
 
 
@@ -59,6 +59,11 @@ class NodeExport:
         for other in sums[1:]:
             total = self.out.add("Add", total, self.out.add("Cast", other, to=INT32))
         return self.out.add("Cast", total, to=FLOAT)
+
+
+def outside_axis(axis: int, rank: int) -> int:
+    """An axis of a value where callers have it: tokens [N, C, L] are [N, L, C] for them."""
+    return 3 - axis if rank == TOKENS else axis
 
 
 Write: TypeAlias = Callable[[NodeExport], str]

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from ternary_ops.interchange.export_node import NodeExport, writes
+from ternary_ops.interchange.export_node import NodeExport, outside_axis, writes
 from ternary_ops.interchange.graph_builder import FLOAT, INT32, lists
 from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.layout.codes import FINE_PARTS
@@ -23,6 +24,44 @@ _FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tanh": ("Tanh", ()),
     "elu": ("Elu", ("alpha",)),
     "exp": ("Exp", ()),
+    "abs": ("Abs", ()),
+    "sqrt": ("Sqrt", ()),
+    "reciprocal": ("Reciprocal", ()),
+    "log": ("Log", ()),
+    "erf": ("Erf", ()),
+    "sin": ("Sin", ()),
+    "cos": ("Cos", ()),
+    "celu": ("Celu", ("alpha",)),
+    "selu": ("Selu", ()),
+    "softsign": ("Softsign", ()),
+    "hardshrink": ("Shrink", ("lambd",)),
+}
+
+
+# Functions that ONNX has in several steps, from the graph, the value and the parameters.
+_IN_STEPS: dict[str, Callable[..., str]] = {
+    "affine": lambda out, x, factor, offset: out.add(
+        "Add", out.add("Mul", x, out.number(factor)), out.number(offset)
+    ),
+    "silu": lambda out, x: out.add("Mul", x, out.add("Sigmoid", x)),
+    "hardsigmoid": lambda out, x: out.add("HardSigmoid", x, alpha=1 / 6, beta=0.5),
+    "square": lambda out, x: out.add("Mul", x, x),
+    "rsqrt": lambda out, x: out.add("Reciprocal", out.add("Sqrt", x)),
+    "pow": lambda out, x, power: out.add("Pow", x, out.number(power)),
+    "quick_gelu": lambda out, x: out.add(
+        "Mul", x, out.add("Sigmoid", out.add("Mul", x, out.number(1.702)))
+    ),
+    "logsigmoid": lambda out, x: out.add("Neg", out.add("Softplus", out.add("Neg", x))),
+    "hard_mish": lambda out, x: out.add(
+        "Mul",
+        out.add("Mul", x, out.number(0.5)),
+        out.add("Clip", out.add("Add", x, out.number(2)), out.number(0), out.number(2)),
+    ),
+    "tanhshrink": lambda out, x: out.add("Sub", x, out.add("Tanh", x)),
+    "softshrink": lambda out, x, t: out.add("Shrink", x, lambd=float(t), bias=float(t)),
+    "threshold": lambda out, x, t, v: out.add(
+        "Where", out.add("Greater", x, out.number(t)), x, out.number(v)
+    ),
 }
 
 
@@ -120,6 +159,14 @@ def adaptive_avg_pool2d(e: NodeExport) -> str:
     return e.codes(out.add("Mul", total, factor), at["y"])
 
 
+@writes("adaptive_max_pool2d")
+def adaptive_max_pool2d(e: NodeExport) -> str:
+    """The maximum of the whole image, of codes or floats."""
+    if tuple(e.node.at["size"]) != (1, 1):
+        raise Unsupported("a maximum over the whole image", e.node.at["size"])
+    return e.out.add("ReduceMax", e.x[0], axes=[2, 3], keepdims=1)
+
+
 @writes("add")
 def add(e: NodeExport) -> str:
     """Of floats, or of what codes stand for."""
@@ -146,12 +193,8 @@ def activation(e: NodeExport) -> str:
         table = out.constant(activations.over_codes(fn, params, *y), np.float32, "table")
         number = out.add("Cast", x, to=INT32)
         return e.codes(out.add("Gather", table, number), e.node.at["y"])
-    if fn == "affine":
-        return out.add("Add", out.add("Mul", x, out.number(params[0])), out.number(params[1]))
-    if fn == "silu":
-        return out.add("Mul", x, out.add("Sigmoid", x))
-    if fn == "hardsigmoid":
-        return out.add("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    if fn in _IN_STEPS:
+        return _IN_STEPS[fn](out, x, *params)
     if fn not in _FUNCTIONS:
         raise Unsupported("a function of floats that ONNX has", fn)
     op, names = _FUNCTIONS[fn]
@@ -166,13 +209,14 @@ def concat(e: NodeExport) -> str:
         name if y == value.y else e.codes(e.out.real(name, value.y), y)
         for name, value in zip(e.x, e.node.inputs, strict=True)
     ]
-    return e.out.add("Concat", *parts, axis=_channel_axis(e))
+    return e.out.add("Concat", *parts, axis=outside_axis(e.node.at["axis"], e.value.rank))
 
 
 @writes("slice")
 def slice_(e: NodeExport) -> str:
     """Slice of the channels."""
-    limits = (e.out.ends([v]) for v in (e.node.at["begin"], e.node.at["end"], 1))
+    axis = outside_axis(1, e.value.rank)
+    limits = (e.out.ends([v]) for v in (e.node.at["begin"], e.node.at["end"], axis))
     return e.out.add("Slice", e.x[0], *limits)
 
 
@@ -252,13 +296,3 @@ def group_norm(e: NodeExport) -> str:
     image = out.add("Reshape", normal, out.add("Shape", e.x[0]))
     made = out.add("Mul", image, out.channels(w.array.ravel(), 4))
     return made if w.bias is None else out.add("Add", made, out.channels(w.bias, 4))
-
-
-@writes("softmax")
-def softmax(e: NodeExport) -> str:
-    """Over the channels."""
-    return e.out.add("Softmax", e.x[0], axis=_channel_axis(e))
-
-
-def _channel_axis(e: NodeExport) -> int:
-    return 2 if e.value.rank == 3 else 1

@@ -11,7 +11,12 @@ from typing import Any
 from ternary_ops._atomic import replace_file
 from ternary_ops._version import __version__
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
-from ternary_ops.interchange import export_layers, export_ops  # noqa: F401 - register writers
+from ternary_ops.interchange import (  # noqa: F401 - register writers
+    export_axes,
+    export_layers,
+    export_ops,
+    export_products,
+)
 from ternary_ops.interchange.export_node import WRITERS, NodeExport
 from ternary_ops.interchange.graph_builder import FLOAT, OPSET, GraphBuilder
 from ternary_ops.interchange.onnx_package import Unsupported

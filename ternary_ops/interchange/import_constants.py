@@ -106,20 +106,28 @@ def _axis(axis: int, rank: int) -> int:
 def slices(loader: Loader, node: Any, at: Attributes) -> Made:
     """Slice of a list of sizes, or of a constant."""
     array = fact(loader, node, 0, "sizes or a constant")
+    index: list[slice] = [slice(None)] * array.ndim
+    for axis, cut in cuts(loader, node, at, array.ndim).items():
+        index[axis] = cut
+    return keep(loader, node, array[tuple(index)])
+
+
+def cuts(loader: Loader, node: Any, at: Attributes, rank: int) -> dict[int, slice]:
+    """What a Slice leaves of each axis that it cuts."""
     lists = [whole_numbers(loader, node, n, "bounds") for n in range(1, len(node.input))]
     starts, ends, axes, steps = (*lists, None, None, None, None)[:4]
     if loader.opset is not None and loader.opset < 10:
         starts, ends, axes = at["starts"], at["ends"], at.get("axes")
     if starts is None or ends is None:
         raise Unsupported("starts and ends", "none")
-    index: list[slice] = [slice(None)] * array.ndim
+    made: dict[int, slice] = {}
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis = _axis(number if axes is None else axes[number], array.ndim)
+        axis = _axis(number if axes is None else axes[number], rank)
         step = 1 if steps is None else steps[number]
         if step < 1:
             raise Unsupported("steps forwards", f"steps = {steps}")
-        index[axis] = slice(start, end, step)
-    return keep(loader, node, array[tuple(index)])
+        made[axis] = slice(start, end, step)
+    return made
 
 
 def expanded(array: Array, axes: list[int]) -> Array:

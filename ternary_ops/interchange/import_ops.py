@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ternary_ops.interchange import import_constants, quantizers
+from ternary_ops.interchange import read_axes as axes
 from ternary_ops.interchange import read_layers as layers
 from ternary_ops.interchange import read_values as values
 from ternary_ops.interchange.rules import ANY, Rule
@@ -62,6 +63,9 @@ RULES: dict[str, Rule] = {
     "DequantizeLinear": Rule(quantizers.dequantize_linear, (10, 28), _QUANTIZED, codes="read"),
     "Div": Rule(values.binary(operator.truediv), (6, 14), _LEGACY),
     "Dropout": Rule(import_constants.dropout, (7, 22), {"ratio": ANY, "seed": ANY}, spare=True),
+    "Abs": Rule(values.unary(torch.abs), (6, 13)),
+    "Celu": Rule(values.unary(F.celu, alpha=("alpha", 1.0)), (12, 12), {"alpha": ANY}),
+    "Cos": Rule(values.unary(torch.cos), (7, 22)),
     "Elu": Rule(values.unary(F.elu, alpha=("alpha", 1.0)), (6, 22), {"alpha": ANY}),
     "Erf": Rule(values.unary(torch.erf), (9, 13)),
     "Exp": Rule(values.unary(torch.exp), (6, 13)),
@@ -74,6 +78,7 @@ RULES: dict[str, Rule] = {
         ranks=(2,),
     ),
     "GlobalAveragePool": Rule(layers.global_pool, (1, 22), ranks=(4,)),
+    "GlobalMaxPool": Rule(layers.global_max_pool, (1, 22), ranks=(4,)),
     "GroupNormalization": Rule(
         layers.group_norm,
         (21, 21),
@@ -86,6 +91,7 @@ RULES: dict[str, Rule] = {
     "LeakyRelu": Rule(
         values.unary(F.leaky_relu, negative_slope=("alpha", 0.01)), (6, 16), {"alpha": ANY}
     ),
+    "Log": Rule(values.unary(torch.log), (6, 13)),
     "MatMul": Rule(layers.matmul, (1, 13)),
     "MaxPool": Rule(
         layers.max_pool,
@@ -95,25 +101,37 @@ RULES: dict[str, Rule] = {
         codes="moved",
     ),
     "Mul": Rule(values.binary(operator.mul), (6, 14), _LEGACY),
+    "Neg": Rule(values.unary(torch.neg), (6, 13)),
+    "Pad": Rule(axes.pad, (2, 25), {"mode": ANY, "pads": ANY, "value": ANY}),
     "PRelu": Rule(layers.prelu, (6, 16)),
     "QuantizeLinear": Rule(
         quantizers.quantize_linear, (10, 28), {**_QUANTIZED, "precision": (0, 1)}
     ),
+    "Reciprocal": Rule(values.unary(torch.reciprocal), (6, 13)),
     "ReduceMean": Rule(
         layers.reduce_mean,
         (1, 18),
         {"axes": ANY, "keepdims": (0, 1), "noop_with_empty_axes": (0, 1)},
     ),
+    "Pow": Rule(values.power, (7, 15)),
     "Relu": Rule(values.unary(F.relu), (6, 14)),
     "Reshape": Rule(values.reshape, (1, 25), {"shape": ANY, "allowzero": (0, 1)}, codes="moved"),
     "Resize": Rule(values.resize, (11, 19), _RESIZED, ranks=(4,)),
     "Shape": Rule(import_constants.shape, (1, 25), {"start": ANY, "end": ANY}),
     "Sigmoid": Rule(values.unary(torch.sigmoid), (6, 13)),
-    "Slice": Rule(import_constants.slices, (1, 13), dict.fromkeys(("starts", "ends", "axes"), ANY)),
+    "Sin": Rule(values.unary(torch.sin), (7, 22)),
+    "Selu": Rule(values.selu, (6, 22), {"alpha": ANY, "gamma": ANY}),
+    "Softplus": Rule(values.unary(F.softplus), (1, 22)),
+    "Softsign": Rule(values.unary(F.softsign), (1, 22)),
+    "Slice": Rule(
+        axes.slices, (1, 13), dict.fromkeys(("starts", "ends", "axes"), ANY), codes="moved"
+    ),
     "Softmax": Rule(values.softmax, (1, 13), {"axis": ANY}),
+    "Sqrt": Rule(values.unary(torch.sqrt), (6, 13)),
     "Squeeze": Rule(values.squeeze, (1, 25), {"axes": ANY}, codes="moved"),
     "Sub": Rule(values.binary(operator.sub), (6, 14), _LEGACY),
     "Tanh": Rule(values.unary(torch.tanh), (6, 13)),
+    "Transpose": Rule(axes.transpose, (1, 25), {"perm": ANY}, codes="moved"),
     "Unsqueeze": Rule(values.unsqueeze, (1, 25), {"axes": ANY}, codes="moved"),
     "Upsample": Rule(values.upsample, (7, 10), {"mode": ANY, "scales": ANY}, ranks=(4,)),
 }

@@ -8,6 +8,7 @@ import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ternary_ops.interchange import import_constants
@@ -17,17 +18,26 @@ from ternary_ops.interchange.onnx_package import Unsupported
 from ternary_ops.interchange.rules import Attributes, Made
 
 
-def _pads(at: Attributes) -> tuple[int, int]:
-    """Padding per axis; equal on both sides, which is all that torch layers know."""
+def _ends(at: Attributes) -> tuple[int, int, int, int]:
+    """Padding at the top, left, bottom and right."""
     automatic = at.get("auto_pad", "NOTSET")
     if automatic == "VALID":
-        return 0, 0
+        return 0, 0, 0, 0
     if automatic != "NOTSET":
         raise Unsupported("explicit pads", f"auto_pad = {automatic}")
     pads = list(at.get("pads", [0, 0, 0, 0]))
-    if len(pads) != 4 or pads[:2] != pads[2:] or min(pads) < 0:
-        raise Unsupported("equal pads on both sides of H and W", f"pads = {pads}")
-    return int(pads[0]), int(pads[1])
+    if len(pads) != 4 or min(pads) < 0:
+        raise Unsupported("pads on both sides of H and W", f"pads = {pads}")
+    top, left, bottom, right = map(int, pads)
+    return top, left, bottom, right
+
+
+def _pads(at: Attributes) -> tuple[int, int]:
+    """Padding per axis; equal on both sides, which is all that torch layers know."""
+    top, left, bottom, right = _ends(at)
+    if (top, left) != (bottom, right):
+        raise Unsupported("equal pads on both sides of H and W", f"pads = {list(at['pads'])}")
+    return top, left
 
 
 def _pair(at: Attributes, name: str) -> tuple[int, int]:
@@ -69,8 +79,11 @@ def conv(loader: Loader, node: Any, at: Attributes) -> Made:
     if groups < 1 or o % groups:
         raise Unsupported(f"groups that divide {o} filters", f"group = {groups}")
     _check_width(loader, node, 1, i * groups)
-    bias, pads, dilation = _bias(loader, node, o), _pads(at), _pair(at, "dilations")
-    _check_window(loader, node, (r, s), dilation, pads)
+    bias, dilation = _bias(loader, node, o), _pair(at, "dilations")
+    top, left, bottom, right = _ends(at)
+    pads = min(top, bottom), min(left, right)
+    more = (left - pads[1], right - pads[1], top - pads[0], bottom - pads[0])
+    _check_window(loader, node, (r, s), dilation, (max(top, bottom), max(left, right)))
     layer = nn.Conv2d(
         *(i * groups, o, (r, s)),
         stride=_pair(at, "strides"),
@@ -80,8 +93,9 @@ def conv(loader: Loader, node: Any, at: Attributes) -> Made:
         bias=bias is not None,
     )
     fill(layer, weight, bias)
-    codes = loader.codes.get(node.input[1])
-    return loader.layer(node, layer, loader.value(node, 0), node.input[1], codes)
+    codes, x = loader.codes.get(node.input[1]), loader.value(node, 0)
+    x = loader.call(F.pad, x, more) if any(more) else x
+    return loader.layer(node, layer, x, node.input[1], codes)
 
 
 def _bias(loader: Loader, node: Any, wide: int) -> Tensor | None:
@@ -235,6 +249,11 @@ def _pool_pads(at: Attributes, kernel: tuple[int, int]) -> tuple[int, int]:
 def global_pool(loader: Loader, node: Any, at: Attributes) -> Made:
     """The mean over H and W."""
     return loader.layer(node, nn.AdaptiveAvgPool2d(1), loader.value(node, 0), "", None)
+
+
+def global_max_pool(loader: Loader, node: Any, at: Attributes) -> Made:
+    """The maximum over H and W."""
+    return loader.layer(node, nn.AdaptiveMaxPool2d(1), loader.value(node, 0), "", None)
 
 
 def prelu(loader: Loader, node: Any, at: Attributes) -> Made:

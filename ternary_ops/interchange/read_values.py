@@ -105,6 +105,22 @@ def hard_sigmoid(loader: Loader, node: Any, at: Attributes) -> Made:
     return loader.call(torch.clamp, loader.call(operator.add, scaled, float(beta)), 0.0, 1.0)
 
 
+def power(loader: Loader, node: Any, at: Attributes) -> Made:
+    """Of one number as exponent."""
+    exponent = loader.constant(node, 1)
+    if exponent is None or exponent.size != 1:
+        raise Unsupported("one constant number as exponent", "others")
+    return loader.call(torch.pow, loader.value(node, 0), float(exponent.reshape(-1)[0]))
+
+
+def selu(loader: Loader, node: Any, at: Attributes) -> Made:
+    """torch's, whose two numbers are ONNX's defaults."""
+    alpha, gamma = at.get("alpha", 1.67326319), at.get("gamma", 1.05070102)
+    if abs(alpha - 1.67326324) > 1e-6 or abs(gamma - 1.05070098) > 1e-6:
+        raise Unsupported("the alpha and gamma of SELU", f"{alpha} and {gamma}")
+    return loader.call(F.selu, loader.value(node, 0))
+
+
 def softmax(loader: Loader, node: Any, at: Attributes) -> Made:
     """Over one axis; before opset 13 over that and all that follow."""
     rank, old = loader.rank(node.input[0]), loader.opset is not None and loader.opset < 13

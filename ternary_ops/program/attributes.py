@@ -144,6 +144,21 @@ def among(*values: int) -> Check:
     return Check(says, read)
 
 
+def distinct(*values: int) -> Check:
+    """A list of one or more of these integers, each at most once; in order."""
+
+    def read(where: str, value: Any) -> tuple[int, ...]:
+        if type(value) not in (list, tuple) or not 1 <= len(value) <= len(values):
+            wanted = f"{where} as a list of 1 to {len(values)} integers"
+            raise FormatError(need(wanted, short(value), REWRITE))
+        checked = [among(*values)(where, v) for v in value]
+        if checked != sorted(set(checked)):
+            raise FormatError(need(f"{where} in order, each once", list(value), REWRITE))
+        return tuple(checked)
+
+    return Check(f"some of {', '.join(map(str, values))}", read)
+
+
 def _read_flag(where: str, value: Any) -> bool:
     if type(value) is not bool:
         raise FormatError(need(f"{where} as true or false", short(value), REWRITE))
@@ -190,6 +205,7 @@ def _read_zoom(where: str, value: Any) -> tuple[float, float]:
 FLAG = Check("true or false", _read_flag)
 SCALE_AND_ZERO_POINT = Check("scale and zero point", _read_affine)
 BOUNDS = Check("lo and hi, each or none", _read_bounds)
+NUMBER = Check("a number", number)
 NUMBERS = Check("at most 8 numbers", _read_numbers)
 POSITIVE = Check("2^-60..2^20", _read_positive)
 ZOOM = Check("2 of 2^-60..2^20", _read_zoom)

@@ -23,7 +23,7 @@ def channel_groups(graph: Graph) -> ChannelGroups:
             _layer(groups, graph, i, by_weight)
         elif node.operator.per_channel:
             for x in node.inputs:  # the one whose size a resize takes, too
-                _tie(groups, i, x)
+                _meet(groups, graph, i, x)
         elif node.operator.over_channels:
             _normalize(groups, graph, i)
         elif node.inputs:
@@ -31,6 +31,15 @@ def channel_groups(graph: Graph) -> ChannelGroups:
     groups.fix(0, "the input of the program")
     groups.fix(len(graph.nodes) - 1, "the output of the program")
     return groups
+
+
+def _meet(groups: ChannelGroups, graph: Graph, i: int, x: int) -> None:
+    """An operand of a value, channel by channel, or one channel that meets all."""
+    if graph.values[x].channels != 1 or graph.values[i].channels == 1:
+        _tie(groups, i, x)
+        return
+    groups.fix(x, "one channel that meets all of another value")
+    groups.fix(i, "a value of one channel meets these", "removal", "scale")
 
 
 def _layer(groups: ChannelGroups, graph: Graph, i: int, by_weight: dict[int, int]) -> None:

@@ -118,6 +118,14 @@ class Operator(ABC):
         """Attributes that the native engine takes beside, or in place of, the node's own."""
         return {}
 
+    def takes_codes(self, at: Mapping[str, Any]) -> bool:
+        """True where a node with these attributes may read uint8."""
+        return not self.floats_only
+
+    def reads_values(self, i: int) -> bool:
+        """False where only the size of input i matters."""
+        return True
+
     def completed(self, count: int, said: Mapping[str, Any]) -> dict[str, Any]:
         """Check what a node of `count` inputs says and fill in defaults; raises FormatError."""
         least, most = self.inputs

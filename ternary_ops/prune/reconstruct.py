@@ -23,6 +23,7 @@ from ternary_ops._moved import renamed_arguments
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.signature import result, signature_of
+from ternary_ops.graph.state import load_state
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.prune.allocation import make_groups
 from ternary_ops.prune.layer_matrix import LayerMatrix
@@ -102,7 +103,7 @@ def _in_float(model: nn.Module) -> Iterator[None]:
             layer.phase = "float"
         yield
     except BaseException:
-        model.load_state_dict(before)
+        load_state(model, before)
         raise
     finally:
         for restore in phases:

@@ -150,6 +150,7 @@ def _runner(
     except UnsupportedModel as error:
         _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
         return partial(signature_of(model).call, model)
+    graph_module.graph.eliminate_dead_code()  # what nothing reads is no reader: compile sees none
     for part in failed:
         _log.warning("output ranges inside %s stay unset: %s", part.path, part)
     watched: dict[fx.Node, Histogram] = {}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -15,8 +15,9 @@ from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import travel_in_state
 from ternary_ops.graph.replace import replace_modules
-from ternary_ops.graph.trace import OutsideTree, TraceFailed, trace
-from ternary_ops.graph.usage import Usage
+from ternary_ops.graph.subclass_twins import twin_of
+from ternary_ops.graph.trace import OutsideTree, TraceFailed
+from ternary_ops.graph.usage import Usage, eval_graph, idle_layers
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.planned import check_finished, warn_of_zeros
@@ -29,7 +30,9 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
     """Replace layers by TernaryLinear and TernaryConv2d in place, as planned; returns the plan.
 
     The new layers hold the same parameter objects, so an existing optimizer keeps working, and
-    start in phase "ternary" with no input range. A second call changes nothing. All new layers are
+    start in phase "ternary" with no input range. A subclass that puts zeros around its image, or
+    computes its weight from its parameters, is replaced as well; a computed weight becomes a
+    parameter with the value it has in eval mode. A second call changes nothing. All new layers are
     made before the first one is replaced. Raises UnsupportedModel for the plan of another model.
 
     >>> _ = tops.quantize_(model, tops.TernaryConfig(zeros=0.9))
@@ -61,10 +64,11 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
             )
         if row.config is None or isinstance(module, tnn.TernaryLayer):
             continue
-        if layer_class(module) is nn.Linear:
-            new[module] = tnn.TernaryLinear.from_float(module, row.config)
-        elif layer_class(module) is nn.Conv2d:
-            new[module] = tnn.TernaryConv2d.from_float(module, row.config)
+        plain = module if layer_class(module) in (nn.Linear, nn.Conv2d) else twin_of(module)
+        if isinstance(plain, nn.Linear):
+            new[module] = tnn.TernaryLinear.from_float(plain, row.config)
+        elif isinstance(plain, nn.Conv2d):
+            new[module] = tnn.TernaryConv2d.from_float(plain, row.config)
         else:
             raise UnsupportedModel(
                 need(
@@ -84,7 +88,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Layers
     with TTQ scales get one scale per filter; `model._tops_refit` holds the relative
     change of each one's weights, which is also logged. Packing again changes nothing. A layer that
-    did not run in calibrate, such as a training-only head, keeps a float input; a warning names it,
+    does not run in eval mode, such as a head for training, keeps a float input; a warning names it,
     and layers with fewer zeros than planned.
 
     allow_unfinished: pack the current codes even if a Pruner has not reached its freeze.
@@ -108,12 +112,12 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
         raise UnsupportedModel(need("quantized layers to pack", "none", do))
     graph = None
     try:
-        graph = trace(model).graph
+        graph = eval_graph(model)
     except TraceFailed as error:
         if isinstance(error, OutsideTree):
             Usage(model, outside=[error.module]).check_replaced(layers)
         _log.warning("BatchNorm stays as it is, the model cannot be traced: %s", error)
-    _check_packable(layers, Changes(model, graph))
+    _check_packable(layers, Changes(model, graph), idle_layers(layers, graph))
     check_finished(layers, allow_unfinished)
     for name, layer in layers.items():
         check_finite(layer, name)
@@ -136,7 +140,9 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     return given
 
 
-def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) -> None:
+def _check_packable(
+    layers: Mapping[str, tnn.TernaryLayer], changes: Changes, idle: Sequence[str]
+) -> None:
     """Raise UnsupportedModel for layers that packed ones cannot replace."""
     against = {name: changes.why_not(layer, "pack") for name, layer in layers.items()}
     listed = "; ".join(f"{name}: {why}" for name, why in against.items() if why)
@@ -148,9 +154,8 @@ def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) ->
         for name, layer in layers.items()
         if layer.config.integer_input and layer.input_params() is None
     ]
-    idle = [name for name in unset if layers[name].calls == 0]
-    if len(unset) > len(idle):
-        names = [name for name in unset if name not in idle]
+    names = [name for name in unset if name not in idle]
+    if names:
         raise UnsupportedModel(
             need(
                 "input ranges of all layers with uint8 activations to pack",
@@ -158,10 +163,8 @@ def _check_packable(layers: Mapping[str, tnn.TernaryLayer], changes: Changes) ->
                 'Call calibrate(model, batches), or plan with activations="float32".',
             )
         )
-    if idle:
-        _log.warning(
-            "not run by calibrate in eval mode, packed with a float input: %s", ", ".join(idle)
-        )
+    if unset:
+        _log.warning("not run in eval mode, packed with a float input: %s", ", ".join(unset))
     fine = [name for name, layer in layers.items() if layer.config.activations == "uint11"]
     if fine:
         do = "Use tops.compile, which runs them."

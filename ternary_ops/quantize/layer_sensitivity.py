@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.signature import result
+from ternary_ops.graph.trace import TraceFailed
+from ternary_ops.graph.usage import eval_graph, idle_layers
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.progress import progress_bars
 from ternary_ops.table import Table, write_csv
@@ -205,7 +207,9 @@ class Probe:
 
 
 def quantized_layers(model: nn.Module) -> Layers:
-    """The trainable quantized layers by name; UnsupportedModel without any, or uncalibrated."""
+    """The trainable quantized layers that run in eval mode, by name; UnsupportedModel without any,
+    or uncalibrated.
+    """
     layers: Layers = {
         name: module
         for name, module in model.named_modules()
@@ -214,6 +218,8 @@ def quantized_layers(model: nn.Module) -> Layers:
     if not layers:
         do = "Call quantize_ and calibrate first; a packed model is past it."
         raise UnsupportedModel(need("quantized layers for sensitivity", "none", do))
+    for name in idle_layers(layers, _graph(model)):
+        del layers[name]
     unset = [
         name
         for name, layer in layers.items()
@@ -225,6 +231,13 @@ def quantized_layers(model: nn.Module) -> Layers:
             need("ranges of all uint8 inputs for sensitivity", f"none for {', '.join(unset)}", do)
         )
     return layers
+
+
+def _graph(model: nn.Module) -> fx.Graph | None:
+    try:
+        return eval_graph(model)
+    except TraceFailed:  # calibrate's count of calls has to do
+        return None
 
 
 def _make_float(layer: tnn.TernaryLayer, part: str) -> Callable[[], object]:

@@ -29,7 +29,6 @@ from ternary_ops.reference.data_movement import (
     concat,
     crop,
     joined,
-    layer_norm,
     mul,
     nearest_positions,
     pad,
@@ -38,13 +37,20 @@ from ternary_ops.reference.data_movement import (
     rearrange,
     resize,
     sampling_ratio,
-    softmax,
 )
 from ternary_ops.reference.gates import esa, hf_attention, sr_gate
+from ternary_ops.reference.reductions import (
+    adaptive_max_pool2d,
+    layer_norm,
+    matmul,
+    reduce,
+    softmax,
+)
 
 __all__ = [
     "activation",
     "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
     "add",
     "affine_params",
     "avg_pool2d",
@@ -66,6 +72,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_acc",
+    "matmul",
     "max_pool2d",
     "mul",
     "nearest_positions",
@@ -76,6 +83,7 @@ __all__ = [
     "pooled_size",
     "quantize",
     "quantize_fine",
+    "reduce",
     "rearrange",
     "resize",
     "sampling_ratio",

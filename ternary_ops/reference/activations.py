@@ -102,6 +102,20 @@ def _erf(x: Doubles) -> Doubles:
     return erf
 
 
+def _celu(x: Doubles, alpha: float) -> Doubles:
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha))
+
+
+# Of self-normalizing networks (Klambauer et al. 2017), so that activations keep mean 0 and
+# variance 1.
+_SELU = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+
+def _shrink(x: Doubles, threshold: float) -> Doubles:
+    out: Doubles = np.sign(x) * np.maximum(np.abs(x) - threshold, 0)
+    return out
+
+
 FUNCTIONS: dict[str, Function] = {
     "affine": Function(2, lambda x, factor, offset: x * factor + offset),
     "leaky_relu": Function(1, lambda x, slope: np.where(x >= 0, x, x * slope)),
@@ -119,6 +133,26 @@ FUNCTIONS: dict[str, Function] = {
     "softplus": Function(2, _softplus),
     "mish": Function(0, lambda x: x * np.tanh(np.logaddexp(0, x))),
     "exp": Function(0, np.exp),
+    "abs": Function(0, np.abs),
+    "square": Function(0, np.square),
+    "sqrt": Function(0, np.sqrt),
+    "rsqrt": Function(0, lambda x: 1 / np.sqrt(x)),
+    "reciprocal": Function(0, lambda x: 1 / x),
+    "pow": Function(1, np.power),
+    "log": Function(0, np.log),
+    "erf": Function(0, _erf),
+    "sin": Function(0, np.sin),
+    "cos": Function(0, np.cos),
+    "celu": Function(1, _celu),
+    "selu": Function(0, lambda x: _SELU[0] * _elu(x, _SELU[1])),
+    "quick_gelu": Function(0, lambda x: x * _sigmoid(1.702 * x)),
+    "logsigmoid": Function(0, lambda x: -np.logaddexp(0, -x)),
+    "hard_mish": Function(0, lambda x: 0.5 * x * np.clip(x + 2, 0, 2)),
+    "softsign": Function(0, lambda x: x / (1 + np.abs(x))),
+    "tanhshrink": Function(0, lambda x: x - np.tanh(x)),
+    "softshrink": Function(1, _shrink),
+    "hardshrink": Function(1, lambda x, t: np.where(np.abs(x) > t, x, 0.0)),
+    "threshold": Function(2, lambda x, t, v: np.where(x > t, x, v)),
 }
 
 

@@ -148,7 +148,7 @@ def add(
     hi: float | None = None,
     y: Params | None = None,
 ) -> Array:
-    """a + b, then the activation; both operands of one shape."""
+    """a + b, then the activation; axes of size 1 broadcast."""
     return _finish(_value(a) + _value(b), lo, hi, y)
 
 
@@ -219,7 +219,7 @@ def adaptive_avg_pool2d(x: Array | Quantized, size: Pair, y: Params | None = Non
     """Mean over (Ho, Wo) windows; window i spans rows floor(i*H/Ho) to ceil((i+1)*H/Ho)."""
     acc, scale = _summand(x)
     ho, wo = pair(size)
-    rows, cols = _adaptive_edges(acc.shape[2], ho), _adaptive_edges(acc.shape[3], wo)
+    rows, cols = adaptive_edges(acc.shape[2], ho), adaptive_edges(acc.shape[3], wo)
     total = np.zeros((*acc.shape[:2], ho, wo), acc.dtype)
     count = np.zeros((ho, wo), np.int64)
     for i, (top, bottom) in enumerate(rows):
@@ -384,7 +384,8 @@ def _window_sizes(
     return end - start
 
 
-def _adaptive_edges(size: int, out: int) -> list[tuple[int, int]]:
+def adaptive_edges(size: int, out: int) -> list[tuple[int, int]]:
+    """First and end row of each of `out` windows that cover `size` rows, as PyTorch cuts them."""
     return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
 

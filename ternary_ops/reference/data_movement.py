@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ternary_ops.reference import activations
 from ternary_ops.reference.arithmetic import Array, Params, Quantized, clamp, quantize
@@ -34,7 +33,7 @@ def mul(
     hi: float | None = None,
     y: Params | None = None,
 ) -> Array:
-    """a * b, then the activation; b has a's shape or is [N, C, 1, 1]."""
+    """a * b, then the activation; axes of size 1 broadcast."""
     with np.errstate(over="ignore", invalid="ignore"):
         out = clamp(a) * clamp(b)
     return clamp(out, lo, hi, y)
@@ -176,26 +175,6 @@ def bilinear_positions(size: int, out: int, ratio: np.floating[Any], align: bool
     second = np.minimum(first + 1, size - 1)
     share = np.clip(at - first.astype(ratio.dtype), zero, one)
     return first, second, one - share, share
-
-
-def softmax(x: Array) -> NDArray[np.float64]:
-    """Over channels, in float64."""
-    shifted = np.asarray(x, np.float64)
-    grown = np.exp(shifted - shifted.max(axis=1, keepdims=True))
-    out: NDArray[np.float64] = grown / grown.sum(axis=1, keepdims=True)
-    return out
-
-
-def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
-    """Over channels, in float64: (x - mean) / sqrt(var + eps) * weight + bias."""
-    per_channel = (1, -1, *[1] * (x.ndim - 2))
-    wide = np.asarray(x, np.float64)
-    centered = wide - wide.mean(axis=1, keepdims=True)
-    out: Array = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + eps)
-    out = out * np.asarray(weight, np.float64).reshape(per_channel)
-    if bias is not None:
-        out = out + np.asarray(bias, np.float64).reshape(per_channel)
-    return out
 
 
 def _axes(

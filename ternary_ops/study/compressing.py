@@ -25,6 +25,7 @@ from ternary_ops.data.classification import Split
 from ternary_ops.data.image_folder import Source
 from ternary_ops.errors import BadConfig, TernaryOpsError, UnsupportedModel, need
 from ternary_ops.graph.signature import pick
+from ternary_ops.graph.state import load_state
 from ternary_ops.program.interpret import simulate
 from ternary_ops.progress import Progress
 from ternary_ops.prune import Pruner
@@ -172,7 +173,7 @@ def _dense(job: Job, progress: Progress, ranks: Ranks) -> nn.Module:
     _must_classify(model, job.split)
     _must_compile(model, job)
     if job.weights is not None:
-        model.load_state_dict(job.weights)
+        load_state(model, job.weights)
         return model.eval()
     loss = Distillation(label_smoothing=LABEL_SMOOTHING)
     _train(model, job, job.dense, loss, progress, ranks)

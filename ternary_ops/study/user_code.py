@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, need
+from ternary_ops.graph.state import load_state
 from ternary_ops.nn import TernaryLayer
 
 _MODEL_DO = "Write --model path/to/file.py:function, a function that returns a torch.nn.Module."
@@ -99,7 +100,7 @@ def _called(function: Callable[[], Any], text: str, do: str) -> Any:
 def check_fit(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], path: str) -> None:
     """Refuse weights that are not the model's; raises FormatError with the first difference."""
     try:
-        build().load_state_dict(weights)
+        load_state(build(), weights)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         do = "Pass the weights of this architecture."

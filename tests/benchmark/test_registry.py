@@ -31,8 +31,10 @@ def test_every_result_file_has_its_bench_and_every_name_a_file() -> None:
     patterns = {pattern for bench in BENCHES for pattern in bench.results}
     found = {pattern: {p.name for p in (BENCH / "results").glob(pattern)} for pattern in patterns}
     assert all(found.values()), [pattern for pattern, files in found.items() if not files]
-    # parents: networks that others start from; random_graphs.txt: of tests/run_graphs.py.
-    rest = [name for name in result_files() if not name.startswith(("parents/", "random_graphs"))]
+    # parents: networks that others start from; random_graphs.txt: of tests/run_graphs.py; torch-*:
+    # of .ci/torch.
+    others = ("parents/", "random_graphs", "torch-")
+    rest = [name for name in result_files() if not name.startswith(others)]
     known = set().union(*found.values())
     assert not [name for name in rest if name.rpartition("/")[2] not in known]
 

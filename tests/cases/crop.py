@@ -29,7 +29,7 @@ def build(b: Any) -> None:
     first = b("crop", tokens, begin=0, end=5)
     tokens = b("concat", first, tokens, first, axis=2, y=b.params())
     tokens = b("crop", b("dequantize", tokens), begin=3, end=1, step=2)
-    tokens = b("concat", tokens, b("slice", b("concat", tokens, tokens), begin=3, end=9), axis=2)
+    tokens = b("concat", tokens, b("slice", b("concat", tokens, tokens), begin=6, end=12), axis=2)
     flat = b("rearrange", tokens, split=((-1,),) * 2, order=(1, 0), axes=(2,), rank=2)
     b("concat", b("flatten", x), flat)
 

@@ -29,17 +29,17 @@ def build(b: Any) -> None:
     tokens = move(b, q, (free, free, free), (0, 1, 2), (1, 2), 3)
     tokens = b("linear", tokens, w=b.weight("ternary", 12, 12, zeros=0.0), y=b.params())
     narrow = move(b, tokens, ((2, 3, 2), free), (0, 3, 1, 2), (1, 3), 3)
-    small = b("adaptive_avg_pool2d", q, size=(6, 4), y=b.params())
+    small = b("resize", q, mode="bilinear", size=(6, 4))
     windows = move(b, small, (free, (3, 2), (2, 2)), (1, 3, 0, 2, 4), (3, 2), 3)
     image = move(b, windows, ((3, 2, 12), (2, -1)), (2, 3, 0, 4, 1), (1, 2, 2))
     mixed = move(b, image, ((4, 3), (6,), (4,)), (3, 0, 2, 1), (2, 1, 1))
-    reals = b("dequantize", mixed), b("adaptive_avg_pool2d", tall, size=(6, 3))
+    reals = b("dequantize", mixed), b("dequantize", b("resize", tall, mode="bilinear", size=(6, 3)))
     across = move(b, b("concat", *reals), (free, free, (3,)), (2, 1, 0), (1, 1, 1))
     rows = move(b, across, (free, free, free), (1, 0, 2), (3,), 2)
-    rows = b("linear", rows, w=b.weight("float", 18, 22 * 6 * 3, zeros=0.0))
-    back = move(b, rows, ((3, 6),), (1, 0), (1, 1), 3)
+    rows = b("linear", rows, w=b.weight("float", 15, 22 * 6 * 3, zeros=0.0))
+    back = move(b, rows, ((3, 5),), (1, 0), (1, 1), 3)
     flat = move(b, b("dequantize", narrow), (free, free), (1, 0), (2,), 2)
-    ends = b("slice", move(b, back, (free, (3,)), (1, 0), (2,), 2), begin=4, end=17)
+    ends = b("slice", move(b, back, (free, (3,)), (1, 0), (2,), 2), begin=6, end=13)
     b("concat", flat, ends, rows)
 
 
@@ -74,25 +74,33 @@ def module(at: dict[str, Any], weight: Any) -> nn.Module:
     return _Rearrange(at)
 
 
+# Orders and axes of two factors of the channels, rows and columns, of any image.
+_FREE = (
+    ((1, 0, 2, 3), (2, 1, 1)),
+    ((0, 2, 3, 1), (1, 1, 2)),
+    ((1, 2, 0, 3), (1, 2, 1)),
+    ((0, 2, 1, 3), (1, 2, 1)),
+    ((1, 2, 3, 0), (1, 1, 2)),
+    ((0, 1, 3, 2), (2, 1, 1)),
+)
+
+
 def draw(d: Any, x: Any) -> Any:
-    """Of any image, rows with rows; or of one made a product, anything."""
+    """Of any image, or of one whose sizes are products; mostly so that rows stay with rows."""
+    split: Any = (factors(d, x.channels), (-1,), (-1,))
+    order, axes = d.pick(*_FREE)
     if d.chance(0.5):
-        first, second = factors(d, x.channels)
-        how = d.pick((0, 2, 3, 1), (1, 0, 2, 3), (1, 2, 0, 3), (0, 3, 1, 2))
-        axes = d.pick((1, 1, 2), (2, 1, 1), (1, 2, 1))
-        split: Any = ((first, second), (-1,), (-1,))
-    else:
         down, across = (d.number(1, 4), d.number(1, 3)), (d.number(1, 3), d.number(1, 4))
         x = d.resize(x, size=(down[0] * down[1], across[0] * across[1]))
-        how = tuple(int(i) for i in d.rng.permutation(6))
-        axes = d.pick((2, 2, 2), (1, 2, 3), (1, 3, 2))
-        split = (factors(d, x.channels), down, across)
+        split, axes = (factors(d, x.channels), down, across), d.pick((2, 2, 2), (1, 2, 3))
+        order = tuple(int(i) for i in d.rng.permutation(6))
+        if d.chance(0.6):
+            rest = [i for i in order if i != 2]
+            order = (*rest[: axes[0]], 2, *rest[axes[0] :])
     known = [f for axis in split for f in axis]
-    channels = math.prod(known[i] for i in how[: axes[0]])
-    if channels < 0:  # as many as the image is wide
-        how, axes, channels = (1, 0, 3, 2), (2, 1, 1), x.channels
-    made = move(d.b, x.id, split, how, axes)
-    return replace(x, id=made, channels=channels, level=d.level(x, "move", split, how, axes))
+    channels = math.prod(known[i] for i in order[: axes[0]])
+    made = move(d.b, x.id, split, order, axes)
+    return replace(x, id=made, channels=channels, level=d.level(x, "move", split, order, axes))
 
 
 def factors(d: Any, size: int) -> tuple[int, int]:

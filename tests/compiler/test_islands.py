@@ -88,7 +88,10 @@ class Net(nn.Module):
 CASES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "flow": (lambda: Net(Flow()), ("middle.0",)),
     "function": (lambda: Net(Floor()), ("middle.0",)),
-    "module": (lambda: Net(nn.Sequential(conv_bn(8, 8, 1), nn.Softshrink())), ("middle.0.1",)),
+    "module": (
+        lambda: Net(nn.Sequential(conv_bn(8, 8, 1), nn.LocalResponseNorm(3))),
+        ("middle.0.1",),
+    ),
     "two": (lambda: Net(Floor(), nn.Conv2d(8, 8, 1), Flow()), ("middle.0", "middle.2")),
     "side by side": (lambda: Net(Floor(), Flow()), ("middle.0", "middle.1")),
     "skip": (lambda: Net(Skip()), ("middle.0.strange",)),
@@ -96,7 +99,7 @@ CASES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "nothing between": (lambda: Net(Floor(), nn.Identity(), Flow()), ("middle.0", "middle.2")),
     "tokens": (lambda: Net(Attention()), ("middle.0",)),
     "first": (lambda: nn.Sequential(nn.Sequential(Flow(), conv_bn(3, 8, 3))), ("0.0",)),
-    "last": (lambda: nn.Sequential(conv_bn(3, 8, 3), nn.LogSoftmax(1)), ("1",)),
+    "last": (lambda: nn.Sequential(conv_bn(3, 8, 3), nn.LPPool2d(3, 1)), ("1",)),
 }
 
 

@@ -60,8 +60,9 @@ def test_equal_problems_are_one_line_with_count_place_and_source_line() -> None:
 
 
 def test_reasons_that_differ_in_sizes_alone_are_one_line() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(6), nn.Conv2d(4, 4, 3), nn.LayerNorm(4))
-    message = refused(model, torch.randn(1, 3, 8, 8))
+    reasons = {"1": "its input has shape (1, 4, 6, 6)", "3": "its input has shape (1, 4, 4, 4)"}
+    problems = [Problem("LayerNorm", place, "", reason) for place, reason in reasons.items()]
+    message = str(refusal(problems, "Conv2d"))
     assert "LayerNorm (2 times)" in message and "; first in 1;" in message.replace("\n", "")
 
 

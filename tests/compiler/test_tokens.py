@@ -93,11 +93,11 @@ def test_a_packed_network_and_moved_channels_keep_their_bits() -> None:
 @pytest.mark.parametrize(
     ("part", "reason"),
     [
-        (nn.LayerNorm((7, 21)), "over channels"),
-        (nn.Softmax(1), "over channels"),
-        (nn.PReLU(7), "rank 4"),
-        (nn.BatchNorm1d(7), "rank 4"),
-        (nn.Flatten(), "only"),
+        (nn.LayerNorm((7, 21)), "over one axis"),
+        (nn.Softmax(1), "sizes"),
+        (nn.PReLU(7), "sizes"),
+        (nn.BatchNorm1d(7), "sizes"),
+        (nn.Flatten(), "the output"),
     ],
 )
 def test_what_mixes_tokens_is_refused(part: nn.Module, reason: str) -> None:

@@ -57,10 +57,10 @@ def multiplied(target: str | Target, tile: Sequence[int] = (64, 64, 32), **optio
     return launch
 
 
-def repeated(target: str) -> Binary:
-    numbers = torch.zeros(16384)
+def repeated(target: str, size: int) -> Binary:
+    numbers = torch.zeros(4 * size)
     with record(target) as launches:
-        gpu_kernels.repeat_kernel[(4,)](numbers, numbers, 77, SIZE=4096)
+        gpu_kernels.repeat_kernel[(4,)](numbers, numbers, 77, SIZE=size)
     (launch,) = launches
     return launch.binary
 
@@ -92,22 +92,23 @@ def test_matmul_uses_the_tensor_cores(target: str, expected: str) -> None:
     assert inside, binary.histogram(loop)
 
 
-@pytest.mark.parametrize("target, lanes", [("sm_90", 32), ("gfx942", 64)])
-def test_thread_instructions_grow_by_the_loop_body(target: str, lanes: int) -> None:
-    binary = repeated(target)
+# From Triton 3.8 on, LLVM repeats the body of a short loop, and there are two loops.
+@pytest.mark.parametrize("target, lanes, size", [("sm_90", 32, 4096), ("gfx942", 64, 65536)])
+def test_thread_instructions_grow_by_the_loop_body(target: str, lanes: int, size: int) -> None:
+    binary = repeated(target, size)
     (loop,) = binary.loops
     once, thousand = binary.thread_instructions([1]), binary.thread_instructions([1000])
     assert once == len(binary.instructions) * lanes * 4
     assert thousand - once == 999 * len(loop) * lanes * 4
-    # 4096 exponents by 4 warps: each warp's share stands in the body once.
+    # The exponents by 4 warps: each warp's share stands in the body once.
     body = binary.histogram(loop)
-    assert body["MUFU" if target == "sm_90" else "v_exp_f32"] == 4096 // (4 * lanes)
+    assert body["MUFU" if target == "sm_90" else "v_exp_f32"] == size // (4 * lanes)
     with pytest.raises(BadConfig, match="each of the 1 loops"):
         binary.thread_instructions([])
 
 
 @pytest.mark.parametrize(
-    "target, options", [("sm_80", {"maxnreg": 64}), ("gfx942", {"num_warps": 1})]
+    "target, options", [("sm_80", {"maxnreg": 64}), ("gfx942", {"waves_per_eu": 8})]
 )
 def test_spills_are_seen(target: str, options: dict[str, int]) -> None:
     binary = multiplied(target, (128, 128, 32), **options).binary

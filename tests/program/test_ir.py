@@ -84,6 +84,9 @@ _WRONG: dict[str, list[Any]] = {
     "mode": ["bicubic", None, 0, True],
     "align": [0, None, "yes"],
     "zoom": [[0, 1], [1.0], 2, [-1, 1], [float("inf"), 1], ["1", 1], [1e30, 1]],
+    "tokens": [0, 8, 2**30, None, True, 9.0],
+    "transpose": [0, 1, None, "true"],
+    "scale": [None, "1", float("nan"), True, 1e39, [1.0]],
     "eps": [0, -1e-5, float("nan"), None, "1e-5", True],
 }  # fmt: skip
 

@@ -59,12 +59,15 @@ def test_what_operators_claim_of_their_results_holds(name: str) -> None:
         kind, x, before = node.operator, graph.values[node.inputs[0]], arrays[node.inputs[0]]
         if kind.keeps_params:
             assert value.y == x.y and "y" not in kind.attrs
-        if kind.floats_only:
+        if not kind.takes_codes(node.attrs):
             assert x.y is None and value.y is None
         if kind.per_channel and not value.fine and x.channels is not None:
-            assert value.multiple == x.multiple
+            read = [j for i, j in enumerate(node.inputs) if kind.reads_values(i)]
+            assert value.multiple == max(graph.values[j].multiple for j in read)
         if kind.per_pixel:
-            assert sizes_of(made.shape) == sizes_of(before.shape)
+            sizes = (sizes_of(arrays[j].shape) for j in node.inputs)
+            assert sizes_of(made.shape) == tuple(map(max, zip(*sizes, strict=True)))
         if kind.rearranges and not any(node.attrs.get("crop", ())):
             assert np.array_equal(np.sort(made, axis=None), np.sort(before, axis=None))
-        assert kind.is_layer == (kind.macs(graph.bound(node), made.shape) > 0)
+        counts = kind.is_layer or node.op == "matmul"
+        assert counts == (kind.macs(graph.bound(node), made.shape) > 0)

@@ -359,3 +359,37 @@ def test_values_that_are_not_finite_or_absent() -> None:
         seen(torch.tensor([-1.0, float("inf")]))
     assert seen(torch.empty(0)).count == 0
     assert seen(torch.zeros(5)).range("mse", 0.0) == (0.0, 0.0)
+
+
+class Unread(nn.Module):
+    """A layer whose result nothing reads takes the sum, a conv's output and a pool's too."""
+
+    def __init__(self, dead: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.unread = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.fc, self.dead = nn.Linear(8, 4), dead
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        y = self.b(x)
+        if self.dead:
+            self.unread(y)
+        y = torch.relu(self.norm(y) + x)
+        if self.dead:
+            self.unread(y)
+        y = F.avg_pool2d(y, 2)
+        return self.fc(y.mean((2, 3)))
+
+
+def test_what_nothing_reads_is_no_reader() -> None:
+    x, programs = torch.randn(4, 3, 8, 8), []
+    for dead in (False, True):
+        torch.manual_seed(1)
+        model = Unread(dead).eval()
+        nn.init.normal_(model.norm.running_mean)
+        quantize_(model, TernaryConfig("int8"))
+        tops.calibrate(model, [x])
+        programs.append(tops.compile(model, x))
+    assert programs[0].summary() == programs[1].summary()
+    np.testing.assert_array_equal(programs[0](x.numpy()), programs[1](x.numpy()))

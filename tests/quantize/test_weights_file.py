@@ -257,3 +257,57 @@ def test_an_index_by_malice(tmp_path, index, said):
     container.write(path, "weights", {**document.index, **index}, keep)
     with pytest.raises((FormatError, UnsupportedModel), match=said):
         tops.load(path, Mixed())
+
+
+class Versioned(nn.Module):
+    """Asks for the version of its state, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_a_model_that_asks_for_the_version_of_its_state_loads(tmp_path):
+    model, x = quantized(Versioned()), torch.randn(2, 3, 5, 5)
+    tops.save(model, tmp_path / "weights.safetensors")
+    loaded = tops.load(tmp_path / "weights.safetensors", Versioned().eval())
+    assert torch.equal(loaded(x), tops.pack_(model)(x))
+
+
+class Auxiliary(nn.Module):
+    """A head that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.aux, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x)).mean((2, 3))
+        return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_head_that_runs_in_training_alone_is_packed(training, tmp_path, caplog):
+    torch.manual_seed(0)
+    model, other, x = Auxiliary(), Auxiliary(), torch.randn(4, 3, 6, 6)
+    for network in (model, other):
+        tops.quantize_(network, tops.TernaryConfig("int8"))
+    tops.calibrate(model, [x])
+    other.load_state_dict(model.state_dict())  # which does not say that the head was never called
+    other.train(training)
+    rows = tops.quantize.sensitivity(other, [x]).rows
+    assert {row.name for row in rows} == {"conv", "fc"}
+    tops.save(other, tmp_path / "weights.safetensors")
+    assert "not run in eval mode, packed with a float input: aux" in caplog.text
+    loaded = tops.load(tmp_path / "weights.safetensors", Auxiliary().eval())
+    assert torch.equal(loaded(x), tops.pack_(model.eval())(x))

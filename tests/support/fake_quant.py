@@ -118,7 +118,16 @@ def _layer_norm(graph: Graph, node: Node, operands: Operands) -> Tensor:
 
 def _softmax(graph: Graph, node: Node, operands: Operands) -> Tensor:
     x = operands[0][0].double()
-    return F.softmax(x, _channel_axis(x)).float()
+    axis, groups = _channel_axis(x), node.attrs["groups"]
+    return F.softmax(x.unflatten(axis, (groups, -1)), axis + 1).flatten(axis, axis + 1).float()
+
+
+def _matmul(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    """Tokens outside are [N, L, C]."""
+    at = node.attrs
+    a, b = (x.double().unflatten(2, (at["groups"], -1)) for x, _ in operands)
+    pattern = "nlgk,nmgk->nlgm" if at["transpose"] else "nlgm,nmgd->nlgd"
+    return (at["scale"] * torch.einsum(pattern, a, b)).flatten(2).float()
 
 
 def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -131,6 +140,7 @@ def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
         steps = torch.cat([codes, eighths], 1)
         filters = torch.cat([filters, torch.round(filters / 8)], 1)
     if node.op == "conv2d":
+        steps = F.pad(steps, (0, at["more_padding"][1], 0, at["more_padding"][0]))
         acc = F.conv2d(
             steps, filters, None, at["stride"], at["padding"], at["dilation"], at["groups"]
         )
@@ -223,6 +233,7 @@ _OPERATORS: dict[str, Callable[[Graph, Node, Operands], Tensor]] = {
     "flatten": lambda g, node, o: torch.flatten(o[0][0], 1),
     "layer_norm": _layer_norm,
     "linear": _layer,
+    "matmul": _matmul,
     "max_pool2d": _max_pool,
     "mul": _mul,
     "pixel_shuffle": _shuffle,

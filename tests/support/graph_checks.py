@@ -169,6 +169,11 @@ def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
         terms = int(np.prod(w.shape[1:]))
         slope = 1.0 if w.slope is None else max(1.0, float(np.abs(w.slope).max()))
         return 4 * EPS * (terms + 8) * (sums * x + bias + size) * slope + _TINY
+    if node.op == "reduce":
+        return 4 * EPS * x * float(np.prod(values[node.inputs[0]].shape[1:])) + _TINY
+    if node.op == "matmul":
+        sums = x * float(np.abs(values[node.inputs[1]]).max(initial=0)) * node.attrs["scale"]
+        return 4 * EPS * (values[node.inputs[0]].shape[2] + 8) ** 2 * sums + _TINY
     if "pool" in node.op:
         return EPS * (values[node.inputs[0]][0, 0].size + 8) * x + _TINY
     if node.operator.floats_only and "w" in node.attrs:

@@ -14,7 +14,7 @@ from fake_quant import FUNCTIONS
 from torch import Tensor, nn
 
 
-def _conv(graph: Graph, node: Node) -> nn.Conv2d:
+def _conv(graph: Graph, node: Node) -> nn.Module:
     w, at = graph.weight(node), node.attrs
     o, r, s, i = w.shape
     made = nn.Conv2d(
@@ -27,7 +27,9 @@ def _conv(graph: Graph, node: Node) -> nn.Conv2d:
         at["groups"],
         bias=w.bias is not None,
     )
-    return _filled(made, w, (0, 3, 1, 2))
+    filled = _filled(made, w, (0, 3, 1, 2))
+    down, right = at["more_padding"]
+    return nn.Sequential(nn.ZeroPad2d((0, right, 0, down)), filled) if down + right else filled
 
 
 def _linear(graph: Graph, node: Node) -> nn.Linear:
@@ -61,7 +63,7 @@ class Module(nn.Module):
         self.called: dict[int, str] = {}
         shared: dict[Any, str] = {}
         for i, node in enumerate(graph.nodes):
-            if "w" not in node.attrs:
+            if "w" not in node.attrs and node.op not in program_cases():
                 continue
             at = {k: v for k, v in node.attrs.items() if k not in ("clamp", "gate", "y")}
             name = shared.setdefault((node.op, *at.items()), str(i))
@@ -72,12 +74,13 @@ class Module(nn.Module):
     def _add(
         self, name: str, graph: Graph, node: Node, rng: np.random.Generator, norms: float
     ) -> None:
+        if node.op in program_cases():
+            weight = graph.weight(node) if "w" in node.attrs else None
+            self.layers[name] = program_cases()[node.op].module(node.attrs, weight)
+            return
         w = graph.weight(node)
         if node.op == "linear":
             self.layers[name] = _linear(graph, node)
-            return
-        if node.op in program_cases():
-            self.layers[name] = program_cases()[node.op].module(node.attrs, w)
             return
         if node.op == "layer_norm":
             norm = nn.LayerNorm(w.shape[0], eps=node.attrs["eps"])
@@ -165,10 +168,15 @@ _PLAIN: dict[str, Any] = {
 }
 
 
+_WITHOUT_FORM = ("constant", "reduce", "matmul", "rearrange", "crop", "pad")
+
+
 def has_module_form(graph: Graph) -> bool:
     """Floats alone, pixels moved as PyTorch's functions do, and LayerNorm of rows alone."""
     for node, value in zip(graph.nodes, graph.values, strict=True):
-        if node.op in ("rearrange", "crop", "pad") or node.attrs.get("axis", 1) != 1:
+        if node.op in _WITHOUT_FORM or node.attrs.get("axis", 1) != 1:
+            return False
+        if node.op == "softmax" and node.attrs["groups"] > 1:
             return False
         factor = node.attrs.get("factor", (1, 1))
         oblong = factor[0] != factor[1] or any(node.attrs.get("crop", ()))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from cases import ProgramCase, program_cases
+from cases import ProgramCase, matmul, program_cases
 from numpy.typing import NDArray
 
 from ternary_ops.program.graph import Graph, Node
@@ -192,6 +192,32 @@ def token_program(seed: int = 0) -> Graph:
     return b.graph()
 
 
+def broadcast_program(seed: int = 0) -> Graph:
+    """Sums and products of values with axes of size 1 on either side, of uint8, then of floats."""
+    b = Builder(seed, c=7)
+    q = b("quantize", 0, y=b.params())
+    x = b("conv2d", q, w=b.weight("ternary", 10, 7, zeros=0.0), y=b.params())
+    one = b("conv2d", q, w=b.weight("int8", 1, 7, zeros=0.0), y=b.params())
+    x = b("add", one, x, clamp=(-3.0, None), y=b.params())
+    x = b("mul", x, one, y=b.params())
+    x = b("add", b("adaptive_avg_pool2d", x, size=(1, 1), y=b.params(-6, 6)), x, y=b.params())
+    x = b("mul", b("reduce", one, fn="max", axes=(2,)), x, y=b.params())
+    x = b("add", x, b("reduce", one, fn="min", axes=(3,)), y=b.params())
+    x = b("mul", b("reduce", x, fn="max", axes=(2, 3)), b("slice", x, begin=6, end=7), y=b.params())
+    y = b("mul", b("dequantize", x), b("dequantize", one))
+    y = b("add", b("reduce", y, fn="max", axes=(2,)), b("reduce", y, fn="min", axes=(1, 3)))
+    y = b("mul", b("dequantize", x), y, clamp=(None, 4.0))
+    b("add", b("adaptive_avg_pool2d", b("dequantize", one), size=(1, 1)), y)
+    return b.graph()
+
+
+def matmul_program(seed: int = 0) -> Graph:
+    """Products of tokens."""
+    b = Builder(seed, c=12, rank=3)
+    matmul.build(b)
+    return b.graph()
+
+
 def _case_program(case: ProgramCase) -> Callable[[int], Graph]:
     def make(seed: int = 0) -> Graph:
         b = Builder(seed, c=case.channels)
@@ -207,6 +233,8 @@ PROGRAMS: dict[str, Callable[..., Graph]] = {
     "flat": flat_program,
     "wide": wide_program,
     "tokens": token_program,
+    "broadcast": broadcast_program,
+    "matmul": matmul_program,
     **{op: _case_program(case) for op, case in program_cases().items()},
 }
 

@@ -116,13 +116,21 @@ class Draw:
             "groups": groups,
             "gate": gate,
         }
+        if not same and self.chance(0.3):
+            attrs["more_padding"] = (self.number(0, 2), self.number(0, 1))
         slopes = 0 if gate or not self.chance(0.12) else self.pick(1, o)
         if not slopes:
             attrs["clamp"] = self.pick(*_BOUNDS)
         floats = self._y(x, attrs)
         attrs["w"] = self._weight(x, fine, o, x.channels // groups, kernel, slopes)
         made = self.b("conv2d", x.id, *(v.id for v in others), **attrs)
-        where = x.level if same else self.level(x, kernel, padding, attrs["stride"], dilation)
+        where = (
+            x.level
+            if same
+            else self.level(
+                x, kernel, padding, attrs["stride"], dilation, attrs.get("more_padding", (0, 0))
+            )
+        )
         return Val(made, o, where, floats)
 
     def _fine(self, x: Val) -> Val:
@@ -170,8 +178,9 @@ class Draw:
 
     def activation(self, x: Val, fn: str | None = None) -> Val:
         fn = fn or self.pick(*FUNCTIONS)
-        if fn == "exp":  # towers of exponentials leave float32
-            x = replace(x, id=self.b("clamp", x.id, clamp=(-3.0, 1.0), **self._kept(x)))
+        if fn in activations.DOMAINS:  # towers of exponentials leave float32
+            bounds = activations.DOMAINS[fn]
+            x = replace(x, id=self.b("clamp", x.id, clamp=bounds, **self._kept(x)))
         attrs: dict[str, Any] = {}
         floats = self._y(x, attrs)
         made = self.b("activation", x.id, fn=fn, params=FUNCTIONS[fn], **attrs)
@@ -187,7 +196,7 @@ class Draw:
         return replace(a, id=self.b("add", a.id, b.id, **attrs), floats=floats)
 
     def mul(self, a: Val, b: Val) -> Val:
-        """b: of a's size, or one number a channel."""
+        """b: of a's size, or with axes of size 1."""
         b = self.alike(b, a)
         attrs: dict[str, Any] = {"clamp": (-4.0, 4.0)}
         floats = self._y(a, attrs)
@@ -296,7 +305,13 @@ class Draw:
 
     def softmax(self, x: Val) -> Val:
         real = self.real(x)
-        return replace(real, id=self.b("softmax", real.id))
+        groups = self.pick(*(g for g in range(1, real.channels + 1) if real.channels % g == 0))
+        return replace(real, id=self.b("softmax", real.id, groups=groups))
+
+    def along(self, x: Val) -> Val:
+        """The largest or the smallest number of each pixel, or of each row of a channel."""
+        axes = self.pick((1,), (3,), (1, 3))
+        return replace(x, id=self.b("reduce", x.id, fn=self.pick("max", "min"), axes=axes))
 
     def layer_norm(self, x: Val) -> Val:
         real = self.real(x)

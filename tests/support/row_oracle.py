@@ -80,6 +80,10 @@ def rows_needed(graph: Graph, value: int, which: int, row: int, shapes: Shapes) 
         return [row // at["factor"][0]]
     if node.op == "pixel_unshuffle":
         return [row * at["factor"][0] + r for r in range(at["factor"][0])]
+    if not node.operator.reads_values(which):
+        return []
+    if node.op in ("add", "mul") and height == 1:
+        return [0]
     if node.op == "crop":
         return [at["begin"][0] + row * (at["step"] or (1, 1))[0]]
     if node.op == "pad":
@@ -89,8 +93,6 @@ def rows_needed(graph: Graph, value: int, which: int, row: int, shapes: Shapes) 
         how = at["split"], at["order"], at["axes"]
         return list(_rearranged(shapes[node.inputs[0]], shapes[value], *how)[row])
     if node.op == "resize":
-        if which == 1:  # only its size matters
-            return []
         out = shapes[value][2]
         zoom = None if at["zoom"] is None else at["zoom"][0]
         return _resized(height, out, at["mode"], at["align"], zoom)[row]

@@ -158,7 +158,11 @@ def pixelwise(d: Draw, x: Val) -> Val:
         x = d.alike(d.layer_norm(x), x)
     if d.chance(0.4):
         x = d.alike(d.softmax(x), x)
+    if d.chance(0.3):
+        x = d.alike(d.case(x, "constant"), x)
     y = d.activation(x)
+    if d.chance(0.3):
+        y = d.alike(d.mul(y, d.along(y)), y)
     z = d.clamp(d.activation(y)) if d.chance(0.5) else y
     return d.mul(z, x) if d.chance(0.5) else d.add(x, d.mul(y, z))
 
@@ -198,7 +202,7 @@ def moved(d: Draw, x: Val) -> Val:
             x = d.conv(x, None, d.pick((1, 1), (3, 3)))
         if d.chance(0.3):
             other = d.alike(d.conv(x, x.channels), x)
-            x = d.stack(d.pick(2, 3, 3), *d.pick((x, other), (other, x), (x, other, x)))
+            x = d.stack(d.pick(2, 3, 3, 3, 3), *d.pick((x, other), (other, x), (x, other, x)))
     return d.conv(x)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Torch operators as steps of a program: one table, keyed by the operator, a family a file.
 
-A row is a function that takes a `Call` and returns its step, the step it reads where nothing
-changes, or None where the call itself has no value. It raises Unsupported with the reason for a
-call that no program can say.
+A row is a function that takes a `Call` and returns its value (`compiler.axes`), a list of them
+where the call makes several tensors, or just the step that makes it, where it lies as torch has it.
+It raises Unsupported with the reason for a call that no program can say.
 """
 
 from __future__ import annotations
@@ -12,14 +12,33 @@ from ternary_ops.compiler.ops import (
     conv_linear,
     data_movement,
     elementwise,
+    indexing,
     normalize,
+    one_axis,
+    pad,
     pool,
+    products,
+    reductions,
     resize,
+    views,
 )
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.graph.torch_ops import TorchOp
 
-_FAMILIES = (conv_linear, normalize, elementwise, pool, data_movement, resize)
+_FAMILIES = (
+    conv_linear,
+    products,
+    normalize,
+    elementwise,
+    pad,
+    pool,
+    reductions,
+    data_movement,
+    views,
+    indexing,
+    resize,
+    one_axis,
+)
 ROWS: dict[TorchOp, Row] = {op: row for family in _FAMILIES for op, row in family.ROWS.items()}
 
 

@@ -3,28 +3,63 @@
 
 from __future__ import annotations
 
-from ternary_ops.compiler.call import Call, Unsupported
+from typing import Any
+
+from torch import nn
+
+from ternary_ops.compiler.arrange import canonical, channels_at
+from ternary_ops.compiler.axes import Atom, Value
+from ternary_ops.compiler.call import Call
+from ternary_ops.compiler.ops.pad import padded
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.compiler.read_layers import read_layer, read_transposed
+from ternary_ops.compiler.read_layers import Layer, read_layer, read_transposed
 from ternary_ops.compiler.step import Step
+from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.errors import UnsupportedModel, first_line
 from ternary_ops.graph import torch_ops
+from ternary_ops.nn.geometry import edges_of
 
 
-def _layer(call: Call) -> Step:
+def _read(call: Call, module: nn.Module | None) -> Layer:
     """A layer of torch.nn or ternary_ops.nn; one that is called twice is read once."""
-    module = call.module
     if module is None:
         call.refuse()
-    convolves = isinstance(getattr(module, "kernel_size", None), tuple)
-    x = call.input(4) if convolves else call.input(2, 3)
     if call.name not in call.layers:
         try:
             call.layers[call.name] = read_layer(call.name, module)
         except UnsupportedModel as error:
             raise Unsupported(first_line(error)) from error
-    layer = call.layers[call.name]
-    return Step(layer.op, [x], layer.attrs, layer)
+    return call.layers[call.name]
+
+
+def _convolution(call: Call) -> Step:
+    """Over an image."""
+    return convolution(call, call.module, call.input(4))
+
+
+def convolution(call: Call, module: Any, x: Step) -> Step:
+    """A convolution of an image, with the padding that a program has as a step of its own."""
+    layer = _read(call, module)
+    if module.padding_mode != "zeros":
+        x = padded(x, edges_of(module), module.padding_mode)
+    return Step("conv2d", [x], layer.attrs, layer)
+
+
+def _linear(call: Call) -> Value:
+    """Over the last axis; of an image in which that lies as channels, a convolution."""
+    layer, x = _read(call, call.module), call.value()
+    rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
+    x = canonical(x) if rows else channels_at(x, -1)
+    op = "conv2d" if len(x.form) == 4 else "linear"
+    return with_channels(x, len(x.axes) - 1, Step(op, [x.step], {}, layer), layer)
+
+
+def with_channels(x: Value, axis: int, step: Step, layer: Layer) -> Value:
+    """What a layer makes of the channels of x, which are the traced `axis`."""
+    sizes = (layer.weight.shape[0],) * x.examples
+    made = () if set(sizes) == {1} else (Atom(sizes, True),)
+    axes = (*x.axes[:axis], made, *x.axes[axis + 1 :])
+    return Value(step, (x.form[0], made, *x.form[2:]), axes)
 
 
 def _transposed(call: Call) -> Step:
@@ -39,10 +74,10 @@ def _transposed(call: Call) -> Step:
 
 
 ROWS = {
-    torch_ops.CONV2D: Row(_layer),
+    torch_ops.CONV2D: Row(_convolution),
     torch_ops.CONV_TRANSPOSE2D: Row(_transposed),
     torch_ops.LINEAR: Row(
-        _layer,
+        _linear,
         "Linear (torch.nn's, tops.nn's, packed; also as functions of parameters and as products "
         "x @ weight)",
     ),

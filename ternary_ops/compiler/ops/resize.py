@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from ternary_ops.compiler.call import Call, Unsupported, pair
+from ternary_ops.compiler.arrange import canonical
+from ternary_ops.compiler.call import Call, pair
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.step import Step
+from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
 
@@ -24,7 +26,7 @@ def _interpolate(call: Call) -> Step:
         raise Unsupported(f"nearest and bilinear resizing are supported, without antialias: {mode}")
     at: dict[str, Any] = {"mode": mode, "align": bool(options["align_corners"])}
     if size is not None and (like := _sized_like(size)) is not None:
-        return Step("resize", [x, call.step(like)], at)
+        return Step("resize", [x, canonical(call.value(like)).step], at)
     if size is not None:
         return Step("resize", [x], {**at, "size": pair(size)})
     zooms = tuple(zoom) if isinstance(zoom, Sequence) else (zoom, zoom)

@@ -5,13 +5,16 @@ from ternary_ops.program.operator import OPS
 from ternary_ops.program.ops import (
     activation,
     borders,
+    constant,
     conv_linear,
     data_movement,
     elementwise,
+    matmul,
     normalize,
     pool,
     quantize,
     rearrange,
+    reduce,
     resize,
 )
 
@@ -29,6 +32,9 @@ _FAMILIES = (
     rearrange,
     borders,
     normalize,
+    reduce,
+    matmul,
+    constant,
 )
 
 

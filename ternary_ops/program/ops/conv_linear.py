@@ -128,7 +128,9 @@ class _Layer(Operator):
 
 @register
 class Conv2d(_Layer):
-    """A convolution with filters [O, R, S, I]; times a gate after a sigmoid, plus a residual"""
+    """A convolution with filters [O, R, S, I]; at the bottom and right `more_padding` rows and
+    columns more than at the top and left; times a gate after a sigmoid, plus a residual
+    """
 
     name = "conv2d"
     reads = "x, gate if `gate` says so, optional residual"
@@ -137,6 +139,7 @@ class Conv2d(_Layer):
         "w": WEIGHT,
         "stride": Attribute(pair(1), (1, 1)),
         "padding": Attribute(pair(0), (0, 0)),
+        "more_padding": Attribute(pair(0), (0, 0)),
         "dilation": Attribute(pair(1), (1, 1)),
         "groups": Attribute(whole(1, MAX_CHANNELS), 1),
         "gate": Attribute(FLAG, False),
@@ -161,12 +164,15 @@ class Conv2d(_Layer):
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """One pixel for each place of the filters."""
         x, at, (o, r, s, _) = inputs[0], node.at, node.weight.shape
-        steps = zip(x[2:], (r, s), at["stride"], at["padding"], at["dilation"], strict=True)
+        sizes = map(sum, zip(x[2:], at["more_padding"], strict=True))
+        steps = zip(sizes, (r, s), at["stride"], at["padding"], at["dilation"], strict=True)
         return like_all((x[0], o, *(conv_size(*step) for step in steps)), inputs[1:])
 
     def _sums(self, node: BoundNode, x: Operand, filters: Array) -> Array:
         at = node.at
         window = at["stride"], at["padding"], at["dilation"], at["groups"]
+        if any(at["more_padding"]):
+            x = _padded(x, at["more_padding"])
         if isinstance(x, tuple):
             return reference.conv2d_acc(x[0], x[2], filters, *window)
         return reference.conv2d(x, filters, None, None, *window)
@@ -178,6 +184,14 @@ class Conv2d(_Layer):
         if x is None and w.scale is not None:
             return "float", w.array * w.scale[:, None, None, None], np.ones_like(w.scale)
         return super()._stored(w, x)
+
+
+def _padded(x: Operand, more: tuple[int, int]) -> Operand:
+    """An image with rows below and columns to the right of zeros, or of the zero point."""
+    ends = (0, 0), (0, 0), (0, more[0]), (0, more[1])
+    if isinstance(x, tuple):
+        return np.pad(x[0], ends, constant_values=x[2]), *x[1:]
+    return np.pad(x, ends)
 
 
 @register

@@ -27,24 +27,38 @@ class _Elementwise(Operator):
     per_channel = per_pixel = True
 
     def value(self, node: BoundNode) -> Value:
-        """Operands of one rank and kind, with as many channels."""
-        x, *others = node.inputs
-        channels = x.channels
-        for other in others:
+        """Operands of one rank and kind, whose channels broadcast."""
+        x = node.inputs[0]
+        widest = x
+        for other in node.inputs[1:]:
             if (other.rank, other.y is None) != (x.rank, x.y is None):
                 wanted = f"values of one kind for {self.name}"
                 raise FormatError(need(wanted, "different ones", REWRITE))
-            if None not in (channels, other.channels) and channels != other.channels:
-                raise FormatError(
-                    need(f"two values of {channels} channels", other.channels, REWRITE)
-                )
-            channels = channels if channels is not None else other.channels
-        return Value(x.rank, channels, x.multiple, output_params(node))
+            widest = self._wider(widest, other)
+        return Value(x.rank, widest.channels, widest.multiple, output_params(node))
+
+    def _wider(self, a: Value, b: Value) -> Value:
+        """The one whose channels the result has."""
+        if a.channels == 1 or (a.channels is None and b.channels not in (1, None)):
+            return b
+        if None not in (a.channels, b.channels) and b.channels not in (1, a.channels):
+            wanted = f"two values of {a.channels} channels, or of one,"
+            raise FormatError(need(wanted, b.channels, REWRITE))
+        return a
+
+    def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
+        """The sizes of all operands; where one is 1, that of the others."""
+        x = inputs[0]
+        made = tuple(max(sizes) for sizes in zip(*inputs, strict=True))
+        for other in inputs:
+            if other[0] != x[0] or any(a not in (1, b) for a, b in zip(other, made, strict=True)):
+                need_same("a second operand of shape", made, other)
+        return made
 
 
 @register
 class Add(_Elementwise):
-    """a + b"""
+    """a + b; an axis of size 1, other than the batch, meets every number of the other operand's"""
 
     name = "add"
     reads = "a, b"
@@ -57,18 +71,11 @@ class Add(_Elementwise):
 
 @register
 class Mul(_Elementwise):
-    """a * b, where b [N, C, 1, 1] meets every pixel"""
+    """a * b, with axes of size 1 as in `add`"""
 
     name = "mul"
-    reads = "a, b (a's shape or [N, C, 1, 1])"
+    reads = "a, b"
     inputs = (2, 2)
-
-    def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
-        """That of the first."""
-        x, other = inputs
-        if len(x) != 4 or other[2:] != (1, 1):
-            need_same("a second operand of shape", x, other)
-        return x
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """One float32 product, then the bounds."""

@@ -49,19 +49,23 @@ def _factor_and_offset(node: BoundNode) -> dict[str, Any]:
 
 @register
 class Softmax(Operator):
-    """exp(x) over its sum over the channels, for each pixel"""
+    """exp(x) over its sum over the channels of each of `groups` groups, for each pixel"""
 
     name = "softmax"
     reads = "x, floats"
+    attrs = {"groups": Attribute(whole(1, MAX_CHANNELS), 1)}
     floats_only = over_channels = per_pixel = True
 
     def value(self, node: BoundNode) -> Value:
         """As its input."""
-        return node.inputs[0]
+        x, groups = node.inputs[0], node.at["groups"]
+        if groups > 1 and (x.channels is None or x.channels % groups):
+            raise FormatError(need(f"channels divisible by {groups}", x.channels, REWRITE))
+        return x
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """In float64, rounded once."""
-        return reference.softmax(operands[0]).astype(np.float32)
+        return reference.softmax(operands[0], node.at["groups"]).astype(np.float32)
 
 
 @register

@@ -142,3 +142,25 @@ class AdaptiveAvgPool2d(Operator):
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """Exact sums, then one product."""
         return reference.adaptive_avg_pool2d(operands[0], **node.at)
+
+
+@register
+class AdaptiveMaxPool2d(Operator):
+    """The largest numbers of size[0] x size[1] parts of the image"""
+
+    name = "adaptive_max_pool2d"
+    attrs = {"size": Attribute(pair(1))}
+    keeps_params = per_channel = True
+
+    def value(self, node: BoundNode) -> Value:
+        """As its input."""
+        need_rank(node, 4)
+        return node.inputs[0]
+
+    def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
+        """The size that was asked for."""
+        return *inputs[0][:2], *node.at["size"]
+
+    def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
+        """Of codes or floats."""
+        return reference.adaptive_max_pool2d(plain(operands[0]), node.at["size"])

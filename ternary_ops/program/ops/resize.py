@@ -36,6 +36,10 @@ class Resize(Operator):
     }
     keeps_params = per_channel = True
 
+    def reads_values(self, i: int) -> bool:
+        """The second gives its size only."""
+        return i == 0
+
     def value(self, node: BoundNode) -> Value:
         """As its first input."""
         at, (x, *others) = node.at, node.inputs

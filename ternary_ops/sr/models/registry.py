@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ternary_ops.errors import FormatError, need
+from ternary_ops.graph.state import load_state
 from ternary_ops.sr.models.base import SRNetwork
 from ternary_ops.sr.models.efdn import EFDN
 from ternary_ops.sr.models.fmen import FMEN
@@ -190,7 +191,7 @@ def build(state: State, source: str) -> SRNetwork:
         got = "; ".join(wrong[:_SHOWN]) + (f"; {len(wrong)} in all" if len(wrong) > _SHOWN else "")
         what = f"{source} holds every tensor of {network.family}, and no other"
         raise FormatError(need(what, got, "Pass the file as its authors published it."))
-    network.load_state_dict(state)
+    load_state(network, state)
     return network.eval()
 
 
