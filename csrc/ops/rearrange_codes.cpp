@@ -124,7 +124,9 @@ class CodeMover {
   }
 
   // Rows of four channels that one task moves.
-  int64_t rows_a_task() const { return std::max<int64_t>(1, 2048 / (out_.n * out_.w)); }
+  int64_t rows_a_task() const {
+    return std::max<int64_t>(1, 2048 / std::max<int64_t>(1, out_.n * out_.w));
+  }
   int64_t work(Rows rows) const { return (runs_ ? 4 : 16) * vectors_of(out_, rows) + 1; }
 
   // Rows [begin, end) of all quads in a row, `rows` of each.
