@@ -16,6 +16,7 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.graph.nodes import Chain, arguments_of, look_up
 from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.trace import ON_EXAMPLE
 
 Made: TypeAlias = "Value | list[Value]"  # of a node; several of one that makes several tensors
 
@@ -50,12 +51,18 @@ class Call:
         self._values = values
 
     @property
+    def any_size(self) -> bool:
+        """True in a trace that stands for inputs of any size."""
+        owner = self.node.graph.owning_module
+        return owner is not None and not owner.meta.get(ON_EXAMPLE)
+
+    @property
     def source(self) -> fx.Node:
         """The node of the tensor it works on; raises Unsupported when that is a constant."""
         x = self.node.args[0] if self.node.args else self.node.kwargs.get("input")
-        if not isinstance(x, fx.Node) or shape_of(x) is None:
+        if not isinstance(x, fx.Node) or (shape := x.meta.get("shape")) is None:
             raise Unsupported("it does not work on a tensor that comes from the input")
-        if shape_of(x) == ():
+        if shape == ():
             raise Consequence
         return x
 

@@ -141,12 +141,12 @@ class _Chooser:
 
     def choose(self, step: Step) -> None:
         """Set `reads` and `y` of one step, those before it are set."""
-        if step.op in ("input", "output") or _reads_floats(step):
+        if step.layer is not None and OPS[step.op].is_layer:
+            self._choose_layer(step, step.layer)
+        elif step.op in ("input", "output") or _reads_floats(step):
             step.reads = [FLOATS] * len(step.inputs)
         elif 0 in OPS[step.op].sized_by:
             step.reads = [None] * len(step.inputs)
-        elif step.layer is not None:
-            self._choose_layer(step, step.layer)
         elif OPS[step.op].keeps_params:
             x, *sized_like = step.inputs
             codes = (step.wanted is not None or x.y is not None) and step.fine is None

@@ -10,30 +10,32 @@ from torch import Tensor, fx
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Value, made_by
-from ternary_ops.compiler.call import Call, Made, shape_of, sizes_of
+from ternary_ops.compiler.call import Call, Made, shape_of, shapes_of, sizes_of
 from ternary_ops.compiler.constants import constant_value
 from ternary_ops.compiler.ops import ROWS, supported
 from ternary_ops.compiler.problems import Problem, called, problem_of, refusal
 from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
-from ternary_ops.compiler.trace_check import VARIED
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import value_name
+from ternary_ops.graph.trace import ON_EXAMPLE
 
 
 def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
     """The steps, in order, that the output needs; the first is the input, the last the output.
 
     ranges: of values without a layer (`graph.observed`). Shapes must have been noted
-    (`trace_check`). Raises one UnsupportedModel that lists every node without a program form.
+    (`trace_check`). Raises one UnsupportedModel that lists every node without a program form, or
+    those that hold for the example's size alone, unless the trace does as well.
     """
     reader = _Reader(traced, ranges)
     if reader.problems:
         raise refusal([problem for _, problem in reader.problems], supported())
     steps = _reachable(Step("output", [reader.output]))
-    _check(steps)
+    if not traced.meta.get(ON_EXAMPLE):
+        _check(steps)
     return steps
 
 
@@ -80,7 +82,8 @@ class _Reader:
         self._ranges = ranges
         self._layers: dict[str, Layer] = {}
         self._chains = fused_chains(traced.graph)
-        self._varied = bool(traced.meta[VARIED])
+        inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        self._varied = len({shape[1:] for node in inputs for shape in shapes_of(node)}) > 1
         for node in traced.graph.nodes:
             if node in islands or node.op == "placeholder":
                 self._read_input(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ternary_ops.compiler.arrange import channels_at, joined_axes
 from ternary_ops.compiler.axes import Value
-from ternary_ops.compiler.call import Call, shape_of
+from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.combine import paired
 from ternary_ops.compiler.constants import scaled, with_bias
 from ternary_ops.compiler.ops.row import Row
@@ -115,7 +115,7 @@ def _from_number(op: TorchOp | None, number: float) -> tuple[float, float]:
 
 def _of_tensors(call: Call, x: Value, y: Value) -> Value | Step:
     """A sum, a difference, a product or a quotient, along axes of size 1 as torch has it."""
-    op, (a, b) = call.operator, call.node.args
+    op, a = call.operator, call.node.args[0]
     if op is torch_ops.DIV:
         y = activation(y, "reciprocal")
     if op is torch_ops.SUB:
@@ -124,7 +124,8 @@ def _of_tensors(call: Call, x: Value, y: Value) -> Value | Step:
     if in_chain and call.chain is not None and call.chain.residual is a:
         x, y = y, x  # the layer's value comes first
     name = "add" if op in (torch_ops.ADD, torch_ops.SUB) else "mul"
-    if x.as_traced and y.as_traced and shape_of(a) == shape_of(b):
+    shapes = [[[atom.sizes for atom in axis] for axis in value.axes] for value in (x, y)]
+    if x.as_traced and y.as_traced and shapes[0] == shapes[1]:
         return Step(name, [x.step, y.step])
     if in_chain:
         return _sum_of_layer(call, x, y)

@@ -30,8 +30,9 @@ def _layer_norm(call: Call) -> Value:
     """Over the last axis."""
     if call.module is None:
         call.refuse()
-    if len(call.module.normalized_shape) != 1:
-        raise Unsupported("a LayerNorm is supported over one axis")
+    shape = tuple(call.module.normalized_shape)
+    if len(shape) != 1:
+        raise Unsupported(f"a LayerNorm is supported over one axis, this takes {shape}")
     x = call.value()
     rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
     x = canonical(x) if rows else channels_at(x, -1)

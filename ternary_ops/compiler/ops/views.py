@@ -35,9 +35,8 @@ def _reshape(call: Call) -> Value:
     """view, reshape, flatten and unflatten: what they make says all."""
     x, sizes = call.value(), call.sizes
     before, after = x.sizes, sizes
-    if after and before[0] != after[0] and len(set(after[0])) == 1 and _says_batch(call):
-        raise Unsupported(_ONE_BATCH)
-    if x.examples == 1 and _says_batch(call):
+    one_batch = x.examples == 1 or (before[0] != after[0] and len(set(after[0])) == 1)
+    if one_batch and call.any_size and _says_batch(call):
         raise Unsupported(_ONE_BATCH)
     return reshaped(x, sizes)
 
