@@ -74,6 +74,15 @@ BENCHES = (
         _FULL,
     ),
     Bench(
+        "lite0",
+        "how often EfficientNet-Lite0 with its published weights, calibrated to 8 bits, says what "
+        "the float network says",
+        "--csv lite0.csv",
+        ("OpenVINO", "ONNX Runtime"),
+        ("lite0.csv",),
+        _FULL,
+    ),
+    Bench(
         "footprint",
         "memory and start of a saved network, each engine alone in a fresh process",
         "--models resnet18",

@@ -14,6 +14,7 @@ from ternary_ops.compiler.ops import (
     elementwise,
     indexing,
     normalize,
+    one_axis,
     pad,
     pool,
     products,
@@ -36,6 +37,7 @@ _FAMILIES = (
     views,
     indexing,
     resize,
+    one_axis,
 )
 ROWS: dict[TorchOp, Row] = {op: row for family in _FAMILIES for op, row in family.ROWS.items()}
 

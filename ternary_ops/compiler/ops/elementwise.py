@@ -115,7 +115,7 @@ def _from_number(op: TorchOp | None, number: float) -> tuple[float, float]:
 
 def _of_tensors(call: Call, x: Value, y: Value) -> Value | Step:
     """A sum, a difference, a product or a quotient, along axes of size 1 as torch has it."""
-    op, (a, b) = call.operator, call.node.args
+    op, a = call.operator, call.node.args[0]
     if op is torch_ops.DIV:
         y = activation(y, "reciprocal")
     if op is torch_ops.SUB:
