@@ -19,12 +19,8 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import fused_chains
-<<<<<<< HEAD
 from ternary_ops.graph.observed import range_seen
-=======
-from ternary_ops.graph.observed import value_name
 from ternary_ops.graph.trace import ON_EXAMPLE
->>>>>>> main
 
 
 def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
