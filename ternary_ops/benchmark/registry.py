@@ -63,6 +63,7 @@ BENCHES = (
         "which networks of torchvision and timm compile, how right and how fast they are",
         "--only 'timm:resnet*'",
         ("torch",),
+        ("zoo.csv", "check.csv"),
     ),
     Bench(
         "growth",
@@ -70,6 +71,15 @@ BENCHES = (
         "",
         ("OpenVINO",),
         ("growth.csv", "growth.svg"),
+        _FULL,
+    ),
+    Bench(
+        "lite0",
+        "how often EfficientNet-Lite0 with its published weights, calibrated to 8 bits, says what "
+        "the float network says",
+        "--csv lite0.csv",
+        ("OpenVINO", "ONNX Runtime"),
+        ("lite0.csv",),
         _FULL,
     ),
     Bench(

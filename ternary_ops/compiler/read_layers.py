@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ternary_ops.errors import BadWeights, need
 from ternary_ops.layout import codes
 from ternary_ops.nn import TernaryLayer
+from ternary_ops.nn.geometry import edges_of
 from ternary_ops.nn.packed import PackedLayer
 from ternary_ops.nn.patterns import get_pattern
 from ternary_ops.program.weight import Array, Planned, Weight
@@ -224,16 +225,13 @@ def _floats(name: str, values: Tensor) -> NDArray[np.float32]:
 
 def _window(module: Any) -> dict[str, Any]:
     """Stride, padding, dilation and groups of a convolution as a program says them."""
-    padding, more = module.padding, (0, 0)
-    if padding == "valid" or module.padding_mode != "zeros":  # then another step pads
-        padding = (0, 0)
-    elif padding == "same":
-        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        padding, more = tuple(s // 2 for s in spans), (spans[0] % 2, spans[1] % 2)
+    left, right, top, bottom = edges_of(module)
+    if module.padding_mode != "zeros":  # then another step pads
+        left = right = top = bottom = 0
     return {
         "stride": tuple(module.stride),
-        "padding": tuple(padding),
-        "more_padding": more,
+        "padding": (top, left),
+        "more_padding": (bottom - top, right - left),
         "dilation": tuple(module.dilation),
         "groups": module.groups,
     }

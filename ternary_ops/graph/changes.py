@@ -18,6 +18,7 @@ import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.functional_layers import READ
 from ternary_ops.graph.nodes import Chain, layer_class, parent_of
+from ternary_ops.graph.subclass_twins import twin_of
 from ternary_ops.graph.torch_ops import BATCH_NORM, Kinds
 
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
@@ -152,6 +153,8 @@ def _quantizable(module: nn.Module) -> str:
     if kind in _packed():
         return "already packed"
     if isinstance(module, tnn.TernaryLayer) or layer_class(module) in _FLOAT:
+        return ""
+    if twin_of(module) is not None:
         return ""
     if isinstance(module, _FLOAT):
         return f"a subclass of {parent_of(module).__name__} with a forward of its own"

@@ -38,7 +38,7 @@ _KINDS = {
     # Of each channel alone over windows of an image, and f(a * x) = a * f(x) for a > 0.
     "window": (
         ops.MAX_POOL2D, ops.AVG_POOL2D, ops.ADAPTIVE_AVG_POOL2D, ops.ADAPTIVE_MAX_POOL2D,
-        ops.INTERPOLATE,
+        ops.INTERPOLATE, ops.MAX_POOL1D, ops.AVG_POOL1D, ops.ADAPTIVE_AVG_POOL1D,
     ),
     # Values go elsewhere, unchanged.
     "move": (
@@ -58,7 +58,7 @@ _MORE: dict[str, tuple[Any, ...]] = {
         torch.maximum, torch.minimum, "float", "double",
     ),
     "window": (
-        nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.UpsamplingNearest2d,
+        nn.UpsamplingNearest2d,
         nn.UpsamplingBilinear2d, nn.ZeroPad2d,
     ),
     "move": (torch.repeat_interleave, "repeat_interleave"),

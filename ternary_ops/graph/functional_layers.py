@@ -228,6 +228,7 @@ def _batchnorm(node: fx.Node, op: TorchOp, known: Known) -> Made | None:
 
 _MAKERS: dict[TorchOp, Callable[[fx.Node, TorchOp, Known], Made | None]] = {
     torch_ops.CONV2D: _conv,
+    torch_ops.CONV1D: _conv,
     torch_ops.CONV_TRANSPOSE2D: _conv,
     torch_ops.LINEAR: _linear,
     torch_ops.MATMUL: _linear,

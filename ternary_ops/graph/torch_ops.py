@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ternary_ops.nn as tnn
+from ternary_ops.nn.geometry import PaddedConv2d
 
 Kinds = tuple[type[nn.Module], ...]
 REQUIRED = object()
@@ -62,13 +63,14 @@ def _op(
 _CONV: dict[str, Any] = {"weight": REQUIRED, "bias": None, "stride": 1, "padding": 0}
 CONV2D = _op(
     "Conv2d",
-    (nn.Conv2d, tnn.TernaryConv2d, tnn.PackedConv2d),
+    (nn.Conv2d, PaddedConv2d, tnn.TernaryConv2d, tnn.PackedConv2d),
     F.conv2d,
     torch.conv2d,
     **_CONV,
     dilation=1,
     groups=1,
 )
+CONV1D = _op("Conv1d", nn.Conv1d, F.conv1d, torch.conv1d, **_CONV, dilation=1, groups=1)
 CONV_TRANSPOSE2D = _op(
     "ConvTranspose2d",
     nn.ConvTranspose2d,
@@ -215,37 +217,41 @@ COS = _op("cos", None, torch.cos, "cos")
 
 # Arithmetic.
 ADD = _op("sums", None, operator.add, operator.iadd, torch.add, "add", "add_")
+ADDCMUL = _op(
+    "addcmul", None, torch.addcmul, "addcmul", tensor1=REQUIRED, tensor2=REQUIRED, value=1
+)
 SUB = _op("differences", None, operator.sub, operator.isub, torch.sub, "sub", "sub_")
 MUL = _op("products", None, operator.mul, operator.imul, torch.mul, "mul", "mul_")
 DIV = _op("quotients", None, operator.truediv, operator.itruediv, torch.div, "div", "div_")
 NEG = _op("negation", None, operator.neg, torch.neg, "neg")
 
 # Pools.
-MAX_POOL2D = _op(
-    "MaxPool2d",
-    nn.MaxPool2d,
-    F.max_pool2d,
-    torch.max_pool2d,
-    kernel_size=None,
-    stride=None,
-    padding=0,
-    dilation=1,
-    ceil_mode=False,
-    return_indices=False,
-)
+_MAX_POOL: dict[str, Any] = {"kernel_size": None, "stride": None, "padding": 0, "dilation": 1}
+_MAX_POOL |= {"ceil_mode": False, "return_indices": False}
+MAX_POOL1D = _op("MaxPool1d", nn.MaxPool1d, F.max_pool1d, torch.max_pool1d, **_MAX_POOL)
+MAX_POOL2D = _op("MaxPool2d", nn.MaxPool2d, F.max_pool2d, torch.max_pool2d, **_MAX_POOL)
+_AVG_POOL: dict[str, Any] = {"kernel_size": None, "stride": None, "padding": 0}
+_AVG_POOL |= {"ceil_mode": False, "count_include_pad": True}
+AVG_POOL1D = _op("AvgPool1d", nn.AvgPool1d, F.avg_pool1d, torch.avg_pool1d, **_AVG_POOL)
 AVG_POOL2D = _op(
     "AvgPool2d",
     nn.AvgPool2d,
     F.avg_pool2d,
-    kernel_size=None,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
+    **_AVG_POOL,
     divisor_override=None,
+)
+ADAPTIVE_AVG_POOL1D = _op(
+    "AdaptiveAvgPool1d",
+    nn.AdaptiveAvgPool1d,
+    F.adaptive_avg_pool1d,
+    torch.adaptive_avg_pool1d,
+    output_size=None,
 )
 ADAPTIVE_AVG_POOL2D = _op(
     "AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, output_size=None
+)
+ADAPTIVE_AVG_POOL1D = _op(
+    "AdaptiveAvgPool1d", nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d, output_size=None
 )
 ADAPTIVE_MAX_POOL2D = _op(
     "AdaptiveMaxPool2d",
@@ -267,7 +273,7 @@ MAXIMUM = _op("maximum", None, torch.maximum, "maximum", other=REQUIRED)
 MINIMUM = _op("minimum", None, torch.minimum, "minimum", other=REQUIRED)
 VAR = _op("var", None, torch.var, "var", dim=None, unbiased=None, keepdim=False, correction=None)
 STD = _op("std", None, torch.std, "std", dim=None, unbiased=None, keepdim=False, correction=None)
-NORM = _op("norm", None, torch.norm, "norm", p="fro", **_ALONG, dtype=None)
+NORM = _op("norm", None, torch.norm, "norm", p="fro", **_ALONG, out=None, dtype=None)
 VECTOR_NORM = _op("vector_norm", None, torch.linalg.vector_norm, ord=2.0, **_ALONG, dtype=None)
 NORMALIZE = _op("normalize", None, F.normalize, p=2.0, dim=1, eps=1e-12, out=None)
 LOGSUMEXP = _op("logsumexp", None, torch.logsumexp, "logsumexp", **_ALONG)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedShape, check_type, need
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.nn.geometry import ConvSizes, geometry_of
+from ternary_ops.nn.geometry import ConvSizes, edges_of, geometry_of
 from ternary_ops.nn.ternary import TernaryLayer
 
 
@@ -52,14 +52,16 @@ class TernaryConv2d(ConvSizes, TernaryLayer):
             dtype,
         )
         self._take_sizes(twin)
-        self._edges = tuple(twin._reversed_padding_repeated_twice)
         self._adopt(twin.weight, twin.bias, config)
 
     @classmethod
     def from_float(cls, m: nn.Conv2d, config: TernaryConfig = TernaryConfig()) -> TernaryConv2d:  # noqa: B008
-        """The layer that takes over m's parameters (the same objects, not copies)."""
+        """The layer that takes over m's parameters (the same objects, not copies), and the edges of
+        a `geometry.PaddedConv2d`.
+        """
         check_type("the layer", m, nn.Conv2d, "Pass the torch.nn.Conv2d to take over.")
         layer = cls(**geometry_of(m), bias=m.bias is not None, device="meta", config=config)
+        layer.edges = edges_of(m)
         layer._adopt(m.weight, m.bias, config)
         return layer.train(m.training)
 
@@ -71,16 +73,16 @@ class TernaryConv2d(ConvSizes, TernaryLayer):
         return twin.train(self.training)
 
     def _twin(self) -> nn.Conv2d:
-        return nn.Conv2d(**geometry_of(self), bias=self.bias is not None, device="meta")
+        return self._float_twin(bias=self.bias is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, O, Ho, Wo] in the dtype torch.nn.Conv2d would return."""
         return self._forward(x)
 
     def _accumulate(self, x: Tensor, weight: Tensor) -> Tensor:
-        padding: str | int | tuple[int, int] = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._edges, mode=self.padding_mode), 0
+        padding = self._even_padding()
+        if padding is None:
+            x, padding = self._with_edges(x), (0, 0)
         return F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
 
     def _per_output(self, values: Tensor) -> Tensor:
@@ -99,11 +101,8 @@ class TernaryConv2d(ConvSizes, TernaryLayer):
         if torch.compiler.is_compiling():
             return  # a test of H and W would pin them
         spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        # _edges is (left, right, top, bottom), whatever form `padding` had.
-        sizes = [
-            x.shape[-2] + self._edges[2] + self._edges[3],
-            x.shape[-1] + self._edges[0] + self._edges[1],
-        ]
+        left, right, top, bottom = self.edges
+        sizes = [x.shape[-2] + top + bottom, x.shape[-1] + left + right]
         if any(size < span for size, span in zip(sizes, spans, strict=True)):
             raise UnsupportedShape(
                 need(

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Edges: TypeAlias = tuple[int, int, int, int]
 
 # The arguments of torch.nn.Conv2d that it keeps as attributes.
 GEOMETRY = (
@@ -26,8 +28,36 @@ def geometry_of(layer: nn.Module) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in GEOMETRY}
 
 
+def edges_of(layer: nn.Module) -> Edges:
+    """Padding of a convolution on the left, right, top and bottom."""
+    own: Edges | None = getattr(layer, "edges", None)
+    if own is None:
+        twin = nn.Conv2d(**geometry_of(layer), device="meta")
+        left, right, top, bottom = twin._reversed_padding_repeated_twice
+        own = left, right, top, bottom
+    return own
+
+
+class PaddedConv2d(nn.Conv2d):
+    """torch.nn.Conv2d with zeros around the image that may differ from side to side: `edges`, left,
+    right, top and bottom, in place of `padding`.
+    """
+
+    def __init__(self, *args: Any, edges: Edges, **options: Any) -> None:
+        super().__init__(*args, **{**options, "padding": 0})
+        self.edges = edges
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the base class names it
+        """[N, C, H, W] -> [N, O, Ho, Wo]."""
+        return super().forward(F.pad(input, self.edges))
+
+    def extra_repr(self) -> str:
+        """As torch.nn.Conv2d, then the edges."""
+        return f"{super().extra_repr()}, edges={self.edges}"  # type: ignore[no-untyped-call]
+
+
 class ConvSizes(nn.Module):
-    """The attributes that GEOMETRY names."""
+    """The attributes that GEOMETRY names, and padding on the left, right, top and bottom."""
 
     in_channels: int
     out_channels: int
@@ -37,33 +67,47 @@ class ConvSizes(nn.Module):
     dilation: tuple[int, int]
     groups: int
     padding_mode: str
+    edges: Edges
 
     def _take_sizes(self, twin: nn.Conv2d) -> None:
         for name, value in geometry_of(twin).items():
             setattr(self, name, value)
+        self.edges = edges_of(twin)
+
+    def _float_twin(self, **options: Any) -> nn.Conv2d:
+        """A float convolution of these sizes, without weights."""
+        sizes = {**geometry_of(self), **options, "device": "meta"}
+        plain = nn.Conv2d(**sizes)
+        return plain if edges_of(plain) == self.edges else PaddedConv2d(**sizes, edges=self.edges)
+
+    def _even_padding(self) -> tuple[int, int] | None:
+        """Zeros above and below, and beside; None where the sides differ or other padding is asked
+        for.
+        """
+        left, right, top, bottom = self.edges
+        even = self.padding_mode == "zeros" and (left, top) == (right, bottom)
+        return (top, left) if even else None
+
+    def _with_edges(self, x: Tensor) -> Tensor:
+        """The image with its padding."""
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(x, self.edges, mode=mode)
 
 
 class ConvGeometry(ConvSizes):
     """A convolution's sizes, checked and completed by torch.nn.Conv2d."""
 
-    def _set_geometry(self, **arguments: Any) -> None:
-        self._arguments = arguments
-        twin = self._twin()
-        self._take_sizes(twin)
-        left, right, top, bottom = twin._reversed_padding_repeated_twice
-        self._inner_padding: tuple[int, int] = (top, left)
-        self._edges: list[int] | None = None
-        if twin.padding_mode != "zeros" or (left, top) != (right, bottom):
-            # The kernels pad with zeros, evenly; anything else is padded before.
-            self._inner_padding, self._edges = (0, 0), [left, right, top, bottom]
+    def _set_geometry(self, edges: Edges | None = None, **arguments: Any) -> None:
+        """edges: in place of the padding that the arguments say."""
+        self._bias = arguments.pop("bias")
+        self._take_sizes(nn.Conv2d(**arguments, bias=self._bias, device="meta"))
+        self.edges = self.edges if edges is None else edges
+        # The kernels pad with zeros, evenly; anything else is padded before.
+        self._inner_padding = self._even_padding() or (0, 0)
 
     def _twin(self) -> nn.Conv2d:
-        return nn.Conv2d(**self._arguments, device="meta")
+        return self._float_twin(bias=self._bias)
 
     def _pad(self, x: Tensor) -> Tensor:
         """Padding that the kernels cannot do: uneven, or of another mode than zeros."""
-        if self._edges is None:
-            return x
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        padded: Tensor = F.pad(x, self._edges, mode=mode)
-        return padded
+        return x if self._even_padding() else self._with_edges(x)

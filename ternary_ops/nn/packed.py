@@ -18,7 +18,7 @@ from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, n
 from ternary_ops.layout import codes as layout
 from ternary_ops.nn._integers import check_digest, digest, versions
 from ternary_ops.nn.conv import TernaryConv2d
-from ternary_ops.nn.geometry import ConvGeometry, geometry_of
+from ternary_ops.nn.geometry import ConvGeometry, Edges, geometry_of
 from ternary_ops.nn.linear import TernaryLinear
 from ternary_ops.nn.ternary import result_dtype
 from ternary_ops.ops._decode import decode_weight
@@ -291,8 +291,9 @@ class PackedLinear(PackedLayer):
 class PackedConv2d(ConvGeometry, PackedLayer):
     """torch.nn.Conv2d with packed weights; x [N, C, H, W] or [C, H, W] of any float dtype.
 
-    The arguments of torch.nn.Conv2d, then `weights`: "ternary" or "int8". A new layer holds zeros:
-    fill it with load_state_dict, or use from_layer.
+    The arguments of torch.nn.Conv2d, then `weights`: "ternary" or "int8", and `edges` of zeros, as
+    `geometry.PaddedConv2d` has them. A new layer holds zeros: fill it with load_state_dict, or use
+    from_layer.
     """
 
     def __init__(
@@ -308,9 +309,11 @@ class PackedConv2d(ConvGeometry, PackedLayer):
         padding_mode: Any = "zeros",
         device: Any = None,
         weights: str = "ternary",
+        edges: Edges | None = None,
     ) -> None:
         super().__init__()
         self._set_geometry(
+            edges,
             in_channels=in_channels,
             out_channels=out_channels,
             kernel_size=kernel_size,
@@ -327,7 +330,7 @@ class PackedConv2d(ConvGeometry, PackedLayer):
     @classmethod
     def from_layer(cls, layer: TernaryConv2d) -> PackedConv2d:
         """Pack a trainable layer as it is now; an unset input range gives a weight-only layer."""
-        arguments = geometry_of(layer)
+        arguments = {**geometry_of(layer), "edges": layer.edges}
         packed = cls(**arguments, bias=layer.bias is not None, weights=layer.config.weights)
         packed._fill(layer)
         return packed

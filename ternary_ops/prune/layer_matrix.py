@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ternary_ops.nn.geometry import edges_of
+
 
 class LayerMatrix:
     """Views of a layer's weight and input in which a unit's weights lie side by side.
@@ -52,9 +54,8 @@ class LayerMatrix:
             return self._units(flat)
         x = x if x.ndim == 4 else x[None]
         layer = self.layer
-        edges = getattr(layer, "_edges", None) or tuple(layer._reversed_padding_repeated_twice)
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padded = F.pad(x, edges, mode=mode)
+        padded = F.pad(x, edges_of(layer), mode=mode)
         patches = F.unfold(padded, self.shape[2:], layer.dilation, 0, layer.stride)
         split = patches.view(len(x), self.groups, self.shape[1], self.taps, -1)
         flat = split.permute(1, 2, 3, 0, 4).flatten(3)

@@ -15,6 +15,7 @@ from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import travel_in_state
 from ternary_ops.graph.replace import replace_modules
+from ternary_ops.graph.subclass_twins import twin_of
 from ternary_ops.graph.trace import OutsideTree, TraceFailed
 from ternary_ops.graph.usage import Usage, eval_graph, idle_layers
 from ternary_ops.graph.wrappers import unwrap
@@ -29,7 +30,9 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
     """Replace layers by TernaryLinear and TernaryConv2d in place, as planned; returns the plan.
 
     The new layers hold the same parameter objects, so an existing optimizer keeps working, and
-    start in phase "ternary" with no input range. A second call changes nothing. All new layers are
+    start in phase "ternary" with no input range. A subclass that puts zeros around its image, or
+    computes its weight from its parameters, is replaced as well; a computed weight becomes a
+    parameter with the value it has in eval mode. A second call changes nothing. All new layers are
     made before the first one is replaced. Raises UnsupportedModel for the plan of another model.
 
     >>> _ = tops.quantize_(model, tops.TernaryConfig(zeros=0.9))
@@ -61,10 +64,11 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
             )
         if row.config is None or isinstance(module, tnn.TernaryLayer):
             continue
-        if layer_class(module) is nn.Linear:
-            new[module] = tnn.TernaryLinear.from_float(module, row.config)
-        elif layer_class(module) is nn.Conv2d:
-            new[module] = tnn.TernaryConv2d.from_float(module, row.config)
+        plain = module if layer_class(module) in (nn.Linear, nn.Conv2d) else twin_of(module)
+        if isinstance(plain, nn.Linear):
+            new[module] = tnn.TernaryLinear.from_float(plain, row.config)
+        elif isinstance(plain, nn.Conv2d):
+            new[module] = tnn.TernaryConv2d.from_float(plain, row.config)
         else:
             raise UnsupportedModel(
                 need(

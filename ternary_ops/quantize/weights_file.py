@@ -21,11 +21,12 @@ from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import Ranges, is_entry, keep_ranges, ranges_of
 from ternary_ops.graph.replace import replace_modules
 from ternary_ops.graph.state import load_state
+from ternary_ops.graph.subclass_twins import twin_of
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.layout import codes as layout
-from ternary_ops.nn.geometry import geometry_of
+from ternary_ops.nn.geometry import edges_of, geometry_of
 from ternary_ops.quantize.convert import pack_
 
 KIND = "weights"
@@ -234,8 +235,9 @@ def _find(model: nn.Module, name: str) -> nn.Module | None:
 
 def _float_layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     layer = _find(model, name)
-    if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer_class(layer) in (nn.Linear, nn.Conv2d):
-        return layer
+    if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if layer_class(layer) in (nn.Linear, nn.Conv2d) or twin_of(layer) is not None:
+            return layer
     got = "no such layer" if layer is None else type(layer).__name__
     raise UnsupportedModel(need(f"{name!r} as a torch.nn.Linear or Conv2d", got, _OTHER))
 
@@ -251,7 +253,8 @@ def _batchnorm(model: nn.Module, name: str) -> nn.Module:
 def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tnn.PackedLayer:
     """A packed layer with the arguments of the float one, and nothing in it yet."""
     name, weights, _, _ = row
-    layer = _float_layer(model, name)
+    layer: Any = _float_layer(model, name)
+    layer = twin_of(layer) or layer
     entry = document.weights.get(_join(name, "codes"))
     shape = tuple(layer.weight.shape)
     if isinstance(layer, nn.Conv2d):
@@ -265,7 +268,7 @@ def _packed_twin(model: nn.Module, row: Row, document: container.Document) -> tn
             layer.in_features, layer.out_features, bias, device, weights
         )
     else:
-        sizes = geometry_of(layer)
+        sizes = {**geometry_of(layer), "edges": edges_of(layer)}
         twin = tnn.PackedConv2d(**sizes, bias=bias, device=device, weights=weights)
     return twin.train(layer.training)
 

@@ -21,7 +21,7 @@ from ternary_ops import reference, runtime, selftest
 from ternary_ops.cli import main
 from ternary_ops.models import digits_resnet
 
-COMMANDS = ("info", "verify", "compress", "run", "report", "export", "bench")
+COMMANDS = ("info", "verify", "check", "compress", "run", "report", "export", "bench")
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def expected(layer: TernaryLayer, x: Tensor) -> np.ndarray[Any, Any]:
         acc = reference.linear_acc(q, params[1], codes)
     else:
         assert isinstance(layer, TernaryConv2d)
-        left, right, top, bottom = layer._edges
+        left, right, top, bottom = layer.edges
         mode = {"zeros": "constant", "reflect": "reflect", "circular": "wrap", "replicate": "edge"}
         fill = {"constant_values": params[1]} if layer.padding_mode == "zeros" else {}
         edges = ((0, 0), (0, 0), (top, bottom), (left, right))
@@ -349,7 +349,7 @@ def test_inputs_are_not_changed_and_views_do() -> None:
 def test_wrong_inputs_are_named(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     layer, _ = conv("3x3", TERNARY)
     if shape[2:3] == (0,):
-        layer.padding, layer._edges = (0, 0), (0, 0, 0, 0)
+        layer.padding, layer.edges = (0, 0), (0, 0, 0, 0)
     with pytest.raises(UnsupportedShape, match=r"(?s)got .*\n  \S"):
         layer(torch.zeros(shape, dtype=dtype))
     with pytest.raises(UnsupportedShape):

@@ -14,15 +14,31 @@ from ternary_ops.compiler.ops import (
     elementwise,
     indexing,
     normalize,
+    one_axis,
     pad,
     pool,
+    products,
+    reductions,
     resize,
     views,
 )
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.graph.torch_ops import TorchOp
 
-_FAMILIES = (conv_linear, normalize, elementwise, pad, pool, data_movement, views, indexing, resize)
+_FAMILIES = (
+    conv_linear,
+    products,
+    normalize,
+    elementwise,
+    pad,
+    pool,
+    reductions,
+    data_movement,
+    views,
+    indexing,
+    resize,
+    one_axis,
+)
 ROWS: dict[TorchOp, Row] = {op: row for family in _FAMILIES for op, row in family.ROWS.items()}
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ternary_ops.compiler.arrange import canonical, channels_at
@@ -15,16 +17,16 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.errors import UnsupportedModel, first_line
 from ternary_ops.graph import torch_ops
-from ternary_ops.nn.geometry import geometry_of
+from ternary_ops.nn.geometry import edges_of
 
 
-def _read(call: Call) -> Layer:
+def _read(call: Call, module: nn.Module | None) -> Layer:
     """A layer of torch.nn or ternary_ops.nn; one that is called twice is read once."""
-    if call.module is None:
+    if module is None:
         call.refuse()
     if call.name not in call.layers:
         try:
-            call.layers[call.name] = read_layer(call.name, call.module)
+            call.layers[call.name] = read_layer(call.name, module)
         except UnsupportedModel as error:
             raise Unsupported(first_line(error)) from error
     return call.layers[call.name]
@@ -32,16 +34,20 @@ def _read(call: Call) -> Layer:
 
 def _convolution(call: Call) -> Step:
     """Over an image."""
-    layer, x = _read(call), call.input(4)
-    if call.module.padding_mode != "zeros":
-        twin = nn.Conv2d(**geometry_of(call.module), device="meta")
-        x = padded(x, twin._reversed_padding_repeated_twice, call.module.padding_mode)
+    return convolution(call, call.module, call.input(4))
+
+
+def convolution(call: Call, module: Any, x: Step) -> Step:
+    """A convolution of an image, with the padding that a program has as a step of its own."""
+    layer = _read(call, module)
+    if module.padding_mode != "zeros":
+        x = padded(x, edges_of(module), module.padding_mode)
     return Step("conv2d", [x], layer.attrs, layer)
 
 
 def _linear(call: Call) -> Value:
     """Over the last axis; of an image in which that lies as channels, a convolution."""
-    layer, x = _read(call), call.value()
+    layer, x = _read(call, call.module), call.value()
     rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
     x = canonical(x) if rows else channels_at(x, -1)
     op = "conv2d" if len(x.form) == 4 else "linear"
