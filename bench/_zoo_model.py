@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ import numpy as np
 import torch
 from _zoo_list import Model, build
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import ternary_ops as tops
 from ternary_ops import runtime
 from ternary_ops.benchmark import pruned_networks
-from ternary_ops.benchmark.timing import interleaved, torch_call, torch_threads
+from ternary_ops.benchmark.timing import torch_call, torch_threads
+from ternary_ops.checking import call_ms
+from ternary_ops.compiler.island_program import IslandProgram
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
 from ternary_ops.program.interpret import simulate
 
 MOST_ERROR = 1e-3  # of the largest output
 _CALIBRATED, _COMPARED = 8, 4  # images
-_SECONDS = 1.0  # of timing
 
 Save = Callable[[dict[str, Any]], None]
 
@@ -150,12 +151,11 @@ def _quantized(case: _Case) -> None:
         exact = _difference(
             got[:1], torch.from_numpy(np.ascontiguousarray(simulate(program.graph, one)[-1]))
         )
-        seconds = interleaved({"ours": lambda: program(one)}, _SECONDS / 2)
         return {
             **{"state": _state(exact), "reference_error": exact},
             **{"fake_error": _difference(got, fake), "sqnr": sqnr(got, case.wanted.numpy())},
             **{"fake_sqnr": sqnr(fake.numpy(), case.wanted.numpy())},
-            **{"ms": round(seconds["ours"], 3), "bytes": _bytes(program)},
+            **{"ms": round(call_ms(partial(program, one)), 3), "bytes": _bytes(program)},
         }
 
     with torch_threads(1), runtime.num_threads(1):
@@ -167,13 +167,8 @@ def _islands(case: _Case) -> None:
 
     def run() -> dict[str, Any]:
         program = tops.compile(case.network, case.x[:1], islands=True)
-        array = case.x.numpy()
-        with FlopCounterMode(display=False) as whole, torch.no_grad():
-            case.network(case.x)
-        with FlopCounterMode(display=False) as inside:
-            got = program(array)
-        error = _difference(got, case.wanted)
-        share = inside.get_total_flops() / max(whole.get_total_flops(), 1)
+        error = _difference(program(case.x.numpy()), case.wanted)
+        share = program.share if isinstance(program, IslandProgram) else 0.0
         return {"state": _state(error), "error": error, "share": round(share, 4)}
 
     case.attempt("islands_", "islands", run)
@@ -182,11 +177,9 @@ def _islands(case: _Case) -> None:
 def _timed(case: _Case, program: runtime.Program) -> None:
     """Milliseconds of the float32 program and of torch for one image on one thread."""
     one = case.x[:1]
-    array = one.numpy()
     with torch_threads(1), runtime.num_threads(1):
-        calls = {"ms": lambda: program(array), "torch_ms": torch_call(case.network, one)}
-        found = interleaved(calls, _SECONDS)
-    case.row.update({name: round(ms, 3) for name, ms in found.items()})
+        case.row["ms"] = round(call_ms(partial(program, one.numpy())), 3)
+        case.row["torch_ms"] = round(call_ms(torch_call(case.network, one)), 3)
     case.save(case.row)
 
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+_ROOT = Path(__file__).resolve().parents[1]
+PAGE, README = _ROOT / "docs" / "models.md", _ROOT / "README.md"
 COLUMNS = (
     *("source", "name", "size", "mark", "parameters", "state", "error", "seconds", "bytes"),
     *("ms", "torch_ms", "int8_state", "int8_reference_error", "int8_fake_error", "int8_sqnr"),
@@ -40,6 +43,22 @@ def _counts(rows: Sequence[Row], prefix: str) -> str:
     return f"{ok} of {len(rows)} ok{rest}"
 
 
+def headline(rows: Sequence[Row]) -> str:
+    """One sentence for the README."""
+    plain = [row for row in rows if row["mark"] == "-"]
+    ok, plain_ok = (sum(row["state"] == "ok" for row in group) for group in (rows, plain))
+    return (
+        f"{ok} of {len(rows)} networks of torchvision and timm, one a family, compile and agree "
+        f"with torch to 1e-3 ({plain_ok} of the {len(plain)} without attention)"
+    )
+
+
+def with_headline(text: str, rows: Sequence[Row]) -> str:
+    """The README with the sentence between its markers."""
+    made = rf"\g<1>{headline(rows)}\g<2>"
+    return re.sub("(<!-- zoo -->).*?(<!-- /zoo -->)", made, text, flags=re.DOTALL)
+
+
 def page(rows: Sequence[Row]) -> str:
     """docs/models.md."""
     made = sorted({(row["commit"], row["machine"]) for row in rows if row["commit"]})
@@ -58,7 +77,7 @@ def page(rows: Sequence[Row]) -> str:
         "*state*: ok (within 1e-3 of the largest output of torch), or why not. *islands*: a "
         "refused network run by `islands=True`, with the share of multiply-adds that is left to "
         "PyTorch. *8 bits*: all layers 8-bit, calibrated on eight images; dB is the SQNR of the "
-        "outputs beside float. ms: one image on one thread.",
+        "outputs beside float. ms: one image on one thread, processor time.",
         "",
         "| model | side | state | islands | 8 bits, dB | ms | ms, 8 bits | ms, torch | why not |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -82,5 +101,7 @@ def _line(row: Row) -> str:
 
 
 def _short(reason: str) -> str:
-    text = reason.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
-    return text if len(text) <= 160 else text[:157] + "..."
+    """The first parts that are missing; what a table would read as its own signs is escaped."""
+    text = reason.partition(" without: ")[2] or reason
+    text = textwrap.shorten(text, 120, placeholder=" ...")
+    return re.sub(r"([|<*_\[\]])", r"\\\1", text)

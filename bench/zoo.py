@@ -13,9 +13,11 @@ Columns int8_: all layers at 8 bits, ranges of the default calibration: int8_ref
 the NumPy reference of the program, int8_fake_error beside the fake-quantized network in torch,
 whose skip connections stay float, int8_sqnr and int8_fake_sqnr of both beside float, in dB.
 Columns islands_, of refused models: islands_share is the share of multiply-adds that PyTorch does.
-ms, torch_ms and int8_ms: one image, one thread, medians taken in turns. Models that --out holds are
+ms, torch_ms and int8_ms: one image, one thread, processor time. Models that --out holds are
 left out: an interrupted run goes on. Each run ends with a summary and writes docs/models.md where
 --out is zoo.csv. --families adds a small variant of every family that --models does not have.
+--check-times compares what `ternary-ops check` predicts for ten networks with the same networks
+made by plan, quantize_, one step of a Pruner, calibrate and compile (bench/results/check.csv).
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from _measure import RESULTS, command_line, commit, machine, read_rows
-from _zoo_report import COLUMNS, PAGE, page, summary
+from _measure import RESULTS, command_line, commit, machine, read_rows, write_csv
+from _zoo_report import COLUMNS, PAGE, README, page, summary, with_headline
 
 LIST = Path(__file__).resolve().parent / "zoo_models.txt"
 _PACKAGES = ("torchvision", "timm")
@@ -54,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", default="zoo.csv", help="file name under bench/results")
     parser.add_argument("--messages", type=Path, help="a file for whole messages of refusals")
     parser.add_argument("--families", action="store_true", help="see above; measures nothing")
+    parser.add_argument("--check-times", metavar="NAMES", nargs="?", const="", help="see above")
     parser.add_argument("--report", action="store_true", help="print the summary, measure nothing")
     return parser.parse_args()
 
@@ -124,7 +127,7 @@ def _note_end(row: dict[str, Any], code: int | None, log: str) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """The CSV, every column in every row; long messages are cut, `--messages` has them whole."""
-    from ternary_ops.table import write_csv
+    from ternary_ops.table import write_csv as write
 
     def cell(name: str, value: Any) -> Any:
         if name.endswith("reason"):
@@ -132,7 +135,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         return f"{value:.3g}" if name.endswith("error") and isinstance(value, float) else value
 
     path.parent.mkdir(exist_ok=True)
-    write_csv(path, [{n: cell(n, row.get(n, "")) for n in COLUMNS} for row in rows])
+    write(path, [{n: cell(n, row.get(n, "")) for n in COLUMNS} for row in rows])
 
 
 def run_all(options: argparse.Namespace) -> int:
@@ -173,7 +176,9 @@ def conclude(options: argparse.Namespace) -> int:
     print(summary(rows))
     if options.out == "zoo.csv" and not options.quick:
         PAGE.write_text(page(rows), encoding="utf-8")
-        print("written:", PAGE)
+        text = with_headline(README.read_text(encoding="utf-8"), rows)
+        README.write_text(text, encoding="utf-8")
+        print("written:", PAGE, README)
     bad = {"wrong", "crash", "timeout", "memory"}
     return int(any(row[f"{p}state"] in bad for row in rows for p in ("", "int8_", "islands_")))
 
@@ -184,6 +189,15 @@ def main() -> int:
     if options.report:
         return conclude(options)
     check_packages()
+    if options.check_times is not None:
+        from _zoo_check import rows
+
+        made = []
+        for row in rows(options.check_times):
+            print(row, flush=True)
+            made.append({**row, "commit": commit()})
+            write_csv("check.csv", made)
+        return int(not all(row["match"] for row in made))
     if options.families:
         from _zoo_list import families, read_list, write_list
 

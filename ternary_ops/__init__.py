@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         train,
     )
     from ternary_ops.budget import Budget, reorder_channels_
+    from ternary_ops.checking import check
     from ternary_ops.compiler import compile  # noqa: A004
     from ternary_ops.quantize import (
         TernaryConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "benchmark",
     "budget",
     "calibrate",
+    "check",
     "compile",
     "correct_bias_",
     "equalize_",
@@ -122,6 +124,7 @@ _HOME = {
     "Program": "runtime",
     "TernaryConfig": "quantize",
     "calibrate": "quantize",
+    "check": "checking",
     "compile": "compiler",
     "correct_bias_": "quantize",
     "equalize_": "quantize",

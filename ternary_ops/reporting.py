@@ -13,11 +13,12 @@ bound   the least that an entropy coder of this pattern can reach for the weight
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 _REPEATS = 9
+_ENOUGH = 20.0  # decibels: a tenth of the outputs
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A second network on the same sample."""
+    """A second network on the same sample; sqnr: the square of its outputs over that of the
+    difference, in decibels.
+    """
 
     ms: float
     agreement: float
     largest_difference: float
+    sqnr: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class Report:
     ms: float
     compressors: dict[str, int]
     against: Comparison | None = None
+    advice: str = ""
 
     def total(self, field: str, kind: str | None = None) -> float:
         """Sum of a numeric field over the layers, or over those of one kind."""
@@ -161,8 +167,10 @@ class Report:
                 ("ms, the other network", f"{self.against.ms:.3f}"),
                 ("same top class", f"{self.against.agreement:.2f} %"),
                 ("largest difference of an output", f"{self.against.largest_difference:.4g}"),
+                ("signal over difference, dB", f"{self.against.sqnr:.1f}"),
             ]
-        return Table(("whole network", "value"), rows)
+        notes = (self.advice,) if self.advice else ()
+        return Table(("whole network", "value"), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, what `ternary-ops report --json` prints."""
@@ -176,6 +184,7 @@ class Report:
             "zero_weights_percent": self.zeros("weights"),
             "ms": self.ms,
             "against": None if self.against is None else self.against.__dict__,
+            "advice": self.advice,
             "layers": [row.__dict__ for row in self.layers],
         }
 
@@ -215,6 +224,9 @@ def report(
 
     model: a Program, or a network that `compile` takes, which allow_unfinished is passed to.
     sample: float32 [N, C, H, W] or [N, K]; its multiply-adds and time are of the whole batch.
+    Where the outputs of a quantized network have less than 20 dB beside `against`, the report names
+    layers to fall back on (`quantize.fallback_`), as far as the rounding of activations is at
+    fault.
     Raises what compile and a Program raise.
 
     >>> report = tops.report(tops.compile(model, x), x, against=model)
@@ -227,7 +239,12 @@ def report(
         path = Path(folder, "program.safetensors")
         program.save(path)
         size = path.stat().st_size
-    return of_program(program, x, size, None if against is None else _runner(against))
+    made = of_program(program, x, size, None if against is None else _runner(against))
+    if made.against is None or made.against.sqnr >= _ENOUGH:
+        return made
+    from ternary_ops.quantize.fallback import advice
+
+    return replace(made, advice=advice(model, sample, _ENOUGH))
 
 
 def of_program(
@@ -304,8 +321,12 @@ def _compare(ours: Array, theirs: Array, ms: float) -> Comparison:
         what = f"both networks give {list(ours.shape)}"
         raise UnsupportedShape(need(what, list(theirs.shape), "Compare networks of one task."))
     same = ours.argmax(1) == theirs.argmax(1) if ours.shape[0] else np.ones(1)
-    difference = np.abs(ours.astype(np.float64) - theirs).max(initial=0)
-    return Comparison(ms, 100 * float(same.mean()), float(difference))
+    difference = ours.astype(np.float64) - theirs
+    noise, signal = (float(np.square(v, dtype=np.float64).sum()) for v in (difference, theirs))
+    sqnr = math.inf if noise == 0 else -math.inf
+    if noise and signal:
+        sqnr = 10 * math.log10(signal / noise)
+    return Comparison(ms, 100 * float(same.mean()), float(np.abs(difference).max(initial=0)), sqnr)
 
 
 def _times(*calls: Callable[[], object]) -> list[float]:

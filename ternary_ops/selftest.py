@@ -243,10 +243,9 @@ def _every_operator(rng: np.random.Generator) -> Any:
     from ternary_ops.program.weight import Weight
 
     def weight(name: str, kind: str, o: int, r: int, i: int) -> Weight:
-        values = _random_weights(rng, (o, i, r, r), kind, 0.4)
-        scale = rng.uniform(0.01, 0.05, o).astype(np.float32)
-        bias = rng.normal(size=o).astype(np.float32)
-        return Weight(name, kind, codes.channels_last(values), scale, bias)
+        values = codes.channels_last(_random_weights(rng, (o, i, r, r), kind, 0.4))
+        scale, bias = rng.uniform(0.01, 0.05, o), rng.normal(size=o)
+        return Weight(name, kind, values, scale.astype(np.float32), bias.astype(np.float32))
 
     weights = (
         weight("stem", "int8", 12, 3, 5),

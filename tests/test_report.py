@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import gzip
 import json
@@ -73,6 +74,29 @@ def test_against_notices_a_difference(model: nn.Module) -> None:
         y, z = tops.compile(model, x)(x.numpy()), other(x).numpy()
     assert found.agreement == pytest.approx(100 * (y.argmax(1) == z.argmax(1)).mean())
     assert found.largest_difference == pytest.approx(np.abs(y - z).max())
+    noise = np.square(y - z).sum() / np.square(z).sum()
+    assert found.sqnr == pytest.approx(-10 * np.log10(noise), rel=1e-4)
+
+
+def test_layers_to_fall_back_on_are_named() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+    ).eval()
+    net, x = copy.deepcopy(dense), torch.randn(8, 3, 9, 9)
+    tops.quantize_(net, tops.TernaryConfig("int8"))
+    tops.calibrate(net, [x])
+    good = tops.report(net, x, against=dense)
+    assert good.against is not None and good.against.sqnr > 20 and good.advice == ""
+    net[2].input_range = torch.tensor([0.0, 2000.0])  # one code: nothing is left
+    bad = tops.report(net, x, against=dense)
+    assert bad.against is not None and bad.against.sqnr < 20
+    assert "fall back on float activations in 2:" in str(bad)
+    assert bad.to_dict()["advice"] == bad.advice
+    tops.quantize.fallback_(net, [x], min_sqnr=20, parts="activations")
+    mended = tops.report(net, x, against=dense)
+    assert mended.against is not None and mended.against.sqnr > 20
 
 
 def test_forms_of_output(model: nn.Module, tmp_path: Path) -> None:

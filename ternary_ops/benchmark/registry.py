@@ -63,6 +63,7 @@ BENCHES = (
         "which networks of torchvision and timm compile, how right and how fast they are",
         "--only 'timm:resnet*'",
         ("torch",),
+        ("zoo.csv", "check.csv"),
     ),
     Bench(
         "growth",

@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any
 
 from ternary_ops._version import __version__
+from ternary_ops.errors import OLDEST, release
 from ternary_ops.table import Table
 
 # What each extra must be able to import.
@@ -86,13 +87,15 @@ def collect() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("numpy", "safetensors", "torch"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+    packages = ("numpy", "safetensors", "torch", "torchvision", "timm", "triton")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:
@@ -116,4 +119,11 @@ def _gpu() -> str:
 
 def _extra(modules: tuple[str, ...]) -> str:
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    return f"missing: {', '.join(absent)}" if absent else "installed"
+    if absent:
+        return f"missing: {', '.join(absent)}"
+    aged = [name for name in OLDEST if name in modules and _old(name)]
+    return "; ".join(f"{name} {OLDEST[name]} or newer is needed" for name in aged) or "installed"
+
+
+def _old(package: str) -> bool:
+    return release(_version(package)) < release(OLDEST[package])

@@ -102,9 +102,10 @@ class _Move:
         """Operator and attributes."""
         shape = self.source, self.target
         last = [row for axis in self.source for row in axis]
-        if len(self.source) == 3 and self.target == [last]:
-            return "flatten", {}
-        if len(self.source) == 1 and self.target == [last, [], []]:
+        known = all(map(self.known, last))
+        if len(self.source) == 3 and self.target == [last] and not known:
+            return "flatten", {}  # whose width is left to the size
+        if len(self.source) == 1 and self.target == [last, [], []] and known:
             return "unflatten", {}
         if self.source[0] == [0, 1] and self.target == [[1, 0], *self.source[1:]]:
             if len(self.source) == 3:
@@ -184,7 +185,15 @@ def reshaped(value: Value, shape: Sequence[Sizes]) -> Value:
     try:
         return value.reshaped(shape)
     except Mixed:
-        return _in_a_row(value, shape).reshaped(shape)
+        row = _in_a_row(value, shape)
+    try:
+        return row.reshaped(shape)
+    except Mixed:
+        raise Unsupported(_across(value, shape)) from None
+
+
+def _across(value: Value, shape: Sequence[Sizes]) -> str:
+    return f"it reshapes {shown(value)} to {tuple(s[0] for s in shape)}, across the batch"
 
 
 def _in_a_row(value: Value, shape: Sequence[Sizes]) -> Value:
@@ -195,9 +204,7 @@ def _in_a_row(value: Value, shape: Sequence[Sizes]) -> Value:
     last = next((i for i in range(least - first) if sizes[~i] != shape[~i]), least - first)
     (batch, *_), end = value.form, len(sizes) - last
     if value.axes[0] != batch or first == 0:
-        raise Unsupported(
-            f"it reshapes {shown(value)} to {tuple(s[0] for s in shape)}, across the batch"
-        )
+        raise Unsupported(_across(value, shape))
     before, after = joined_axes(value.axes[1:first]), joined_axes(value.axes[end:])
     if not (before or after) or not all(a.known for a in joined_axes(value.axes[first:end])):
         first, end, before, after = 1, len(sizes), (), ()

@@ -184,7 +184,7 @@ def split(atom: Atom, outer: Sizes) -> tuple[Atom, Atom]:
     return Atom(outer, known[0]), Atom(inner, known[1])
 
 
-def _flat(parts: Mapping[Atom, Axis]) -> dict[Atom, Axis]:
+def _flat(parts: dict[Atom, Axis]) -> dict[Atom, Axis]:
     """Atoms that were split again, in their final parts."""
     made: dict[Atom, Axis] = {}
     for atom in reversed(parts):

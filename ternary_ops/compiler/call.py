@@ -10,11 +10,13 @@ from torch import fx
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
+from ternary_ops.compiler.constants import known_number
 from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.graph.nodes import Chain, arguments_of, look_up
 from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.trace import ON_EXAMPLE
 
 Made: TypeAlias = "Value | list[Value]"  # of a node; several of one that makes several tensors
 
@@ -49,12 +51,18 @@ class Call:
         self._values = values
 
     @property
+    def any_size(self) -> bool:
+        """True in a trace that stands for inputs of any size."""
+        owner = self.node.graph.owning_module
+        return owner is not None and not owner.meta.get(ON_EXAMPLE)
+
+    @property
     def source(self) -> fx.Node:
         """The node of the tensor it works on; raises Unsupported when that is a constant."""
         x = self.node.args[0] if self.node.args else self.node.kwargs.get("input")
-        if not isinstance(x, fx.Node) or shape_of(x) is None:
+        if not isinstance(x, fx.Node) or (shape := x.meta.get("shape")) is None:
             raise Unsupported("it does not work on a tensor that comes from the input")
-        if shape_of(x) == ():
+        if shape == ():
             raise Consequence
         return x
 
@@ -80,12 +88,28 @@ class Call:
             raise Unsupported("it works on several tensors at once")
         return made
 
+    def operand(self, argument: Any) -> Value | float:
+        """A number, or the value of an operand."""
+        if isinstance(argument, (int, float)):
+            return float(argument)
+        if not isinstance(argument, fx.Node):
+            raise Unsupported("its operands are not tensors from the input and numbers")
+        made = self._values.get(argument)
+        if isinstance(made, Value) and known_number(made.step) is not None:
+            return known_number(made.step) or 0.0
+        if argument.op != "get_attr" and shape_of(argument) is None:
+            found = shapes_of(argument)
+            if len(set(found)) == 1 and isinstance(found[0], (int, float)):
+                return float(found[0])
+            raise Unsupported("a number it computes with depends on the size of the input")
+        return self.value(argument)
+
     def values(self, node: fx.Node) -> Made:
         """The value of an operand, or the values of one that is several tensors."""
-        if node.op == "get_attr":
-            raise Unsupported("it works on a parameter or buffer")
         if node in self._values:
             return self._values[node]
+        if node.op == "get_attr":
+            raise Unsupported("it works on a parameter or buffer")
         self.complete = False
         shape = shape_of(node)
         if not shape or len(shape) not in RANKS:

@@ -19,6 +19,7 @@ from ternary_ops.compiler.axes import (
     RANKS,
     Atom,
     Axes,
+    Axis,
     Mixed,
     Value,
     canonical_order,
@@ -37,17 +38,16 @@ def paired(a: Value, b: Value, keep_first: bool = False) -> tuple[Value, Value, 
     axes, a, b = _met(a, b)
     best: tuple[Value, Value, Value] | None = None
     least = math.inf
-    for left, right in ((a, b), (a if keep_first else real(a), real(b))):
-        for form in _forms(left, right, axes)[: 1 if keep_first else None]:
-            first, second = _spread_over(left, form), _spread_over(right, form)
-            if first is None or second is None:
-                continue
-            cost = _cost(left, first) + _cost(right, second)
-            if cost < least:
-                least, best = cost, (first, second, Value(first.step, form, axes))
-        if best is not None:
-            return best
-    raise Unsupported(f"it combines {shown(a)} and {shown(b)}, whose axes lie too differently")
+    for form in _forms(a, b, axes)[: 1 if keep_first else None]:
+        first, second = _spread_over(a, form), _spread_over(b, form)
+        if first is None or second is None:
+            continue
+        cost = _cost(a, first) + _cost(b, second)
+        if cost < least:
+            least, best = cost, (first, second, Value(first.step, form, axes))
+    if best is None:
+        raise Unsupported(f"it combines {shown(a)} and {shown(b)}, whose axes lie too differently")
+    return best
 
 
 def _cost(old: Value, new: Value) -> int:
@@ -61,6 +61,8 @@ def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
     a, b = (x.seen_as([()] * (rank - len(x.axes)) + list(x.axes)) for x in (a, b))
     pairs = []
     for i in range(rank):
+        if not a.axes[i] or not b.axes[i]:
+            continue
         if a.length(a.axes[i]) == b.length(b.axes[i]):
             pairs.append((i, i))
         elif set(a.length(a.axes[i])) == {1}:
@@ -80,13 +82,27 @@ def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
 
 
 def _forms(a: Value, b: Value, axes: Axes) -> list[Axes]:
-    """Where the result may lie: as either operand, or as torch has it."""
+    """Where the result may lie: as either operand, as torch has it, or with what either has alone
+    in an axis of its own.
+    """
     forms = [_filled(a, b), _filled(b, a)]
+    there = {*a.atoms, *b.atoms}
     if len(axes) in RANKS:
-        there = {*a.atoms, *b.atoms}
         wanted = (axes[i] for i in canonical_order(len(axes)))
         forms.append(tuple(tuple(x for x in axis if x in there) for axis in wanted))
+    batch, only_b = a.form[0], tuple(x for x in b.atoms if x not in a.atoms)
+    both, only_a = (
+        tuple(x for x in a.atoms if x not in batch and (x in b.atoms) is shared)
+        for shared in (True, False)
+    )
+    # Channels must be of a known number.
+    channels, *pixels = sorted((both, only_a, only_b), key=lambda axis: not _is_known(axis))
+    forms.append((batch, channels, *pixels))
     return forms
+
+
+def _is_known(axis: Axis) -> bool:
+    return all(atom.known for atom in axis)
 
 
 def _filled(a: Value, b: Value) -> Axes:

@@ -8,13 +8,15 @@ computed here, by their references, so that moving one to where it is needed cos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from ternary_ops.compiler.arrange import joined_axes
 from ternary_ops.compiler.axes import RANKS, Atom, Axis, Value
-from ternary_ops.compiler.read_layers import Layer
+from ternary_ops.compiler.combine import paired
+from ternary_ops.compiler.read_layers import Layer, channelwise
 from ternary_ops.compiler.step import Step, rewire
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.program.operator import TOKENS, BoundNode
@@ -68,19 +70,75 @@ def known_value(step: Step) -> Array | None:
         sizes = {4: made.shape[:3], TOKENS: (made.shape[0], made.shape[2]), 2: made.shape[:1]}
         return made.reshape(1, *sizes[step.attrs["rank"]])
     operator = OPS.get(step.op)
-    if operator is None or not step.inputs or step.slope is not None:
+    if operator is None or not step.inputs or step.layer is not None:
         return None
-    operands = [known_value(x) for x in step.inputs]
-    if any(x is None for x in operands):
-        return None
-    found = [x for x in operands if x is not None]
-    weight = None if step.layer is None else step.layer.weight
-    said = {**step.attrs, "clamp": step.clamp, "w": 0}
-    if weight is None:
-        del said["w"]
+    found: list[Array] = []
+    for x in step.inputs:
+        value = known_value(x)
+        if value is None:  # most steps: those before the others need no look
+            return None
+        found.append(value)
+    said = {**step.attrs, "clamp": step.clamp}
     at = {name: value for name, value in said.items() if name in operator.attrs}
     types = tuple(Made(x.ndim, x.shape[1], x.shape[1], None) for x in found)
-    return operator.reference(BoundNode(operator.completed(len(found), at), types, weight), found)
+    return operator.reference(BoundNode(operator.completed(len(found), at), types, None), found)
+
+
+def over_batch(constant: Value, repeated: Value) -> Value:
+    """A constant that a network repeats as often as there are images is the same for each."""
+    n = constant.form[0]
+    if known_value(constant.step) is None or repeated.sizes[0] != constant.length(n):
+        return repeated
+    return repeated.seen_as([n, *repeated.axes[1:]])
+
+
+def known_number(step: Step) -> float | None:
+    """That of a constant of one number."""
+    if step.op != "constant" or step.layer is None or step.layer.weight.array.size > 1:
+        return None
+    return float(step.layer.weight.array.item())
+
+
+def scaled(op: str, a: Value, b: Value) -> Value | None:
+    """The sum or product of a value with a constant of one number a channel, of images: a depthwise
+    layer, which becomes part of layers beside it. None for other operands.
+    """
+    x, y, result = paired(a, b)
+    for made, other in ((x, y), (y, x)):
+        array = _of_channels(other, made)
+        if array is not None and len(made.form) == RANKS[-1] and made.form == result.form:
+            ones = np.ones_like(array)
+            name = other.step.place or "a constant"
+            factor, offset = (array, None) if op == "mul" else (ones, array)
+            layer = channelwise(name, factor, offset)
+            return result.of(Step(layer.op, [made.step], layer.attrs, layer))
+    return None
+
+
+def with_bias(made: Value, constant: Value) -> Value | None:
+    """A layer's value plus a constant of one number a channel, which becomes part of its bias."""
+    layer = made.step.layer
+    if layer is None or made.step.op not in ("conv2d", "linear") or len(made.step.inputs) > 1:
+        return None
+    x, y, result = paired(made, constant, keep_first=True)
+    array = _of_channels(y, x)
+    if array is None or x.step is not made.step or result.form != x.form:
+        return None
+    weight = layer.weight
+    bias = array if weight.bias is None else weight.bias + array
+    layer = replace(layer, weight=replace(weight, bias=bias))
+    return result.of(Step(made.step.op, made.step.inputs, made.step.attrs, layer))
+
+
+def _of_channels(value: Value, beside: Value) -> Array | None:
+    """The numbers [C] of a constant that has as many as another value has channels, and nothing
+    else.
+    """
+    array = known_value(value.step)
+    if array is None or known_value(beside.step) is not None:
+        return None
+    channels = beside.length(beside.form[1])[0]
+    return array.ravel() if array.size == array.shape[1] == channels else None
 
 
 def fold_constants(step: Step) -> Sequence[Step]:

@@ -46,10 +46,11 @@ def contracted(a: Value, b: Value, batch: Pairs, shared: Pairs) -> Value:
     them. Axes: those of batch, then the others of a, then those of b.
     """
     a, b = (real(x) for x in _expanded(a, b, batch))
+    pairs = [(i, j) for i, j in (*batch, *shared) if a.axes[i] and b.axes[j]]
     try:
-        a, b = refined(a, b, [*batch, *shared])
+        a, b = refined(a, b, pairs)
     except Mixed:
-        a, b = refined(whole_axes(a), whole_axes(b), [*batch, *shared])
+        a, b = refined(whole_axes(a), whole_axes(b), pairs)
     b = _of_one_batch(a, b)
     a = _of_one_batch(b, a)
     free = [
@@ -57,10 +58,8 @@ def contracted(a: Value, b: Value, batch: Pairs, shared: Pairs) -> Value:
         for side, x in enumerate((a, b))
     ]
     together = [a.axes[i] or b.axes[j] for i, j in batch]
-    best = min(
-        _ways(a, b, joined_axes(together), [a.axes[i] for i, _ in shared], free),
-        key=lambda w: w.cost,
-    )
+    sums = joined_axes([a.axes[i] for i, _ in shared])
+    best = min(_ways(a, b, joined_axes(together), sums, free), key=lambda way: way.cost)
     operands = [
         placed(value, form).step
         for value, form in zip((best.first, best.second), best.forms, strict=True)
@@ -97,23 +96,19 @@ def _of_one_batch(a: Value, b: Value) -> Value:
 
 
 def _ways(
-    a: Value, b: Value, together: Axis, shared: Sequence[Axis], free: Sequence[Sequence[Axis]]
+    a: Value, b: Value, together: Axis, sums: Axis, free: Sequence[Sequence[Axis]]
 ) -> Iterator[_Way]:
     """All four: either operand first, the other transposed or not."""
-    n, sums = a.form[0], joined_axes(shared)
+    n = a.form[0]
     left, right = joined_axes(free[0]), joined_axes(free[1])
     for first, second, own, other in ((a, b, left, right), (b, a, right, left)):
         groups = _as_it_lies(first, [atom for atom in together if atom not in n])
         inner, own = _as_it_lies(first, sums), _as_it_lies(first, own)
         other = _as_it_lies(second, other)
-        form = (n, (*groups, *inner), own)
-        result = (n, (*groups, *other), own)
-        yield _Way(
-            first, second, (form, (n, (*groups, *inner), other)), True, result, other, groups
-        )
-        yield _Way(
-            first, second, (form, (n, (*groups, *other), inner)), False, result, inner, groups
-        )
+        form, result = (n, (*groups, *inner), own), (n, (*groups, *other), own)
+        crossed, plain = (n, (*groups, *inner), other), (n, (*groups, *other), inner)
+        yield _Way(first, second, (form, crossed), True, result, other, groups)
+        yield _Way(first, second, (form, plain), False, result, inner, groups)
 
 
 def _as_it_lies(value: Value, atoms: Sequence[object]) -> Axis:

@@ -86,11 +86,14 @@ def is_cheap(step: Step) -> bool:
 
 def _ask(step: Step, user: Step) -> None:
     """Collect a reader's requirements on a step's value."""
-    if user.op == "output" or not OPS[user.op].takes_codes(user.attrs):
+    if user.op == "output":
         return
-    if not any(x is step and OPS[user.op].reads_values(i) for i, x in enumerate(user.inputs)):
-        return
-    layer = user.layer
+    layer, kind = user.layer, OPS[user.op]
+    if not kind.is_layer:  # which reads all its operands, as codes or not
+        if not kind.takes_codes(user.attrs):
+            return
+        if not any(x is step and kind.reads_values(i) for i, x in enumerate(user.inputs)):
+            return
     if user.op == "concat" or OPS[user.op].keeps_params:
         step.wanted = _widest(step.wanted, user.wanted)
         step.flexible |= user.flexible
@@ -136,12 +139,12 @@ class _Chooser:
 
     def choose(self, step: Step) -> None:
         """Set `reads` and `y` of one step, those before it are set."""
-        if step.op in ("input", "output") or not OPS[step.op].takes_codes(step.attrs):
+        if step.layer is not None and OPS[step.op].is_layer:
+            self._choose_layer(step, step.layer)
+        elif step.op in ("input", "output") or not OPS[step.op].takes_codes(step.attrs):
             step.reads = [FLOATS] * len(step.inputs)
         elif not OPS[step.op].reads_values(0):
             step.reads = [None] * len(step.inputs)
-        elif step.layer is not None:
-            self._choose_layer(step, step.layer)
         elif OPS[step.op].keeps_params:
             x, *sized_like = step.inputs
             codes = (step.wanted is not None or x.y is not None) and step.fine is None

@@ -108,6 +108,34 @@ def affine_into_layers_after(step: Step) -> Sequence[Step]:
     return ()
 
 
+def factor_into_matmul(step: Step) -> Sequence[Step]:
+    """A factor of a product of two values, or of one of them, is the product's own."""
+    for operand in list(step.inputs) if step.op == "matmul" else ():
+        source = _behind_moves(operand)
+        factor = _factor_of(source)
+        if factor is not None and len(source.users) == 1:
+            step.attrs = {**step.attrs, "scale": step.attrs.get("scale", 1.0) * factor}
+            hand_over(source, source.inputs[0])
+    maker, factor = step.inputs[0] if step.inputs else step, _factor_of(step)
+    if factor is not None and maker.op == "matmul" and len(maker.users) == 1:
+        become(step, maker)
+        step.attrs = {**step.attrs, "scale": step.attrs.get("scale", 1.0) * factor}
+    return ()
+
+
+def _behind_moves(step: Step) -> Step:
+    """What a step moves to another place, where nothing else reads either."""
+    while len(step.users) == 1 and step.inputs and step.op in OPS and OPS[step.op].rearranges:
+        step = step.inputs[0]
+    return step
+
+
+def _factor_of(step: Step) -> float | None:
+    """That of a step which only multiplies by one."""
+    plain = is_affine(step) and step.attrs["params"][1] == 0 and step.chain is None
+    return step.attrs["params"][0] if plain else None
+
+
 def sum_behind_layer(step: Step) -> Sequence[Step]:
     """y + layer(x) outside of a chain, once a factor between them is gone."""
     if step.op != "add" or len(step.inputs) != 2 or step.inputs[0] is step.inputs[1]:

@@ -14,10 +14,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ternary_ops.compiler.constants import fold_constants
 from ternary_ops.compiler.factors import (
     affine_into_affine,
     affine_into_layer_before,
     affine_into_layers_after,
+    factor_into_matmul,
     is_affine,
     sum_behind_layer,
 )
@@ -199,6 +201,7 @@ CHAIN_FUSIONS: tuple[Fusion, ...] = (
     clamp_into_producer,
 )
 FUSIONS: tuple[Fusion, ...] = (
+    fold_constants,
     spelled_function,
     padding_into_convolutions,
     prelu_by_parts,
@@ -208,5 +211,6 @@ FUSIONS: tuple[Fusion, ...] = (
     affine_into_affine,
     affine_into_layer_before,
     affine_into_layers_after,
+    factor_into_matmul,
     sum_behind_layer,
 )

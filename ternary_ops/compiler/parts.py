@@ -42,12 +42,20 @@ def part(value: Value, axis: int, kept: Range) -> Value:
         return value.seen_as(axes)
     if at == value.form[0]:
         raise Unsupported("it takes some images of the batch")
-    value, place = _at_the_start(value, axis)
+    value, place = _at_the_start(_as_tokens(value), axis)
     if place > 1 and value.form[place] == value.axes[axis]:
         return _cropped(value, axis, place, kept)
     if kept.step == 1:
         return _sliced(value, axis, place, kept)
     return _every(value, axis, kept)
+
+
+def _as_tokens(value: Value) -> Value:
+    """Rows whose width no program knows as tokens of one number, which can be cropped."""
+    batch, channels, *others = value.form
+    if others or all(atom.known for atom in channels):
+        return value
+    return placed(value, (batch, (), channels))
 
 
 def _at_the_start(value: Value, axis: int) -> tuple[Value, int]:
@@ -62,7 +70,7 @@ def _at_the_start(value: Value, axis: int) -> tuple[Value, int]:
             form[place] = (*wanted, *(atom for atom in have if atom not in wanted))
             return placed(value, form), place
     if len(value.axes) in RANKS:
-        value = canonical(value)
+        value = _as_tokens(canonical(value))
         return value, value.form.index(wanted)
     return channels_at(value, axis), 1
 
@@ -159,7 +167,8 @@ def picked(value: Value, axis: int, places: Sequence[int]) -> Value:
             runs[-1][1] += 1
         else:
             runs.append([place, place + 1])
-    found = [part(value, axis, Range(*((end,) * value.examples for end in run))) for run in runs]
+    n = value.examples
+    found = [part(value, axis, Range((begin,) * n, (end,) * n)) for begin, end in runs]
     return found[0] if len(found) == 1 else joined(found, axis)
 
 

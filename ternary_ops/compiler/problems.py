@@ -96,7 +96,13 @@ def groups(problems: Sequence[Problem]) -> list[Group]:
     return [Group(tuple(parts)) for parts in found.values()]
 
 
-def refusal(problems: Sequence[Problem], supported: str) -> UnsupportedModel:
+class Refused(UnsupportedModel):
+    """Parts of the model have no program form; `groups` has them all."""
+
+    groups: tuple[Group, ...] = ()
+
+
+def refusal(problems: Sequence[Problem], supported: str) -> Refused:
     """The error that lists them, at most `_MOST_GROUPS` lines and one for the rest."""
     found = groups(problems)
     lines = [str(group) for group in found[:_MOST_GROUPS]]
@@ -104,7 +110,7 @@ def refusal(problems: Sequence[Problem], supported: str) -> UnsupportedModel:
         more = ", ".join(dict.fromkeys(group.first.operator for group in rest))
         count = sum(len(group.problems) for group in rest)
         lines.append(f"and {count} for {len(rest)} more reasons: {more}")
-    return UnsupportedModel(
+    error = Refused(
         need(
             "a program form of every part of the model",
             f"{len(problems)} without:\n  " + "\n  ".join(lines),
@@ -112,3 +118,5 @@ def refusal(problems: Sequence[Problem], supported: str) -> UnsupportedModel:
             f"  Supported: {supported}.",
         )
     )
+    error.groups = tuple(found)
+    return error

@@ -4,34 +4,38 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 
-from torch import fx
+from torch import Tensor, fx
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Value, made_by
-from ternary_ops.compiler.call import Call, Made, shape_of, sizes_of
+from ternary_ops.compiler.call import Call, Made, shape_of, shapes_of, sizes_of
+from ternary_ops.compiler.constants import constant_value
 from ternary_ops.compiler.ops import ROWS, supported
 from ternary_ops.compiler.problems import Problem, called, problem_of, refusal
 from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
-from ternary_ops.compiler.trace_check import VARIED
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import value_name
+from ternary_ops.graph.trace import ON_EXAMPLE
 
 
 def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
     """The steps, in order, that the output needs; the first is the input, the last the output.
 
     ranges: of values without a layer (`graph.observed`). Shapes must have been noted
-    (`trace_check`). Raises one UnsupportedModel that lists every node without a program form.
+    (`trace_check`). Raises one UnsupportedModel that lists every node without a program form, or
+    those that hold for the example's size alone, unless the trace does as well.
     """
     reader = _Reader(traced, ranges)
     if reader.problems:
         raise refusal([problem for _, problem in reader.problems], supported())
     steps = _reachable(Step("output", [reader.output]))
-    _check(steps)
+    if not traced.meta.get(ON_EXAMPLE):
+        _check(steps)
     return steps
 
 
@@ -78,12 +82,15 @@ class _Reader:
         self._ranges = ranges
         self._layers: dict[str, Layer] = {}
         self._chains = fused_chains(traced.graph)
-        self._varied = bool(traced.meta[VARIED])
+        inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        self._varied = len({shape[1:] for node in inputs for shape in shapes_of(node)}) > 1
         for node in traced.graph.nodes:
             if node in islands or node.op == "placeholder":
                 self._read_input(node)
             elif node.op == "output":
                 self._read_output(node)
+            elif node.op == "get_attr":
+                self._read_constant(traced, node)
             elif node.op != "get_attr" and node.meta["shape"] is not None:
                 self._read(node)
 
@@ -91,6 +98,14 @@ class _Reader:
         """What a program is called with, after an island as well."""
         if len(shape_of(node) or ()) in RANKS:
             self.values[node] = made_by(Step("input", []), sizes_of(node), self._varied)
+
+    def _read_constant(self, traced: fx.GraphModule, node: fx.Node) -> None:
+        """A tensor of the network; what else it has is no value."""
+        found = attrgetter(str(node.target))(traced)
+        sources = (value for value in self.values.values() if isinstance(value, Value))
+        source = next((v for v in sources if v.step.op == "input"), None)
+        if isinstance(found, Tensor) and found.is_floating_point() and source is not None:
+            self.values[node] = constant_value(str(node.target), found, source)
 
     def _read(self, node: fx.Node) -> None:
         """The value of a call; what cannot be read is a problem, what reads that is none."""

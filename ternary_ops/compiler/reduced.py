@@ -58,6 +58,15 @@ def reduced(value: Value, axes: Sequence[int], fn: str, keep: bool) -> Value:
     return gone.seen_as(kept)
 
 
+def logsumexp(x: Value, axes: Sequence[int], keep: bool) -> Value:
+    """By way of the largest number, which no exponential exceeds."""
+    most = reduced(x, axes, "max", True)
+    total = reduced(activation(difference(x, most), "exp"), axes, "sum", keep)
+    return combined(
+        "add", activation(total, "log"), most if keep else reduced(x, axes, "max", False)
+    )
+
+
 def count_of(value: Value, axes: Sequence[int]) -> int:
     """How many numbers a mean along these axes is taken of; raises Unsupported where that depends
     on the input.

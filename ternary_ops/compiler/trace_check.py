@@ -16,9 +16,8 @@ from torch import Tensor, fx
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
-from ternary_ops.graph.trace import Interpreter
+from ternary_ops.graph.trace import ON_EXAMPLE, Interpreter
 
-VARIED = "varied"  # in the meta of a trace: it ran on images or tokens of two sizes
 _ROUNDING = 1e-3  # relative to the largest output
 _SIZED = (
     torch_ops.RESHAPE,
@@ -67,9 +66,8 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
     """
     shapes = Shapes(traced)
     made = shapes.run(x.clone())
-    second, varied = _second(traced, x) if _says_sizes(traced) else (None, False)
+    second = _second(traced, x, shapes.found) if _says_sizes(traced) else None
     _note([shapes.found] if second is None else [shapes.found, second])
-    traced.meta[VARIED] = varied
     check_same(made, expected)
     return made
 
@@ -103,13 +101,16 @@ def _note(runs: Sequence[Mapping[fx.Node, Any]]) -> None:
 
 
 def _says_sizes(traced: fx.GraphModule) -> bool:
-    """True where the network's code has sizes of its own, which may hold for the example alone."""
-    return any(operator_of(node) in _SIZED for node in traced.graph.nodes)
+    """True where a trace for any size has sizes of its own, perhaps those of the example."""
+    found = any(operator_of(node) in _SIZED for node in traced.graph.nodes)
+    return found and not traced.meta.get(ON_EXAMPLE)
 
 
-def _second(traced: fx.GraphModule, x: Tensor) -> tuple[dict[fx.Node, Any] | None, bool]:
-    """What the nodes make of an example of other sizes, None where the network takes no other
-    batch, and whether images or tokens had another size.
+def _second(
+    traced: fx.GraphModule, x: Tensor, first: Mapping[fx.Node, Any]
+) -> dict[fx.Node, Any] | None:
+    """What the nodes make of an example of other sizes, of another batch alone where the network
+    takes no other sizes; None where it takes no other batch.
     """
     for sizes in _others(x.shape):
         shapes = Shapes(traced)
@@ -117,8 +118,14 @@ def _second(traced: fx.GraphModule, x: Tensor) -> tuple[dict[fx.Node, Any] | Non
             shapes.run(torch.zeros(sizes))
         except UnsupportedModel:  # the network's own code runs here: this size is none of its own
             continue
-        return shapes.found, tuple(sizes[1:]) != tuple(x.shape[1:])
-    return None, False
+        if all(_alike(made, first[node]) for node, made in shapes.found.items()):
+            return shapes.found
+    return None
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """True for tensors of one rank, as many of them, and for other values."""
+    return type(a) is type(b) and (not isinstance(a, (tuple, list)) or len(a) == len(b))
 
 
 def _others(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:

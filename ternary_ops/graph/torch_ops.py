@@ -217,6 +217,9 @@ COS = _op("cos", None, torch.cos, "cos")
 
 # Arithmetic.
 ADD = _op("sums", None, operator.add, operator.iadd, torch.add, "add", "add_")
+ADDCMUL = _op(
+    "addcmul", None, torch.addcmul, "addcmul", tensor1=REQUIRED, tensor2=REQUIRED, value=1
+)
 SUB = _op("differences", None, operator.sub, operator.isub, torch.sub, "sub", "sub_")
 MUL = _op("products", None, operator.mul, operator.imul, torch.mul, "mul", "mul_")
 DIV = _op("quotients", None, operator.truediv, operator.itruediv, torch.div, "div", "div_")
@@ -247,6 +250,9 @@ ADAPTIVE_AVG_POOL1D = _op(
 ADAPTIVE_AVG_POOL2D = _op(
     "AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, output_size=None
 )
+ADAPTIVE_AVG_POOL1D = _op(
+    "AdaptiveAvgPool1d", nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d, output_size=None
+)
 ADAPTIVE_MAX_POOL2D = _op(
     "AdaptiveMaxPool2d",
     nn.AdaptiveMaxPool2d,
@@ -267,7 +273,7 @@ MAXIMUM = _op("maximum", None, torch.maximum, "maximum", other=REQUIRED)
 MINIMUM = _op("minimum", None, torch.minimum, "minimum", other=REQUIRED)
 VAR = _op("var", None, torch.var, "var", dim=None, unbiased=None, keepdim=False, correction=None)
 STD = _op("std", None, torch.std, "std", dim=None, unbiased=None, keepdim=False, correction=None)
-NORM = _op("norm", None, torch.norm, "norm", p="fro", **_ALONG, dtype=None)
+NORM = _op("norm", None, torch.norm, "norm", p="fro", **_ALONG, out=None, dtype=None)
 VECTOR_NORM = _op("vector_norm", None, torch.linalg.vector_norm, ord=2.0, **_ALONG, dtype=None)
 NORMALIZE = _op("normalize", None, F.normalize, p=2.0, dim=1, eps=1e-12, out=None)
 LOGSUMEXP = _op("logsumexp", None, torch.logsumexp, "logsumexp", **_ALONG)

@@ -12,11 +12,13 @@ from torch import Tensor, fx, nn
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.inplace import name_inplace_results
+from ternary_ops.graph.lines import calling_line
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import INPUT_VALUE, name_values
 from ternary_ops.graph.signature import Signature, naming_failures, signature_of
 from ternary_ops.graph.sizes import decide_check, drop_asserts, drop_unused_sizes
-from ternary_ops.graph.source_line import caller, calling_line
+
+ON_EXAMPLE = "on example"  # in the meta of a trace whose sizes are those of an example
 
 
 class TraceFailed(UnsupportedModel):
@@ -80,7 +82,7 @@ class _Tracer(fx.Tracer):
         passes = decide_check(obj.node)
         if passes is None:
             return super().to_bool(obj)
-        line = caller()
+        line = calling_line()
         self.checks.add(line)
         return passes != (line == self._fails)
 

@@ -102,7 +102,7 @@ def pad(e: NodeExport) -> str:
     value = -np.inf if at["value"] is None else at["value"]
     if e.y is None:
         return out.add("Pad", x, out.ends(pads), out.number(value), mode=mode)
-    code = out.number(int(reference.quantize(np.float32(value), *e.y)), np.uint8)
+    code = out.number(int(reference.quantize(np.array(value, np.float32), *e.y)), np.uint8)
     return out.add("Pad", x, out.ends(pads), code, mode=mode)
 
 

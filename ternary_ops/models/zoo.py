@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
@@ -75,6 +76,29 @@ ZOOS = {
 def is_zoo(text: str) -> bool:
     """True if --model names a network of a library."""
     return text.partition(":")[0] in ZOOS
+
+
+def full_name(text: str) -> str:
+    """ "torchvision:alexnet" for "alexnet", which one of the libraries alone has; a full name is
+    returned as it is.
+
+    Raises BadConfig where both have it or neither has, MissingExtra without both libraries.
+    """
+    if is_zoo(text):
+        return text
+    installed = {}
+    for zoo in ZOOS.values():
+        with contextlib.suppress(ImportError, RuntimeError):  # the latter: made for another torch
+            installed[zoo.name] = zoo.names(importlib.import_module(zoo.name))
+    if not installed:
+        do = "pip install torchvision timm, or write FILE.py:FUNCTION."
+        raise MissingExtra(need(f"torchvision or timm for the network {text!r}", "neither", do))
+    homes = [name for name, known in installed.items() if text in known]
+    if len(homes) == 1:
+        return f"{homes[0]}:{text}"
+    got = f"it in {' and '.join(homes)}" if homes else f"none in {' and '.join(installed)}"
+    do = f"Write torchvision:{text} or timm:{text}." if homes else "Correct the name."
+    raise BadConfig(need(f"the network {text!r} in one library", got, do))
 
 
 def zoo_builder(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import ternary_ops.nn as tnn
-from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, first_line, need
+from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.quantize.layer_sensitivity import PARTS, Effect, Probe, Sensitivity
 from ternary_ops.table import Table
@@ -142,6 +143,26 @@ def fallback_(
         for layer, state in former:
             _restore(layer, state)
         raise
+
+
+def advice(model: object, sample: Any, min_sqnr: float) -> str:
+    """The layers of a quantized network whose inputs to keep in float, so that its output has
+    `min_sqnr` decibels beside that with float activations; "" for what is no such network.
+
+    Found on a copy, by fallback_.
+    """
+    network = copy_of(unwrap(model)) if isinstance(model, nn.Module) else nn.Module()
+    if not any(isinstance(m, tnn.TernaryLayer) for m in network.modules()):
+        return ""
+    x = torch.as_tensor(sample)
+    try:
+        found = fallback_(network, [x], min_sqnr=min_sqnr, parts=("activations",))
+    except UnsupportedModel as error:
+        return f"float activations do not help: {first_line(error)}"
+    if not found.changes:
+        return f"8-bit activations alone: {found.before.sqnr:.1f} dB; the weights differ more"
+    names = ", ".join(change.name for change in found.changes)
+    return f"fall back on float activations in {names}: {found.changes[-1].reached:.1f} dB"
 
 
 def _candidates(probe: Probe, progress: bool) -> list[tuple[int, Sensitivity]]:

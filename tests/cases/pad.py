@@ -66,18 +66,18 @@ def module(at: dict[str, Any], weight: Any) -> nn.Module:
 def draw(d: Any, x: Any) -> Any:
     """Any mode and value; a max pool behind minus infinity."""
     mode = d.pick(*MODES, "constant")
-    most = {"constant": 4, "replicate": 3}.get(mode, 2)
+    widest = {"constant": 4, "replicate": 3}.get(mode, 2)
     if mode in ("reflect", "circular"):
         x = d.resize(x, size=(d.number(3, 9), d.number(3, 9))) if d.chance(0.7) else x
-        most = 1 if d.chance(0.5) else most
-    before, after = ((d.number(0, most), d.number(0, most)) for _ in range(2))
+        widest = 1 if d.chance(0.5) else widest
+    before, after = ((d.number(0, widest), d.number(0, widest)) for _ in range(2))
     value = d.pick(0.0, 0.0, -1.5, 0.75)
     made = d.b("pad", x.id, before=before, after=after, mode=mode, value=value)
     made = replace(x, id=made, level=d.level(x, "pad", before, after))
     if d.chance(0.8):
         return made
-    made = d.b("pad", made.id, before=(1, 0), after=(0, 1), value=None)
-    return d.max_pool(replace(x, id=made, level=d.level(x, "more", before, after)), 3, 2)
+    bordered = d.b("pad", made.id, before=(1, 0), after=(0, 1), value=None)
+    return replace(made, id=d.b("max_pool2d", bordered, kernel=(2, 2), stride=(1, 1)))
 
 
 CASE = ProgramCase(

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ternary_ops import reference, runtime, selftest
 from ternary_ops.cli import main
 from ternary_ops.models import digits_resnet
 
-COMMANDS = ("info", "verify", "compress", "run", "report", "export", "bench")
+COMMANDS = ("info", "verify", "check", "compress", "run", "report", "export", "bench")
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +83,17 @@ def test_info_names_the_instruction_set_in_use(capsys: pytest.CaptureFixture[str
     assert found["versions"]["ternary-ops"] == tops.__version__
     assert main(["info"]) == 0
     assert runtime.isa() in capsys.readouterr().out
+
+
+def test_info_names_a_torch_that_is_too_old(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "newer" not in run_json(capsys, "info")["extras"]["train"]
+    honest = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda n: "2.9.1" if n == "torch" else honest(n))
+    found = run_json(capsys, "info")
+    assert found["versions"]["torch"] == "2.9.1"
+    assert found["extras"]["train"] == "torch 2.10 or newer is needed"
 
 
 def test_verify_passes_on_every_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from small_networks import error, images, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops
-from ternary_ops.errors import UnsupportedModel
 from ternary_ops.program.interpret import simulate
 
 
@@ -56,6 +54,21 @@ def test_integers_around_it() -> None:
     assert error(program, model, x) < 0.03
 
 
-def test_other_ranks_are_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="rank 4"):
-        tops.compile(nn.Sequential(nn.GroupNorm(2, 8), nn.ReLU()).eval(), torch.randn(3, 8))
+def test_rows_and_tokens() -> None:
+    """Groups of the channels, which are axis 1, and of whatever lies behind it."""
+    torch.manual_seed(0)
+    for body, shape in ((nn.GroupNorm(2, 8), (3, 8)), (_Turned(), (3, 7, 5))):
+        model, x = nn.Sequential(body, nn.ReLU()).eval(), torch.randn(shape)
+        assert error(tops.compile(model, x), model, torch.randn(2, *shape[1:])) < 1e-5
+
+
+class _Turned(nn.Module):
+    """A GroupNorm over [N, C, L] of tokens [N, L, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.Linear(5, 6), nn.GroupNorm(2, 6)
+        nn.init.normal_(self.norm.weight, 1.0, 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.up(x).transpose(1, 2)).transpose(1, 2)

@@ -357,6 +357,23 @@ def test_networks_of_libraries(libraries: None) -> None:
             zoo.zoo_builder(text, 7, channels, trained=taught)()
 
 
+def test_a_bare_name_is_that_of_the_one_library_that_has_it(
+    libraries: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert zoo.full_name("tiny") == "timm:tiny"
+    assert zoo.full_name("resnet34") == "torchvision:resnet34"
+    assert zoo.full_name("timm:other") == "timm:other"
+    with pytest.raises(BadConfig, match="none in torchvision and timm"):
+        zoo.full_name("resnet")
+    monkeypatch.setattr(sys.modules["timm"], "list_models", lambda: ["resnet34"])
+    with pytest.raises(BadConfig, match=r"(?s)torchvision and timm;.*torchvision:resnet34 or timm"):
+        zoo.full_name("resnet34")
+    for name in ("torchvision", "timm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtra, match="pip install torchvision timm"):
+        zoo.full_name("resnet34")
+
+
 def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtra, match="pip install timm"):

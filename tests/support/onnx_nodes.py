@@ -167,6 +167,39 @@ class Nodes(Builder):
         else:
             self.add(op, ["image", self.constant("a", axes, np.int64)], "out", **at)
 
+    def moves(self) -> None:
+        d, rank = self.dice, len(self.shape)
+        op = d.pick("Transpose", "Slice", "Pad")
+        if op == "Transpose":
+            order = [int(a) for a in d.rng.permutation(rank)]
+            self.add(op, ["image"], "out", **d.some(0.8, perm=[order]))
+        elif op == "Slice":
+            self._slice(sorted({d.number(0 if self.opset < 10 else -rank, rank - 1)}))
+        else:
+            self._pad([d.number(-1 if d.often(0.1) else 0, 2) for _ in range(2 * rank)])
+
+    def _slice(self, axes: list[int]) -> None:
+        d = self.dice
+        lists = {"starts": [d.number(-2, 1)], "ends": [d.pick(-1, 3, 2**31 - 1, 2**63 - 1)]}
+        if self.opset < 10:
+            self.add("Slice", ["image"], "out", axes=axes, **lists)
+            return
+        given = [*lists.values(), axes, [d.pick(1, 2, 1, -1)]][: d.number(3, 4)]
+        names = [self.constant(f"l{i}", v, np.int64) for i, v in enumerate(given)]
+        self.add("Slice", ["image", *names], "out")
+
+    def _pad(self, pads: list[int]) -> None:
+        d = self.dice
+        if len(pads) == 8 and d.often(0.7):
+            pads[0] = pads[1] = pads[4] = pads[5] = 0
+        at = d.some(mode=["constant", "reflect", "edge", *["wrap"] * (self.opset > 18)])
+        if self.opset < 11:
+            self.add("Pad", ["image"], "out", pads=pads, **at, **d.some(value=[0.5]))
+            return
+        names = [self.constant("p", pads, np.int64)]
+        names += [self.constant("v", np.float32(0.5))] if d.often() else []
+        self.add("Pad", ["image", *names], "out", **at)
+
     def resize(self) -> None:
         d = self.dice
         places = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
@@ -184,7 +217,7 @@ class Nodes(Builder):
 
 
 _ANY = (Nodes.arithmetic, Nodes.function, Nodes.clip, Nodes.slopes, Nodes.reshape, Nodes.sizes,
-        Nodes.axes, Nodes.matmul)  # fmt: skip
+        Nodes.axes, Nodes.moves, Nodes.matmul)  # fmt: skip
 
 
 def write(path: Path, seed: int) -> tuple[NDArray[np.float32], str] | None:

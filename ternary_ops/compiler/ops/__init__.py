@@ -17,6 +17,8 @@ from ternary_ops.compiler.ops import (
     one_axis,
     pad,
     pool,
+    products,
+    reductions,
     resize,
     views,
 )
@@ -25,10 +27,12 @@ from ternary_ops.graph.torch_ops import TorchOp
 
 _FAMILIES = (
     conv_linear,
+    products,
     normalize,
     elementwise,
     pad,
     pool,
+    reductions,
     data_movement,
     views,
     indexing,

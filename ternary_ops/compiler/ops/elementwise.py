@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from torch import fx
-
 from ternary_ops.compiler.arrange import channels_at, joined_axes
 from ternary_ops.compiler.axes import Value
-from ternary_ops.compiler.call import Call, shape_of
+from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.combine import paired
+from ternary_ops.compiler.constants import scaled, with_bias
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import channelwise, read_slopes
+from ternary_ops.compiler.reduced import activation, combined, difference
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
@@ -29,11 +29,6 @@ def _clamp(call: Call) -> Value:
         call.refuse()
     x = call.value()
     return x.of(Step("clamp", [x.step], clamp=bounds))
-
-
-def activation(x: Value, fn: str, *params: float) -> Value:
-    """A function of `reference.activations`."""
-    return x.of(Step("activation", [x.step], {"fn": fn, "params": params}))
 
 
 def _function(fn: str) -> Row:
@@ -66,21 +61,19 @@ def _rrelu(call: Call) -> Value:
     return activation(call.value(), "leaky_relu", (at["lower"] + at["upper"]) / 2)
 
 
-def power(x: Value, exponent: float) -> Value:
-    """x ** exponent, by the function that is exact for it."""
+def _power(call: Call) -> Value:
+    """x ** number, by the function that is exact for it."""
+    if len(call.node.args) != 2 or call.node.kwargs:
+        raise Unsupported("a base and an exponent are supported, and no other argument")
+    x, exponent = (call.operand(operand) for operand in call.node.args)
+    if not isinstance(x, Value) or not isinstance(exponent, float):
+        raise Unsupported("its exponent is not a number")
+    known = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
     if exponent == 1:
         return x
-    known = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
     if exponent in known:
         return activation(x, known[exponent])
     return activation(x, "pow", exponent)
-
-
-def _power(call: Call) -> Value:
-    exponent = call.arguments()["exponent"]
-    if isinstance(exponent, bool) or not isinstance(exponent, (int, float)):
-        raise Unsupported("its exponent is not a number")
-    return power(call.value(), float(exponent))
 
 
 def _negation(call: Call) -> Value:
@@ -92,17 +85,17 @@ def _arithmetic(call: Call) -> Value | Step:
     node, op = call.node, call.operator
     if len(node.args) != 2 or node.kwargs:
         raise Unsupported("two operands are supported, and no other argument")
-    a, b = node.args
-    if isinstance(a, fx.Node) and isinstance(b, fx.Node):
-        return _of_tensors(call, a, b)
-    if isinstance(b, (int, float)) and isinstance(a, fx.Node):
-        if op is torch_ops.DIV and b == 0:
+    x, y = (call.operand(operand) for operand in node.args)
+    if isinstance(x, Value) and isinstance(y, Value):
+        return _of_tensors(call, x, y)
+    if isinstance(x, Value) and isinstance(y, float):
+        if op is torch_ops.DIV and y == 0:
             raise Unsupported("it divides by zero")
-        return activation(call.value(a), "affine", *_with_number(op, float(b)))
-    if isinstance(a, (int, float)) and isinstance(b, fx.Node):
+        return activation(x, "affine", *_with_number(op, y))
+    if isinstance(y, Value) and isinstance(x, float):
         if op is torch_ops.DIV:
-            return activation(activation(call.value(b), "reciprocal"), "affine", float(a), 0.0)
-        return activation(call.value(b), "affine", *_from_number(op, float(a)))
+            return activation(activation(y, "reciprocal"), "affine", x, 0.0)
+        return activation(y, "affine", *_from_number(op, x))
     raise Unsupported("its operands are not tensors from the input and numbers")
 
 
@@ -120,25 +113,23 @@ def _from_number(op: TorchOp | None, number: float) -> tuple[float, float]:
     return 1.0 if op is torch_ops.ADD else -1.0, number
 
 
-def _of_tensors(call: Call, a: fx.Node, b: fx.Node) -> Value | Step:
-    """A sum, a difference or a product, along axes of size 1 as torch has it."""
-    op, x, y = call.operator, call.value(a), call.value(b)
+def _of_tensors(call: Call, x: Value, y: Value) -> Value | Step:
+    """A sum, a difference, a product or a quotient, along axes of size 1 as torch has it."""
+    op, a = call.operator, call.node.args[0]
     if op is torch_ops.DIV:
-        raise Unsupported("it divides by a tensor")
+        y = activation(y, "reciprocal")
     if op is torch_ops.SUB:
         y = activation(y, "affine", -1.0, 0.0)
     in_chain = call.chain is not None and call.chain.add is call.node
     if in_chain and call.chain is not None and call.chain.residual is a:
         x, y = y, x  # the layer's value comes first
-    name = "mul" if op is torch_ops.MUL else "add"
-    if x.as_traced and y.as_traced and shape_of(a) == shape_of(b):
+    name = "add" if op in (torch_ops.ADD, torch_ops.SUB) else "mul"
+    shapes = [[[atom.sizes for atom in axis] for axis in value.axes] for value in (x, y)]
+    if x.as_traced and y.as_traced and shapes[0] == shapes[1]:
         return Step(name, [x.step, y.step])
     if in_chain:
         return _sum_of_layer(call, x, y)
-    x, y, result = paired(x, y)
-    if op is torch_ops.MUL and len(x.atoms) < len(y.atoms):
-        x, y = y, x  # a gate comes second
-    return result.of(Step(name, [x.step, y.step]))
+    return scaled(name, x, y) or combined(name, x, y)
 
 
 def _sum_of_layer(call: Call, made: Value, residual: Value) -> Value:
@@ -148,10 +139,43 @@ def _sum_of_layer(call: Call, made: Value, residual: Value) -> Value:
         fits = x.step is made.step and len(x.atoms) == len(y.atoms) == len(joined_axes(result.form))
     except Unsupported:
         fits = False
-    if not fits:
+    if fits:
+        return result.of(Step("add", [x.step, y.step]))
+    biased = with_bias(made, residual)
+    if biased is None:
         call.leave_chain()
-        x, y, result = paired(made, residual)
-    return result.of(Step("add", [x.step, y.step]))
+        return combined("add", made, residual)
+    return biased
+
+
+def _addcmul(call: Call) -> Value:
+    """a + value * b * c."""
+    names = ("input", *torch_ops.ADDCMUL.arguments)
+    at = {"value": 1, **dict(zip(names, call.node.args, strict=False)), **call.node.kwargs}
+    a, b, c = (call.value(at[name]) for name in names[:3])
+    product = scaled("mul", b, c) or combined("mul", b, c)
+    if at["value"] != 1:
+        product = activation(product, "affine", float(at["value"]), 0.0)
+    return scaled("add", a, product) or combined("add", a, product)
+
+
+def _larger(sign: float) -> Row:
+    """The larger, or the smaller, of two values: a + max(b - a, 0)."""
+    bounds = (0.0, None) if sign > 0 else (None, 0.0)
+
+    def make(call: Call) -> Value:
+        x, y = (call.operand(operand) for operand in call.node.args)
+        if isinstance(x, float):
+            x, y = y, x
+        if isinstance(y, float) and isinstance(x, Value):
+            limits = (y, None) if sign > 0 else (None, y)
+            return x.of(Step("clamp", [x.step], clamp=limits))
+        if not isinstance(x, Value) or not isinstance(y, Value):
+            raise Unsupported("its operands are not tensors from the input and numbers")
+        more = difference(y, x)
+        return combined("add", x, more.of(Step("clamp", [more.step], clamp=bounds)))
+
+    return Row(make)
 
 
 ROWS = {
@@ -192,12 +216,13 @@ ROWS = {
     torch_ops.SIN: _function("sin"),
     torch_ops.COS: _function("cos"),
     torch_ops.ADD: Row(_arithmetic),
+    torch_ops.ADDCMUL: Row(_addcmul),
     torch_ops.SUB: Row(_arithmetic),
-    torch_ops.MUL: Row(
-        _arithmetic, "products of two tensors or with numbers, squeeze-excite gates"
-    ),
-    torch_ops.DIV: Row(_arithmetic, "quotients by and of numbers"),
+    torch_ops.MUL: Row(_arithmetic, "products of tensors and with numbers, squeeze-excite gates"),
+    torch_ops.DIV: Row(_arithmetic, "quotients"),
     torch_ops.NEG: Row(_negation, ""),
+    torch_ops.MAXIMUM: _larger(1.0),
+    torch_ops.MINIMUM: _larger(-1.0),
     torch_ops.IDENTITY: Row(_same),
     torch_ops.DROPOUT: Row(_same),
 }

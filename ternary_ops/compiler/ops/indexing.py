@@ -107,13 +107,12 @@ def _indexed(call: Call, x: Value, index: tuple[Any, ...]) -> Value:
 def _range(call: Call, x: Value, axis: int, cut: slice) -> Range:
     """A slice for each example."""
     size = x.sizes[axis]
-    ends = [None if v is None else call.number(v) for v in (cut.start, cut.stop)]
+    start, stop = (None if v is None else call.number(v) for v in (cut.start, cut.stop))
     step = 1 if cut.step is None else cut.step
     if type(step) is not int:
         raise Unsupported("its step is not a constant")
     found = [
-        slice(*(None if v is None else v[k] for v in ends), step).indices(n)
-        for k, n in enumerate(size)
+        slice(start and start[k], stop and stop[k], step).indices(n) for k, n in enumerate(size)
     ]
     return Range(tuple(f[0] for f in found), tuple(max(f[:2]) for f in found), step)
 

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from ternary_ops.compiler.arrange import canonical, channels_at
+from ternary_ops.compiler.arrange import canonical, channels_at, placed
 from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import Layer, read_batchnorm, read_norm
+from ternary_ops.compiler.reduced import difference, logsumexp
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
@@ -29,8 +30,9 @@ def _layer_norm(call: Call) -> Value:
     """Over the last axis."""
     if call.module is None:
         call.refuse()
-    if len(call.module.normalized_shape) != 1:
-        raise Unsupported("a LayerNorm is supported over one axis")
+    shape = tuple(call.module.normalized_shape)
+    if len(shape) != 1:
+        raise Unsupported(f"a LayerNorm is supported over one axis, this takes {shape}")
     x = call.value()
     rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
     x = canonical(x) if rows else channels_at(x, -1)
@@ -48,12 +50,38 @@ def _group_norm(call: Call) -> Value:
 
 
 def _softmax(call: Call) -> Value:
-    """Over one axis."""
+    return softmax(call.value(), _axis(call))
+
+
+def _axis(call: Call) -> int:
     dim = call.arguments()["dim"]
     if not isinstance(dim, int):
         raise Unsupported("a softmax is supported over one axis")
-    x = channels_at(call.value(), dim)
-    return x.of(Step("softmax", [x.step]))
+    return dim
+
+
+def softmax(x: Value, axis: int) -> Value:
+    """Over one axis: the channels, or those of each group."""
+    axis %= len(x.axes)
+    wanted, channels = x.axes[axis], x.form[1]
+    outer = tuple(atom for atom in channels if atom not in wanted)
+    if not wanted or not set(wanted) <= set(channels):
+        x = channels_at(x, axis)
+        return x.of(Step("softmax", [x.step]))
+    x = placed(x, (x.form[0], (*outer, *wanted), *x.form[2:]))
+    attrs = {"groups": x.length(outer)[0]} if outer else {}
+    fixed = not all(atom.known for atom in outer)
+    return x.of(Step("softmax", [x.step], attrs, fixed=fixed))
+
+
+def _softmax2d(call: Call) -> Value:
+    return softmax(call.value(), -3)
+
+
+def _log_softmax(call: Call) -> Value:
+    """x less the logarithm of the sum of exponentials."""
+    x, axis = call.value(), _axis(call)
+    return difference(x, logsumexp(x, [axis % len(x.axes)], True))
 
 
 ROWS = {
@@ -61,4 +89,6 @@ ROWS = {
     torch_ops.LAYER_NORM: Row(_layer_norm),
     torch_ops.GROUP_NORM: Row(_group_norm),
     torch_ops.SOFTMAX: Row(_softmax),
+    torch_ops.SOFTMAX2D: Row(_softmax2d),
+    torch_ops.LOG_SOFTMAX: Row(_log_softmax),
 }

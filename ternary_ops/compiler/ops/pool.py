@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call, pair
 from ternary_ops.compiler.ops.row import Row
+from ternary_ops.compiler.reduced import reduced
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
@@ -40,40 +39,39 @@ def _avg_pool(call: Call) -> Step:
     return Step("avg_pool2d", [call.input(4)], attrs)
 
 
-def _adaptive(call: Call) -> Value | Step:
-    size = pair(call.arguments()["output_size"])
-    if size == (1, 1):
-        return _mean_of_image(call)
-    return Step("adaptive_avg_pool2d", [call.input(4)], {"size": size})
+def _adaptive(op: str, fn: str) -> Row:
+    """To a size, whatever that of the image; None in it leaves an axis as it is."""
+
+    def make(call: Call) -> Value | Step:
+        at = call.arguments()
+        if at.get("return_indices"):
+            raise Unsupported("return_indices is not supported")
+        size = at["output_size"]
+        if isinstance(size, (tuple, list)) and None in size:
+            if set(size) != {1, None}:
+                raise Unsupported(f"to {size} is not supported")
+            return reduced(call.value(), [2 + list(size).index(1)], fn, True)
+        x, attrs = call.laid(4), {"size": pair(size)}
+        step = Step(op, [x.step], attrs)
+        if attrs["size"] != (1, 1):
+            return step
+        one = (*x.form[:2], (), ())  # of one pixel, whatever the size
+        return Value(step, one, one)
+
+    return Row(make)
 
 
-def _mean_of_image(call: Call) -> Value:
-    """Of one pixel, whatever the size."""
-    x = call.laid(4)
-    one = (*x.form[:2], (), ())
-    return Value(Step("adaptive_avg_pool2d", [x.step], {"size": (1, 1)}), one, one)
-
-
-def _adaptive_max(call: Call) -> Step:
-    at = call.arguments()
-    if at["return_indices"]:
-        raise Unsupported("return_indices is not supported")
-    return Step("adaptive_max_pool2d", [call.input(4)], {"size": pair(at["output_size"])})
-
-
-def _mean(call: Call) -> Value:
-    at = call.arguments()
-    dims = at["dim"] if isinstance(at["dim"], Sequence) else (at["dim"],)
-    if at["dtype"] is not None or sorted(d % 4 for d in dims if isinstance(d, int)) != [2, 3]:
-        raise Unsupported("a mean is supported over H and W together")
-    mean = _mean_of_image(call)
-    return mean if at["keepdim"] else mean.seen_as(mean.axes[:2])
+def _to_one(call: Call) -> Value:
+    """The mean of the last axis, [N, C, L] to [N, C, 1]."""
+    if call.arguments()["output_size"] not in (1, (1,), [1]):
+        raise Unsupported("an adaptive pool of one axis is supported to one number")
+    return reduced(call.value(), [-1], "mean", True)
 
 
 ROWS = {
     torch_ops.MAX_POOL2D: Row(_max_pool),
     torch_ops.AVG_POOL2D: Row(_avg_pool),
-    torch_ops.ADAPTIVE_AVG_POOL2D: Row(_adaptive),
-    torch_ops.ADAPTIVE_MAX_POOL2D: Row(_adaptive_max),
-    torch_ops.MEAN: Row(_mean, "mean over H and W"),
+    torch_ops.ADAPTIVE_AVG_POOL2D: _adaptive("adaptive_avg_pool2d", "mean"),
+    torch_ops.ADAPTIVE_MAX_POOL2D: _adaptive("adaptive_max_pool2d", "max"),
+    torch_ops.ADAPTIVE_AVG_POOL1D: Row(_to_one),
 }

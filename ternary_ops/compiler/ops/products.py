@@ -70,12 +70,9 @@ def _needed(x: Value, letters: str, others: str) -> tuple[Value, str]:
 
 def _attention(call: Call) -> Value:
     """softmax(q k / sqrt(d) + mask) v."""
-    names = ("query", "key", "value", *call.operator.arguments)  # type: ignore[union-attr]
-    at: dict[str, Any] = {
-        **(call.operator.arguments),
-        **dict(zip(names, call.node.args, strict=False)),
-    }  # type: ignore[union-attr]
-    at |= call.node.kwargs
+    names = ("query", "key", "value", *torch_ops.ATTENTION.arguments)
+    at: dict[str, Any] = dict(torch_ops.ATTENTION.arguments)
+    at |= dict(zip(names, call.node.args, strict=False)) | dict(call.node.kwargs)
     q, k, v = (call.value(at[name]) for name in ("query", "key", "value"))
     if at["is_causal"] or at["enable_gqa"]:
         raise Unsupported("attention to all tokens, with as many heads for keys, is supported")

@@ -12,9 +12,9 @@ from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.reduced import (
     activation,
-    combined,
     count_of,
     difference,
+    logsumexp,
     quotient,
     reduced,
 )
@@ -110,15 +110,6 @@ def _normalize(call: Call) -> Value:
 def _logsumexp(call: Call) -> Value:
     x, at, axes = _plain(call)
     return logsumexp(x, axes, at["keepdim"])
-
-
-def logsumexp(x: Value, axes: Sequence[int], keep: bool) -> Value:
-    """By way of the largest number, which no exponential exceeds."""
-    most = reduced(x, axes, "max", True)
-    total = reduced(activation(difference(x, most), "exp"), axes, "sum", keep)
-    return combined(
-        "add", activation(total, "log"), most if keep else reduced(x, axes, "max", False)
-    )
 
 
 ROWS = {

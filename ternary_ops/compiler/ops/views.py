@@ -11,6 +11,7 @@ import torch
 from ternary_ops.compiler.arrange import reshaped
 from ternary_ops.compiler.axes import Axis, Sizes, Value, repetition
 from ternary_ops.compiler.call import Call
+from ternary_ops.compiler.constants import over_batch
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.parts import dropped
 from ternary_ops.compiler.unsupported import Unsupported
@@ -34,9 +35,8 @@ def _reshape(call: Call) -> Value:
     """view, reshape, flatten and unflatten: what they make says all."""
     x, sizes = call.value(), call.sizes
     before, after = x.sizes, sizes
-    if after and before[0] != after[0] and len(set(after[0])) == 1 and _says_batch(call):
-        raise Unsupported(_ONE_BATCH)
-    if x.examples == 1 and _says_batch(call):
+    one_batch = x.examples == 1 or (before[0] != after[0] and len(set(after[0])) == 1)
+    if one_batch and call.any_size and _says_batch(call):
         raise Unsupported(_ONE_BATCH)
     return reshaped(x, sizes)
 
@@ -117,7 +117,8 @@ def _unsqueeze(call: Call) -> Value:
 
 
 def _expand(call: Call) -> Value:
-    return call.value().expanded(call.sizes)
+    x = call.value()
+    return over_batch(x, x.expanded(call.sizes))
 
 
 def _repeat(call: Call) -> Value:
@@ -130,7 +131,7 @@ def _repeat(call: Call) -> Value:
         if have != sizes:
             times: Sizes = tuple(n // h for n, h in zip(sizes, have, strict=True))
             axes[i] = (repetition(times), *axes[i])
-    return x.seen_as(axes)
+    return over_batch(x, x.seen_as(axes))
 
 
 def _to(call: Call) -> Value:

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `tops.check` predicts beside networks that were planned, pruned, calibrated and compiled."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from _zoo_list import build
+from torch import Tensor, nn
+
+import ternary_ops as tops
+from ternary_ops import runtime
+from ternary_ops.benchmark import pruned_networks
+from ternary_ops.checking import call_ms
+
+NETWORKS = (
+    "torchvision:resnet18",
+    "torchvision:resnet50",
+    "torchvision:mobilenet_v2",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:efficientnet_b0",
+    "torchvision:regnet_x_400mf",
+    "torchvision:shufflenet_v2_x1_0",
+    "torchvision:squeezenet1_1",
+    "torchvision:mnasnet0_5",
+    "timm:resnet18d",
+)
+_SIDE, _SAMPLES = 224, 2
+
+
+def rows(names: str) -> Iterator[dict[str, Any]]:
+    """Three rows a network, one for each share of empty quads."""
+    for text in names.split(",") if names else NETWORKS:
+        source, _, name = text.partition(":")
+        torch.manual_seed(0)
+        network = build(source, name)
+        x = pruned_networks.images(_SAMPLES, 3, _SIDE)
+        start = time.process_time()
+        found = tops.check(network, x[:1])
+        cpu = time.process_time() - start
+        for predicted in found.predictions:
+            ms, size = _measured(network, x, predicted.zeros)
+            yield {
+                **{"network": text, "size": _SIDE, "zeros": predicted.zeros},
+                **{"predicted_ms": round(predicted.ms, 3), "measured_ms": round(ms, 3)},
+                "ms_ratio": round(predicted.ms / ms, 3),
+                **{"predicted_bytes": predicted.bytes, "measured_bytes": size},
+                "bytes_ratio": round(predicted.bytes / size, 3),
+                **{"check_seconds": found.seconds, "check_cpu_seconds": round(cpu, 2)},
+                **{"isa": runtime.isa(), "match": 0.75 <= predicted.ms / ms <= 1.25},
+            }
+
+
+def _measured(network: nn.Module, x: Tensor, zeros: float) -> tuple[float, int]:
+    """Milliseconds and bytes of the network made as a user makes it, but for training."""
+    model = copy.deepcopy(network)
+    config = tops.TernaryConfig(zeros=zeros, scope="layer")
+    tops.quantize_(model, tops.plan(model, config))
+    tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()
+    tops.recalibrate_batchnorm_(model, [x])
+    tops.calibrate(model, [x], method="minmax")
+    program = tops.compile(model, x[:1])
+    with runtime.num_threads(1), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "program.safetensors")
+        program.save(path)
+        return call_ms(partial(program, x[:1].numpy())), path.stat().st_size

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check a network before any training: does it compile, what would it weigh and how long take.
+
+Bytes and milliseconds are those of the network that `plan` would make by default (ternary, first
+and last layer and depthwise ones at 8 bits) with ranges of the example, at shares of empty quads
+that are the same in every ternary layer. Its codes are random, since only the number of quads that
+are left matters, and its program is run on this machine: nothing is extrapolated.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_ops import runtime
+from ternary_ops.errors import BadConfig, UnsupportedModel, UnsupportedShape, first_line, need
+from ternary_ops.layout.codes import quads
+from ternary_ops.program.graph import Graph
+from ternary_ops.program.weight import Weight
+from ternary_ops.runtime import Program
+from ternary_ops.table import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ternary_ops.compiler.island_program import IslandProgram
+
+ZEROS = (0.0, 0.75, 0.9)
+_SECONDS, _LEAST, _MOST = 0.4, 5, 100  # of timing a program, and calls
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Calls of one operator that have no program form for one reason."""
+
+    operator: str
+    count: int
+    reason: str
+    first: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """At a share of empty quads in the ternary layers: bytes of the file, and milliseconds of one
+    call on one thread, in processor time. With islands: bytes of the programs alone.
+    """
+
+    zeros: float
+    bytes: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `check` found; print it.
+
+    compiles: as one program. why_not: the whole message where it does not. missing: parts without a
+    program form. islands: modules that islands=True leaves to PyTorch, "" for the model's own
+    forward, and share, theirs of the multiply-adds (1 where islands fail as well). note: why there
+    are no predictions.
+    """
+
+    input: tuple[int, ...]
+    compiles: bool
+    why_not: str
+    missing: tuple[Missing, ...]
+    islands: tuple[str, ...]
+    share: float
+    predictions: tuple[Prediction, ...]
+    note: str
+    seconds: float
+
+    def __str__(self) -> str:
+        """As `ternary-ops check` prints it."""
+        lines = [f"input {list(self.input)}"]
+        if self.compiles:
+            lines.append("compiles, all of it, into one program")
+        elif self.missing:
+            count = sum(part.count for part in self.missing)
+            lines += [f"does not compile: {count} parts have no program form", ""]
+            lines += [str(self.missing_table())]
+        else:
+            lines.append(f"does not compile: {self.why_not}")
+        if not self.compiles:
+            lines += ["", self._islands()]
+        if self.predictions:
+            lines += ["", str(self.prediction_table())]
+        if self.note:
+            lines += ["", f"no prediction: {self.note}"]
+        return "\n".join(lines)
+
+    def missing_table(self) -> Table:
+        """A row an operator and reason, the cause first."""
+        columns = ("operator", "count", "first in", "reason")
+        rows = [(m.operator, str(m.count), m.first, m.reason) for m in self.missing]
+        return Table(columns, rows, words=columns)
+
+    def prediction_table(self) -> Table:
+        """Bytes and milliseconds by share of empty quads."""
+        rows = [(f"{p.zeros:.0%}", f"{p.bytes:,}", f"{p.ms:.2f}") for p in self.predictions]
+        inside = "" if self.compiles else "; ms with the islands, bytes without"
+        notes = (
+            "one thread of this machine, processor time; ternary layers of random codes, the first",
+            f"and last layer and depthwise ones at 8 bits, ranges of the example{inside}",
+        )
+        return Table(("empty quads", "bytes", "ms"), rows, notes=notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, what `ternary-ops check --json` prints."""
+        return {
+            **vars(self),
+            "input": list(self.input),
+            "missing": [vars(m) for m in self.missing],
+            "islands": list(self.islands),
+            "predictions": [vars(p) for p in self.predictions],
+        }
+
+    def _islands(self) -> str:
+        if not self.islands:
+            return "with islands=True it does not run either"
+        names = ", ".join(name or "forward" for name in self.islands[:8])
+        more = f" and {len(self.islands) - 8} more" if len(self.islands) > 8 else ""
+        return (
+            f"with islands=True PyTorch runs {names}{more}: {self.share:.1%} of the multiply-adds"
+        )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A quantized network, and the names of its layers that become ternary (None: as they are)."""
+
+    program: Program | IslandProgram
+    ternary: frozenset[str] | None
+
+
+def check(
+    model: nn.Module | Program,
+    example: Tensor | NDArray[Any],
+    zeros: Iterable[float] = ZEROS,
+) -> Check:
+    """Say whether a network compiles and what is missing, and predict bytes and times.
+
+    model: a float network, one that is quantized already, or a Program. example: one input. zeros:
+    shares of empty quads. Nothing is changed. Raises BadConfig for shares outside 0..1, and
+    whatever the model raises.
+
+    >>> found = tops.check(model, x)
+    >>> found.compiles, [p.zeros for p in found.predictions]
+    (True, [0.0, 0.75, 0.9])
+    """
+    shares = tuple(zeros)
+    if not all(0 <= share < 1 for share in shares):
+        raise BadConfig(need("shares of zeros in 0..1", shares, "Pass (0, 0.75, 0.9)."))
+    start = time.perf_counter()
+    if isinstance(model, Program):
+        found = _compiling(np.shape(example), _predict(_Made(model, None), example, shares))
+    else:
+        found = _of_network(model, example, shares)
+    return replace(found, seconds=round(time.perf_counter() - start, 2))
+
+
+def _compiling(shape: tuple[int, ...], predictions: tuple[Prediction, ...]) -> Check:
+    return Check(shape, True, "", (), (), 0.0, predictions, "", 0.0)
+
+
+def _of_network(model: nn.Module, example: Any, shares: Sequence[float]) -> Check:
+    import torch
+
+    from ternary_ops.compiler import compile as compile_model
+    from ternary_ops.compiler.problems import Refused
+
+    x = torch.as_tensor(example)
+    try:
+        return _compiling(tuple(x.shape), _predict(_quantized(model, x, False), x.numpy(), shares))
+    except (UnsupportedModel, UnsupportedShape) as error:
+        note = first_line(error)
+    try:
+        compile_model(model, x)
+        return replace(_compiling(tuple(x.shape), ()), note=note)
+    except UnsupportedModel as error:
+        groups = error.groups if isinstance(error, Refused) else ()
+        why_not = str(error)
+    missing = tuple(
+        Missing(g.first.operator, len(g.problems), g.first.reason, g.first.where) for g in groups
+    )
+    found = Check(tuple(x.shape), False, why_not, missing, (), 1.0, (), "", 0.0)
+    try:
+        whole = compile_model(model, x, islands=True)
+    except UnsupportedModel as error:
+        return replace(found, note=first_line(error))
+    if not isinstance(whole, Program):
+        found = replace(found, islands=whole.islands, share=whole.share)
+    try:
+        return replace(found, predictions=_predict(_quantized(model, x, True), x.numpy(), shares))
+    except (UnsupportedModel, UnsupportedShape) as error:
+        return replace(found, note=first_line(error))
+
+
+def _quantized(model: nn.Module, x: Tensor, islands: bool) -> _Made:
+    """The network with every layer at 8 bits, compiled; ternary codes would be computed anew many
+    times on the way.
+    """
+    from ternary_ops.compiler import compile as compile_model
+    from ternary_ops.graph.wrappers import copy_of, unwrap
+    from ternary_ops.nn import PackedLayer, TernaryLayer
+    from ternary_ops.nn.config import TernaryConfig
+    from ternary_ops.quantize.calibration import calibrate
+    from ternary_ops.quantize.convert import quantize_
+    from ternary_ops.quantize.plans import plan
+
+    network = copy_of(unwrap(model)).eval()
+    if any(isinstance(m, (TernaryLayer, PackedLayer)) for m in network.modules()):
+        return _Made(compile_model(network, x, islands=islands, allow_unfinished=True), None)
+    ternary = frozenset(row.name for row in plan(network) if row.action == "ternary")
+    quantize_(network, plan(network, TernaryConfig("int8")))
+    calibrate(network, [x], method="minmax")
+    return _Made(compile_model(network, x, islands=islands), ternary)
+
+
+def _predict(made: _Made, x: Any, shares: Sequence[float]) -> tuple[Prediction, ...]:
+    """Make the weights random at each share, and time what comes out on one thread."""
+    x = np.ascontiguousarray(x, np.float32)
+    programs = [part for part in _parts(made.program) if isinstance(part, Program)]
+    found = []
+    with _one_thread(made.program), tempfile.TemporaryDirectory() as folder:
+        inputs, islands = [x], 0.0
+        if not isinstance(made.program, Program):
+            inputs = [np.random.default_rng(0).random(p.sample, np.float32) for p in programs]
+            # What is not spent in programs: islands, and the way between.
+            within = [call_ms(partial(p, y)) for p, y in zip(programs, inputs, strict=True)]
+            islands = max(call_ms(partial(made.program, x)) - sum(within), 0.0)
+        for share in shares:
+            size, ms = 0, islands
+            for program, y in zip(programs, inputs, strict=True):
+                emptied = Program(_emptied(program.graph, made.ternary, share), program.sample)
+                ms += call_ms(partial(emptied, y))
+                path = Path(folder, "program.safetensors")
+                emptied.save(path)
+                size += path.stat().st_size
+            found.append(Prediction(share, size, ms))
+    return tuple(found)
+
+
+def _parts(program: Program | IslandProgram) -> Sequence[Any]:
+    return [program] if isinstance(program, Program) else program.parts
+
+
+@contextmanager
+def _one_thread(program: Program | IslandProgram) -> Iterator[None]:
+    with runtime.num_threads(1):
+        if isinstance(program, Program):
+            yield
+            return
+        from ternary_ops.benchmark.timing import torch_threads  # needs torch
+
+        with torch_threads(1):
+            yield
+
+
+def _emptied(graph: Graph, ternary: frozenset[str] | None, share: float) -> Graph:
+    """The graph with random codes in its ternary layers, that share of whose quads is empty.
+
+    ternary: names of layers that become ternary; None: those that are.
+    """
+    rng = np.random.default_rng(0)
+    weights = [
+        _random(w, share, rng)
+        if (w.kind == "ternary" if ternary is None else w.name in ternary)
+        else w
+        for w in graph.weights
+    ]
+    return Graph(graph.nodes, tuple(weights))
+
+
+def _random(weight: Weight, share: float, rng: np.random.Generator) -> Weight:
+    """Ternary codes of which an exact number of quads is empty; the others are not."""
+    channels = weight.shape[3]
+    codes = rng.integers(-1, 2, (*weight.shape[:3], 4 * quads(channels)), np.int8)
+    codes[..., channels:] = 0
+    lanes = codes.reshape(-1, 4)
+    lanes[~lanes.any(1), 0] = 1
+    lanes[rng.permutation(len(lanes))[: round(share * len(lanes))]] = 0
+    return replace(weight, kind="ternary", values=codes[..., :channels])
+
+
+def call_ms(run: Callable[[], object]) -> float:
+    """Processor time of this thread in milliseconds, of the fastest of many calls: other users of
+    the machine can only make them slower.
+    """
+    run()
+    times: list[float] = []
+    while len(times) < _LEAST or (sum(times) < 1e3 * _SECONDS and len(times) < _MOST):
+        start = time.thread_time()
+        run()
+        times.append(1e3 * (time.thread_time() - start))
+    return min(times)

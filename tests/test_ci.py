@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts of .ci: their shared steps stop where they should."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from checkout import ROOT
+
+HEAD = "set -euo pipefail\n. .ci/steps.sh\n"
+
+
+def bash(code: str) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        ["bash", "-c", HEAD + code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("script", ["run", "torch", "steps.sh"])
+def test_scripts_are_bash(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / script)], check=True)
+
+
+def test_a_step_beside_others_stops_at_its_first_failure_and_fails_where_it_is_joined() -> None:
+    steps = "good() { echo fine; }\nbad() { echo one; false; echo two; }\n"
+    begin = steps + "beside a good\nbeside b bad\necho between\n"
+    assert bash(begin + "joined a\njoined b\necho after") == (1, ["between", "fine", "one"])
+    kept = 'if joined b > /dev/null; then echo passed; else echo "failed"; fi'
+    assert bash(f"{begin}{kept}\njoined a") == (0, ["between", "failed", "fine"])
+
+
+def test_the_copy_is_a_checkout_of_what_git_would_add(tmp_path: Path) -> None:
+    code, lines = bash(f"copy_tree {tmp_path}/copy\ncd {tmp_path}/copy\ngit ls-files")
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    wanted = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert code == 0 and sorted(lines) == sorted(wanted.splitlines())
+    assert ".ci/steps.sh" in lines and not [name for name in lines if name.startswith("build/")]
