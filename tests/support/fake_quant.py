@@ -105,7 +105,7 @@ def _resize(graph: Graph, node: Node, operands: Operands) -> Tensor:
     steps = x - (0 if y is None else y[1])
     align = None if nearest else at["align"]
     out = F.interpolate(steps, size, at["zoom"], at["mode"], align)
-    return out if y is None else torch.round(out) + y[1]
+    return out if y is None else (torch.round(out) + y[1]).clamp(0, 255)
 
 
 def _layer_norm(graph: Graph, node: Node, operands: Operands) -> Tensor:
