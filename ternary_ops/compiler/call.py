@@ -94,11 +94,11 @@ class Call:
             return float(argument)
         if not isinstance(argument, fx.Node):
             raise Unsupported("its operands are not tensors from the input and numbers")
-        made = self._values.get(argument)
-        if isinstance(made, Value) and made.step.op == "constant":
+        if argument.op == "get_attr":
+            made = self.value(argument)
             number = known_number(made.step)
             return made if number is None else number
-        if argument.op != "get_attr" and shape_of(argument) is None:
+        if shape_of(argument) is None:
             found = shapes_of(argument)
             if len(set(found)) == 1 and isinstance(found[0], (int, float)):
                 return float(found[0])

@@ -189,7 +189,11 @@ def _read(
 def _part(part: nn.Module, x: Tensor, task: Task) -> Program:
     """The program of a part of a network."""
     network, own = copy_of(part), replace(task, signature=signature_of(part))
-    return _whole(network, x, prepare(part, network, x, own.signature, False, True), own)
+    made = _whole(network, x, prepare(part, network, x, own.signature, False, True), own)
+    if made.graph.nodes[0].attrs["size"] is not None:
+        do = "It stays in PyTorch."
+        raise UnsupportedModel(need("a part that takes images of any size", "one size", do))
+    return made
 
 
 def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:
