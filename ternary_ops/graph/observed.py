@@ -23,13 +23,15 @@ _KEPT = "_tops_ranges"  # on the network
 _ENTRY = "_tops_range_of_"  # in a state_dict, before a value's name
 
 
-def name_values(graph: fx.Graph, first: str | None = None) -> None:
+def name_values(graph: fx.Graph, first: str | None = None, sizes: bool = False) -> None:
     """Set node.meta["value"] of every node: two nodes of one name compute the same. `first` is the
     name of the input, where the graph is a part of another.
 
     The result of a module that is called once goes by the module's path; everything else by the
-    operation, its constants and the names of its operands.
+    operation, its constants and the names of its operands. sizes: integers may be sizes of one
+    example, and do not count; calls that differ in nothing else go by their order.
     """
+    alike: Counter[str] = Counter()
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -38,7 +40,12 @@ def name_values(graph: fx.Graph, first: str | None = None) -> None:
             made = f"module {node.target}"
         else:
             arguments = fx.node.map_arg((node.args, dict(node.kwargs)), _name)
+            if sizes:
+                arguments = fx.node.map_aggregate(arguments, _without_size)
             made = f"{node.op} {_target(node)} {arguments!r}"
+            if sizes:
+                alike[made] += 1
+                made += f" {alike[made]}"
         node.meta["value"] = hashlib.sha256(made.encode()).hexdigest()[:16]
         if node.op == "placeholder" and first is not None:
             node.meta["value"] = first
@@ -67,6 +74,10 @@ class _Named:
 
 def _name(node: fx.Node) -> Any:
     return _Named(value_name(node))
+
+
+def _without_size(value: Any) -> Any:
+    return _Named("size") if type(value) is int else value
 
 
 def is_entry(key: str) -> bool:
