@@ -63,6 +63,7 @@ _WRONG: dict[str, list[Any]] = {
     "stride": [[0, 1], [1], [1, 1, 1], 1, [1.0, 1], [5000, 1], [True, 1], "11", {}],
     "padding": [[-1, 0], [0, 5000], [0], 0, [None, 0]],
     "dilation": [[0, 1], [1, 5000], [1]],
+    "more_padding": [[-1, 0], [0, 5000], [0], 0, [None, 0]],
     "kernel": [[0, 1], [1, 5000], None, 2],
     "size": [[0, 1], [1, 5000], None, [1, None]],
     "groups": [0, -2, 5, 2**30, True, 1.0],
@@ -94,6 +95,7 @@ _WRONG: dict[str, list[Any]] = {
 # Of one operator: "operator.attribute".
 for _case in program_cases().values():
     _WRONG |= {f"{_case.op}.{name}": values for name, values in _case.wrong.items()}
+_WRONG["input.size"] = [[0, 1], [1, 2**25], [1, 1, 1], 0, "1", [1.0, 1], [], True]
 _NAMES = sorted({key.rpartition(".")[2] for key in _WRONG})
 
 
