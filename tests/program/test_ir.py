@@ -82,7 +82,7 @@ _WRONG: dict[str, list[Any]] = {
     "axis": [0, 4, -1, True, 1.0, "1", None],
     "factor": [[0, 1], [3, 5], [1, 5000], 2, None],
     "crop": [[-1, 0], [0, 5000], None, 1],
-    "mode": ["bicubic", None, 0, True],
+    "mode": ["lanczos", None, 0, True],
     "align": [0, None, "yes"],
     "zoom": [[0, 1], [1.0], 2, [-1, 1], [float("inf"), 1], ["1", 1], [1e30, 1]],
     "tokens": [0, 8, 2**30, None, True, 9.0],
