@@ -51,7 +51,9 @@ def paired(a: Value, b: Value, keep_first: bool = False) -> tuple[Value, Value, 
 
 
 def _cost(old: Value, new: Value) -> int:
-    """Of moving a value."""
+    """Of moving a value; a constant moves while the network is compiled."""
+    if old.step.op == "constant":
+        return 0
     return (new.step is not old.step) + 10 * new.step.fixed
 
 
@@ -155,10 +157,11 @@ def joined(values: Sequence[Value], axis: int) -> Value:
 
 def _base(values: Sequence[Value], axis: int) -> Value:
     """The first value that can be joined where it lies, or one that is moved there."""
-    for value in values:
+    varying = [value for value in values if value.step.op != "constant"] or values
+    for value in varying:
         if _place(value, axis):
             return value
-    first = values[0]
+    first = varying[0]
     return canonical(first) if len(first.axes) in RANKS else channels_at(first, axis)
 
 

@@ -27,13 +27,18 @@ from ternary_ops.program.weight import Array, Weight
 _MOST_AXES = RANKS[-1] - 1  # behind the batch
 
 
-def constant_value(name: str, tensor: Tensor, source: Value) -> Value:
+def constant_value(name: str, tensor: Tensor, source: Value, repeats: bool) -> Value:
     """A tensor, the same for every image, beside the program's input `source`.
 
-    Its axes of more than one number are those of the step's value, in their order; where there are
-    more than a program has, the first ones together are the channels.
+    repeats: it may have been written once for each image of the example. Its axes of more than one
+    number are those of the step's value, in their order; where there are more than a program has,
+    the first ones together are the channels.
     """
     array = np.asarray(tensor.detach().cpu().float().numpy())
+    if repeats and array.ndim > 1 and len(array) == source.length(source.form[0])[0] > 1:
+        if (array == array[:1]).all():
+            made = constant_value(name, tensor[:1], source, False)
+            return made.seen_as([source.form[0], *made.axes[1:]])
     if not np.isfinite(array).all():
         raise Unsupported(f"{name} has numbers that are not finite")
     axes: list[Axis] = [

@@ -18,6 +18,7 @@ from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.constants import FOLDED
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import value_name
 from ternary_ops.graph.trace import ON_EXAMPLE
@@ -104,8 +105,10 @@ class _Reader:
         found = attrgetter(str(node.target))(traced)
         sources = (value for value in self.values.values() if isinstance(value, Value))
         source = next((v for v in sources if v.step.op == "input"), None)
+        folded = str(node.target).startswith(FOLDED)
+        repeats = folded and bool(traced.meta.get(ON_EXAMPLE))
         if isinstance(found, Tensor) and found.is_floating_point() and source is not None:
-            self.values[node] = constant_value(str(node.target), found, source)
+            self.values[node] = constant_value(str(node.target), found, source, repeats)
 
     def _read(self, node: fx.Node) -> None:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
