@@ -29,7 +29,7 @@ _RESIZED = {
     "exclude_outside": (0,),
     "extrapolation_value": ANY,
     "keep_aspect_ratio_policy": ("stretch",),
-    "mode": ("nearest", "linear"),
+    "mode": ("nearest", "linear", "cubic"),
     "nearest_mode": ANY,
 }
 
