@@ -52,9 +52,9 @@ def paired(a: Value, b: Value, keep_first: bool = False) -> tuple[Value, Value, 
 
 def _cost(old: Value, new: Value) -> int:
     """Of moving a value; a constant moves while the network is compiled."""
-    if old.step.op == "constant":
+    if new.step is old.step or old.step.op == "constant":
         return 0
-    return (new.step is not old.step) + 10 * new.step.fixed
+    return 1 + 10 * new.step.fixed
 
 
 def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
