@@ -52,8 +52,10 @@ def paired(a: Value, b: Value, keep_first: bool = False) -> tuple[Value, Value, 
 
 
 def _cost(old: Value, new: Value) -> int:
-    """Of moving a value."""
-    return (new.step is not old.step) + 10 * new.step.fixed
+    """Of moving a value; a constant moves while the network is compiled."""
+    if new.step is old.step or old.step.op == "constant":
+        return 0
+    return 1 + 10 * new.step.fixed
 
 
 def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
@@ -166,10 +168,11 @@ def joined(values: Sequence[Value], axis: int) -> Value:
 
 def _base(values: Sequence[Value], axis: int) -> Value:
     """The first value that can be joined where it lies, or one that is moved there."""
-    for value in values:
+    varying = [value for value in values if value.step.op != "constant"] or values
+    for value in varying:
         if _place(value, axis):
             return value
-    first = values[0]
+    first = varying[0]
     return canonical(first) if len(first.axes) in RANKS else channels_at(first, axis)
 
 
