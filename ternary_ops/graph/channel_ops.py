@@ -56,7 +56,7 @@ _KINDS = {
 # Modules, functions and methods of operators that `torch_ops` does not have.
 _MORE: dict[str, tuple[Any, ...]] = {
     "pointwise": (
-        torch.maximum, torch.minimum, "float", "double",
+        torch.maximum, torch.minimum, "double",
     ),
     "window": (
         nn.UpsamplingNearest2d,
