@@ -105,3 +105,36 @@ def test_ranges_are_kept_by_what_keeps_codes_in_a_program(name: str) -> None:
     if name == "getitem_1":
         node = next(n for n in graph.nodes if n.name == "getitem_4")
     assert keeps_range(node) is (name != "cat")
+
+
+class Parts(nn.Module):
+    """A layer reads the channels of small numbers, sums and the layer behind read the others."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.fc, self.pooled = nn.Conv2d(16, 8, 3), nn.Linear(8, 5), pooled
+        with torch.no_grad():
+            self.a.weight[8:] *= 20
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if not self.pooled:
+            x = torch.relu(x)
+            y = torch.cat([torch.relu(self.b(x[:, :8])), x[:, 8:]], 1)
+        else:  # a maximum is seldom negative
+            y = F.interpolate(F.max_pool2d(x, 4), scale_factor=4.0)
+            y = torch.cat([self.b(y[:, :8]), y[:, 8:]], 1)
+        return self.fc(torch.relu(self.c(y + x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_value_read_in_parts_keeps_its_whole_range(pooled: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Parts(pooled).eval(), torch.randn(16, 3, 12, 12)
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    quantize_(model, TernaryConfig("int8"))
+    calibrate(model, [x])
+    got = tops.compile(model, x)(x.numpy())
+    assert np.square(got - wanted).sum() < 1e-3 * np.square(wanted).sum()
