@@ -181,7 +181,9 @@ class _Chooser:
         if step.fine is not None:
             return None
         if step.wanted is not None:
-            return _affine(step.wanted)
+            # Layers may read a part of the value alone; others read all of it.
+            own = _own_range(step) if step.flexible else None
+            return _affine(_widest(step.wanted, own) or step.wanted)
         if not step.flexible:
             return None
         if step.observed is not None:
@@ -216,6 +218,13 @@ class _Chooser:
             ranges[0] = step.layer.output_range or step.layer.image_of(ranges[0])
         lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
         return _clamped((lo, hi), step.clamp)
+
+
+def _own_range(step: Step) -> Range | None:
+    """What calibrate saw of a value that no layer reads whole."""
+    if step.layer is None or step.layer.follows or step.attrs.get("gate"):
+        return step.observed
+    return step.layer.output_range
 
 
 def _fits(step: Step) -> bool:
