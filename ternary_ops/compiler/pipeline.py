@@ -14,22 +14,24 @@ from torch import Tensor, fx, nn
 
 from ternary_ops.compiler.domains import Uncalibrated, choose_domains
 from ternary_ops.compiler.fuse import fuse
+from ternary_ops.compiler.image_sizes import read_at_sizes
 from ternary_ops.compiler.lower import lower
 from ternary_ops.compiler.partition import IslandProgram, compile_with_islands
 from ternary_ops.compiler.prepare import check_read, float_activations, prepare
 from ternary_ops.compiler.read import read
 from ternary_ops.compiler.read_layers import Range
-from ternary_ops.compiler.trace_check import run_checked
+from ternary_ops.compiler.trace_check import check_same, run_checked
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
-from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
+from ternary_ops.graph.fold_batchnorm import find_pairs, fold_in_trace_
 from ternary_ops.graph.observed import ranges_of
 from ternary_ops.graph.signature import Signature, signature_of, tensor_of
-from ternary_ops.graph.trace import trace
+from ternary_ops.graph.trace import OutsideTree, trace
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.block_sparse import float_twins
 from ternary_ops.program.graph import Graph
 from ternary_ops.program.permute import permute as permute_channels
+from ternary_ops.program.shapes import infer_from
 from ternary_ops.runtime import Program
 
 _log = logging.getLogger(__name__)
@@ -132,22 +134,46 @@ class Task:
 
 
 def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program:
-    with torch.no_grad():
-        traced = trace(network, signature=task.signature)
-        check_read(network, traced)
-        traced.graph.eliminate_dead_code()  # calibrate's chains end where no dead code reads on
-        pairs = find_pairs(traced, traced.graph)
-        if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
-            # Packed layers round their input always, and a last bit may turn that: compare before.
-            with float_activations(network):
-                run_checked(traced, x, untouched)
-            untouched = None
-        fold_pairs_(traced, pairs)
+    """The program of a symbolic trace, or else, with sizes at hand, of a trace on x."""
+
+    def on_example(sample: Tensor) -> Graph:
         with float_activations(network):
-            expected = run_checked(traced, x, untouched)
-        graph = _lower(traced, x, task.ranges)
+            expected = task.signature.result(network, sample.clone())
+        return _read(network, sample, expected, task, sample)
+
+    with torch.no_grad():
+        try:
+            graph = _read(network, x, untouched, task)
+        except UnsupportedModel as error:
+            if isinstance(error, (Uncalibrated, OutsideTree)):
+                raise
+            _log.info("traced again, with the example's sizes: %s", error)
+            with float_activations(network):
+                check_same(task.signature.result(network, x.clone()), untouched)
+            graph = read_at_sizes(x, on_example)
     program = Program(_permuted(graph, x.shape) if task.permute else graph, tuple(x.shape))
-    shape = program.output_shape(tuple(x.shape))
+    if task.tune:
+        program.tune(x.numpy())
+    return program
+
+
+def _read(
+    network: nn.Module, x: Tensor, untouched: Any, task: Task, example: Tensor | None = None
+) -> Graph:
+    """The program of one trace, on an example or symbolic; the network stays as it is."""
+    traced = trace(network, signature=task.signature, example=example)
+    check_read(network, traced)
+    pairs = find_pairs(traced, traced.graph)
+    if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
+        # Packed layers round their input always, and a last bit may turn that: compare before.
+        with float_activations(network):
+            run_checked(traced, x, untouched)
+        untouched = None
+    fold_in_trace_(traced, pairs)
+    with float_activations(traced):
+        expected = run_checked(traced, x, untouched)
+    graph = _lower(traced, x, task.ranges)
+    shape = infer_from(graph, x.shape)[-1]
     if shape != tuple(expected.shape):
         raise UnsupportedModel(
             need(
@@ -156,15 +182,17 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
                 "Report this model; it was misread.",
             )
         )
-    if task.tune:
-        program.tune(x.numpy())
-    return program
+    return graph
 
 
 def _part(part: nn.Module, x: Tensor, task: Task) -> Program:
     """The program of a part of a network."""
     network, own = copy_of(part), replace(task, signature=signature_of(part))
-    return _whole(network, x, prepare(part, network, x, own.signature, False, True), own)
+    made = _whole(network, x, prepare(part, network, x, own.signature, False, True), own)
+    if made.graph.nodes[0].attrs["size"] is not None:
+        do = "It stays in PyTorch."
+        raise UnsupportedModel(need("a part that takes images of any size", "one size", do))
+    return made
 
 
 def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:

@@ -54,12 +54,14 @@ def attribute_of(root: Any, path: str) -> Any:
 
 
 def fold_constants_(traced: fx.GraphModule, known: Known) -> None:
-    """Replace every such value that something else reads by a buffer of the trace, and numbers by
-    themselves, in place.
+    """Replace every such value that something else reads by a buffer of the trace, and numbers
+    (tensors without axes too) by themselves, in place.
     """
     for node, value in known.items():
         outside = [user for user in node.users if user not in known]
-        if node.op == "get_attr" or not outside:
+        if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
+            value = float(value)
+        elif node.op == "get_attr":
             continue
         if isinstance(value, Tensor):
             name = f"constant_{node.name}"

@@ -91,17 +91,20 @@ def fold_pairs_(model: nn.Module, pairs: list[Pair]) -> None:
     """Fold what find_pairs returned, in place."""
     for pair in pairs:
         _take_over(pair.layer, pair.folded)
-    replace_modules(model, {pair.norm: _identity(pair.norm) for pair in pairs})
+    replace_modules(model, {pair.norm: nn.Identity() for pair in pairs})
     names: Any = getattr(model, "_tops_folded", [])
     folded = [pair.names[1] for pair in pairs]
     model._tops_folded = [*names, *folded]  # type: ignore[assignment]  # a plain attribute
 
 
-def _identity(norm: Any) -> nn.Identity:
-    """With the modules that a trace has under the BatchNorm's name."""
-    made = nn.Identity()
-    made._modules.update(norm._modules)
-    return made
+def fold_in_trace_(traced: fx.GraphModule, pairs: list[Pair]) -> None:
+    """Fold what find_pairs returned, in the trace alone: the network's layers stay as they are."""
+    new: dict[nn.Module, nn.Module] = {}
+    for pair in pairs:
+        identity = nn.Identity()
+        identity._modules.update(pair.norm._modules)  # a trace may have modules under its name
+        new.update({pair.layer: pair.folded, pair.norm: identity})
+    replace_modules(traced, new)
 
 
 def _folded(layer: Any, norm: Any, names: tuple[str, str]) -> Any:

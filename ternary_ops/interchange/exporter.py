@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def _model(graph: Graph, exact: bool) -> Any:
         raise UnsupportedModel(need("ONNX can express every node", "; ".join(failed), _DO))
     out.add("Identity", names[-1])
     out.nodes[-1].output[0] = "output"
-    return _checked(out, graph.values[0], graph.values[-1])
+    size = graph.nodes[0].attrs["size"]
+    first, final = _axes(graph.values[0], "", size), _axes(graph.values[-1], "_out")
+    return _checked(out, first, final)
 
 
 def _write(node: Node, export: NodeExport) -> str:
@@ -71,14 +74,14 @@ def _write(node: Node, export: NodeExport) -> str:
     return write(export)
 
 
-def _checked(out: GraphBuilder, first: Value, final: Value) -> Any:
+def _checked(out: GraphBuilder, first: list[Any], final: list[Any]) -> Any:
     onnx = out.onnx
     describe = onnx.helper.make_tensor_value_info
     made = onnx.helper.make_graph(
         out.nodes,
         "ternary_ops",
-        [describe("input", FLOAT, _axes(first, ""))],
-        [describe("output", FLOAT, _axes(final, "_out"))],
+        [describe("input", FLOAT, first)],
+        [describe("output", FLOAT, final)],
         out.constants,
     )
     model = onnx.helper.make_model(
@@ -92,9 +95,11 @@ def _checked(out: GraphBuilder, first: Value, final: Value) -> Any:
     return model
 
 
-def _axes(value: Value, suffix: str) -> list[Any]:
+def _axes(value: Value, suffix: str, size: Sequence[int] | None = None) -> list[Any]:
     """Sizes of an end of the graph: numbers, and names of those that are free."""
     channels = value.channels or "K"
+    free = [f"L{suffix}"] if value.rank == 3 else [f"H{suffix}", f"W{suffix}"]
+    sizes: list[Any] = free if size is None else list(size)
     if value.rank == 3:
-        return ["N", f"L{suffix}", channels]
-    return ["N", channels, f"H{suffix}", f"W{suffix}"][: value.rank]
+        return ["N", *sizes, channels]
+    return ["N", channels, *sizes][: value.rank]

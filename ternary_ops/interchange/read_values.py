@@ -121,16 +121,20 @@ def selu(loader: Loader, node: Any, at: Attributes) -> Made:
     return loader.call(F.selu, loader.value(node, 0))
 
 
-def softmax(loader: Loader, node: Any, at: Attributes) -> Made:
+def softmax(function: Any) -> Read:
     """Over one axis; before opset 13 over that and all that follow."""
-    rank, old = loader.rank(node.input[0]), loader.opset is not None and loader.opset < 13
-    axis = int(at.get("axis", 1 if old else -1))
-    if not -rank <= axis < rank:
-        raise Unsupported(f"an axis of {rank}", f"axis = {axis}")
-    dims = loader.dims(node.input[0]) or ()
-    if old and any(n != 1 for n in dims[axis % rank + 1 :]):
-        raise Unsupported("the last axis before opset 13", f"axis = {axis} of {rank}")
-    return loader.call(F.softmax, loader.value(node, 0), dim=axis % rank)
+
+    def read(loader: Loader, node: Any, at: Attributes) -> Made:
+        rank, old = loader.rank(node.input[0]), loader.opset is not None and loader.opset < 13
+        axis = int(at.get("axis", 1 if old else -1))
+        if not -rank <= axis < rank:
+            raise Unsupported(f"an axis of {rank}", f"axis = {axis}")
+        dims = loader.dims(node.input[0]) or ()
+        if old and any(n != 1 for n in dims[axis % rank + 1 :]):
+            raise Unsupported("the last axis before opset 13", f"axis = {axis} of {rank}")
+        return loader.call(function, loader.value(node, 0), dim=axis % rank)
+
+    return read
 
 
 def concat(loader: Loader, node: Any, at: Attributes) -> Made:

@@ -25,12 +25,12 @@ def infer(graph: Graph, n: int, *sizes: int) -> list[Shape]:
         wanted = "a program takes N >= 0 images of H, W >= 1"
         raise UnsupportedShape(need(wanted, (n, *sizes), "Check x.shape."))
     rank = graph.values[0].rank
-    shapes: list[Shape] = [(n, graph.nodes[0].attrs["c"], *sizes, 1, 1)[:rank]]
+    given: Shape = (n, graph.nodes[0].attrs["c"], *sizes, 1, 1)[:rank]
+    shapes: list[Shape] = []
     for i, node in enumerate(graph.nodes):
         try:
-            if i:
-                inputs = [shapes[j] for j in node.inputs]
-                shapes.append(node.operator.shape(graph.bound_nodes[i], inputs))
+            inputs = [shapes[j] for j in node.inputs] or [given]
+            shapes.append(node.operator.shape(graph.bound_nodes[i], inputs))
             if math.prod(shapes[i][1:]) * max(n, 1) > MAX_ELEMENTS:
                 wanted = f"at most {MAX_ELEMENTS} elements"
                 raise UnsupportedShape(need(wanted, list(shapes[i]), "Split the batch."))

@@ -261,13 +261,13 @@ def test_a_fold_that_computes_something_else_is_refused(monkeypatch: pytest.Monk
 def test_compile_is_held_to_the_untouched_model(monkeypatch: pytest.MonkeyPatch) -> None:
     from ternary_ops.compiler import pipeline
 
-    real = pipeline.fold_pairs_
+    real = pipeline.fold_in_trace_
 
     def wrong(model: Any, pairs: Any) -> None:
         real(model, pairs)
         model.get_submodule("6").weight.data *= 1.01
 
-    monkeypatch.setattr(pipeline, "fold_pairs_", wrong)
+    monkeypatch.setattr(pipeline, "fold_in_trace_", wrong)
     for quantized in (False, True):
         model = settled(net())
         x = torch.randn(2, 3, 9, 9)

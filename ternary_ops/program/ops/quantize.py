@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ternary_ops import reference
-from ternary_ops.errors import FormatError, need
+from ternary_ops.errors import FormatError, UnsupportedShape, need
 from ternary_ops.layout.codes import quads
 from ternary_ops.program.attributes import (
     FLAG,
@@ -16,6 +16,8 @@ from ternary_ops.program.attributes import (
     SCALE_AND_ZERO_POINT,
     Attribute,
     among,
+    of_each_axis,
+    optional,
     whole,
 )
 from ternary_ops.program.operator import BoundNode, Operand, Operator, Shape, Value, register
@@ -24,21 +26,46 @@ from ternary_ops.program.weight import Array
 
 @register
 class Input(Operator):
-    """The floats that the program is called with: rank 2 [N, C], 3 [N, L, C], 4 [N, C, H, W]"""
+    """The floats that the program is called with: rank 2 [N, C], 3 [N, L, C], 4 [N, C, H, W]; of
+    `size` H x W, or L, alone
+    """
 
     name = "input"
     reads = "-"
     inputs = (0, 0)
-    attrs = {"c": Attribute(whole(1, MAX_CHANNELS)), "rank": Attribute(among(2, 3, 4), 4)}
+    attrs = {
+        "c": Attribute(whole(1, MAX_CHANNELS)),
+        "rank": Attribute(among(2, 3, 4), 4),
+        "size": Attribute(optional(of_each_axis(1, MAX_CHANNELS)), None),
+    }
 
     def value(self, node: BoundNode) -> Value:
         """Floats."""
+        size, rank = node.at["size"], node.at["rank"]
+        if size is not None and len(size) != rank - 2:
+            raise FormatError(need(f"{rank - 2} sizes of rank {rank}", len(size), REWRITE))
         return Value(node.at["rank"], node.at["c"], node.at["c"], None)
+
+    def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
+        """That of the input array, which may have to be of one size."""
+        shape, size = inputs[0], node.at["size"]
+        if size is not None and shape[2:] != size:
+            wanted = (
+                f"an input of size {' x '.join(map(str, size))}, which this program is made for"
+            )
+            got = " x ".join(map(str, shape[2:]))
+            do = "Resize it, or compile the network on an example of this size."
+            raise UnsupportedShape(need(wanted, got, do))
+        return shape
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """The input array itself."""
         array: Array = operands[0]
         return array
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 @register

@@ -35,10 +35,7 @@ class Resize(Operator):
         "zoom": Attribute(optional(ZOOM), None),
     }
     keeps_params = per_channel = True
-
-    def reads_values(self, i: int) -> bool:
-        """The second gives its size only."""
-        return i == 0
+    sized_by = (1,)
 
     def value(self, node: BoundNode) -> Value:
         """As its first input."""
