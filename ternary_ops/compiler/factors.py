@@ -147,7 +147,7 @@ def sum_behind_layer(step: Step) -> Sequence[Step]:
         plain = maker.clamp == _PLAIN and maker.slope is None and len(maker.inputs) == 1
         layer = maker.layer if maker.op in ("conv2d", "linear") else None
         sizes = maker.shape is not None and maker.shape == other.shape
-        if plain and layer is not None and len(maker.users) == 1 and sizes and not layer.follows:
+        if plain and layer is not None and len(maker.users) == 1 and sizes:
             become(step, maker, other)
             break
     return ()

@@ -58,6 +58,7 @@ FOLDED: dict[str, tuple[Forward, list[str]]] = {
     "scaled branch": (lambda m, x: m.a(x) * 0.2 + x, ["conv2d"]),
     "scaled second branch": (lambda m, x: x + m.a(x).mul(0.2), ["conv2d"]),
     "difference": (lambda m, x: x - m.a(x), ["conv2d"]),
+    "norm beside layers": (lambda m, x: m.b(x) + m.a(x) + m.norm(x), ["conv2d"] * 3),
     "hardsigmoid": (lambda m, x: F.relu6(3 + m.a(x)) / 6, ["conv2d"]),
     "norm before": (lambda m, x: m.b(m.norm(x)), ["conv2d"]),
 }  # fmt: skip
