@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ternary_ops.graph.inplace import works_in_place
 
+FOLDED = "constant_"  # begins the names of values that were computed here
 Known = dict[fx.Node, Any]  # the values of nodes that do not depend on the input
 
 
@@ -64,7 +65,7 @@ def fold_constants_(traced: fx.GraphModule, known: Known) -> None:
         elif node.op == "get_attr":
             continue
         if isinstance(value, Tensor):
-            name = f"constant_{node.name}"
+            name = f"{FOLDED}{node.name}"
             traced.register_buffer(name, value, persistent=False)
             with traced.graph.inserting_before(node):
                 made: Any = traced.graph.get_attr(name)
