@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ternary_ops.compiler.arrange import channels_at, joined_axes
 from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call
@@ -23,12 +25,13 @@ def _same(call: Call) -> Value:
     return call.value()
 
 
-def _clamp(call: Call) -> Value:
+def _clamp(call: Call) -> Value | Step:
     bounds = clamp_bounds(call.node)
     if bounds is None:
         call.refuse()
     x = call.value()
-    return x.of(Step("clamp", [x.step], clamp=bounds))
+    step = Step("clamp", [x.step], clamp=bounds)
+    return step if x.as_traced else x.of(step)
 
 
 def _function(fn: str) -> Row:
@@ -151,7 +154,8 @@ def _sum_of_layer(call: Call, made: Value, residual: Value) -> Value:
 def _addcmul(call: Call) -> Value:
     """a + value * b * c."""
     names = ("input", *torch_ops.ADDCMUL.arguments)
-    at = {"value": 1, **dict(zip(names, call.node.args, strict=False)), **call.node.kwargs}
+    at: dict[str, Any] = dict(zip(names, call.node.args, strict=False))
+    at = {"value": 1, **at, **call.node.kwargs}
     a, b, c = (call.value(at[name]) for name in names[:3])
     product = scaled("mul", b, c) or combined("mul", b, c)
     if at["value"] != 1:
