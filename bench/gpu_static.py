@@ -3,7 +3,8 @@
 
     python bench/gpu_static.py                 # all rows; writes bench/results/gpu_static.csv, or
                                                # gpu_static_triton_X.csv for another Triton X
-    python bench/gpu_static.py --check         # fails on spills, traps, lost tensor cores, growth
+    python bench/gpu_static.py --check         # fails on spills, traps, lost tensor cores, growth;
+                                               # writes the first card of another Triton
     python bench/gpu_static.py --targets sm_90 --cases linear
 
 Columns: registers, spills, shared memory, tensor-core instruction, widest global load of the
@@ -14,11 +15,10 @@ published times, with errors of up to 30 % outside of them: ternary_ops/gpu/perf
 
 from __future__ import annotations
 
-import csv
 import sys
 from importlib.metadata import version
 
-from _measure import RESULTS, command_line, write_csv
+from _measure import RESULTS, command_line, read_rows, write_csv
 
 from ternary_ops.gpu import devices, report
 from ternary_ops.gpu.cases import all_cases
@@ -34,10 +34,12 @@ def table() -> str:
 
 def committed() -> dict[tuple[str, str], report.Limits]:
     """What the card in the repository promises."""
-    with (RESULTS / table()).open(newline="") as file:
-        kept = [row for row in csv.DictReader(file) if row["per_unit"]]
+    kept = [row for row in read_rows(RESULTS / table()) if row["per_unit"]]
     return {
-        (row["case"], row["target"]): report.Limits(row["tensor_core"], float(row["per_unit"]))
+        (row["case"], row["target"]): report.Limits(
+            row["tensor_core"],
+            *(float(row["per_unit"]), int(row["spill_bytes"]), int(row["stack_bytes"])),
+        )
         for row in kept
     }
 
@@ -49,8 +51,7 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", default=list(devices.TARGETS))
     parser.add_argument("--cases", default="", help="those whose name holds this")
     options = parser.parse_args()
-    if options.check and not (RESULTS / table()).exists():
-        parser.error(f"no card of this Triton, {table()}: write it first, without --check")
+    first = options.check and not (RESULTS / table()).exists()
     cases = [case for case in all_cases() if options.cases in case.name]
     limits = committed() if options.check else {}
     wrong, rows = [], []
@@ -62,7 +63,7 @@ def main() -> int:
                 shown = {k: v for k, v in row.items() if k not in ("unit", "bytes", "triton")}
                 print(*(f"{k}={v}" for k, v in shown.items() if v != ""), flush=True)
     everything = not options.cases and options.targets == list(devices.TARGETS)
-    if everything and not options.check:
+    if everything and (first or not options.check):
         names = dict.fromkeys(name for row in rows for name in row)
         print("written:", write_csv(table(), [{n: row.get(n, "") for n in names} for row in rows]))
     for line in sorted(set(wrong)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -210,18 +210,24 @@ def _quantized(model: nn.Module, x: Tensor, islands: bool) -> _Made:
     times on the way.
     """
     from ternary_ops.compiler import compile as compile_model
+    from ternary_ops.graph.fold_batchnorm import fold_batchnorm_
     from ternary_ops.graph.wrappers import copy_of, unwrap
     from ternary_ops.nn import PackedLayer, TernaryLayer
     from ternary_ops.nn.config import TernaryConfig
     from ternary_ops.quantize.calibration import calibrate
     from ternary_ops.quantize.convert import quantize_
-    from ternary_ops.quantize.plans import plan
+    from ternary_ops.quantize.plans import Plan, plan
 
     network = copy_of(unwrap(model)).eval()
     if any(isinstance(m, (TernaryLayer, PackedLayer)) for m in network.modules()):
         return _Made(compile_model(network, x, islands=islands, allow_unfinished=True), None)
-    ternary = frozenset(row.name for row in plan(network) if row.action == "ternary")
-    quantize_(network, plan(network, TernaryConfig("int8")))
+    with suppress(UnsupportedModel):  # not traced as a whole: its parts are folded one by one
+        fold_batchnorm_(network)  # as long as weights are floats, which is faster
+    rows, int8 = plan(network).rows, TernaryConfig("int8")
+    ternary = frozenset(row.name for row in rows if row.action == "ternary")
+    eight = (replace(r, action="int8", pattern="", config=int8) for r in rows if r.name in ternary)
+    others = (row for row in rows if row.name not in ternary)
+    quantize_(network, Plan((*eight, *others)))
     calibrate(network, [x], method="minmax")
     return _Made(compile_model(network, x, islands=islands), ternary)
 
@@ -238,10 +244,11 @@ def _predict(made: _Made, x: Any, shares: Sequence[float]) -> tuple[Prediction, 
             # What is not spent in programs: islands, and the way between.
             within = [call_ms(partial(p, y)) for p, y in zip(programs, inputs, strict=True)]
             islands = max(call_ms(partial(made.program, x)) - sum(within), 0.0)
+        filled = [_Emptied(program.graph, made.ternary) for program in programs]
         for share in shares:
             size, ms = 0, islands
-            for program, y in zip(programs, inputs, strict=True):
-                emptied = Program(_emptied(program.graph, made.ternary, share), program.sample)
+            for program, graph, y in zip(programs, filled, inputs, strict=True):
+                emptied = Program(graph.at(share), program.sample)
                 ms += call_ms(partial(emptied, y))
                 path = Path(folder, "program.safetensors")
                 emptied.save(path)
@@ -266,30 +273,46 @@ def _one_thread(program: Program | IslandProgram) -> Iterator[None]:
             yield
 
 
-def _emptied(graph: Graph, ternary: frozenset[str] | None, share: float) -> Graph:
-    """The graph with random codes in its ternary layers, that share of whose quads is empty.
+class _Emptied:
+    """A graph with random codes in its ternary layers, at any share of empty quads.
 
     ternary: names of layers that become ternary; None: those that are.
     """
-    rng = np.random.default_rng(0)
-    weights = [
-        _random(w, share, rng)
-        if (w.kind == "ternary" if ternary is None else w.name in ternary)
-        else w
-        for w in graph.weights
-    ]
-    return Graph(graph.nodes, tuple(weights))
+
+    def __init__(self, graph: Graph, ternary: frozenset[str] | None) -> None:
+        self._graph = graph
+        rng = np.random.default_rng(0)
+        self._random = {
+            i: _Codes(w, rng)
+            for i, w in enumerate(graph.weights)
+            if (w.kind == "ternary" if ternary is None else w.name in ternary)
+        }
+
+    def at(self, share: float) -> Graph:
+        """The graph at that share."""
+        weights = [
+            self._random[i].weight(w, share) if i in self._random else w
+            for i, w in enumerate(self._graph.weights)
+        ]
+        return Graph(self._graph.nodes, tuple(weights))
 
 
-def _random(weight: Weight, share: float, rng: np.random.Generator) -> Weight:
-    """Ternary codes of which an exact number of quads is empty; the others are not."""
-    channels = weight.shape[3]
-    codes = rng.integers(-1, 2, (*weight.shape[:3], 4 * quads(channels)), np.int8)
-    codes[..., channels:] = 0
-    lanes = codes.reshape(-1, 4)
-    lanes[~lanes.any(1), 0] = 1
-    lanes[rng.permutation(len(lanes))[: round(share * len(lanes))]] = 0
-    return replace(weight, kind="ternary", values=codes[..., :channels])
+class _Codes:
+    """Random ternary codes of one layer, no quad empty, and the order in which quads become so."""
+
+    def __init__(self, weight: Weight, rng: np.random.Generator) -> None:
+        channels = weight.shape[3]
+        self._codes = rng.integers(-1, 2, (*weight.shape[:3], 4 * quads(channels)), np.int8)
+        self._codes[..., channels:] = 0
+        lanes = self._codes.reshape(-1, 4)
+        lanes[~lanes.any(1), 0] = 1
+        self._order = rng.permutation(len(lanes))
+
+    def weight(self, like: Weight, share: float) -> Weight:
+        """The layer with that share of its quads empty, to one quad."""
+        codes = self._codes.copy()
+        codes.reshape(-1, 4)[self._order[: round(share * len(self._order))]] = 0
+        return replace(like, kind="ternary", values=codes[..., : like.shape[3]])
 
 
 def call_ms(run: Callable[[], object]) -> float:

@@ -197,10 +197,14 @@ FAULTS = {
         "keep(schedule.rows[v.memory],",
         "keep(schedule.rows[v.memory] - 1,",
     ),
-    "operators: order of flattened tokens": _operators(
-        "ops/data_movement.cpp",
-        "from_tokens_ ? p * in.channels + c",
-        "from_tokens_ ? c * image + p",
+    "operators: order of four rearranged cells": Fault(
+        "tensor/strided_copy.cpp", "cd[2], cd[3]}", "cd[3], cd[2]}", _AT_EVERY_NODE
+    ),
+    "operators: lanes of rearranged codes": Fault(
+        "ops/rearrange_codes.cpp", "aligned && fours_[i]", "fours_[i]", _AT_EVERY_NODE
+    ),
+    "rows: what a reflection reads": _rows(
+        "ops/borders.cpp", "(mode_ == Mode::kReflect ? after_.rows : 0)", "0"
     ),
     "operators: group_norm of a batch": _operators("ops/group_norm.cpp", " + n * in.image;", ";"),
     "operators: rows of tokens": _operators(

@@ -7,6 +7,7 @@
 #include "isa/isa.h"
 #include "ops/move_rows.h"
 #include "program/registry.h"
+#include "tensor/strided_copy.h"
 
 namespace tops {
 namespace {
@@ -49,12 +50,13 @@ class Unflatten : public Slice {
   }
 };
 
-// Everything of an image, or of all tokens, in the order of the caller's array.
+// Everything of an image, in the order of the caller's array.
 class Flatten : public OpKernel {
  public:
-  Flatten(const Attributes&, const Types& in) : from_tokens_(in[0].rank == 3) {
+  Flatten(const Attributes& at, const Types& in) {
+    need_image(at, in[0]);
     type_ = in[0];
-    if (in[0].rank != 2) type_.channels = 0;
+    type_.channels = 0;
     type_.rank = 2;
   }
 
@@ -68,25 +70,26 @@ class Flatten : public OpKernel {
     const int64_t image = in.h * in.w;
     const uint8_t* const x = node.x(0);
     uint8_t* const y = node.y();
-    if (!in.is_float)  // the last quad may have channels that nothing below writes
-      for (int64_t n = 0; n < out.n; ++n)
-        std::memset(y + ((out.packets - 1) * out.channel_stride + n) * 4, 0, 4);
+    if (in.is_float) {
+      const int64_t to = out.channel_stride;
+      copy_strided(x + in.packet(0, 0, 0) * 4, y,
+                   {{in.n, in.image, 1},
+                    {in.channels, in.channel_stride, image * to},
+                    {in.h, in.pitch, in.w * to},
+                    {in.w, 1, to}});
+      return;
+    }
+    // The last quad may have channels that nothing below writes.
+    for (int64_t n = 0; n < out.n; ++n)
+      std::memset(y + ((out.packets - 1) * out.channel_stride + n) * 4, 0, 4);
     for (int64_t c = 0; c < in.channels; ++c)
       for (int64_t n = 0; n < in.n; ++n)
         for (int64_t p = 0; p < image; ++p) {
-          const int64_t k = from_tokens_ ? p * in.channels + c : c * image + p;
-          const int64_t packet = in.packet(n, p / in.w, p % in.w);
-          if (in.is_float)
-            std::memcpy(y + (k * out.channel_stride + n) * 4,
-                        x + (c * in.channel_stride + packet) * 4, 4);
-          else
-            y[((k / 4) * out.channel_stride + n) * 4 + k % 4] =
-                x[((c / 4) * in.channel_stride + packet) * 4 + c % 4];
+          const int64_t k = c * image + p, packet = in.packet(n, p / in.w, p % in.w);
+          y[((k / 4) * out.channel_stride + n) * 4 + k % 4] =
+              x[((c / 4) * in.channel_stride + packet) * 4 + c % 4];
         }
   }
-
- private:
-  bool from_tokens_;
 };
 
 // Pixels of factor_h x factor_w channels become one channel as many times as large.

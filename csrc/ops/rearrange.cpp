@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operator rearrange: each axis behind the batch is split into factors, which form the axes of the
 // value in another order.
+#include "ops/rearrange.h"
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -15,8 +17,6 @@ namespace tops {
 namespace {
 
 constexpr int64_t kRest = -1;
-// Axes behind the batch, as every tensor has them.
-constexpr size_t kChannels = 0, kRows = 1, kColumns = 2;
 using Sizes = std::array<int64_t, 3>;
 
 // Of the axes of a value of that rank: tokens are images of one row.
@@ -25,15 +25,6 @@ std::vector<size_t> axes_of(int rank) {
   if (rank == 3) return {kChannels, kColumns};
   return {kChannels, kRows, kColumns};
 }
-
-// A factor longer than 1: where it stands in the input's axes and in the value's. Neighbors are so
-// many places of the axis apart.
-struct Factor {
-  int64_t size;
-  size_t from_axis, to_axis;
-  int64_t from, to;
-};
-using Factors = std::vector<Factor>;
 
 // Distance in packets of neighbors along each axis.
 Sizes strides(const ActivationTensor& g) { return {g.channel_stride, g.pitch, 1}; }
@@ -115,7 +106,6 @@ class Rearrange : public OpKernel {
   std::vector<int64_t> sizes_of(const Sizes& x) const;
   Factors factors_of(const std::vector<int64_t>& sizes) const;
   void move_packets(const NodeRun& node, const Factors& factors) const;
-  void move_codes(const NodeRun& node, const Factors& factors) const;
 
   std::vector<std::vector<int64_t>> split_;
   std::vector<int64_t> order_, axes_;
@@ -264,88 +254,6 @@ void Rearrange::move_packets(const NodeRun& node, const Factors& factors) const 
       if (f.to_axis == kRows) packet += row / f.to % f.size * f.from * from[f.from_axis];
     copy_strided(node.x(0) + packet * 4, node.y() + out.packet(0, row, 0) * 4, axes);
   }
-}
-
-// For each place of an axis of the value, the channel of the input that it adds, and the packets
-// beyond the input's first pixel.
-struct Sources {
-  std::vector<int64_t> channel, packet;
-};
-
-Sources sources(const Factors& factors, size_t axis, int64_t size, int64_t pitch) {
-  Sources made{std::vector<int64_t>(static_cast<size_t>(size), 0),
-               std::vector<int64_t>(static_cast<size_t>(size), 0)};
-  for (const Factor& f : factors) {
-    if (f.to_axis != axis) continue;
-    std::vector<int64_t>& to = f.from_axis == kChannels ? made.channel : made.packet;
-    const int64_t step = f.from_axis == kRows ? f.from * pitch : f.from;
-    for (int64_t i = 0; i < size; ++i) to[static_cast<size_t>(i)] += i / f.to % f.size * step;
-  }
-  return made;
-}
-
-// Four channels of a row, each from one channel of the input and from pixels next to each other.
-void join_channels(const uint8_t* const from[4], const int64_t lane[4], int64_t width,
-                   uint8_t* to) {
-  const auto shift = [&](int j) { return static_cast<uint32_t>(lane[j] * 8); };
-  const uint32_t a = shift(0), b = shift(1), c = shift(2), d = shift(3);
-  for (int64_t p = 0; p < width; ++p) {
-    uint32_t v[4];
-    for (int j = 0; j < 4; ++j) std::memcpy(&v[j], from[j] + p * 4, 4);
-    const uint32_t packet = (v[0] >> a & 0xff) | (v[1] >> b & 0xff) << 8 |
-                            (v[2] >> c & 0xff) << 16 | (v[3] >> d & 0xff) << 24;
-    std::memcpy(to + p * 4, &packet, 4);
-  }
-}
-
-// Codes whose channels share packets with others in the value: each goes alone, but for columns
-// that stay next to each other.
-void Rearrange::move_codes(const NodeRun& node, const Factors& factors) const {
-  const ActivationTensor &in = node.in(0), &out = node.out();
-  const Sources of_channel = sources(factors, kChannels, out.packets * 4, in.pitch);
-  const Sources of_row = sources(factors, kRows, out.h, in.pitch);
-  const Sources of_column = sources(factors, kColumns, out.w, in.pitch);
-  bool together = true;
-  for (size_t p = 0; p < of_column.channel.size(); ++p)
-    together = together && !of_column.channel[p] && of_column.packet[p] == static_cast<int64_t>(p);
-  const uint8_t* const x = node.x(0);
-  uint8_t* const y = node.y();
-  const Rows rows = node.rows;
-  const int64_t count = rows.end - rows.begin;
-  parallel_for(
-      out.packets * count, (together ? 4 : 16) * vectors_of(out, rows) + 1, [&](int64_t task, int) {
-        const int64_t quad = task / count, row = rows.begin + task % count;
-        const auto r = static_cast<size_t>(row);
-        const int64_t channels = std::min<int64_t>(4, out.channels - quad * 4);
-        for (int64_t n = 0; n < out.n; ++n) {
-          const int64_t pixel = in.packet(n, 0, 0) + of_row.packet[r];
-          uint8_t* const to = y + (quad * out.channel_stride + out.packet(n, row, 0)) * 4;
-          int64_t channel[4], packet[4];
-          for (int64_t j = 0; j < 4; ++j) {  // of channels that are not there: any
-            const auto c = static_cast<size_t>(quad * 4 + std::min(j, channels - 1));
-            channel[j] = of_channel.channel[c] + of_row.channel[r];
-            packet[j] = of_channel.packet[c] + pixel;
-          }
-          if (together) {
-            const uint8_t* from[4];
-            int64_t lane[4];
-            for (int64_t j = 0; j < 4; ++j) {
-              from[j] = x + (channel[j] / 4 * in.channel_stride + packet[j]) * 4;
-              lane[j] = channel[j] % 4;
-            }
-            join_channels(from, lane, out.w, to);
-            continue;
-          }
-          for (int64_t p = 0; p < out.w; ++p) {
-            const auto i = static_cast<size_t>(p);
-            for (int64_t j = 0; j < 4; ++j) {
-              const int64_t c = channel[j] + of_column.channel[i];
-              to[p * 4 + j] =
-                  x[(c / 4 * in.channel_stride + packet[j] + of_column.packet[i]) * 4 + c % 4];
-            }
-          }
-        }
-      });
 }
 
 const RegisterOp<Rearrange> kRearrange("rearrange", 1);

@@ -59,11 +59,55 @@ void copy_runs(const uint8_t* from, uint8_t* to, const CopyAxis& rows, int64_t c
   }
 }
 
+using Four = uint32_t __attribute__((vector_size(16)));
+
+Four load(const uint8_t* at) {
+  Four v;
+  std::memcpy(&v, at, sizeof v);
+  return v;
+}
+
+// Four cells of four rows as four rows of the copy, `from` and `to` cells apart.
+void transpose_four(const uint8_t* x, int64_t from, uint8_t* y, int64_t to) {
+  const Four a = load(x), b = load(x + from * kCell), c = load(x + 2 * from * kCell),
+             d = load(x + 3 * from * kCell);
+  const Four ab = {a[0], b[0], a[1], b[1]}, cd = {c[0], d[0], c[1], d[1]};
+  const Four rest_ab = {a[2], b[2], a[3], b[3]}, rest_cd = {c[2], d[2], c[3], d[3]};
+  const Four made[4] = {{ab[0], ab[1], cd[0], cd[1]},
+                        {ab[2], ab[3], cd[2], cd[3]},
+                        {rest_ab[0], rest_ab[1], rest_cd[0], rest_cd[1]},
+                        {rest_ab[2], rest_ab[3], rest_cd[2], rest_cd[3]}};
+  for (int64_t i = 0; i < 4; ++i) std::memcpy(y + i * to * kCell, &made[i], sizeof made[i]);
+}
+
+// Cells of the source next to each other in a column of the tile, of the copy in a row.
+void transpose_tile(const uint8_t* from, uint8_t* to, const CopyAxis& rows, int64_t count,
+                    const CopyAxis& columns, int64_t begin, int64_t end) {
+  const auto copy = [&](int64_t r, int64_t c) {
+    copy_cell(from + (r + c * columns.from) * kCell, to + (r * rows.to + c) * kCell);
+  };
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) {
+    int64_t c = begin;
+    for (; c + 4 <= end; c += 4)
+      transpose_four(from + (r + c * columns.from) * kCell, columns.from,
+                     to + (r * rows.to + c) * kCell, rows.to);
+    for (; c < end; ++c)
+      for (int64_t i = 0; i < 4; ++i) copy(r + i, c);
+  }
+  for (; r < count; ++r)
+    for (int64_t c = begin; c < end; ++c) copy(r, c);
+}
+
 // Both ways a cache line is read or written a cell at a time; those of a tile stay in the cache.
 void copy_tiles(const uint8_t* from, uint8_t* to, const CopyAxis& rows, int64_t count,
                 const CopyAxis& columns) {
   for (int64_t begin = 0; begin < columns.size; begin += kTile) {
     const int64_t end = std::min(begin + kTile, columns.size);
+    if (rows.from == 1 && columns.to == 1) {
+      transpose_tile(from, to, rows, count, columns, begin, end);
+      continue;
+    }
     for (int64_t r = 0; r < count; ++r) {
       const uint8_t* const x = from + r * rows.from * kCell;
       uint8_t* const y = to + r * rows.to * kCell;

@@ -94,10 +94,11 @@ class Call:
             return float(argument)
         if not isinstance(argument, fx.Node):
             raise Unsupported("its operands are not tensors from the input and numbers")
-        made = self._values.get(argument)
-        if isinstance(made, Value) and known_number(made.step) is not None:
-            return known_number(made.step) or 0.0
-        if argument.op != "get_attr" and shape_of(argument) is None:
+        if argument.op == "get_attr":
+            made = self.value(argument)
+            number = known_number(made.step)
+            return made if number is None else number
+        if shape_of(argument) is None:
             found = shapes_of(argument)
             if len(set(found)) == 1 and isinstance(found[0], (int, float)):
                 return float(found[0])

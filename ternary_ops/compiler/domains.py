@@ -86,14 +86,11 @@ def is_cheap(step: Step) -> bool:
 
 def _ask(step: Step, user: Step) -> None:
     """Collect a reader's requirements on a step's value."""
-    if user.op == "output":
+    if user.op == "output" or _reads_floats(user):
         return
-    layer, kind = user.layer, OPS[user.op]
-    if not kind.is_layer:  # which reads all its operands, as codes or not
-        if not kind.takes_codes(user.attrs):
-            return
-        if not any(x is step and kind.reads_values(i) for i, x in enumerate(user.inputs)):
-            return
+    if all(x is not step or i in OPS[user.op].sized_by for i, x in enumerate(user.inputs)):
+        return
+    layer = user.layer
     if user.op == "concat" or OPS[user.op].keeps_params:
         step.wanted = _widest(step.wanted, user.wanted)
         step.flexible |= user.flexible
@@ -109,6 +106,11 @@ def _ask(step: Step, user: Step) -> None:
             step.wanted = _widest(step.wanted, layer.input_range)
         if step in user.inputs[1:]:
             step.flexible = True
+
+
+def _reads_floats(step: Step) -> bool:
+    operator = OPS[step.op]
+    return operator.floats_only or step.attrs.get("fn") in operator.float_functions
 
 
 def _normalizes(user: Step, step: Step) -> bool:
@@ -141,9 +143,9 @@ class _Chooser:
         """Set `reads` and `y` of one step, those before it are set."""
         if step.layer is not None and OPS[step.op].is_layer:
             self._choose_layer(step, step.layer)
-        elif step.op in ("input", "output") or not OPS[step.op].takes_codes(step.attrs):
+        elif step.op in ("input", "output") or _reads_floats(step):
             step.reads = [FLOATS] * len(step.inputs)
-        elif not OPS[step.op].reads_values(0):
+        elif 0 in OPS[step.op].sized_by:
             step.reads = [None] * len(step.inputs)
         elif OPS[step.op].keeps_params:
             x, *sized_like = step.inputs

@@ -194,6 +194,16 @@ def _clip(bound: float | None, by: Bounds, otherwise: float | None) -> float | N
     return bound if hi is None else min(bound, hi)
 
 
+def flatten_before_layers(step: Step) -> Sequence[Step]:
+    """An image in a row, of which layers alone read as many numbers as there are."""
+    at = step.attrs
+    in_a_row = step.op == "rearrange" and at["rank"] == 2 and len(at["split"]) == 3
+    if in_a_row and at["order"] == tuple(range(len(at["order"]))):
+        if all(user.layer is not None for user in step.users):
+            step.op, step.attrs = "flatten", {}
+    return ()
+
+
 CHAIN_FUSIONS: tuple[Fusion, ...] = (
     sum_into_layer,
     slopes_into_convolution,
@@ -213,4 +223,5 @@ FUSIONS: tuple[Fusion, ...] = (
     affine_into_layers_after,
     factor_into_matmul,
     sum_behind_layer,
+    flatten_before_layers,
 )

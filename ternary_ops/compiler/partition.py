@@ -25,7 +25,6 @@ from ternary_ops.compiler.regions import (
     Region,
     find_regions,
     in_sequence,
-    is_size,
     reads_of,
 )
 from ternary_ops.compiler.trace_check import check_same, run_checked
@@ -34,6 +33,7 @@ from ternary_ops.errors import UnsupportedModel, UnsupportedShape, first_line, n
 from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.observed import INPUT_VALUE, value_name
 from ternary_ops.graph.signature import Signature
+from ternary_ops.graph.sizes import is_size
 from ternary_ops.graph.trace import Interpreter, trace_around
 from ternary_ops.runtime import Program
 

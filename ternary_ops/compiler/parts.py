@@ -95,16 +95,21 @@ def _cropped(value: Value, axis: int, place: int, kept: Range) -> Value:
     whole = value.length(value.axes[axis])
     left = [size - end for size, end in zip(whole, kept.end, strict=True)]
     fixed = not (len(set(kept.begin)) == len(set(left)) == 1)
-    at, count = place - 2, len(value.form) - 2
-
-    def numbers(other: int, own: int) -> tuple[int, ...]:
-        return tuple(own if i == at else other for i in range(count))
-
-    attrs = {"begin": numbers(0, kept.begin[0]), "end": numbers(0, left[0])}
-    if kept.step != 1:
-        attrs["step"] = numbers(1, kept.step)
-    step = Step("crop", [value.step], attrs, fixed=fixed)
+    step = _crop(value, place - 2, (kept.begin[0], left[0], kept.step), fixed)
     return _with_axis(value, axis, place, _remaining(value, axis, kept), step)
+
+
+def _crop(value: Value, at: int, cut: tuple[int, int, int], fixed: bool) -> Step:
+    """A crop of one axis: how many go at either end, and the step; one with that of other axes."""
+    count, source = len(value.form) - 2, value.step
+    ends = {"begin": [0] * count, "end": [0] * count, "step": [1] * count}
+    if source.op == "crop" and [source.attrs[name][at] for name in ends] == [0, 0, 1]:
+        ends = {name: list(source.attrs[name]) for name in ends}
+        fixed |= source.fixed
+        (source,) = source.inputs
+    for name, number in zip(ends, cut, strict=True):
+        ends[name][at] = number
+    return Step("crop", [source], {k: tuple(v) for k, v in ends.items()}, fixed=fixed)
 
 
 def _sliced(value: Value, axis: int, place: int, kept: Range) -> Value:
@@ -116,12 +121,8 @@ def _sliced(value: Value, axis: int, place: int, kept: Range) -> Value:
     if place == 1:
         step = Step("slice", [value.step], {"begin": begin[0], "end": end[0]}, fixed=not known)
         return _with_axis(value, axis, place, _remaining(value, axis, kept), step)
-    whole = value.length(value.form[place])
-    left, at = whole[0] - end[0], place - 2
-    ends = [
-        tuple(n if i == at else 0 for i in range(len(value.form) - 2)) for n in (begin[0], left)
-    ]
-    step = Step("crop", [value.step], {"begin": ends[0], "end": ends[1]}, fixed=not known)
+    left = value.length(value.form[place])[0] - end[0]
+    step = _crop(value, place - 2, (begin[0], left, 1), not known)
     return _with_axis(value, axis, place, _remaining(value, axis, kept), step)
 
 

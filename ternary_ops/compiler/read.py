@@ -19,7 +19,7 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import fused_chains
-from ternary_ops.graph.observed import value_name
+from ternary_ops.graph.observed import range_seen
 from ternary_ops.graph.trace import ON_EXAMPLE
 
 
@@ -134,7 +134,7 @@ class _Reader:
         if not step.place:  # made by this call, not handed on
             step.shape, step.place = step.shape or value.shape, _place(call)
             step.chain = None if call.chain is None else call.chain.layer
-        step.observed = self._ranges.get(value_name(node), step.observed)
+        step.observed = range_seen(self._ranges, node) or step.observed
 
     def _read_output(self, node: fx.Node) -> None:
         made = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ternary_ops.graph.channel_ops import kind_of
+from ternary_ops.graph.sizes import is_size
 
 Nodes = Sequence[fx.Node]
 
@@ -198,12 +199,6 @@ def in_sequence(flow: Flow, regions: Sequence[Region]) -> Iterator[Region | list
             done.add(region.end)
             yield region
         left = [region for region in left if region not in ready]
-
-
-def is_size(node: fx.Node) -> bool:
-    """x.shape, x.size(...), x.ndim or x.dim() of a traced value."""
-    asks = node.op == "call_method" and node.target in ("size", "dim")
-    return asks or (node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype"))
 
 
 def same_shape(node: fx.Node) -> fx.Node | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.errors import TernaryOpsError, UnsupportedModel, need
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
 from ternary_ops.graph.trace import ON_EXAMPLE, Interpreter
@@ -116,7 +116,7 @@ def _second(
         shapes = Shapes(traced)
         try:
             shapes.run(torch.zeros(sizes))
-        except UnsupportedModel:  # the network's own code runs here: this size is none of its own
+        except TernaryOpsError:  # the network's own code runs here: this size is none of its own
             continue
         if all(_alike(made, first[node]) for node, made in shapes.found.items()):
             return shapes.found

@@ -22,6 +22,7 @@ from ternary_ops.graph.nodes import (
     module_of,
     operator_of,
 )
+from ternary_ops.graph.sizes import is_size
 
 _LAYERS = (nn.Conv2d, nn.Linear)
 _NORMS = (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -55,7 +56,7 @@ _KINDS = {
 # Modules, functions and methods of operators that `torch_ops` does not have.
 _MORE: dict[str, tuple[Any, ...]] = {
     "pointwise": (
-        torch.maximum, torch.minimum, "float", "double",
+        torch.maximum, torch.minimum, "double",
     ),
     "window": (
         nn.UpsamplingNearest2d,
@@ -87,6 +88,22 @@ def kind_of(node: fx.Node) -> str:
     if found in _KIND_OF_OPERATOR:
         return _KIND_OF_OPERATOR[found]
     return _KIND_OF_OTHER.get(node.target if module is None else kind, "")
+
+
+def keeps_range(node: fx.Node) -> bool:
+    """True for what hands on numbers of one operand, or numbers between them: the operators that
+    keep scale and zero point in a program (`keeps_params`) come of these.
+    """
+    if is_size(node):
+        return False
+    if is_pass(node) or operator_of(node) in (ops.MAX_POOL2D, ops.ADAPTIVE_MAX_POOL2D):
+        return True
+    if operator_of(node) is ops.INTERPOLATE:
+        module = module_of(node)
+        said = arguments_of(node, ops.INTERPOLATE) if module is None else vars(module)
+        return (said or {}).get("mode") in ("nearest", "bilinear")
+    moves = kind_of(node) in ("move", "pixels") or operator_of(node) is ops.PAD
+    return moves and operator_of(node) not in (ops.CONCAT, ops.STACK)
 
 
 def scales(node: fx.Node) -> bool:

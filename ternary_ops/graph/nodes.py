@@ -16,6 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from ternary_ops.graph import torch_ops
+from ternary_ops.graph.sizes import is_size
 from ternary_ops.graph.torch_ops import TorchOp
 
 Bounds = tuple[float | None, float | None]
@@ -104,6 +105,11 @@ def _operator_of_class(kind: type[nn.Module]) -> TorchOp | None:
         return torch_ops.BY_MODULE[kind]
     bases = (torch_ops.BY_MODULE.get(base) for base in kind.__mro__)
     return next((op for op in bases if op is not None and op.subclasses), None)
+
+
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The users of a value that read more than its size."""
+    return [user for user in node.users if not is_size(user)]
 
 
 def look_up(node: fx.Node) -> tuple[nn.Module | None, TorchOp | None]:
@@ -228,8 +234,8 @@ def fused_chain(layer: fx.Node) -> Chain:
     """
     module = module_of(layer)
     chain, convolves = Chain(layer, layer, [layer], [module]), hasattr(module, "kernel_size")
-    while len(chain.end.users) == 1:
-        (user,) = chain.end.users
+    while len(users := readers(chain.end)) == 1:
+        user = users[0]
         last = bool(chain.clamps) or chain.slope is not None
         if is_batchnorm(user) and not (chain.batchnorm or chain.add or last):
             chain.batchnorm = user
@@ -264,11 +270,11 @@ def _owns_sum(operand: fx.Node, add: fx.Node) -> bool:
 def _ends_bare_chain(node: fx.Node) -> bool:
     """True when `node` is a layer's own (normalized) value that only one node uses."""
     normalized = False
-    while len(node.users) == 1 and not is_layer(node):
+    while len(readers(node)) == 1 and not is_layer(node):
         previous = node.args[0] if node.args else None
         passes = is_pass(node) or (is_batchnorm(node) and not normalized)
         if not passes or not isinstance(previous, fx.Node):
             return False
         normalized = normalized or is_batchnorm(node)
         node = previous
-    return len(node.users) == 1
+    return len(readers(node)) == 1

@@ -17,43 +17,65 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ternary_ops.graph import torch_ops
+from ternary_ops.graph.nodes import operator_of
+
 Ranges = dict[str, tuple[float, float]]
 INPUT_VALUE = "ternary_ops_input"  # in the meta of a part: its input's name in the whole
 _KEPT = "_tops_ranges"  # on the network
+_RESHAPED = (
+    torch_ops.RESHAPE,
+    torch_ops.UNFLATTEN,
+    torch_ops.EXPAND,
+    torch_ops.REPEAT,
+    torch_ops.SPLIT,
+    torch_ops.NARROW,
+)
 _ENTRY = "_tops_range_of_"  # in a state_dict, before a value's name
 
 
-def name_values(graph: fx.Graph, first: str | None = None, sizes: bool = False) -> None:
+def name_values(graph: fx.Graph, first: str | None = None) -> None:
     """Set node.meta["value"] of every node: two nodes of one name compute the same. `first` is the
     name of the input, where the graph is a part of another.
 
     The result of a module that is called once goes by the module's path; everything else by the
-    operation, its constants and the names of its operands. sizes: integers may be sizes of one
-    example, and do not count; calls that differ in nothing else go by their order.
+    operation, its constants and the names of its operands. What moves numbers to another shape goes
+    by its operand alone: sizes, which a trace on an example has as numbers and a symbolic one does
+    not, change no range. Earlier versions named such values by their sizes: the "former" name.
     """
-    alike: Counter[str] = Counter()
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
-        if node.op == "placeholder":
-            made = "input"
-        elif node.op == "call_module" and calls[node.target] == 1:
-            made = f"module {node.target}"
-        else:
-            arguments = fx.node.map_arg((node.args, dict(node.kwargs)), _name)
-            if sizes:
-                arguments = fx.node.map_aggregate(arguments, _without_size)
-            made = f"{node.op} {_target(node)} {arguments!r}"
-            if sizes:
-                alike[made] += 1
-                made += f" {alike[made]}"
-        node.meta["value"] = hashlib.sha256(made.encode()).hexdigest()[:16]
+        node.meta["former"], node.meta["value"] = (
+            hashlib.sha256(_made(node, calls, kind).encode()).hexdigest()[:16]
+            for kind in ("former", "value")
+        )
         if node.op == "placeholder" and first is not None:
-            node.meta["value"] = first
+            node.meta["former"] = node.meta["value"] = first
+
+
+def _made(node: fx.Node, calls: Counter[Any], kind: str) -> str:
+    """What makes a value, in words; kind: which of its operands' names are meant."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "call_module" and calls[node.target] == 1:
+        return f"module {node.target}"
+    given: Any = node.args, dict(node.kwargs)
+    if kind == "value" and operator_of(node) in _RESHAPED:
+        given = node.args[:1]
+    name: Any = lambda n: _Named(str(n.meta[kind]))  # noqa: E731  # no argument of a call
+    return f"{node.op} {_target(node)} {fx.node.map_arg(given, name)!r}"
 
 
 def value_name(node: fx.Node) -> str:
     """The name that name_values gave the value of a node; "" for a node made since."""
     return str(node.meta.get("value", ""))
+
+
+def range_seen(
+    ranges: Mapping[str, tuple[float, float]], node: fx.Node
+) -> tuple[float, float] | None:
+    """The range that calibrate, of this or an earlier version, saw of a node's value."""
+    return ranges.get(value_name(node), ranges.get(str(node.meta.get("former", ""))))
 
 
 def _target(node: fx.Node) -> str:
@@ -70,14 +92,6 @@ class _Named:
 
     def __repr__(self) -> str:
         return self._name
-
-
-def _name(node: fx.Node) -> Any:
-    return _Named(value_name(node))
-
-
-def _without_size(value: Any) -> Any:
-    return _Named("size") if type(value) is int else value
 
 
 def is_entry(key: str) -> bool:

@@ -67,11 +67,11 @@ def drop_asserts(graph: fx.Graph) -> None:
 def drop_unused_sizes(graph: fx.Graph) -> None:
     """Remove sizes, and comparisons of them, that nothing reads: they are no users of a value."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and (_is_size(node) or node.target in _OF_SIZES):
+        if not node.users and (is_size(node) or node.target in _OF_SIZES):
             graph.erase_node(node)
 
 
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
     """x.shape, x.size(...), x.ndim, x.dim() and their kin."""
     if node.op == "call_method":
         return node.target in ("size", "dim")

@@ -260,12 +260,16 @@ def resize(e: NodeExport) -> str:
     if at["mode"] == "bilinear" and zoom is None:
         size = out.ends(at["size"]) if len(x) == 1 else out.part_of_shape(x[1], 2)
         steps = x[0] if y is None else out.centered(x[0], y[1])
-        made = (out.bilinear if e.exact else out.bilinear_of_onnx)(steps, size, at["align"])
+        made = (out.bilinear if e.exact else out.resized)(steps, size, at["align"])
         return made if y is None else out.codes(made, (1.0, y[1]))
+    if at["mode"] == "bicubic" and zoom is None and y is None:
+        size = out.ends(at["size"]) if len(x) == 1 else out.part_of_shape(x[1], 2)
+        return out.resized(x[0], size, at["align"], "cubic")
     whole = zoom is not None and all(float(z).is_integer() and z >= 1 for z in zoom)
     if at["mode"] != "nearest" or not whole:
         got = f"{at['mode']}, {zoom or at['size'] or 'the size of another value'}"
-        raise Unsupported("a bilinear resize to a size, or nearest by a whole factor", got)
+        wanted = "a bilinear resize or a bicubic one of floats to a size, or nearest by a factor"
+        raise Unsupported(wanted, got)
     return out.add(
         *("Resize", x[0], "", out.constant(np.asarray([1, 1, *zoom]), np.float32)),
         mode="nearest",

@@ -88,12 +88,12 @@ class GraphBuilder:
         limits = self.ends([first]), self.ends([first + 2]), self.ends([0])
         return self.add("Slice", self.add("Shape", value), *limits)
 
-    def bilinear_of_onnx(self, value: str, size: str, align: bool) -> str:
-        """A bilinear resize of floats to a height and width."""
+    def resized(self, value: str, size: str, align: bool, mode: str = "linear") -> str:
+        """ONNX's own resize of floats to a height and width, "linear" or "cubic"."""
         sizes = self.add("Concat", self.part_of_shape(value, 0), size, axis=0)
         corners = "align_corners" if align else "half_pixel"
         return self.add(
-            "Resize", value, "", "", sizes, mode="linear", coordinate_transformation_mode=corners
+            "Resize", value, "", "", sizes, mode=mode, coordinate_transformation_mode=corners
         )
 
     def bilinear(self, value: str, size: str, align: bool) -> str:

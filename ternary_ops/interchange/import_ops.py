@@ -21,6 +21,7 @@ _WINDOW: dict[str, Any] = dict.fromkeys(
 # Before opset 7: a second operand that broadcasts, aligned at the end unless `axis` says otherwise.
 _LEGACY = {"broadcast": (0, 1)}
 _QUANTIZED = {"axis": ANY, "block_size": (0,), "output_dtype": ANY, "saturate": (0, 1)}
+_REDUCED = {"axes": ANY, "keepdims": (0, 1), "noop_with_empty_axes": (0, 1)}
 _RESIZED = {
     "antialias": (0,),
     "coordinate_transformation_mode": ANY,
@@ -28,7 +29,7 @@ _RESIZED = {
     "exclude_outside": (0,),
     "extrapolation_value": ANY,
     "keep_aspect_ratio_policy": ("stretch",),
-    "mode": ("nearest", "linear"),
+    "mode": ("nearest", "linear", "cubic"),
     "nearest_mode": ANY,
 }
 
@@ -92,6 +93,7 @@ RULES: dict[str, Rule] = {
         values.unary(F.leaky_relu, negative_slope=("alpha", 0.01)), (6, 16), {"alpha": ANY}
     ),
     "Log": Rule(values.unary(torch.log), (6, 13)),
+    "LogSoftmax": Rule(values.softmax(F.log_softmax), (1, 13), {"axis": ANY}),
     "MatMul": Rule(layers.matmul, (1, 13)),
     "MaxPool": Rule(
         layers.max_pool,
@@ -108,11 +110,12 @@ RULES: dict[str, Rule] = {
         quantizers.quantize_linear, (10, 28), {**_QUANTIZED, "precision": (0, 1)}
     ),
     "Reciprocal": Rule(values.unary(torch.reciprocal), (6, 13)),
-    "ReduceMean": Rule(
-        layers.reduce_mean,
-        (1, 18),
-        {"axes": ANY, "keepdims": (0, 1), "noop_with_empty_axes": (0, 1)},
-    ),
+    "ReduceL2": Rule(layers.reduction(torch.norm, p=2.0), (1, 18), _REDUCED),
+    "ReduceLogSumExp": Rule(layers.reduction(torch.logsumexp), (1, 18), _REDUCED),
+    "ReduceMax": Rule(layers.reduction(torch.amax), (1, 20), _REDUCED),
+    "ReduceMean": Rule(layers.reduction(torch.mean), (1, 18), _REDUCED),
+    "ReduceMin": Rule(layers.reduction(torch.amin), (1, 20), _REDUCED),
+    "ReduceSum": Rule(layers.reduction(torch.sum), (1, 13), _REDUCED),
     "Pow": Rule(values.power, (7, 15)),
     "Relu": Rule(values.unary(F.relu), (6, 14)),
     "Reshape": Rule(values.reshape, (1, 25), {"shape": ANY, "allowzero": (0, 1)}, codes="moved"),
@@ -126,7 +129,7 @@ RULES: dict[str, Rule] = {
     "Slice": Rule(
         axes.slices, (1, 13), dict.fromkeys(("starts", "ends", "axes"), ANY), codes="moved"
     ),
-    "Softmax": Rule(values.softmax, (1, 13), {"axis": ANY}),
+    "Softmax": Rule(values.softmax(F.softmax), (1, 13), {"axis": ANY}),
     "Sqrt": Rule(values.unary(torch.sqrt), (6, 13)),
     "Squeeze": Rule(values.squeeze, (1, 25), {"axes": ANY}, codes="moved"),
     "Sub": Rule(values.binary(operator.sub), (6, 14), _LEGACY),

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 import ternary_ops.nn as tnn
-from ternary_ops.graph.nodes import fused_chain, is_layer, is_pass, module_of
+from ternary_ops.graph.channel_ops import keeps_range
+from ternary_ops.graph.nodes import fused_chain, is_layer, module_of
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.quantize.calibration import keeps_range, read_as_uint8
+from ternary_ops.quantize.calibration import read_as_uint8
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.plans import plan
 
@@ -142,7 +143,7 @@ def _range_before(node: Any, ranges: dict[fx.Node, Range]) -> Range | None:
     while isinstance(node, fx.Node):
         if node in ranges:
             return ranges[node]
-        if not (keeps_range(node) or is_pass(node)):
+        if not keeps_range(node):
             return None
         node = node.args[0]
     return None

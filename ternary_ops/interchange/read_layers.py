@@ -15,7 +15,7 @@ from ternary_ops.interchange import import_constants
 from ternary_ops.interchange.import_ranges import Codes
 from ternary_ops.interchange.loader import Loader
 from ternary_ops.interchange.onnx_package import Unsupported
-from ternary_ops.interchange.rules import Attributes, Made
+from ternary_ops.interchange.rules import Attributes, Made, Read
 
 
 def _ends(at: Attributes) -> tuple[int, int, int, int]:
@@ -138,15 +138,20 @@ def _turned(codes: Codes | None, turned: bool) -> Codes | None:
 
 
 def matmul(loader: Loader, node: Any, at: Attributes) -> Made:
-    """Linear, over the last axis."""
-    if not loader.is_constant(node.input[1]):
-        loader.value(node, 1)
-        raise Unsupported("a product with a constant weight", "two computed values")
+    """Linear, over the last axis, or a product of two values, one of which may be a constant."""
+    if not loader.is_constant(node.input[1]) or loader.is_constant(node.input[0]):
+        return loader.call(operator.matmul, _factor(loader, node, 0), _factor(loader, node, 1))
     weight = loader.tensor(node, 1)
     if weight.ndim != 2:
-        raise Unsupported("a weight [K, N]", list(weight.shape))
+        return loader.call(operator.matmul, loader.value(node, 0), loader.buffer(weight))
     codes = _turned(loader.codes.get(node.input[1]), True)
     return _linear(loader, node, weight.T, None, codes)
+
+
+def _factor(loader: Loader, node: Any, number: int) -> fx.Node:
+    if loader.is_constant(node.input[number]):
+        return loader.buffer(loader.tensor(node, number))
+    return loader.value(node, number)
 
 
 def _linear(
@@ -276,13 +281,17 @@ def prelu(loader: Loader, node: Any, at: Attributes) -> Made:
     return loader.layer(node, layer, x, node.input[1], None)
 
 
-def reduce_mean(loader: Loader, node: Any, at: Attributes) -> Made:
-    """A mean over given axes."""
-    axes = import_constants.axes_of(loader, node, at)
-    if not axes:
-        raise Unsupported("axes", f"axes = {axes}")
-    rank = loader.rank(node.input[0])
-    if not all(-rank <= a < rank for a in axes):
-        raise Unsupported(f"axes of {rank}", f"axes = {axes}")
-    x, places = loader.value(node, 0), tuple(sorted({a % rank for a in axes}))
-    return loader.call(torch.mean, x, places, keepdim=bool(at.get("keepdims", 1)))
+def reduction(function: Any, **more: Any) -> Read:
+    """A function over given axes, with further arguments."""
+
+    def read(loader: Loader, node: Any, at: Attributes) -> Made:
+        axes = import_constants.axes_of(loader, node, at)
+        if not axes:
+            raise Unsupported("axes", f"axes = {axes}")
+        rank = loader.rank(node.input[0])
+        if not all(-rank <= a < rank for a in axes):
+            raise Unsupported(f"axes of {rank}", f"axes = {axes}")
+        x, places = loader.value(node, 0), tuple(sorted({a % rank for a in axes}))
+        return loader.call(function, x, dim=places, keepdim=bool(at.get("keepdims", 1)), **more)
+
+    return read

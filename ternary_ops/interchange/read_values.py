@@ -121,16 +121,20 @@ def selu(loader: Loader, node: Any, at: Attributes) -> Made:
     return loader.call(F.selu, loader.value(node, 0))
 
 
-def softmax(loader: Loader, node: Any, at: Attributes) -> Made:
+def softmax(function: Any) -> Read:
     """Over one axis; before opset 13 over that and all that follow."""
-    rank, old = loader.rank(node.input[0]), loader.opset is not None and loader.opset < 13
-    axis = int(at.get("axis", 1 if old else -1))
-    if not -rank <= axis < rank:
-        raise Unsupported(f"an axis of {rank}", f"axis = {axis}")
-    dims = loader.dims(node.input[0]) or ()
-    if old and any(n != 1 for n in dims[axis % rank + 1 :]):
-        raise Unsupported("the last axis before opset 13", f"axis = {axis} of {rank}")
-    return loader.call(F.softmax, loader.value(node, 0), dim=axis % rank)
+
+    def read(loader: Loader, node: Any, at: Attributes) -> Made:
+        rank, old = loader.rank(node.input[0]), loader.opset is not None and loader.opset < 13
+        axis = int(at.get("axis", 1 if old else -1))
+        if not -rank <= axis < rank:
+            raise Unsupported(f"an axis of {rank}", f"axis = {axis}")
+        dims = loader.dims(node.input[0]) or ()
+        if old and any(n != 1 for n in dims[axis % rank + 1 :]):
+            raise Unsupported("the last axis before opset 13", f"axis = {axis} of {rank}")
+        return loader.call(function, loader.value(node, 0), dim=axis % rank)
+
+    return read
 
 
 def concat(loader: Loader, node: Any, at: Attributes) -> Made:
@@ -247,9 +251,14 @@ def unsqueeze(loader: Loader, node: Any, at: Attributes) -> Made:
     return loader.call(operator.getitem, loader.value(node, 0), index)
 
 
+_BLENDS = {"linear": "bilinear", "cubic": "bicubic"}
+
+
 def resize(loader: Loader, node: Any, at: Attributes) -> Made:
-    """Nearest neighbours by whole factors; linear by factors or to sizes."""
+    """Nearest neighbours by whole factors; linear and cubic by factors or to sizes."""
     mode = at.get("mode", "nearest")
+    if mode == "cubic" and float(at.get("cubic_coeff_a", -0.75)) != -0.75:
+        raise Unsupported("cubic_coeff_a = -0.75", at["cubic_coeff_a"])
     place = at.get("coordinate_transformation_mode", "half_pixel")
     rounding = at.get("nearest_mode", "round_prefer_floor")
     if len(node.input) > 3 and node.input[3]:
@@ -280,12 +289,12 @@ def _by_factors(
         return loader.call(F.interpolate, x, scale_factor=zoom, mode="nearest")
     # A result of one row lies elsewhere in "pytorch_half_pixel"; never where maps grow.
     grows = place == "pytorch_half_pixel" and min(zoom) >= 1
-    if mode == "linear" and (place == "half_pixel" or grows) and min(zoom) > 0:
+    if mode in _BLENDS and (place == "half_pixel" or grows) and min(zoom) > 0:
         _check_lengths(loader.dims(node.input[0]) or (None,) * 4, zoom)
         return loader.call(
-            F.interpolate, x, scale_factor=zoom, mode="bilinear", align_corners=False
+            F.interpolate, x, scale_factor=zoom, mode=_BLENDS[mode], align_corners=False
         )
-    what = "nearest by whole factors, or linear with half pixels"
+    what = "nearest by whole factors, or linear or cubic with half pixels"
     raise Unsupported(what, f"mode = {mode}, {places} by {zoom}")
 
 
@@ -315,13 +324,13 @@ def _to_size(loader: Loader, node: Any, mode: str, place: str) -> fx.Node:
     height, width = (v if isinstance(v, fx.Node) else int(v) for v in sizes[2:])
     many = all(isinstance(v, int) and v > 1 for v in (height, width))
     corners = place == "align_corners"
-    if mode != "linear" or not (
+    if mode not in _BLENDS or not (
         corners or place == "half_pixel" or (place == "pytorch_half_pixel" and many)
     ):
-        what = "mode = linear to sizes, with half pixels or aligned corners"
+        what = "mode = linear or cubic to sizes, with half pixels or aligned corners"
         raise Unsupported(what, f"mode = {mode}, {place}")
     return loader.call(
-        F.interpolate, x, size=(height, width), mode="bilinear", align_corners=corners
+        F.interpolate, x, size=(height, width), mode=_BLENDS[mode], align_corners=corners
     )
 
 

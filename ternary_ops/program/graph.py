@@ -121,6 +121,7 @@ def checked(node: Node, weights: Sequence[Weight], before: Sequence[Value]) -> B
     if any(x.fine and (place or not kind.reads_fine) for place, x in enumerate(read.inputs)):
         wanted = "a convolution as the reader of eleven bits"
         raise FormatError(need(wanted, node.op, REWRITE))
-    if not kind.takes_codes(node.attrs) and read.inputs[0].y is not None:
+    floats = kind.floats_only or node.attrs.get("fn") in kind.float_functions
+    if floats and read.inputs[0].y is not None:
         raise FormatError(need(f"floats for {node.op}", "uint8", REWRITE))
     return read

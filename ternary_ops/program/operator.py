@@ -79,6 +79,10 @@ class Operator(ABC):
     keeps_params: ClassVar[bool] = False
     # It reads floats and makes floats.
     floats_only: ClassVar[bool] = False
+    # Functions, by the attribute `fn`, for which it does that.
+    float_functions: ClassVar[tuple[str, ...]] = ()
+    # Inputs of which the size alone matters.
+    sized_by: ClassVar[tuple[int, ...]] = ()
     # It treats each channel alone, and all in the same way.
     per_channel: ClassVar[bool] = False
     # It sums floats over channels, in their order.
@@ -117,14 +121,6 @@ class Operator(ABC):
     def native(self, node: BoundNode) -> dict[str, Any]:
         """Attributes that the native engine takes beside, or in place of, the node's own."""
         return {}
-
-    def takes_codes(self, at: Mapping[str, Any]) -> bool:
-        """True where a node with these attributes may read uint8."""
-        return not self.floats_only
-
-    def reads_values(self, i: int) -> bool:
-        """False where only the size of input i matters."""
-        return True
 
     def completed(self, count: int, said: Mapping[str, Any]) -> dict[str, Any]:
         """Check what a node of `count` inputs says and fill in defaults; raises FormatError."""

@@ -13,13 +13,13 @@ from itertools import chain
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.graph.batches import batch_of, samples
-from ternary_ops.graph.nodes import fused_chain, is_layer, is_pass, module_of
+from ternary_ops.graph.channel_ops import keeps_range
+from ternary_ops.graph.nodes import fused_chain, is_layer, module_of, readers
 from ternary_ops.graph.observed import keep_ranges, value_name
 from ternary_ops.graph.signature import signature_of
 from ternary_ops.graph.trace import Interpreter, TraceFailed, evaluating, trace, trace_around
@@ -28,7 +28,6 @@ from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.quantize.histogram import METHODS, Histogram
 
 _log = logging.getLogger(__name__)
-_MAX_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
 
 
 @torch.no_grad()
@@ -78,8 +77,7 @@ def calibrate(
     outputs: dict[tnn.TernaryLayer, Histogram] = {}
     values: dict[str, Histogram] = {}
     with _observing(model, layers):
-        given = samples(model, batches)
-        first = next(given)
+        first = next(given := samples(model, batches))
         run = _runner(model, first[0], _Seen(layers, outputs, values))
         with watching(model) as usage, _hooks(inputs):
             for x, _ in chain([first], given):
@@ -233,26 +231,23 @@ class _Watching(Interpreter):
 
 def read_as_uint8(node: fx.Node) -> bool:
     """True when a layer reads this value as its uint8 input."""
-    return any(_reads_uint8(u) or (keeps_range(u) and read_as_uint8(u)) for u in node.users)
+    return any(_reads_uint8(u) or (_hands_on(u, node) and read_as_uint8(u)) for u in readers(node))
 
 
 def _only_output(node: fx.Node) -> bool:
     """True when nothing but the network's output reads this value: it stays float."""
-    users = node.users
-    return all(u.op == "output" or (keeps_range(u) and _only_output(u)) for u in users)
+    users = readers(node)
+    return all(u.op == "output" or (_hands_on(u, node) and _only_output(u)) for u in users)
+
+
+def _hands_on(user: fx.Node, node: fx.Node) -> bool:
+    """True for what keeps the range of this very operand, and not of one that has its size."""
+    return keeps_range(user) and user.args[:1] == (node,)
 
 
 def _reads_uint8(node: fx.Node) -> bool:
     layer = module_of(node)
     return isinstance(layer, tnn.TernaryLayer) and layer.config.integer_input
-
-
-def keeps_range(node: fx.Node) -> bool:
-    """Nodes whose output has the range of their input."""
-    moves = (torch.flatten, "flatten", "view", "reshape")
-    module = module_of(node)
-    pooled = isinstance(module, nn.MaxPool2d) or node.target in _MAX_POOL
-    return pooled or is_pass(node) or isinstance(module, nn.Flatten) or node.target in moves
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ternary_ops.reference import activations
 from ternary_ops.reference.arithmetic import Array, Params, Quantized, clamp, quantize
 
 Sampling: TypeAlias = tuple[Array, Array, Array, Array]
+Taps: TypeAlias = list[tuple[Array, Array]]  # input pixels of each output pixel, and weights
 
 
 def activation(
@@ -123,30 +124,66 @@ def resize(
     align: bool = False,
     zoom: tuple[float, float] | None = None,
 ) -> Array:
-    """PyTorch's interpolate, "nearest" or "bilinear", to `size`; `zoom` is its scale_factor.
+    """PyTorch's interpolate to `size`: "nearest", "nearest-exact", "bilinear" or "bicubic"; `zoom`
+    is its scale_factor.
 
     Codes are blended as q - zp in float32, rounded half to even, and keep scale and zero point.
     """
     array = x[0] if isinstance(x, tuple) else np.asarray(x, np.float32)
     ratios = [sampling_ratio(i, o, align, z) for i, o, z in _axes(array, size, zoom)]
-    if mode == "nearest":
+    if mode in ("nearest", "nearest-exact"):
         rows, cols = (
-            nearest_positions(i, o, r)
+            nearest_positions(i, o, r, mode == "nearest-exact")
             for (i, o, _), r in zip(_axes(array, size, zoom), ratios, strict=True)
         )
         return np.ascontiguousarray(array[:, :, rows][:, :, :, cols])
     zp = x[2] if isinstance(x, tuple) else 0
     steps = array.astype(np.float32) - np.float32(zp)
-    (top, bottom, h0, h1), (left, right, w0, w1) = (
-        bilinear_positions(i, o, r, align)
-        for (i, o, _), r in zip(_axes(array, size, zoom), ratios, strict=True)
+    taps = _bilinear_taps if mode == "bilinear" else cubic_taps
+    down, along = (
+        taps(i, o, r, align) for (i, o, _), r in zip(_axes(array, size, zoom), ratios, strict=True)
     )
-    above, below = (
-        w0 * steps[:, :, rows][:, :, :, left] + w1 * steps[:, :, rows][:, :, :, right]
-        for rows in (top, bottom)
-    )
-    out: Array = h0[:, None] * above + h1[:, None] * below
+    rows = [_blended([w * steps[:, :, y][:, :, :, x] for x, w in along]) for y, _ in down]
+    out = _blended([w[:, None] * row for (_, w), row in zip(down, rows, strict=True)])
     return quantize(out, 1.0, zp) if isinstance(x, tuple) else out
+
+
+def _blended(terms: Sequence[Array]) -> Array:
+    """Their sum, from the first to the last, in their own precision."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _bilinear_taps(size: int, out: int, ratio: np.float32, align: bool) -> Taps:
+    first, second, w0, w1 = bilinear_positions(size, out, ratio, align)
+    return [(first, w0), (second, w1)]
+
+
+def cubic_taps(size: int, out: int, ratio: np.float32, align: bool) -> Taps:
+    """Four input pixels of each output pixel and their weights, PyTorch's with a = -0.75, in
+    float32; pixels outside repeat the border.
+    """
+    a, half, one = np.float32(-0.75), np.float32(0.5), np.float32(1)
+    index = np.arange(out, dtype=np.float32)
+    at = index * ratio if align else (index + half) * ratio - half
+    whole = np.floor(at)
+    t = at - whole
+    rest = one - t
+
+    def near(x: Array) -> Array:
+        made: Array = ((a + np.float32(2)) * x - (a + np.float32(3))) * x * x + one
+        return made
+
+    def far(x: Array) -> Array:
+        five, eight, four = (np.float32(n) * a for n in (5, 8, 4))
+        made: Array = ((a * x - five) * x + eight) * x - four
+        return made
+
+    weights = far(t + one), near(t), near(rest), far(rest + one)
+    first = whole.astype(np.int64) - 1
+    return [(np.clip(first + k, 0, size - 1), w) for k, w in enumerate(weights)]
 
 
 def sampling_ratio(size: int, out: int, align: bool, zoom: float | None) -> np.float32:
@@ -156,9 +193,10 @@ def sampling_ratio(size: int, out: int, align: bool, zoom: float | None) -> np.f
     return np.float32(1 / zoom) if zoom is not None else np.float32(size) / np.float32(out)
 
 
-def nearest_positions(size: int, out: int, ratio: np.float32) -> Array:
-    """The input pixel of each output pixel."""
-    at: Array = np.floor(np.arange(out, dtype=np.float32) * ratio).astype(np.int64)
+def nearest_positions(size: int, out: int, ratio: np.float32, exact: bool = False) -> Array:
+    """The input pixel of each output pixel's beginning, or, `exact`, of its middle."""
+    index = np.arange(out, dtype=np.float32) + np.float32(0.5 if exact else 0)
+    at: Array = np.floor(index * ratio).astype(np.int64)
     return at.clip(max=size - 1)
 
 

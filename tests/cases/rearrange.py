@@ -21,7 +21,7 @@ def move(b: Any, x: int, split: Any, order: Any, axes: Any, rank: int = 4) -> in
 
 def build(b: Any) -> None:
     """Between all ranks, of codes and floats: packets of channels whole and taken apart, of images
-    of any size and of 6 x 4.
+    of any size and of their own.
     """
     free = (-1,)
     q = move(b, b("quantize", 0, y=b.params()), ((3, 4), free, free), (1, 0, 2, 3), (2, 1, 1))
@@ -29,11 +29,11 @@ def build(b: Any) -> None:
     tokens = move(b, q, (free, free, free), (0, 1, 2), (1, 2), 3)
     tokens = b("linear", tokens, w=b.weight("ternary", 12, 12, zeros=0.0), y=b.params())
     narrow = move(b, tokens, ((2, 3, 2), free), (0, 3, 1, 2), (1, 3), 3)
-    small = b("resize", q, mode="bilinear", size=(6, 4))
+    small = _sized(b, q, 12, (6, 4))
     windows = move(b, small, (free, (3, 2), (2, 2)), (1, 3, 0, 2, 4), (3, 2), 3)
     image = move(b, windows, ((3, 2, 12), (2, -1)), (2, 3, 0, 4, 1), (1, 2, 2))
     mixed = move(b, image, ((4, 3), (6,), (4,)), (3, 0, 2, 1), (2, 1, 1))
-    reals = b("dequantize", mixed), b("dequantize", b("resize", tall, mode="bilinear", size=(6, 3)))
+    reals = b("dequantize", mixed), b("dequantize", _sized(b, tall, 6, (6, 3)))
     across = move(b, b("concat", *reals), (free, free, (3,)), (2, 1, 0), (1, 1, 1))
     rows = move(b, across, (free, free, free), (1, 0, 2), (3,), 2)
     rows = b("linear", rows, w=b.weight("float", 15, 22 * 6 * 3, zeros=0.0))
@@ -41,6 +41,15 @@ def build(b: Any) -> None:
     flat = move(b, b("dequantize", narrow), (free, free), (1, 0), (2,), 2)
     ends = b("slice", move(b, back, (free, (3,)), (1, 0), (2,), 2), begin=6, end=13)
     b("concat", flat, ends, rows)
+
+
+def _sized(b: Any, x: int, channels: int, size: tuple[int, int]) -> int:
+    """An image of a size of its own, made of the channels of its mean."""
+    h, w = size
+    mean = b("adaptive_avg_pool2d", x, size=(1, 1), y=b.params(-0.5, 0.5))
+    filters = b.weight("int8", channels * h * w, channels, zeros=0.0)
+    wide = b("conv2d", mean, w=filters, y=b.params())
+    return move(b, wide, ((channels, h, w), (1,), (1,)), (0, 1, 3, 2, 4), (1, 2, 2))
 
 
 def by_torch(at: dict[str, Any], weight: Any, x: list[torch.Tensor]) -> torch.Tensor:

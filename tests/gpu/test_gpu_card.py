@@ -42,6 +42,9 @@ def test_what_got_worse_is_named(change: dict[str, Any], words: str) -> None:
     assert report.check(good() | {"per_unit": 1.09}, limits) == []
     (line,) = report.check(good() | change, limits)
     assert words in line and "a on sm_90" in line
+    known = report.Limits("IGMMA", 1.0, spill_bytes=4, stack_bytes=8)
+    assert report.check(good() | {"spill_bytes": 4, "stack_bytes": 8}, known) == []
+    assert report.check(good() | {"spill_bytes": 8}, known)
 
 
 def test_a_row_has_figures_of_machine_code_and_of_the_model() -> None:

@@ -109,3 +109,35 @@ def test_group_normalization_comes_in(groups: int, tmp_path: Path) -> None:
     agree(b.save(tmp_path / "net.onnx", "y", opset=21), random(2, 3, 9, 8))
     with pytest.raises(FormatError, match="GroupNormalization is deprecated"):
         load_onnx(b.save(tmp_path / "old.onnx", "y", opset=18))
+
+
+@pytest.mark.parametrize(
+    "op", ["ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"]
+)
+@pytest.mark.parametrize("axes", [[1], [2, 3], [-1]], ids=str)
+def test_reductions_come_in(op: str, axes: list[int], tmp_path: Path) -> None:
+    b = Builder()
+    image = b.add("Conv", ["image", b.constant("w", random(5, 3, 3, 3))], "c")
+    places: dict[str, Any] = {"axes": axes} if op != "ReduceSum" else {}
+    inputs = [image] if places else [image, b.constant("axes", axes, np.int64)]
+    b.add("Mul", [b.add(op, inputs, "r", keepdims=1, **places), image], "y")
+    agree(b.save(tmp_path / "net.onnx", "y"), random(2, 3, 9, 8))
+
+
+@pytest.mark.parametrize(
+    "name", ["Abs", "Cos", "Erf", "Neg", "Reciprocal", "Selu", "Softplus", "Softsign", "Sqrt"]
+)
+def test_functions_come_in(name: str, tmp_path: Path) -> None:
+    b = Builder()
+    image = b.add("Conv", ["image", b.constant("w", random(4, 3, 1, 1))], "c")
+    above = b.add("Add", [b.add("Mul", [image, image], "s"), b.constant("one", 1.0)], "a")
+    x = image if name in ("Abs", "Cos", "Erf", "Neg", "Selu", "Softplus", "Softsign") else above
+    agree(b.save(tmp_path / "net.onnx", b.add(name, [x], "y")), random(2, 3, 5, 6))
+
+
+def test_log_softmax_powers_and_maxima_come_in(tmp_path: Path) -> None:
+    b = Builder()
+    image = b.add("Conv", ["image", b.constant("w", random(4, 3, 1, 1))], "c")
+    shares = b.add("LogSoftmax", [image], "l", axis=1)
+    most = b.add("GlobalMaxPool", [b.add("Pow", [image, b.constant("three", 3.0)], "p")], "m")
+    agree(b.save(tmp_path / "net.onnx", b.add("Mul", [shares, most], "y")), random(2, 3, 5, 6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,16 @@ def test_resizes_that_torch_does_otherwise_are_refused(tmp_path: Path) -> None:
         scales = b.constant("scales", [1, 1, 0.5, 0.5])
         b.add("Resize", ["image", "", scales], "out", mode="linear", **at)
         refused(b.save(tmp_path / "a.onnx", "out", opset=18), "Resize '/out/Resize'", word)
-    for place in ("half_pixel", "align_corners"):
+    for place, mode in product(("half_pixel", "align_corners"), ("linear", "cubic")):
         b = Builder()
         sizes = b.constant("sizes", [2, 3, 7, 11], np.int64)
-        at = {"mode": "linear", "coordinate_transformation_mode": place}
+        at = {"mode": mode, "coordinate_transformation_mode": place}
         b.add("Resize", ["image", "", "", sizes], "out", **at)
         agree(b.save(tmp_path / "b.onnx", "out", image=(2, 3, 5, 6)), random(2, 3, 5, 6))
+    b = Builder()
+    scales = b.constant("scales", [1, 1, 0.5, 0.5])
+    b.add("Resize", ["image", "", scales], "out", mode="cubic", cubic_coeff_a=-0.5)
+    refused(b.save(tmp_path / "c.onnx", "out", opset=18), "Resize", "cubic_coeff_a = -0.75")
 
 
 @pytest.mark.parametrize("kind", ["INT64", "UINT8", "FLOAT16", "DOUBLE"])

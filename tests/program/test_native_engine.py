@@ -129,15 +129,18 @@ def test_free_length_of_tokens() -> None:
     np.testing.assert_array_equal(some, whole[:, 5:22])
 
 
+_FLAT = {"split": ((-1,), (-1,)), "order": (1, 0), "axes": (2,), "rank": 2}
+
+
 @pytest.mark.parametrize("isa", runtime.available_isas())
 def test_tokens_are_flattened_in_the_order_of_the_array(isa: str) -> None:
     x = np.random.default_rng(4).standard_normal((3, 5, 6)).astype(np.float32)
     with runtime.force_isa(isa):
-        np.testing.assert_array_equal(one_op("flatten", 6, {}, 3).run(x), x.reshape(3, 30))
+        np.testing.assert_array_equal(one_op("rearrange", 6, _FLAT, 3).run(x), x.reshape(3, 30))
     engine = core().Engine()
     v = engine.add("input", [], {"c": 6, "rank": 3})
     v = engine.add("quantize", [v], {"y": (0.02, 128), "fine": False})
-    engine.output(engine.add("dequantize", [engine.add("flatten", [v], {})], {}))
+    engine.output(engine.add("dequantize", [engine.add("rearrange", [v], _FLAT)], {}))
     codes, flat = engine.run_all(x)[1:3]
     np.testing.assert_array_equal(flat, codes.reshape(3, 30))
 

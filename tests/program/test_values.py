@@ -126,6 +126,10 @@ class _Resize(nn.Module):
     {"scale_factor": 2}, {"scale_factor": (0.5, 1.75)}, {"size": (3, 11)}, {"size": 4},
     {"scale_factor": 1.5, "mode": "bilinear"}, {"size": (13, 2), "mode": "bilinear"},
     {"size": (9, 1), "mode": "bilinear", "align_corners": True},
+    {"scale_factor": (0.5, 1.75), "mode": "bicubic"}, {"size": (13, 3), "mode": "bicubic"},
+    {"size": (9, 11), "mode": "bicubic", "align_corners": True}, {"size": 4, "mode": "area"},
+    {"scale_factor": (0.5, 1.75), "mode": "nearest-exact"},
+    {"size": (3, 11), "mode": "nearest-exact"},
 ], ids=str)  # fmt: skip
 def test_resizing_equals_pytorch(options: dict[str, Any]) -> None:
     model = _Resize(**options)
@@ -137,7 +141,8 @@ def test_resizing_equals_pytorch(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [
-    {"scale_factor": 1.3}, {"size": 4, "mode": "bicubic"}, {"size": 4, "mode": "area"},
+    {"scale_factor": 1.3}, {"scale_factor": 0.5, "mode": "area"},
+    {"size": 3, "mode": "bicubic", "antialias": True},
     {"size": 3, "mode": "bilinear", "antialias": True},
     {"scale_factor": 2, "mode": "bilinear", "align_corners": True},
 ], ids=str)  # fmt: skip

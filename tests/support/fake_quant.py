@@ -101,11 +101,11 @@ def _shuffle(graph: Graph, node: Node, operands: Operands) -> Tensor:
 def _resize(graph: Graph, node: Node, operands: Operands) -> Tensor:
     (x, y), at = operands[0], node.attrs
     size = operands[1][0].shape[2:] if len(operands) == 2 else at["size"]
-    nearest = at["mode"] == "nearest"
+    nearest = at["mode"].startswith("nearest")
     steps = x - (0 if y is None else y[1])
     align = None if nearest else at["align"]
     out = F.interpolate(steps, size, at["zoom"], at["mode"], align)
-    return out if y is None else torch.round(out) + y[1]
+    return out if y is None else (torch.round(out) + y[1]).clamp(0, 255)
 
 
 def _layer_norm(graph: Graph, node: Node, operands: Operands) -> Tensor:

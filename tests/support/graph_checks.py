@@ -188,7 +188,7 @@ def _inexact(graph: Graph, node: Node) -> bool:
 
 def _rounds_otherwise(node: Node) -> bool:
     """Where PyTorch's order of float32 steps is another one, so that a code may be the next."""
-    return node.attrs.get("gate", False) or node.attrs.get("mode") == "bilinear"
+    return node.attrs.get("gate", False) or node.attrs.get("mode") in ("bilinear", "bicubic")
 
 
 def check_nodes(graph: Graph, values: Sequence[Array]) -> None:

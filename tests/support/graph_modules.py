@@ -117,7 +117,7 @@ class Module(nn.Module):
             sizes = at["kernel"], at["stride"], at["padding"]
             return F.avg_pool2d(x[0], *sizes, at["ceil"], at["include_pad"], at["divisor"])
         if node.op == "resize":
-            align = None if at["mode"] == "nearest" else at["align"]
+            align = None if at["mode"].startswith("nearest") else at["align"]
             size = x[1].shape[2:] if len(x) == 2 else at["size"]
             return F.interpolate(x[0], size, at["zoom"], at["mode"], align)
         return _PLAIN[node.op](at, *x)

@@ -289,8 +289,8 @@ class Draw:
         size: tuple[int, int] | None = None,
         zoom: tuple[float, float] | None = None,
     ) -> Val:
-        mode = self.pick("nearest", "bilinear")
-        align = mode == "bilinear" and zoom is None and self.chance(0.5)
+        mode = self.pick("nearest", "nearest-exact", "bilinear", "bicubic")
+        align = mode[0] == "b" and zoom is None and self.chance(0.5)
         made = self.b("resize", x.id, mode=mode, align=align, size=size, zoom=zoom)
         return replace(x, id=made, level=self.level(x, "size", size, zoom))
 
@@ -298,8 +298,8 @@ class Draw:
         """Of the other's image size."""
         if x.level == other.level:
             return x
-        mode = self.pick("nearest", "bilinear")
-        align = mode == "bilinear" and self.chance(0.3)
+        mode = self.pick("nearest", "bilinear", "bicubic")
+        align = mode != "nearest" and self.chance(0.3)
         made = self.b("resize", x.id, other.id, mode=mode, align=align)
         return replace(x, id=made, level=other.level)
 

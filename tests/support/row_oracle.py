@@ -80,7 +80,7 @@ def rows_needed(graph: Graph, value: int, which: int, row: int, shapes: Shapes) 
         return [row // at["factor"][0]]
     if node.op == "pixel_unshuffle":
         return [row * at["factor"][0] + r for r in range(at["factor"][0])]
-    if not node.operator.reads_values(which):
+    if which in node.operator.sized_by:
         return []
     if node.op in ("add", "mul") and height == 1:
         return [0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpolation of images, nearest and bilinear."""
+"""Interpolation of images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def _interpolate(call: Call) -> Step:
     """To a size, by a factor, or to the size of another tensor."""
     x, options = call.input(4), call.arguments(free=("size",))
     mode, size, zoom = options["mode"], options["size"], options["scale_factor"]
-    if mode not in ("nearest", "bilinear") or options["antialias"]:
-        raise Unsupported(f"nearest and bilinear resizing are supported, without antialias: {mode}")
+    if mode == "area" and size is not None and _sized_like(size) is None:
+        return Step("adaptive_avg_pool2d", [x], {"size": pair(size)})
+    if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic") or options["antialias"]:
+        modes = "nearest, nearest-exact, bilinear and bicubic, area to a size, without antialias"
+        raise Unsupported(f"resizing by {modes} is supported, this is {mode}")
     at: dict[str, Any] = {"mode": mode, "align": bool(options["align_corners"])}
     if size is not None and (like := _sized_like(size)) is not None:
         return Step("resize", [x, canonical(call.value(like)).step], at)
@@ -70,4 +73,4 @@ def _length_of(node: Any) -> tuple[fx.Node | None, int]:
     return None, -1
 
 
-ROWS = {torch_ops.INTERPOLATE: Row(_interpolate, "nearest and bilinear interpolate")}
+ROWS = {torch_ops.INTERPOLATE: Row(_interpolate, "nearest, bilinear and bicubic interpolate")}

@@ -28,6 +28,7 @@ class Constant(Operator):
 
     name = "constant"
     reads = "x, whose batch size is taken"
+    sized_by = (0,)
     attrs = {"w": WEIGHT, "rank": Attribute(among(2, 3, 4), 4)}
 
     def value(self, node: BoundNode) -> Value:
@@ -39,10 +40,6 @@ class Constant(Operator):
             wanted = "float weights [C, H, W, 1], [C, 1, L, 1] or [C, 1, 1, 1] without a bias"
             raise FormatError(need(wanted, list(w.shape), REWRITE))
         return Value(rank, channels, channels, None)
-
-    def reads_values(self, i: int) -> bool:
-        """The batch alone counts."""
-        return False
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """That of the weight, for each image of the batch."""

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -36,6 +35,7 @@ class Reduce(Operator):
     reads = "x, floats, or uint8 for max and min"
     attrs = {"fn": Attribute(one_of(*REDUCTIONS)), "axes": Attribute(distinct(1, 2, 3))}
     keeps_params = True
+    float_functions = ("sum", "mean")
 
     def value(self, node: BoundNode) -> Value:
         """Of one channel where axis 1 is reduced."""
@@ -43,10 +43,6 @@ class Reduce(Operator):
         if max(axes) >= x.rank:
             raise FormatError(need(f"axes below {x.rank}", max(axes), REWRITE))
         return replace(x, channels=1, multiple=1) if 1 in axes else x
-
-    def takes_codes(self, at: Mapping[str, Any]) -> bool:
-        """The largest and the smallest code are numbers of the value; sums are not."""
-        return at["fn"] in ("max", "min")
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """1 along the axes."""

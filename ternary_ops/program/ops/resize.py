@@ -29,16 +29,13 @@ class Resize(Operator):
     reads = "x, optional: a value whose image size is taken"
     inputs = (1, 2)
     attrs = {
-        "mode": Attribute(one_of("nearest", "bilinear")),
+        "mode": Attribute(one_of("nearest", "nearest-exact", "bilinear", "bicubic")),
         "align": Attribute(FLAG, False),
         "size": Attribute(optional(pair(1)), None),
         "zoom": Attribute(optional(ZOOM), None),
     }
     keeps_params = per_channel = True
-
-    def reads_values(self, i: int) -> bool:
-        """The second gives its size only."""
-        return i == 0
+    sized_by = (1,)
 
     def value(self, node: BoundNode) -> Value:
         """As its first input."""
@@ -50,8 +47,10 @@ class Resize(Operator):
             raise FormatError(
                 need("one of size, zoom and a second input", "another number", REWRITE)
             )
-        if at["align"] and (at["mode"] == "nearest" or at["zoom"] is not None):
-            raise FormatError(need("bilinear and a size beside align", "something else", REWRITE))
+        blends = at["mode"] in ("bilinear", "bicubic")
+        if at["align"] and (not blends or at["zoom"] is not None):
+            wanted = "bilinear or bicubic and a size beside align"
+            raise FormatError(need(wanted, "something else", REWRITE))
         return x
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:

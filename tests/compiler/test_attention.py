@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reductions along any axes, constants, products of two values: attention and gates compile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from attention_networks import ANY, SIZED, sample
+from torch import nn
+
+import ternary_ops as tops
+
+NETWORKS = ANY | SIZED
+
+
+def agree(model: nn.Module, program: tops.runtime.Program, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        want = model(x).numpy()
+    got = program(x.numpy())
+    assert got.shape == want.shape
+    assert np.ptp(want) > 0
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_floats_equal_pytorch(name: str) -> None:
+    torch.manual_seed(1)
+    model = NETWORKS[name]().eval()
+    program = tops.compile(model, sample(0))
+    agree(model, program, sample(1, 3))
+    if name in ANY:
+        agree(model, program, sample(2, 1, 7, 5))
+
+
+@pytest.mark.parametrize("name", ["split", "factors", "attention", "crossed", "two pools"])
+def test_layers_around_stay_integers(name: str) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(NETWORKS[name]()).eval()
+    tops.quantize_(model, tops.plan(model, tops.TernaryConfig("int8")))
+    tops.calibrate(model, [sample(3, 8)])
+    program = tops.compile(model, sample(0))
+    nodes = list(zip(program.graph.nodes, program.graph.values, strict=True))
+    for node, _ in nodes:
+        if node.operator.is_layer and program.graph.weight(node).kind == "int8":
+            assert program.graph.values[node.inputs[0]].y is not None
+    if name == "split":  # sums of groups are integers between layers
+        assert all(value.y is not None for node, value in nodes if node.op == "slice")
+    x = sample(4, 3)
+    with torch.no_grad():
+        want = model(x).numpy()
+    assert np.linalg.norm(program(x.numpy()) - want) < 0.05 * np.linalg.norm(want)
+
+
+def test_attention_moves_nothing_between_its_products() -> None:
+    program = tops.compile(SIZED["attention"]().eval(), sample(0))
+    made = [node.op for node in program.graph.nodes]
+    begin = made.index("concat")
+    assert made[begin:].count("rearrange") == 1  # of the tokens, which an image gave
+    scores, values = (n.attrs for n in program.graph.nodes if n.op == "matmul")
+    assert (scores["transpose"], scores["scale"]) == (True, 0.5)
+    assert not values["transpose"] and values["tokens"] == 49
