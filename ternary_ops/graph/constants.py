@@ -6,12 +6,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ternary_ops.graph.inplace import works_in_place
+from ternary_ops.graph.nodes import module_of
 
+FOLDED = "constant_"  # begins the names of values that were computed here
 _REPEATS = ("expand", "expand_as", "repeat", "broadcast_to", "tile")
 Known = dict[fx.Node, Any]  # the values of nodes that do not depend on the input
+FOLDED = "constant_"  # how the names of what is computed here begin
 
 
 @torch.no_grad()
@@ -21,17 +24,19 @@ def constants_of(traced: fx.GraphModule) -> Known:
     for node in traced.graph.nodes:
         if node.op == "get_attr":
             found[node] = attribute_of(traced, str(node.target))
-        elif node.op in ("call_function", "call_method") and node.all_input_nodes:
-            if set(node.all_input_nodes) <= set(found) and not works_in_place(node, None):
-                _evaluate(node, found)
+        elif node.op in ("call_function", "call_method", "call_module") and node.all_input_nodes:
+            module = module_of(node)
+            if set(node.all_input_nodes) <= set(found) and not works_in_place(node, module):
+                _evaluate(node, module, found)
     return found
 
 
-def _evaluate(node: fx.Node, found: Known) -> None:
+def _evaluate(node: fx.Node, module: nn.Module | None, found: Known) -> None:
     """Add the node's value, unless two calls differ or one fails."""
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), found.__getitem__)
+    target = node.target if module is None else module
     try:
-        first, second = _call(node, args, kwargs), _call(node, args, kwargs)
+        first, second = _call(target, args, kwargs), _call(target, args, kwargs)
     except Exception:  # the model's own functions run here; the trace will meet the same error
         return
     if isinstance(first, Tensor):
@@ -41,10 +46,10 @@ def _evaluate(node: fx.Node, found: Known) -> None:
     found[node] = first
 
 
-def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    if callable(node.target):
-        return node.target(*args, **kwargs)
-    return getattr(args[0], node.target)(*args[1:], **kwargs)
+def _call(target: Any, args: Any, kwargs: Any) -> Any:
+    if callable(target):
+        return target(*args, **kwargs)
+    return getattr(args[0], target)(*args[1:], **kwargs)
 
 
 def attribute_of(root: Any, path: str) -> Any:
@@ -73,7 +78,7 @@ def fold_constants_(traced: fx.GraphModule, known: Known) -> None:
         elif node.op == "get_attr":
             continue
         if isinstance(value, Tensor):
-            name = f"constant_{node.name}"
+            name = f"{FOLDED}{node.name}"
             traced.register_buffer(name, value, persistent=False)
             with traced.graph.inserting_before(node):
                 made: Any = traced.graph.get_attr(name)

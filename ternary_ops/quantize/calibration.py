@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 import ternary_ops.nn as tnn
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.graph.batches import batch_of, samples
-from ternary_ops.graph.channel_ops import keeps_range
+from ternary_ops.graph.channel_ops import keeps_range, narrows
 from ternary_ops.graph.nodes import fused_chain, is_layer, module_of, readers
 from ternary_ops.graph.observed import keep_ranges, value_name
 from ternary_ops.graph.signature import signature_of
@@ -150,6 +150,7 @@ class _Seen:
 
     def watching(self, traced: fx.GraphModule) -> _Watching:
         """An interpreter of the trace that adds to them."""
+        traced.graph.eliminate_dead_code()  # what nothing reads is no reader: compile sees none
         watched: dict[fx.Node, Histogram] = {}
         owned: set[fx.Node] = set()
         for node in traced.graph.nodes:
@@ -230,8 +231,24 @@ class _Watching(Interpreter):
 
 
 def read_as_uint8(node: fx.Node) -> bool:
-    """True when a layer reads this value as its uint8 input."""
-    return any(_reads_uint8(u) or (_hands_on(u, node) and read_as_uint8(u)) for u in readers(node))
+    """True when layers own the range of this value: one reads all of it as its uint8 input, or
+    nothing but layers reads it, in parts.
+    """
+    return _reads_whole(node) or (bool(readers(node)) and _reads_alone(node))
+
+
+def _reads_whole(node: fx.Node) -> bool:
+    return any(
+        _reads_uint8(u) or (_hands_on(u, node) and not narrows(u) and _reads_whole(u))
+        for u in readers(node)
+    )
+
+
+def _reads_alone(node: fx.Node) -> bool:
+    return all(
+        _reads_uint8(u) or (_hands_on(u, node) and bool(readers(u)) and _reads_alone(u))
+        for u in readers(node)
+    )
 
 
 def _only_output(node: fx.Node) -> bool:
