@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ternary_ops.compiler.arrange import channels_at, joined_axes
 from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call
