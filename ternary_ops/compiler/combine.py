@@ -52,8 +52,10 @@ def paired(a: Value, b: Value, keep_first: bool = False) -> tuple[Value, Value, 
 
 
 def _cost(old: Value, new: Value) -> int:
-    """Of moving a value."""
-    return (new.step is not old.step) + 10 * new.step.fixed
+    """Of moving a value; a constant moves while the network is compiled."""
+    if new.step is old.step or old.step.op == "constant":
+        return 0
+    return 1 + 10 * new.step.fixed
 
 
 def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
@@ -74,7 +76,7 @@ def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
         a, b = refined(a, b, pairs)
     except Mixed:
         a, b = refined(whole_axes(a), whole_axes(b), pairs)
-    (n,), (m,) = a.form[0], b.form[0]
+    n, m = one_batch(a), one_batch(b)
     if not any(m in axis for axis in b.axes):  # the same for every image
         b = b.with_parts({m: (n,)})
     elif not any(n in axis for axis in a.axes):
@@ -90,6 +92,13 @@ def _of_rank(value: Value, rank: int) -> Value:
     if axes[0] != value.form[0] and value.step.op == "constant":
         axes = [axis if axis != value.form[0] else (repetition(axis[0].sizes),) for axis in axes]
     return value.seen_as(axes)
+
+
+def one_batch(value: Value) -> Atom:
+    """The one factor of the axis N; raises Unsupported where it has several, as of windows."""
+    if len(value.form[0]) != 1:
+        raise Unsupported("its operands have batches of several factors")
+    return value.form[0][0]
 
 
 def _forms(a: Value, b: Value, axes: Axes) -> list[Axes]:
@@ -166,10 +175,11 @@ def joined(values: Sequence[Value], axis: int) -> Value:
 
 def _base(values: Sequence[Value], axis: int) -> Value:
     """The first value that can be joined where it lies, or one that is moved there."""
-    for value in values:
+    varying = [value for value in values if value.step.op != "constant"] or values
+    for value in varying:
         if _place(value, axis):
             return value
-    first = values[0]
+    first = varying[0]
     return canonical(first) if len(first.axes) in RANKS else channels_at(first, axis)
 
 
