@@ -24,6 +24,7 @@ from ternary_ops.compiler.axes import (
     Value,
     canonical_order,
     refined,
+    repetition,
 )
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
@@ -60,7 +61,7 @@ def _cost(old: Value, new: Value) -> int:
 def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
     """The axes of a combination, and both operands with the atoms of these."""
     rank = max(len(a.axes), len(b.axes))
-    a, b = (x.seen_as([()] * (rank - len(x.axes)) + list(x.axes)) for x in (a, b))
+    a, b = (_of_rank(x, rank) for x in (a, b))
     pairs = []
     for i in range(rank):
         if not a.axes[i] or not b.axes[i]:
@@ -81,6 +82,16 @@ def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
     elif not any(n in axis for axis in a.axes):
         a = a.with_parts({n: (m,)})
     return tuple(x or y for x, y in zip(a.axes, b.axes, strict=True)), a, b
+
+
+def _of_rank(value: Value, rank: int) -> Value:
+    """With axes of size 1 before its own. What is the same for every image has no batch elsewhere
+    than there: a first axis of that size is another.
+    """
+    axes = [*[()] * (rank - len(value.axes)), *value.axes]
+    if axes[0] != value.form[0] and value.step.op == "constant":
+        axes = [axis if axis != value.form[0] else (repetition(axis[0].sizes),) for axis in axes]
+    return value.seen_as(axes)
 
 
 def _forms(a: Value, b: Value, axes: Axes) -> list[Axes]:
