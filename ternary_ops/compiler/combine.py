@@ -76,7 +76,7 @@ def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
         a, b = refined(a, b, pairs)
     except Mixed:
         a, b = refined(whole_axes(a), whole_axes(b), pairs)
-    (n,), (m,) = a.form[0], b.form[0]
+    n, m = one_batch(a), one_batch(b)
     if not any(m in axis for axis in b.axes):  # the same for every image
         b = b.with_parts({m: (n,)})
     elif not any(n in axis for axis in a.axes):
@@ -92,6 +92,13 @@ def _of_rank(value: Value, rank: int) -> Value:
     if axes[0] != value.form[0] and value.step.op == "constant":
         axes = [axis if axis != value.form[0] else (repetition(axis[0].sizes),) for axis in axes]
     return value.seen_as(axes)
+
+
+def one_batch(value: Value) -> Atom:
+    """The one factor of the axis N; raises Unsupported where it has several, as of windows."""
+    if len(value.form[0]) != 1:
+        raise Unsupported("its operands have batches of several factors")
+    return value.form[0][0]
 
 
 def _forms(a: Value, b: Value, axes: Axes) -> list[Axes]:

@@ -22,6 +22,7 @@ from ternary_ops.graph.constants import FOLDED
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import range_seen
 from ternary_ops.graph.trace import ON_EXAMPLE
+from ternary_ops.nn.planned import listed
 
 
 def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
@@ -44,7 +45,7 @@ def _check(steps: Sequence[Step]) -> None:
     """Raise UnsupportedModel for steps that hold for the example's size alone."""
     fixed = [step for step in steps if step.fixed]
     if fixed:
-        places = ", ".join(dict.fromkeys(_reader_of(step) for step in fixed))
+        places = listed(list(dict.fromkeys(_reader_of(step) for step in fixed)))
         what = "a network whose axes can be moved for images and tokens of any size"
         do = "Give the layer the channels on axis 1 of an image, or as the last of tokens."
         raise UnsupportedModel(need(what, f"sizes said by the example, for {places}", do))

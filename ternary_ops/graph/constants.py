@@ -12,6 +12,7 @@ from ternary_ops.graph.inplace import works_in_place
 from ternary_ops.graph.nodes import module_of
 
 FOLDED = "constant_"  # begins the names of values that were computed here
+_REPEATS = ("expand", "expand_as", "repeat", "broadcast_to", "tile")
 Known = dict[fx.Node, Any]  # the values of nodes that do not depend on the input
 
 
@@ -60,9 +61,17 @@ def attribute_of(root: Any, path: str) -> Any:
 def fold_constants_(traced: fx.GraphModule, known: Known) -> None:
     """Replace every such value that something else reads by a buffer of the trace, and numbers
     (tensors without axes too) by themselves, in place.
+
+    Repetitions stay calls: who reads them sees that they are the same for every image of a batch.
     """
+    inside = set(known)
+    for node in reversed(known):
+        if _name(node) in _REPEATS and not inside.issuperset(node.users):
+            inside.discard(node)
     for node, value in known.items():
-        outside = [user for user in node.users if user not in known]
+        if node not in inside:
+            continue
+        outside = [user for user in node.users if user not in inside]
         if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
             value = float(value)
         elif node.op == "get_attr":
@@ -77,6 +86,10 @@ def fold_constants_(traced: fx.GraphModule, known: Known) -> None:
         elif isinstance(value, (int, float, tuple, str, type(None), torch.dtype, torch.device)):
             for user in outside:
                 _write(user, node, value)
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _write(user: fx.Node, node: fx.Node, value: Any) -> None:

@@ -20,7 +20,7 @@ from ternary_ops.graph.trace import OutsideTree, TraceFailed
 from ternary_ops.graph.usage import Usage, eval_graph, idle_layers
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.nn.planned import check_finished, warn_of_zeros
+from ternary_ops.nn.planned import check_finished, listed, warn_of_zeros
 from ternary_ops.quantize.plans import Plan, check_finite, plan, weight_shape
 
 _log = logging.getLogger(__name__)
@@ -144,11 +144,14 @@ def _check_packable(
     layers: Mapping[str, tnn.TernaryLayer], changes: Changes, idle: Sequence[str]
 ) -> None:
     """Raise UnsupportedModel for layers that packed ones cannot replace."""
-    against = {name: changes.why_not(layer, "pack") for name, layer in layers.items()}
-    listed = "; ".join(f"{name}: {why}" for name, why in against.items() if why)
-    if listed:
+    against: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        if why := changes.why_not(layer, "pack"):
+            against.setdefault(why, []).append(name)
+    if against:
+        got = "; ".join(f"{listed(names)}: {why}" for why, names in against.items())
         do = "Change these layers, or leave them out of the plan (skip)."
-        raise UnsupportedModel(need("layers that compute by their type", listed, do))
+        raise UnsupportedModel(need("layers that compute by their type", got, do))
     unset = [
         name
         for name, layer in layers.items()
