@@ -153,11 +153,8 @@ def _sum_of_layer(call: Call, made: Value, residual: Value) -> Value:
 def _addcmul(call: Call) -> Value:
     """a + value * b * c."""
     names = ("input", *torch_ops.ADDCMUL.arguments)
-    at: dict[str, Any] = {
-        "value": 1,
-        **dict(zip(names, call.node.args, strict=False)),
-        **call.node.kwargs,
-    }
+    at: dict[str, Any] = {"value": 1, **dict(zip(names, call.node.args, strict=False))}
+    at |= call.node.kwargs
     a, b, c = (call.value(at[name]) for name in names[:3])
     product = scaled("mul", b, c) or combined("mul", b, c)
     factor = at["value"]
