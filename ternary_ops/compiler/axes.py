@@ -130,8 +130,18 @@ class Value:
         axes += self.axes
         for place, wanted in enumerate(shape):
             if self.length(axes[place]) != wanted:
-                axes[place] = (repetition(wanted),)
+                axes[place] = self.repeated_as(place, wanted)
         return self.seen_as(axes)
+
+    def repeated_as(self, place: int, sizes: Sizes) -> Axis:
+        """What an axis of size 1 becomes that repeats: of what is the same for every image, the
+        first one is the batch.
+        """
+        (batch,) = self.form[0]
+        own = any(batch in axis for axis in self.axes)
+        if place == 0 and not own and sizes == batch.sizes:
+            return self.form[0]
+        return (repetition(sizes),)
 
 
 def is_one(atom: Atom) -> bool:

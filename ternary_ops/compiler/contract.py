@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ternary_ops.compiler.arrange import joined_axes, placed, real, whole_axes
 from ternary_ops.compiler.axes import Axis, Mixed, Value, refined
+from ternary_ops.compiler.combine import one_batch
 from ternary_ops.compiler.step import Step
 
 Pairs = Sequence[tuple[int, int]]
@@ -38,7 +39,8 @@ class _Way:
     def cost(self) -> int:
         """Of the moves."""
         pairs = zip((self.first, self.second), self.forms, strict=True)
-        return sum(value.form != form for value, form in pairs) + _FIXED * self.fixed
+        moved = [value.form != form and value.step.op != "constant" for value, form in pairs]
+        return sum(moved) + _FIXED * self.fixed
 
 
 def contracted(a: Value, b: Value, batch: Pairs, shared: Pairs) -> Value:
@@ -89,7 +91,7 @@ def _expanded(a: Value, b: Value, batch: Pairs) -> tuple[Value, Value]:
 
 def _of_one_batch(a: Value, b: Value) -> Value:
     """b, which is the same for every image where no axis says otherwise, under a's batch."""
-    (n,), (m,) = a.form[0], b.form[0]
+    n, m = one_batch(a), one_batch(b)
     if n is not m and not any(m in axis for axis in b.axes):
         return b.with_parts({m: (n,)})
     return b

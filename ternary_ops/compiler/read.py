@@ -18,6 +18,7 @@ from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.constants import FOLDED
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import range_seen
 from ternary_ops.graph.trace import ON_EXAMPLE
@@ -106,13 +107,15 @@ class _Reader:
         sources = (value for value in self.values.values() if isinstance(value, Value))
         source = next((v for v in sources if v.step.op == "input"), None)
         if isinstance(found, Tensor) and found.is_floating_point() and source is not None:
-            self.values[node] = constant_value(str(node.target), found, source)
+            name, on_example = str(node.target), bool(traced.meta.get(ON_EXAMPLE))
+            computed = name.startswith((FOLDED, "_tensor_constant"))  # no parameter
+            self.values[node] = constant_value(name, found, source, on_example and computed)
 
     def _read(self, node: fx.Node) -> None:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
         call = Call(node, self.values, self._layers, self._varied, self._chains.get(node))
         try:
-            if any(0 in sizes for sizes in sizes_of(node) or ()):
+            if any(0 in sizes for sizes in call.sizes):
                 raise Unsupported("it makes a tensor of no numbers")
             row = None if call.operator is None else ROWS.get(call.operator)
             made = call.refuse() if row is None else row.make(call)
@@ -135,7 +138,8 @@ class _Reader:
         if not step.place:  # made by this call, not handed on
             step.shape, step.place = step.shape or value.shape, _place(call)
             step.chain = None if call.chain is None else call.chain.layer
-        step.observed = range_seen(self._ranges, node) or step.observed
+        if self._ranges:
+            step.observed = range_seen(self._ranges, node) or step.observed
 
     def _read_output(self, node: fx.Node) -> None:
         made = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None

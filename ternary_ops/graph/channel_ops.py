@@ -17,12 +17,12 @@ from ternary_ops.graph.nodes import (
     is_add,
     is_batchnorm,
     is_pass,
+    is_size,
     is_slope,
     layer_class,
     module_of,
     operator_of,
 )
-from ternary_ops.graph.sizes import is_size
 
 _LAYERS = (nn.Conv2d, nn.Linear)
 _NORMS = (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -53,6 +53,10 @@ _KINDS = {
     "softmax": (ops.SOFTMAX,),
     "matmul": (ops.MATMUL,),
 }  # fmt: skip
+_PARTS = (
+    ops.MAX_POOL2D, ops.ADAPTIVE_MAX_POOL2D, ops.CHUNK, ops.SPLIT, ops.TENSOR_SPLIT, ops.UNBIND,
+    ops.NARROW, ops.SELECT, ops.GETITEM,
+)  # fmt: skip
 # Modules, functions and methods of operators that `torch_ops` does not have.
 _MORE: dict[str, tuple[Any, ...]] = {
     "pointwise": (
@@ -104,6 +108,11 @@ def keeps_range(node: fx.Node) -> bool:
         return (said or {}).get("mode") in ("nearest", "bilinear")
     moves = kind_of(node) in ("move", "pixels") or operator_of(node) is ops.PAD
     return moves and operator_of(node) not in (ops.CONCAT, ops.STACK)
+
+
+def narrows(node: fx.Node) -> bool:
+    """True for what hands on a part of the numbers, which may have a narrower range."""
+    return operator_of(node) in _PARTS
 
 
 def scales(node: fx.Node) -> bool:

@@ -17,20 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ternary_ops.graph import torch_ops
-from ternary_ops.graph.nodes import operator_of
+from ternary_ops.graph.sizes import is_size
 
 Ranges = dict[str, tuple[float, float]]
 INPUT_VALUE = "ternary_ops_input"  # in the meta of a part: its input's name in the whole
 _KEPT = "_tops_ranges"  # on the network
-_RESHAPED = (
-    torch_ops.RESHAPE,
-    torch_ops.UNFLATTEN,
-    torch_ops.EXPAND,
-    torch_ops.REPEAT,
-    torch_ops.SPLIT,
-    torch_ops.NARROW,
-)
+_SIZE = "size"  # the name of every number
 _ENTRY = "_tops_range_of_"  # in a state_dict, before a value's name
 
 
@@ -39,18 +31,24 @@ def name_values(graph: fx.Graph, first: str | None = None) -> None:
     name of the input, where the graph is a part of another.
 
     The result of a module that is called once goes by the module's path; everything else by the
-    operation, its constants and the names of its operands. What moves numbers to another shape goes
-    by its operand alone: sizes, which a trace on an example has as numbers and a symbolic one does
-    not, change no range. Earlier versions named such values by their sizes: the "former" name.
+    operation, its constants and the names of its operands. Integers do not count, since a trace on
+    an example has sizes as integers, and a symbolic one as values: calls that differ in nothing
+    else go by their order. Earlier versions counted them: the "former" name.
     """
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    alike: Counter[str] = Counter()
     for node in graph.nodes:
-        node.meta["former"], node.meta["value"] = (
-            hashlib.sha256(_made(node, calls, kind).encode()).hexdigest()[:16]
-            for kind in ("former", "value")
-        )
+        former, made = _made(node, calls, "former"), _made(node, calls, "value")
+        alike[made] += 1
+        node.meta["former"], node.meta["value"] = _hash(former), _hash(f"{made} {alike[made]}")
         if node.op == "placeholder" and first is not None:
             node.meta["former"] = node.meta["value"] = first
+        if _is_number(node):
+            node.meta["value"] = _SIZE
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _made(node: fx.Node, calls: Counter[Any], kind: str) -> str:
@@ -59,11 +57,20 @@ def _made(node: fx.Node, calls: Counter[Any], kind: str) -> str:
         return "input"
     if node.op == "call_module" and calls[node.target] == 1:
         return f"module {node.target}"
-    given: Any = node.args, dict(node.kwargs)
-    if kind == "value" and operator_of(node) in _RESHAPED:
-        given = node.args[:1]
-    name: Any = lambda n: _Named(str(n.meta[kind]))  # noqa: E731  # no argument of a call
-    return f"{node.op} {_target(node)} {fx.node.map_arg(given, name)!r}"
+
+    def name(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return _Named(str(value.meta[kind]))
+        return _Named(_SIZE) if type(value) is int and kind == "value" else value
+
+    given = fx.node.map_aggregate((node.args, dict(node.kwargs)), name)
+    return f"{node.op} {_target(node)} {given!r}"
+
+
+def _is_number(node: fx.Node) -> bool:
+    """True for sizes and what is computed from them alone."""
+    known = [operand.meta["value"] == _SIZE for operand in node.all_input_nodes]
+    return is_size(node) or (bool(known) and all(known))
 
 
 def value_name(node: fx.Node) -> str:

@@ -99,7 +99,8 @@ def trace(
     traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
     traced.meta[ON_EXAMPLE] = example is not None
     name_inplace_results(traced.graph)
-    name_values(traced.graph, getattr(model, "meta", {}).get(INPUT_VALUE))
+    first = getattr(model, "meta", {}).get(INPUT_VALUE)
+    name_values(traced.graph, first)
     name_layers_(traced, model)
     return traced
 

@@ -17,25 +17,16 @@ from small_networks import error, images, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops
-from ternary_ops.errors import UnsupportedModel
 
 SHAPES = (2, 3, 4, 6), (3, 6, 5), (2, 10), (1, 4, 3, 3)
 
 
 def test_random_views() -> None:
-    compiled = 0
-    for seed in range(60):
+    for seed in range(40):
         shape = SHAPES[seed % len(SHAPES)]
         model, x = Moved(seed, shape).eval(), torch.randn(shape)
-        try:
-            program = tops.compile(model, x)
-        except UnsupportedModel as refused:
-            assert "sizes said by the example" in str(refused), (seed, model.said)
-            continue
-        compiled += 1
         more = torch.randn(len(x) + 1, *x.shape[1:])
-        assert error(program, model, more) < 1e-4, (seed, model.said)
-    assert compiled >= 20
+        assert error(tops.compile(model, x), model, more) < 1e-4, (seed, model.said)
 
 
 class Net(nn.Module):
