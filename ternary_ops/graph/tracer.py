@@ -52,6 +52,7 @@ class NetworkTracer(fx.Tracer):
         super().__init__(param_shapes_constant=True)
         self.whole, self._fails = set(whole), fails
         self.checks: set[str] = set()
+        self._paths: dict[int, str] = {}  # of parameters and buffers, by id
         self.failed: str | None = None
         self.outside: nn.Module | None = None
 
@@ -68,6 +69,17 @@ class NetworkTracer(fx.Tracer):
             if self.failed is None:
                 self.failed = self.path_of_module(m)
             raise
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """As the base class; it would look for each tensor among all."""
+        tensors = (*root.named_buffers(), *root.named_parameters())
+        self._paths = {id(tensor): path for path, tensor in tensors}
+        return super().trace(root, concrete_args)
+
+    def create_arg(self, a: Any) -> Any:
+        """As the base class."""
+        path = self._paths.get(id(a)) if isinstance(a, Tensor) else None
+        return super().create_arg(a) if path is None else self.create_node("get_attr", path, (), {})
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class, and note the line of the model's code, for messages."""
@@ -111,9 +123,12 @@ class ValueTracer(NetworkTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """As the base class, while nothing computes."""
-        if self._running:
+        path = self._paths.get(id(attr_val)) if isinstance(attr_val, nn.Parameter) else None
+        if self._running or path is None:
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if path not in parameter_proxy_cache:
+            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+        return parameter_proxy_cache[path]
 
     def create_proxy(
         self,
