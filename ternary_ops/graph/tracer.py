@@ -6,6 +6,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ternary_ops.graph.constants import attribute_of
 from ternary_ops.graph.lines import calling_line
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.sizes import decide_check
+from ternary_ops.graph.torch_ops import BY_NAME
 
 # Of these a tensor's shape alone matters: their results are constants of a trace with sizes.
 _BY_SHAPE = {
@@ -140,7 +142,12 @@ class ValueTracer(NetworkTracer):
         type_expr: Any = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
-        """Compute what the call returns: tensors are traced, everything else is a Python value."""
+        """Compute what the call returns: tensors are traced, everything else is a Python value.
+        Functions under torch.fx.wrap are looked into, unless they are known by name.
+        """
+        if isinstance(target, FunctionType) and not target.__module__.startswith("torch."):
+            if target.__name__ not in BY_NAME:
+                return target(*args, **kwargs)
         node = super().create_proxy(kind, target, args, kwargs, name, type_expr).node
         if kind == "placeholder":
             return AtHand(node, self, self._example, False)
