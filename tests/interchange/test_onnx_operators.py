@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import activations, program_cases
+from cases import activations, program_cases, rearrange
 from onnx_files import Builder, agree, random, run
 from programs import PROGRAMS, example
 from programs import Builder as ProgramBuilder
@@ -98,6 +98,26 @@ def test_convolutions_with_uneven_pads_come_in_and_go_out(pads: list[int], tmp_p
     b = Builder()
     b.add("Conv", ["image", b.constant("w", random(6, 3, 3, 3))], "y", pads=pads, strides=[2, 1])
     agree(b.save(tmp_path / "net.onnx", "y"), random(2, 3, 9, 8))
+
+
+def test_moved_axes_go_out_and_come_in(tmp_path: Path) -> None:
+    """Sizes stay free on the way."""
+    b, free = ProgramBuilder(0, c=12), (-1,)
+    x = b("conv2d", 0, w=b.weight("float", 12, 12, 3, 3), padding=(1, 1))
+    x = rearrange.move(b, x, ((3, 4), free, free), (1, 0, 2, 3), (2, 1, 1))
+    x = b(
+        "crop", b("pad", x, before=(1, 2), after=(0, 1), mode="reflect"), begin=(1, 0), end=(0, 1)
+    )
+    x = b("concat", x, x, axis=3)
+    x = rearrange.move(b, x, (free, free, free), (0, 1, 2), (1, 2), 3)
+    b("softmax", b("linear", x, w=b.weight("float", 8, 12)))
+    graph = b.graph()
+    x, other = example(graph, 2, 9, 11), example(graph, 3, 12, 7)
+    first = Program(graph, x.shape)
+    save_onnx(first, tmp_path / "net.onnx")
+    again = tops.compile(load_onnx(tmp_path / "net.onnx"), torch.from_numpy(x))
+    for batch in (x, other):
+        np.testing.assert_allclose(again(batch), first(batch), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
