@@ -157,8 +157,11 @@ def _addcmul(call: Call) -> Value:
     at |= call.node.kwargs
     a, b, c = (call.value(at[name]) for name in names[:3])
     product = scaled("mul", b, c) or combined("mul", b, c)
-    if at["value"] != 1:
-        product = activation(product, "affine", float(at["value"]), 0.0)
+    factor = at["value"]
+    if not isinstance(factor, (int, float)):
+        raise Unsupported("its factor is not a number")
+    if factor != 1:
+        product = activation(product, "affine", float(factor), 0.0)
     return scaled("add", a, product) or combined("add", a, product)
 
 
