@@ -86,6 +86,13 @@ class Value:
         """A value that lies as this one does, made by another step."""
         return replace(self, step=step)
 
+    def with_channels(self, axis: int, count: int, step: Step) -> Value:
+        """What a layer makes of the channels of the step's value, which are the traced `axis`."""
+        sizes = (count,) * self.examples
+        made: Axis = () if count == 1 else (Atom(sizes, True),)
+        axes = (*self.axes[:axis], made, *self.axes[axis + 1 :])
+        return Value(step, (self.form[0], made, *self.form[2:]), axes)
+
     def seen_as(self, axes: Sequence[Axis]) -> Value:
         """The same numbers under other axes."""
         return Value(self.step, self.form, tuple(axes))

@@ -171,6 +171,8 @@ def _affine_of(step: Step) -> _Affine | None:
     if step.slope is not None or step.clamp != _PLAIN:
         return None
     weight = layer.weight
+    if step.attrs.get("groups", 1) != weight.shape[0]:
+        return None  # it moves channels
     factors = weight.effective_scale(None).astype(np.float64) * weight.array[:, 0, 0, 0]
     offsets = np.zeros_like(factors) if weight.bias is None else weight.bias
     return _Affine(factors, offsets.astype(np.float64), step.inputs[0])

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ternary_ops.compiler.read import FIRST, LAST
 from ternary_ops.errors import (
     TernaryOpsError,
     UnsupportedModel,
@@ -24,6 +25,7 @@ from ternary_ops.errors import (
 from ternary_ops.runtime import Program
 
 _SHOWN = 8  # names of islands in a line
+Turned = tuple[bool, bool]
 Shapes = tuple[tuple[int, ...] | None, ...]
 
 
@@ -75,12 +77,16 @@ class Island:
 
 @dataclass(frozen=True)
 class Part:
-    """A program or an island, the values that it reads and makes, and those read here last."""
+    """A program or an island, the values that it reads and makes, and those read here last.
+
+    turned: the network has the images that the program reads, or makes, with the channels last.
+    """
 
     run: Program | Island
     reads: tuple[str, ...]
     makes: tuple[str, ...]
     last: tuple[str, ...] = ()
+    turned: Turned = (False, False)
 
 
 class IslandProgram:
@@ -103,7 +109,7 @@ class IslandProgram:
         values: dict[str, Any] = {"x": torch.from_numpy(np.array(x, np.float32, order="C"))}
         for step in self._steps:
             given = [values[name] for name in step.reads]
-            made = _through(step.run, given[0]) if _is_program(step) else step.run(*given)
+            made = _through(step, given[0]) if _is_program(step) else step.run(*given)
             values.update(zip(step.makes, made, strict=True))
             for name in step.last:
                 del values[name]
@@ -160,13 +166,22 @@ def _is_program(step: Part) -> bool:
     return not isinstance(step.run, Island)
 
 
-def _through(program: Any, value: Any) -> tuple[Tensor]:
+def turn(value: Tensor, order: Sequence[int]) -> Tensor:
+    """An image with its axes in another order, in memory too."""
+    return value.permute(*order).contiguous()
+
+
+def _through(step: Part, value: Any) -> tuple[Tensor]:
     """Run a program on what an island, or another program, made."""
+    program: Any = step.run
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value)
         what = "a float tensor between two parts of the network"
         raise UnsupportedShape(need(what, got, "Pass inputs like example_input."))
-    return (torch.from_numpy(program(value.detach().float().contiguous().numpy())),)
+    value = value.detach().float()
+    value = turn(value, FIRST) if step.turned[0] else value.contiguous()
+    made = torch.from_numpy(program(value.numpy()))
+    return (turn(made, LAST) if step.turned[1] else made,)
 
 
 def _shapes(values: Sequence[Any]) -> Shapes:

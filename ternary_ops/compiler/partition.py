@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.compiler.domains import Uncalibrated
-from ternary_ops.compiler.island_program import Island, IslandProgram, Part
-from ternary_ops.compiler.read import owner_of, unsupported
+from ternary_ops.compiler.island_program import Island, IslandProgram, Part, Turned, turn
+from ternary_ops.compiler.read import FIRST, LAST, owner_of, unsupported
 from ternary_ops.compiler.regions import (
     Flow,
     Nodes,
@@ -91,7 +91,8 @@ def _problems(traced: fx.GraphModule, kept: Mapping[str, str]) -> dict[fx.Node, 
     """Nodes without a program form, and why; kept: modules that could not be traced."""
     found = {n: kept[str(n.target)] for n in traced.graph.nodes if n.target in kept}
     while True:
-        new = {n: text for n, text in unsupported(traced, set(found)) if n not in found}
+        first, last = (dict(unsupported(traced, set(found), way)) for way in (False, True))
+        new = {n: text for n, text in first.items() if n in last and n not in found}
         if not new:
             return found
         found.update(new)
@@ -107,7 +108,7 @@ class _Parts:
     refused: dict[fx.Node, str]  # nodes that no region may hold, and why
     compile_part: CompilePart
     regions: list[Region] = field(default_factory=list)
-    programs: dict[Region, Program] = field(default_factory=dict)
+    programs: dict[Region, tuple[Program, Turned]] = field(default_factory=dict)
     why: dict[fx.Node, str] = field(default_factory=dict)  # of nodes of regions that were halved
 
     def compile(self) -> None:
@@ -121,9 +122,7 @@ class _Parts:
                 if region in self.programs:
                     continue
                 try:
-                    part = self._module(region.nodes, [region.start], region.end)
-                    part.meta[INPUT_VALUE] = value_name(region.start)
-                    self.programs[region] = self.compile_part(part, samples[region.start])
+                    self.programs[region] = self._compiled(region, samples[region.start])
                 except Uncalibrated:
                     raise
                 except (UnsupportedModel, UnsupportedShape) as error:
@@ -131,6 +130,30 @@ class _Parts:
                     self._halve(region, first_line(error), limits)
             if not failed:
                 return
+
+    def _compiled(self, region: Region, sample: Tensor) -> tuple[Program, Turned]:
+        """The program of a region, with channels last where it takes or makes images so."""
+        part = self._module(region.nodes, [region.start], region.end)
+        part.meta[INPUT_VALUE] = value_name(region.start)
+        try:
+            return self.compile_part(part, sample), (False, False)
+        except UnsupportedModel as error:
+            start, end = (len(n.meta["shape"]) == 4 for n in (region.start, region.end))
+            first = region.start.op == "placeholder"
+            if isinstance(error, Uncalibrated) or not (end or (start and not first)):
+                raise
+            turned = start and not first, end
+        graph = part.graph
+        given, result = next(iter(graph.nodes)), graph.output_node()
+        if turned[0]:
+            with graph.inserting_after(given):
+                seen = graph.call_method("permute", (given, *LAST))
+            given.replace_all_uses_with(seen, lambda user: user is not seen)
+        if turned[1]:
+            with graph.inserting_before(result):
+                result.args = (graph.call_method("permute", (result.args[0], *FIRST)),)
+        part.recompile()
+        return self.compile_part(part, turn(sample, FIRST) if turned[0] else sample), turned
 
     def _halve(self, region: Region, reason: str, limits: dict[fx.Node, int]) -> None:
         if len(region.nodes) == 1:
@@ -154,11 +177,16 @@ class _Parts:
             makes = [node for node in nodes if node in after]
             module = self._module(nodes, reads, makes)
             values.update(zip(makes, module(*(values[node] for node in reads)), strict=True))
-            run = self.programs[part] if isinstance(part, Region) else self._island(part, module)
+            turned = False, False
+            if isinstance(part, Region):
+                run: Program | Island
+                run, turned = self.programs[part]
+            else:
+                run = self._island(part, module)
             last = [node for node in reads if node not in after]
             for node in last:
                 del values[node]
-            parts.append(Part(run, _names(reads), _names(makes), _names(last)))
+            parts.append(Part(run, _names(reads), _names(makes), _names(last), turned))
         if not parts:
             raise UnsupportedModel(need("a network that computes", "its input as it is", _REPORT))
         check_same(values[self.flow.output], expected)

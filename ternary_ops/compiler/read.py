@@ -24,6 +24,8 @@ from ternary_ops.graph.observed import range_seen
 from ternary_ops.graph.trace import ON_EXAMPLE
 from ternary_ops.nn.planned import listed
 
+FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # [N, H, W, C] as [N, C, H, W], and back
+
 
 def read(traced: fx.GraphModule, ranges: Mapping[str, Range]) -> list[Step]:
     """The steps, in order, that the output needs; the first is the input, the last the output.
@@ -59,13 +61,14 @@ def _reader_of(step: Step) -> str:
 
 
 def unsupported(
-    traced: fx.GraphModule, islands: Collection[fx.Node] = ()
+    traced: fx.GraphModule, islands: Collection[fx.Node] = (), last: bool = False
 ) -> list[tuple[fx.Node, str]]:
-    """Every node without a program form, with its place and the reason; `islands` pass as inputs.
+    """Every node without a program form, with its place and the reason; `islands` pass as inputs,
+    their images with the channels first or `last`.
 
     Shapes must have been noted.
     """
-    found = _Reader(traced, {}, islands).problems
+    found = _Reader(traced, {}, islands, last).problems
     return [(node, str(problem)) for node, problem in found]
 
 
@@ -77,7 +80,9 @@ class _Reader:
         traced: fx.GraphModule,
         ranges: Mapping[str, Range],
         islands: Collection[fx.Node] = (),
+        last: bool = False,
     ) -> None:
+        self._last = last
         self.problems: list[tuple[fx.Node, Problem]] = []
         self.values: dict[fx.Node, Made] = {}
         self.output: Step
@@ -98,8 +103,12 @@ class _Reader:
 
     def _read_input(self, node: fx.Node) -> None:
         """What a program is called with, after an island as well."""
-        if len(shape_of(node) or ()) in RANKS:
-            self.values[node] = made_by(Step("input", []), sizes_of(node), self._varied)
+        rank, sizes = len(shape_of(node) or ()), sizes_of(node)
+        if rank == 4 and self._last and node.op != "placeholder":
+            made = made_by(Step("input", []), [sizes[i] for i in FIRST], self._varied)
+            self.values[node] = made.seen_as([made.axes[i] for i in LAST])
+        elif rank in RANKS:
+            self.values[node] = made_by(Step("input", []), sizes, self._varied)
 
     def _read_constant(self, traced: fx.GraphModule, node: fx.Node) -> None:
         """A tensor of the network; what else it has is no value."""

@@ -14,7 +14,6 @@ from ternary_ops.graph.nodes import module_of
 FOLDED = "constant_"  # begins the names of values that were computed here
 _REPEATS = ("expand", "expand_as", "repeat", "broadcast_to", "tile")
 Known = dict[fx.Node, Any]  # the values of nodes that do not depend on the input
-FOLDED = "constant_"  # how the names of what is computed here begin
 
 
 @torch.no_grad()

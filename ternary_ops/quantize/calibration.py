@@ -77,8 +77,7 @@ def calibrate(
     outputs: dict[tnn.TernaryLayer, Histogram] = {}
     values: dict[str, Histogram] = {}
     with _observing(model, layers):
-        given = samples(model, batches)
-        first = next(given)
+        first = next(given := samples(model, batches))
         run = _runner(model, first[0], _Seen(layers, outputs, values))
         with watching(model) as usage, _hooks(inputs):
             for x, _ in chain([first], given):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, check_type, need
@@ -82,7 +82,9 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
     return chosen
 
 
-def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
+def pack_(
+    model: nn.Module, *, allow_unfinished: bool = False, example: Tensor | None = None
+) -> nn.Module:
     """Replace trainable layers by packed ones in place, for inference; returns the model.
 
     BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Layers
@@ -92,6 +94,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     and layers with fewer zeros than planned.
 
     allow_unfinished: pack the current codes even if a Pruner has not reached its freeze.
+    example: an input, for networks whose code decides on sizes: without one their BatchNorm stays.
 
     Raises UnsupportedModel without quantized layers or, naming all of them, when layers are still
     being pruned, when layers with uint8 activations have no input range, when a hook or a
@@ -112,7 +115,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
         raise UnsupportedModel(need("quantized layers to pack", "none", do))
     graph = None
     try:
-        graph = eval_graph(model)
+        graph = eval_graph(model, example)
     except TraceFailed as error:
         if isinstance(error, OutsideTree):
             Usage(model, outside=[error.module]).check_replaced(layers)

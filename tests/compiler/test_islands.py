@@ -72,6 +72,19 @@ class Attention(nn.Module):
         return x + self.proj(torch.floor(32 * y.reshape(n, c, h, w)) / 32)
 
 
+class ChannelsLast(nn.Module):
+    """Images [N, H, W, C] between operators without a program form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.floor(32 * x.permute(0, 2, 3, 1)) / 32
+        x = torch.relu(self.fc(self.norm(x)))
+        return (torch.ceil(32 * x) / 32).permute(0, 3, 1, 2)
+
+
 class Net(nn.Module):
     def __init__(self, *middle: nn.Module) -> None:
         super().__init__()
@@ -97,6 +110,7 @@ CASES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "skip": (lambda: Net(Skip()), ("middle.0.strange",)),
     "named": (lambda: Net(Normed(), Floor()), ("middle.0", "middle.1")),
     "nothing between": (lambda: Net(Floor(), nn.Identity(), Flow()), ("middle.0", "middle.2")),
+    "channels last": (lambda: Net(ChannelsLast()), ("middle.0",)),
     "tokens": (lambda: Net(Attention()), ("middle.0",)),
     "first": (lambda: nn.Sequential(nn.Sequential(Flow(), conv_bn(3, 8, 3))), ("0.0",)),
     "last": (lambda: nn.Sequential(conv_bn(3, 8, 3), nn.LPPool2d(3, 1)), ("1",)),
@@ -126,6 +140,8 @@ def test_islands_run_between_programs(name: str, quantized: bool) -> None:
         assert re.search(rf"torch island .*\b{island}\b.* \(", program.summary())
     assert any(not isinstance(part, Island) for part in program.parts)
     assert 0 <= program.share < 0.5 and "% of the multiply-adds" in repr(program)
+    if name == "channels last":
+        assert program.share == 0
     with pytest.raises(UnsupportedModel, match=islands[0]):
         program.save("anywhere.safetensors")
 
