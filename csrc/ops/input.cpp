@@ -13,8 +13,7 @@ class Input : public RowwiseOp {
     type_.channels = at.integer("c", 1);
     type_.rank = static_cast<int>(at.integer("rank", 2, 4));
     // The caller has held the shape to it; here it must only make sense.
-    if (at.has("size") &&
-        at.integers("size", 1).size() != static_cast<size_t>(type_.rank - 2))
+    if (at.has("size") && at.integers("size", 1).size() != static_cast<size_t>(type_.rank - 2))
       bad_node("input", "a size for each axis behind the channels", "another number");
   }
 

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <vector>
 
+#include "ops/move_rows.h"
 #include "ops/rearrange.h"
-#include "tensor/for_each_row.h"
 
 namespace tops {
 namespace {
@@ -84,26 +84,6 @@ std::vector<bool> fours(const Sources& columns) {
                 columns.channel[p + k] == columns.channel[p] + static_cast<int64_t>(k);
   }
   return made;
-}
-
-uint32_t load(const uint8_t* packet) {
-  uint32_t v;
-  std::memcpy(&v, packet, 4);
-  return v;
-}
-
-// Four channels of a row, each from one channel of the input and from pixels next to each other.
-void join_channels(const uint8_t* const from[4], const int64_t lane[4], int64_t width,
-                   uint8_t* __restrict to) {
-  const uint8_t *const x0 = from[0], *const x1 = from[1], *const x2 = from[2], *const x3 = from[3];
-  const int a = static_cast<int>(lane[0]) * 8, b = static_cast<int>(lane[1]) * 8;
-  const int c = static_cast<int>(lane[2]) * 8, d = static_cast<int>(lane[3]) * 8;
-  for (int64_t p = 0; p < width; ++p) {
-    const uint32_t low = (load(x0 + p * 4) >> a & 0xff) | (load(x1 + p * 4) >> b & 0xff) << 8;
-    const uint32_t high = (load(x2 + p * 4) >> c & 0xff) | load(x3 + p * 4) >> d << 8;
-    const uint32_t packet = low | high << 16;
-    std::memcpy(to + p * 4, &packet, 4);
-  }
 }
 
 // Codes whose channels share packets with others in the value: each goes alone, but for columns

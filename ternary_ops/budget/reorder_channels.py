@@ -24,7 +24,7 @@ from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.nodes import fused_chain, is_layer, layer_class, module_of
 from ternary_ops.graph.signature import result
-from ternary_ops.graph.trace import trace
+from ternary_ops.graph.trace import trace_at
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.program import column_grouping
@@ -155,7 +155,7 @@ def _best_order(layers: list[NDArray[Any] | None], labels: NDArray[Any]) -> NDAr
 def _move_checked(
     model: nn.Module, x: Tensor, weights: list[Any], read: set[str], fixed: set[str]
 ) -> list[ReorderRow]:
-    norms = _norms_behind(model, {w.name for w in weights})
+    norms = _norms_behind(model, x, {w.name for w in weights})
     moved = [w for w in weights if w.name not in fixed and _moves(w)]
     names = [name for w in moved for name in (w.name, norms.get(w.name)) if name is not None]
     Changes(model).check([model.get_submodule(name) for name in names], "rewrite", "reordered")
@@ -184,10 +184,10 @@ def _moves(w: Any) -> bool:
     return not (still and np.array_equal(w.bias, np.arange(w.shape[0])))
 
 
-def _norms_behind(model: nn.Module, known: set[str]) -> dict[str, str]:
+def _norms_behind(model: nn.Module, x: Tensor, known: set[str]) -> dict[str, str]:
     """Layer -> the BatchNorm that folds into it, where that is no weight of the program itself."""
     found = {}
-    for node in trace(copy_of(model).eval()).graph.nodes:
+    for node in trace_at(copy_of(model), x).graph.nodes:
         norm = fused_chain(node).batchnorm if is_layer(node) else None
         if norm is not None and module_of(norm) is not None and str(norm.target) not in known:
             found[str(node.target)] = str(norm.target)

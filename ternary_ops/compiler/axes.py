@@ -86,6 +86,13 @@ class Value:
         """A value that lies as this one does, made by another step."""
         return replace(self, step=step)
 
+    def with_channels(self, axis: int, count: int, step: Step) -> Value:
+        """What a layer makes of the channels of the step's value, which are the traced `axis`."""
+        sizes = (count,) * self.examples
+        made: Axis = () if count == 1 else (Atom(sizes, True),)
+        axes = (*self.axes[:axis], made, *self.axes[axis + 1 :])
+        return Value(step, (self.form[0], made, *self.form[2:]), axes)
+
     def seen_as(self, axes: Sequence[Axis]) -> Value:
         """The same numbers under other axes."""
         return Value(self.step, self.form, tuple(axes))
@@ -130,8 +137,18 @@ class Value:
         axes += self.axes
         for place, wanted in enumerate(shape):
             if self.length(axes[place]) != wanted:
-                axes[place] = (repetition(wanted),)
+                axes[place] = self.repeated_as(place, wanted)
         return self.seen_as(axes)
+
+    def repeated_as(self, place: int, sizes: Sizes) -> Axis:
+        """What an axis of size 1 becomes that repeats: of what is the same for every image, the
+        first one is the batch.
+        """
+        (batch,) = self.form[0]
+        own = any(batch in axis for axis in self.axes)
+        if place == 0 and not own and sizes == batch.sizes:
+            return self.form[0]
+        return (repetition(sizes),)
 
 
 def is_one(atom: Atom) -> bool:

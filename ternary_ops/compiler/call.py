@@ -40,10 +40,10 @@ class Call:
     ) -> None:
         self.node = node
         self.name = str(node.target)
-        self.module: Any
-        self.module, self.operator = look_up(node)
         self.shape: tuple[int, ...] = node.meta["shape"]
         self.sizes = sizes_of(node) if self.shape else []
+        self.module: Any
+        self.module, self.operator = look_up(node)
         self.layers = layers
         self.varied = varied
         self.chain = chain

@@ -24,6 +24,7 @@ from ternary_ops.compiler.axes import (
     Value,
     canonical_order,
     refined,
+    repetition,
 )
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
@@ -51,14 +52,16 @@ def paired(a: Value, b: Value, keep_first: bool = False) -> tuple[Value, Value, 
 
 
 def _cost(old: Value, new: Value) -> int:
-    """Of moving a value."""
-    return (new.step is not old.step) + 10 * new.step.fixed
+    """Of moving a value; a constant moves while the network is compiled."""
+    if new.step is old.step or old.step.op == "constant":
+        return 0
+    return 1 + 10 * new.step.fixed
 
 
 def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
     """The axes of a combination, and both operands with the atoms of these."""
     rank = max(len(a.axes), len(b.axes))
-    a, b = (x.seen_as([()] * (rank - len(x.axes)) + list(x.axes)) for x in (a, b))
+    a, b = (_of_rank(x, rank) for x in (a, b))
     pairs = []
     for i in range(rank):
         if not a.axes[i] or not b.axes[i]:
@@ -79,6 +82,16 @@ def _met(a: Value, b: Value) -> tuple[Axes, Value, Value]:
     elif not any(n in axis for axis in a.axes):
         a = a.with_parts({n: (m,)})
     return tuple(x or y for x, y in zip(a.axes, b.axes, strict=True)), a, b
+
+
+def _of_rank(value: Value, rank: int) -> Value:
+    """With axes of size 1 before its own. What is the same for every image has no batch elsewhere
+    than there: a first axis of that size is another.
+    """
+    axes = [*[()] * (rank - len(value.axes)), *value.axes]
+    if axes[0] != value.form[0] and value.step.op == "constant":
+        axes = [axis if axis != value.form[0] else (repetition(axis[0].sizes),) for axis in axes]
+    return value.seen_as(axes)
 
 
 def one_batch(value: Value) -> Atom:
@@ -162,10 +175,11 @@ def joined(values: Sequence[Value], axis: int) -> Value:
 
 def _base(values: Sequence[Value], axis: int) -> Value:
     """The first value that can be joined where it lies, or one that is moved there."""
-    for value in values:
+    varying = [value for value in values if value.step.op != "constant"] or values
+    for value in varying:
         if _place(value, axis):
             return value
-    first = values[0]
+    first = varying[0]
     return canonical(first) if len(first.axes) in RANKS else channels_at(first, axis)
 
 

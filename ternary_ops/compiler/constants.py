@@ -27,19 +27,27 @@ from ternary_ops.program.weight import Array, Weight
 _MOST_AXES = RANKS[-1] - 1  # behind the batch
 
 
-def constant_value(name: str, tensor: Tensor, source: Value) -> Value:
+def constant_value(name: str, tensor: Tensor, source: Value, of_batch: bool = False) -> Value:
     """A tensor, the same for every image, beside the program's input `source`.
 
     Its axes of more than one number are those of the step's value, in their order; where there are
     more than a program has, the first ones together are the channels.
+
+    of_batch: it was computed for the example's batch, which is its first axis where that has this
+    size and nothing but repetitions.
     """
     array = np.asarray(tensor.detach().cpu().float().numpy())
     if not np.isfinite(array).all():
         raise Unsupported(f"{name} has numbers that are not finite")
+    (batch,) = source.form[0]
+    repeats = of_batch and array.ndim > 1 and array.shape[0] == batch.sizes[0]
+    repeats = repeats and bool((array == array[:1]).all())
+    array = array[:1] if repeats else array
     axes: list[Axis] = [
         () if size == 1 else (Atom((size,) * source.examples, True),) for size in array.shape
     ]
     rows = [axis for axis in axes if axis] or [()]
+    axes[:repeats] = [source.form[0]] * repeats
     extra = max(len(rows) - _MOST_AXES, 0)
     rows[: extra + 1] = [joined_axes(rows[: extra + 1])]
     form = (source.form[0], *rows)

@@ -39,7 +39,8 @@ class _Way:
     def cost(self) -> int:
         """Of the moves."""
         pairs = zip((self.first, self.second), self.forms, strict=True)
-        return sum(value.form != form for value, form in pairs) + _FIXED * self.fixed
+        moved = [value.form != form and value.step.op != "constant" for value, form in pairs]
+        return sum(moved) + _FIXED * self.fixed
 
 
 def contracted(a: Value, b: Value, batch: Pairs, shared: Pairs) -> Value:

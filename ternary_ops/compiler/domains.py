@@ -70,7 +70,7 @@ def codes_of(step: Step) -> Params:
     """Scale and zero point of a step's value where it is read as uint8."""
     if step.y is not None:
         return step.y
-    bounds = step.wanted or step.fine
+    bounds = step.wanted or step.fine or _before_moves(step).observed
     if bounds is None:
         raise ValueError("a value without a range was read as uint8")
     return _affine(bounds)
@@ -157,8 +157,8 @@ class _Chooser:
 
     def _choose_joined(self, step: Step) -> None:
         """Sums, products, functions, averages, clamps and concatenations."""
-        codes = any(x.y is not None for x in step.inputs) and all(map(_fits, step.inputs))
-        codes &= step.fine is None
+        fits = all(_fits(x) or _is_gate(x, step) for x in step.inputs)
+        codes = any(x.y is not None for x in step.inputs) and fits and step.fine is None
         if step.op == "concat":  # it moves values as they come: codes only for who reads codes
             codes &= step.flexible or step.wanted is not None
         step.y = self._output(step) if codes else None
@@ -230,6 +230,24 @@ def _own_range(step: Step) -> Range | None:
 def _fits(step: Step) -> bool:
     """True for a value that is uint8 or whose range is known."""
     return step.y is not None or (step.wanted or step.fine) is not None
+
+
+def _is_gate(x: Step, product: Step) -> bool:
+    """True for floats of known range that a product spreads over an image: rounding them costs less
+    than the image's codes as floats.
+    """
+    made = _before_moves(x)
+    if product.op != "mul" or made.observed is None or made.shape is None:
+        return False
+    sizes = [other.shape for other in product.inputs if other is not x]
+    return all(shape is not None and math.prod(made.shape) < math.prod(shape) for shape in sizes)
+
+
+def _before_moves(step: Step) -> Step:
+    """What a step moves to other places."""
+    while step.observed is None and len(step.inputs) == 1 and OPS[step.op].rearranges:
+        step = step.inputs[0]
+    return step
 
 
 def _beside(step: Step, integer: bool, float_sum: bool) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ternary_ops.compiler.constants import known_value
 from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step, become, hand_over, rewire
 from ternary_ops.graph.nodes import Bounds
@@ -21,6 +22,7 @@ from ternary_ops.program.ops import OPS
 from ternary_ops.program.weight import Array, Weight
 
 _PLAIN: Bounds = (None, None)
+_ELEMENTWISE = ("add", "mul", "activation", "clamp")
 
 
 class _Affine(NamedTuple):
@@ -28,6 +30,7 @@ class _Affine(NamedTuple):
 
     factor: Array
     offset: Array
+    source: Step
 
     def of(self, bounds: Range) -> Range:
         """The range of the result."""
@@ -71,7 +74,7 @@ def affine_into_affine(step: Step) -> Sequence[Step]:
 def affine_into_layer_before(step: Step) -> Sequence[Step]:
     """layer(x) * factor + offset, where nothing else reads the layer."""
     affine = _affine_of(step)
-    maker = step.inputs[0] if affine is not None else step
+    maker = step if affine is None else affine.source
     if affine is None or maker.layer is None or len(maker.users) > 1:
         return ()
     bounds = _scaled_bounds(maker.clamp, affine)
@@ -96,7 +99,7 @@ def affine_into_layers_after(step: Step) -> Sequence[Step]:
     moving = [reader.step for reader in readers if reader.step.layer is None]
     if moving and not (affine.grows and affine.uniform and all(map(_passes, moving))):
         return ()
-    alone = len(step.inputs[0].users) == 1
+    alone = len(affine.source.users) == 1
     made = [_before(reader, affine, alone) for reader in layers]
     if None in made:
         return ()
@@ -104,7 +107,7 @@ def affine_into_layers_after(step: Step) -> Sequence[Step]:
         reader.step.layer = layer
     for mover in moving:
         mover.observed = affine.undone(mover.observed)
-    hand_over(step, step.inputs[0])
+    hand_over(step, affine.source)
     return ()
 
 
@@ -144,7 +147,7 @@ def sum_behind_layer(step: Step) -> Sequence[Step]:
         plain = maker.clamp == _PLAIN and maker.slope is None and len(maker.inputs) == 1
         layer = maker.layer if maker.op in ("conv2d", "linear") else None
         sizes = maker.shape is not None and maker.shape == other.shape
-        if plain and layer is not None and len(maker.users) == 1 and sizes and not layer.follows:
+        if plain and layer is not None and len(maker.users) == 1 and sizes:
             become(step, maker, other)
             break
     return ()
@@ -158,17 +161,42 @@ def is_affine(step: Step) -> bool:
 def _affine_of(step: Step) -> _Affine | None:
     """That of a step that scales and shifts all numbers, or each channel."""
     if is_affine(step):
-        factor, offset = step.attrs["params"]
-        return _Affine(np.array([factor], np.float64), np.array([offset], np.float64))
+        factor, offset = (np.array([number], np.float64) for number in step.attrs["params"])
+        return _Affine(factor, offset, step.inputs[0])
+    if step.op in ("mul", "add") and len(step.inputs) == 2 and step.clamp == _PLAIN:
+        return _by_constant(step)
     layer = step.layer
     if layer is None or not layer.follows or len(step.inputs) > 1:
         return None
     if step.slope is not None or step.clamp != _PLAIN:
         return None
     weight = layer.weight
+    if step.attrs.get("groups", 1) != weight.shape[0]:
+        return None  # it moves channels
     factors = weight.effective_scale(None).astype(np.float64) * weight.array[:, 0, 0, 0]
     offsets = np.zeros_like(factors) if weight.bias is None else weight.bias
-    return _Affine(factors, offsets.astype(np.float64))
+    return _Affine(factors, offsets.astype(np.float64), step.inputs[0])
+
+
+def _by_constant(step: Step) -> _Affine | None:
+    """That of a product or sum with a constant of one number a channel."""
+    for x, other in (step.inputs, step.inputs[::-1]):
+        array = known_value(other) if other.op == "constant" and x.op != "constant" else None
+        if array is not None and array.size == array.shape[1] == _channels(x):
+            numbers = array.ravel().astype(np.float64)
+            if step.op == "mul":
+                return _Affine(numbers, np.zeros_like(numbers), x)
+            return _Affine(np.ones_like(numbers), numbers, x)
+    return None
+
+
+def _channels(step: Step) -> int | None:
+    """Channels of a step's value, where they are known; of a sum or product those of an operand."""
+    while step.layer is None and step.shape is None and step.op in _ELEMENTWISE:
+        step = next((x for x in step.inputs if x.op != "constant"), step.inputs[0])
+    if step.layer is not None:
+        return step.layer.weight.shape[0]
+    return None if step.shape is None else step.shape[1]
 
 
 def _scaled_bounds(bounds: Bounds, affine: _Affine) -> Bounds | None:
@@ -212,7 +240,7 @@ def _before(reader: _Reader, affine: _Affine, alone: bool) -> Layer | None:
     weight = layer.weight
     if weight.kind != "float" and not affine.uniform:
         return None
-    factor, offset = (_over_inputs(v, weight, layer) for v in affine)
+    factor, offset = (_over_inputs(v, weight, layer) for v in affine[:2])
     bias = None if weight.bias is None else weight.bias.astype(np.float64)
     if affine.offset.any():
         sums = (weight.array * offset).sum((1, 2, 3), dtype=np.float64)

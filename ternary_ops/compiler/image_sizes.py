@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, need
+from ternary_ops.graph.batches import batch_of
 from ternary_ops.program.graph import Graph, Node
 from ternary_ops.program.shapes import sizes_of
 from ternary_ops.program.weight import Weight
@@ -45,11 +46,6 @@ def read_at_sizes(x: Tensor, read: Read) -> Graph:
             break
     _check_batch(made, more, read)
     return made if x.ndim == 2 else _fixed(made, sizes_of(x.shape))
-
-
-def batch_of(x: Tensor, count: int) -> Tensor:
-    """The first samples of x, again from its start where it has fewer."""
-    return x[torch.arange(count) % len(x)]
 
 
 def _other_sizes(x: Tensor) -> Iterator[Tensor]:

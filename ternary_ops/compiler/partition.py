@@ -30,10 +30,9 @@ from ternary_ops.compiler.regions import (
 from ternary_ops.compiler.trace_check import check_same, run_checked
 from ternary_ops.compiler.work import count_macs
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, first_line, need
-from ternary_ops.graph.nodes import module_of
+from ternary_ops.graph.nodes import is_size, module_of
 from ternary_ops.graph.observed import INPUT_VALUE, value_name
 from ternary_ops.graph.signature import Signature
-from ternary_ops.graph.sizes import is_size
 from ternary_ops.graph.trace import Interpreter, trace_around
 from ternary_ops.runtime import Program
 

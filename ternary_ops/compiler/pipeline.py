@@ -167,6 +167,7 @@ def _read(
     """The program of one trace, on an example or symbolic; the network stays as it is."""
     traced = trace(network, signature=task.signature, example=example)
     check_read(network, traced)
+    traced.graph.eliminate_dead_code()  # calibrate's chains end where no dead code reads on
     pairs = find_pairs(traced, traced.graph)
     if pairs and any(isinstance(m, PackedLayer) for m in network.modules()):
         # Packed layers round their input always, and a last bit may turn that: compare before.

@@ -18,9 +18,11 @@ from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.constants import FOLDED
 from ternary_ops.graph.nodes import fused_chains
 from ternary_ops.graph.observed import range_seen
 from ternary_ops.graph.trace import ON_EXAMPLE
+from ternary_ops.nn.planned import listed
 
 FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # [N, H, W, C] as [N, C, H, W], and back
 
@@ -45,7 +47,7 @@ def _check(steps: Sequence[Step]) -> None:
     """Raise UnsupportedModel for steps that hold for the example's size alone."""
     fixed = [step for step in steps if step.fixed]
     if fixed:
-        places = ", ".join(dict.fromkeys(_reader_of(step) for step in fixed))
+        places = listed(list(dict.fromkeys(_reader_of(step) for step in fixed)))
         what = "a network whose axes can be moved for images and tokens of any size"
         do = "Give the layer the channels on axis 1 of an image, or as the last of tokens."
         raise UnsupportedModel(need(what, f"sizes said by the example, for {places}", do))
@@ -114,13 +116,15 @@ class _Reader:
         sources = (value for value in self.values.values() if isinstance(value, Value))
         source = next((v for v in sources if v.step.op == "input"), None)
         if isinstance(found, Tensor) and found.is_floating_point() and source is not None:
-            self.values[node] = constant_value(str(node.target), found, source)
+            name, on_example = str(node.target), bool(traced.meta.get(ON_EXAMPLE))
+            computed = name.startswith((FOLDED, "_tensor_constant"))  # no parameter
+            self.values[node] = constant_value(name, found, source, on_example and computed)
 
     def _read(self, node: fx.Node) -> None:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
         call = Call(node, self.values, self._layers, self._varied, self._chains.get(node))
         try:
-            if any(0 in sizes for sizes in sizes_of(node) or ()):
+            if any(0 in sizes for sizes in call.sizes):
                 raise Unsupported("it makes a tensor of no numbers")
             row = None if call.operator is None else ROWS.get(call.operator)
             made = call.refuse() if row is None else row.make(call)
@@ -143,7 +147,8 @@ class _Reader:
         if not step.place:  # made by this call, not handed on
             step.shape, step.place = step.shape or value.shape, _place(call)
             step.chain = None if call.chain is None else call.chain.layer
-        step.observed = range_seen(self._ranges, node) or step.observed
+        if self._ranges:
+            step.observed = range_seen(self._ranges, node) or step.observed
 
     def _read_output(self, node: fx.Node) -> None:
         made = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ternary_ops.graph.channel_ops import kind_of
-from ternary_ops.graph.sizes import is_size
+from ternary_ops.graph.nodes import is_size
 
 Nodes = Sequence[fx.Node]
 

@@ -53,3 +53,8 @@ def _parts(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) > 0:
         return batch[0], batch[1] if len(batch) > 1 else None
     return batch, None
+
+
+def batch_of(x: Tensor, count: int) -> Tensor:
+    """The first samples of x, again from its start where it has fewer."""
+    return x[torch.arange(count) % len(x)]

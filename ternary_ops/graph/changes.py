@@ -18,7 +18,7 @@ import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.functional_layers import READ
 from ternary_ops.graph.nodes import Chain, layer_class, parent_of
-from ternary_ops.graph.subclass_twins import twin_of
+from ternary_ops.graph.subclass_twins import rest_of, twin_of
 from ternary_ops.graph.torch_ops import BATCH_NORM, Kinds
 
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
@@ -34,6 +34,7 @@ class Changes:
         """graph: a trace of the model, which shows weights that its code reads without a call of
         their layer; without one these are not seen.
         """
+        self._modules = dict(model.named_modules(remove_duplicate=False))
         self._names: dict[nn.Module, str] = {}
         self._holders: dict[int, list[nn.Module]] = {}
         for name, module in model.named_modules():
@@ -62,11 +63,18 @@ class Changes:
         """
         last = chain.links.index(chain.batchnorm) if chain.batchnorm is not None else 0
         found = []
-        for i, (node, module) in enumerate(zip(chain.links, chain.modules, strict=True)):
+        for i, node in enumerate(chain.links):
+            module = self.own(node)
             change = "fold" if i == 0 else "absorb" if i == last else "pass"
             if i <= last and module is not None and (why := self.why_not(module, change)):
                 found.append(f"{node.target}: {why}")
         return found
+
+    def own(self, node: fx.Node) -> nn.Module | None:
+        """The model's module that a node calls; of a layer that a subclass's forward computes by
+        functions, that subclass.
+        """
+        return self._modules.get(str(node.target)) if node.op == "call_module" else None
 
     def check(self, modules: Iterable[nn.Module], change: str, what: str) -> None:
         """Raise UnsupportedModel, naming the first of these modules that forbids the change; what:
@@ -181,6 +189,17 @@ def _exactly(kinds: Callable[[], Kinds]) -> Rule:
     return check
 
 
+def _foldable(changes: Changes, module: nn.Module) -> str:
+    exact = _exactly(lambda: (*_FLOAT, *_quantized()))
+    return "" if twin_of(module) is not None else exact(changes, module)
+
+
+def _normalizes(changes: Changes, module: nn.Module) -> str:
+    return (
+        "" if rest_of(module) is not None else _exactly(lambda: BATCH_NORM.modules)(changes, module)
+    )
+
+
 def _dtype(module: nn.Module) -> str:
     weight = module._parameters.get("weight")
     known = weight is None or weight.is_floating_point()
@@ -205,8 +224,7 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
     ),
     "fold": (
         *_SETTLED,
-        Changes.foreign,
-        _exactly(lambda: (*_FLOAT, *_quantized())),
+        _foldable,
         *_CONSTANT,
         Changes.tied,
         Changes.read_elsewhere,
@@ -214,8 +232,7 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
     ),
     "absorb": (
         *_SETTLED,
-        Changes.foreign,
-        _exactly(lambda: BATCH_NORM.modules),
+        _normalizes,
         *_CONSTANT,
         Changes.read_elsewhere,
         _alone(hooked),

@@ -17,12 +17,12 @@ from ternary_ops.graph.nodes import (
     is_add,
     is_batchnorm,
     is_pass,
+    is_size,
     is_slope,
     layer_class,
     module_of,
     operator_of,
 )
-from ternary_ops.graph.sizes import is_size
 
 _LAYERS = (nn.Conv2d, nn.Linear)
 _NORMS = (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)

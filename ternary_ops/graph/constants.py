@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ternary_ops.graph.inplace import works_in_place
+from ternary_ops.graph.nodes import module_of
 
+FOLDED = "constant_"  # begins the names of values that were computed here
+_REPEATS = ("expand", "expand_as", "repeat", "broadcast_to", "tile")
 Known = dict[fx.Node, Any]  # the values of nodes that do not depend on the input
 
 
@@ -20,17 +23,19 @@ def constants_of(traced: fx.GraphModule) -> Known:
     for node in traced.graph.nodes:
         if node.op == "get_attr":
             found[node] = attribute_of(traced, str(node.target))
-        elif node.op in ("call_function", "call_method") and node.all_input_nodes:
-            if set(node.all_input_nodes) <= set(found) and not works_in_place(node, None):
-                _evaluate(node, found)
+        elif node.op in ("call_function", "call_method", "call_module") and node.all_input_nodes:
+            module = module_of(node)
+            if set(node.all_input_nodes) <= set(found) and not works_in_place(node, module):
+                _evaluate(node, module, found)
     return found
 
 
-def _evaluate(node: fx.Node, found: Known) -> None:
+def _evaluate(node: fx.Node, module: nn.Module | None, found: Known) -> None:
     """Add the node's value, unless two calls differ or one fails."""
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), found.__getitem__)
+    target = node.target if module is None else module
     try:
-        first, second = _call(node, args, kwargs), _call(node, args, kwargs)
+        first, second = _call(target, args, kwargs), _call(target, args, kwargs)
     except Exception:  # the model's own functions run here; the trace will meet the same error
         return
     if isinstance(first, Tensor):
@@ -40,10 +45,10 @@ def _evaluate(node: fx.Node, found: Known) -> None:
     found[node] = first
 
 
-def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    if callable(node.target):
-        return node.target(*args, **kwargs)
-    return getattr(args[0], node.target)(*args[1:], **kwargs)
+def _call(target: Any, args: Any, kwargs: Any) -> Any:
+    if callable(target):
+        return target(*args, **kwargs)
+    return getattr(args[0], target)(*args[1:], **kwargs)
 
 
 def attribute_of(root: Any, path: str) -> Any:
@@ -56,15 +61,23 @@ def attribute_of(root: Any, path: str) -> Any:
 def fold_constants_(traced: fx.GraphModule, known: Known) -> None:
     """Replace every such value that something else reads by a buffer of the trace, and numbers
     (tensors without axes too) by themselves, in place.
+
+    Repetitions stay calls: who reads them sees that they are the same for every image of a batch.
     """
+    inside = set(known)
+    for node in reversed(known):
+        if _name(node) in _REPEATS and not inside.issuperset(node.users):
+            inside.discard(node)
     for node, value in known.items():
-        outside = [user for user in node.users if user not in known]
+        if node not in inside:
+            continue
+        outside = [user for user in node.users if user not in inside]
         if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
             value = float(value)
         elif node.op == "get_attr":
             continue
         if isinstance(value, Tensor):
-            name = f"constant_{node.name}"
+            name = f"{FOLDED}{node.name}"
             traced.register_buffer(name, value, persistent=False)
             with traced.graph.inserting_before(node):
                 made: Any = traced.graph.get_attr(name)
@@ -73,6 +86,10 @@ def fold_constants_(traced: fx.GraphModule, known: Known) -> None:
         elif isinstance(value, (int, float, tuple, str, type(None), torch.dtype, torch.device)):
             for user in outside:
                 _write(user, node, value)
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _write(user: fx.Node, node: fx.Node, value: Any) -> None:

@@ -16,7 +16,8 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.nodes import fused_chain, is_layer, module_of
 from ternary_ops.graph.replace import replace_modules
-from ternary_ops.graph.trace import trace
+from ternary_ops.graph.subclass_twins import rest_of, twin_of
+from ternary_ops.graph.trace import trace_at
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.ternarize import per_filter
 
@@ -27,16 +28,20 @@ _ROUNDINGS = 256  # of the float type: what sums of thousands of terms may diffe
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer, the BatchNorm behind it, what takes the place of both, and their names."""
+    """A layer, the BatchNorm behind it, what takes the place of both, and their names.
+
+    own: the model's modules of these names, which may be subclasses whose forward calls the two.
+    """
 
     layer: Any
     norm: Any
     folded: Any
     names: tuple[str, str]
+    own: tuple[Any, Any]
 
 
 @torch.no_grad()
-def fold_batchnorm_(model: nn.Module) -> list[str]:
+def fold_batchnorm_(model: nn.Module, example: Tensor | None = None) -> list[str]:
     """Fold each BatchNorm that alone follows a Conv2d or Linear, float or quantized, in place.
 
     The BatchNorm becomes nn.Identity; returns the names of those folded and appends them to
@@ -44,17 +49,22 @@ def fold_batchnorm_(model: nn.Module) -> list[str]:
     change sign where gamma is negative; a filter whose gamma is (nearly) zero becomes empty. Where
     rounding or a threshold over the whole layer would move codes, the layer is frozen first.
 
+    A subclass that is a layer or BatchNorm in eval mode, and no more than modules of its own behind
+    it, becomes that layer, and those modules.
+
     A BatchNorm stays where a hook or a parametrization computes the layer's weight, where another
     layer shares it or the model's code reads it, where hooks are registered on either, or the layer
     is of a subclass (`changes.Changes`); a warning names it and says why. It stays as well where it
     or its layer runs more than once.
+
+    example: an input, for networks whose code decides on sizes.
 
     Every folded layer is compared with the layer and BatchNorm it replaces before anything is
     written. Raises UnsupportedModel when the model cannot be traced or they differ; the model is
     then as it was.
     """
     model = unwrap(model)
-    pairs = find_pairs(model, trace(model).graph)
+    pairs = find_pairs(model, trace_at(model, example).graph)
     fold_pairs_(model, pairs)
     return [pair.names[1] for pair in pairs]
 
@@ -82,16 +92,22 @@ def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
             _log.warning("%s is not folded: %s", batchnorm.target, "; ".join(reasons))
             continue
         names = str(node.target), str(batchnorm.target)
-        pairs.append(Pair(layer, norm, _folded(layer, norm, names), names))
+        own = changes.own(node), changes.own(batchnorm)
+        pairs.append(Pair(layer, norm, _folded(layer, norm, names), names, own))
     return pairs
 
 
 @torch.no_grad()
 def fold_pairs_(model: nn.Module, pairs: list[Pair]) -> None:
     """Fold what find_pairs returned, in place."""
+    new: dict[nn.Module, nn.Module] = {}
     for pair in pairs:
-        _take_over(pair.layer, pair.folded)
-    replace_modules(model, {pair.norm: nn.Identity() for pair in pairs})
+        layer, norm = pair.own
+        if layer is not pair.layer and (twin := twin_of(layer)) is not None:
+            new[layer] = layer = twin
+        _take_over(layer, pair.folded)
+        new[norm] = rest_of(norm) or nn.Identity()
+    replace_modules(model, new)
     names: Any = getattr(model, "_tops_folded", [])
     folded = [pair.names[1] for pair in pairs]
     model._tops_folded = [*names, *folded]  # type: ignore[assignment]  # a plain attribute

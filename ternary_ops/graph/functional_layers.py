@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ternary_ops.graph import torch_ops
-from ternary_ops.graph.constants import Known, constants_of, fold_constants_
+from ternary_ops.graph.constants import Known, attribute_of, constants_of, fold_constants_
 from ternary_ops.graph.nodes import arguments_of, operator_of, parent_of
 from ternary_ops.graph.torch_ops import TorchOp
 
@@ -129,8 +129,8 @@ def _put(
     traced.set_submodule(owner, module)
     for node in layer.calls:
         node.target = owner
-    for parameter in module.parameters(recurse=False):
-        read.pop(id(parameter), None)
+    for path in layer.read:
+        read.pop(id(attribute_of(model, path)), None)
 
 
 def _is_parent(owner: nn.Module, layer: Any) -> bool:

@@ -16,7 +16,6 @@ from typing import Any
 from torch import fx, nn
 
 from ternary_ops.graph import torch_ops
-from ternary_ops.graph.sizes import is_size
 from ternary_ops.graph.torch_ops import TorchOp
 
 Bounds = tuple[float | None, float | None]
@@ -110,6 +109,13 @@ def _operator_of_class(kind: type[nn.Module]) -> TorchOp | None:
 def readers(node: fx.Node) -> list[fx.Node]:
     """The users of a value that read more than its size."""
     return [user for user in node.users if not is_size(user)]
+
+
+def is_size(node: fx.Node) -> bool:
+    """x.shape, x.size(...), x.ndim, x.dim() and their kin."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
 
 
 def look_up(node: fx.Node) -> tuple[nn.Module | None, TorchOp | None]:

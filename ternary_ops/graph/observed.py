@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ternary_ops.graph.sizes import is_size
+from ternary_ops.graph.nodes import is_size
 
 Ranges = dict[str, tuple[float, float]]
 INPUT_VALUE = "ternary_ops_input"  # in the meta of a part: its input's name in the whole

@@ -8,6 +8,8 @@ import operator
 import torch
 from torch import fx
 
+from ternary_ops.graph.nodes import is_size
+
 
 def decide_check(node: fx.Node) -> bool | None:
     """The outcome of comparing a number of channels or axes with a constant; None for other values.
@@ -69,10 +71,3 @@ def drop_unused_sizes(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if not node.users and (is_size(node) or node.target in _OF_SIZES):
             graph.erase_node(node)
-
-
-def is_size(node: fx.Node) -> bool:
-    """x.shape, x.size(...), x.ndim, x.dim() and their kin."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim")
-    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")

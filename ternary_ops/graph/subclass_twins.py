@@ -7,12 +7,14 @@ the constants are folded; quantize_ replaces it by the twin of that.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import fx, nn
 
 from ternary_ops.errors import UnsupportedModel
 from ternary_ops.graph import torch_ops
-from ternary_ops.graph.nodes import arguments_of, is_pass, layer_class, look_up
+from ternary_ops.graph.nodes import arguments_of, is_batchnorm, is_pass, layer_class, look_up
 from ternary_ops.graph.trace import trace
 from ternary_ops.nn.geometry import Edges, PaddedConv2d, edges_of, geometry_of
 
@@ -37,6 +39,30 @@ def twin_of(module: nn.Module) -> nn.Module | None:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@torch.no_grad()
+def rest_of(module: nn.Module) -> nn.Module | None:
+    """What a BatchNorm does after it has normalized with its running statistics: nothing, or of a
+    subclass the modules of its own that its forward calls, one after the other. None for others.
+    """
+    if layer_class(module) in torch_ops.BATCH_NORM.modules:
+        return nn.Identity()
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return None
+    try:
+        first, norm, *calls, output = trace(nn.Sequential(module)).graph.nodes
+    except (UnsupportedModel, ValueError):
+        return None
+    value, rest = norm, OrderedDict[str, nn.Module]()
+    if not is_batchnorm(norm) or norm.args != (first,):
+        return None
+    for node in calls:
+        path = str(node.target).removeprefix("0.")
+        if node.op != "call_module" or node.args != (value,) or node.kwargs or "." in path:
+            return None
+        value, rest[path] = node, module.get_submodule(path)
+    return nn.Sequential(rest) if output.args == (value,) else None
 
 
 def _twin(traced: fx.GraphModule) -> nn.Module | None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.batches import batch_of
 from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.inplace import name_inplace_results
 from ternary_ops.graph.lines import line_of
@@ -99,9 +100,27 @@ def trace(
     traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
     traced.meta[ON_EXAMPLE] = example is not None
     name_inplace_results(traced.graph)
-    name_values(traced.graph, getattr(model, "meta", {}).get(INPUT_VALUE))
+    first = getattr(model, "meta", {}).get(INPUT_VALUE)
+    name_values(traced.graph, first)
     name_layers_(traced, model)
     return traced
+
+
+def trace_at(model: nn.Module, example: Tensor | None) -> fx.GraphModule:
+    """A symbolic trace, or, where that fails and there is an example, one on two samples of it.
+
+    Raises TraceFailed, which asks for an example where there is none.
+    """
+    try:
+        return trace(model)
+    except OutsideTree:
+        raise
+    except TraceFailed as error:
+        if example is not None:
+            return trace(model, example=batch_of(example, 2))
+        more = TraceFailed(f"{error} If it decides on sizes, pass example=, an input.")
+        more.path = error.path
+        raise more from error
 
 
 def _graph(

@@ -115,10 +115,6 @@ class ValueTracer(NetworkTracer):
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def create_arg(self, a: Any) -> Any:
-        """As the base class, which would take a value at hand for a tensor."""
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
-
     def create_proxy(
         self,
         kind: str,
@@ -139,7 +135,7 @@ class ValueTracer(NetworkTracer):
         read: list[AtHand] = []
 
         def value_of(a: Any) -> Any:
-            if not issubclass(type(a), AtHand):
+            if not isinstance(a, AtHand):
                 return a
             read.append(a)
             return a.value
@@ -206,7 +202,7 @@ class ValueTracer(NetworkTracer):
 
 
 class AtHand(fx.Proxy):
-    """A traced tensor whose value is known: for code that asks, a tensor.
+    """A traced tensor whose value is known.
 
     constant: it does not depend on the input.
     """
@@ -216,11 +212,6 @@ class AtHand(fx.Proxy):
     def __init__(self, node: fx.Node, tracer: ValueTracer, value: Any, constant: bool) -> None:
         super().__init__(node, tracer)
         self.value, self.constant = value, constant
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        """For isinstance."""
-        return type(self.value)
 
     def __getattr__(self, k: str) -> Any:
         """Methods and tensors are traced; shape, dtype and their kin are the value's own."""

@@ -20,7 +20,7 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.signature import signature_of
-from ternary_ops.graph.trace import OutsideTree, TraceFailed, evaluating, trace
+from ternary_ops.graph.trace import OutsideTree, TraceFailed, evaluating, trace, trace_at
 
 _log = logging.getLogger(__name__)
 _DEPTH = 3  # of lists in lists that are looked through for a module
@@ -126,10 +126,11 @@ def idle_layers(layers: Mapping[str, tnn.TernaryLayer], graph: fx.Graph | None =
     ]
 
 
-def eval_graph(model: nn.Module) -> fx.Graph:
-    """The graph of a trace in eval mode, whatever the mode; raises TraceFailed."""
-    with evaluating(model):
-        return trace(model).graph
+def eval_graph(model: nn.Module, example: Tensor | None = None) -> fx.Graph:
+    """The graph of a trace in eval mode, whatever the mode; example: as in `trace_at`. Raises
+    TraceFailed.
+    """
+    return trace_at(model, example).graph
 
 
 def _weighted(module: nn.Module) -> bool:

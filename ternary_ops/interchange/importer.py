@@ -17,6 +17,7 @@ from ternary_ops.interchange.import_ranges import settle_ranges
 from ternary_ops.interchange.loader import Loader
 from ternary_ops.interchange.onnx_package import UnknownInput, Unsupported, onnx_library
 from ternary_ops.interchange.rules import admit
+from ternary_ops.nn.planned import listed
 
 _DO = "Export the network with the operators of docs/interchange.md, in float32 and eval mode."
 
@@ -56,17 +57,19 @@ class _Importer(Loader):
         for tensor in graph.initializer:
             self.constants[tensor.name] = self.array(tensor)
         self._open(graph)
-        failed = []
+        failed: dict[tuple[str, str], list[str]] = {}
         for node in graph.node:
             try:
                 self._translate(node)
             except Unsupported as error:
-                failed.append(f"{node.op_type} {node.name or node.output[0]!r}: {error}")
+                names = failed.setdefault((node.op_type, str(error)), [])
+                names.append(repr(node.name or node.output[0]))
                 self._stand_in(node)
             except UnknownInput:
                 self._stand_in(node)
         if failed:
-            raise UnsupportedModel(need("operators with a counterpart", "; ".join(failed), _DO))
+            texts = [f"{op} {listed(names)}: {why}" for (op, why), names in failed.items()]
+            raise UnsupportedModel(need("operators with a counterpart", "; ".join(texts), _DO))
         return self._close(graph.output[0].name)
 
     def _open(self, graph: Any) -> None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,12 +17,12 @@ from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
-from ternary_ops.graph.batches import samples
+from ternary_ops.graph.batches import batch_of, samples
 from ternary_ops.graph.channel_ops import keeps_range, narrows
 from ternary_ops.graph.nodes import fused_chain, is_layer, module_of, readers
 from ternary_ops.graph.observed import keep_ranges, value_name
 from ternary_ops.graph.signature import signature_of
-from ternary_ops.graph.trace import Interpreter, evaluating, trace_around
+from ternary_ops.graph.trace import Interpreter, TraceFailed, evaluating, trace, trace_around
 from ternary_ops.graph.usage import Usage, watching
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.quantize.histogram import METHODS, Histogram
@@ -75,9 +77,10 @@ def calibrate(
     outputs: dict[tnn.TernaryLayer, Histogram] = {}
     values: dict[str, Histogram] = {}
     with _observing(model, layers):
-        run = _runner(model, layers, outputs, values)
+        first = next(given := samples(model, batches))
+        run = _runner(model, first[0], _Seen(layers, outputs, values))
         with watching(model) as usage, _hooks(inputs):
-            for x, _ in samples(model, batches):
+            for x, _ in chain([first], given):
                 run(x)
         _check_usage(usage, quantized)
     for layer in quantized.values():
@@ -135,39 +138,81 @@ def _choices(
     return choices
 
 
-def _runner(
-    model: nn.Module,
-    layers: dict[tnn.TernaryLayer, str],
-    outputs: dict[tnn.TernaryLayer, Histogram],
-    values: dict[str, Histogram],
-) -> Callable[[Tensor], object]:
-    """Callable for a batch: an interpreter that also observes layers' outputs and values without a
-    layer, or just the model.
+@dataclass(frozen=True)
+class _Seen:
+    """Histograms of layers' outputs and, by name, of values without a layer; they grow as traces
+    name them. layers: those with uint8 activations.
+    """
+
+    layers: dict[tnn.TernaryLayer, str]
+    outputs: dict[tnn.TernaryLayer, Histogram]
+    values: dict[str, Histogram]
+
+    def watching(self, traced: fx.GraphModule) -> _Watching:
+        """An interpreter of the trace that adds to them."""
+        traced.graph.eliminate_dead_code()  # what nothing reads is no reader: compile sees none
+        watched: dict[fx.Node, Histogram] = {}
+        owned: set[fx.Node] = set()
+        for node in traced.graph.nodes:
+            layer = module_of(node)
+            if is_layer(node):
+                owned.update(fused_chain(node).links)
+            if isinstance(layer, tnn.TernaryLayer) and layer in self.layers:
+                end = fused_chain(node).end
+                if not (read_as_uint8(end) or _only_output(end)):
+                    name = f"the output of {self.layers[layer]}"
+                    watched[end] = self.outputs.setdefault(layer, Histogram(name))
+        for node in traced.graph.nodes:
+            stays = node.op == "get_attr" or node in owned or keeps_range(node)
+            if not (stays or node.op == "output" or read_as_uint8(node) or _only_output(node)):
+                histogram = Histogram(f"the value {node}")
+                watched[node] = self.values.setdefault(value_name(node), histogram)
+        return _Watching(traced, watched)
+
+
+def _runner(model: nn.Module, x: Tensor, seen: _Seen) -> Callable[[Tensor], object]:
+    """Callable for a batch such as x: an interpreter that also observes layers' outputs and values
+    without a layer, or just the model.
     """
     try:
-        graph_module, failed = trace_around(model)
+        return seen.watching(trace(model)).run
+    except TraceFailed as error:
+        _log.info("traced again, with the sizes of each batch: %s", error)
+    try:
+        run = _OnSizes(model, seen)
+        run.interpreter(x)
+        return run
     except UnsupportedModel as error:
-        _log.warning("output ranges stay unset, the model cannot be traced: %s", error)
+        reason = error
+    try:
+        traced, failed = trace_around(model)
+    except UnsupportedModel:
+        _log.warning("output ranges stay unset, the model cannot be traced: %s", reason)
         return partial(signature_of(model).call, model)
-    graph_module.graph.eliminate_dead_code()  # what nothing reads is no reader: compile sees none
     for part in failed:
         _log.warning("output ranges inside %s stay unset: %s", part.path, part)
-    watched: dict[fx.Node, Histogram] = {}
-    owned: set[fx.Node] = set()
-    for node in graph_module.graph.nodes:
-        layer = module_of(node)
-        if is_layer(node):
-            owned.update(fused_chain(node).links)
-        if isinstance(layer, tnn.TernaryLayer) and layer in layers:
-            end = fused_chain(node).end
-            if not (read_as_uint8(end) or _only_output(end)):
-                name = f"the output of {layers[layer]}"
-                watched[end] = outputs.setdefault(layer, Histogram(name))
-    for node in graph_module.graph.nodes:
-        stays = node.op == "get_attr" or node in owned or keeps_range(node)
-        if not (stays or node.op == "output" or read_as_uint8(node) or _only_output(node)):
-            watched[node] = values.setdefault(value_name(node), Histogram(f"the value {node}"))
-    return _Watching(graph_module, watched).run
+    return seen.watching(traced).run
+
+
+class _OnSizes:
+    """Runs traces on examples: of two samples at a time, one trace for every image size."""
+
+    def __init__(self, model: nn.Module, seen: _Seen) -> None:
+        self._model, self._seen = model, seen
+        self._made: dict[torch.Size, _Watching] = {}
+
+    def interpreter(self, x: Tensor) -> _Watching:
+        """That for inputs of x's size."""
+        if x.shape[1:] not in self._made:
+            traced = trace(self._model, example=batch_of(x, 2))
+            self._made[x.shape[1:]] = self._seen.watching(traced)
+        return self._made[x.shape[1:]]
+
+    def __call__(self, x: Tensor) -> None:
+        """Run a batch; an odd one's last sample counts twice."""
+        interpreter = self.interpreter(x)
+        for two in torch.split(x, 2):
+            interpreter.run(batch_of(two, 2))
 
 
 class _Watching(Interpreter):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, check_type, need
@@ -20,7 +20,7 @@ from ternary_ops.graph.trace import OutsideTree, TraceFailed
 from ternary_ops.graph.usage import Usage, eval_graph, idle_layers
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.nn.planned import check_finished, warn_of_zeros
+from ternary_ops.nn.planned import check_finished, listed, warn_of_zeros
 from ternary_ops.quantize.plans import Plan, check_finite, plan, weight_shape
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,9 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
     return chosen
 
 
-def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
+def pack_(
+    model: nn.Module, *, allow_unfinished: bool = False, example: Tensor | None = None
+) -> nn.Module:
     """Replace trainable layers by packed ones in place, for inference; returns the model.
 
     BatchNorm is folded first where the model can be traced (names in `model._tops_folded`). Layers
@@ -92,6 +94,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
     and layers with fewer zeros than planned.
 
     allow_unfinished: pack the current codes even if a Pruner has not reached its freeze.
+    example: an input, for networks whose code decides on sizes: without one their BatchNorm stays.
 
     Raises UnsupportedModel without quantized layers or, naming all of them, when layers are still
     being pruned, when layers with uint8 activations have no input range, when a hook or a
@@ -112,7 +115,7 @@ def pack_(model: nn.Module, *, allow_unfinished: bool = False) -> nn.Module:
         raise UnsupportedModel(need("quantized layers to pack", "none", do))
     graph = None
     try:
-        graph = eval_graph(model)
+        graph = eval_graph(model, example)
     except TraceFailed as error:
         if isinstance(error, OutsideTree):
             Usage(model, outside=[error.module]).check_replaced(layers)
@@ -144,11 +147,14 @@ def _check_packable(
     layers: Mapping[str, tnn.TernaryLayer], changes: Changes, idle: Sequence[str]
 ) -> None:
     """Raise UnsupportedModel for layers that packed ones cannot replace."""
-    against = {name: changes.why_not(layer, "pack") for name, layer in layers.items()}
-    listed = "; ".join(f"{name}: {why}" for name, why in against.items() if why)
-    if listed:
+    against: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        if why := changes.why_not(layer, "pack"):
+            against.setdefault(why, []).append(name)
+    if against:
+        got = "; ".join(f"{listed(names)}: {why}" for why, names in against.items())
         do = "Change these layers, or leave them out of the plan (skip)."
-        raise UnsupportedModel(need("layers that compute by their type", listed, do))
+        raise UnsupportedModel(need("layers that compute by their type", got, do))
     unset = [
         name
         for name, layer in layers.items()

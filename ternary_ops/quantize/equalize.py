@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
-from ternary_ops.graph.batches import samples
+from ternary_ops.graph.batches import batch_of, samples
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.channel_ops import scales
 from ternary_ops.graph.channels import channel_groups
 from ternary_ops.graph.nodes import is_layer, module_of
 from ternary_ops.graph.signature import result
-from ternary_ops.graph.trace import Interpreter, trace
+from ternary_ops.graph.trace import ON_EXAMPLE, Interpreter, trace_at
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.layout.channel_groups import ChannelGroups
 
@@ -78,13 +78,16 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
     training = model.training
     model.eval()
     try:
-        traced = trace(model)
-        channels = channel_groups(traced, inputs[0][:2])
+        traced = trace_at(model, inputs[0])
+        channels = channel_groups(traced, batch_of(inputs[0], 2))
         _check_rewritable(model, traced, channels)
         watch = _Watch(traced)
         for x in inputs:
             # All values of a network and their gradients are held at once.
-            for part in torch.split(x, max(1, _AT_ONCE * len(x) // max(1, x.numel()))):
+            most = max(1, _AT_ONCE * len(x) // max(1, x.numel()))
+            if traced.meta[ON_EXAMPLE]:  # of two samples, the last one perhaps twice
+                most, x = 2, batch_of(x, len(x) + len(x) % 2)
+            for part in torch.split(x, most):
                 watch.look(part)
         _check_finite(watch)
         free = torch.from_numpy(channels.free_factors())

@@ -21,7 +21,7 @@ from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import Ranges, is_entry, keep_ranges, ranges_of
 from ternary_ops.graph.replace import replace_modules
 from ternary_ops.graph.state import load_state
-from ternary_ops.graph.subclass_twins import twin_of
+from ternary_ops.graph.subclass_twins import rest_of, twin_of
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
@@ -96,7 +96,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     for row in rows:
         new[_float_layer(model, row[0])] = _packed_twin(model, row, document)
     for name in folded:
-        new[_batchnorm(model, name)] = nn.Identity()
+        norm = _batchnorm(model, name)
+        new[norm] = rest_of(norm) or nn.Identity()
     state = {name: _tensor(entry, name in bfloat16) for name, entry in _rest(document, rows)}
     for row in rows:
         state |= _layer_state(row, document)

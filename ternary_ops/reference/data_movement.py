@@ -143,8 +143,8 @@ def resize(
     down, along = (
         taps(i, o, r, align) for (i, o, _), r in zip(_axes(array, size, zoom), ratios, strict=True)
     )
-    rows = [_blended([w * steps[:, :, y][:, :, :, x] for x, w in along]) for y, _ in down]
-    out = _blended([w[:, None] * row for (_, w), row in zip(down, rows, strict=True)])
+    blended = [_blended([w * steps[:, :, y][:, :, :, x] for x, w in along]) for y, _ in down]
+    out = _blended([w[:, None] * line for (_, w), line in zip(down, blended, strict=True)])
     return quantize(out, 1.0, zp) if isinstance(x, tuple) else out
 
 

@@ -75,7 +75,7 @@ def test_a_norm_of_a_flattened_image_fixes_its_size() -> None:
     with pytest.raises(UnsupportedShape, match="120"):
         program(images(1, 3, 7, 7).numpy())
     with pytest.raises(UnsupportedModel, match="LayerNorm"):
-        tops.compile(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(5)), images(1, 3, 8, 7))
+        tops.compile(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm((6, 5))), images(1, 3, 8, 7))
 
 
 def test_functions_of_parameters_that_are_no_layers_are_refused() -> None:

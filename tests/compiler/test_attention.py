@@ -45,7 +45,8 @@ def test_layers_around_stay_integers(name: str) -> None:
         if node.operator.is_layer and program.graph.weight(node).kind == "int8":
             assert program.graph.values[node.inputs[0]].y is not None
     if name == "split":  # sums of groups are integers between layers
-        assert all(value.y is not None for node, value in nodes if node.op == "slice")
+        first = next(value for node, value in nodes if node.op == "add")
+        assert first.y is not None
     x = sample(4, 3)
     with torch.no_grad():
         want = model(x).numpy()
@@ -56,7 +57,7 @@ def test_attention_moves_nothing_between_its_products() -> None:
     program = tops.compile(SIZED["attention"]().eval(), sample(0))
     made = [node.op for node in program.graph.nodes]
     begin = made.index("concat")
-    assert made[begin:].count("rearrange") == 1  # of the tokens, which an image gave
+    assert "rearrange" not in made[begin:]
     scores, values = (n.attrs for n in program.graph.nodes if n.op == "matmul")
     assert (scores["transpose"], scores["scale"]) == (True, 0.5)
     assert not values["transpose"] and values["tokens"] == 49

@@ -58,6 +58,7 @@ FOLDED: dict[str, tuple[Forward, list[str]]] = {
     "scaled branch": (lambda m, x: m.a(x) * 0.2 + x, ["conv2d"]),
     "scaled second branch": (lambda m, x: x + m.a(x).mul(0.2), ["conv2d"]),
     "difference": (lambda m, x: x - m.a(x), ["conv2d"]),
+    "norm beside layers": (lambda m, x: m.b(x) + m.a(x) + m.norm(x), ["conv2d"] * 3),
     "hardsigmoid": (lambda m, x: F.relu6(3 + m.a(x)) / 6, ["conv2d"]),
     "norm before": (lambda m, x: m.b(m.norm(x)), ["conv2d"]),
 }  # fmt: skip
@@ -93,6 +94,34 @@ def test_factors_beside_layers(name: str) -> None:
     for value, exact in zip(values, simulate(program.graph, x.numpy()), strict=True):
         if value.dtype == np.uint8 and value is not values[0]:
             assert np.abs(value.astype(int) - exact).max() <= 1  # behind the GELU of floats
+
+
+class Scaled(nn.Module):
+    """Tokens, scaled and shifted by parameters before and behind linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.factor, self.offset = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.factor * self.b(F.gelu(self.a(self.norm(x))))
+        x = torch.addcmul(self.offset, self.factor, x)
+        return self.b(F.gelu(self.a(x))) * self.factor + x
+
+
+def test_factors_of_channels_beside_linear_layers() -> None:
+    torch.manual_seed(0)
+    model, x = Scaled().eval(), torch.randn(2, 10, 8)
+    program = tops.compile(model, x)
+    kinds = [node.op for node in program.graph.nodes]
+    assert kinds.count("linear") == 4 and kinds.count("mul") == kinds.count("add") == 1
+    assert error(program, model, torch.randn(3, 7, 8)) < 1e-5
+    model = ready(model, x, weights="int8")
+    program = tops.compile(model, x)
+    ends = [node for node in program.graph.nodes if node.op == "linear" and len(node.inputs) == 2]
+    assert len(ends) == 2  # residuals and factors are theirs
+    assert error(program, model, torch.randn(3, 7, 8)) < 0.04
 
 
 SPELLED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import runtime
-from ternary_ops.errors import UnsupportedModel
+from ternary_ops.errors import UnsupportedModel, UnsupportedShape
 from ternary_ops.program.interpret import simulate
 
 
@@ -92,15 +92,32 @@ def test_a_packed_network_and_moved_channels_keep_their_bits() -> None:
 
 @pytest.mark.parametrize(
     ("part", "reason"),
-    [
-        (nn.LayerNorm((7, 21)), "over one axis"),
-        (nn.Softmax(1), "sizes"),
-        (nn.PReLU(7), "sizes"),
-        (nn.BatchNorm1d(7), "sizes"),
-        (nn.Flatten(), "the output"),
-    ],
+    [(nn.LayerNorm((7, 21)), "over one axis"), (nn.Flatten(0, 1), "the output")],
 )
 def test_what_mixes_tokens_is_refused(part: nn.Module, reason: str) -> None:
-    model = nn.Sequential(part, nn.Flatten(0, 1) if isinstance(part, nn.Flatten) else nn.Identity())
     with pytest.raises(UnsupportedModel, match=reason):
-        tops.compile(model.eval(), tokens(3, 7, 21))
+        tops.compile(nn.Sequential(part).eval(), tokens(3, 7, 21))
+
+
+@pytest.mark.parametrize(
+    "part", [nn.Softmax(1), nn.PReLU(7, 0.1), nn.BatchNorm1d(7), nn.Linear(7, 4)]
+)
+def test_what_mixes_tokens_is_made_for_their_number(part: nn.Module) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, x: Tensor) -> Tensor:
+            if isinstance(self.part, nn.Linear):
+                return self.part(x.transpose(1, 2)).transpose(1, 2)
+            return self.part(x)
+
+    for tensor in part.buffers():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    model = Mixed().eval()
+    program = tops.compile(model, tokens(3, 7, 21))
+    assert error(program, model, tokens(2, 7, 21, seed=3)) < 1e-5
+    with pytest.raises(UnsupportedShape, match="7"):
+        program(tokens(2, 8, 21).numpy())

@@ -99,10 +99,17 @@ def install() -> None:
         return
     for owner, name, function in _replacements:
         setattr(owner, name, functools.partialmethod(function, getattr(owner, name)))
+    upstream._patch_lang_tensor = functools.partial(_patch_tensor, upstream._patch_lang_tensor)
     Builder.get_bf16 = lambda self, value: _from_float32(np.float32([value]), tl.bfloat16)
     builder = upstream.interpreter_builder
     builder.options = dataclasses.replace(builder.options, debug=True, sanitize_overflow=True)
     driver.set_active(_NO_DRIVER)
+
+
+def _patch_tensor(original: Function, tensor: type, scope: Any) -> None:
+    # Triton 3.6 takes int() of an array with one axis, which NumPy 2.4 refuses.
+    original(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
 def _is_bfloat16(value: Any) -> bool:

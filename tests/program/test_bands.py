@@ -81,6 +81,29 @@ def test_far_sight_gives_the_same_bits(
     assert check(graph, example(graph, 1, *size, 1))
 
 
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+def test_borders_and_rows_that_move_go_in_bands(mode: str, integer: bool) -> None:
+    """Rows that are mirrored or repeated, channels that become rows, columns side by side; those
+    of a circle alone, since its first row reads the last one.
+    """
+    b = Builder(6, c=3)
+    kind, y = ("int8", {"y": b.params()}) if integer else ("float", {})
+    x = b("quantize", 0, **y) if integer else 0
+    x = b("conv2d", x, w=b.weight(kind, 12, 3, 3, 3), padding=(1, 1), **y)
+    rows = 0 if mode == "circular" else 5
+    v = b("pad", x, before=(rows, 2), after=(rows - rows // 4, 3), mode=mode)
+    v = b("conv2d", v, w=b.weight(kind, 12, 12, 3, 3), **y)
+    split = ((6, 2), (-1,), (-1,))
+    v = b("rearrange", v, split=split, order=(0, 2, 1, 3), axes=(1, 2, 1), rank=4)
+    v = b("crop", v, begin=(3, 1), end=(2, 0), step=(2, 1))
+    v = b("concat", v, b("pad", v, before=(0, 1), after=(0, 1)), axis=3, **y)
+    b("conv2d", v, w=b.weight(kind, 9, 6, 3, 3))
+    graph = b.graph()
+    for h, w in ((150, 131), (97, 210)):
+        assert check(graph, example(graph, 1, h, w))
+
+
 def test_every_image_of_a_batch_goes_in_bands() -> None:
     graph = attention("int8")
     engine = build(graph)

@@ -63,6 +63,7 @@ _WRONG: dict[str, list[Any]] = {
     "stride": [[0, 1], [1], [1, 1, 1], 1, [1.0, 1], [5000, 1], [True, 1], "11", {}],
     "padding": [[-1, 0], [0, 5000], [0], 0, [None, 0]],
     "dilation": [[0, 1], [1, 5000], [1]],
+    "more_padding": [[-1, 0], [0, 5000], [0], 0, [None, 0]],
     "kernel": [[0, 1], [1, 5000], None, 2],
     "size": [[0, 1], [1, 5000], None, [1, None]],
     "groups": [0, -2, 5, 2**30, True, 1.0],
@@ -81,7 +82,7 @@ _WRONG: dict[str, list[Any]] = {
     "axis": [0, 4, -1, True, 1.0, "1", None],
     "factor": [[0, 1], [3, 5], [1, 5000], 2, None],
     "crop": [[-1, 0], [0, 5000], None, 1],
-    "mode": ["bicubic", None, 0, True],
+    "mode": ["lanczos", None, 0, True],
     "align": [0, None, "yes"],
     "zoom": [[0, 1], [1.0], 2, [-1, 1], [float("inf"), 1], ["1", 1], [1e30, 1]],
     "tokens": [0, 8, 2**30, None, True, 9.0],
@@ -94,6 +95,7 @@ _WRONG: dict[str, list[Any]] = {
 # Of one operator: "operator.attribute".
 for _case in program_cases().values():
     _WRONG |= {f"{_case.op}.{name}": values for name, values in _case.wrong.items()}
+_WRONG["input.size"] = [[0, 1], [1, 2**25], [1, 1, 1], 0, "1", [1.0, 1], [], True]
 _NAMES = sorted({key.rpartition(".")[2] for key in _WRONG})
 
 

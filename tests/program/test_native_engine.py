@@ -75,6 +75,7 @@ def test_group_norm_between_convolutions_and_in_place_of_its_input() -> None:
         "scale": np.ones(8, np.float32),
         "stride": (1, 1),
         "padding": (1, 1),
+        "more_padding": (0, 0),
         "dilation": (1, 1),
         "groups": 1,
         "gate": False,

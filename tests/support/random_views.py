@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random networks that permute, reshape, cut and join a layer's value before an operator reads it."""
+"""Random networks that permute, reshape, cut and join a layer's value before another reads it."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ class Moved(nn.Module):
     def _operator(self, y: Tensor) -> nn.Module:
         kinds: list[Callable[[], nn.Module]] = [
             lambda: nn.Linear(y.shape[-1], 5),
-            lambda: nn.Softmax(self.rng.randrange(1, y.ndim)),
             nn.Identity,
         ]
+        longer = [axis for axis in range(1, y.ndim) if y.shape[axis] > 1]
+        if longer:
+            kinds.append(lambda: nn.Softmax(self.rng.choice(longer)))
         if y.shape[-1] > 2:  # of one number it makes zeros, of two signs
             kinds.append(lambda: nn.LayerNorm(y.shape[-1]))
         if y.ndim == 4:

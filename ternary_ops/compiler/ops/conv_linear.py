@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ternary_ops.compiler.arrange import canonical, channels_at
-from ternary_ops.compiler.axes import Atom, Value
+from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.ops.pad import padded
 from ternary_ops.compiler.ops.row import Row
@@ -51,15 +51,8 @@ def _linear(call: Call) -> Value:
     rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
     x = canonical(x) if rows else channels_at(x, -1)
     op = "conv2d" if len(x.form) == 4 else "linear"
-    return with_channels(x, len(x.axes) - 1, Step(op, [x.step], {}, layer), layer)
-
-
-def with_channels(x: Value, axis: int, step: Step, layer: Layer) -> Value:
-    """What a layer makes of the channels of x, which are the traced `axis`."""
-    sizes = (layer.weight.shape[0],) * x.examples
-    made = () if set(sizes) == {1} else (Atom(sizes, True),)
-    axes = (*x.axes[:axis], made, *x.axes[axis + 1 :])
-    return Value(step, (x.form[0], made, *x.form[2:]), axes)
+    step = Step(op, [x.step], {}, layer)
+    return x.with_channels(len(x.axes) - 1, layer.weight.shape[0], step)
 
 
 def _transposed(call: Call) -> Step:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ternary_ops.compiler.arrange import channels_at, joined_axes
 from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call
@@ -151,11 +153,15 @@ def _sum_of_layer(call: Call, made: Value, residual: Value) -> Value:
 def _addcmul(call: Call) -> Value:
     """a + value * b * c."""
     names = ("input", *torch_ops.ADDCMUL.arguments)
-    at = {"value": 1, **dict(zip(names, call.node.args, strict=False)), **call.node.kwargs}
+    at: dict[str, Any] = {"value": 1, **dict(zip(names, call.node.args, strict=False))}
+    at |= call.node.kwargs
     a, b, c = (call.value(at[name]) for name in names[:3])
     product = scaled("mul", b, c) or combined("mul", b, c)
-    if at["value"] != 1:
-        product = activation(product, "affine", float(at["value"]), 0.0)
+    factor = at["value"]
+    if not isinstance(factor, (int, float)):
+        raise Unsupported("its factor is not a number")
+    if factor != 1:
+        product = activation(product, "affine", float(factor), 0.0)
     return scaled("add", a, product) or combined("add", a, product)
 
 

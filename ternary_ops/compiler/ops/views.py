@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ternary_ops.compiler.arrange import reshaped
-from ternary_ops.compiler.axes import Axis, Sizes, Value, repetition
+from ternary_ops.compiler.axes import Axis, Sizes, Value
 from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.constants import over_batch
 from ternary_ops.compiler.ops.row import Row
@@ -130,7 +130,7 @@ def _repeat(call: Call) -> Value:
         have = x.length(axes[i])
         if have != sizes:
             times: Sizes = tuple(n // h for n, h in zip(sizes, have, strict=True))
-            axes[i] = (repetition(times), *axes[i])
+            axes[i] = (*x.repeated_as(i, times), *axes[i])
     return over_batch(x, x.seen_as(axes))
 
 
