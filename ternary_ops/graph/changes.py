@@ -180,7 +180,7 @@ def _packed() -> Kinds:
 def _exactly(kinds: Callable[[], Kinds]) -> Rule:
     def check(changes: Changes, module: nn.Module) -> str:
         known = kinds()
-        if layer_class(module) in known:
+        if type(module) in known or layer_class(module) in known:
             return ""
         based = [k.__name__ for k in known if isinstance(module, k)]
         of = f"a subclass of {based[0]}" if based else f"a {type(module).__name__}"

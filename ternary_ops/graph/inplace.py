@@ -10,7 +10,8 @@ from torch import fx, nn
 # These return a tensor that shares memory with the one they are given.
 _PARTS = (
     "getitem", "select", "narrow", "view", "reshape", "flatten", "unflatten", "permute",
-    "transpose", "t", "chunk", "split", "tensor_split", "unbind", "squeeze", "unsqueeze", "expand", "movedim",
+    "transpose", "t", "chunk", "split", "tensor_split", "unbind", "squeeze", "unsqueeze",
+    "expand", "movedim",
 )  # fmt: skip
 # These return the very tensor they are given, in eval mode.
 _SAME = (nn.Identity, nn.modules.dropout._DropoutNd)
