@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from torch import fx
+from torch import fx, nn
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
@@ -14,7 +14,7 @@ from ternary_ops.compiler.constants import known_number
 from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
-from ternary_ops.graph.nodes import Chain, arguments_of, look_up
+from ternary_ops.graph.nodes import Chain, arguments_of
 from ternary_ops.graph.torch_ops import TorchOp
 from ternary_ops.graph.trace import ON_EXAMPLE
 
@@ -22,7 +22,7 @@ Made: TypeAlias = "Value | list[Value]"  # of a node; several of one that makes 
 
 
 class Call:
-    """A traced node, its module and operator, and the values that it reads.
+    """A traced node, its module and operator, which are `called`, and the values that it reads.
 
     shape, sizes: of what it makes, for the example and for each example (`trace_check`). layers:
     those read so far, by name. varied: examples differ in the sizes of images or tokens.
@@ -33,6 +33,7 @@ class Call:
     def __init__(
         self,
         node: fx.Node,
+        called: tuple[nn.Module | None, TorchOp | None],
         values: Mapping[fx.Node, Made],
         layers: dict[str, Layer],
         varied: bool,
@@ -43,7 +44,7 @@ class Call:
         self.shape: tuple[int, ...] = node.meta["shape"]
         self.sizes = sizes_of(node) if self.shape else []
         self.module: Any
-        self.module, self.operator = look_up(node)
+        self.module, self.operator = called
         self.layers = layers
         self.varied = varied
         self.chain = chain

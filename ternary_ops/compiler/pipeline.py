@@ -151,6 +151,10 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
             with float_activations(network):
                 check_same(task.signature.result(network, x.clone()), untouched)
             graph = read_at_sizes(x, on_example)
+    return _program(graph, x, task)
+
+
+def _program(graph: Graph, x: Tensor, task: Task) -> Program:
     program = Program(_permuted(graph, x.shape) if task.permute else graph, tuple(x.shape))
     if task.tune:
         program.tune(x.numpy())
@@ -189,11 +193,11 @@ def _read(
 def _part(part: nn.Module, x: Tensor, task: Task) -> Program:
     """The program of a part of a network."""
     network, own = copy_of(part), replace(task, signature=signature_of(part))
-    made = _whole(network, x, prepare(part, network, x, own.signature, False, True), own)
-    if made.graph.nodes[0].attrs["size"] is not None:
-        do = "It stays in PyTorch."
-        raise UnsupportedModel(need("a part that takes images of any size", "one size", do))
-    return made
+    # torch.fx would print the code of what fails.
+    type(network).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+    untouched = prepare(part, network, x, own.signature, False, True)
+    with torch.no_grad():
+        return _program(_read(network, x, untouched, own), x, own)
 
 
 def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:

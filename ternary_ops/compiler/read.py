@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Value, made_by
@@ -19,8 +19,9 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.constants import FOLDED
-from ternary_ops.graph.nodes import fused_chains
+from ternary_ops.graph.nodes import fused_chains, look_up
 from ternary_ops.graph.observed import range_seen
+from ternary_ops.graph.torch_ops import TorchOp
 from ternary_ops.graph.trace import ON_EXAMPLE
 from ternary_ops.nn.planned import listed
 
@@ -99,7 +100,7 @@ class _Reader:
             elif node.op == "get_attr":
                 self._read_constant(traced, node)
             elif node.op != "get_attr" and node.meta["shape"] is not None:
-                self._read(node)
+                self._read(node, look_up(node))
 
     def _read_input(self, node: fx.Node) -> None:
         """What a program is called with, after an island as well."""
@@ -120,9 +121,9 @@ class _Reader:
             computed = name.startswith((FOLDED, "_tensor_constant"))  # no parameter
             self.values[node] = constant_value(name, found, source, on_example and computed)
 
-    def _read(self, node: fx.Node) -> None:
+    def _read(self, node: fx.Node, kind: tuple[nn.Module | None, TorchOp | None]) -> None:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
-        call = Call(node, self.values, self._layers, self._varied, self._chains.get(node))
+        call = Call(node, kind, self.values, self._layers, self._varied, self._chains.get(node))
         try:
             if any(0 in sizes for sizes in call.sizes):
                 raise Unsupported("it makes a tensor of no numbers")

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from ternary_ops.errors import TernaryOpsError, UnsupportedModel, need
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
-from ternary_ops.graph.trace import ON_EXAMPLE, Interpreter
+from ternary_ops.graph.trace import ON_EXAMPLE, WRITES, Interpreter
 
 _ROUNDING = 1e-3  # relative to the largest output
 _SIZED = (
@@ -68,12 +68,14 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
     made = shapes.run(x.clone())
     second = _second(traced, x, shapes.found) if _says_sizes(traced) else None
     _note([shapes.found] if second is None else [shapes.found, second])
-    check_same(made, expected)
+    check_same(made, expected, traced.meta.get(WRITES, ()))
     return made
 
 
-def check_same(made: Any, expected: Any) -> None:
-    """Raise UnsupportedModel unless `made` is the network's output (None: unknown)."""
+def check_same(made: Any, expected: Any, writes: Sequence[str] = ()) -> None:
+    """Raise UnsupportedModel unless `made` is the network's output (None: unknown); writes: what
+    may be the reason.
+    """
     if not isinstance(made, Tensor) or not isinstance(expected, Tensor):
         return  # read says that one output tensor is supported
     finite = expected.nan_to_num(0.0, 0.0, 0.0).abs()
@@ -83,7 +85,10 @@ def check_same(made: Any, expected: Any) -> None:
         raise UnsupportedModel(
             need(
                 "a traced model that computes what the model does",
-                "another result for example_input",
+                "another result for example_input"
+                + (
+                    f", perhaps by writes into parts of tensors: {'; '.join(writes)}" * bool(writes)
+                ),
                 "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
             )
         )

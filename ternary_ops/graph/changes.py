@@ -190,14 +190,13 @@ def _exactly(kinds: Callable[[], Kinds]) -> Rule:
 
 
 def _foldable(changes: Changes, module: nn.Module) -> str:
-    exact = _exactly(lambda: (*_FLOAT, *_quantized()))
-    return "" if twin_of(module) is not None else exact(changes, module)
+    reason = _exactly(lambda: (*_FLOAT, *_quantized()))(changes, module)
+    return "" if reason and twin_of(module) is not None else reason
 
 
 def _normalizes(changes: Changes, module: nn.Module) -> str:
-    return (
-        "" if rest_of(module) is not None else _exactly(lambda: BATCH_NORM.modules)(changes, module)
-    )
+    reason = _exactly(lambda: BATCH_NORM.modules)(changes, module)
+    return "" if reason and rest_of(module) is not None else reason
 
 
 def _dtype(module: nn.Module) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ternary_ops.graph.constants import attribute_of
 from ternary_ops.graph.lines import calling_line
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.sizes import decide_check
+from ternary_ops.graph.torch_ops import BY_NAME
 
 # Of these a tensor's shape alone matters: their results are constants of a trace with sizes.
 _BY_SHAPE = {
@@ -52,6 +54,7 @@ class NetworkTracer(fx.Tracer):
         super().__init__(param_shapes_constant=True)
         self.whole, self._fails = set(whole), fails
         self.checks: set[str] = set()
+        self._paths: dict[int, str] = {}  # of parameters and buffers, by id
         self.failed: str | None = None
         self.outside: nn.Module | None = None
 
@@ -68,6 +71,17 @@ class NetworkTracer(fx.Tracer):
             if self.failed is None:
                 self.failed = self.path_of_module(m)
             raise
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """As the base class; it would look for each tensor among all."""
+        tensors = (*root.named_buffers(), *root.named_parameters())
+        self._paths = {id(tensor): path for path, tensor in tensors}
+        return super().trace(root, concrete_args)
+
+    def create_arg(self, a: Any) -> Any:
+        """As the base class."""
+        path = self._paths.get(id(a)) if isinstance(a, Tensor) else None
+        return super().create_arg(a) if path is None else self.create_node("get_attr", path, (), {})
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class, and note the line of the model's code, for messages."""
@@ -111,9 +125,12 @@ class ValueTracer(NetworkTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """As the base class, while nothing computes."""
-        if self._running:
+        path = self._paths.get(id(attr_val)) if isinstance(attr_val, nn.Parameter) else None
+        if self._running or path is None:
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if path not in parameter_proxy_cache:
+            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+        return parameter_proxy_cache[path]
 
     def create_proxy(
         self,
@@ -125,7 +142,12 @@ class ValueTracer(NetworkTracer):
         type_expr: Any = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
-        """Compute what the call returns: tensors are traced, everything else is a Python value."""
+        """Compute what the call returns: tensors are traced, everything else is a Python value.
+        Functions under torch.fx.wrap are looked into, unless they are known by name.
+        """
+        if isinstance(target, FunctionType) and not target.__module__.startswith("torch."):
+            if target.__name__ not in BY_NAME:
+                return target(*args, **kwargs)
         node = super().create_proxy(kind, target, args, kwargs, name, type_expr).node
         if kind == "placeholder":
             return AtHand(node, self, self._example, False)

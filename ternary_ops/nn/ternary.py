@@ -347,4 +347,9 @@ def result_dtype(x: Tensor) -> torch.dtype:
 
 def _autocasts(device: str) -> bool:
     # Asking a device that knows no autocast, such as meta, is an error.
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _knows_autocast(device) and torch.is_autocast_enabled(device)
+
+
+@torch.compiler.assume_constant_result  # torch.compile of PyTorch 2.10 cannot follow the question
+def _knows_autocast(device: str) -> bool:
+    return bool(torch.amp.is_autocast_available(device))

@@ -37,10 +37,11 @@ def by_torch(at: dict[str, Any], weight: Any, x: list[torch.Tensor]) -> torch.Te
 class _Constant(nn.Module):
     def __init__(self, made: torch.Tensor) -> None:
         super().__init__()
+        self.made: torch.Tensor
         self.register_buffer("made", made)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.made
+        return self.made.expand(x.shape[0], *self.made.shape)
 
 
 def module(at: dict[str, Any], weight: Any) -> nn.Module:

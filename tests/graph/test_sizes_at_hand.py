@@ -132,3 +132,14 @@ def test_what_asks_for_values_is_refused_with_its_line(what: str) -> None:
         trace(model, example=torch.randn(2, 3, 5, 5))
     with pytest.raises(UnsupportedModel, match=r"test_sizes_at_hand.py:\d+"):
         tops.compile(model, torch.randn(2, 3, 5, 5))
+
+
+def scale_part(net: Any, x: Tensor) -> Tensor:
+    first, _ = x.chunk(2, 1)
+    first.mul_(2)
+    return x
+
+
+def test_a_write_into_a_part_is_named_with_its_line() -> None:
+    with pytest.raises(UnsupportedModel, match=r"parts of tensors: mul_\(\) in test_sizes_at_hand"):
+        tops.compile(Net(scale_part).eval(), torch.randn(2, 3, 5, 5))

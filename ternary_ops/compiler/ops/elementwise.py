@@ -25,12 +25,13 @@ def _same(call: Call) -> Value:
     return call.value()
 
 
-def _clamp(call: Call) -> Value:
+def _clamp(call: Call) -> Value | Step:
     bounds = clamp_bounds(call.node)
     if bounds is None:
         call.refuse()
     x = call.value()
-    return x.of(Step("clamp", [x.step], clamp=bounds))
+    step = Step("clamp", [x.step], clamp=bounds)
+    return step if x.as_traced else x.of(step)
 
 
 def _function(fn: str) -> Row:
