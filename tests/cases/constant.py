@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cases import ProgramCase
+from cases.rearrange import sized
 
 
 def build(b: Any) -> None:
@@ -17,7 +18,8 @@ def build(b: Any) -> None:
     q = b("quantize", 0, y=b.params())
     x = b("conv2d", q, w=b.weight("int8", 6, 5, 3, 3), padding=(1, 1))
     x = b("mul", x, b("constant", 0, w=b.weight("float", 6, 1, bias=False, zeros=0.0)))
-    x = b("resize", x, mode="bilinear", size=(7, 9))
+    wide = b("conv2d", sized(b, q, 5, (7, 9)), w=b.weight("int8", 6, 5, zeros=0.0))
+    x = b("mul", wide, b("adaptive_avg_pool2d", x, size=(1, 1)))
     image = b.weight("float", 6, 1, 7, 9, bias=False, zeros=0.0)
     x = b("add", b("constant", x, w=image), x)
     columns = b("constant", 0, w=b.weight("float", 1, 1, 1, 9, bias=False, zeros=0.0))

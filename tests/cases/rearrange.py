@@ -29,11 +29,11 @@ def build(b: Any) -> None:
     tokens = move(b, q, (free, free, free), (0, 1, 2), (1, 2), 3)
     tokens = b("linear", tokens, w=b.weight("ternary", 12, 12, zeros=0.0), y=b.params())
     narrow = move(b, tokens, ((2, 3, 2), free), (0, 3, 1, 2), (1, 3), 3)
-    small = _sized(b, q, 12, (6, 4))
+    small = sized(b, q, 12, (6, 4))
     windows = move(b, small, (free, (3, 2), (2, 2)), (1, 3, 0, 2, 4), (3, 2), 3)
     image = move(b, windows, ((3, 2, 12), (2, -1)), (2, 3, 0, 4, 1), (1, 2, 2))
     mixed = move(b, image, ((4, 3), (6,), (4,)), (3, 0, 2, 1), (2, 1, 1))
-    reals = b("dequantize", mixed), b("dequantize", _sized(b, tall, 6, (6, 3)))
+    reals = b("dequantize", mixed), b("dequantize", sized(b, tall, 6, (6, 3)))
     across = move(b, b("concat", *reals), (free, free, (3,)), (2, 1, 0), (1, 1, 1))
     rows = move(b, across, (free, free, free), (1, 0, 2), (3,), 2)
     rows = b("linear", rows, w=b.weight("float", 15, 22 * 6 * 3, zeros=0.0))
@@ -43,7 +43,7 @@ def build(b: Any) -> None:
     b("concat", flat, ends, rows)
 
 
-def _sized(b: Any, x: int, channels: int, size: tuple[int, int]) -> int:
+def sized(b: Any, x: int, channels: int, size: tuple[int, int]) -> int:
     """An image of a size of its own, made of the channels of its mean."""
     h, w = size
     mean = b("adaptive_avg_pool2d", x, size=(1, 1), y=b.params(-0.5, 0.5))
