@@ -164,17 +164,19 @@ _PLAIN: dict[str, Any] = {
     "pixel_shuffle": lambda at, x: F.pixel_shuffle(x, at["factor"][0]),
     "pixel_unshuffle": lambda at, x: F.pixel_unshuffle(x, at["factor"][0]),
     "channel_shuffle": lambda at, x: F.channel_shuffle(x, at["groups"]),
-    "softmax": lambda at, x: x.unflatten(1, (at["groups"], -1)).softmax(2).flatten(1, 2),
+    "softmax": lambda at, x: torch.softmax(x, 1),
 }
 
 
-_WITHOUT_FORM = ("matmul", "rearrange", "crop", "pad")
+_WITHOUT_FORM = ("constant", "reduce", "matmul", "rearrange", "crop", "pad")
 
 
 def has_module_form(graph: Graph) -> bool:
     """Floats alone, pixels moved as PyTorch's functions do, and LayerNorm of rows alone."""
     for node, value in zip(graph.nodes, graph.values, strict=True):
         if node.op in _WITHOUT_FORM or node.attrs.get("axis", 1) != 1:
+            return False
+        if node.op == "softmax" and node.attrs["groups"] > 1:
             return False
         factor = node.attrs.get("factor", (1, 1))
         oblong = factor[0] != factor[1] or any(node.attrs.get("crop", ()))
