@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ternary_ops.compiler.step import Step
+from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.program.operator import TOKENS
 
 # The size of an axis for each example that the network ran on.
@@ -144,11 +145,18 @@ class Value:
         """What an axis of size 1 becomes that repeats: of what is the same for every image, the
         first one is the batch.
         """
-        (batch,) = self.form[0]
+        batch = one_batch(self)
         own = any(batch in axis for axis in self.axes)
         if place == 0 and not own and sizes == batch.sizes:
             return self.form[0]
         return (repetition(sizes),)
+
+
+def one_batch(value: Value) -> Atom:
+    """The one factor of the axis N; raises Unsupported where it has several, as of windows."""
+    if len(value.form[0]) != 1:
+        raise Unsupported("its operands have batches of several factors")
+    return value.form[0][0]
 
 
 def is_one(atom: Atom) -> bool:

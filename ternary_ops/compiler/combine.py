@@ -23,6 +23,7 @@ from ternary_ops.compiler.axes import (
     Mixed,
     Value,
     canonical_order,
+    one_batch,
     refined,
     repetition,
 )
@@ -92,13 +93,6 @@ def _of_rank(value: Value, rank: int) -> Value:
     if axes[0] != value.form[0] and value.step.op == "constant":
         axes = [axis if axis != value.form[0] else (repetition(axis[0].sizes),) for axis in axes]
     return value.seen_as(axes)
-
-
-def one_batch(value: Value) -> Atom:
-    """The one factor of the axis N; raises Unsupported where it has several, as of windows."""
-    if len(value.form[0]) != 1:
-        raise Unsupported("its operands have batches of several factors")
-    return value.form[0][0]
 
 
 def _forms(a: Value, b: Value, axes: Axes) -> list[Axes]:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ternary_ops.compiler.arrange import joined_axes, placed, real, whole_axes
-from ternary_ops.compiler.axes import Axis, Mixed, Value, refined
-from ternary_ops.compiler.combine import one_batch
+from ternary_ops.compiler.axes import Axis, Mixed, Value, one_batch, refined
 from ternary_ops.compiler.step import Step
 
 Pairs = Sequence[tuple[int, int]]
