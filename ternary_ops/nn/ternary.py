@@ -350,6 +350,7 @@ def _autocasts(device: str) -> bool:
     return _knows_autocast(device) and torch.is_autocast_enabled(device)
 
 
-@torch.compiler.assume_constant_result  # torch.compile of PyTorch 2.10 cannot follow the question
+# torch.compile of PyTorch 2.10 cannot follow the question.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _knows_autocast(device: str) -> bool:
     return bool(torch.amp.is_autocast_available(device))
