@@ -77,6 +77,7 @@ class Ours:
             "scale": np.ones(o, np.float32),
             "stride": (1, 1),
             "padding": (1, 1),
+            "more_padding": (0, 0),
             "dilation": (1, 1),
             "groups": 1,
             "gate": False,

@@ -89,6 +89,7 @@ class Ours:
             "scale": scale,
             "stride": (layer.stride, layer.stride),
             "padding": (layer.padding, layer.padding),
+            "more_padding": (0, 0),
             "dilation": (1, 1),
             "groups": 1,
             "gate": False,

@@ -54,7 +54,7 @@ _KINDS = {
     "matmul": (ops.MATMUL,),
 }  # fmt: skip
 _PARTS = (
-    ops.MAX_POOL2D, ops.ADAPTIVE_MAX_POOL2D, ops.CHUNK, ops.SPLIT, ops.TENSOR_SPLIT, ops.UNBIND,
+    ops.ADAPTIVE_MAX_POOL2D, ops.CHUNK, ops.SPLIT, ops.TENSOR_SPLIT, ops.UNBIND,
     ops.NARROW, ops.SELECT, ops.GETITEM,
 )  # fmt: skip
 # Modules, functions and methods of operators that `torch_ops` does not have.
@@ -112,7 +112,29 @@ def keeps_range(node: fx.Node) -> bool:
 
 def narrows(node: fx.Node) -> bool:
     """True for what hands on a part of the numbers, which may have a narrower range."""
-    return operator_of(node) in _PARTS
+    op = operator_of(node)
+    return not _keeps_largest(node) if op is ops.MAX_POOL2D else op in _PARTS
+
+
+def _keeps_largest(node: fx.Node) -> bool:
+    """True for a max pool that sees every number, of numbers that are never negative: the range
+    from 0 to the largest stays.
+    """
+    x, module = node.args[0], module_of(node)
+    bounds = clamp_bounds(x) if isinstance(x, fx.Node) else None
+    if bounds is None or bounds[0] is None or bounds[0] < 0:
+        return False
+    at = ops.MAX_POOL2D.arguments
+    given = {k: getattr(module, k) for k in at} if module else arguments_of(node, ops.MAX_POOL2D)
+    if given is None:
+        return False
+    kernel, stride = (_two(given[name]) for name in ("kernel_size", "stride"))
+    return all(k >= s for k, s in zip(kernel, stride or kernel, strict=True))
+
+
+def _two(value: Any) -> tuple[int, ...]:
+    """A number or two as two; () for none."""
+    return (value, value) if isinstance(value, int) else tuple(value or ())
 
 
 def scales(node: fx.Node) -> bool:
