@@ -139,8 +139,8 @@ def _turned(codes: Codes | None, turned: bool) -> Codes | None:
 
 def matmul(loader: Loader, node: Any, at: Attributes) -> Made:
     """Linear, over the last axis, or a product of two values, one of which may be a constant."""
-    if min(loader.rank(name) for name in node.input) < 2:
-        raise Unsupported("operands of two axes or more", "one of fewer")
+    if max(loader.rank(name) for name in node.input) < 2:
+        raise Unsupported("an operand of two axes or more", "two of fewer")
     if not loader.is_constant(node.input[1]) or loader.is_constant(node.input[0]):
         return loader.call(operator.matmul, _factor(loader, node, 0), _factor(loader, node, 1))
     weight = loader.tensor(node, 1)
@@ -293,8 +293,6 @@ def reduction(function: Any, **more: Any) -> Read:
         rank = loader.rank(node.input[0])
         if not all(-rank <= a < rank for a in axes):
             raise Unsupported(f"axes of {rank}", f"axes = {axes}")
-        if 0 in (loader.dims(node.input[0]) or ()):
-            raise Unsupported("an operand of at least one number", "an empty one")
         x, places = loader.value(node, 0), tuple(sorted({a % rank for a in axes}))
         return loader.call(function, x, dim=places, keepdim=bool(at.get("keepdims", 1)), **more)
 
