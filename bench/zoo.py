@@ -9,8 +9,8 @@ A row a model, each in a process of its own with limits of time and memory. Weig
 are zero, and BatchNorm has seen two batches. `state` is of the float32 program without islands: ok,
 refused, wrong (more than 1e-3 of the largest output from torch), crash (any error but a refusal),
 timeout or memory; `error` is the largest difference over the largest output, for four images.
-Columns int8_: all layers at 8 bits, ranges of the default calibration: int8_reference_error beside
-the NumPy reference of the program, int8_fake_error beside the fake-quantized network in torch,
+Columns int8_: all layers at 8 bits, ranges of the default calibration: int8_reference_error of each
+node beside its NumPy reference, int8_fake_error beside the fake-quantized network in torch,
 whose skip connections stay float, int8_sqnr and int8_fake_sqnr of both beside float, in dB.
 Columns islands_, of refused models: islands_share is the share of multiply-adds that PyTorch does.
 ms, torch_ms and int8_ms: one image, one thread, processor time. Models that --out holds are
