@@ -74,11 +74,12 @@ def padding_into_convolutions(step: Step) -> Sequence[Step]:
     """Zeros around an image are padding of the convolutions that read it."""
     zeros = step.op == "pad" and step.attrs["mode"] == "constant" and step.attrs["value"] == 0
     for user in list(dict.fromkeys(step.users)) if zeros else ():
+        if user.op != "conv2d" or user.inputs[0] is not step or step in user.inputs[1:]:
+            continue
         attrs = _padded_more(user.attrs, step.attrs)
-        if user.op == "conv2d" and user.inputs[0] is step and attrs is not None:
-            if step not in user.inputs[1:]:
-                user.attrs = attrs
-                rewire(user, *step.inputs, *user.inputs[1:])
+        if attrs is not None:
+            user.attrs = attrs
+            rewire(user, *step.inputs, *user.inputs[1:])
     return ()
 
 

@@ -73,3 +73,20 @@ def test_borders(name: str) -> None:
             np.testing.assert_array_equal(value, exact)
         else:
             np.testing.assert_allclose(value, exact, rtol=1e-4, atol=1e-4)
+
+
+class Token(nn.Module):
+    """A token of zeros before the others, then a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.out = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.out(F.pad(tokens, (0, 0, 1, 0)))
+
+
+def test_tokens_are_padded() -> None:
+    model, x = Token().eval(), torch.randn(2, 3, 12, 8)
+    torch.testing.assert_close(torch.from_numpy(tops.compile(model, x)(x.numpy())), model(x))
