@@ -161,6 +161,8 @@ class _Chooser:
         codes = any(x.y is not None for x in step.inputs) and fits and step.fine is None
         if step.op == "concat":  # it moves values as they come: codes only for who reads codes
             codes &= step.flexible or step.wanted is not None
+            # A class token may be much smaller than the tokens it joins: codes would lose it.
+            codes &= step.attrs.get("axis", 1) == 1 or all(x.y is not None for x in step.inputs)
         step.y = self._output(step) if codes else None
         step.reads = [CODES if codes else FLOATS] * len(step.inputs)
 

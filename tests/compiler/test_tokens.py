@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import error
+from small_networks import error, images, ready
 from torch import Tensor, nn
 
 import ternary_ops as tops
@@ -121,3 +121,24 @@ def test_what_mixes_tokens_is_made_for_their_number(part: nn.Module) -> None:
     assert error(program, model, tokens(2, 7, 21, seed=3)) < 1e-5
     with pytest.raises(UnsupportedShape, match="7"):
         program(tokens(2, 8, 21).numpy())
+
+
+class ClassToken(nn.Module):
+    """A token much smaller than those it joins, which a norm makes large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(0.01 * torch.randn(1, 1, 8))
+        self.mix, self.norm, self.out = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.token.expand(len(x), -1, -1), tokens), 1)
+        return self.out(self.norm(tokens + 0.001 * self.mix(tokens))[:, 0])
+
+
+def test_a_small_class_token_keeps_its_numbers() -> None:
+    torch.manual_seed(5)
+    x = images(2, 3, 12, 12)
+    model = ready(ClassToken(), x, weights="int8")
+    assert error(tops.compile(model, x), model, x) < 0.1
