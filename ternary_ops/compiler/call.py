@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeAlias
 from torch import fx, nn
 
 from ternary_ops.compiler.arrange import canonical
-from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
+from ternary_ops.compiler.axes import Sizes, Value
 from ternary_ops.compiler.constants import known_number
 from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
@@ -27,7 +27,6 @@ class Call:
     shape, sizes: of what it makes, for the example and for each example (`trace_check`). layers:
     those read so far, by name. varied: examples differ in the sizes of images or tokens.
     chain: the fused chain that the node belongs to (`graph.nodes`).
-    complete: false where an operand has no value, because it is unsupported itself.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class Call:
         self.layers = layers
         self.varied = varied
         self.chain = chain
-        self.complete = True
         self._values = values
 
     @property
@@ -112,11 +110,7 @@ class Call:
             return self._values[node]
         if node.op == "get_attr":
             raise Unsupported("it works on a parameter or buffer")
-        self.complete = False
-        shape = shape_of(node)
-        if not shape or len(shape) not in RANKS:
-            raise Consequence
-        return made_by(Step("missing", []), sizes_of(node), self.varied)
+        raise Consequence
 
     def number(self, argument: Any) -> Sizes:
         """An integer of the call, constant or made of sizes, for each example."""

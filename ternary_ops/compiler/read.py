@@ -134,7 +134,7 @@ class _Reader:
         except Unsupported as error:
             self.problems.append((node, problem_of(call, error)))
             return
-        if made is None or not call.complete:
+        if made is None:
             return
         if isinstance(made, Step):
             made = made_by(made, call.sizes, self._varied)
