@@ -150,6 +150,7 @@ class _Chooser:
         elif OPS[step.op].keeps_params:
             x, *sized_like = step.inputs
             codes = (step.wanted is not None or x.y is not None) and step.fine is None
+            codes = codes and not _border_outside(step, x)
             step.reads = [CODES if codes else FLOATS, *[None] * len(sized_like)]
             step.y = codes_of(x) if codes else None
         else:
@@ -220,6 +221,15 @@ class _Chooser:
             ranges[0] = step.layer.output_range or step.layer.image_of(ranges[0])
         lo, hi = (sum(ends) for ends in zip(*ranges, strict=True))
         return _clamped((lo, hi), step.clamp)
+
+
+def _border_outside(step: Step, x: Step) -> bool:
+    """True for a border of numbers that the codes of the image cannot say."""
+    value = step.attrs.get("value")
+    if step.op != "pad" or step.attrs["mode"] != "constant" or value is None:
+        return False
+    lo, hi = range_of(*codes_of(x))
+    return not lo <= value <= hi
 
 
 def _own_range(step: Step) -> Range | None:

@@ -90,3 +90,23 @@ class Token(nn.Module):
 def test_tokens_are_padded() -> None:
     model, x = Token().eval(), torch.randn(2, 3, 12, 8)
     torch.testing.assert_close(torch.from_numpy(tops.compile(model, x)(x.numpy())), model(x))
+
+
+class Ones(nn.Module):
+    """A border far outside the range of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 0.01 * self.first(x)
+        border = F.pad(y, (1, 1, 1, 1), value=1.0)
+        return self.last(y) + torch.softmax(border, 1)[:, :4, :-2, :-2] + border[:, :4, 2:, 2:]
+
+
+def test_a_border_outside_the_range_of_codes_keeps_its_value() -> None:
+    torch.manual_seed(3)
+    x = images(2, 3, 9, 8)
+    model = ready(Ones(), x, weights="int8")
+    assert error(tops.compile(model, x), model, x) < 0.02
