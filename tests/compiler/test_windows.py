@@ -90,6 +90,14 @@ def whole_query(net: Any, x: Tensor) -> Tensor:
     return (q @ y.transpose(-2, -1)).softmax(-1) @ y
 
 
+def columns(net: Any, x: Tensor) -> Tensor:
+    """Windows as columns, weighted, and their sum (Volo)."""
+    y = F.unfold(x, (3, 2), dilation=(1, 2), padding=1, stride=2)
+    y = net.point(y.unsqueeze(3)).squeeze(3)
+    made = F.fold(y, x.shape[2:], 3, padding=1, stride=2)
+    return made + net.fold(y[..., :16])
+
+
 def volume(net: Any, x: Tensor) -> Tensor:
     """Along rows and columns, with every channel by itself (LambdaNet)."""
     n, c, h, w = x.shape
@@ -130,6 +138,9 @@ NETS: dict[str, Callable[[], Net]] = {
     "halo": lambda: Net(halo),
     "shared query": lambda: Net(shared_query),
     "whole query": lambda: Net(whole_query),
+    "columns": lambda: Net(
+        columns, point=nn.Conv2d(72, 36, 1), fold=nn.Fold((8, 8), (3, 3), stride=(2, 2), padding=1)
+    ),
     "volume": lambda: Net(
         volume,
         last=nn.Conv3d(1, 4, (3, 3, 1), (2, 1, 1), (1, 1, 0)),
