@@ -136,6 +136,15 @@ def arguments_of(node: fx.Node, op: TorchOp, first: str = "input") -> dict[str, 
     return found if known and torch_ops.REQUIRED not in found.values() else None
 
 
+def two(value: object) -> tuple[int, int] | None:
+    """An integer for rows and columns, or one or two in a sequence, as two; otherwise None."""
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    numbers = [number for number in given if isinstance(number, int)]
+    if len(given) not in (1, 2) or len(numbers) != len(given):
+        return None
+    return numbers[0], numbers[-1]
+
+
 def is_ours(module: nn.Module) -> bool:
     """True for the layers of `ternary_ops.nn`."""
     return type(module).__module__.startswith("ternary_ops.nn")
