@@ -12,6 +12,7 @@ from ternary_ops.compiler.axes import Value, made_by
 from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.ops.conv_linear import convolution
 from ternary_ops.compiler.ops.row import Row
+from ternary_ops.compiler.parts import dropped
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
@@ -29,8 +30,7 @@ def _row(call: Call) -> Step:
 def _made(call: Call, step: Step) -> Value:
     """What a step makes of such an image, without the axis of its one row."""
     n, c, length = call.sizes
-    made = made_by(step, [n, c, (1,) * len(n), length], call.varied)
-    return made.seen_as((*made.axes[:2], made.axes[3]))
+    return dropped(made_by(step, [n, c, (1,) * len(n), length], call.varied), 2)
 
 
 def _conv(call: Call) -> Value:
