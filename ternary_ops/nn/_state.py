@@ -230,7 +230,8 @@ class LayerState(nn.Module):
         """
         code = self.phase_code
         if torch.compiler.is_compiling():
-            if not torch.compiler.is_exporting():
+            # Not `not is_exporting()`: the torch.compile of PyTorch 2.10 takes that as True.
+            if torch.compiler.is_dynamo_compiling():
                 _assert_phase(code, self._phase)
             return self._phase
         self._look()

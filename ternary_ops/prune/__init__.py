@@ -14,10 +14,13 @@ criteria (scores), growth, schedules and allocation over layers.
 """
 
 from ternary_ops.prune.allocation import ALLOCATIONS, register_allocation
+from ternary_ops.prune.filter_network import groups
+from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
 from ternary_ops.prune.growth import GROWTHS, SET, Growth, RigL, register_growth
 from ternary_ops.prune.pruner import Pruner
 from ternary_ops.prune.ranking import SummaryRow
 from ternary_ops.prune.reconstruct import reconstruct_
+from ternary_ops.prune.removal import Removal, remove_
 from ternary_ops.prune.schedules import (
     SCHEDULES,
     Schedule,
@@ -34,13 +37,18 @@ __all__ = [
     "GROWTHS",
     "SCHEDULES",
     "SET",
+    "FilterGroup",
+    "FilterGroups",
     "Growth",
+    "Place",
     "Pruner",
+    "Removal",
     "RigL",
     "Schedule",
     "Score",
     "SummaryRow",
     "get_schedule",
+    "groups",
     "iterative",
     "one_cycle",
     "reconstruct_",
@@ -48,4 +56,5 @@ __all__ = [
     "register_criterion",
     "register_growth",
     "register_schedule",
+    "remove_",
 ]

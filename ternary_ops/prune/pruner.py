@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,10 @@ from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.allocation import make_groups
 from ternary_ops.prune.growth import Growth, get_growth
+from ternary_ops.prune.optimizer_state import GradientHook, Replaced
 from ternary_ops.prune.phases import Phases
 from ternary_ops.prune.ranking import Regrowth, SummaryRow, summary
+from ternary_ops.prune.resizing import resize_targets
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.scores import get_criterion
 from ternary_ops.prune.state import check_state, plain_names, pruned_bits, restore_bits
@@ -128,7 +129,7 @@ class Pruner:
         for target in self._targets:
             self.criterion.watch(target.name, target.owners)
         if optimizer is not None:
-            optimizer.register_step_pre_hook(_Guard(self))
+            optimizer.register_step_pre_hook(GradientHook(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
         self._prepare([layer for layer in self._layers if layer.phase != "frozen"])
         for layer in self._layers:
@@ -250,6 +251,16 @@ class Pruner:
             target.latent = None if latent is None else latent.to(target.weight).clone()
         self.criterion.restore(state["scores"])
         self._prepare(self._layers)
+
+    def resize(self, replaced: Replaced) -> None:
+        """Go on with weights that `prune.remove_` has made smaller: it calls this with the former
+        parameters, each with the new one and what cuts tensors alike.
+
+        Masks, latent values and what the criterion has observed lose the same channels; zeros count
+        in the units that are left. Raises BadConfig, with nothing changed, where these are too few.
+        """
+        resize_targets(self._targets, self._groups, self.criterion, replaced)
+        self._gradients.clear()
 
     def before_step(self) -> None:
         """Check gradients and let the criterion and growth read them: the optimizer's hook.
@@ -384,15 +395,3 @@ class Pruner:
         if self.growth is not None and (not nested or optimizer is None):
             what = "the optimizer and nested=True with growth: no latent values of pruned weights"
             raise BadConfig(need(what, f"nested={nested}, {given}", "Pass both."))
-
-
-class _Guard:
-    """The hook on the optimizer; it goes idle with its Pruner."""
-
-    def __init__(self, pruner: Pruner) -> None:
-        self.pruner = ref(pruner)
-
-    def __call__(self, *step: Any) -> None:
-        pruner = self.pruner()
-        if pruner is not None:
-            pruner.before_step()

@@ -52,9 +52,15 @@ class Group:
         """Raises BadConfig where zeros leave too little for min_nnz and one unit per layer."""
         self.targets = list(targets)
         self.zeros = zeros
-        self.sizes = [target.units for target in targets]
+        self.measure()
+
+    def measure(self) -> None:
+        """Count the targets' units and those of them that are pruned, by their masks. Raises
+        BadConfig, see __init__.
+        """
+        self.sizes = [target.units for target in self.targets]
         self.total = sum(self.sizes)
-        self.limit = self.total - sum(target.protected for target in targets)
+        self.limit = self.total - sum(target.protected for target in self.targets)
         if self.zeros * self.total - self.limit >= 1:
             raise BadConfig(
                 need(
@@ -64,7 +70,7 @@ class Group:
                     "Lower zeros or min_nnz, or skip these layers.",
                 )
             )
-        self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in targets]))
+        self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in self.targets]))
 
     def set_pruned(self, pruned: Tensor) -> None:
         """Remember which units are pruned, bool [total], in the order of the targets."""

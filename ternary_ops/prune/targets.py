@@ -108,6 +108,20 @@ class Target:
         for owner in self.owners:
             cast(QuantizedLayer, owner).mask = mask
 
+    def resize(self, cut: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        """Follow the weight, which has lost what `cut` takes from tensors of its former shape.
+        Returns a function that undoes it.
+        """
+        former = self._own_mask, self.latent, self.pattern
+        self._own_mask, self.latent = (None if t is None else cut(t) for t in former[:2])
+        groups = int(getattr(self.owners[0], "groups", 1))
+        self.pattern = fit_pattern(self.pattern, self.weight.shape, groups)
+
+        def undo() -> None:
+            self._own_mask, self.latent, self.pattern = former
+
+        return undo
+
     @property
     def units(self) -> int:
         """Number of units of the weight."""
