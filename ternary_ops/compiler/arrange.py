@@ -21,6 +21,7 @@ from ternary_ops.compiler.axes import (
     Sizes,
     Value,
     canonical_order,
+    is_one,
 )
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
@@ -130,6 +131,7 @@ class _Move:
 
 def real(value: Value) -> Value:
     """The value with a place for all its atoms: what repeats is written as often."""
+    value = value.with_parts({atom: () for atom in value.repeated if is_one(atom)})
     step, form = value.step, list(value.form)
     for atom in value.repeated:
         empty = [place for place in range(2, len(form)) if not form[place]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -213,7 +214,9 @@ def _code_bounds(node: fx.Node) -> tuple[float, float] | None:
 
 
 def _bounds(node: fx.Node, op: TorchOp) -> Bounds | None:
-    """The two constant arguments of a clamp, None when one of them is traced."""
+    """The two constant arguments of a clamp, None when one of them is traced. What bounds nothing
+    is none.
+    """
     at: dict[str, Any] = {**op.arguments}
     at |= dict(zip(op.arguments, node.args[1:], strict=False)) | dict(node.kwargs)
     found: list[float | None] = []
@@ -221,7 +224,8 @@ def _bounds(node: fx.Node, op: TorchOp) -> Bounds | None:
         if not (at[name] is None or isinstance(at[name], (int, float))):
             return None
         found.append(None if at[name] is None else float(at[name]))
-    return found[0], found[1]
+    lo, hi = found
+    return None if lo == -inf else lo, None if hi == inf else hi
 
 
 @dataclass

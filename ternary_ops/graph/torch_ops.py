@@ -71,6 +71,7 @@ CONV2D = _op(
     groups=1,
 )
 CONV1D = _op("Conv1d", nn.Conv1d, F.conv1d, torch.conv1d, **_CONV, dilation=1, groups=1)
+CONV3D = _op("Conv3d", nn.Conv3d)
 CONV_TRANSPOSE2D = _op(
     "ConvTranspose2d",
     nn.ConvTranspose2d,

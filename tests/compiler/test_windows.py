@@ -83,6 +83,20 @@ def shared_query(net: Any, x: Tensor) -> Tensor:
     return image(made.transpose(1, 2).reshape(-1, 12, 4, 4), x.shape[0])
 
 
+def whole_query(net: Any, x: Tensor) -> Tensor:
+    """The only window is the image; bounds that bound nothing."""
+    y, q = tokens(x), x.mean((2, 3)).unsqueeze(1).clamp(-float("inf"), float("inf"))
+    q = q.repeat_interleave(y.shape[0] // q.shape[0], dim=0).clamp(min=-1.0, max=float("inf"))
+    return (q @ y.transpose(-2, -1)).softmax(-1) @ y
+
+
+def volume(net: Any, x: Tensor) -> Tensor:
+    """Along rows and columns, with every channel by itself (LambdaNet)."""
+    n, c, h, w = x.shape
+    y = net.last(x.permute(0, 2, 3, 1).reshape(n, 1, h, w, c)).relu()
+    return net.middle(y.transpose(3, 4).transpose(2, 3)).flatten(3)
+
+
 def reordered(net: Any, x: Tensor) -> Tensor:
     """Numbers of each window in another order, and some of its channels."""
     y = windows(x).flatten(2)[:, :, torch.arange(16).view(4, 4).T.flatten()]
@@ -115,6 +129,12 @@ NETS: dict[str, Callable[[], Net]] = {
     "relative": lambda: Net(relative, relative=torch.randn(15, 4)),
     "halo": lambda: Net(halo),
     "shared query": lambda: Net(shared_query),
+    "whole query": lambda: Net(whole_query),
+    "volume": lambda: Net(
+        volume,
+        last=nn.Conv3d(1, 4, (3, 3, 1), (2, 1, 1), (1, 1, 0)),
+        middle=nn.Conv3d(4, 2, (1, 1, 3), bias=False),
+    ),
     "reordered": lambda: Net(reordered),
     "rms": lambda: Net(root_mean_square, norm=nn.RMSNorm(12), weight=torch.randn(12)),
     "heads": lambda: Net(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from ternary_ops.compiler.arrange import (
     in_windows,
     with_windows,
 )
-from ternary_ops.compiler.axes import RANKS, Value
+from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
 from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.ops.pad import padded
 from ternary_ops.compiler.ops.row import Row
@@ -40,18 +41,24 @@ def _read(call: Call, module: nn.Module | None) -> Layer:
     return call.layers[call.name]
 
 
-def _convolution(call: Call) -> Value | Step:
-    """Over an image; over windows as one group of channels each, or, of one pixel, as it lies."""
-    layer, x = _read(call, call.module), call.value()
-    if len(x.axes) != RANKS[-1] or not in_windows(x):
-        return convolution(call, call.module, call.input(4))
+def _convolution(call: Call) -> Value:
+    if call.module is not None and len(call.shape) == RANKS[-1] and in_windows(call.value()):
+        return over_windows(call, call.module, call.value(), call.sizes)
+    return made_by(convolution(call, call.module, call.input(4)), call.sizes, call.varied)
+
+
+def over_windows(call: Call, module: Any, x: Value, sizes: Sequence[Sizes]) -> Value:
+    """A convolution of windows, as one group of channels each, or, of one pixel, as they lie; of
+    these sizes.
+    """
+    layer = _read(call, module)
     if _of_one_pixel(layer):
         x = channels_at(x, 1, RANKS[-1:])
         step = Step("conv2d", [x.step], layer.attrs, layer)
         return x.with_channels(1, layer.weight.shape[0], step)
     x = beside_channels(x)
     windows = x.length(x.form[1])[0] // x.sizes[1][0]
-    return with_windows(x, convolution(call, call.module, x.step, windows), call.sizes)
+    return with_windows(x, convolution(call, module, x.step, windows), sizes)
 
 
 def _of_one_pixel(layer: Layer) -> bool:
