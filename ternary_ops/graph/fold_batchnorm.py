@@ -143,7 +143,7 @@ def _folded(layer: Any, norm: Any, names: tuple[str, str]) -> Any:
     if bool(((found - ((y - mean) * gain + beta)).abs() > bound).any()):
         raise UnsupportedModel(
             need(
-                f"{names[0]} with {names[1]} folded in computes what both do",
+                f"{names[0]} with {names[1]} folded in that computes what both do",
                 "another result",
                 "Nothing was changed. Report this model; it was misread.",
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -137,6 +138,15 @@ def arguments_of(node: fx.Node, op: TorchOp, first: str = "input") -> dict[str, 
     return found if known and torch_ops.REQUIRED not in found.values() else None
 
 
+def two(value: object) -> tuple[int, int] | None:
+    """An integer for rows and columns, or one or two in a sequence, as two; otherwise None."""
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    numbers = [number for number in given if isinstance(number, int)]
+    if len(given) not in (1, 2) or len(numbers) != len(given):
+        return None
+    return numbers[0], numbers[-1]
+
+
 def is_ours(module: nn.Module) -> bool:
     """True for the layers of `ternary_ops.nn`."""
     return type(module).__module__.startswith("ternary_ops.nn")
@@ -205,7 +215,9 @@ def _code_bounds(node: fx.Node) -> tuple[float, float] | None:
 
 
 def _bounds(node: fx.Node, op: TorchOp) -> Bounds | None:
-    """The two constant arguments of a clamp, None when one of them is traced."""
+    """The two constant arguments of a clamp, None when one of them is traced. What bounds nothing
+    is none.
+    """
     at: dict[str, Any] = {**op.arguments}
     at |= dict(zip(op.arguments, node.args[1:], strict=False)) | dict(node.kwargs)
     found: list[float | None] = []
@@ -213,7 +225,8 @@ def _bounds(node: fx.Node, op: TorchOp) -> Bounds | None:
         if not (at[name] is None or isinstance(at[name], (int, float))):
             return None
         found.append(None if at[name] is None else float(at[name]))
-    return found[0], found[1]
+    lo, hi = found
+    return None if lo == -inf else lo, None if hi == inf else hi
 
 
 @dataclass

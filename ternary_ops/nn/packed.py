@@ -160,7 +160,7 @@ class PackedLayer(nn.Module):
         """Codes in {-1, 0, 1} and scale, as integer_weight; BadConfig for int8 weights."""
         if self.weights != "ternary":
             do = "integer_weight() serves both."
-            raise BadConfig(need("ternary() asks for ternary weights", self.weights, do))
+            raise BadConfig(need("ternary weights for ternary()", self.weights, do))
         return self.integer_weight()
 
     def _fill_float(self, twin: nn.Linear | nn.Conv2d) -> None:

@@ -233,7 +233,7 @@ def _check_auto(auto: bool, budget: Allocator | None, batches: Iterable[Any] | N
     if auto != (budget is not None) or auto != (batches is not None):
         got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
         do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
-        raise BadConfig(need("auto, budget and batches go together", got, do))
+        raise BadConfig(need("auto, budget and batches together", got, do))
 
 
 def _allocated(

@@ -128,7 +128,7 @@ def _distinct(model: nn.Module) -> dict[str, Tensor]:
         if is_entry(name):
             continue
         if not isinstance(value, Tensor):
-            what = f"the state {name!r} is a tensor"
+            what = f"a tensor as the state {name!r}"
             raise UnsupportedModel(need(what, type(value).__name__, "Save it on its own."))
         if first.setdefault(id(value), name) == name:
             found[name] = value.detach()
@@ -190,7 +190,7 @@ def _parse_bounds(name: str, bounds: Any) -> tuple[float, float]:
 def _parse_row(row: Any) -> Row:
     name, weights, params, bounds = row if type(row) is list and len(row) == 4 else [None] * 4
     if type(name) is not str or weights not in ("ternary", "int8"):
-        what = "a layer is [name, weights, input, output]"
+        what = "a layer as [name, weights, input, output]"
         raise FormatError(need(what, f"{row!r:.80}", _DAMAGED))
     output = None if bounds is None else _parse_bounds(name, bounds)
     if params is None:
@@ -296,11 +296,11 @@ def _complete(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     wanted = _distinct(model)
     missing = [name for name in wanted if name not in state]
     if missing:
-        what = "the file has all tensors of the model"
+        what = "a file with all tensors of the model"
         raise FormatError(need(what, f"no {_listed(missing)}", _OTHER))
     extra = [name for name in state if name not in wanted]
     if extra:
-        what = "the file has tensors of the model only"
+        what = "a file with tensors of the model only"
         raise FormatError(need(what, f"also {_listed(extra)}", _OTHER))
     for name, tensor in wanted.items():
         found, expected = list(state[name].shape), list(tensor.shape)
