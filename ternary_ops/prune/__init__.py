@@ -17,6 +17,7 @@ from ternary_ops.prune.allocation import ALLOCATIONS, register_allocation
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
 from ternary_ops.prune.growth import GROWTHS, SET, Growth, RigL, register_growth
+from ternary_ops.prune.network_file import load_network, save_network
 from ternary_ops.prune.pruner import Pruner
 from ternary_ops.prune.ranking import SummaryRow
 from ternary_ops.prune.reconstruct import reconstruct_
@@ -50,6 +51,7 @@ __all__ = [
     "get_schedule",
     "groups",
     "iterative",
+    "load_network",
     "one_cycle",
     "reconstruct_",
     "register_allocation",
@@ -57,4 +59,5 @@ __all__ = [
     "register_growth",
     "register_schedule",
     "remove_",
+    "save_network",
 ]
