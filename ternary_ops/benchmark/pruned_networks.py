@@ -31,7 +31,8 @@ from ternary_ops.prune import Pruner
 from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.correct import recalibrate_batchnorm_
-from ternary_ops.quantize.plans import Plan, plan
+from ternary_ops.quantize.plan_rows import Plan
+from ternary_ops.quantize.plans import plan
 from ternary_ops.runtime import Program
 
 # Name -> (channels, image side).
@@ -184,7 +185,7 @@ def _split(pattern: str) -> tuple[str, str]:
     if name == "int8" and extra:
         get_pattern(extra)
     elif plus and extra != "permute":
-        what = 'a pattern is "1x4", "element", ... with or without "+permute", "int8" or "int8+1x4"'
+        what = 'as pattern "1x4", "element", ... with or without "+permute", "int8" or "int8+1x4"'
         raise BadConfig(need(what, repr(pattern), "Pick one."))
     return name, extra
 

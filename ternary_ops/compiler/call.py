@@ -15,7 +15,7 @@ from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.graph.constants import attribute_of
-from ternary_ops.graph.nodes import Chain, arguments_of
+from ternary_ops.graph.nodes import Chain, arguments_of, two
 from ternary_ops.graph.torch_ops import TorchOp
 from ternary_ops.graph.trace import ON_EXAMPLE
 
@@ -180,10 +180,8 @@ def sizes_of(node: fx.Node, part: int | None = None) -> list[Sizes]:
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """An int or two of them as two; raises Unsupported."""
-    two = (value, value) if isinstance(value, int) else tuple(value)
-    if len(two) == 1:
-        two *= 2
-    if len(two) != 2 or not all(isinstance(v, int) for v in two):
+    """`two`; raises Unsupported where it is None."""
+    found = two(value)
+    if found is None:
         raise Unsupported(f"{value!r} is not one or two integers")
-    return int(two[0]), int(two[1])
+    return found

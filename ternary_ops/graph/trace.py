@@ -152,7 +152,7 @@ def _graph(
 
 def _outside(tracer: NetworkTracer, model: nn.Module) -> OutsideTree:
     """The error for a module that the model calls but does not have."""
-    what = "the modules that a model calls are in its module tree"
+    what = "modules that a model calls in its module tree"
     got = (
         f"a {type(tracer.outside).__name__} held elsewhere, called by {tracer.failed or 'forward'}"
     )

@@ -120,7 +120,7 @@ def test_time_is_kept_in_the_cost_table(digits: tuple[torch.nn.Module, torch.Ten
 
 def test_what_auto_refuses(digits: tuple[torch.nn.Module, torch.Tensor]) -> None:
     model, x = digits
-    with pytest.raises(BadConfig, match="go together"):
+    with pytest.raises(BadConfig, match="and batches together"):
         tops.plan(model, auto=True)
     with pytest.raises(BadConfig, match="go together"):
         tops.plan(model, budget=Budget(ms=1.0))
