@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from torch import fx, nn
 
-from ternary_ops.compiler.arrange import canonical
-from ternary_ops.compiler.axes import Sizes, Value
+from ternary_ops.compiler.arrange import beside_channels, canonical, in_windows, with_windows
+from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
 from ternary_ops.compiler.constants import known_number
 from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
@@ -79,6 +79,14 @@ class Call:
     def input(self, *ranks: int) -> Step:
         """The step of `laid`."""
         return self.laid(*ranks).step
+
+    def image(self, make: Callable[[Step], Step]) -> Value:
+        """What a step makes of an image, of every channel by itself."""
+        x = self.value()
+        if len(x.axes) != RANKS[-1] or not in_windows(x):
+            return made_by(make(self.input(RANKS[-1])), self.sizes, self.varied)
+        x = beside_channels(x)
+        return with_windows(x, make(x.step), self.sizes)
 
     def value(self, node: Any = None) -> Value:
         """The value of an operand, of the tensor it works on if none is said."""

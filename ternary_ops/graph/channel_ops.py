@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+import ternary_ops.nn as tnn
 from ternary_ops.graph import torch_ops as ops
 from ternary_ops.graph.nodes import (
     arguments_of,
@@ -24,8 +25,9 @@ from ternary_ops.graph.nodes import (
     operator_of,
     two,
 )
+from ternary_ops.nn.geometry import PaddedConv2d
 
-_LAYERS = (nn.Conv2d, nn.Linear)
+_LAYERS = (nn.Conv2d, nn.Linear, PaddedConv2d, tnn.TernaryConv2d, tnn.TernaryLinear)
 _NORMS = (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
 _KINDS = {
     # Of each number alone.

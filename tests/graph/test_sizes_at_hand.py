@@ -107,6 +107,58 @@ def test_a_network_that_caches_compiles_twice() -> None:
         close(tops.compile(model, x), model, x)
 
 
+def own_constant(net: Any, x: Tensor) -> Tensor:
+    """Writes into constants of its own: the middle third of a bias is zero (Swin v2)."""
+    assert x.shape[2] > 1
+    bias, mask = net.conv.bias.clone(), x.new_zeros(x.shape[2])
+    bias[2:4].zero_()
+    bias[4] = 3.0
+    bias[:1] += 1
+    mask[1:] = torch.arange(1, len(mask))
+    return x * bias.view(-1, 1, 1) + mask.clone().fill_(2.0)
+
+
+def read_between(net: Any, x: Tensor) -> Tensor:
+    bias = net.conv.bias.clone()
+    before = x + bias.view(-1, 1, 1)
+    bias[2:4].zero_()
+    return before * bias.view(-1, 1, 1)
+
+
+def own_parameter(net: Any, x: Tensor) -> Tensor:
+    net.conv.bias.detach()[2:4].zero_()
+    return x
+
+
+def test_writes_into_own_constants_are_done_while_compiling() -> None:
+    model, x = Net(own_constant).eval(), torch.randn(2, 3, 5, 5)
+    before = model.conv.bias.clone()
+    close(tops.compile(model, x), model, x)
+    assert torch.equal(before, model.conv.bias)
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [(read_between, r"zero_\(\) in test_sizes_at_hand.py:\d+"), (own_parameter, "another result")],
+)
+def test_writes_into_what_others_read_are_refused(forward: Forward, reason: str) -> None:
+    with pytest.raises(UnsupportedModel, match=reason):
+        tops.compile(Net(forward).eval(), torch.randn(2, 3, 5, 5))
+
+
+@torch.fx.wrap
+def reversed_parts(x: Tensor, parts: int) -> Tensor:
+    """Decides on sizes, and calls one of PyTorch's functions last."""
+    return torch.cat(x.chunk(parts, 1)[::-1], 1) if x.shape[1] > parts else x
+
+
+def test_a_wrapped_function_that_is_looked_into_wraps_no_other() -> None:
+    model, x = Net(lambda net, x: reversed_parts(x, 2)).eval(), torch.randn(2, 3, 5, 5)
+    for _ in range(2):  # torch.fx keeps what it wraps, for the whole process
+        close(tops.compile(model, x), model, x)
+    torch.fx.symbolic_trace(nn.ReLU())
+
+
 def written(net: Any, x: Tensor) -> Tensor:
     x[:, 0] = 0.0
     return x

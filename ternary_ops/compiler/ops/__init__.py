@@ -12,6 +12,7 @@ from ternary_ops.compiler.ops import (
     conv_linear,
     data_movement,
     elementwise,
+    heads,
     indexing,
     normalize,
     one_axis,
@@ -28,6 +29,7 @@ from ternary_ops.graph.torch_ops import TorchOp
 _FAMILIES = (
     conv_linear,
     products,
+    heads,
     normalize,
     elementwise,
     pad,
