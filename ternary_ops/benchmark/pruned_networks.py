@@ -31,7 +31,8 @@ from ternary_ops.prune import Pruner
 from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.correct import recalibrate_batchnorm_
-from ternary_ops.quantize.plans import Plan, plan
+from ternary_ops.quantize.plan_rows import Plan
+from ternary_ops.quantize.plans import plan
 from ternary_ops.runtime import Program
 
 # Name -> (channels, image side).

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixed-precision allocation: weight type and sparsity by layer, within a budget of time or bytes.
 
-Cost: the network is compiled once per candidate, applied to all layers at once; the profile of that
-program is the cost table of this machine, and its weights give the bytes. Error: each candidate's
-effect on the output is measured layer by layer, before any training. Choice: starting from the
-cheapest candidates, greedily take the step that removes most error per cost (on the convex hull of
-each layer's candidates; a Lagrangian relaxation of the knapsack problem).
+Cost: in time, of the cost table of this machine (`program.layer_costs`), measured once; in bytes,
+of the weights of the network compiled once per candidate, applied to all layers. Error: each
+candidate's effect on the output, measured layer by layer, before any training. Choice: starting
+from the cheapest candidates, greedily take the step that removes most error per cost (on the convex
+hull of each layer's candidates; a Lagrangian relaxation of the knapsack problem).
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from ternary_ops.graph.batches import samples
 from ternary_ops.graph.wrappers import copy_of
 from ternary_ops.io.container import WeightEntry, dumps
 from ternary_ops.nn.config import TernaryConfig
+from ternary_ops.program.layer_costs import CostTable, measure
 from ternary_ops.progress import progress_bars
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import quantize_
-from ternary_ops.quantize.plans import Plan, PlanRow
+from ternary_ops.quantize.engine_costs import eight_bits
+from ternary_ops.quantize.plan_rows import Plan, PlanRow
+from ternary_ops.runtime import Program
 
 # Shares of empty units that are tried for ternary and for 8-bit weights.
 TERNARY_ZEROS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 INT8_ZEROS = (0.0, 0.5, 0.75, 0.9)
-_REPEATS = 20
+_LEVELS = [("ternary", z) for z in TERNARY_ZEROS] + [("int8", z) for z in INT8_ZEROS]
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def allocate(
     table: dict[str, list[Choice]] = {name: [] for name in free}
     rest = 0.0
     candidates = _candidates(plan, free)
+    times = _times(model, plan, free, inputs[0][:1], budget) if budget.unit == "ms" else None
     with progress_bars() as bars, bars.stage("cost table", len(candidates)) as advance:
         for configs in candidates:
             trial = copy_of(model).eval()
@@ -107,7 +111,11 @@ def allocate(
             if any(row.config is not None and row.config.zeros > 0 for row in rows):
                 Pruner(trial, "one_shot", total_steps=1).step()
             calibrate(trial, inputs)
-            costs, others = _costs(trial, inputs[0][:1], free, budget)
+            if times is None:
+                costs, others = _bytes(trial, inputs[0][:1], free)
+            else:
+                kinds = {name: (configs[name].weights, configs[name].zeros) for name in free}
+                costs, others = {n: times.ms(n, *kinds[n]) for n in free}, times.others
             rest = max(rest, others)
             for name, error in _output_errors(model, trial, free, inputs).items():
                 table[name].append(Choice(configs[name], costs[name], error))
@@ -178,8 +186,7 @@ def _slope(points: list[Choice], k: int) -> float:
 def _candidates(plan: Plan, free: list[str]) -> list[dict[str, TernaryConfig]]:
     """Every candidate for all free layers at once."""
     found = []
-    levels = [("ternary", z) for z in TERNARY_ZEROS] + [("int8", z) for z in INT8_ZEROS]
-    for weights, zeros in levels:
+    for weights, zeros in _LEVELS:
         configs = {}
         for name in free:
             config = plan[name].config
@@ -198,28 +205,26 @@ def _with(row: PlanRow, config: TernaryConfig | None, reason: str | None = None)
     return replace(row, action=config.weights, config=config, pattern=pattern, reason=reason)
 
 
-def _costs(
-    trial: nn.Module, x: Tensor, free: list[str], budget: Budget
-) -> tuple[dict[str, float], float]:
-    """Cost of each free layer in the compiled network, and of everything else together."""
+def _times(model: nn.Module, plan: Plan, free: list[str], x: Tensor, budget: Budget) -> CostTable:
+    """Milliseconds of each free layer at every candidate's kind and share of empty quads."""
+    program = eight_bits(model, x, plan)
+    if not isinstance(program, Program):
+        raise TypeError("a program without islands is one")  # unreachable: none were asked for
+    with runtime.num_threads(budget.threads):
+        return measure(program, free, _LEVELS, x.contiguous().numpy())
+
+
+def _bytes(trial: nn.Module, x: Tensor, free: list[str]) -> tuple[dict[str, float], float]:
+    """Bytes of each free layer in the compiled network, and of everything else together."""
     program = compile(trial, x)
-    if budget.unit == "ms":
-        with runtime.num_threads(budget.threads):
-            nodes = program.profile(x.contiguous().numpy(), _REPEATS)
-        found: dict[str, float] = dict.fromkeys(free, 0.0)
-        for node in nodes:
-            if node["name"] in found:
-                found[node["name"]] += node["ms"]
-        total = sum(node["ms"] for node in nodes)
-    else:
-        found = dict.fromkeys(free, 0.0)
-        for weight in program.graph.weights:
-            if weight.name in found:
-                found[weight.name] += _coded(weight.kind, weight.array)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "trial.safetensors")
-            program.save(file)
-            total = file.stat().st_size
+    found = dict.fromkeys(free, 0.0)
+    for weight in program.graph.weights:
+        if weight.name in found:
+            found[weight.name] += _coded(weight.kind, weight.array)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "trial.safetensors")
+        program.save(file)
+        total = file.stat().st_size
     return found, total - sum(found.values())
 
 

@@ -7,6 +7,7 @@ A head gives raw scores [F]; 1 and above is on, 0 and below off. All are 1 at th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -73,26 +74,20 @@ HEADS.add("attention", FilterAttention)
 HEADS.add("gates", FreeGates)
 
 
-class _Within(torch.autograd.Function):
-    """clip(r, 0, 1), whose gradient passes outside as well where a step against it leads back."""
+class Within(torch.autograd.Function):
+    """clip(r, 0, 1): scores of raw scores, whose gradient passes outside as well where a step
+    against it leads back, so that no score is stuck at an end.
+    """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, raw: Tensor) -> Tensor:
+    def forward(ctx: Any, raw: Tensor) -> Tensor:
+        """Scores, of the shape of the raw ones."""
         ctx.save_for_backward(raw)
         return raw.clamp(0, 1)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
-        (raw,), (gradient,) = ctx.saved_tensors, gradients  # type: ignore[attr-defined]
-        lost = ((raw > 1) & (gradient < 0)) | ((raw < 0) & (gradient > 0))
-        return gradient.masked_fill(lost, 0.0)
-
-
-def squash(raw: Tensor, slope: float) -> Tensor:
-    """Scores in 0..1: a hard sigmoid, 1 at raw >= 1 for the slope 1, steeper around 1/2 after.
-
-    With a slope above 1 scores are 1 from 1/2 + 1/(2 slope) on. At both ends the gradient passes
-    where it leads back, so that no score is stuck.
-    """
-    result: Tensor = _Within.apply(0.5 + slope * (raw - 0.5))  # type: ignore[no-untyped-call]
-    return result
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Zero where a step would lead farther out."""
+        (raw,), (gradient,) = ctx.saved_tensors, gradients
+        out = ((raw > 1) & (gradient < 0)) | ((raw < 0) & (gradient > 0))
+        return gradient.masked_fill(out, 0.0)

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from torch import nn
-
-from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.prune.filters import FilterGroups
 
 # From channels left of each group, by name, to a cost: parameters, multiply-adds, milliseconds.
@@ -34,25 +32,23 @@ class FilterCosts:
     Exact for whole channels. Widths may be fractions, which count as expected.
     """
 
-    def __init__(self, model: nn.Module, groups: FilterGroups) -> None:
+    def __init__(self, groups: FilterGroups) -> None:
         self.widths = {group.name: group.width for group in groups}
-        self._counted: list[_Counted] = []
-        found: dict[tuple[str, str], _Counted] = {}
-        for path, module in unwrap(model).named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                times = groups.pixels.get(path, 0) if name == "weight" else 0
-                counted = _Counted(parameter.numel(), times)
-                self._counted.append(counted)
-                found[path, name] = counted
-        tensors = dict(unwrap(model).named_parameters(remove_duplicate=False))
+        found = {
+            (layer, name): _Counted(
+                math.prod(shape), groups.pixels.get(layer, 0) if name == "weight" else 0
+            )
+            for (layer, name), shape in groups.shapes.items()
+        }
         for group in groups:
             for place in group.places:
                 for name, axis in place.tensors:
-                    if (place.layer, name) not in found:
-                        continue  # a buffer
-                    tensor = tensors[".".join(filter(None, (place.layer, name)))]
-                    share = place.positions.shape[1] / (tensor.shape[axis] * place.parts)
-                    found[place.layer, name].axes.setdefault(axis, []).append((group.name, share))
+                    if (place.layer, name) in found:  # a parameter, no buffer
+                        size = groups.shapes[place.layer, name][axis] * place.parts
+                        axes = found[place.layer, name].axes
+                        share = place.positions.shape[1] / size
+                        axes.setdefault(axis, []).append((group.name, share))
+        self._counted = list(found.values())
 
     def parameters(self, widths: Mapping[str, float]) -> float:
         """All parameters of the network, with these channels left; groups not named are whole."""
@@ -61,6 +57,10 @@ class FilterCosts:
     def multiply_adds(self, widths: Mapping[str, float]) -> float:
         """Of one sample, in convolutions and linear layers."""
         return sum(c.elements * c.times * self._left(c, widths) for c in self._counted if c.times)
+
+    def channels(self, widths: Mapping[str, float]) -> float:
+        """Of all groups."""
+        return sum(widths.get(name, width) for name, width in self.widths.items())
 
     def _left(self, counted: _Counted, widths: Mapping[str, float]) -> float:
         left = 1.0

@@ -61,7 +61,12 @@ class FilterNetwork:
         self.pixels = _pixels(self.traced, self.axes)
         self.classes: dict[str, Index] = {}
         found = [self._group(g) for g in self.axes.groups.groups() if g.producers]
-        self.groups = FilterGroups(self._pin(found), self.pixels)
+        shapes = {
+            (path, name): tuple(parameter.shape)
+            for path, module in self.model.named_modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        }
+        self.groups = FilterGroups(self._pin(found), self.pixels, shapes)
 
     def beside(self) -> list[str]:
         """Modules whose parameters the trace does not reach, such as heads for training alone."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from ternary_ops.graph.nodes import layer_class, module_of, readers
-from ternary_ops.prune.filter_attention import HEADS, squash
+from ternary_ops.prune.filter_attention import HEADS, Within
 from ternary_ops.prune.filters import FilterGroup
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d)
@@ -88,13 +88,13 @@ def _is_norm(node: fx.Node) -> bool:
 class LiveScores:
     """Scores of all filters of the groups, computed from the weights as they are.
 
-    A value is kept until the network is called anew, weights, heads or the slope change, or its
-    graph has been used. In a distributed run gradients of the scores are averaged over the ranks, so that heads, which no
-    wrapper sees, stay equal on all.
+    A value is kept until the network is called anew, weights or heads change, or its graph has been
+    used. In a distributed run gradients of the scores are averaged over the ranks, so that heads,
+    which no wrapper sees, stay equal on all.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[FilterGroup], head: str) -> None:
-        self.groups, self.slope = list(groups), 1.0
+        self.groups = list(groups)
         self.sources: list[list[tuple[nn.Module, Tensor, nn.Module]]] = []
         self.heads = nn.ModuleList()
         for group in groups:
@@ -113,10 +113,10 @@ class LiveScores:
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         """Raw scores and scores in 0..1, [n] of all groups one after the other, float32."""
-        key = (self.slope, torch.is_grad_enabled(), *(t._version for t in self._tensors()))
+        key = (torch.is_grad_enabled(), *(t._version for t in self._tensors()))
         if self._known is None or self._known[0] != key:
             raw = self._raw()
-            self._known = (key, raw, squash(raw, self.slope))
+            self._known = (key, raw, Within.apply(raw))  # type: ignore[no-untyped-call]
         return self._known[1:]
 
     def renew(self, *call: Any) -> None:
@@ -125,7 +125,7 @@ class LiveScores:
 
     def parts(self, scores: Tensor) -> list[Tensor]:
         """Scores [n] group by group."""
-        return list(scores.split([group.width for group in self.groups]))
+        return list(torch.split(scores, [group.width for group in self.groups]))
 
     def _raw(self) -> Tensor:
         kind = next(self._tensors()).device.type

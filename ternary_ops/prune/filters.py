@@ -71,12 +71,23 @@ class FilterGroups(list[FilterGroup]):
     """The groups of a network in its order; str() is a table that says why others are fixed.
 
     pixels: for each convolution and linear layer, at how many places of a sample its filters are
-    applied.
+    applied. shapes: of all parameters of the network, by layer and name.
     """
 
-    def __init__(self, found: Iterable[FilterGroup], pixels: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        found: Iterable[FilterGroup],
+        pixels: Mapping[str, int],
+        shapes: Mapping[tuple[str, str], tuple[int, ...]],
+    ) -> None:
         super().__init__(found)
-        self.pixels = dict(pixels)
+        self.pixels, self.shapes = dict(pixels), dict(shapes)
+
+    @property
+    def free(self) -> FilterGroups:
+        """Those of which channels can go."""
+        found = (g for g in self if g.fixed is None and g.width > g.parts)
+        return FilterGroups(found, self.pixels, self.shapes)
 
     def __str__(self) -> str:
         """One row a group."""

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, check_type, need
 from ternary_ops.graph.nodes import is_ours
 from ternary_ops.graph.wrappers import unwrap
-from ternary_ops.prune.choice import choose_widths, round_up, widths_above, widths_for
+from ternary_ops.prune.choice import channels_of, round_up, widths_above, widths_for
 from ternary_ops.prune.filter_costs import Cost, FilterCosts
 from ternary_ops.prune.filter_network import FilterNetwork
 from ternary_ops.prune.filter_scaling import LiveScores, Multiply, fold_, offsets, scaled_modules
-from ternary_ops.prune.filters import FilterGroups
 from ternary_ops.prune.removal import Removal, remove_
 
-_SLOPES = (1.0, 1.0)
-_BEND, _EVERY = 2.0, 10
+# Scores below go; one that stays all the same is no lower, so that its filter can learn.
 _OFF = 1e-2
+# How concave the price of a score is at the end; steps between looks at what channels cost.
+_BEND, _EVERY = 4.0, 10
 # Shares of the steps: none costs anything before the first, and a target is met at the second.
 _WARMUP, _ARRIVAL = 0.1, 0.9
 # The controller of a target: log strength = integral + proportional part of the gap to the line.
@@ -79,16 +79,13 @@ class SbF:
             do = "Score and remove filters first, then plan and quantize_."
             raise UnsupportedModel(need("a float network", "quantized layers", do))
         network = FilterNetwork(self.model, example)
-        self.groups = FilterGroups(
-            [g for g in network.groups if g.fixed is None and g.width > g.parts],
-            network.groups.pixels,
-        )
+        self.groups = network.groups.free
         if not self.groups:
             do = "prune.groups(model, example) says why each is fixed."
             raise UnsupportedModel(need("filters that can be removed", "none", do))
         self.strength, self.steps, self.round_to = strength, steps, round_to
-        self._costs = FilterCosts(self.model, self.groups)
-        self._cost, self._target = self._costs.parameters, None
+        self._cost: Cost = FilterCosts(self.groups).parameters
+        self._target: float | None = None
         if target_params is not None:
             self._target = target_params * self._cost({})
         if target_ms is not None and cost is not None:
@@ -151,7 +148,6 @@ class SbF:
         if self.finished:
             return
         self._done += 1
-        self._live.slope = self._slope()
         expected = self._expected()
         if self._done % _EVERY == 0:
             self._shares = self._marginal(expected)
@@ -172,7 +168,7 @@ class SbF:
         raw = self.raw_scores()
         scores = torch.cat(list(self.scores().values()))
         widths = self._widths(raw)
-        kept = choose_widths(self.groups, raw, widths)
+        kept = channels_of(self.groups, raw, widths)
         self._detach()
         try:
             removal = remove_(
@@ -217,7 +213,6 @@ class SbF:
             self._live.heads.load_state_dict(state["heads"])
         self._done, self._integral = int(state["done"]), float(state["integral"])
         self._gap = float(state["gap"])
-        self._live.slope = self._slope()
 
     def _plan(self) -> dict[str, Any]:
         return {
@@ -233,10 +228,6 @@ class SbF:
         self._live.renew()
         parts = self._live.parts(self._live()[which])
         return {group.name: part for group, part in zip(self.groups, parts, strict=True)}
-
-    def _slope(self) -> float:
-        first, last = _SLOPES
-        return first + (last - first) * min(1.0, self._done / self.steps)
 
     def _price(self) -> float:
         """The strength at this step: 0 while the network warms up."""
@@ -276,11 +267,8 @@ class SbF:
 
     def _widths(self, raw: Mapping[str, Tensor]) -> dict[str, int]:
         if self._target is not None:
-            return widths_for(
-                self.groups, raw, self._cost, self._target, round_to=self.round_to
-            )
-        off = 0.5 + (_OFF - 0.5) / self._live.slope
-        return widths_above(self.groups, raw, off, self.round_to)
+            return widths_for(self.groups, raw, self._cost, self._target, round_to=self.round_to)
+        return widths_above(self.groups, raw, _OFF, self.round_to)
 
     def _fold(self, scores: Tensor, kept: Mapping[str, Tensor]) -> None:
         starts, total = offsets(self.groups)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import ternary_ops.nn as tnn
-from ternary_ops.errors import FormatError, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, need
 from ternary_ops.graph.entries import entry_of, tensor_of_entry
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import Ranges, is_entry, keep_ranges, ranges_of
@@ -27,6 +27,7 @@ from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.layout import codes as layout
+from ternary_ops.nn.engine_cost import EngineCost
 from ternary_ops.nn.geometry import edges_of, geometry_of
 from ternary_ops.quantize.convert import pack_
 
@@ -59,10 +60,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bo
         model = pack_(copy_of(model), allow_unfinished=allow_unfinished)
     layers, entries = [], []
     own: set[str] = set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, tnn.PackedLayer):
-            layers.append([name, layer.weights, _input(layer), _output(layer)])
-            entries += _layer_entries(name, layer)
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, tnn.PackedLayer)}
+    for name, layer in packed.items():
+        layers.append([name, layer.weights, _input(layer), _output(layer)])
+        entries += _layer_entries(name, layer)
     for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, tnn.PackedLayer):
             own.update(_join(name, key) for key in layer.state_dict())
@@ -74,7 +75,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bo
                 bfloat16.append(name)
     folded = list(getattr(model, "_tops_folded", []))
     ranges = {name: list(bounds) for name, bounds in ranges_of(model).items()}
+    costs = {name: m.cost.to_dict() for name, m in packed.items() if m.cost is not None}
     index = {"layers": layers, "folded": folded, _BFLOAT16: bfloat16, "ranges": ranges}
+    index["costs"] = costs
     container.write(path, KIND, {key: rows for key, rows in index.items() if rows}, entries)
 
 
@@ -93,9 +96,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     given, model = model, unwrap(model)
     rows, folded, bfloat16 = _parse_index(document.index)
     ranges = _parse_ranges(document.index.get("ranges", {}))
+    costs = _parse_costs(document.index.get("costs", {}), rows)
     new: dict[nn.Module, nn.Module] = {}
     for row in rows:
-        new[_float_layer(model, row[0])] = _packed_twin(model, row, document)
+        twin = _packed_twin(model, row, document)
+        twin.cost, new[_float_layer(model, row[0])] = costs.get(row[0]), twin
     for name in folded:
         norm = _batchnorm(model, name)
         new[norm] = rest_of(norm) or nn.Identity()
@@ -164,7 +169,8 @@ Row = tuple[str, str, "tuple[float, int] | None", "tuple[float, float] | None"]
 def _parse_index(index: dict[str, Any]) -> tuple[list[Row], list[str], set[str]]:
     """(name, weights, input, output), names of folded BatchNorms, names of bfloat16 tensors."""
     rows, folded, bfloat16 = (index.get(key, []) for key in ("layers", "folded", _BFLOAT16))
-    if not set(index) <= {"layers", "folded", _BFLOAT16, "ranges"} or type(rows) is not list:
+    known = {"layers", "folded", _BFLOAT16, "ranges", "costs"}
+    if not set(index) <= known or type(rows) is not list:
         what = "an index of weights: layers and folded"
         raise FormatError(need(what, sorted(index), _DAMAGED))
     for names in (folded, bfloat16):
@@ -178,6 +184,17 @@ def _parse_ranges(ranges: Any) -> Ranges:
     if type(ranges) is not dict:
         raise FormatError(need("ranges by the names of values", f"{ranges!r:.80}", _DAMAGED))
     return {name: _parse_bounds(name, bounds) for name, bounds in ranges.items()}
+
+
+def _parse_costs(costs: Any, rows: list[Row]) -> dict[str, EngineCost]:
+    """What layers' empty units save in the engine, by name."""
+    names = {row[0] for row in rows}
+    if type(costs) is not dict or not set(costs) <= names:
+        raise FormatError(need("costs by the names of layers", f"{costs!r:.80}", _DAMAGED))
+    try:
+        return {name: EngineCost.from_dict(values) for name, values in costs.items()}
+    except BadConfig as error:
+        raise FormatError(f"{error} {_DAMAGED}") from None
 
 
 def _parse_bounds(name: str, bounds: Any) -> tuple[float, float]:
