@@ -135,10 +135,8 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     from ternary_ops.program.shapes import infer, macs
 
     with runtime.num_threads(case.threads):  # of scope time's costs too
-        net = pruned_networks.by_name(
-            *(case.model, case.zeros, case.pattern, case.batch, case.size, case.scope),
-            samples=options.samples,
-        )
+        wanted = (case.model, case.zeros, case.pattern, case.batch, case.size, case.scope)
+        net = pruned_networks.by_name(*wanted, samples=options.samples)
     images = partial(pruned_networks.images, channels=net.x.shape[1], size=case.size)
     sample, seen = images(options.samples), images(options.images, start=options.samples)
     array, program = np.ascontiguousarray(net.x.numpy()), net.program
@@ -147,11 +145,11 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
         families = [name for name in options.against.split(",") if name]
         found = baselines.engines(families, net.dense, net.x, sample, case.threads)
         ours = baselines.Engine("ternary-ops", program, f"isa {runtime.isa()}, exact {exact}")
-        wanted = net.dense(seen).numpy()
+        answers = net.dense(seen).numpy()
         fake = agreement(program(seen.numpy()), net.trained(seen).numpy())
         engines = (ours, *found)
         agrees = {
-            e.name: agreement(e.in_batches(seen.numpy(), case.batch), wanted) for e in engines
+            e.name: agreement(e.in_batches(seen.numpy(), case.batch), answers) for e in engines
         }
         matches = {name: a.match for name, a in agrees.items()}
         matches["ternary-ops"] &= exact
@@ -161,8 +159,8 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     shapes = infer(program.graph, case.batch, *array.shape[2:])
     always = {
         **{name: round(value, 1) for name, value in vars(peaks).items()},
-        **{"images": options.images, "rounds": options.rounds},
-        **{"clock": options.clock, "real_images": pruned_networks.data_folder() is not None},
+        **{"images": options.images, "rounds": options.rounds, "clock": options.clock},
+        "real_images": pruned_networks.data_folder() is not None,
         "load": round(os.getloadavg()[0], 2),
     }
     work = Work(sum(macs(program.graph, shapes)), case.threads, peaks)
