@@ -58,9 +58,9 @@ class Changes:
                 return reason
         return ""
 
-    def against_fusing(self, chain: Chain) -> list[str]:
-        """Why a layer and the BatchNorm of its chain must stay apart: one reason a module, from
-        the first to the last.
+    def against_fusing(self, chain: Chain) -> list[tuple[str, str]]:
+        """Why a layer and the BatchNorm of its chain must stay apart: names of modules, from the
+        first to the last, and the reason that each is.
         """
         last = chain.links.index(chain.batchnorm) if chain.batchnorm is not None else 0
         found = []
@@ -68,7 +68,7 @@ class Changes:
             module = self.own(node)
             change = "fold" if i == 0 else "absorb" if i == last else "pass"
             if i <= last and module is not None and (why := self.why_not(module, change)):
-                found.append(f"{node.target}: {why}")
+                found.append((str(node.target), why))
         return found
 
     def own(self, node: fx.Node) -> nn.Module | None:

@@ -94,7 +94,8 @@ class _Reader(Interpreter):
         )
         if not known or kind not in _READ or not _READ[kind](self, node, inputs):
             if node not in self.axes.dims:
-                self.axes.add(node, (1,))
+                constant = all(m.op == "get_attr" for m in inputs)
+                self.axes.add(node, () if constant else (1,))
             shared = kind in ("layer", "norm") and not self._alone(node)
             why = "is called twice or shares its parameters" if shared else _UNKNOWN
             self.axes.fix([node, *inputs], f"{name_of(node)} {why}")
@@ -114,9 +115,13 @@ class _Reader(Interpreter):
         if rank < 2 or (conv and rank != 4):
             return False
         self.axes.add(node, dims)
-        if self.axes.dims[x] != dims or not self._alone(node):
+        if not self._alone(node):
             return False
-        parts = layer.groups if conv else 1
+        if self.axes.dims[x] != dims:  # filters are still one for each of its own channels
+            self.axes.fix([x], f"{name_of(node)} {_UNKNOWN}")
+            self.groups.use(name, "producer", node)
+            return layer_groups(layer) == 1
+        parts = layer_groups(layer)
         if parts > 1 and parts == layer.in_channels == layer.out_channels:
             self.groups.tie(node, x)
             self.groups.use(name, "vector", node, parts)
@@ -286,11 +291,8 @@ class _Reader(Interpreter):
         """Whatever puts values elsewhere: it is shown the channels' numbers in place of values."""
         indexed = node.target is operator.getitem and len(inputs) != 1
         retyped = any(isinstance(a, torch.dtype) for a in node.args)
-        if (
-            indexed
-            or retyped
-            or not all(m in self.axes.dims or m in self.axes.moved for m in inputs)
-        ):
+        channels = all(self.axes.dims.get(m) or m in self.axes.moved for m in inputs)
+        if indexed or retyped or not channels:
             return False
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._numbers)
         calls: dict[str, Any] = {
@@ -342,6 +344,11 @@ _READ = {
     "attention": _Reader._attention,
     "pixels": _Reader._pixels,
 }
+
+
+def layer_groups(layer: nn.Module) -> int:
+    """Groups of a convolution; 1 of a linear layer."""
+    return int(getattr(layer, "groups", 1))
 
 
 def name_of(node: fx.Node) -> str:

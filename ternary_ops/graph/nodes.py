@@ -93,14 +93,15 @@ def operator_of(node: fx.Node, module: nn.Module | None = None) -> TorchOp | Non
     if node.op == "call_module":
         module = module_of(node) if module is None else module
         kind = None if module is None else layer_class(module)
-        return None if kind is None else _operator_of_class(kind)
+        return None if kind is None else operator_of_class(kind)
     if node.op not in ("call_function", "call_method"):
         return None
     found = torch_ops.BY_CALL.get(node.target)
     return found or torch_ops.BY_NAME.get(getattr(node.target, "__name__", ""))
 
 
-def _operator_of_class(kind: type[nn.Module]) -> TorchOp | None:
+def operator_of_class(kind: type[nn.Module]) -> TorchOp | None:
+    """The operator that modules of a class of torch.nn or ternary_ops.nn compute."""
     if kind in torch_ops.BY_MODULE:
         return torch_ops.BY_MODULE[kind]
     bases = (torch_ops.BY_MODULE.get(base) for base in kind.__mro__)

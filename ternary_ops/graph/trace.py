@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -69,7 +68,7 @@ def restoring(model: nn.Module) -> Iterator[None]:
 
 def _contents(value: Any, depth: int = 3) -> list[tuple[Any, Any]]:
     """Every list, dict and set in a value, with a copy of what it holds."""
-    found = [] if isinstance(value, tuple) else [(value, copy.copy(value))]
+    found = [] if isinstance(value, tuple) else [(value, value.copy())]
     for part in value.values() if isinstance(value, dict) else value:
         if depth and isinstance(part, (list, dict, set, tuple)):
             found += _contents(part, depth - 1)

@@ -17,7 +17,7 @@ from ternary_ops.graph.batches import batch_of
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.channel_axes import ChannelAxes
 from ternary_ops.graph.channels import read_channels
-from ternary_ops.graph.narrowing import Kept, Miscounted, check_moves
+from ternary_ops.graph.narrowing import Kept, Miscounted, miscounted
 from ternary_ops.graph.nodes import is_layer, module_of
 from ternary_ops.graph.signature import tensor_of
 from ternary_ops.graph.trace import evaluating, trace_at
@@ -76,9 +76,9 @@ class FilterNetwork:
             left[self.classes[name][index.numpy()]] = True
         return left
 
-    def check(self, kept: Mapping[str, Tensor]) -> None:
-        """Raise graph.narrowing.Miscounted where an operator would not follow."""
-        check_moves(self.traced, self.axes, self.example, self.kept(kept))
+    def miscounted(self, kept: Mapping[str, Tensor]) -> list[Miscounted]:
+        """Operators that would not follow if only these channels were left of some groups."""
+        return miscounted(self.traced, self.axes, self.example, self.kept(kept))
 
     def _group(self, group: ChannelGroup) -> FilterGroup:
         first = str(group.producers[0].owner)
@@ -182,24 +182,30 @@ class FilterNetwork:
     def _pin(self, found: list[FilterGroup]) -> list[FilterGroup]:
         """Fix what operators would not follow, found by trying."""
         for seed in range(_TRIALS):
-            while (error := self._fails(found, seed)) is not None:
-                free = [g for g in found if g.fixed is None]
-                near = {g.name for g in free if self._meets(g, error.node)}
-                near = near or {g.name for g in free}
-                alone = {g.name for g in free if g.name in near and self._fails([g], seed)}
-                blamed = alone or near
-                found = [replace(g, fixed=str(error)) if g.name in blamed else g for g in found]
+            while errors := self._failing(found, seed):
+                why: dict[str, str] = {}
+                for error in errors:
+                    for name in self._blamed(found, error.node, seed):
+                        why.setdefault(name, str(error))
+                found = [replace(g, fixed=why[g.name]) if g.name in why else g for g in found]
         return found
 
-    def _fails(self, found: list[FilterGroup], seed: int) -> Miscounted | None:
+    def _failing(self, found: list[FilterGroup], seed: int) -> list[Miscounted]:
         """What would not follow if some channels of each free group went."""
         generator = torch.Generator().manual_seed(seed)
         free = [g for g in found if g.fixed is None and g.width > g.parts]
-        try:
-            self.check({g.name: _some(g, generator) for g in free})
-        except Miscounted as error:
-            return error
-        return None
+        return self.miscounted({g.name: _some(g, generator) for g in free})
+
+    def _blamed(self, found: list[FilterGroup], node: fx.Node, seed: int) -> list[str]:
+        """The free groups that an operator does not follow: of those that it meets the ones that it
+        does not follow alone, or else all; all that are free where it meets none.
+        """
+        free = [g for g in found if g.fixed is None]
+        near = [g for g in free if self._meets(g, node)] or free
+        if len(near) == 1:
+            return [near[0].name]
+        alone = [g.name for g in near if any(e.node is node for e in self._failing([g], seed))]
+        return alone or [g.name for g in near]
 
     def _meets(self, group: FilterGroup, node: fx.Node) -> bool:
         near = [m for m in (node, *node.all_input_nodes) if m in self.axes.dims]

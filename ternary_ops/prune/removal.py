@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedModel, check_type, need
-from ternary_ops.graph.narrowing import Miscounted
 from ternary_ops.prune.filter_network import FilterNetwork
 from ternary_ops.prune.kept_filters import settle
 from ternary_ops.prune.masked_run import check_same, masked_outputs
@@ -112,9 +111,6 @@ def _check_wrapper(model: nn.Module) -> None:
 
 
 def _check_operators(network: FilterNetwork, chosen: Mapping[str, Tensor]) -> None:
-    try:
-        network.check(chosen)
-    except Miscounted as error:
+    for miss in network.miscounted(chosen):
         do = "Keep more of the groups that it reads, or all of them."
-        what = "operators that follow when channels go"
-        raise UnsupportedModel(need(what, str(error), do)) from error
+        raise UnsupportedModel(need("operators that follow when channels go", str(miss), do))
