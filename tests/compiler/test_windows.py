@@ -112,8 +112,11 @@ def reordered(net: Any, x: Tensor) -> Tensor:
 
 
 def root_mean_square(net: Any, x: Tensor) -> Tensor:
+    """Norms of tokens, none of which are prefixes."""
     y = net.norm(tokens(x)) + F.rms_norm(tokens(x), (12,), net.weight, 1e-3)
-    return y + F.rms_norm(y, (12,))
+    prefix, rest = y[:, :0], y[:, 0:]
+    y = torch.cat([prefix, F.rms_norm(rest, (12,))], 1)
+    return y + F.layer_norm(y, (12,), None, None, 1e-3)
 
 
 def heads(net: Any, x: Tensor) -> Tensor:
