@@ -9,15 +9,20 @@ from torch import nn
 
 from ternary_ops.compiler.arrange import canonical, channels_at
 from ternary_ops.compiler.axes import Value
-from ternary_ops.compiler.call import Call
+from ternary_ops.compiler.call import Call, shape_of
 from ternary_ops.compiler.ops.pad import padded
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.compiler.read_layers import Layer, read_layer, read_transposed
+from ternary_ops.compiler.read_layers import (
+    Layer,
+    padding_of,
+    read_layer,
+    read_transposed,
+)
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.errors import UnsupportedModel, first_line
 from ternary_ops.graph import torch_ops
-from ternary_ops.nn.geometry import edges_of
+from ternary_ops.nn.geometry import edges_at, edges_of
 
 
 def _read(call: Call, module: nn.Module | None) -> Layer:
@@ -40,9 +45,17 @@ def _convolution(call: Call) -> Step:
 def convolution(call: Call, module: Any, x: Step) -> Step:
     """A convolution of an image, with the padding that a program has as a step of its own."""
     layer = _read(call, module)
-    if module.padding_mode != "zeros":
-        x = padded(x, edges_of(module), module.padding_mode)
-    return Step("conv2d", [x], layer.attrs, layer)
+    attrs, by_size = layer.attrs, edges_of(module) == "same"
+    if by_size and call.any_size:
+        raise Unsupported("its padding depends on the size of the image")
+    if by_size or module.padding_mode != "zeros":
+        height, width = (shape_of(call.source) or ())[-2:]
+        edges = edges_at(module, height, width)
+        if module.padding_mode == "zeros":
+            attrs = {**attrs, **padding_of(edges)}
+        else:
+            x = padded(x, edges, module.padding_mode)
+    return Step("conv2d", [x], attrs, layer)
 
 
 def _linear(call: Call) -> Value:
