@@ -334,7 +334,7 @@ def _quads(values: Array) -> Array:
 
 def _compare(ours: Array, theirs: Array, ms: float) -> Comparison:
     if ours.shape != theirs.shape:
-        what = f"both networks give {list(ours.shape)}"
+        what = f"{list(ours.shape)} from both networks"
         raise UnsupportedShape(need(what, list(theirs.shape), "Compare networks of one task."))
     same = ours.argmax(1) == theirs.argmax(1) if ours.shape[0] else np.ones(1)
     difference = ours.astype(np.float64) - theirs
@@ -360,7 +360,7 @@ def _times(*calls: Callable[[], object]) -> list[float]:
 def _array(sample: Tensor | Array) -> Array:
     if not isinstance(sample, np.ndarray):
         if not hasattr(sample, "detach"):
-            what, do = "sample is a tensor or a NumPy array", "Pass a batch that the model takes."
+            what, do = "as sample a tensor or a NumPy array", "Pass a batch that the model takes."
             raise UnsupportedShape(need(what, type(sample).__name__, do))
         sample = sample.detach().cpu().numpy()
     return np.ascontiguousarray(sample, np.float32)
@@ -376,7 +376,7 @@ def _program(model: nn.Module | Program, sample: Tensor | Array, allow: bool) ->
     from ternary_ops.compiler import compile as compile_model
 
     if not isinstance(model, torch.nn.Module):
-        what = "report takes a network or a Program"
+        what = "a network or a Program to report"
         raise UnsupportedModel(need(what, type(model).__name__, "Compile or load it first."))
     return compile_model(model, torch.as_tensor(sample), allow_unfinished=allow)
 

@@ -134,9 +134,9 @@ def _output(arguments: argparse.Namespace) -> Path:
     stem = Path(stem).name.removesuffix(".onnx")
     output = Path(arguments.output or f"{stem}-ternary.safetensors")
     if not output.parent.is_dir():
-        raise BadConfig(need("-o lies in a folder", f"{output.parent}, which is none", "Make it."))
+        raise BadConfig(need("-o in a folder", f"{output.parent}, which is none", "Make it."))
     if output.suffix != ".safetensors":
-        raise BadConfig(need("-o ends in .safetensors", output.name, "Rename it."))
+        raise BadConfig(need("-o that ends in .safetensors", output.name, "Rename it."))
     return output
 
 
@@ -192,7 +192,7 @@ def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
             return classification.load_folder(path, reading, advance)
     if arguments.size or arguments.gray:
         do = "Leave them out, or pass a folder."
-        raise BadConfig(need("--size and --gray go with a folder of images", str(path), do))
+        raise BadConfig(need("a folder of images beside --size and --gray", str(path), do))
     if ".py:" in arguments.data:
         return classification.from_arrays(user_code.load_arrays(arguments.data), reading)
     return classification.load_npz(path, reading)

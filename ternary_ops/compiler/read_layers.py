@@ -214,9 +214,9 @@ def _filters(weight: Tensor) -> Array:
 
 def _floats(name: str, values: Tensor) -> NDArray[np.float32]:
     array = values.detach().cpu().to(torch.float32).numpy()
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        at = tuple(int(i) for i in bad[0])
+    finite = np.isfinite(array)
+    if not finite.all():
+        at = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise BadWeights(
             need(f"finite numbers in {name}", f"{array[at]} at {at}", "Train or load it anew.")
         )

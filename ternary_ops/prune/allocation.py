@@ -20,6 +20,7 @@ from ternary_ops.nn.config import SCOPES
 from ternary_ops.prune.ranking import Group
 from ternary_ops.prune.registry import Registry
 from ternary_ops.prune.targets import Target
+from ternary_ops.prune.time_scope import by_time
 
 Allocation = Callable[[Sequence[Target], float], list[Group]]
 
@@ -100,3 +101,4 @@ def _erk_counts(targets: Sequence[Target], total: int) -> list[int]:
 register_allocation("global", globally)
 register_allocation("layer", per_layer)
 register_allocation("erk", erdos_renyi_kernel)
+register_allocation("time", by_time)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
+from ternary_ops.nn.engine_cost import EngineCost
 from ternary_ops.nn.patterns import Pattern, fit_pattern, get_pattern, unit_scores, unit_sums
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.scores import Score
@@ -100,6 +101,11 @@ class Target:
             self._own_mask = self._own_mask.to(self.weight.device)
         return self._own_mask
 
+    @property
+    def cost(self) -> EngineCost | None:
+        """What the layer's units save in the engine; None unless a plan measured it."""
+        return getattr(self.owners[0], "cost", None)
+
     def set_mask(self, mask: Tensor) -> None:
         """Store a mask of the weight's shape where the layers find it."""
         if self._own_mask is not None:
@@ -107,6 +113,20 @@ class Target:
             return
         for owner in self.owners:
             cast(QuantizedLayer, owner).mask = mask
+
+    def resize(self, cut: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        """Follow the weight, which has lost what `cut` takes from tensors of its former shape.
+        Returns a function that undoes it.
+        """
+        former = self._own_mask, self.latent, self.pattern
+        self._own_mask, self.latent = (None if t is None else cut(t) for t in former[:2])
+        groups = int(getattr(self.owners[0], "groups", 1))
+        self.pattern = fit_pattern(self.pattern, self.weight.shape, groups)
+
+        def undo() -> None:
+            self._own_mask, self.latent, self.pattern = former
+
+        return undo
 
     @property
     def units(self) -> int:
@@ -154,6 +174,19 @@ class Target:
         for value in state.values():
             if isinstance(value, Tensor) and value.shape == holes.shape:
                 value.masked_fill_(holes, 0.0)
+
+
+def decay_to_quantized(
+    targets: Sequence[Target], optimizer: torch.optim.Optimizer, factor: float
+) -> None:
+    """Move latent weights of ternary layers towards their quantized values, by lr * factor of the
+    difference.
+    """
+    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    for target in targets:
+        layer = target.owners[0]
+        if is_quantized(layer) and layer.config.weights == "ternary":
+            target.weight.lerp_(layer.dequantized_weight(), rates[id(target.weight)] * factor)
 
 
 def find_targets(

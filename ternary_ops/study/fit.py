@@ -63,12 +63,12 @@ def fit(
         on_step=on_step,
     )
     loop.run(
-        _Batches(images, y, config, teacher, ranks),
+        Batches(images, y, config, teacher, ranks),
         lambda network, batch: loss(network, *batch),
     )
 
 
-class _Batches:
+class Batches:
     """Batches of augmented images, labels and the teacher's logits, in a new order each epoch."""
 
     def __init__(
