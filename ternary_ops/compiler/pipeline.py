@@ -20,13 +20,14 @@ from ternary_ops.compiler.partition import IslandProgram, compile_with_islands
 from ternary_ops.compiler.prepare import check_read, float_activations, prepare
 from ternary_ops.compiler.read import read
 from ternary_ops.compiler.read_layers import Range
-from ternary_ops.compiler.trace_check import check_same, run_checked
+from ternary_ops.compiler.trace_check import Differs, check_same, differs, run_checked
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.graph.fold_batchnorm import find_pairs, fold_in_trace_
 from ternary_ops.graph.observed import ranges_of
 from ternary_ops.graph.signature import Signature, signature_of, tensor_of
 from ternary_ops.graph.trace import OutsideTree, trace
 from ternary_ops.graph.wrappers import copy_of, unwrap
+from ternary_ops.graph.writes import writes_into_parts
 from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.block_sparse import float_twins
 from ternary_ops.program.graph import Graph
@@ -148,9 +149,13 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
             if isinstance(error, (Uncalibrated, OutsideTree)):
                 raise
             _log.info("traced again, with the example's sizes: %s", error)
-            with float_activations(network):
-                check_same(task.signature.result(network, x.clone()), untouched)
-            graph = read_at_sizes(x, on_example)
+            run = partial(task.signature.result, network, x.clone())
+            try:
+                with float_activations(network):
+                    check_same(run(), untouched)
+                graph = read_at_sizes(x, on_example)
+            except Differs as different:
+                raise differs(writes_into_parts(network, run)) from different
     return _program(graph, x, task)
 
 

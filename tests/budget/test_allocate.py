@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import ternary_ops as tops
-from ternary_ops.budget.allocate import Budget, Choice, choose, hull
+from ternary_ops.budget.allocate import Budget
+from ternary_ops.budget.choice import Choice, choose, hull
 from ternary_ops.errors import BadConfig
 from ternary_ops.models import digits_resnet
 

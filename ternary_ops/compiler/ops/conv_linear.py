@@ -83,13 +83,14 @@ def convolution(call: Call, module: Any, x: Step, windows: int = 1) -> Step:
 def _of_each(layer: Layer, windows: int) -> Layer:
     """A layer over the channels of every window."""
     weight = layer.weight
-    vectors = {
-        name: None if vector is None else np.tile(vector, windows)
-        for name, vector in (("scale", weight.scale), ("bias", weight.bias))
-    }
+    scale, bias = (
+        None if vector is None else np.tile(vector, windows)
+        for vector in (weight.scale, weight.bias)
+    )
     filters = np.tile(weight.array, (windows, 1, 1, 1))
     attrs = {**layer.attrs, "groups": windows * layer.attrs["groups"]}
-    return replace(layer, weight=replace(weight, values=filters, **vectors), attrs=attrs)
+    made = replace(weight, values=filters, scale=scale, bias=bias)
+    return replace(layer, weight=made, attrs=attrs)
 
 
 def _linear(call: Call) -> Value:
