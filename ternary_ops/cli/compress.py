@@ -76,8 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         default="fastest",
         metavar="NAME",
-        help="fastest (default): ternary, 90 %% empty quads; smallest: the classifier as well; "
-        "safe: 8-bit weights, 75 %% empty quads",
+        help="fastest (default): ternary, 90 %% empty quads, where they save time on this machine; "
+        "smallest: the classifier as well, where they cost least accuracy; safe: 8-bit weights, "
+        "75 %% empty quads",
     )
     recipe.add_argument("--zeros", type=float, help="share of zeros, instead of the recipe's")
     recipe.add_argument("--pattern", help='"1x4", "element", ..., instead of the recipe\'s')
