@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ternary_ops.budget.allocate import Budget
 from ternary_ops.budget.found import Found, FrontPoint
-from ternary_ops.budget.search_state import SearchState
+from ternary_ops.budget.search_state import SearchState, digest
 from ternary_ops.budget.solving import Problem, Solution, levels_of, solve
 from ternary_ops.budget.space import Design
 from ternary_ops.budget.units import SHARES
@@ -75,9 +74,8 @@ def search(
     signal, measured for each layer and group alone; errors are added. So a removed filter and an
     empty quad count by what they do at once, not by what training gives back.
 
-    Raises BadConfig for a target out of reach (with the nearest one within) and for none or two,
-    FormatError for the state of another search, UnsupportedModel for quantized networks and as
-    compile does.
+    Raises BadConfig for a target out of reach (naming the nearest within) and for none or two,
+    FormatError for the state of another search, UnsupportedModel as compile does.
     """
     budget = Budget(target_ms, target_bytes, threads)
     varied = _varied(vary)
@@ -142,7 +140,7 @@ def _searched(
         limit=budget.limit,
         state=SearchState(
             None if state is None else Path(state),
-            _about(network, x, inputs, budget, planned, varied, ranks),
+            _about(network, x, inputs, budget, planned),
         ),
     )
     return _found(problem, solve(problem), budget, x).to_dict()
@@ -174,30 +172,18 @@ def _about(
     inputs: Sequence[Tensor],
     budget: Budget,
     planned: Plan,
-    varied: frozenset[str],
-    scores: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """What measurements hold for."""
     machine = f"{processor()}, {isa()}, {budget.threads} threads"
     return {
         "version": 1,
-        "model": _digest(network.state_dict().values()),
+        "model": digest(network.state_dict().values()),
         "plan": hashlib.sha256(str(planned.to_dict()).encode()).hexdigest()[:16],
         "example": list(x.shape),
-        "data": _digest(inputs),
+        "data": digest(inputs),
         "unit": budget.unit,
-        "vary": sorted(varied),
-        "scores": _digest(scores.values()),
         "machine": machine if budget.unit == "ms" else "",
     }
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def _found(problem: Problem, solution: Solution, budget: Budget, x: Tensor) -> Found:

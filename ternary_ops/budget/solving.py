@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ternary_ops.budget.cost_model import CostModel, Measured, fit
 from ternary_ops.budget.output_errors import OutputProbe
-from ternary_ops.budget.search_state import SearchState
+from ternary_ops.budget.search_state import SearchState, digest
 from ternary_ops.budget.space import Design, GroupOptions, LayerOptions, Space
 from ternary_ops.budget.trial import with_configs
 from ternary_ops.budget.units import Kinds, Unit, at, trial_at
@@ -68,6 +68,11 @@ class Problem:
         """The channels that stay at these widths, of groups that get narrower."""
         less = [group for group in self.groups if widths.get(group.name, group.width) < group.width]
         return channels_of(less, self.scores, widths)
+
+    @property
+    def ranking(self) -> str:
+        """A name of the scores."""
+        return digest(self.scores.values())
 
     def narrowed(self, widths: Widths) -> nn.Module:
         """A float copy of these widths."""
@@ -128,7 +133,8 @@ def _errors(
                 for width in levels[1:]
             ]
 
-        known = problem.state.known(f"error {group.name} {levels}", without)
+        name = f"error {group.name} {levels} {digest([problem.scores[group.name]])}"
+        known = problem.state.known(name, without)
         # Of fewer channels never less: it would only be so by chance.
         groups.append(
             GroupOptions(group.name, levels, np.maximum.accumulate([0.0, *known]).tolist())
@@ -202,7 +208,8 @@ def _costs(
             made = problem.unit.table(network, problem.inputs, planned, problem.free)
             return made.to_dict()
 
-        found = problem.state.known(f"cost {widths}", table)
+        kinds = sorted({kind for kinds in problem.free.values() for kind in kinds})
+        found = problem.state.known(f"cost {kinds} {widths} {problem.ranking}", table)
         measured.append((widths, Measured(found["layers"], found["rest"])))
         advance()
     return fit(measured, LayerWidths(problem.groups))
@@ -271,7 +278,8 @@ def _built(problem: Problem, design: Design, space: Space, number: int) -> Solut
         made = problem.unit.check(network, problem.inputs, with_configs(planned, configs))
         return {"layers": dict(made.layers), "total": made.total}
 
-    key = f"{design.widths} { {n: (c.weights, c.zeros) for n, c in configs.items()} }"
+    layered = {name: (config.weights, config.zeros) for name, config in configs.items()}
+    key = f"{design.widths} {problem.ranking} {layered}"
     known = problem.state.known(f"check {number} {key}", check)
     layers = {name: known["layers"][name] for name in space.layers}
     reasons = {
