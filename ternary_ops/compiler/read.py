@@ -147,6 +147,7 @@ class _Reader:
     def _name(self, value: Value, call: Call) -> None:
         """Note in a value's step where it comes from."""
         step, node = value.step, call.node
+        step.traced.append((node, value))
         if not step.place:  # made by this call, not handed on
             step.shape, step.place = step.shape or value.shape, _place(call)
             step.chain = None if call.chain is None else call.chain.layer
