@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ternary_ops.compiler.arrange import beside_channels, canonical, in_windows, with_windows
 from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
@@ -14,6 +14,7 @@ from ternary_ops.compiler.constants import known_number
 from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
+from ternary_ops.graph.constants import attribute_of
 from ternary_ops.graph.nodes import Chain, arguments_of, two
 from ternary_ops.graph.torch_ops import TorchOp
 from ternary_ops.graph.trace import ON_EXAMPLE
@@ -117,7 +118,12 @@ class Call:
         if node in self._values:
             return self._values[node]
         if node.op == "get_attr":
+            found = attribute_of(node.graph.owning_module, str(node.target))
+            if isinstance(found, Tensor) and not found.is_floating_point():
+                raise Unsupported(f"programs compute in float32, this reads {found.dtype}")
             raise Unsupported("it works on a parameter or buffer")
+        if is_empty(node):
+            raise Unsupported("it works on a tensor of no numbers")
         raise Consequence
 
     def number(self, argument: Any) -> Sizes:
@@ -161,6 +167,11 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """
     shape: tuple[int, ...] | None = node.meta.get("shape")
     return shape
+
+
+def is_empty(node: fx.Node) -> bool:
+    """True for a tensor of no numbers, for all examples that the trace ran on."""
+    return bool(shape_of(node)) and all(0 in shape for shape in shapes_of(node))
 
 
 def shapes_of(node: fx.Node) -> tuple[Any, ...]:

@@ -167,6 +167,8 @@ def _quantizable(module: nn.Module) -> str:
         return ""
     if isinstance(module, _FLOAT):
         return f"a subclass of {parent_of(module).__name__} with a forward of its own"
+    if layer_class(module) is nn.ConvTranspose2d:
+        return "no ternary twin of transposed convolutions, which stay float"
     return "no ternary twin of this type"
 
 

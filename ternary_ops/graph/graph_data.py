@@ -45,12 +45,12 @@ _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module"
 def _functions() -> dict[str, Callable[..., Any]]:
     """Every function that a file may name."""
     found: dict[str, Callable[..., Any]] = {"getattr": getattr, "abs": abs}
-    calls: list[Any] = [*torch_ops.BY_CALL, *_ON_SIZES]
-    for call in calls:
+    for call in (*torch_ops.BY_CALL, *_ON_SIZES):
         name = getattr(call, "__name__", "")
         for space, holder in _SPACES.items():
-            if not isinstance(call, str) and getattr(holder, name, None) is call:
-                found[f"{space}.{name}"] = call
+            own: Any = getattr(holder, name, None)
+            if own is call:
+                found[f"{space}.{name}"] = own
     return found
 
 

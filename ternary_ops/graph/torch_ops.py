@@ -349,6 +349,9 @@ MOVEDIM = _op(
     destination=REQUIRED,
 )
 EXPAND = _op("expand", None, torch.broadcast_to, "expand", "expand_as", "broadcast_to")
+_WINDOWS: dict[str, Any] = {"kernel_size": REQUIRED, "dilation": 1, "padding": 0, "stride": 1}
+UNFOLD_IMAGE = _op("Unfold", nn.Unfold, F.unfold, **_WINDOWS)
+FOLD = _op("Fold", nn.Fold, F.fold, output_size=REQUIRED, **_WINDOWS)
 UNFOLD = _op("unfold", None, "unfold", dimension=REQUIRED, size=REQUIRED, step=REQUIRED)
 REPEAT_INTERLEAVE = _op(
     "repeat_interleave",

@@ -12,14 +12,13 @@ from torch import Tensor, fx, nn
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.batches import batch_of
 from ternary_ops.graph.functional_layers import name_layers_
-from ternary_ops.graph.inplace import name_inplace_results, writes_into_parts
+from ternary_ops.graph.inplace import name_inplace_results
 from ternary_ops.graph.lines import line_of
 from ternary_ops.graph.observed import INPUT_VALUE, name_values
 from ternary_ops.graph.signature import Signature, naming_failures, signature_of
 from ternary_ops.graph.sizes import drop_asserts, drop_unused_sizes
 from ternary_ops.graph.tracer import NetworkTracer, ValueTracer
 
-WRITES = "writes"  # in the meta of a trace: what writes into parts of tensors
 ON_EXAMPLE = "on example"  # in the meta of a trace whose sizes are those of an example
 
 
@@ -99,7 +98,6 @@ def trace(
     drop_unused_sizes(graph)
     traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
     traced.meta[ON_EXAMPLE] = example is not None
-    traced.meta[WRITES] = writes_into_parts(traced.graph)
     name_inplace_results(traced.graph)
     first = getattr(model, "meta", {}).get(INPUT_VALUE)
     name_values(traced.graph, first)

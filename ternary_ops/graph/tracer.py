@@ -265,7 +265,8 @@ class AtHand(fx.Proxy):
         """A write into a part of a tensor changes values that are traced already, unless all of
         it is constant.
         """
-        part = self[key] if self.constant else self
+        me: Any = self
+        part = me[key] if self.constant else me
         kept = part.value.untyped_storage().data_ptr() == self.value.untyped_storage().data_ptr()
         if part is self or not kept or not getattr(value, "constant", True):
             raise DependsOnValues("an assignment writes into a part of a tensor")

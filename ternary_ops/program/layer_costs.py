@@ -10,8 +10,9 @@ them. Between shares that were measured, milliseconds are interpolated linearly.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,18 +31,55 @@ KINDS = ("ternary", "int8")
 SHARES = (0.0, 0.25, 0.5, 0.6, 0.75, 0.9, MOST_EMPTY)
 _SECONDS = 0.4  # of timing one program
 _ROUNDS, _REPEATS = (4, 40), 3  # least and most turns of each; calls in a turn
+_CALLS = (5, 1000)  # least and most of timing whole calls
 # A saving below this share of the mean one is noise: a layer that costs next to nothing.
 _LEAST_SAVING = 0.01
 
 
+@dataclass(frozen=True, eq=False)
+class Widths:
+    """Ratios of a layer's time to that at full width, [zeros, inputs, outputs].
+
+    zeros, shares: those that were measured, of empty quads and of channels.
+    """
+
+    zeros: tuple[float, ...]
+    shares: tuple[float, ...]
+    ratios: NDArray[np.float64]
+
+    def ratio(self, zeros: float, inputs: float, outputs: float) -> float:
+        """Interpolated linearly along each axis; narrower than measured: as the narrowest."""
+        weights = [
+            np.array([np.interp(at, axis, row) for row in np.eye(len(axis))])
+            for at, axis in ((zeros, self.zeros), (inputs, self.shares), (outputs, self.shares))
+        ]
+        return float(np.einsum("zio,z,i,o->", self.ratios, *weights))
+
+
 @dataclass(frozen=True)
 class LayerCost:
-    """Milliseconds of one layer by kind of weights: pairs of a share of empty quads and ms."""
+    """Milliseconds of one layer by kind of weights: pairs of a share of empty quads and ms.
+
+    widths: by kind, where `width_costs` measured them.
+    """
 
     curves: Mapping[str, tuple[tuple[float, float], ...]]
+    widths: Mapping[str, Widths] = field(default_factory=dict)
 
-    def ms(self, kind: str, zeros: float) -> float:
-        """Interpolated between the shares that were measured, and on from the last two."""
+    def ms(self, kind: str, zeros: float, inputs: float = 1.0, outputs: float = 1.0) -> float:
+        """Interpolated between the shares that were measured, and on from the last two.
+
+        inputs, outputs: shares of the layer's channels; BadConfig below 1 without `widths`.
+        """
+        whole = self._whole(kind, zeros)
+        if inputs == outputs == 1.0:
+            return whole
+        if kind not in self.widths:
+            do = "Measure them: width_costs.with_widths(table, program)."
+            raise BadConfig(need(f"costs of {kind} layers at fewer channels", "none", do))
+        return whole * self.widths[kind].ratio(zeros, inputs, outputs)
+
+    def _whole(self, kind: str, zeros: float) -> float:
         curve = self.curves.get(kind)
         if curve is None:
             do = "Measure with kinds=(...) that holds it."
@@ -74,13 +112,15 @@ class CostTable:
     layers: Mapping[str, LayerCost]
     others: float
 
-    def ms(self, name: str, kind: str, zeros: float) -> float:
-        """Milliseconds of a layer; BadConfig for one that is not in the table."""
+    def ms(
+        self, name: str, kind: str, zeros: float, inputs: float = 1.0, outputs: float = 1.0
+    ) -> float:
+        """Milliseconds of a layer (`LayerCost.ms`); BadConfig for one that is not in the table."""
         if name not in self.layers:
             known = ", ".join(self.layers)
             do = "Measure a program that has it."
             raise BadConfig(need(f"a layer of the cost table ({known})", repr(name), do))
-        return self.layers[name].ms(kind, zeros)
+        return self.layers[name].ms(kind, zeros, inputs, outputs)
 
     def total(self, choices: Mapping[str, tuple[str, float]]) -> float:
         """Milliseconds of a call with these kinds and shares of empty quads of all its layers."""
@@ -103,16 +143,25 @@ class CostTable:
 
 
 @dataclass
-class _Turns:
-    """One engine, the fastest time of each of its nodes so far, and turns done."""
+class Turns:
+    """One engine, and the fastest times so far: of each of its nodes, and of a call as a whole."""
 
     engine: Any
     ms: list[float] = field(default_factory=list)
+    call_ms: float = float("inf")
 
     def take(self, x: NDArray[np.float32]) -> None:
         """Another turn."""
         found = [float(row["ms"]) for row in self.engine.profile(x, _REPEATS)]
         self.ms = [min(pair) for pair in zip(self.ms, found, strict=True)] if self.ms else found
+        start = time.perf_counter()
+        self.engine.run(x)
+        self.call_ms = min(self.call_ms, 1e3 * (time.perf_counter() - start))
+
+    @property
+    def overhead(self) -> float:
+        """Milliseconds of a call that no node takes."""
+        return max(self.call_ms - sum(self.ms), 0.0)
 
 
 def measure(
@@ -130,21 +179,55 @@ def measure(
     if x is None:
         x = np.random.default_rng(0).random(program.sample, np.float32)
     emptied = Emptied(program.graph, names)
-    turns = {(kind, z): _Turns(build(emptied.at(z, kind))) for kind, z in sorted(asked)}
-    _take_turns(list(turns.values()), x)
+    turns = {(kind, z): Turns(build(emptied.at(z, kind))) for kind, z in sorted(asked)}
+    take_turns([(turn, x) for turn in turns.values()], _SECONDS)
     nodes: dict[str, list[int]] = {name: [] for name in emptied.names}
     for i, node in enumerate(program.graph.nodes):
         if "w" in node.attrs and program.graph.weight(node).name in nodes:
             nodes[program.graph.weight(node).name].append(i)
     layers = {name: LayerCost(_curves(turns, own)) for name, own in nodes.items()}
     ruled = {i for own in nodes.values() for i in own}
-    rest = [sum(ms for i, ms in enumerate(t.ms) if i not in ruled) for t in turns.values()]
+    others = [
+        sum(ms for i, ms in enumerate(t.ms) if i not in ruled) + t.overhead for t in turns.values()
+    ]
     threads = _native.core().num_threads()
-    return CostTable(processor(), isa(), threads, tuple(x.shape), layers, min(rest))
+    return CostTable(processor(), isa(), threads, tuple(x.shape), layers, min(others))
+
+
+def measure_mixed(
+    program: Program, choices: Mapping[str, tuple[str, float]]
+) -> tuple[dict[str, float], float]:
+    """Milliseconds of each of these layers, with a kind and a share of empty quads of its own, and
+    of a whole call.
+    """
+    x = np.random.default_rng(0).random(program.sample, np.float32)
+    emptied = Emptied(program.graph, choices)
+    made = Program(emptied.mixed(choices), program.sample)
+    turns = _Turns(build(made.graph))
+    _take_turns([turns], x)
+    layers = dict.fromkeys(emptied.names, 0.0)
+    for i, node in enumerate(program.graph.nodes):
+        if "w" in node.attrs and program.graph.weight(node).name in layers:
+            layers[program.graph.weight(node).name] += turns.ms[i]
+    return layers, call_ms(partial(made, x))
+
+
+def call_ms(run: Callable[[], object]) -> float:
+    """Milliseconds of the fastest of many calls: other users of the machine can only make them
+    slower. With one thread that is its processor time.
+    """
+    clock = time.thread_time if _native.core().num_threads() == 1 else time.perf_counter
+    run()
+    times: list[float] = []
+    while len(times) < _CALLS[0] or (sum(times) < 1e3 * _SECONDS and len(times) < _CALLS[1]):
+        start = clock()
+        run()
+        times.append(1e3 * (clock() - start))
+    return min(times)
 
 
 def _curves(
-    turns: Mapping[tuple[str, float], _Turns], own: Sequence[int]
+    turns: Mapping[tuple[str, float], Turns], own: Sequence[int]
 ) -> dict[str, tuple[tuple[float, float], ...]]:
     """By kind, shares and summed milliseconds of some nodes."""
     found: dict[str, list[tuple[float, float]]] = {}
@@ -153,11 +236,12 @@ def _curves(
     return {kind: tuple(curve) for kind, curve in found.items()}
 
 
-def _take_turns(engines: Sequence[_Turns], x: NDArray[np.float32]) -> None:
+def take_turns(engines: Sequence[tuple[Turns, NDArray[np.float32]]], seconds: float) -> None:
+    """Time engines on inputs, again and again in the same order, so many seconds each."""
     least, most = _ROUNDS
-    end = time.perf_counter() + _SECONDS * len(engines)
+    end = time.perf_counter() + seconds * len(engines)
     for number in range(most):
         if number >= least and time.perf_counter() > end:
             break
-        for engine in engines:
+        for engine, x in engines:
             engine.take(x)

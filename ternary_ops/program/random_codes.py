@@ -5,7 +5,7 @@ random, since only the number of quads that are left matters. NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -41,8 +41,20 @@ class Emptied:
 
     def at(self, share: float, kind: str = "ternary") -> Graph:
         """The graph with that share of empty quads, to one quad in each of these layers."""
+        return self.chosen(dict.fromkeys(self.names, (kind, share)))
+
+    def chosen(self, choices: Mapping[str, tuple[str, float]]) -> Graph:
+        """The graph with a kind of weights and a share of empty quads for each of these layers."""
         weights = [
-            self._random[i].weight(w, kind, share) if i in self._random else w
+            self._random[i].weight(w, *choices[w.name]) if i in self._random else w
+            for i, w in enumerate(self._graph.weights)
+        ]
+        return Graph(self._graph.nodes, tuple(weights))
+
+    def mixed(self, choices: Mapping[str, tuple[str, float]]) -> Graph:
+        """The graph with a kind and a share of its own for each of these layers, by name."""
+        weights = [
+            self._random[i].weight(w, *choices[w.name]) if i in self._random else w
             for i, w in enumerate(self._graph.weights)
         ]
         return Graph(self._graph.nodes, tuple(weights))

@@ -17,6 +17,7 @@ from ternary_ops.graph.batches import batch_of
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.channel_axes import ChannelAxes
 from ternary_ops.graph.channels import read_channels
+from ternary_ops.graph.functional_layers import READ
 from ternary_ops.graph.narrowing import Kept, Miscounted, miscounted
 from ternary_ops.graph.nodes import is_layer, module_of
 from ternary_ops.graph.signature import tensor_of
@@ -66,6 +67,18 @@ class FilterNetwork:
             for name, parameter in module.named_parameters(recurse=False)
         }
         self.groups = FilterGroups(self._pin(found), self.pixels, shapes)
+
+    def beside(self) -> list[str]:
+        """Modules whose parameters the trace does not reach, such as heads for training alone."""
+        reached = set(self.traced.meta.get(READ, {}))
+        for node in self.nodes.values():
+            module: Any = module_of(node)
+            reached |= {id(p) for p in module.parameters()}
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if any(p is not None and id(p) not in reached for p in module._parameters.values())
+        ]
 
     def kept(self, kept: Mapping[str, Tensor]) -> Kept:
         """For each class of channels whether it is left, from the indices kept of some groups."""

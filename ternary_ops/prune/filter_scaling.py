@@ -20,7 +20,7 @@ from ternary_ops.graph.nodes import layer_class, module_of, readers
 from ternary_ops.prune.filter_attention import HEADS, Within
 from ternary_ops.prune.filters import FilterGroup
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d)
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,13 @@ def _takes_factors(node: fx.Node) -> bool:
 
 def _is_norm(node: fx.Node) -> bool:
     module = module_of(node)
-    known = module is not None and layer_class(module) in _NORMS
+    known = module is not None and layer_class(module) in NORMS
     return known and getattr(module, "weight", None) is not None
 
 
 class LiveScores:
-    """Scores of all filters of the groups, computed from the weights as they are.
+    """Scores of all filters of the groups, computed from the weights as they are: between those of
+    the heads, clipped, and a mask [n] of zeros and ones, by `hardness` 0..1.
 
     A value is kept until the network is called anew, weights or heads change, or its graph has been
     used. In a distributed run gradients of the scores are averaged over the ranks, so that heads,
@@ -94,7 +95,8 @@ class LiveScores:
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[FilterGroup], head: str) -> None:
-        self.groups = list(groups)
+        self.groups, self.hardness = list(groups), 0.0
+        self.mask: Tensor = torch.ones(sum(group.width for group in groups))
         self.sources: list[list[tuple[nn.Module, Tensor, nn.Module]]] = []
         self.heads = nn.ModuleList()
         for group in groups:
@@ -116,7 +118,8 @@ class LiveScores:
         key = (torch.is_grad_enabled(), *(t._version for t in self._tensors()))
         if self._known is None or self._known[0] != key:
             raw = self._raw()
-            self._known = (key, raw, Within.apply(raw))  # type: ignore[no-untyped-call]
+            soft = Within.apply(raw)  # type: ignore[no-untyped-call]
+            self._known = (key, raw, torch.lerp(soft, self.mask.to(soft.device), self.hardness))
         return self._known[1:]
 
     def renew(self, *call: Any) -> None:

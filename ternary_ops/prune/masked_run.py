@@ -54,6 +54,38 @@ def check_same(network: FilterNetwork, wanted: list[Tensor] | None) -> None:
         raise UnsupportedModel(need(what, got, _DO))
 
 
+def failure_in_training(network: FilterNetwork) -> str:
+    """What the network's parts for training alone raise on the example; empty if there are none, or
+    if they run. Buffers and random numbers stay as they are.
+    """
+    beside, model = network.beside(), network.model
+    if not beside:
+        return ""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with restoring(model), torch.random.fork_rng(), torch.no_grad():
+            model.train()
+            signature_of(model).call(model, network.example.clone())
+    except TernaryOpsError as error:
+        return f"{', '.join(beside[:3])}: {first_line(error)}"
+    finally:
+        with torch.no_grad():
+            for buffer, values in buffers:
+                buffer.copy_(values)
+    return ""
+
+
+def check_training(network: FilterNetwork, before: str) -> None:
+    """Raise UnsupportedModel where parts for training alone fail by now; before: what they raised
+    when the network was whole.
+    """
+    why = "" if before else failure_in_training(network)
+    if why:
+        do = "Nothing was changed: take these parts out of the network first."
+        what = "parts for training alone that follow when channels go"
+        raise UnsupportedModel(need(what, why, do))
+
+
 def differ(found: list[Tensor], wanted: list[Tensor]) -> float:
     """By how much of the largest value outputs differ, where that is more than float rounding;
     otherwise 0.

@@ -264,14 +264,14 @@ class Pruner:
         self._prepare(self._layers)
 
     def resize(self, replaced: Replaced) -> None:
-        """Go on with weights that `prune.remove_` has made smaller: it calls this with the former
-        parameters, each with the new one and what cuts tensors alike.
+        """Go on with weights that `prune.remove_`, which calls this, has made smaller.
 
-        Masks, latent values and what the criterion has observed lose the same channels; zeros count
-        in the units that are left. Raises BadConfig, with nothing changed, where these are too few.
+        Zeros are then those due of what is left. BadConfig, with nothing changed: it is too little.
         """
-        resize_targets(self._targets, self._groups, self.criterion, replaced)
+        touched = resize_targets(self._targets, self._groups, self.criterion, replaced)
         self._gradients.clear()
+        for group in touched if self.phase != "frozen" else ():
+            group.resettle(self._share(), self.criterion, self.nested, self.normalize)
 
     def before_step(self) -> None:
         """Check gradients and let the criterion and growth read them: the optimizer's hook.
@@ -307,16 +307,19 @@ class Pruner:
         return self.growth.fraction_at(step / self.phases.total) > 0
 
     def _update_masks(self) -> None:
-        end = self.phases.end / self.phases.total
-        share = self.schedule(self.progress, start=self.phases.start, end=end)
-        regrowth = None
+        share, regrowth = self._share(), None
         if self.growth is not None:
-            fraction = self.growth.fraction_at(self.progress) if self._grows(self._step) else 0.0
+            fraction = self.growth.fraction_at(self.progress) * self._grows(self._step)
             regrowth = Regrowth(self.growth, fraction, self._step, self._gradients)
         options = {"nested": self.nested, "normalize": self.normalize}
         for group in self._groups:
             group.update(share, self.criterion, regrowth=regrowth, **options)
         self._gradients.clear()
+
+    def _share(self) -> float:
+        """The fraction of the zeros that is due now."""
+        end = self.phases.end / self.phases.total
+        return self.schedule(self.progress, start=self.phases.start, end=end)
 
     def _apply_masks(self) -> None:
         for group in self._groups:

@@ -132,6 +132,17 @@ class Group:
             grown = [regrowth.scores(target) for target in self.targets]
             self.grow(self.ranked(grown), dropped)
 
+    def resettle(self, share: float, criterion: Score, nested: bool, normalize: bool) -> None:
+        """After the targets' sizes changed: prune to `share` of the target again, to one unit;
+        where too many are pruned by then, some come back. Nothing where pruning has not begun.
+        """
+        if self.count == 0:
+            return
+        excess = self.count - self.wanted(share)
+        if nested and excess > 0:
+            self.grow(self.ranked([t.scores(criterion) for t in self.targets]), excess)
+        self.update(share, criterion, nested=nested, normalize=normalize)
+
     def prune(self, parts: list[Tensor], count: int, nested: bool = False) -> None:
         """Prune the `count` units of the lowest scores; parts: those of each target, [units]."""
         scores = torch.cat(parts)

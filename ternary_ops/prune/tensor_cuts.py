@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class Surgery:
     def apply(self) -> None:
         """Put them in place, and say the new sizes."""
         for module in self._model.modules():
+            self._scale_cost(module)
             for held in (module._parameters, module._buffers):
                 for name, tensor in list(held.items()):
                     if tensor is not None and id(tensor) in self._made:
@@ -63,6 +65,14 @@ class Surgery:
         for step in reversed(self._undo):
             step()
         self._undo.clear()
+
+    def _scale_cost(self, module: nn.Module) -> None:
+        """What a layer costs in the engine, if that was measured, shrinks in proportion."""
+        cost, weight = vars(module).get("cost"), module._parameters.get("weight")
+        if cost is not None and weight is not None and id(weight) in self._made:
+            share = self._made[id(weight)].numel() / weight.numel()
+            scaled = replace(cost, ms=cost.ms * share)
+            self._put(vars(module), "cost", cost, scaled)
 
     def _put(self, held: Any, name: str, old: Any, new: Any) -> None:
         held[name] = new

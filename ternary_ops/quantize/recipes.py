@@ -26,7 +26,7 @@ class Recipe:
 
     config      of the layers that are compressed
     classifier  of the last linear layer; None: 8 bits, dense, as plan has it
-    stem        of the first convolution; None: likewise
+    stem        of the first convolution, where it has filters to spare; None: likewise
     pruner      options of Pruner
     why         what it is for, in a sentence
 
@@ -45,9 +45,12 @@ class Recipe:
         plain = {**options, "auto": False, "budget": None, "batches": None}  # nothing is measured
         made = plan(model, replace(self.config, scope="layer"), **plain)
         own: dict[str, TernaryConfig] = {}
-        for place, config in (("first convolution", self.stem), ("last linear", self.classifier)):
-            names = [row.name for row in made if row.reason.startswith(place)]
-            own |= {name: config for name in names if config is not None}
+        for row in made:
+            first = row.reason.startswith("first convolution") and row.shape[0] >= _STEM_FILTERS
+            if self.stem is not None and first:
+                own[row.name] = self.stem
+            if self.classifier is not None and row.reason.startswith("last linear layer"):
+                own[row.name] = self.classifier
         rules = own | dict(options.pop("rules", None) or {})
         return plan(model, self.config, rules=rules, **options)
 
@@ -67,6 +70,7 @@ class Recipe:
 
 _QUADS = TernaryConfig(zeros=0.9)
 _EIGHT_BITS = TernaryConfig("int8", zeros=0.75)
+_STEM_FILTERS = 32  # at least: narrower stems have none to spare, and take little time
 # Of three input channels a quad is one tap: half of them hold nearly all of a stem's energy.
 _STEM = TernaryConfig("int8", zeros=0.6, scope="layer")
 

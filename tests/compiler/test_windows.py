@@ -90,6 +90,14 @@ def whole_query(net: Any, x: Tensor) -> Tensor:
     return (q @ y.transpose(-2, -1)).softmax(-1) @ y
 
 
+def columns(net: Any, x: Tensor) -> Tensor:
+    """Windows as columns, weighted, and their sum (Volo)."""
+    y = F.unfold(x, (3, 2), dilation=(1, 2), padding=1, stride=2)
+    y = net.point(y.unsqueeze(3)).squeeze(3)
+    made = F.fold(y, x.shape[2:], 3, padding=1, stride=2)
+    return made + net.fold(y[..., :16])
+
+
 def volume(net: Any, x: Tensor) -> Tensor:
     """Along rows and columns, with every channel by itself (LambdaNet)."""
     n, c, h, w = x.shape
@@ -104,15 +112,19 @@ def reordered(net: Any, x: Tensor) -> Tensor:
 
 
 def root_mean_square(net: Any, x: Tensor) -> Tensor:
+    """Norms of tokens, none of which are prefixes."""
     y = net.norm(tokens(x)) + F.rms_norm(tokens(x), (12,), net.weight, 1e-3)
-    return y + F.rms_norm(y, (12,))
+    prefix, rest = y[:, :0], y[:, 0:]
+    y = torch.cat([prefix, F.rms_norm(rest, (12,))], 1)
+    return y + F.layer_norm(y, (12,), None, None, 1e-3)
 
 
 def heads(net: Any, x: Tensor) -> Tensor:
     """Attention of each token to all, and of some to others, whose weights are returned."""
     y = tokens(x)
     first, _ = net.first(y, y, y, need_weights=False)
-    last, weights = net.last(*(p.transpose(0, 1) for p in (y[:, :5], first, y)))
+    given = (p.transpose(0, 1) for p in (y[:, :5], first, y))
+    last, weights = net.last(*given, attn_mask=net.mask)
     return last.transpose(0, 1) * weights.mean(-1, keepdim=True)
 
 
@@ -130,6 +142,9 @@ NETS: dict[str, Callable[[], Net]] = {
     "halo": lambda: Net(halo),
     "shared query": lambda: Net(shared_query),
     "whole query": lambda: Net(whole_query),
+    "columns": lambda: Net(
+        columns, point=nn.Conv2d(72, 36, 1), fold=nn.Fold((8, 8), (3, 3), stride=(2, 2), padding=1)
+    ),
     "volume": lambda: Net(
         volume,
         last=nn.Conv3d(1, 4, (3, 3, 1), (2, 1, 1), (1, 1, 0)),
@@ -141,6 +156,7 @@ NETS: dict[str, Callable[[], Net]] = {
         heads,
         first=nn.MultiheadAttention(12, 3, bias=False, batch_first=True),
         last=nn.MultiheadAttention(12, 2, kdim=12, vdim=12),
+        mask=torch.randn(5, 64),
     ),
 }
 
@@ -169,16 +185,18 @@ def test_layers_in_windows_stay_integers() -> None:
 @pytest.mark.parametrize(
     ("options", "given", "reason"),
     [
-        ({"add_bias_kv": True}, {}, "added keys"),
-        ({}, {"key_padding_mask": torch.zeros(2, 64)}, "key_padding_mask"),
+        ({"add_bias_kv": True}, lambda n: {}, "added keys"),
+        ({}, lambda n: {"key_padding_mask": torch.zeros(n, 64)}, "key_padding_mask"),
+        ({}, lambda n: {"attn_mask": torch.ones(64, 64).tril() == 0}, "compute in float32"),
+        ({}, lambda n: {"attn_mask": torch.zeros(3 * n, 64, 64)}, "one mask of floats"),
     ],
 )
 def test_heads_with_more_keys_are_refused(
-    options: dict[str, Any], given: dict[str, Any], reason: str
+    options: dict[str, Any], given: Callable[[int], dict[str, Any]], reason: str
 ) -> None:
     def function(net: Any, x: Tensor) -> Tensor:
         y = tokens(x)
-        made: Tensor = net.heads(y, y, y, **given)[0]
+        made: Tensor = net.heads(y, y, y, **given(y.shape[0]))[0]
         return made
 
     model = Net(function, heads=nn.MultiheadAttention(12, 3, batch_first=True, **options)).eval()

@@ -18,15 +18,20 @@ from ternary_ops.compiler.arrange import (
     with_windows,
 )
 from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
-from ternary_ops.compiler.call import Call
+from ternary_ops.compiler.call import Call, shape_of
 from ternary_ops.compiler.ops.pad import padded
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.compiler.read_layers import Layer, read_layer, read_transposed
+from ternary_ops.compiler.read_layers import (
+    Layer,
+    padding_of,
+    read_layer,
+    read_transposed,
+)
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.errors import UnsupportedModel, first_line
 from ternary_ops.graph import torch_ops
-from ternary_ops.nn.geometry import edges_of
+from ternary_ops.nn.geometry import edges_at, edges_of
 
 
 def _read(call: Call, module: nn.Module | None) -> Layer:
@@ -73,8 +78,16 @@ def convolution(call: Call, module: Any, x: Step, windows: int = 1) -> Step:
     windows whose channels stand one after the other.
     """
     layer = _read(call, module)
-    if module.padding_mode != "zeros":
-        x = padded(x, edges_of(module), module.padding_mode)
+    by_size = edges_of(module) == "same"
+    if by_size and call.any_size:
+        raise Unsupported("its padding depends on the size of the image")
+    if by_size or module.padding_mode != "zeros":
+        height, width = (shape_of(call.source) or ())[-2:]
+        edges = edges_at(module, height, width)
+        if module.padding_mode == "zeros":
+            layer = replace(layer, attrs={**layer.attrs, **padding_of(edges)})
+        else:
+            x = padded(x, edges, module.padding_mode)
     if windows > 1:
         layer = _of_each(layer, windows)
     return Step("conv2d", [x], layer.attrs, layer)
@@ -83,13 +96,14 @@ def convolution(call: Call, module: Any, x: Step, windows: int = 1) -> Step:
 def _of_each(layer: Layer, windows: int) -> Layer:
     """A layer over the channels of every window."""
     weight = layer.weight
-    vectors = {
-        name: None if vector is None else np.tile(vector, windows)
-        for name, vector in (("scale", weight.scale), ("bias", weight.bias))
-    }
+    scale, bias = (
+        None if vector is None else np.tile(vector, windows)
+        for vector in (weight.scale, weight.bias)
+    )
     filters = np.tile(weight.array, (windows, 1, 1, 1))
     attrs = {**layer.attrs, "groups": windows * layer.attrs["groups"]}
-    return replace(layer, weight=replace(weight, values=filters, **vectors), attrs=attrs)
+    made = replace(weight, values=filters, scale=scale, bias=bias)
+    return replace(layer, weight=made, attrs=attrs)
 
 
 def _linear(call: Call) -> Value:

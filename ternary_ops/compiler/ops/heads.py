@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from ternary_ops.compiler.axes import Value
@@ -20,7 +19,7 @@ from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import is_ours
 
-_ARGUMENTS = {
+_ARGUMENTS: dict[str, Any] = {
     "query": None, "key": None, "value": None, "key_padding_mask": None, "need_weights": True,
     "attn_mask": None, "average_attn_weights": True, "is_causal": False,
 }  # fmt: skip
@@ -45,12 +44,11 @@ def _heads(call: Call) -> list[Value]:
         values = [value.seen_as([value.axes[1], value.axes[0], value.axes[2]]) for value in values]
     same = nodes[0] is nodes[1] is nodes[2]
     q, k, v = _together(call, values[0]) if same else _apart(call, values)
-    mask = at["attn_mask"]
-    if mask is not None and not isinstance(mask, fx.Node):
-        raise Unsupported("its mask is no tensor of floats")
-    made, weights = attention(
-        *(_by_head(x, module.num_heads) for x in (q, k, v)), mask and call.value(mask)
-    )
+    mask = None if at["attn_mask"] is None else call.value(at["attn_mask"])
+    if mask is not None and len(mask.axes) != 2:
+        raise Unsupported("one mask of floats for all heads is supported")
+    q, k, v = (_by_head(x, module.num_heads) for x in (q, k, v))
+    made, weights = attention(q, k, v, mask)
     made = made.seen_as([made.axes[0], made.axes[2], (*made.axes[1], *made.axes[3])])
     made = linear(made, read_layer(f"{call.name}.out_proj", module.out_proj))
     if not module.batch_first:
@@ -90,8 +88,7 @@ def _apart(call: Call, values: list[Value]) -> list[Value]:
 
 
 def _layer(name: str, weight: Tensor, bias: Tensor | None) -> Layer:
-    with torch.device("meta"):
-        twin = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    twin: Any = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     twin.weight = nn.Parameter(weight.detach())
     twin.bias = None if bias is None else nn.Parameter(bias.detach())
     return read_layer(name, twin)
