@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ternary_ops import runtime
 from ternary_ops.errors import BadConfig, UnsupportedModel, UnsupportedShape, first_line, need
-from ternary_ops.program.layer_costs import measure
+from ternary_ops.program.layer_costs import call_ms, measure
 from ternary_ops.program.random_codes import Emptied
 from ternary_ops.runtime import Program
 from ternary_ops.table import Table
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ternary_ops.compiler.island_program import IslandProgram
 
 ZEROS = (0.0, 0.75, 0.9)
-_SECONDS, _LEAST, _MOST = 0.4, 5, 100  # of timing a program, and calls
 
 
 @dataclass(frozen=True)
@@ -278,16 +277,3 @@ def _one_thread(program: Program | IslandProgram) -> Iterator[None]:
 
         with torch_threads(1):
             yield
-
-
-def call_ms(run: Callable[[], object]) -> float:
-    """Processor time of this thread in milliseconds, of the fastest of many calls: other users of
-    the machine can only make them slower.
-    """
-    run()
-    times: list[float] = []
-    while len(times) < _LEAST or (sum(times) < 1e3 * _SECONDS and len(times) < _MOST):
-        start = time.thread_time()
-        run()
-        times.append(1e3 * (time.thread_time() - start))
-    return min(times)

@@ -87,7 +87,7 @@ def _torch(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> list[E
 def _torch_int8(model: nn.Module, x: Tensor, samples: Tensor) -> tuple[nn.Module, str]:
     baseline, engine = int8_baseline(model, samples)
     if baseline is None:
-        raise BadConfig(need("torch int8 quantizes this network", engine, "Leave torch out."))
+        raise BadConfig(need("a network that torch int8 quantizes", engine, "Leave torch out."))
     return _frozen(baseline, x), engine
 
 

@@ -192,7 +192,7 @@ def _split(pattern: str) -> tuple[str, str]:
     if name == "int8" and extra:
         get_pattern(extra)
     elif plus and extra != "permute":
-        what = 'a pattern is "1x4", "element", ... with or without "+permute", "int8" or "int8+1x4"'
+        what = 'as pattern "1x4", "element", ... with or without "+permute", "int8" or "int8+1x4"'
         raise BadConfig(need(what, repr(pattern), "Pick one."))
     return name, extra
 

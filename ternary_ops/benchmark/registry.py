@@ -227,6 +227,20 @@ BENCHES = (
         _SR,
     ),
     Bench(
+        "search",
+        "whether the network that a search finds takes the time that was asked for",
+        "--folder FOLDER",
+        (),
+        (),
+    ),
+    Bench(
+        "equal_time",
+        "accuracy at equal milliseconds: the search, narrow dense networks, zeros or widths alone",
+        "train --folder FOLDER",
+        (),
+        (),
+    ),
+    Bench(
         "gpu_static",
         "registers, spills, tensor cores and loads in the machine code of the GPU kernels; "
         "no GPU needed",

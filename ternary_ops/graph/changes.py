@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Permitted changes to a module: the one rule that plan, fold_batchnorm_, equalize_,
-reorder_channels_, pack_ and compile ask before they replace a layer, write into it or read its
-weight as a constant.
+reorder_channels_, remove_, pack_ and compile ask before they replace a layer, write into it or read
+its weight as a constant.
 
 A weight may be written, or read as a constant, only where it is a tensor of the module's own. One
 that a hook or parametrization recomputes at every call (torch.nn.utils.prune, weight_norm,
@@ -50,16 +50,17 @@ class Changes:
         change: "quantize" (a quantized layer takes over its weight), "fold" (its weight and bias
         are scaled), "absorb" (a BatchNorm is folded into the layer before it), "pass" (it stands
         between those two), "pack" (packed codes replace it), "read" (a program takes its tensors,
-        and its function from its type), "rewrite" (its channels are scaled or reordered).
+        and its function from its type), "rewrite" (its channels are scaled or reordered), "cut"
+        (channels are removed from its tensors).
         """
         for obstacle in _OBSTACLES[change]:
             if reason := obstacle(self, module):
                 return reason
         return ""
 
-    def against_fusing(self, chain: Chain) -> list[str]:
-        """Why a layer and the BatchNorm of its chain must stay apart: one reason a module, from
-        the first to the last.
+    def against_fusing(self, chain: Chain) -> list[tuple[str, str]]:
+        """Why a layer and the BatchNorm of its chain must stay apart: names of modules, from the
+        first to the last, and the reason that each is.
         """
         last = chain.links.index(chain.batchnorm) if chain.batchnorm is not None else 0
         found = []
@@ -67,7 +68,7 @@ class Changes:
             module = self.own(node)
             change = "fold" if i == 0 else "absorb" if i == last else "pass"
             if i <= last and module is not None and (why := self.why_not(module, change)):
-                found.append(f"{node.target}: {why}")
+                found.append((str(node.target), why))
         return found
 
     def own(self, node: fx.Node) -> nn.Module | None:
@@ -166,6 +167,8 @@ def _quantizable(module: nn.Module) -> str:
         return ""
     if isinstance(module, _FLOAT):
         return f"a subclass of {parent_of(module).__name__} with a forward of its own"
+    if layer_class(module) is nn.ConvTranspose2d:
+        return "no ternary twin of transposed convolutions, which stay float"
     return "no ternary twin of this type"
 
 
@@ -239,5 +242,6 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
     "pass": (_alone(replaced_forward), _alone(hooked)),
     "pack": (*_SETTLED, _exactly(_quantized), *_CONSTANT, Changes.read_elsewhere),
     "read": (*_SETTLED, *_CONSTANT),
+    "cut": (*_SETTLED, Changes.foreign, *_CONSTANT, Changes.tied, Changes.read_elsewhere),
     "rewrite": (*_SETTLED, Changes.foreign, *_CONSTANT, _alone(hooked)),
 }

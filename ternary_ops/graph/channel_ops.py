@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+import ternary_ops.nn as tnn
 from ternary_ops.graph import torch_ops as ops
 from ternary_ops.graph.nodes import (
     arguments_of,
@@ -22,9 +23,11 @@ from ternary_ops.graph.nodes import (
     layer_class,
     module_of,
     operator_of,
+    two,
 )
+from ternary_ops.nn.geometry import PaddedConv2d
 
-_LAYERS = (nn.Conv2d, nn.Linear)
+_LAYERS = (nn.Conv2d, nn.Linear, PaddedConv2d, tnn.TernaryConv2d, tnn.TernaryLinear)
 _NORMS = (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
 _KINDS = {
     # Of each number alone.
@@ -35,6 +38,7 @@ _KINDS = {
         ops.TANHSHRINK, ops.SOFTSHRINK, ops.HARDSHRINK, ops.THRESHOLD, ops.EXP, ops.LOG, ops.ABS,
         ops.SQUARE, ops.SQRT, ops.RSQRT, ops.RECIPROCAL, ops.POW, ops.ERF, ops.SIN, ops.COS,
         ops.ADD, ops.SUB, ops.MUL, ops.DIV, ops.NEG, ops.CONTIGUOUS, ops.IDENTITY, ops.DROPOUT,
+        ops.MAXIMUM, ops.MINIMUM,
     ),
     # Of each channel alone over windows of an image, and f(a * x) = a * f(x) for a > 0.
     "window": (
@@ -49,8 +53,8 @@ _KINDS = {
         ops.REPEAT, ops.CHANNEL_SHUFFLE,
     ),
     "pixels": (ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE),
-    "reduce": (ops.MEAN,),
-    "softmax": (ops.SOFTMAX,),
+    "reduce": (ops.MEAN, ops.SUM, ops.AMAX, ops.AMIN),
+    "softmax": (ops.SOFTMAX, ops.LOG_SOFTMAX),
     "matmul": (ops.MATMUL,),
 }  # fmt: skip
 _PARTS = (
@@ -59,17 +63,12 @@ _PARTS = (
 )  # fmt: skip
 # Modules, functions and methods of operators that `torch_ops` does not have.
 _MORE: dict[str, tuple[Any, ...]] = {
-    "pointwise": (
-        torch.maximum, torch.minimum, "double",
-    ),
+    "pointwise": ("double",),
     "window": (
         nn.UpsamplingNearest2d,
         nn.UpsamplingBilinear2d, nn.ZeroPad2d,
     ),
     "move": (torch.repeat_interleave, "repeat_interleave"),
-    "reduce": (torch.sum, torch.amax, torch.amin, "sum", "amax", "amin"),
-    "softmax": (F.log_softmax, "log_softmax"),
-    "matmul": (torch.bmm, "bmm"),
     "attention": (F.scaled_dot_product_attention,),
 }  # fmt: skip
 _KIND_OF_OPERATOR = {op: kind for kind, members in _KINDS.items() for op in members}
@@ -128,13 +127,11 @@ def _keeps_largest(node: fx.Node) -> bool:
     given = {k: getattr(module, k) for k in at} if module else arguments_of(node, ops.MAX_POOL2D)
     if given is None:
         return False
-    kernel, stride = (_two(given[name]) for name in ("kernel_size", "stride"))
-    return all(k >= s for k, s in zip(kernel, stride or kernel, strict=True))
-
-
-def _two(value: Any) -> tuple[int, ...]:
-    """A number or two as two; () for none."""
-    return (value, value) if isinstance(value, int) else tuple(value or ())
+    kernel = two(given["kernel_size"])
+    stride = two(given["stride"] or given["kernel_size"])
+    if kernel is None or stride is None:
+        return False
+    return all(k >= s for k, s in zip(kernel, stride, strict=True))
 
 
 def scales(node: fx.Node) -> bool:

@@ -37,9 +37,15 @@ def channel_groups(traced: fx.GraphModule, x: Tensor) -> ChannelGroups:
 
     Raises UnsupportedModel where it does not run.
     """
+    return read_channels(traced, x).groups
+
+
+@torch.no_grad()
+def read_channels(traced: fx.GraphModule, x: Tensor) -> ChannelAxes:
+    """As channel_groups, with the shape of each value and the axes along which its channels lie."""
     reader = _Reader(traced)
     reader.run(x.clone())  # the network may work in place
-    return reader.groups
+    return reader.axes
 
 
 class _Reader(Interpreter):
@@ -47,8 +53,8 @@ class _Reader(Interpreter):
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced)
-        self._axes = ChannelAxes()
-        self.groups = self._axes.groups
+        self.axes = ChannelAxes()
+        self.groups = self.axes.groups
         self._several: set[fx.Node] = set()
         graph = traced.graph
         self._calls = Counter(id(module_of(n)) for n in graph.nodes if n.op == "call_module")
@@ -60,16 +66,16 @@ class _Reader(Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """The node's value; its channels are read on the way."""
         value = super().run_node(n)
-        inputs = [m for m in n.all_input_nodes if m in self._axes.shapes or m in self._several]
+        inputs = [m for m in n.all_input_nodes if m in self.axes.shapes or m in self._several]
         if n.op == "output":
-            self._axes.fix(inputs, "the output of the network")
+            self.axes.fix(inputs, "the output of the network")
         elif isinstance(value, Tensor):
-            self._axes.shapes[n] = value.shape
+            self.axes.shapes[n] = value.shape
             self._visit(n, inputs)
         elif isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
             self._several.add(n)
             if kinds.kind_of(n) != "move" or not self._move(n, inputs):
-                self._axes.fix(inputs, f"{_name(n)} {_UNKNOWN}")
+                self.axes.fix(inputs, f"{name_of(n)} {_UNKNOWN}")
         return value
 
     def _visit(self, node: fx.Node, inputs: list[fx.Node]) -> None:
@@ -77,21 +83,22 @@ class _Reader(Interpreter):
         if kind == "get_attr":
             return  # see _vector
         if kind == "placeholder":
-            self._axes.add(node, (1,))
-            self._axes.fix([node], "the input of the network")
+            self.axes.add(node, (1,))
+            self.axes.fix([node], "the input of the network")
             return
         known = all(
-            m in self._axes.dims
+            m in self.axes.dims
             or (kind == "pointwise" and m.op == "get_attr")
-            or (kind == "move" and m in self._axes.moved)
+            or (kind == "move" and m in self.axes.moved)
             for m in inputs
         )
         if not known or kind not in _READ or not _READ[kind](self, node, inputs):
-            if node not in self._axes.dims:
-                self._axes.add(node, (1,))
+            if node not in self.axes.dims:
+                constant = all(m.op == "get_attr" for m in inputs)
+                self.axes.add(node, () if constant else (1,))
             shared = kind in ("layer", "norm") and not self._alone(node)
             why = "is called twice or shares its parameters" if shared else _UNKNOWN
-            self._axes.fix([node, *inputs], f"{_name(node)} {why}")
+            self.axes.fix([node, *inputs], f"{name_of(node)} {why}")
 
     def _alone(self, node: fx.Node) -> bool:
         """True when nothing else uses the module or its parameters."""
@@ -102,15 +109,19 @@ class _Reader(Interpreter):
 
     def _layer(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
         layer: Any = module_of(node)
-        x, rank, name = inputs[0], len(self._axes.shapes[node]), str(node.target)
-        conv = isinstance(layer, nn.Conv2d)
+        x, rank, name = inputs[0], len(self.axes.shapes[node]), str(node.target)
+        conv = hasattr(layer, "kernel_size")
         dims = (1,) if conv else (rank - 1,)
         if rank < 2 or (conv and rank != 4):
             return False
-        self._axes.add(node, dims)
-        if self._axes.dims[x] != dims or not self._alone(node):
+        self.axes.add(node, dims)
+        if not self._alone(node):
             return False
-        parts = layer.groups if conv else 1
+        if self.axes.dims[x] != dims:  # filters are still one for each of its own channels
+            self.axes.fix([x], f"{name_of(node)} {_UNKNOWN}")
+            self.groups.use(name, "producer", node)
+            return layer_groups(layer) == 1
+        parts = layer_groups(layer)
         if parts > 1 and parts == layer.in_channels == layer.out_channels:
             self.groups.tie(node, x)
             self.groups.use(name, "vector", node, parts)
@@ -121,50 +132,49 @@ class _Reader(Interpreter):
             self.groups.split(x, parts)
             self.groups.split(node, parts)
         if rank != 2 and not conv:
-            self._axes.fix([x, node], "channels are not on axis 1", "scale")
+            self.axes.fix([x, node], "channels are not on axis 1", "scale")
         return True
 
     def _norm(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
         norm: Any = module_of(node)
         (x,) = inputs
         last = isinstance(norm, nn.LayerNorm)
-        dims = (len(self._axes.shapes[node]) - 1,) if last else (1,)
-        if self._axes.dims[x] != dims or not self._alone(node):
+        dims = (len(self.axes.shapes[node]) - 1,) if last else (1,)
+        if self.axes.dims[x] != dims or not self._alone(node):
             return False
         if last and len(norm.normalized_shape) != 1:
             return False
-        self._axes.add(node, dims)
+        self.axes.add(node, dims)
         self.groups.tie(node, x)
-        if norm.weight is not None:
-            self.groups.use(str(node.target), "vector", node)
+        self.groups.use(str(node.target), "vector", node)
         if isinstance(norm, (nn.LayerNorm, nn.GroupNorm)):
             reason = f"{type(norm).__name__} takes the mean over channels"
             self.groups.fix(x, reason, "removal")
         if isinstance(norm, nn.GroupNorm):
             self.groups.split(x, norm.num_groups)
         scaled = [x] if kinds.scales(node) else [x, node]
-        self._axes.fix(scaled, f"{type(norm).__name__} undoes a factor", "scale")
+        self.axes.fix(scaled, f"{type(norm).__name__} undoes a factor", "scale")
         return True
 
     def _window(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
-        return all(self._axes.dims.get(m) == (1,) for m in inputs) and self._pointwise(node, inputs)
+        return all(self.axes.dims.get(m) == (1,) for m in inputs) and self._pointwise(node, inputs)
 
     def _pointwise(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
-        dims = next((d for m in inputs if (d := self._axes.aligned(node, m)) is not None), None)
+        dims = next((d for m in inputs if (d := self.axes.aligned(node, m)) is not None), None)
         if dims is None:
             return False
-        self._axes.add(node, dims)
-        same = [m for m in inputs if self._axes.aligned(node, m) == dims]
+        self.axes.add(node, dims)
+        same = [m for m in inputs if self.axes.aligned(node, m) == dims]
         scaled = self._scaled(node, inputs, same)
         for m in inputs:
             if m in same:
                 self.groups.tie(node, m, scale=m in scaled)
             elif not self._vector(node, m):
-                if self._axes.spread(node, m, dims) != 1:
+                if self.axes.spread(node, m, dims) != 1:
                     return False
-                self._axes.fix([m], f"{_name(node)} meets every channel with it")
+                self.axes.fix([m], f"{name_of(node)} meets every channel with it")
         if not scaled:
-            self._axes.fix([node, *inputs], f"{_name(node)} does not pass factors on", "scale")
+            self.axes.fix([node, *inputs], f"{name_of(node)} does not pass factors on", "scale")
         if is_slope(node) and getattr(module_of(node), "num_parameters", 1) > 1:
             self.groups.use(str(node.target), "vector", node)
             return self._alone(node)
@@ -181,18 +191,18 @@ class _Reader(Interpreter):
         first, second = inputs
         fixed = first not in self.groups or self.groups.is_fixed(first, "scale")
         gate, value = (first, second) if fixed else (second, first)
-        self._axes.fix([gate], "a gate", "scale")
+        self.axes.fix([gate], "a gate", "scale")
         return [value] if value in same else []
 
     def _vector(self, node: fx.Node, m: fx.Node) -> bool:
         """Tie a parameter of the model's own that has an element a channel and nothing else."""
-        shape, dims = self._axes.shapes[m], self._axes.dims[node]
+        shape, dims = self.axes.shapes[m], self.axes.dims[node]
         own = m.op == "get_attr" and not str(m.target).startswith("_tensor_constant")
         parameter = self.fetch_attr(str(m.target)) if own else None
         if parameter is None or len(m.users) != 1 or self._owners[id(parameter)] > 1:
             return False
-        width = math.prod(self._axes.shapes[node][d] for d in dims)
-        if math.prod(shape) != width or self._axes.spread(node, m, dims) != width:
+        width = math.prod(self.axes.shapes[node][d] for d in dims)
+        if math.prod(shape) != width or self.axes.spread(node, m, dims) != width:
             return False
         self.groups.add(m, width)
         self.groups.tie(m, node)
@@ -203,25 +213,25 @@ class _Reader(Interpreter):
     def _pixels(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
         """Pixel shuffles: a channel of the larger image is a block of the smaller one's."""
         (x,) = inputs
-        if self._axes.dims[x] != (1,) or len(self._axes.shapes[x]) != 4:
+        if self.axes.dims[x] != (1,) or len(self.axes.shapes[x]) != 4:
             return False
-        self._axes.add(node, (1,))
+        self.axes.add(node, (1,))
         few, many = sorted((node, x), key=self.groups.width)
         count = self.groups.width(many)
         block = torch.arange(count).numpy() // (count // self.groups.width(few))
         self.groups.tie(many, few, block)
-        self._axes.fix([node, x], "pixels come from several channels", "scale")
+        self.axes.fix([node, x], "pixels come from several channels", "scale")
         return True
 
     def _softmax(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
         dim, (x,) = kinds.softmax_dim(node), inputs
         if not isinstance(dim, int):
             return False
-        self._axes.add(node, self._axes.dims[x])
+        self.axes.add(node, self.axes.dims[x])
         self.groups.tie(node, x)
-        if dim % len(self._axes.shapes[node]) in self._axes.dims[x]:
+        if dim % len(self.axes.shapes[node]) in self.axes.dims[x]:
             self.groups.fix(x, "softmax is taken over channels", "removal")
-        self._axes.fix([node, x], "softmax", "scale")
+        self.axes.fix([node, x], "softmax", "scale")
         return True
 
     def _matmul(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
@@ -229,11 +239,11 @@ class _Reader(Interpreter):
         if len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args):
             return False
         a, b = cast("tuple[fx.Node, fx.Node]", node.args)
-        rank = len(self._axes.shapes[node])
-        heads = self._axes.heads(a, rank)
-        if not heads or self._axes.heads(b, rank) != heads:
+        rank = len(self.axes.shapes[node])
+        heads = self.axes.heads(a, rank)
+        if not heads or self.axes.heads(b, rank) != heads:
             return False
-        da, db = self._axes.dims[a], self._axes.dims[b]
+        da, db = self.axes.dims[a], self.axes.dims[b]
         if (rank - 1 in da) != (rank - 2 in db):
             return False
         rows = [rank - 2] if rank - 2 in da else []
@@ -243,28 +253,28 @@ class _Reader(Interpreter):
     def _attention(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
         if len(node.args) != 3 or node.kwargs.get("attn_mask") is not None:
             return False
-        rank = len(self._axes.shapes[node])
+        rank = len(self.axes.shapes[node])
         parts = cast("list[fx.Node]", list(node.args))
-        heads = self._axes.heads(parts[0], rank)
+        heads = self.axes.heads(parts[0], rank)
         wanted = (*heads, rank - 1)
         if not heads or any(
-            self._axes.heads(m, rank) != heads or self._axes.dims[m] != wanted for m in parts
+            self.axes.heads(m, rank) != heads or self.axes.dims[m] != wanted for m in parts
         ):
             return False
         return self._tie_heads(node, parts, wanted, len(heads))
 
     def _tie_heads(self, node: fx.Node, parts: list[fx.Node], dims: Dims, axes: int) -> bool:
-        shapes = [[self._axes.shapes[m][d] for d in dims[:axes]] for m in (node, *parts)]
+        shapes = [[self.axes.shapes[m][d] for d in dims[:axes]] for m in (node, *parts)]
         if any(shape != shapes[0] for shape in shapes):
             return False
-        self._axes.add(node, dims)
+        self.axes.add(node, dims)
         count = math.prod(shapes[0])
         size = self.groups.width(node) // count
         for m in (node, *parts):
             width = self.groups.width(m)
             head = torch.arange(width).numpy() // (width // count)
             self.groups.tie(m, node, head * size)
-        self._axes.fix([node, *parts], "attention", "scale")
+        self.axes.fix([node, *parts], "attention", "scale")
         return True
 
     def _reduce(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
@@ -281,11 +291,8 @@ class _Reader(Interpreter):
         """Whatever puts values elsewhere: it is shown the channels' numbers in place of values."""
         indexed = node.target is operator.getitem and len(inputs) != 1
         retyped = any(isinstance(a, torch.dtype) for a in node.args)
-        if (
-            indexed
-            or retyped
-            or not all(m in self._axes.dims or m in self._axes.moved for m in inputs)
-        ):
+        channels = all(self.axes.dims.get(m) or m in self.axes.moved for m in inputs)
+        if indexed or retyped or not channels:
             return False
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._numbers)
         calls: dict[str, Any] = {
@@ -295,15 +302,15 @@ class _Reader(Interpreter):
         }
         found = calls[node.op](node.target, args, kwargs)
         if not isinstance(found, Tensor):
-            self._axes.moved[node] = found
-            self._axes.origins[node] = self._axes.sources(inputs)
+            self.axes.moved[node] = found
+            self.axes.origins[node] = self.axes.sources(inputs)
             return True
-        return self._settle(node, self._axes.sources(inputs), found)
+        return self._settle(node, self.axes.sources(inputs), found)
 
     def _numbers(self, m: fx.Node) -> Any:
         """The numbers of the channels that m's elements belong to; m's value where it has none."""
-        known = m in self._axes.dims or m in self._axes.moved
-        return self._axes.numbers(m) if known else self.env[m]
+        known = m in self.axes.dims or m in self.axes.moved
+        return self.axes.numbers(m) if known else self.env[m]
 
     def _settle(self, node: fx.Node, sources: list[fx.Node], found: Tensor) -> bool:
         """Tie the node's channels to those whose numbers it holds."""
@@ -312,16 +319,16 @@ class _Reader(Interpreter):
         ) or (1,) * (found.ndim > 1 and found.shape[1] == 1)
         if not dims:
             return False
-        self._axes.add(node, dims)
+        self.axes.add(node, dims)
         for d in reversed(range(found.ndim)):
             found = found if d in dims else found.select(d, 0)
         index = found.flatten().long().numpy()
-        images = all(self._axes.dims[m] == (1,) for m in (node, *sources))
-        flattened = kinds.is_flatten(node) and len(self._axes.shapes[node]) == 2
+        images = all(self.axes.dims[m] == (1,) for m in (node, *sources))
+        flattened = kinds.is_flatten(node) and len(self.axes.shapes[node]) == 2
         scale = images and (kinds.is_concat(node) or flattened)
-        self._axes.tie(node, sources, index, scale)
+        self.axes.tie(node, sources, index, scale)
         if not scale:
-            self._axes.fix([node, *sources], f"{_name(node)} does not pass factors on", "scale")
+            self.axes.fix([node, *sources], f"{name_of(node)} does not pass factors on", "scale")
         return True
 
 
@@ -339,7 +346,12 @@ _READ = {
 }
 
 
-def _name(node: fx.Node) -> str:
+def layer_groups(layer: nn.Module) -> int:
+    """Groups of a convolution; 1 of a linear layer."""
+    return int(getattr(layer, "groups", 1))
+
+
+def name_of(node: fx.Node) -> str:
     """Readable name of what a node calls, for messages."""
     module = module_of(node)
     if module is not None:

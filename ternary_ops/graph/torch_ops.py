@@ -71,6 +71,7 @@ CONV2D = _op(
     groups=1,
 )
 CONV1D = _op("Conv1d", nn.Conv1d, F.conv1d, torch.conv1d, **_CONV, dilation=1, groups=1)
+CONV3D = _op("Conv3d", nn.Conv3d)
 CONV_TRANSPOSE2D = _op(
     "ConvTranspose2d",
     nn.ConvTranspose2d,
@@ -111,6 +112,7 @@ ATTENTION = _op(
     scale=None,
     enable_gqa=False,
 )
+HEADS = _op("MultiheadAttention", nn.MultiheadAttention)
 ADDMM = _op("addmm", None, torch.addmm, "addmm", mat1=REQUIRED, mat2=REQUIRED, beta=1, alpha=1)
 BATCH_NORM = _op(
     "BatchNorm2d",
@@ -145,6 +147,15 @@ GROUP_NORM = _op(
     bias=None,
     eps=1e-5,
     cudnn_enabled=True,
+)
+RMS_NORM = _op(
+    "RMSNorm",
+    nn.RMSNorm,
+    F.rms_norm,
+    torch.rms_norm,
+    normalized_shape=REQUIRED,
+    weight=None,
+    eps=None,
 )
 PRELU = _op("PReLU", nn.PReLU)
 
@@ -338,6 +349,18 @@ MOVEDIM = _op(
     destination=REQUIRED,
 )
 EXPAND = _op("expand", None, torch.broadcast_to, "expand", "expand_as", "broadcast_to")
+_WINDOWS: dict[str, Any] = {"kernel_size": REQUIRED, "dilation": 1, "padding": 0, "stride": 1}
+UNFOLD_IMAGE = _op("Unfold", nn.Unfold, F.unfold, **_WINDOWS)
+FOLD = _op("Fold", nn.Fold, F.fold, output_size=REQUIRED, **_WINDOWS)
+UNFOLD = _op("unfold", None, "unfold", dimension=REQUIRED, size=REQUIRED, step=REQUIRED)
+REPEAT_INTERLEAVE = _op(
+    "repeat_interleave",
+    None,
+    torch.repeat_interleave,
+    "repeat_interleave",
+    repeats=REQUIRED,
+    dim=None,
+)
 REPEAT = _op("repeat", None, torch.tile, "repeat", "tile")
 ATTRIBUTE = _op("T and mT", None, getattr)
 PIXEL_SHUFFLE = _op("PixelShuffle", nn.PixelShuffle, F.pixel_shuffle, upscale_factor=None)

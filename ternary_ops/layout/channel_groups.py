@@ -165,6 +165,10 @@ class ChannelGroups:
         """Parameters of `owner` run along the value's channels, see Use."""
         self._uses.append(Use(owner, role, value, groups))
 
+    def classes(self, value: Hashable) -> Index:
+        """The number of what each channel is, [width]: tied channels have one."""
+        return self._moves.numbers()[self._slots[value]]
+
     def factors(self, value: Hashable) -> Index:
         """The number of the factor of each channel, [width]."""
         numbers = self._factors.numbers()

@@ -51,7 +51,7 @@ class TernaryConfig:
             object.__setattr__(self, "zeros", 0.9 if self.weights == "ternary" else 0.0)
         if self.activations == "uint11" and self.weights != "int8":
             do = 'Set weights="int8", or activations="uint8".'
-            raise BadConfig(need('activations "uint11" go with weights "int8"', self.weights, do))
+            raise BadConfig(need('weights "int8" beside activations "uint11"', self.weights, do))
         number = isinstance(self.zeros, (int, float)) and not isinstance(self.zeros, bool)
         if not (number and 0.0 <= self.zeros < 1.0):
             raise BadConfig(

@@ -19,7 +19,7 @@ from ternary_ops.layout import codes as layout
 from ternary_ops.nn._integers import check_digest, digest, versions
 from ternary_ops.nn.conv import TernaryConv2d
 from ternary_ops.nn.engine_cost import EngineCost
-from ternary_ops.nn.geometry import ConvGeometry, Edges, geometry_of
+from ternary_ops.nn.geometry import ConvGeometry, Padding, geometry_of
 from ternary_ops.nn.linear import TernaryLinear
 from ternary_ops.nn.ternary import result_dtype
 from ternary_ops.ops._decode import decode_weight
@@ -163,7 +163,7 @@ class PackedLayer(nn.Module):
         """Codes in {-1, 0, 1} and scale, as integer_weight; BadConfig for int8 weights."""
         if self.weights != "ternary":
             do = "integer_weight() serves both."
-            raise BadConfig(need("ternary() asks for ternary weights", self.weights, do))
+            raise BadConfig(need("ternary weights for ternary()", self.weights, do))
         return self.integer_weight()
 
     def _fill_float(self, twin: nn.Linear | nn.Conv2d) -> None:
@@ -312,7 +312,7 @@ class PackedConv2d(ConvGeometry, PackedLayer):
         padding_mode: Any = "zeros",
         device: Any = None,
         weights: str = "ternary",
-        edges: Edges | None = None,
+        edges: Padding | None = None,
     ) -> None:
         super().__init__()
         self._set_geometry(

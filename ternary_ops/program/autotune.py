@@ -176,5 +176,5 @@ def _parse(rows: Any, nodes: list[int], path: Any) -> tuple[Tuned, ...]:
 
 
 def _damaged(path: Any) -> FormatError:
-    what = f"{path} holds tuning results of version {_VERSION}"
+    what = f"tuning results of version {_VERSION} in {path}"
     return FormatError(need(what, "something else", "Delete it, or name another file."))

@@ -56,7 +56,7 @@ def force_isa(name: str) -> Iterator[None]:
 def num_threads(n: int) -> Iterator[None]:
     """Use n threads for calls from this thread; results do not change."""
     if type(n) is not int or not 1 <= n <= _MOST_THREADS:
-        what = f"num_threads needs an integer in 1..{_MOST_THREADS}"
+        what = f"for num_threads an integer in 1..{_MOST_THREADS}"
         raise BadConfig(need(what, repr(n), "One per core is best."))
     core = _native.core()
     with _override("threads", core.set_num_threads, n, 0):

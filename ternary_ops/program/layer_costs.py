@@ -10,8 +10,9 @@ them. Between shares that were measured, milliseconds are interpolated linearly.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ KINDS = ("ternary", "int8")
 SHARES = (0.0, 0.25, 0.5, 0.6, 0.75, 0.9, MOST_EMPTY)
 _SECONDS = 0.4  # of timing one program
 _ROUNDS, _REPEATS = (4, 40), 3  # least and most turns of each; calls in a turn
+_CALLS = (5, 1000)  # least and most of timing whole calls
 # A saving below this share of the mean one is noise: a layer that costs next to nothing.
 _LEAST_SAVING = 0.01
 
@@ -190,6 +192,38 @@ def measure(
     ]
     threads = _native.core().num_threads()
     return CostTable(processor(), isa(), threads, tuple(x.shape), layers, min(others))
+
+
+def measure_mixed(
+    program: Program, choices: Mapping[str, tuple[str, float]]
+) -> tuple[dict[str, float], float]:
+    """Milliseconds of each of these layers, with a kind and a share of empty quads of its own, and
+    of a whole call.
+    """
+    x = np.random.default_rng(0).random(program.sample, np.float32)
+    emptied = Emptied(program.graph, choices)
+    made = Program(emptied.mixed(choices), program.sample)
+    turns = _Turns(build(made.graph))
+    _take_turns([turns], x)
+    layers = dict.fromkeys(emptied.names, 0.0)
+    for i, node in enumerate(program.graph.nodes):
+        if "w" in node.attrs and program.graph.weight(node).name in layers:
+            layers[program.graph.weight(node).name] += turns.ms[i]
+    return layers, call_ms(partial(made, x))
+
+
+def call_ms(run: Callable[[], object]) -> float:
+    """Milliseconds of the fastest of many calls: other users of the machine can only make them
+    slower. With one thread that is its processor time.
+    """
+    clock = time.thread_time if _native.core().num_threads() == 1 else time.perf_counter
+    run()
+    times: list[float] = []
+    while len(times) < _CALLS[0] or (sum(times) < 1e3 * _SECONDS and len(times) < _CALLS[1]):
+        start = clock()
+        run()
+        times.append(1e3 * (clock() - start))
+    return min(times)
 
 
 def _curves(

@@ -14,10 +14,17 @@ criteria (scores), growth, schedules and allocation over layers.
 """
 
 from ternary_ops.prune.allocation import ALLOCATIONS, register_allocation
+from ternary_ops.prune.choice import choose
+from ternary_ops.prune.filter_network import groups
+from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, register_filter_score
+from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
 from ternary_ops.prune.growth import GROWTHS, SET, Growth, RigL, register_growth
+from ternary_ops.prune.network_file import load_network, save_network
 from ternary_ops.prune.pruner import Pruner
 from ternary_ops.prune.ranking import SummaryRow
 from ternary_ops.prune.reconstruct import reconstruct_
+from ternary_ops.prune.removal import Removal, remove_
+from ternary_ops.prune.sbf import SbF
 from ternary_ops.prune.schedules import (
     SCHEDULES,
     Schedule,
@@ -31,21 +38,34 @@ from ternary_ops.prune.scores import CRITERIA, Score, register_criterion
 __all__ = [
     "ALLOCATIONS",
     "CRITERIA",
+    "FILTER_SCORES",
     "GROWTHS",
     "SCHEDULES",
     "SET",
+    "FilterGroup",
+    "FilterGroups",
     "Growth",
+    "Place",
     "Pruner",
+    "Removal",
     "RigL",
+    "SbF",
     "Schedule",
     "Score",
     "SummaryRow",
+    "choose",
+    "filter_score",
     "get_schedule",
+    "groups",
     "iterative",
+    "load_network",
     "one_cycle",
     "reconstruct_",
     "register_allocation",
     "register_criterion",
+    "register_filter_score",
     "register_growth",
     "register_schedule",
+    "remove_",
+    "save_network",
 ]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,10 @@ from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.allocation import make_groups
 from ternary_ops.prune.growth import Growth, get_growth
+from ternary_ops.prune.optimizer_state import GradientHook, Replaced
 from ternary_ops.prune.phases import Phases
 from ternary_ops.prune.ranking import Regrowth, SummaryRow, summary
+from ternary_ops.prune.resizing import resize_targets
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.scores import get_criterion
 from ternary_ops.prune.state import check_state, plain_names, pruned_bits, restore_bits
@@ -134,7 +135,7 @@ class Pruner:
         for target in self._targets:
             self.criterion.watch(target.name, target.owners)
         if optimizer is not None:
-            optimizer.register_step_pre_hook(_Guard(self))
+            optimizer.register_step_pre_hook(GradientHook(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
         self._prepare([layer for layer in self._layers if layer.phase != "frozen"])
         for layer in self._layers:
@@ -262,6 +263,16 @@ class Pruner:
         self.criterion.restore(state["scores"])
         self._prepare(self._layers)
 
+    def resize(self, replaced: Replaced) -> None:
+        """Go on with weights that `prune.remove_`, which calls this, has made smaller.
+
+        Zeros are then those due of what is left. BadConfig, with nothing changed: it is too little.
+        """
+        touched = resize_targets(self._targets, self._groups, self.criterion, replaced)
+        self._gradients.clear()
+        for group in touched if self.phase != "frozen" else ():
+            group.resettle(self._share(), self.criterion, self.nested, self.normalize)
+
     def before_step(self) -> None:
         """Check gradients and let the criterion and growth read them: the optimizer's hook.
 
@@ -296,16 +307,19 @@ class Pruner:
         return self.growth.fraction_at(step / self.phases.total) > 0
 
     def _update_masks(self) -> None:
-        end = self.phases.end / self.phases.total
-        share = self.schedule(self.progress, start=self.phases.start, end=end)
-        regrowth = None
+        share, regrowth = self._share(), None
         if self.growth is not None:
-            fraction = self.growth.fraction_at(self.progress) if self._grows(self._step) else 0.0
+            fraction = self.growth.fraction_at(self.progress) * self._grows(self._step)
             regrowth = Regrowth(self.growth, fraction, self._step, self._gradients)
         options = {"nested": self.nested, "normalize": self.normalize}
         for group in self._groups:
             group.update(share, self.criterion, regrowth=regrowth, **options)
         self._gradients.clear()
+
+    def _share(self) -> float:
+        """The fraction of the zeros that is due now."""
+        end = self.phases.end / self.phases.total
+        return self.schedule(self.progress, start=self.phases.start, end=end)
 
     def _apply_masks(self) -> None:
         for group in self._groups:
@@ -382,15 +396,3 @@ class Pruner:
         if self.growth is not None and (not nested or optimizer is None):
             what = "the optimizer and nested=True with growth: no latent values of pruned weights"
             raise BadConfig(need(what, f"nested={nested}, {given}", "Pass both."))
-
-
-class _Guard:
-    """The hook on the optimizer; it goes idle with its Pruner."""
-
-    def __init__(self, pruner: Pruner) -> None:
-        self.pruner = ref(pruner)
-
-    def __call__(self, *step: Any) -> None:
-        pruner = self.pruner()
-        if pruner is not None:
-            pruner.before_step()

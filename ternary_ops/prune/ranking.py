@@ -57,9 +57,15 @@ class Group:
         """Raises BadConfig where zeros leave too little for min_nnz and one unit per layer."""
         self.targets = list(targets)
         self.zeros = zeros
-        self.sizes = [target.units for target in targets]
+        self.measure()
+
+    def measure(self) -> None:
+        """Count the targets' units and those of them that are pruned, by their masks. Raises
+        BadConfig, see __init__.
+        """
+        self.sizes = [target.units for target in self.targets]
         self.total = sum(self.sizes)
-        self.limit = self.total - sum(self.protected(target) for target in targets)
+        self.limit = self.total - sum(self.protected(target) for target in self.targets)
         if self.zeros * self.total - self.limit >= 1:
             raise BadConfig(
                 need(
@@ -69,7 +75,7 @@ class Group:
                     "Lower zeros or min_nnz, or skip these layers.",
                 )
             )
-        self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in targets]))
+        self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in self.targets]))
 
     def protected(self, target: Target) -> int:
         """Number of units of the target that stay."""
@@ -125,6 +131,17 @@ class Group:
         if regrowth is not None and dropped:
             grown = [regrowth.scores(target) for target in self.targets]
             self.grow(self.ranked(grown), dropped)
+
+    def resettle(self, share: float, criterion: Score, nested: bool, normalize: bool) -> None:
+        """After the targets' sizes changed: prune to `share` of the target again, to one unit;
+        where too many are pruned by then, some come back. Nothing where pruning has not begun.
+        """
+        if self.count == 0:
+            return
+        excess = self.count - self.wanted(share)
+        if nested and excess > 0:
+            self.grow(self.ranked([t.scores(criterion) for t in self.targets]), excess)
+        self.update(share, criterion, nested=nested, normalize=normalize)
 
     def prune(self, parts: list[Tensor], count: int, nested: bool = False) -> None:
         """Prune the `count` units of the lowest scores; parts: those of each target, [units]."""

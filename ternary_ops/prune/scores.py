@@ -29,6 +29,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, need
+from ternary_ops.prune.cutter import Cutter
 from ternary_ops.prune.registry import Registry
 
 _DECAY = 0.9
@@ -65,6 +66,14 @@ class Score(ABC):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of state()."""
         self.memory = {name: value.clone() for name, value in state.items()}
+
+    def resize(self, name: str, cut: Cutter) -> None:
+        """The layer's weight has lost channels: what is known of them goes too, of each weight or
+        of each input channel.
+        """
+        value = self.memory.get(name)
+        if value is not None:
+            self.memory[name] = cut.inputs(value) if value.ndim == 1 else cut(value)
 
     def known(self, name: str, weight: Tensor) -> Tensor | None:
         """The layer's memory on the weight's device; None before anything was observed."""
@@ -168,6 +177,11 @@ class Wanda(Score):
 
         for layer in layers:
             layer.register_forward_pre_hook(look)
+
+    def resize(self, name: str, cut: Cutter) -> None:
+        """Inputs seen since the last step are forgotten: they had more channels."""
+        self._fresh.pop(name, None)
+        super().resize(name, cut)
 
     def observe(self, name: str, weight: Tensor) -> None:
         """Average the mean square of each input channel, over the ranks too."""

@@ -114,6 +114,20 @@ class Target:
         for owner in self.owners:
             cast(QuantizedLayer, owner).mask = mask
 
+    def resize(self, cut: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        """Follow the weight, which has lost what `cut` takes from tensors of its former shape.
+        Returns a function that undoes it.
+        """
+        former = self._own_mask, self.latent, self.pattern
+        self._own_mask, self.latent = (None if t is None else cut(t) for t in former[:2])
+        groups = int(getattr(self.owners[0], "groups", 1))
+        self.pattern = fit_pattern(self.pattern, self.weight.shape, groups)
+
+        def undo() -> None:
+            self._own_mask, self.latent, self.pattern = former
+
+        return undo
+
     @property
     def units(self) -> int:
         """Number of units of the weight."""
@@ -218,6 +232,12 @@ def find_targets(
             )
         )
     return list(targets.values())
+
+
+def can_prune(model: nn.Module) -> bool:
+    """True for a model that a Pruner takes: it has layers that are ternary, or have zeros to come."""
+    quantized = any(is_quantized(module) for module in model.modules())
+    return any(_prunable(module, quantized) for module in model.modules())
 
 
 def _prunable_layers(model: nn.Module, globs: Sequence[str]) -> dict[str, nn.Module]:

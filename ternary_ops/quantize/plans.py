@@ -84,8 +84,17 @@ def plan(
     special = _special_layers(list(layers), order, how)
     made = Plan(tuple(wish.rows(Changes(model), layers, special, idle)))
     if budget is not None and batches is not None:
-        made = _allocated(model, made, wish.free(made, layers), budget, batches)
+        free = [name for name in wish.free(made, layers) if made[name].action == "ternary"]
+        made = _allocated(model, made, free, budget, batches)
     return with_costs(model, made, example)
+
+
+def free_layers(
+    model: nn.Module, made: Plan, config: TernaryConfig, rules: Mapping[str, TernaryConfig] | None
+) -> list[str]:
+    """Layers of a plan that follow its `config` alone: no rule, no default for their kind."""
+    wish = _Wish(config, dict(rules or {}), None, None)
+    return wish.free(made, _weighted_layers(unwrap(model)))
 
 
 @dataclass(frozen=True)
@@ -148,10 +157,16 @@ class _Wish:
         return replace(row, cost=module.cost)
 
     def free(self, made: Plan, layers: dict[nn.Module, list[str]]) -> list[str]:
-        """Layers that are ternary by `config` alone."""
+        """Layers that follow `config` alone."""
         planned = [n for m, n in layers.items() if not isinstance(m, tnn.TernaryLayer)]
         unruled = {names[0] for names in planned if not self.rule(names)}
-        return [row.name for row in made if row.action == "ternary" and row.name in unruled]
+        return [
+            row.name
+            for row in made
+            if row.name in unruled
+            and row.config is not None
+            and row.config == replace(self.config, pattern=row.config.pattern)
+        ]
 
     def row(self, module: nn.Module, names: list[str], special: str, idle: bool) -> PlanRow:
         """The row of a float layer; special: why it stays at 8 bits by default."""
@@ -172,7 +187,7 @@ def _check_auto(auto: bool, budget: Allocator | None, batches: Iterable[Any] | N
     if auto != (budget is not None) or auto != (batches is not None):
         got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
         do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
-        raise BadConfig(need("auto, budget and batches go together", got, do))
+        raise BadConfig(need("auto, budget and batches together", got, do))
 
 
 def _allocated(

@@ -63,12 +63,12 @@ def fit(
         on_step=on_step,
     )
     loop.run(
-        _Batches(images, y, config, teacher, ranks),
+        Batches(images, y, config, teacher, ranks),
         lambda network, batch: loss(network, *batch),
     )
 
 
-class _Batches:
+class Batches:
     """Batches of augmented images, labels and the teacher's logits, in a new order each epoch."""
 
     def __init__(
@@ -84,6 +84,7 @@ class _Batches:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def __call__(self, step: int) -> _Batch:
+        """The batch of a step, from 0."""
         epoch, batch = divmod(step, self.config.batches(len(self.y)))
         if epoch != self._epoch:
             # One generator an epoch: resuming needs no state of it.

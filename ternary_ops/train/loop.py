@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +46,53 @@ class Hook:
         """After the last step, while the model is still in training mode."""
 
 
+class Narrowing(Protocol):
+    """What removes filters from the network in mid-training: prune.SbF, or a choice of one's own.
+
+    load_state_dict comes before those of network and optimizer, and removes what was removed.
+    """
+
+    def loss(self) -> Tensor:
+        """Added to the loss of each step."""
+
+    def step(self) -> None:
+        """Called after each step of the optimizer."""
+
+    @property
+    def due(self) -> bool:
+        """Whether finish_ is to be called now."""
+
+    def finish_(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Remove filters from the network and the optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+
+    def load_state_dict(self, state: Any, optimizer: torch.optim.Optimizer, /) -> None:
+        """The inverse."""
+
+
+@dataclass
+class _Narrowed:
+    """A Narrowing as a part of checkpoints."""
+
+    filters: Narrowing
+    optimizer: torch.optim.Optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.filters.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.filters.load_state_dict(state, self.optimizer)
+
+
 @dataclass
 class TrainLoop:
     """Trains `model` in place for `steps` optimizer steps.
 
     rate      learning-rate scheduler, advanced after every step
     pruner    its step() follows each of the optimizer
+    filters   its loss counts, and it removes filters when it is due
     clip      largest norm of the gradient
     bfloat16  the loss is computed under autocast; weights and optimizer stay float32
     ranks     every process gets the mean gradient of all; the first one writes checkpoints
@@ -65,6 +106,7 @@ class TrainLoop:
     rate: torch.optim.lr_scheduler.LRScheduler
     steps: int
     pruner: Pruner | None = None
+    filters: Narrowing | None = None
     clip: float = float("inf")
     bfloat16: bool = False
     checkpoint: Checkpoint | None = None
@@ -98,7 +140,12 @@ class TrainLoop:
             batch = batches(self.done)
             with torch.autocast(device, torch.bfloat16, enabled=self.bfloat16):
                 value = loss(model, batch)
+                if self.filters is not None:
+                    value = value + self.filters.loss()
             self._update(value)
+            if self.filters is not None and self.filters.due:
+                self.filters.finish_(self.optimizer)
+                model = self.ranks.wrapped(self.model)
             for hook in self.hooks:
                 hook.after_step(self)
             self.rate.step()
@@ -112,11 +159,10 @@ class TrainLoop:
 
     def _parts(self) -> dict[str, Stateful]:
         """Everything in a checkpoint, in the order in which it is loaded."""
-        parts: dict[str, Stateful] = {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "rate": self.rate,
-        }
+        parts: dict[str, Stateful] = {}
+        if self.filters is not None:
+            parts["filters"] = _Narrowed(self.filters, self.optimizer)
+        parts |= {"model": self.model, "optimizer": self.optimizer, "rate": self.rate}
         if self.pruner is not None:
             parts["pruner"] = self.pruner
         for hook in self.hooks:
@@ -137,6 +183,8 @@ class TrainLoop:
         if self.clip < float("inf"):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
+        if self.filters is not None:
+            self.filters.step()
         if self.pruner is None:
             return
         before = self.pruner.phase

@@ -24,7 +24,7 @@ def test_every_way_to_run_a_network_gives_the_same(part: int) -> None:
     for seed in range(first, first + EACH):
         run_seed(seed, tally)
     assert tally.graphs >= 0.9 * EACH
-    assert tally.weak <= 0.15 * EACH  # networks that end in a reduction of one channel make few
+    assert tally.weak <= 0.1 * EACH
     assert tally.median_nodes() >= 12
     assert tally.banded >= 0.3 * tally.graphs
     assert tally.often >= 0.15 * tally.graphs

@@ -303,9 +303,14 @@ class Draw:
         made = self.b("resize", x.id, other.id, mode=mode, align=align)
         return replace(x, id=made, level=other.level)
 
-    def softmax(self, x: Val) -> Val:
+    def _several(self, x: Val) -> Val:
+        """Floats of two channels or more: of a single one, softmax and norms make one number."""
         real = self.real(x)
-        groups = self.pick(*(g for g in range(1, real.channels + 1) if real.channels % g == 0))
+        return real if real.channels > 1 else self.conv(real, self.number(2, 5))
+
+    def softmax(self, x: Val) -> Val:
+        real = self._several(x)
+        groups = self.pick(*(g for g in range(1, real.channels) if real.channels % g == 0))
         return replace(real, id=self.b("softmax", real.id, groups=groups))
 
     def along(self, x: Val) -> Val:
@@ -314,7 +319,7 @@ class Draw:
         return replace(x, id=self.b("reduce", x.id, fn=self.pick("max", "min"), axes=axes))
 
     def layer_norm(self, x: Val) -> Val:
-        real = self.real(x)
+        real = self._several(x)
         w = self.b.weight("float", real.channels, 1, zeros=0.0)
         return replace(real, id=self.b("layer_norm", real.id, w=w, eps=1e-5))
 

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters removed in mid-training: SbF beside the L1 norm and the dense network, equal steps.
+
+    python bench/filters.py train --arms dense sbf l1 --seeds 0 1 2 --folder FOLDER
+    python bench/filters.py report --folder FOLDER
+
+A ResNet for CIFAR-10, from scratch, one cycle of the learning rate. Arms of one seed begin with the
+same weights and see the same images in the same order; those that remove filters do so after 60 %
+of the steps, until half of the parameters are left, and train on to the same last step.
+
+train: each run keeps a checkpoint in the folder, is repeated with the same bits where it was cut
+off, and ends as a file with its row. report: bench/results/filters.csv from these rows, and the
+table of means with paired differences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from _cifar import load_cifar10
+from _measure import command_line, commit
+from torch import Tensor, nn
+
+from ternary_ops import models
+from ternary_ops._atomic import replace_file
+from ternary_ops.data.classification import Split
+from ternary_ops.prune import SbF, choose, filter_score, groups, remove_
+from ternary_ops.prune.filter_attention import HEADS, FilterAttention
+from ternary_ops.study.fit import Batches, accuracy, predictions
+from ternary_ops.train.augment import Augmentation
+from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.config import TrainConfig, optimizer_for
+from ternary_ops.train.distillation import Distillation
+from ternary_ops.train.loop import TrainLoop
+from ternary_ops.train.rates import one_cycle
+
+# Share of the parameters that is left, and of the steps after which filters go.
+LEFT, REMOVAL = 0.5, 0.6
+STRENGTH = 1.0  # with which the controller begins
+# "permuted": heads see the weights of other filters; "gates": they see none. "sbf-free": no price.
+# "narrow": fewer channels from the start, as many parameters.
+ARMS = ("dense", "sbf", "l1", "permuted", "gates", "sbf-free", "narrow")
+NARROW = 11  # channels of the first stage of a ResNet-20 or 56 with half the parameters
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: the row's key."""
+
+    network: str
+    arm: str
+    seed: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.network}-{self.arm}-{self.epochs}-{self.seed}"
+
+    @property
+    def course(self) -> TrainConfig:
+        """How it is trained."""
+        return TrainConfig(
+            *(self.epochs, 0.2, 128, self.seed),
+            **{"optimizer": "sgd", "weight_decay": 5e-4, "bfloat16": True},
+        )
+
+
+def filters_of(run: Run, model: nn.Module, x: Tensor, steps: int) -> SbF | OneShot | None:
+    """What removes filters in a run."""
+    at = round(REMOVAL * steps)
+    if run.arm in ("dense", "narrow"):
+        return None
+    if run.arm == "l1":
+        return OneShot(model, x, at)
+    if run.arm == "sbf-free":
+        return SbF(model, x, 0.0, at)
+    head = {"sbf": "attention"}.get(run.arm, run.arm)
+    return SbF(model, x, STRENGTH, at, target_params=LEFT, head=head)
+
+
+def train(run: Run, folder: Path, split: Split) -> dict[str, Any]:
+    """The row of a run, trained to its end."""
+    torch.manual_seed(run.seed)
+    width = NARROW if run.arm == "narrow" else 16
+    model = models.cifar_resnet(int(run.network.removeprefix("resnet")), width=width)
+    model = model.to(memory_format=torch.channels_last)
+    course = run.course
+    steps = course.steps(len(split.y_train))
+    optimizer = optimizer_for(model, course)
+    filters = filters_of(run, model, split.x_test[:1], steps)
+    if isinstance(filters, SbF):
+        optimizer.add_param_group({"params": filters.parameters(), "weight_decay": 0.0})
+    loop = TrainLoop(
+        *(model, optimizer, one_cycle(optimizer, course.rate, steps, course.warmup), steps),
+        filters=filters,
+        bfloat16=course.bfloat16,
+        checkpoint=Checkpoint(folder / f"{run.name}.checkpoint", {"run": run.name}),
+        on_step=Watcher(run, steps, model, split),
+    )
+    loss = Distillation(label_smoothing=0.05)
+    views = Augmentation(split.x_train, reach=4, flip=True)
+    batches = Batches(views, split.y_train, course, None, loop.ranks)
+    begin = time.process_time()
+    loop.run(batches, lambda network, batch: loss(network, *batch))
+    return {
+        **vars(run),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "top1": round(accuracy(predictions(model, split.x_test), split.y_test), 2),
+        "cpu_s": round(time.process_time() - begin),
+        "commit": commit(),
+    }
+
+
+class Permuted(FilterAttention):
+    """Attention that sees the filters in another order, always the same one."""
+
+    def __init__(self, name: str, filters: int, inputs: int) -> None:
+        super().__init__(name, filters, inputs)
+        self.order = torch.randperm(filters, generator=torch.Generator().manual_seed(filters))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return super().forward(rows[self.order])
+
+
+HEADS.add("permuted", Permuted)
+
+
+class OneShot:
+    """The filters of the lowest L1 norm go at one step, the same share of every group."""
+
+    def __init__(self, model: nn.Module, x: Tensor, steps: int) -> None:
+        self.model, self.x, self.steps, self.done = model, x, steps, 0
+        self.kept: dict[str, Tensor] | None = None
+
+    def loss(self) -> Tensor:
+        return torch.zeros(())
+
+    def step(self) -> None:
+        self.done += 1
+
+    @property
+    def due(self) -> bool:
+        return self.done == self.steps
+
+    def finish_(self, optimizer: torch.optim.Optimizer) -> None:
+        found = groups(self.model, self.x)
+        scores = filter_score("l1")(found, self.model)
+        self._remove(choose(found, scores, params=LEFT, scope="layer"), optimizer)
+
+    def _remove(self, kept: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        removal = remove_(self.model, self.x, kept, optimizer)
+        self.kept = dict(removal.kept)
+        print(removal, flush=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "kept": self.kept}
+
+    def load_state_dict(self, state: Any, optimizer: torch.optim.Optimizer) -> None:
+        if state["kept"] is not None:
+            self._remove(state["kept"], optimizer)
+        self.done = state["done"]
+
+
+class Watcher:
+    """A line after each epoch: the score on a fifth of the test images."""
+
+    def __init__(self, run: Run, steps: int, model: nn.Module, split: Split) -> None:
+        self.run, self.steps, self.model, self.split = run, steps, model, split
+        self.step, self.start = 0, time.monotonic()
+
+    def __call__(self) -> None:
+        self.step += 1
+        if self.step % (self.steps // self.run.epochs):
+            return
+        score = accuracy(predictions(self.model, self.split.x_test[::5]), self.split.y_test[::5])
+        self.model.train()
+        spent = time.monotonic() - self.start
+        print(f"{self.run.name} {self.step}/{self.steps} {score:.1f} % {spent:.0f} s", flush=True)
+
+
+def rows_of(options: argparse.Namespace) -> None:
+    """Train every run that has no row in the folder yet."""
+    options.folder.mkdir(exist_ok=True, parents=True)
+    split = load_cifar10()
+    for seed, arm in itertools.product(options.seeds, options.arms):
+        run = Run(options.network, arm, seed, options.epochs)
+        file = options.folder / f"{run.name}.json"
+        if not file.exists():
+            row = train(run, options.folder, split)
+            replace_file(file, lambda target, row=row: target.write_text(json.dumps(row)))
+            print(row, flush=True)
+
+
+def main() -> int:
+    """Run the command."""
+    parser = command_line(__doc__, threads=1)
+    parser.add_argument("command", choices=("train",))
+    parser.add_argument("--network", default="resnet20", choices=("resnet20", "resnet56"))
+    parser.add_argument("--arms", nargs="+", default=["dense"], choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--folder", type=Path, required=True, help="checkpoints and rows")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows_of(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

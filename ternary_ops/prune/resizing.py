@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets of a Pruner whose weights have lost channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ternary_ops.prune.optimizer_state import Replaced
+from ternary_ops.prune.ranking import Group
+from ternary_ops.prune.scores import Score
+from ternary_ops.prune.targets import Target
+
+
+def resize_targets(
+    targets: Sequence[Target], groups: Sequence[Group], criterion: Score, replaced: Replaced
+) -> list[Group]:
+    """See Pruner.resize, which has the arguments' meanings and what is raised. Returns the groups
+    that have other units now.
+    """
+    cutters = {id(made): cutter for made, cutter in replaced.values()}
+    smaller = {t: cut for t in targets if (cut := cutters.get(id(t.weight))) is not None}
+    undo = [target.resize(cut) for target, cut in smaller.items()]
+    former = [dict(vars(group)) for group in groups]
+    touched = [g for g in groups if not smaller.keys().isdisjoint(g.targets)]
+    try:
+        for group in touched:
+            group.measure()
+    except BaseException:
+        for step in undo:
+            step()
+        for group, known in zip(groups, former, strict=True):
+            vars(group).update(known)
+        raise
+    for target, cut in smaller.items():
+        criterion.resize(target.name, cut)
+    return touched
