@@ -203,8 +203,8 @@ def measure_mixed(
     x = np.random.default_rng(0).random(program.sample, np.float32)
     emptied = Emptied(program.graph, choices)
     made = Program(emptied.mixed(choices), program.sample)
-    turns = _Turns(build(made.graph))
-    _take_turns([turns], x)
+    turns = Turns(build(made.graph))
+    take_turns([(turns, x)], _SECONDS)
     layers = dict.fromkeys(emptied.names, 0.0)
     for i, node in enumerate(program.graph.nodes):
         if "w" in node.attrs and program.graph.weight(node).name in layers:
