@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import runtime
 from ternary_ops.benchmark import pruned_networks
-from ternary_ops.checking import call_ms
+from ternary_ops.program.layer_costs import call_ms
 
 NETWORKS = (
     "torchvision:resnet18",
