@@ -14,6 +14,7 @@ TERNARY_OPS_ISA=avx2 measures, and ranks, for that instruction set.
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -74,12 +75,24 @@ def predicted(scope: str, zeros: float, costs: Plan, table: CostTable) -> float:
 
 def equal_time(ms: float, costs: Plan, table: CostTable) -> float:
     """Zeros with which scope "time" takes so many milliseconds."""
-    low, high = 0.3, 0.965
+    low, high = 0.05, 0.965
     for _ in range(_STEPS):
         middle = (low + high) / 2
         slower = predicted("time", middle, costs, table) > ms
         low, high = (middle, high) if slower else (low, middle)
     return round(high, 4)
+
+
+def settled(options: Any, costs: Plan, table: CostTable) -> tuple[Plan, dict[str, float]]:
+    """Costs and zeros of both arms: those with which the first arm of the folder began."""
+    file = options.folder / f"time-scope-{table.isa}.json"
+    if not file.exists():
+        ms = predicted("layer", options.zeros, costs, table)
+        zeros = {"layer": options.zeros, "time": equal_time(ms, costs, table)}
+        file.write_text(json.dumps({"costs": costs.to_dict(), "zeros": zeros, "ms": ms}))
+    kept = json.loads(file.read_text())
+    print(f"{kept['ms']:.4f} ms, zeros {kept['zeros']}", flush=True)
+    return Plan.from_dict(kept["costs"]), kept["zeros"]
 
 
 def train(name: str, model: nn.Module, seed: int, options: Any, split: Split) -> None:
@@ -128,9 +141,7 @@ def main() -> int:
         costs = tops.plan(parent(), tops.TernaryConfig(zeros=0.9, scope="time"), example=x)
         names = [row.name for row in costs if row.cost is not None]
         table = measure(eight_bits(parent(), x, costs), names)
-    ms = predicted("layer", options.zeros, costs, table)
-    zeros = {"layer": options.zeros, "time": equal_time(ms, costs, table)}
-    print(f"{ms:.4f} ms, zeros {zeros}", flush=True)
+    costs, zeros = settled(options, costs, table)
     for seed in map(int, options.seeds.split(",")):
         for scope in options.arms.split(","):
             rows = read_rows(RESULTS / options.out)
