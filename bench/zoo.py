@@ -178,7 +178,7 @@ def run_all(options: argparse.Namespace) -> int:
 
 
 def check_times(names: str) -> int:
-    """Measure some networks of check.csv, or all; 1 where a time is off by more than a quarter."""
+    """Measure some networks of check.csv, or all; 1 where a time is off by more than a tenth."""
     from _zoo_check import NETWORKS, rows
 
     chosen = names.split(",") if names else NETWORKS
