@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.program.cpu import isa, processor
 from ternary_ops.program.layer_costs import KINDS
+from ternary_ops.progress import Progress
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import filter_score
 from ternary_ops.prune.filters import FilterGroups
@@ -49,6 +50,7 @@ def search(
     scores: Mapping[str, Tensor] | None = None,
     threads: int = 1,
     state: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Found:
     """Choose filters to remove, empty units of each layer and its kind of weights, all at once, so
     that the compiled network keeps to a target and its output changes least. Nothing is changed.
@@ -69,6 +71,7 @@ def search(
     scores: by group, which channels stay, [width]; None: L2 norms of the filters.
     state: a JSON file of what was measured, written as it goes; with it, a search that was cut off
         goes on, and one for another target measures little. Delete it to measure anew.
+    progress: who watches the stages; None: bars, or lines, on stderr.
 
     The error of a choice is the noise it brings to the output before training, relative to the
     signal, measured for each layer and group alone; errors are added. So a removed filter and an
@@ -92,10 +95,9 @@ def search(
     x = x.detach().cpu()[:1]
     # Each layer's zeros are its own: nothing is left for a scope to spread.
     config = replace(TernaryConfig() if config is None else config, scope="layer")
-    made = from_first(
-        lambda: _searched(network, x, inputs, budget, config, rules, varied, scores, state)
-    )
-    return Found.from_dict(made, x)
+    file = None if state is None else Path(state)
+    asked = _Asked(budget, config, rules, varied, scores, file, progress)
+    return Found.from_dict(from_first(lambda: asked.search(network, x, inputs).to_dict()), x)
 
 
 def _varied(vary: Sequence[str]) -> frozenset[str]:
@@ -106,44 +108,44 @@ def _varied(vary: Sequence[str]) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def _searched(
-    network: nn.Module,
-    x: Tensor,
-    inputs: list[Tensor],
-    budget: Budget,
-    config: TernaryConfig,
-    rules: Mapping[str, TernaryConfig] | None,
-    varied: frozenset[str],
-    scores: Mapping[str, Tensor] | None,
-    state: str | Path | None,
-) -> dict[str, Any]:
-    """Found, as plain values."""
-    replan = partial(plan, config=config, rules=rules, example=x)
-    planned = replan(network)
-    free = free_layers(network, planned, config, rules)
-    if not free:
-        do = "Pass fewer rules."
-        raise BadConfig(need("layers to choose for", "none that follow `config` alone", do))
-    cut, ranks = _groups(network, x, "widths" in varied, scores)
-    kinds = KINDS if "bits" in varied else (config.weights,)
-    problem = Problem(
-        model=network,
-        example=x,
-        inputs=inputs,
-        planned=planned,
-        replan=replan,
-        free=dict.fromkeys(free, kinds),
-        zeros=SHARES if "zeros" in varied else (config.zeros,),
-        groups=cut,
-        scores=ranks,
-        unit=budget.measure(),
-        limit=budget.limit,
-        state=SearchState(
-            None if state is None else Path(state),
-            _about(network, x, inputs, budget, planned),
-        ),
-    )
-    return _found(problem, solve(problem), budget, x).to_dict()
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of a search, checked."""
+
+    budget: Budget
+    config: TernaryConfig
+    rules: Mapping[str, TernaryConfig] | None
+    varied: frozenset[str]
+    scores: Mapping[str, Tensor] | None
+    state: Path | None
+    progress: Progress | None
+
+    def search(self, network: nn.Module, x: Tensor, inputs: list[Tensor]) -> Found:
+        """For a float network on the CPU, an example of one sample, and batches."""
+        replan = partial(plan, config=self.config, rules=self.rules, example=x)
+        planned = replan(network)
+        free = free_layers(network, planned, self.config, self.rules)
+        if not free:
+            do = "Pass fewer rules."
+            raise BadConfig(need("layers to choose for", "none that follow `config` alone", do))
+        cut, ranks = _groups(network, x, "widths" in self.varied, self.scores)
+        kinds = KINDS if "bits" in self.varied else (self.config.weights,)
+        problem = Problem(
+            model=network,
+            example=x,
+            inputs=inputs,
+            planned=planned,
+            replan=replan,
+            free=dict.fromkeys(free, kinds),
+            zeros=SHARES if "zeros" in self.varied else (self.config.zeros,),
+            groups=cut,
+            scores=ranks,
+            unit=self.budget.measure(),
+            limit=self.budget.limit,
+            state=SearchState(self.state, _about(network, x, inputs, self.budget, planned)),
+            progress=self.progress,
+        )
+        return _found(problem, solve(problem), self.budget, x)
 
 
 def _groups(

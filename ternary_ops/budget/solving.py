@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.wrappers import copy_of
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.progress import progress_bars
+from ternary_ops.progress import Progress, progress_bars
 from ternary_ops.prune.choice import channels_of
 from ternary_ops.prune.filters import FilterGroup, FilterGroups
 from ternary_ops.prune.removal import remove_
@@ -63,6 +64,7 @@ class Problem:
     unit: Unit
     limit: float
     state: SearchState
+    progress: Progress | None = None
 
     def kept(self, widths: Widths) -> dict[str, Tensor]:
         """The channels that stay at these widths, of groups that get narrower."""
@@ -98,7 +100,8 @@ class Solution:
 
 def solve(problem: Problem) -> Solution:
     """The network of the least error within the limit. Raises BadConfig where none is in reach."""
-    with progress_bars() as bars:
+    watching = progress_bars() if problem.progress is None else nullcontext(problem.progress)
+    with watching as bars:
         widths, more = _settings(problem), len(_trials(problem))
         with bars.stage("errors", more + len(problem.groups)) as advance:
             layers, groups = _errors(problem, advance)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx, nn
 
 from ternary_ops.graph import torch_ops
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import REQUIRED, TorchOp
 
 Bounds = tuple[float | None, float | None]
 _HOMES = ("torch.nn.", "torch.ao.nn.", "ternary_ops.nn.")
@@ -133,9 +133,9 @@ def arguments_of(node: fx.Node, op: TorchOp, first: str = "input") -> dict[str, 
     """
     names = (first, *op.arguments)
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    found = {first: torch_ops.REQUIRED, **op.arguments, **given}
+    found = {first: REQUIRED, **op.arguments, **given}
     known = len(node.args) <= len(names) and set(found) <= set(names)
-    return found if known and torch_ops.REQUIRED not in found.values() else None
+    return found if known and REQUIRED not in found.values() else None
 
 
 def two(value: object) -> tuple[int, int] | None:

@@ -148,7 +148,7 @@ class Turns:
 
     engine: Any
     ms: list[float] = field(default_factory=list)
-    call_ms: float = float("inf")
+    whole: float = float("inf")
 
     def take(self, x: NDArray[np.float32]) -> None:
         """Another turn."""
@@ -156,12 +156,12 @@ class Turns:
         self.ms = [min(pair) for pair in zip(self.ms, found, strict=True)] if self.ms else found
         start = time.perf_counter()
         self.engine.run(x)
-        self.call_ms = min(self.call_ms, 1e3 * (time.perf_counter() - start))
+        self.whole = min(self.whole, 1e3 * (time.perf_counter() - start))
 
     @property
     def overhead(self) -> float:
         """Milliseconds of a call that no node takes."""
-        return max(self.call_ms - sum(self.ms), 0.0)
+        return max(self.whole - sum(self.ms), 0.0)
 
 
 def measure(
@@ -202,9 +202,9 @@ def measure_mixed(
     """
     x = np.random.default_rng(0).random(program.sample, np.float32)
     emptied = Emptied(program.graph, choices)
-    made = Program(emptied.mixed(choices), program.sample)
-    turns = _Turns(build(made.graph))
-    _take_turns([turns], x)
+    made = Program(emptied.chosen(choices), program.sample)
+    turns = Turns(build(made.graph))
+    take_turns([(turns, x)], _SECONDS)
     layers = dict.fromkeys(emptied.names, 0.0)
     for i, node in enumerate(program.graph.nodes):
         if "w" in node.attrs and program.graph.weight(node).name in layers:

@@ -314,7 +314,7 @@ def _ternary(
     model, config = copy.deepcopy(dense), job.ternary
     torch.manual_seed(config.seed)
     if job.budget is not None:
-        found = _searched(job, job.budget, model)
+        found = _searched(job, job.budget, model, progress)
         _log.info(found)
         found.apply_(model)
         plan = found.plan
@@ -327,7 +327,7 @@ def _ternary(
     return model, plan
 
 
-def _searched(job: Job, budget: Budget, model: nn.Module) -> Found:
+def _searched(job: Job, budget: Budget, model: nn.Module, progress: Progress) -> Found:
     """The network within the budget; a job that goes on measures nothing twice."""
     images = job.split.x_train
     chosen = torch.linspace(0, len(images) - 1, min(_SEARCHED, len(images))).long()
@@ -338,6 +338,7 @@ def _searched(job: Job, budget: Budget, model: nn.Module) -> Found:
         config=job.recipe.config,
         threads=budget.threads,
         state=None if job.checkpoints is None else job.checkpoints / _SEARCH_FILE,
+        progress=progress,
     )
 
 

@@ -49,6 +49,12 @@ def test_ranks_agree_with_each_other_and_with_one_process(
             torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-7, equal_nan=True)
 
 
+def test_every_rank_has_the_costs_that_the_first_one_measured(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["costs"] for rank in ranks)
+    assert first == second  # milliseconds to the last digit: two measurements never agree so
+    assert set(first[0]) == {"2", "4"} and "4.inner outside of it" in first[1]
+
+
 def test_a_resumed_run_equals_one_that_was_not_cut_off(tmp_path: Path) -> None:
     whole = train(CASES["resumed"]._replace(stop=0), tmp_path / "c.pt")
     resumed = train(CASES["resumed"], tmp_path / "c.pt")
