@@ -27,7 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ from ternary_ops._atomic import replace_file
 from ternary_ops.budget import Found
 from ternary_ops.data.classification import Split
 from ternary_ops.program.layer_costs import call_ms
+from ternary_ops.prune.targets import can_prune
 from ternary_ops.study.fit import accuracy, fit
 from ternary_ops.train.augment import Augmentation, CachedLogits
 from ternary_ops.train.checkpoint import Checkpoint
@@ -153,7 +154,7 @@ def choose(options: argparse.Namespace, split: Split) -> None:
                 ms = narrow_ms(x, share)
                 replace_file(budget, partial(_write, json.dumps(ms)))
             ms = json.loads(budget.read_text())
-            state = options.folder / f"state-{arm}.json"
+            state = options.folder / f"state-{'int8' if arm == 'width' else 'all'}.json"
             found = tops.search(network(20), x, data, target_ms=ms, state=state, **ARMS[arm])
         print(f"{arm} at {ms:.4f} ms\n{found}\n", flush=True)
         replace_file(file, partial(_write, json.dumps(found.to_dict())))
@@ -171,7 +172,9 @@ def train(run: Run, options: argparse.Namespace, split: Split) -> dict[str, Any]
     views = Augmentation(split.x_train, reach=4, flip=True)
     steps = course.steps(len(split.y_train))
     optimizer = optimizer_for(model, course)
-    pruner = tops.prune.Pruner(model, total_steps=steps, optimizer=optimizer)
+    pruner = None
+    if can_prune(model):
+        pruner = tops.prune.Pruner(model, total_steps=steps, optimizer=optimizer)
     done, start = itertools.count(1), time.monotonic()
 
     def watch() -> None:
@@ -189,6 +192,8 @@ def train(run: Run, options: argparse.Namespace, split: Split) -> dict[str, Any]
         checkpoint=Checkpoint(options.folder / f"{run.name}.checkpoint", {"run": run.name}),
         on_step=watch,
     )
+    if pruner is None:
+        tops.calibrate(model, [split.x_train[::50]])
     program = tops.compile(model, x).rounded()
     program.save(options.folder / f"{run.name}.safetensors")
     logits = torch.from_numpy(program(split.x_test[:].contiguous().numpy()))
@@ -271,6 +276,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--isa", default="avx2", help="whose milliseconds count (default avx2)")
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints and programs")
+    parser.add_argument("--images", type=int, default=50_000, help="of an epoch, for a rehearsal")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.folder.mkdir(exist_ok=True, parents=True)
@@ -281,6 +287,8 @@ def main() -> int:
     else:
         split = shuffled(load_cifar10())
         choose(options, split)
+        few = slice(options.images)
+        split = replace(split, x_train=split.x_train[few], y_train=split.y_train[few])
         for run in runs_of(options) if options.command == "train" else ():
             file = options.folder / f"{run.name}.json"
             if not file.exists():

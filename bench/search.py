@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops import runtime
+from ternary_ops.budget import Found
 from ternary_ops.program.layer_costs import call_ms
+from ternary_ops.prune.targets import can_prune
 
 TABLE = "search.csv"
 COUNT, LOW, HIGH = 5, 0.3, 0.9
@@ -39,7 +42,8 @@ CALLS = 30  # of a round
 
 def compiled(model: nn.Module, data: list[Tensor]) -> runtime.Program:
     """A quantized network with its zeros at once."""
-    tops.prune.Pruner(model, "one_shot", total_steps=1).step()
+    if can_prune(model):
+        tops.prune.Pruner(model, "one_shot", total_steps=1).step()
     tops.calibrate(model, data)
     return tops.compile(model, data[0][:1])
 
@@ -65,6 +69,33 @@ def measured(files: list[Path], isa: str, rounds: int) -> dict[str, float]:
         timers = {name: partial(fastest, program, x) for name, program in programs.items()}
         times = interleave(timers, rounds, warmup=1)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def write(
+    options: argparse.Namespace,
+    found: Mapping[str, tuple[Found, float]],
+    times: Mapping[str, float],
+) -> None:
+    """The rows of the table."""
+    rows = [
+        {
+            **{"network": options.network, "isa": options.isa, "asked_ms": float(target)},
+            "search_ms": round(result.cost, 4),
+            "measured_ms": round(times[target], 4),
+            "off": round(times[target] / float(target) - 1, 4),
+            "of_dense": round(times[target] / times["dense"], 3),
+            "filters_left": round(result.own.filters, 3),
+            "units_empty": round(result.own.units, 3),
+            "int8_layers": round(result.own.int8, 3),
+            "seconds": round(seconds),
+        }
+        for target, (result, seconds) in found.items()
+    ]
+    for row in rows:
+        print(row)
+    key = (options.network, options.isa)
+    others = [r for r in read_rows(RESULTS / TABLE) if (r["network"], r["isa"]) != key]
+    print("written:", write_csv(TABLE, [*others, *rows]))
 
 
 def main() -> int:
@@ -108,25 +139,7 @@ def main() -> int:
     command += ["--rounds", str(options.rounds), "--files", *map(str, files)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     times = json.loads(output)
-    rows = [
-        {
-            **{"network": options.network, "isa": options.isa, "asked_ms": float(target)},
-            "search_ms": round(result.cost, 4),
-            "measured_ms": round(times[target], 4),
-            "off": round(times[target] / float(target) - 1, 4),
-            "of_dense": round(times[target] / times["dense"], 3),
-            "filters_left": round(result.own.filters, 3),
-            "units_empty": round(result.own.units, 3),
-            "int8_layers": round(result.own.int8, 3),
-            "seconds": round(seconds),
-        }
-        for target, (result, seconds) in found.items()
-    ]
-    for row in rows:
-        print(row)
-    key = (options.network, options.isa)
-    others = [r for r in read_rows(RESULTS / TABLE) if (r["network"], r["isa"]) != key]
-    print("written:", write_csv(TABLE, [*others, *rows]))
+    write(options, found, times)
     return 0
 
 

@@ -113,8 +113,8 @@ CASES: dict[str, tuple[Callable[[], object], type[TernaryOpsError], str]] = {
     ),
     "plan channels": (
         lambda: tops.plan(net(), auto=True, budget=Budget(ms=5.0), batches=[WIDE]),
-        S,
-        r"\[N, 3, H, W\] of TernaryConv2d, got \[2, 5",
+        M,
+        r"\[2, 5, 9, 9\].* got 5 channels",
     ),
     "plan values": (lambda: Plan.from_dict({"a": 1}), C, "to_dict"),
     "config values": (lambda: tops.TernaryConfig.from_dict(wrong(5)), C, "Mapping, got 5"),

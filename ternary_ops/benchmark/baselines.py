@@ -12,6 +12,7 @@ import copy
 import importlib
 import io
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -223,7 +224,9 @@ def _quantize_onnx(source: Path, target: Path, samples: Tensor) -> None:
 def _has_vnni() -> bool:
     from ternary_ops import runtime
 
-    return any("vnni" in name for name in runtime.available_isas())
+    # oneDNN, and with it OpenVINO, can be asked to do without.
+    capped = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2")
+    return not capped and any("vnni" in name for name in runtime.available_isas())
 
 
 @contextlib.contextmanager

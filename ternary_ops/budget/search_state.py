@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ternary_ops._atomic import replace_file
 from ternary_ops.errors import FormatError, need
@@ -42,6 +46,16 @@ class SearchState:
             # As JSON gives them back, so that a search that went on does what one in a piece does.
             self._values[name] = json.loads(json.dumps(make()))
             if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
                 text = json.dumps({"about": self._about, "values": self._values})
                 replace_file(self._file, lambda target: target.write_text(text, encoding="utf-8"))
         return self._values[name]
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A name of these values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ternary_ops.budget.allocate import Budget
 from ternary_ops.budget.found import Found, FrontPoint
-from ternary_ops.budget.search_state import SearchState
+from ternary_ops.budget.search_state import SearchState, digest
 from ternary_ops.budget.solving import Problem, Solution, levels_of, solve
 from ternary_ops.budget.space import Design
 from ternary_ops.budget.units import SHARES
@@ -27,6 +26,7 @@ from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.program.cpu import isa, processor
 from ternary_ops.program.layer_costs import KINDS
+from ternary_ops.progress import Progress
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import filter_score
 from ternary_ops.prune.filters import FilterGroups
@@ -50,6 +50,7 @@ def search(
     scores: Mapping[str, Tensor] | None = None,
     threads: int = 1,
     state: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Found:
     """Choose filters to remove, empty units of each layer and its kind of weights, all at once, so
     that the compiled network keeps to a target and its output changes least. Nothing is changed.
@@ -70,14 +71,14 @@ def search(
     scores: by group, which channels stay, [width]; None: L2 norms of the filters.
     state: a JSON file of what was measured, written as it goes; with it, a search that was cut off
         goes on, and one for another target measures little. Delete it to measure anew.
+    progress: who watches the stages; None: bars, or lines, on stderr.
 
     The error of a choice is the noise it brings to the output before training, relative to the
     signal, measured for each layer and group alone; errors are added. So a removed filter and an
     empty quad count by what they do at once, not by what training gives back.
 
-    Raises BadConfig for a target out of reach (with the nearest one within) and for none or two,
-    FormatError for the state of another search, UnsupportedModel for quantized networks and as
-    compile does.
+    Raises BadConfig for a target out of reach (naming the nearest within) and for none or two,
+    FormatError for the state of another search, UnsupportedModel as compile does.
     """
     budget = Budget(target_ms, target_bytes, threads)
     varied = _varied(vary)
@@ -94,10 +95,9 @@ def search(
     x = x.detach().cpu()[:1]
     # Each layer's zeros are its own: nothing is left for a scope to spread.
     config = replace(TernaryConfig() if config is None else config, scope="layer")
-    made = from_first(
-        lambda: _searched(network, x, inputs, budget, config, rules, varied, scores, state)
-    )
-    return Found.from_dict(made, x)
+    file = None if state is None else Path(state)
+    asked = _Asked(budget, config, rules, varied, scores, file, progress)
+    return Found.from_dict(from_first(lambda: asked.search(network, x, inputs).to_dict()), x)
 
 
 def _varied(vary: Sequence[str]) -> frozenset[str]:
@@ -108,44 +108,44 @@ def _varied(vary: Sequence[str]) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def _searched(
-    network: nn.Module,
-    x: Tensor,
-    inputs: list[Tensor],
-    budget: Budget,
-    config: TernaryConfig,
-    rules: Mapping[str, TernaryConfig] | None,
-    varied: frozenset[str],
-    scores: Mapping[str, Tensor] | None,
-    state: str | Path | None,
-) -> dict[str, Any]:
-    """Found, as plain values."""
-    replan = partial(plan, config=config, rules=rules, example=x)
-    planned = replan(network)
-    free = free_layers(network, planned, config, rules)
-    if not free:
-        do = "Pass fewer rules."
-        raise BadConfig(need("layers to choose for", "none that follow `config` alone", do))
-    cut, ranks = _groups(network, x, "widths" in varied, scores)
-    kinds = KINDS if "bits" in varied else (config.weights,)
-    problem = Problem(
-        model=network,
-        example=x,
-        inputs=inputs,
-        planned=planned,
-        replan=replan,
-        free=dict.fromkeys(free, kinds),
-        zeros=SHARES if "zeros" in varied else (config.zeros,),
-        groups=cut,
-        scores=ranks,
-        unit=budget.measure(),
-        limit=budget.limit,
-        state=SearchState(
-            None if state is None else Path(state),
-            _about(network, x, inputs, budget, planned, varied, ranks),
-        ),
-    )
-    return _found(problem, solve(problem), budget, x).to_dict()
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of a search, checked."""
+
+    budget: Budget
+    config: TernaryConfig
+    rules: Mapping[str, TernaryConfig] | None
+    varied: frozenset[str]
+    scores: Mapping[str, Tensor] | None
+    state: Path | None
+    progress: Progress | None
+
+    def search(self, network: nn.Module, x: Tensor, inputs: list[Tensor]) -> Found:
+        """For a float network on the CPU, an example of one sample, and batches."""
+        replan = partial(plan, config=self.config, rules=self.rules, example=x)
+        planned = replan(network)
+        free = free_layers(network, planned, self.config, self.rules)
+        if not free:
+            do = "Pass fewer rules."
+            raise BadConfig(need("layers to choose for", "none that follow `config` alone", do))
+        cut, ranks = _groups(network, x, "widths" in self.varied, self.scores)
+        kinds = KINDS if "bits" in self.varied else (self.config.weights,)
+        problem = Problem(
+            model=network,
+            example=x,
+            inputs=inputs,
+            planned=planned,
+            replan=replan,
+            free=dict.fromkeys(free, kinds),
+            zeros=SHARES if "zeros" in self.varied else (self.config.zeros,),
+            groups=cut,
+            scores=ranks,
+            unit=self.budget.measure(),
+            limit=self.budget.limit,
+            state=SearchState(self.state, _about(network, x, inputs, self.budget, planned)),
+            progress=self.progress,
+        )
+        return _found(problem, solve(problem), self.budget, x)
 
 
 def _groups(
@@ -174,30 +174,18 @@ def _about(
     inputs: Sequence[Tensor],
     budget: Budget,
     planned: Plan,
-    varied: frozenset[str],
-    scores: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """What measurements hold for."""
     machine = f"{processor()}, {isa()}, {budget.threads} threads"
     return {
         "version": 1,
-        "model": _digest(network.state_dict().values()),
+        "model": digest(network.state_dict().values()),
         "plan": hashlib.sha256(str(planned.to_dict()).encode()).hexdigest()[:16],
         "example": list(x.shape),
-        "data": _digest(inputs),
+        "data": digest(inputs),
         "unit": budget.unit,
-        "vary": sorted(varied),
-        "scores": _digest(scores.values()),
         "machine": machine if budget.unit == "ms" else "",
     }
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def _found(problem: Problem, solution: Solution, budget: Budget, x: Tensor) -> Found:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ternary_ops.budget.cost_model import CostModel, Measured, fit
 from ternary_ops.budget.output_errors import OutputProbe
-from ternary_ops.budget.search_state import SearchState
+from ternary_ops.budget.search_state import SearchState, digest
 from ternary_ops.budget.space import Design, GroupOptions, LayerOptions, Space
 from ternary_ops.budget.trial import with_configs
 from ternary_ops.budget.units import Kinds, Unit, at, trial_at
@@ -27,7 +28,7 @@ from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.wrappers import copy_of
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.progress import progress_bars
+from ternary_ops.progress import Progress, progress_bars
 from ternary_ops.prune.choice import channels_of
 from ternary_ops.prune.filters import FilterGroup, FilterGroups
 from ternary_ops.prune.removal import remove_
@@ -63,11 +64,17 @@ class Problem:
     unit: Unit
     limit: float
     state: SearchState
+    progress: Progress | None = None
 
     def kept(self, widths: Widths) -> dict[str, Tensor]:
         """The channels that stay at these widths, of groups that get narrower."""
         less = [group for group in self.groups if widths.get(group.name, group.width) < group.width]
         return channels_of(less, self.scores, widths)
+
+    @property
+    def ranking(self) -> str:
+        """A name of the scores."""
+        return digest(self.scores.values())
 
     def narrowed(self, widths: Widths) -> nn.Module:
         """A float copy of these widths."""
@@ -93,7 +100,8 @@ class Solution:
 
 def solve(problem: Problem) -> Solution:
     """The network of the least error within the limit. Raises BadConfig where none is in reach."""
-    with progress_bars() as bars:
+    watching = progress_bars() if problem.progress is None else nullcontext(problem.progress)
+    with watching as bars:
         widths, more = _settings(problem), len(_trials(problem))
         with bars.stage("errors", more + len(problem.groups)) as advance:
             layers, groups = _errors(problem, advance)
@@ -128,7 +136,8 @@ def _errors(
                 for width in levels[1:]
             ]
 
-        known = problem.state.known(f"error {group.name} {levels}", without)
+        name = f"error {group.name} {levels} {digest([problem.scores[group.name]])}"
+        known = problem.state.known(name, without)
         # Of fewer channels never less: it would only be so by chance.
         groups.append(
             GroupOptions(group.name, levels, np.maximum.accumulate([0.0, *known]).tolist())
@@ -202,7 +211,8 @@ def _costs(
             made = problem.unit.table(network, problem.inputs, planned, problem.free)
             return made.to_dict()
 
-        found = problem.state.known(f"cost {widths}", table)
+        kinds = sorted({kind for kinds in problem.free.values() for kind in kinds})
+        found = problem.state.known(f"cost {kinds} {widths} {problem.ranking}", table)
         measured.append((widths, Measured(found["layers"], found["rest"])))
         advance()
     return fit(measured, LayerWidths(problem.groups))
@@ -271,7 +281,8 @@ def _built(problem: Problem, design: Design, space: Space, number: int) -> Solut
         made = problem.unit.check(network, problem.inputs, with_configs(planned, configs))
         return {"layers": dict(made.layers), "total": made.total}
 
-    key = f"{design.widths} { {n: (c.weights, c.zeros) for n, c in configs.items()} }"
+    layered = {name: (config.weights, config.zeros) for name, config in configs.items()}
+    key = f"{design.widths} {problem.ranking} {layered}"
     known = problem.state.known(f"check {number} {key}", check)
     layers = {name: known["layers"][name] for name in space.layers}
     reasons = {

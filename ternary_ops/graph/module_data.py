@@ -86,8 +86,9 @@ def make(path: str, data: Any) -> nn.Module:
     try:
         if "config" in arguments:
             arguments["config"] = TernaryConfig.from_dict(arguments["config"])
-        with torch.device("meta"):
-            module: nn.Module = kind(**arguments)
+        if kind is PaddedConv2d or "device" in inspect.signature(kind.__init__).parameters:
+            arguments["device"] = "meta"
+        module: nn.Module = kind(**arguments)
     except (TypeError, ValueError, RuntimeError, TernaryOpsError) as error:
         got = f"{name}: {type(error).__name__}: {error}"
         raise FormatError(need(f"arguments of layer {path!r}", f"{got:.120}", DAMAGED)) from None

@@ -26,6 +26,7 @@ class TernaryConfig:
                  weights and 0, dense, for 8-bit ones
     pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"
     scope        how zeros are spread: "global", counted over all layers of equal pattern and zeros;
+                 "time", likewise, by what they save in the engine, as plan(example=) measured it;
                  "layer", each alone; or another name of prune.ALLOCATIONS
     activations  "uint8": the input is quantized to its `input_range`; "uint11": two-term (residual)
                  11-bit quantization, in steps an eighth as large at twice the work, for layers most

@@ -28,7 +28,8 @@ from ternary_ops.program.random_codes import Emptied
 # No layer is emptied further by a rule that goes by time: less is left than an engine's overhead.
 MOST_EMPTY = 0.97
 KINDS = ("ternary", "int8")
-SHARES = (0.0, 0.25, 0.5, 0.6, 0.75, 0.9, MOST_EMPTY)
+# Denser where loops take over from each other (csrc/kernels/table.h, SparseBelow).
+SHARES = (0.0, 0.2, 0.25, 0.3, 0.45, 0.5, 0.6, 0.75, 0.9, MOST_EMPTY)
 _SECONDS = 0.4  # of timing one program
 _ROUNDS, _REPEATS = (4, 40), 3  # least and most turns of each; calls in a turn
 _CALLS = (5, 1000)  # least and most of timing whole calls
@@ -36,14 +37,50 @@ _CALLS = (5, 1000)  # least and most of timing whole calls
 _LEAST_SAVING = 0.01
 
 
+@dataclass(frozen=True, eq=False)
+class Widths:
+    """Ratios of a layer's time to that at full width, [zeros, inputs, outputs].
+
+    zeros, shares: those that were measured, of empty quads and of channels.
+    """
+
+    zeros: tuple[float, ...]
+    shares: tuple[float, ...]
+    ratios: NDArray[np.float64]
+
+    def ratio(self, zeros: float, inputs: float, outputs: float) -> float:
+        """Interpolated linearly along each axis; narrower than measured: as the narrowest."""
+        weights = [
+            np.array([np.interp(at, axis, row) for row in np.eye(len(axis))])
+            for at, axis in ((zeros, self.zeros), (inputs, self.shares), (outputs, self.shares))
+        ]
+        return float(np.einsum("zio,z,i,o->", self.ratios, *weights))
+
+
 @dataclass(frozen=True)
 class LayerCost:
-    """Milliseconds of one layer by kind of weights: pairs of a share of empty quads and ms."""
+    """Milliseconds of one layer by kind of weights: pairs of a share of empty quads and ms.
+
+    widths: by kind, where `width_costs` measured them.
+    """
 
     curves: Mapping[str, tuple[tuple[float, float], ...]]
+    widths: Mapping[str, Widths] = field(default_factory=dict)
 
-    def ms(self, kind: str, zeros: float) -> float:
-        """Interpolated between the shares that were measured, and on from the last two."""
+    def ms(self, kind: str, zeros: float, inputs: float = 1.0, outputs: float = 1.0) -> float:
+        """Interpolated between the shares that were measured, and on from the last two.
+
+        inputs, outputs: shares of the layer's channels; BadConfig below 1 without `widths`.
+        """
+        whole = self._whole(kind, zeros)
+        if inputs == outputs == 1.0:
+            return whole
+        if kind not in self.widths:
+            do = "Measure them: width_costs.with_widths(table, program)."
+            raise BadConfig(need(f"costs of {kind} layers at fewer channels", "none", do))
+        return whole * self.widths[kind].ratio(zeros, inputs, outputs)
+
+    def _whole(self, kind: str, zeros: float) -> float:
         curve = self.curves.get(kind)
         if curve is None:
             do = "Measure with kinds=(...) that holds it."
@@ -76,13 +113,15 @@ class CostTable:
     layers: Mapping[str, LayerCost]
     others: float
 
-    def ms(self, name: str, kind: str, zeros: float) -> float:
-        """Milliseconds of a layer; BadConfig for one that is not in the table."""
+    def ms(
+        self, name: str, kind: str, zeros: float, inputs: float = 1.0, outputs: float = 1.0
+    ) -> float:
+        """Milliseconds of a layer (`LayerCost.ms`); BadConfig for one that is not in the table."""
         if name not in self.layers:
             known = ", ".join(self.layers)
             do = "Measure a program that has it."
             raise BadConfig(need(f"a layer of the cost table ({known})", repr(name), do))
-        return self.layers[name].ms(kind, zeros)
+        return self.layers[name].ms(kind, zeros, inputs, outputs)
 
     def total(self, choices: Mapping[str, tuple[str, float]]) -> float:
         """Milliseconds of a call with these kinds and shares of empty quads of all its layers."""
@@ -105,16 +144,25 @@ class CostTable:
 
 
 @dataclass
-class _Turns:
-    """One engine, the fastest time of each of its nodes so far, and turns done."""
+class Turns:
+    """One engine, and the fastest times so far: of each of its nodes, and of a call as a whole."""
 
     engine: Any
     ms: list[float] = field(default_factory=list)
+    whole: float = float("inf")
 
     def take(self, x: NDArray[np.float32]) -> None:
         """Another turn."""
         found = [float(row["ms"]) for row in self.engine.profile(x, _REPEATS)]
         self.ms = [min(pair) for pair in zip(self.ms, found, strict=True)] if self.ms else found
+        start = time.perf_counter()
+        self.engine.run(x)
+        self.whole = min(self.whole, 1e3 * (time.perf_counter() - start))
+
+    @property
+    def overhead(self) -> float:
+        """Milliseconds of a call that no node takes."""
+        return max(self.whole - sum(self.ms), 0.0)
 
 
 def measure(
@@ -132,17 +180,19 @@ def measure(
     if x is None:
         x = np.random.default_rng(0).random(program.sample, np.float32)
     emptied = Emptied(program.graph, names)
-    turns = {(kind, z): _Turns(build(emptied.at(z, kind))) for kind, z in sorted(asked)}
-    _take_turns(list(turns.values()), x)
+    turns = {(kind, z): Turns(build(emptied.at(z, kind))) for kind, z in sorted(asked)}
+    take_turns([(turn, x) for turn in turns.values()], _SECONDS)
     nodes: dict[str, list[int]] = {name: [] for name in emptied.names}
     for i, node in enumerate(program.graph.nodes):
         if "w" in node.attrs and program.graph.weight(node).name in nodes:
             nodes[program.graph.weight(node).name].append(i)
     layers = {name: LayerCost(_curves(turns, own)) for name, own in nodes.items()}
     ruled = {i for own in nodes.values() for i in own}
-    rest = [sum(ms for i, ms in enumerate(t.ms) if i not in ruled) for t in turns.values()]
+    others = [
+        sum(ms for i, ms in enumerate(t.ms) if i not in ruled) + t.overhead for t in turns.values()
+    ]
     threads = _native.core().num_threads()
-    return CostTable(processor(), isa(), threads, tuple(x.shape), layers, min(rest))
+    return CostTable(processor(), isa(), threads, tuple(x.shape), layers, min(others))
 
 
 def measure_mixed(
@@ -153,9 +203,9 @@ def measure_mixed(
     """
     x = np.random.default_rng(0).random(program.sample, np.float32)
     emptied = Emptied(program.graph, choices)
-    made = Program(emptied.mixed(choices), program.sample)
-    turns = _Turns(build(made.graph))
-    _take_turns([turns], x)
+    made = Program(emptied.chosen(choices), program.sample)
+    turns = Turns(build(made.graph))
+    take_turns([(turns, x)], _SECONDS)
     layers = dict.fromkeys(emptied.names, 0.0)
     for i, node in enumerate(program.graph.nodes):
         if "w" in node.attrs and program.graph.weight(node).name in layers:
@@ -178,7 +228,7 @@ def call_ms(run: Callable[[], object]) -> float:
 
 
 def _curves(
-    turns: Mapping[tuple[str, float], _Turns], own: Sequence[int]
+    turns: Mapping[tuple[str, float], Turns], own: Sequence[int]
 ) -> dict[str, tuple[tuple[float, float], ...]]:
     """By kind, shares and summed milliseconds of some nodes."""
     found: dict[str, list[tuple[float, float]]] = {}
@@ -187,11 +237,12 @@ def _curves(
     return {kind: tuple(curve) for kind, curve in found.items()}
 
 
-def _take_turns(engines: Sequence[_Turns], x: NDArray[np.float32]) -> None:
+def take_turns(engines: Sequence[tuple[Turns, NDArray[np.float32]]], seconds: float) -> None:
+    """Time engines on inputs, again and again in the same order, so many seconds each."""
     least, most = _ROUNDS
-    end = time.perf_counter() + _SECONDS * len(engines)
+    end = time.perf_counter() + seconds * len(engines)
     for number in range(most):
         if number >= least and time.perf_counter() > end:
             break
-        for engine in engines:
+        for engine, x in engines:
             engine.take(x)

@@ -41,14 +41,10 @@ class Emptied:
 
     def at(self, share: float, kind: str = "ternary") -> Graph:
         """The graph with that share of empty quads, to one quad in each of these layers."""
-        weights = [
-            self._random[i].weight(w, kind, share) if i in self._random else w
-            for i, w in enumerate(self._graph.weights)
-        ]
-        return Graph(self._graph.nodes, tuple(weights))
+        return self.chosen(dict.fromkeys(self.names, (kind, share)))
 
-    def mixed(self, choices: Mapping[str, tuple[str, float]]) -> Graph:
-        """The graph with a kind and a share of its own for each of these layers, by name."""
+    def chosen(self, choices: Mapping[str, tuple[str, float]]) -> Graph:
+        """The graph with a kind of weights and a share of empty quads for each of these layers."""
         weights = [
             self._random[i].weight(w, *choices[w.name]) if i in self._random else w
             for i, w in enumerate(self._graph.weights)

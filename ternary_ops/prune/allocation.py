@@ -2,6 +2,7 @@
 """Allocation: how a fraction of zeros is spread over layers. The values of `scope`.
 
     global  all layers are ranked together: zeros fall where scores are low
+    time    likewise, by score per millisecond of the engine (prune.time_scope)
     layer   the same fraction in every layer ("uniform" in the literature)
     erk     Erdos-Renyi kernels: a layer's density is in proportion to (O + I + R + S) / (O I R S),
             at most 1, so that the total is met exactly; Evci et al. 2020 (arXiv 1911.11134),

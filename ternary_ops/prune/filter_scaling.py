@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 
 from ternary_ops.graph.nodes import layer_class, module_of, readers
 from ternary_ops.prune.filter_attention import HEADS, Within
-from ternary_ops.prune.filters import FilterGroup
+from ternary_ops.prune.filters import FilterGroup, filters_of
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d)
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,13 @@ def _takes_factors(node: fx.Node) -> bool:
 
 def _is_norm(node: fx.Node) -> bool:
     module = module_of(node)
-    known = module is not None and layer_class(module) in _NORMS
+    known = module is not None and layer_class(module) in NORMS
     return known and getattr(module, "weight", None) is not None
 
 
 class LiveScores:
-    """Scores of all filters of the groups, computed from the weights as they are.
+    """Scores of all filters of the groups, computed from the weights as they are: between those of
+    the heads, clipped, and a mask [n] of zeros and ones, by `hardness` 0..1.
 
     A value is kept until the network is called anew, weights or heads change, or its graph has been
     used. In a distributed run gradients of the scores are averaged over the ranks, so that heads,
@@ -94,7 +95,8 @@ class LiveScores:
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[FilterGroup], head: str) -> None:
-        self.groups = list(groups)
+        self.groups, self.hardness = list(groups), 0.0
+        self.mask: Tensor = torch.ones(sum(group.width for group in groups))
         self.sources: list[list[tuple[nn.Module, Tensor, nn.Module]]] = []
         self.heads = nn.ModuleList()
         for group in groups:
@@ -104,9 +106,9 @@ class LiveScores:
                     continue
                 layer = model.get_submodule(place.layer)
                 rows = torch.from_numpy(place.positions)
-                weight: Any = layer.weight
-                made = HEADS.find(head)(place.layer, rows.numel(), weight[0].numel())
-                made.to(weight.device)
+                filters = filters_of(layer)
+                made = HEADS.find(head)(place.layer, rows.numel(), filters.shape[1])
+                made.to(filters.device)
                 self.heads.append(made)
                 self.sources[-1].append((layer, rows, made))
         self._known: tuple[Any, Tensor, Tensor] | None = None
@@ -116,7 +118,8 @@ class LiveScores:
         key = (torch.is_grad_enabled(), *(t._version for t in self._tensors()))
         if self._known is None or self._known[0] != key:
             raw = self._raw()
-            self._known = (key, raw, Within.apply(raw))  # type: ignore[no-untyped-call]
+            soft = Within.apply(raw)  # type: ignore[no-untyped-call]
+            self._known = (key, raw, torch.lerp(soft, self.mask.to(soft.device), self.hardness))
         return self._known[1:]
 
     def renew(self, *call: Any) -> None:
@@ -140,9 +143,9 @@ class LiveScores:
         """The mean of what the heads of all layers that make the channels say."""
         found = []
         for layer, rows, head in sources:
-            weight: Any = layer.weight
-            at = rows.to(weight.device)
-            given = weight.float().flatten(1)[at.flatten()]
+            filters = filters_of(layer)
+            at = rows.to(filters.device)
+            given = filters.float()[at.flatten()]
             found.append(head(given).view(at.shape).mean(1))
         return torch.stack(found).mean(0)
 

@@ -5,29 +5,37 @@
     fpgm       sum of distances to the other filters of its layer: those near the geometric median
                are replaceable; He et al. 2019 (arXiv 1811.00250)
     slimming   |gamma| of the norms along the channel; Liu et al. 2017 (arXiv 1708.06519)
-    taylor     (sum of gradient * weight over the filter)^2, mean over batches; Molchanov et al. 2019
-               (arXiv 1906.10771)
-    pfp        largest share that the channel has, over samples and places, in a sum that reads it;
+    taylor     (sum of gradient * weight over the filter)^2, mean over labelled batches, cross
+               entropy; Molchanov et al. 2019 (arXiv 1906.10771)
+    pfp        largest share that the channel has in a sum that reads it, over samples and places;
                after Liebenwein et al. 2020 (arXiv 1911.07412), a reconstruction without its bounds
 
 The first four compare filters of one layer: they are divided by the mean of their group, so that
 groups can be ranked together. Where several layers make a channel, their scores are added.
-`register_filter_score` adds one.
+`register_filter_score` adds one. Free gates are trained: prune.SbF(head="gates").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.errors import BadConfig, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, need
+from ternary_ops.graph.batches import samples
+from ternary_ops.graph.signature import pick
+from ternary_ops.graph.trace import evaluating
 from ternary_ops.graph.wrappers import unwrap
-from ternary_ops.prune.filters import FilterGroup, FilterGroups
+from ternary_ops.prune.filter_scaling import NORMS
+from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place, filters_of
 from ternary_ops.prune.registry import Registry
 
+_PLACES = 16  # of an image, or tokens, at which shares are taken
+_TINY = 1e-30
 Scores: TypeAlias = dict[str, Tensor]
 FilterScore: TypeAlias = Callable[..., Scores]
 
@@ -37,7 +45,7 @@ FILTER_SCORES: Registry[FilterScore] = Registry(
 
 
 def register_filter_score(name: str, score: FilterScore) -> None:
-    """Make `name` a filter score: score(groups, model, batches) -> {group's name: [width]} for every
+    """Make `name` a filter score: score(groups, model, batches) -> {group's name: [width]} for each
     group of groups.free. Raises BadConfig for a taken name and for what cannot be called.
     """
     if not callable(score):
@@ -57,9 +65,9 @@ def rows_of(model: nn.Module, group: FilterGroup) -> Iterator[tuple[str, Tensor]
     """For each layer that makes the channels its name and their filters [width, d]."""
     for place in group.places:
         if place.role == "producer":
-            weight: Any = model.get_submodule(place.layer).weight
-            at = torch.from_numpy(place.positions).to(weight.device)
-            yield place.layer, weight.detach().float().flatten(1)[at].flatten(1)
+            filters = filters_of(model.get_submodule(place.layer)).detach().float()
+            at = torch.from_numpy(place.positions).to(filters.device)
+            yield place.layer, filters[at].flatten(1)
 
 
 def _norm(order: int) -> FilterScore:
@@ -81,6 +89,109 @@ def _fpgm(groups: FilterGroups, model: nn.Module, batches: Any = None) -> Scores
     }
 
 
+def _slimming(groups: FilterGroups, model: nn.Module, batches: Any = None) -> Scores:
+    model, found = unwrap(model), {}
+    for group in groups.free:
+        gammas = []
+        for place in group.places:
+            norm: Any = model.get_submodule(place.layer)
+            if place.role == "vector" and isinstance(norm, NORMS) and norm.weight is not None:
+                at = torch.from_numpy(place.positions).to(norm.weight.device)
+                gammas.append(norm.weight.detach().float().abs()[at].mean(1))
+        if not gammas:
+            what = f"a norm with a scale along the channels of group {group.name}"
+            do = 'Take another score, such as "l2".'
+            raise UnsupportedModel(need(what, "none", do))
+        found[group.name] = _relative(gammas)
+    return found
+
+
+def _taylor(groups: FilterGroups, model: nn.Module, batches: Any = None) -> Scores:
+    model, free, count = unwrap(model), groups.free, 0
+    names = list(dict.fromkeys(name for g in free for name in g.producers))
+    layers: list[Any] = [model.get_submodule(name) for name in names]
+    total = {g.name: torch.zeros(g.width, device=layers[0].weight.device) for g in free}
+    with evaluating(model), torch.enable_grad():
+        for x, y in _given(model, batches, "taylor"):
+            if not isinstance(y, Tensor):
+                do = "Pass batches (x, y)."
+                raise BadConfig(need('labels for "taylor"', type(y).__name__, do))
+            loss = F.cross_entropy(pick(model(x)).float(), y.to(x.device))
+            gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
+            effects = {
+                name: (gradient * layer.weight.detach()).float().flatten(1).sum(1)
+                for name, layer, gradient in zip(names, layers, gradients, strict=True)
+            }
+            for g in free:
+                made = [p for p in g.places if p.role == "producer"]
+                effect = [effects[p.layer][torch.from_numpy(p.positions)].sum(1) for p in made]
+                total[g.name] += torch.stack(effect).sum(0).square()
+            count += 1
+    return {name: value / count for name, value in total.items()}
+
+
+@torch.no_grad()
+def _pfp(groups: FilterGroups, model: nn.Module, batches: Any = None) -> Scores:
+    model, free = unwrap(model), groups.free
+    found = {g.name: torch.zeros(g.width) for g in free}
+    readers: dict[str, list[tuple[FilterGroup, Place]]] = {}
+    for group in free:
+        for place in group.places:
+            if place.role == "consumer":
+                readers.setdefault(place.layer, []).append((group, place))
+
+    def look(name: str, layer: Any, given: tuple[Any, ...]) -> None:
+        shares = _shares(layer, given[0].float())
+        for group, place in readers[name]:
+            share = shares[torch.from_numpy(place.positions)].sum(1).cpu()
+            found[group.name] = torch.maximum(found[group.name], share)
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(partial(look, name)) for name in readers
+    ]
+    try:
+        with evaluating(model):
+            for x, _ in _given(model, batches, "pfp"):
+                for sample in torch.split(x, 1):
+                    model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _shares(layer: Any, x: Tensor) -> Tensor:
+    """The largest share of each input channel in the sums that the layer makes of one sample, each
+    term by its size, over outputs and some places.
+    """
+    weight: Tensor = layer.weight.detach().float()
+    if weight.ndim == 2:
+        rows = x.reshape(-1, x.shape[-1])
+        terms = (rows[_some(len(rows)), None] * weight).abs()
+        return (terms / terms.sum(-1, keepdim=True).clamp_min(_TINY)).amax((0, 1))
+    weight, size = weight.flatten(2), layer.kernel_size
+    inside = all(a >= k for a, k in zip(x.shape[2:], size, strict=True))
+    patches = F.unfold(x, size, padding=0 if inside else tuple(k // 2 for k in size))[0]
+    patches = patches[:, _some(patches.shape[1])].view(layer.groups, -1, weight.shape[2], _PLACES)
+    shares = []
+    for part, filters in zip(patches, weight.chunk(layer.groups), strict=True):
+        terms = torch.einsum("ock,ckl->ocl", filters, part).abs()
+        shares.append((terms / terms.sum(1, keepdim=True).clamp_min(_TINY)).amax((0, 2)))
+    return torch.cat(shares)
+
+
+def _some(count: int) -> Tensor:
+    """Places spread over all, again from the start where there are fewer."""
+    return torch.arange(_PLACES) * max(1, count // _PLACES) % count
+
+
+def _given(model: nn.Module, batches: Any, name: str) -> Iterable[tuple[Tensor, Any]]:
+    if batches is None:
+        do = "Pass batches= of training data."
+        raise BadConfig(need(f"batches for {name!r}", "None", do))
+    return samples(model, batches)
+
+
 def _relative(parts: list[Tensor]) -> Tensor:
     """The sum, over its mean; all 1 where that is 0."""
     score = torch.stack(parts).sum(0)
@@ -91,3 +202,6 @@ def _relative(parts: list[Tensor]) -> Tensor:
 register_filter_score("l1", _norm(1))
 register_filter_score("l2", _norm(2))
 register_filter_score("fpgm", _fpgm)
+register_filter_score("slimming", _slimming)
+register_filter_score("taylor", _taylor)
+register_filter_score("pfp", _pfp)

@@ -180,7 +180,8 @@ def _build(document: Document) -> fx.GraphModule:
     _check_index(index)
     graph = decode(index["nodes"])
     parts: dict[str, Any] = {path: make(path, data) for path, data in index["layers"].items()}
-    for name, tensor in _read_tensors(document).items():
+    tensors = _read_tensors(document)
+    for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         if owner in parts:
             _fill(parts[owner], leaf, name, tensor)
@@ -188,7 +189,7 @@ def _build(document: Document) -> fx.GraphModule:
             parts[name] = tensor
     for path, part in parts.items():
         waits = isinstance(part, nn.Module) and [*part.named_parameters(), *part.named_buffers()]
-        empty = [name for name, t in waits or () if t.is_meta]
+        empty = [name for name, _ in waits or () if f"{path}.{name}" not in tensors]
         if empty:
             raise FormatError(need(f"all tensors of {path!r}", f"no {', '.join(empty)}", DAMAGED))
     wanted = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}

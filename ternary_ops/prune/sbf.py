@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,20 +12,18 @@ from torch import Tensor, nn
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, check_type, need
 from ternary_ops.graph.nodes import is_ours
 from ternary_ops.graph.wrappers import unwrap
-from ternary_ops.prune.choice import channels_of, round_up, widths_above, widths_for
+from ternary_ops.prune.choice import channels_of, widths_above, widths_for
 from ternary_ops.prune.filter_costs import Cost, FilterCosts
 from ternary_ops.prune.filter_network import FilterNetwork
+from ternary_ops.prune.filter_price import Price
 from ternary_ops.prune.filter_scaling import LiveScores, Multiply, fold_, offsets, scaled_modules
 from ternary_ops.prune.removal import Removal, remove_
 
-# Scores below go; one that stays all the same is no lower, so that its filter can learn.
-_OFF = 1e-2
-# How concave the price of a score is at the end; steps between looks at what channels cost.
-_BEND, _EVERY = 4.0, 10
-# Shares of the steps: none costs anything before the first, and a target is met at the second.
-_WARMUP, _ARRIVAL = 0.1, 0.9
-# The controller of a target: log strength = integral + proportional part of the gap to the line.
-_INTEGRAL, _PROPORTIONAL = 100.0, 20.0
+# Shares of the steps: prices begin, a target is met by what scores expect, and between these two
+# and the third scores turn into a mask, with which the network trains until filters go.
+_WARMUP, _ARRIVAL, _HARD = 0.1, 0.5, 0.9
+_EVERY = 10  # steps between looks at which channels the mask keeps
+_OFF = 0.5  # without a target the mask drops what scores less
 
 
 class SbF:
@@ -83,27 +80,24 @@ class SbF:
         if not self.groups:
             do = "prune.groups(model, example) says why each is fixed."
             raise UnsupportedModel(need("filters that can be removed", "none", do))
-        self.strength, self.steps, self.round_to = strength, steps, round_to
-        self._cost: Cost = FilterCosts(self.groups).parameters
-        self._target: float | None = None
-        if target_params is not None:
-            self._target = target_params * self._cost({})
+        self.steps, self.round_to, self._head, self._done = steps, round_to, head, 0
+        count: Cost = FilterCosts(self.groups).parameters
+        target = None if target_params is None else target_params * count({})
         if target_ms is not None and cost is not None:
-            self._cost, self._target = cost, target_ms
-        self._whole = self._cost({})
-        self._head, self._done, self._integral, self._gap = head, 0, 0.0, 0.0
+            count, target = cost, target_ms
+        ends = (_WARMUP * steps, _ARRIVAL * steps)
+        self._price = Price(self.groups, count, target, strength, *ends, round_to)
         self._kept: dict[str, Tensor] | None = None
         self._live = LiveScores(self.model, self.groups, head)
-        self._places = scaled_modules(network.traced, self.groups)
+        self._scaled = scaled_modules(network.traced, self.groups)
         self._handles: list[Any] = []
-        self._shares = self._marginal({group.name: float(group.width) for group in self.groups})
         self._attach()
 
     def _attach(self) -> None:
         self._handles.append(self.model.register_forward_pre_hook(self._live.renew))
-        for place in self._places:
-            module = self.model.get_submodule(place.name)
-            self._handles.append(module.register_forward_hook(Multiply(self._live, place)))
+        for scaled in self._scaled:
+            module = self.model.get_submodule(scaled.name)
+            self._handles.append(module.register_forward_hook(Multiply(self._live, scaled)))
 
     def _detach(self) -> None:
         while self._handles:
@@ -128,7 +122,7 @@ class SbF:
         return self._by_name(1)
 
     def raw_scores(self) -> dict[str, Tensor]:
-        """The scores before squashing, of one order with scores(): what the removal ranks by."""
+        """What the heads say, before clipping: the order in which filters go."""
         return self._by_name(0)
 
     def loss(self) -> Tensor:
@@ -136,48 +130,41 @@ class SbF:
         if self.finished:
             return torch.zeros(())
         parts = self._live.parts(self._live()[1])
-        bend = self._bend()
-        prices = [
-            share * (part + bend * part * (1 - part)).sum()
-            for share, part in zip(self._shares, parts, strict=True)
-        ]
-        return self._price() * torch.stack(prices).sum()
+        shares = self._price.shares
+        prices = [share * part.sum() for share, part in zip(shares, parts, strict=True)]
+        return self._price.value * torch.stack(prices).sum()
 
     def step(self) -> None:
         """Count a step of the optimizer; call it after each."""
         if self.finished:
             return
         self._done += 1
-        expected = self._expected()
-        if self._done % _EVERY == 0:
-            self._shares = self._marginal(expected)
-        if self._target is not None and self._done >= _WARMUP * self.steps:
-            self._gap = self._measure(expected, self._target)
-            self._integral += _INTEGRAL / self.steps * self._gap
+        widths = torch.stack([score.sum() for score in self.scores().values()]).tolist()
+        names = (group.name for group in self.groups)
+        self._price.step(self._done, dict(zip(names, widths, strict=True)))
+        before, self._live.hardness = self._live.hardness, self._hardness()
+        if self._live.hardness > 0 and before < 1 and (before == 0 or self._done % _EVERY == 0):
+            self._live.mask = self._mask(self._choice())
+        self._live.renew()
 
     def finish_(self, optimizer: torch.optim.Optimizer | None = None) -> Removal:
-        """Remove the filters that are off, in place; others keep what their scores made of them.
+        """Remove the filters that are off, in place, and let go of heads and hooks.
 
-        The lowest go, until the target is met; without one, all below 0.01. BatchNorm, or filters
-        where none follows, take the scores of the others up, and heads and hooks are gone. The
-        optimizer, if given, goes on with what is left: see remove_. It raises as that does, with
-        nothing changed.
+        The lowest go, until the target is met; without one, those below 1/2. Widths are multiples
+        of round_to. BatchNorm, or filters where none follows, take the scores of the others up,
+        which are 1 where all steps were done. The optimizer, if given, goes on with what is left.
+        Raises as remove_ does, with nothing changed.
         """
         if self.finished:
             raise BadConfig(need("finish_ once", "a second call", "Train on."))
-        raw = self.raw_scores()
-        scores = torch.cat(list(self.scores().values()))
-        widths = self._widths(raw)
-        kept = channels_of(self.groups, raw, widths)
+        scores, kept = torch.cat(list(self.scores().values())), self._choice()
         self._detach()
         try:
-            removal = remove_(
-                self.model, self.example, kept, optimizer=optimizer, round_to=self.round_to
-            )
+            removal = remove_(self.model, self.example, kept, optimizer, round_to=self.round_to)
         except Exception:
             self._attach()
             raise
-        self._fold(scores.clamp(min=_OFF), removal.kept)
+        fold_(self.model, self._scaled, scores, self._mask(removal.kept) > 0)
         self._end(removal.kept, optimizer)
         return removal
 
@@ -186,9 +173,9 @@ class SbF:
         return {
             "plan": self._plan(),
             "done": self._done,
-            "integral": self._integral,
-            "gap": self._gap,
+            "price": self._price.state_dict(),
             "heads": self._live.heads.state_dict(),
+            "mask": self._live.mask.bool(),
             "kept": self._kept,
         }
 
@@ -211,73 +198,51 @@ class SbF:
             self._end(removal.kept, optimizer)
         else:
             self._live.heads.load_state_dict(state["heads"])
-        self._done, self._integral = int(state["done"]), float(state["integral"])
-        self._gap = float(state["gap"])
+        self._done = int(state["done"])
+        self._price.load_state_dict(state["price"])
+        self._live.mask, self._live.hardness = state["mask"].float(), self._hardness()
+        self._live.renew()
 
     def _plan(self) -> dict[str, Any]:
         return {
             "groups": [[group.name, group.width] for group in self.groups],
             "head": self._head,
             "steps": self.steps,
-            "strength": self.strength,
-            "target": self._target,
+            "strength": self._price.strength,
+            "target": self._price.target,
         }
 
     @torch.no_grad()
     def _by_name(self, which: int) -> dict[str, Tensor]:
+        if self.finished:
+            raise BadConfig(need("scores before finish_", "none any more", "Ask before."))
         self._live.renew()
         parts = self._live.parts(self._live()[which])
         return {group.name: part for group, part in zip(self.groups, parts, strict=True)}
 
-    def _price(self) -> float:
-        """The strength at this step: 0 while the network warms up."""
-        if self._done < _WARMUP * self.steps:
-            return 0.0
-        if self._target is None:
-            return self.strength
-        return self.strength * math.exp(self._integral + _PROPORTIONAL * self._gap)
+    def _hardness(self) -> float:
+        way = (self._done / self.steps - _ARRIVAL) / (_HARD - _ARRIVAL)
+        return min(1.0, max(0.0, way))
 
-    def _expected(self) -> dict[str, float]:
-        """The sum of each group's scores."""
-        widths = torch.stack([score.sum() for score in self.scores().values()]).tolist()
-        return {group.name: width for group, width in zip(self.groups, widths, strict=True)}
+    def _choice(self) -> dict[str, Tensor]:
+        """The channels to keep: those of the mask, once it counts fully."""
+        if self._live.hardness == 1:
+            parts = zip(self.groups, self._live.parts(self._live.mask), strict=True)
+            return {group.name: part.nonzero().flatten() for group, part in parts}
+        raw, price = self.raw_scores(), self._price
+        if price.target is None:
+            widths = widths_above(self.groups, raw, _OFF, self.round_to)
+        else:
+            widths = widths_for(self.groups, raw, price.cost, price.target, round_to=self.round_to)
+        return channels_of(self.groups, raw, widths)
 
-    def _marginal(self, expected: Mapping[str, float]) -> list[float]:
-        """What a channel of each group costs, as a share of the whole network's cost, at these
-        widths; nothing where no more of them can go.
-        """
-        cost, shares = self._cost(expected), []
-        for group in self.groups:
-            width = expected[group.name]
-            least = round_up(group, 1, self.round_to)
-            down = min(1.0, width - least)
-            fewer = {**expected, group.name: width - down}
-            shares.append((cost - self._cost(fewer)) / down / self._whole if down > 0 else 0.0)
-        return shares
-
-    def _measure(self, expected: Mapping[str, float], target: float) -> float:
-        """How far the expected cost lies above a straight line to the target, of the whole cost."""
-        way = min(1.0, (self._done / self.steps - _WARMUP) / (_ARRIVAL - _WARMUP))
-        line = 1 + way * (target / self._whole - 1)
-        return self._cost(expected) / self._whole - line
-
-    def _bend(self) -> float:
-        """How concave the price is."""
-        return _BEND * min(1.0, max(0.0, 2 * self._done / self.steps - 1))
-
-    def _widths(self, raw: Mapping[str, Tensor]) -> dict[str, int]:
-        if self._target is not None:
-            return widths_for(self.groups, raw, self._cost, self._target, round_to=self.round_to)
-        return widths_above(self.groups, raw, _OFF, self.round_to)
-
-    def _fold(self, scores: Tensor, kept: Mapping[str, Tensor]) -> None:
+    def _mask(self, kept: Mapping[str, Tensor]) -> Tensor:
+        """1 for each channel that is kept, 0 for others: float32 [n]."""
         starts, total = offsets(self.groups)
-        alive = torch.ones(total, dtype=torch.bool)
+        mask = torch.zeros(total)
         for group in self.groups:
-            if group.name in kept:
-                alive[starts[group.name] : starts[group.name] + group.width] = False
-                alive[starts[group.name] + kept[group.name]] = True
-        fold_(self.model, self._places, scores, alive)
+            mask[starts[group.name] + kept[group.name]] = 1
+        return mask
 
     def _end(self, kept: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
         """Let go of heads and hooks."""

@@ -234,6 +234,12 @@ def find_targets(
     return list(targets.values())
 
 
+def can_prune(model: nn.Module) -> bool:
+    """True for a model that a Pruner takes: it has ternary layers, or some with zeros to come."""
+    quantized = any(is_quantized(module) for module in model.modules())
+    return any(_prunable(module, quantized) for module in model.modules())
+
+
 def _prunable_layers(model: nn.Module, globs: Sequence[str]) -> dict[str, nn.Module]:
     """Layers that can be pruned, by name; every glob must match one."""
     quantized = any(is_quantized(module) for module in model.modules())

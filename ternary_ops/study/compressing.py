@@ -22,6 +22,7 @@ from ternary_ops import reporting
 from ternary_ops._atomic import replace_file
 from ternary_ops.benchmark.timing import int8_baseline, per_image, torch_threads
 from ternary_ops.benchmark.torch_free_process import run_without_torch
+from ternary_ops.budget import Budget, Found, search
 from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.data.classification import Split
 from ternary_ops.data.image_folder import Source
@@ -31,6 +32,8 @@ from ternary_ops.graph.state import load_state
 from ternary_ops.program.interpret import simulate
 from ternary_ops.progress import Progress
 from ternary_ops.prune import Pruner
+from ternary_ops.prune.targets import can_prune
+from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.plan_rows import Plan
 from ternary_ops.quantize.recipes import Recipe, get_recipe
@@ -47,7 +50,8 @@ CALIBRATION = 256
 # Images on which the saved program is held to the NumPy reference, which is slow.
 CHECKED = 500
 _CHECKPOINT_SECONDS = 60.0
-_PLAN_FILE = "plan.json"  # beside the checkpoints
+_PLAN_FILE, _SEARCH_FILE = "plan.json", "search.json"  # beside the checkpoints
+_SEARCHED = 64  # images that a search compares outputs on
 # A result below so many times chance, or that loses more points, is nothing to rely on.
 _CHANCES, _MOST_LOST = 1.5, 3.0
 _TRY = "try more --epochs, fewer --zeros, --recipe safe, or more data"
@@ -65,6 +69,7 @@ class Job:
     threads: of torch while training; None leaves the choice to torch. reach, flip: pixels by which
     images are moved while training, and whether they are mirrored by chance. checkpoints: a folder
     for them, deleted when the job is done. resume: go on from those of a job that was cut off.
+    budget: widths, zeros and bits are searched for it, beside the recipe's config.
     """
 
     name: str
@@ -79,6 +84,7 @@ class Job:
     flip: bool = False
     checkpoints: Path | None = None
     resume: bool = False
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -
     _check_checkpoints(job)
     with torch_threads(job.threads or torch.get_num_threads()):
         dense, plan = _dense(job, progress, ranks)
-        model = _ternary(job, dense, plan, progress, ranks)
+        model, plan = _ternary(job, dense, plan, progress, ranks)
     if not ranks.first:
         return None
     example = split.x_test[:1]
@@ -266,7 +272,8 @@ def _train(
     part = "dense"
     if loss.teacher is not None:
         name, part = "train, prune, ternarize", "ternary"
-        pruner = Pruner(model, total_steps=steps, optimizer=optimizer, **job.recipe.pruner)
+        if can_prune(model):  # within a generous budget a search leaves all dense
+            pruner = Pruner(model, total_steps=steps, optimizer=optimizer, **job.recipe.pruner)
     images = Augmentation(split.x_train, job.reach, job.flip)
     with progress.stage(name, steps) as advance:
         fit(
@@ -277,6 +284,8 @@ def _train(
             ranks=ranks,
             on_step=advance,
         )
+    if loss.teacher is not None and pruner is None:
+        calibrate(model, [split.x_train[:CALIBRATION]])
 
 
 def _checkpoint(job: Job, part: str, config: TrainConfig, model: nn.Module) -> Checkpoint | None:
@@ -290,21 +299,47 @@ def _checkpoint(job: Job, part: str, config: TrainConfig, model: nn.Module) -> C
         "images": list(job.split.x_train.shape),
         "course": f"Course{str(config).removeprefix(TrainConfig.__name__)}",
         "recipe": str(job.recipe) if part == "ternary" else "",
+        **({} if job.budget is None or part == "dense" else {"budget": str(job.budget)}),
         "views": f"{job.reach}, {job.flip}",
     }
     return Checkpoint(job.checkpoints / f"{part}.pt", about, seconds=_CHECKPOINT_SECONDS)
 
 
-def _ternary(job: Job, dense: nn.Module, plan: Plan, progress: Progress, ranks: Ranks) -> nn.Module:
-    """A quantized copy of `dense`, trained through the pruner's phases with it as teacher."""
+def _ternary(
+    job: Job, dense: nn.Module, plan: Plan, progress: Progress, ranks: Ranks
+) -> tuple[nn.Module, Plan]:
+    """A quantized copy of `dense`, narrower where a budget asks for it, trained through the
+    pruner's phases with it as teacher; and its plan.
+    """
     model, config = copy.deepcopy(dense), job.ternary
     torch.manual_seed(config.seed)
-    quantize_(model, plan)
-    if ranks.first:
-        _keep_plan(job, plan)
+    if job.budget is not None:
+        found = _searched(job, job.budget, model, progress)
+        _log.info(found)
+        found.apply_(model)
+        plan = found.plan
+    else:
+        quantize_(model, plan)
+        if ranks.first:
+            _keep_plan(job, plan)
     loss = Distillation(dense, TEMPERATURE, SHARE, LABEL_SMOOTHING)
     _train(model, job, config, loss, progress, ranks)
-    return model
+    return model, plan
+
+
+def _searched(job: Job, budget: Budget, model: nn.Module, progress: Progress) -> Found:
+    """The network within the budget; a job that goes on measures nothing twice."""
+    images = job.split.x_train
+    chosen = torch.linspace(0, len(images) - 1, min(_SEARCHED, len(images))).long()
+    return search(
+        *(model, job.split.x_test[:1], [images[chosen]]),
+        target_ms=budget.ms,
+        target_bytes=budget.bytes,
+        config=job.recipe.config,
+        threads=budget.threads,
+        state=None if job.checkpoints is None else job.checkpoints / _SEARCH_FILE,
+        progress=progress,
+    )
 
 
 def _save_checked(program: Program, output: Path, images: Source) -> NDArray[Any]:

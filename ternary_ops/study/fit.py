@@ -84,6 +84,7 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def __call__(self, step: int) -> _Batch:
+        """The batch of a step, from 0."""
         epoch, batch = divmod(step, self.config.batches(len(self.y)))
         if epoch != self._epoch:
             # One generator an epoch: resuming needs no state of it.

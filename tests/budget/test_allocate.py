@@ -123,7 +123,7 @@ def test_what_auto_refuses(digits: tuple[torch.nn.Module, torch.Tensor]) -> None
     model, x = digits
     with pytest.raises(BadConfig, match="and batches together"):
         tops.plan(model, auto=True)
-    with pytest.raises(BadConfig, match="go together"):
+    with pytest.raises(BadConfig, match="and batches together"):
         tops.plan(model, budget=Budget(ms=1.0))
     with pytest.raises(BadConfig, match="one limit"):
         Budget()

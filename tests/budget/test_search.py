@@ -113,7 +113,7 @@ def test_a_state_of_another_search_is_refused(given: Given, measured: Path, tmp_
         (other, x, {"target_bytes": 9_000}),
         (model, x[:6], {"target_bytes": 9_000}),
         (model, x, {"target_ms": 1.0}),
-        (model, x, {"target_bytes": 9_000, "vary": "zeros"}),
+        (model, x, {"target_bytes": 9_000, "rules": {"6": tops.TernaryConfig("int8")}}),
     ):
         with pytest.raises(FormatError, match="a search of the same"):
             tops.search(network, x[:1], [data], state=measured, **options)

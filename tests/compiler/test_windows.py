@@ -112,8 +112,11 @@ def reordered(net: Any, x: Tensor) -> Tensor:
 
 
 def root_mean_square(net: Any, x: Tensor) -> Tensor:
+    """Norms of tokens, none of which are prefixes."""
     y = net.norm(tokens(x)) + F.rms_norm(tokens(x), (12,), net.weight, 1e-3)
-    return y + F.rms_norm(y, (12,))
+    prefix, rest = y[:, :0], y[:, 0:]
+    y = torch.cat([prefix, F.rms_norm(rest, (12,))], 1)
+    return y + F.layer_norm(y, (12,), None, None, 1e-3)
 
 
 def heads(net: Any, x: Tensor) -> Tensor:
@@ -123,6 +126,13 @@ def heads(net: Any, x: Tensor) -> Tensor:
     given = (p.transpose(0, 1) for p in (y[:, :5], first, y))
     last, weights = net.last(*given, attn_mask=net.mask)
     return last.transpose(0, 1) * weights.mean(-1, keepdim=True)
+
+
+def transformer(net: Any, x: Tensor) -> Tensor:
+    """PyTorch's own, whose parts a trace sees."""
+    y: Tensor = net.encoder(tokens(x))
+    made: Tensor = net.decoder(y[:, :4], y)
+    return made
 
 
 def _layers() -> dict[str, nn.Module]:
@@ -149,6 +159,15 @@ NETS: dict[str, Callable[[], Net]] = {
     ),
     "reordered": lambda: Net(reordered),
     "rms": lambda: Net(root_mean_square, norm=nn.RMSNorm(12), weight=torch.randn(12)),
+    "transformer": lambda: Net(
+        transformer,
+        encoder=nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, activation="gelu"),
+            2,
+            enable_nested_tensor=False,
+        ),
+        decoder=nn.TransformerDecoderLayer(12, 2, 20, batch_first=True, norm_first=True),
+    ),
     "heads": lambda: Net(
         heads,
         first=nn.MultiheadAttention(12, 3, bias=False, batch_first=True),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ternary_ops.compiler.arrange import canonical, channels_at, placed
 from ternary_ops.compiler.axes import Value
@@ -32,15 +32,19 @@ def _batchnorm(call: Call) -> Value:
 
 def _layer_norm(call: Call) -> Value:
     """Over the last axis."""
-    if call.module is None:
-        call.refuse()
-    shape = tuple(call.module.normalized_shape)
+    module = call.module
+    if module is None:
+        at = call.arguments(free=("weight", "bias"))
+        if at["weight"] is not None or at["bias"] is not None:
+            call.refuse()
+        module = nn.LayerNorm(at["normalized_shape"], at["eps"], elementwise_affine=False)
+    shape = tuple(module.normalized_shape)
     if len(shape) != 1:
         raise Unsupported(f"a LayerNorm is supported over one axis, this takes {shape}")
     x = call.value()
     rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
     x = canonical(x) if rows else channels_at(x, -1)
-    return _made(x, read_norm(call.name, call.module))
+    return _made(x, read_norm(call.name, module))
 
 
 def _group_norm(call: Call) -> Value:
