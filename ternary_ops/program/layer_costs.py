@@ -28,7 +28,8 @@ from ternary_ops.program.random_codes import Emptied
 # No layer is emptied further by a rule that goes by time: less is left than an engine's overhead.
 MOST_EMPTY = 0.97
 KINDS = ("ternary", "int8")
-SHARES = (0.0, 0.25, 0.5, 0.6, 0.75, 0.9, MOST_EMPTY)
+# Denser where loops take over from each other (csrc/kernels/table.h, SparseBelow).
+SHARES = (0.0, 0.2, 0.25, 0.3, 0.45, 0.5, 0.6, 0.75, 0.9, MOST_EMPTY)
 _SECONDS = 0.4  # of timing one program
 _ROUNDS, _REPEATS = (4, 40), 3  # least and most turns of each; calls in a turn
 _CALLS = (5, 1000)  # least and most of timing whole calls
