@@ -118,26 +118,59 @@ def test_every_head_learns_and_no_layer_is_emptied() -> None:
     assert not sbf.due and sbf.finished and float(sbf.loss()) == 0
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_useless_filters_go_first(seed: int) -> None:
-    """A network that has learned its task, but for two filters that nothing reads."""
+def learned(seed: int, strength: float, twin: bool) -> Tensor:
+    """Raw scores of eight filters in a network that had learned its task; the first two have equal
+    weights (twin), or nothing reads them.
+    """
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6))
-    model[0].weight.data = torch.linalg.qr(torch.randn(16, 16))[0][:8].clone()
-    model[3].weight.data[:, [1, 4]] = 0
+    model = nn.Sequential(
+        nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6)
+    )
+    with torch.no_grad():
+        model[0].weight.copy_(torch.linalg.qr(torch.randn(16, 16))[0][:8])
+        if twin:
+            model[0].weight[1] = model[0].weight[0]
+        else:
+            model[3].weight[:, :2] = 0
     task = copy.deepcopy(model)
-    sbf = SbF(model, torch.randn(2, 16), 0.3, 200, round_to=1)
+    sbf = SbF(model, torch.randn(2, 16), strength, 302, round_to=1)
     optimizer = optimizer_of(model, sbf)
-    for _ in range(100):
+    for _ in range(150):
         x = torch.randn(64, 16)
         loss = 20 * F.mse_loss(model(x), task(x).detach()) + sbf.loss()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         sbf.step()
-        with torch.no_grad():
-            model[3].weight[:, [1, 4]] = 0
-    assert set(sbf.raw_scores()["0"].argsort()[:2].tolist()) == {1, 4}
+        if not twin:
+            with torch.no_grad():
+                model[3].weight[:, :2] = 0
+    return sbf.raw_scores()["0"]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_useless_filters_go_first(seed: int) -> None:
+    assert set(learned(seed, 0.3, twin=False).argsort()[:2].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_filters_that_do_the_same_score_less(seed: int) -> None:
+    """bench/filters.py counts seeds, and what free gates make of it."""
+    raw = learned(seed, 0.15, twin=True)
+    assert raw[:2].mean() < raw[2:].mean() - 0.02
+
+
+def test_a_higher_price_leaves_fewer_parameters() -> None:
+    left, widths = [], []
+    for strength in (0.02, 0.06, 0.2, 0.6):
+        model = net()
+        sbf = SbF(model, batch(0)[0], strength, 60, round_to=1)
+        optimizer = optimizer_of(model, sbf)
+        train(model, sbf, optimizer, range(60))
+        left.append(sbf.finish_(optimizer).parameters[1])
+        widths.append({model.stem.out_channels / 8, model.a.out_channels / 12})
+    assert left == sorted(left, reverse=True) and left[0] > left[-1]
+    assert any(len(shares) > 1 for shares in widths)  # no setting of single layers
 
 
 @pytest.mark.parametrize("done", [0, 25, STEPS])
