@@ -11,7 +11,9 @@ ratio is the median over rounds. `match`: the same outputs on --images images, u
 (ternary_ops/benchmark/agreement.py); ours also equals the NumPy reference bit for bit on a corner.
 Without a match on both sides no ratio is printed. Rows that --out holds already are not measured
 again: an interrupted run goes on where it was. --patterns: 1x4, element and element+permute are
-ternary, int8+1x4 has 8-bit weights in quads, int8 is dense at 8 bits whatever --zeros says.
+ternary, int8+1x4 has 8-bit weights in quads, int8 is dense at 8 bits whatever --zeros says, and
+fastest, smallest and safe are recipes with that share of zeros (fastest: the stem in 8-bit quads).
+TERNARY_OPS_ISA=avx2 is for ours alone; ONEDNN_MAX_CPU_ISA=AVX2 asks OpenVINO for the same.
 --clock cpu counts the processor time of the process, for a machine that others use at the same
 time; it is for one thread only.
 """
@@ -50,6 +52,7 @@ class Case(NamedTuple):
     threads: int
     pattern: str
     zeros: float
+    scope: str
 
     def key(self) -> tuple[str, ...]:
         """As the fields stand in a CSV."""
@@ -66,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", default="1", help="images at once, comma-separated")
     parser.add_argument("--threads", default="1", help="comma-separated")
     parser.add_argument("--against", default="openvino,onnxruntime,torch")
-    parser.add_argument("--scope", default="layer", choices=("layer", "global"))
+    parser.add_argument("--scope", default="layer", choices=("layer", "global", "time"))
     parser.add_argument("--clock", default="wall", choices=CLOCKS)
     parser.add_argument("--samples", type=int, default=16, help="images to calibrate on")
     parser.add_argument("--images", type=int, default=16, help="images to compare outputs on")
@@ -78,6 +81,7 @@ def arguments() -> argparse.Namespace:
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """All combinations; density does not matter to pattern int8, which comes once."""
     from ternary_ops.benchmark.pruned_networks import shape_of
+    from ternary_ops.quantize.recipes import RECIPES
 
     grids = (options.models, options.patterns, options.zeros, options.batch, options.threads)
     lists = [[part for part in text.split(",") if part] for text in grids]
@@ -86,7 +90,9 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         sizes = [int(s) for s in options.size.split(",") if s] or [shape_of(model)[1]]
         for size in sizes:
             share = 0.0 if pattern == "int8" else float(zeros)
-            case = Case(model, size, int(batch), int(threads), pattern, share)
+            recipe = RECIPES.get(pattern)
+            scope = options.scope if recipe is None else recipe.config.scope
+            case = Case(model, size, int(batch), int(threads), pattern, share, scope)
             if case not in seen:
                 seen.add(case)
                 yield case
@@ -128,10 +134,9 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     from ternary_ops.program import peak
     from ternary_ops.program.shapes import infer, macs
 
-    net = pruned_networks.by_name(
-        *(case.model, case.zeros, case.pattern, case.batch, case.size, options.scope),
-        samples=options.samples,
-    )
+    with runtime.num_threads(case.threads):  # of scope time's costs too
+        wanted = (case.model, case.zeros, case.pattern, case.batch, case.size, case.scope)
+        net = pruned_networks.by_name(*wanted, samples=options.samples)
     images = partial(pruned_networks.images, channels=net.x.shape[1], size=case.size)
     sample, seen = images(options.samples), images(options.images, start=options.samples)
     array, program = np.ascontiguousarray(net.x.numpy()), net.program
@@ -140,11 +145,11 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
         families = [name for name in options.against.split(",") if name]
         found = baselines.engines(families, net.dense, net.x, sample, case.threads)
         ours = baselines.Engine("ternary-ops", program, f"isa {runtime.isa()}, exact {exact}")
-        wanted = net.dense(seen).numpy()
+        answers = net.dense(seen).numpy()
         fake = agreement(program(seen.numpy()), net.trained(seen).numpy())
         engines = (ours, *found)
         agrees = {
-            e.name: agreement(e.in_batches(seen.numpy(), case.batch), wanted) for e in engines
+            e.name: agreement(e.in_batches(seen.numpy(), case.batch), answers) for e in engines
         }
         matches = {name: a.match for name, a in agrees.items()}
         matches["ternary-ops"] &= exact
@@ -154,8 +159,8 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     shapes = infer(program.graph, case.batch, *array.shape[2:])
     always = {
         **{name: round(value, 1) for name, value in vars(peaks).items()},
-        **{"scope": options.scope, "images": options.images, "rounds": options.rounds},
-        **{"clock": options.clock, "real_images": pruned_networks.data_folder() is not None},
+        **{"images": options.images, "rounds": options.rounds, "clock": options.clock},
+        "real_images": pruned_networks.data_folder() is not None,
         "load": round(os.getloadavg()[0], 2),
     }
     work = Work(sum(macs(program.graph, shapes)), case.threads, peaks)
@@ -197,9 +202,7 @@ def worker(options: argparse.Namespace) -> int:
     from ternary_ops.table import write_csv
 
     fields = options.case.split(",")
-    case = Case(
-        fields[0], int(fields[1]), int(fields[2]), int(fields[3]), fields[4], float(fields[5])
-    )
+    case = Case(fields[0], *map(int, fields[1:4]), fields[4], float(fields[5]), fields[6])
     about = {**machine(), "ternary_ops": __version__, "commit": commit()}
     about["command"] = os.environ["BENCH_COMMAND"]
     rows = [{**row, **about} for row in measure(case, options)]

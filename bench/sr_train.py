@@ -27,8 +27,8 @@ from _cifar import folder
 from _experiment import Experiment, keep_row
 from _graphics import drawings
 from _measure import command_line
-from _narrow import narrowed
 from _sr import FILES, SETS, by_arrays, pairs, training_images
+from _trunk import narrowed
 
 import ternary_ops as tops
 from ternary_ops import runtime, sr

@@ -77,6 +77,8 @@ def linear_blocks(m: int, n: int, depth: int, itemsize: int, where: Target) -> B
         rows, columns, warps = 64, min(columns, 64), 4
     if itemsize == 4:
         rows, columns = min(rows, 64), min(columns, 64)
+    if integer:
+        columns = min(columns, where.most_columns)
     buffered = rows * 64 + DEPTH * columns * itemsize
     while buffered > shared_bytes(where) and columns > 16:
         columns //= 2
@@ -117,6 +119,8 @@ def conv_blocks(
     columns = 128 if rows != 64 else 256 if hopper else 64
     if itemsize == 4 or where.backend == "hip":
         rows, columns = min(rows, 64), 64
+    if itemsize == 1:
+        columns = min(columns, where.most_columns)
     # Half the processors shall have a block, and of two stages there shall be room for two blocks.
     row_blocks = all_rows // rows
     while columns > least and 2 * row_blocks * -(-pixels // columns) <= where.processors:

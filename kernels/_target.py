@@ -22,6 +22,14 @@ class Target(NamedTuple):
         """Whether inline PTX can be used."""
         return self.backend == "cuda"
 
+    @property
+    def most_columns(self) -> int:
+        """Of a block of integer products. Of 512 columns of tensor memory, Triton 3.8 gives each of
+        a step's four planes sums of its own, and 16 for its weights; others give all of them one.
+        """
+        apart = self.ptx and self.arch in (100, 103) and release(triton.__version__)[:2] == (3, 8)
+        return 64 if apart else 256  # 4 * (64 + 16) <= 512 < 4 * (128 + 16)
+
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         study,
         train,
     )
-    from ternary_ops.budget import Budget, reorder_channels_
+    from ternary_ops.budget import Budget, reorder_channels_, search
     from ternary_ops.checking import check
     from ternary_ops.compiler import compile  # noqa: A004
     from ternary_ops.quantize import (
@@ -92,6 +92,7 @@ __all__ = [
     "report",
     "runtime",
     "save",
+    "search",
     "sensitivity",
     "sr",
     "study",
@@ -139,6 +140,7 @@ _HOME = {
     "reorder_channels_": "budget",
     "report": "reporting",
     "save": "quantize",
+    "search": "budget",
     "sensitivity": "quantize",
 }
 

@@ -101,7 +101,7 @@ def validate(blocks: Blocks, columns: int) -> None:
     nnz = col.shape[0]
     if crow[0] != 0 or crow[-1] != nnz or bool((crow.diff() < 0).any()):
         do = "Rebuild the blocks from the dense weight."
-        raise BadWeights(need(f"crow_indices rise from 0 to {nnz}", crow.tolist()[:8], do))
+        raise BadWeights(need(f"crow_indices that rise from 0 to {nnz}", crow.tolist()[:8], do))
     row_start = torch.zeros(nnz + 1, dtype=torch.bool)
     row_start[crow] = True
     disordered = torch.zeros(nnz, dtype=torch.bool)

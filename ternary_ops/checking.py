@@ -4,7 +4,8 @@
 Bytes and milliseconds are those of the network that `plan` would make by default (ternary, first
 and last layer and depthwise ones at 8 bits) with ranges of the example, at shares of empty quads
 that are the same in every ternary layer. Its codes are random, since only the number of quads that
-are left matters, and its program is run on this machine: nothing is extrapolated.
+are left matters, and its program is run on this machine at these shares (`program.layer_costs`):
+nothing is extrapolated.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,8 @@ from numpy.typing import NDArray
 
 from ternary_ops import runtime
 from ternary_ops.errors import BadConfig, UnsupportedModel, UnsupportedShape, first_line, need
-from ternary_ops.layout.codes import quads
-from ternary_ops.program.graph import Graph
-from ternary_ops.program.weight import Weight
+from ternary_ops.program.layer_costs import call_ms, measure
+from ternary_ops.program.random_codes import Emptied
 from ternary_ops.runtime import Program
 from ternary_ops.table import Table
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ternary_ops.compiler.island_program import IslandProgram
 
 ZEROS = (0.0, 0.75, 0.9)
-_SECONDS, _LEAST, _MOST = 0.4, 5, 100  # of timing a program, and calls
 
 
 @dataclass(frozen=True)
@@ -220,37 +219,26 @@ def _of_network(model: nn.Module, example: Any, shares: Sequence[float]) -> Chec
 
 
 def _quantized(model: nn.Module, x: Tensor, islands: bool) -> _Made:
-    """The network with every layer at 8 bits, compiled; ternary codes would be computed anew many
-    times on the way.
-    """
+    """The network as plan would have it by default; one that is quantized already, as it is."""
     from ternary_ops.compiler import compile as compile_model
-    from ternary_ops.graph.fold_batchnorm import fold_batchnorm_
-    from ternary_ops.graph.wrappers import copy_of, unwrap
+    from ternary_ops.graph.wrappers import unwrap
     from ternary_ops.nn import PackedLayer, TernaryLayer
-    from ternary_ops.nn.config import TernaryConfig
-    from ternary_ops.quantize.calibration import calibrate
-    from ternary_ops.quantize.convert import quantize_
-    from ternary_ops.quantize.plans import Plan, plan
+    from ternary_ops.quantize.engine_costs import eight_bits
+    from ternary_ops.quantize.plans import plan
 
-    network = copy_of(unwrap(model)).eval()
+    network = unwrap(model)
     if any(isinstance(m, (TernaryLayer, PackedLayer)) for m in network.modules()):
         return _Made(compile_model(network, x, islands=islands, allow_unfinished=True), None)
-    with suppress(UnsupportedModel):  # not traced as a whole: its parts are folded one by one
-        fold_batchnorm_(network)  # as long as weights are floats, which is faster
-    rows, int8 = plan(network).rows, TernaryConfig("int8")
-    ternary = frozenset(row.name for row in rows if row.action == "ternary")
-    eight = (replace(r, action="int8", pattern="", config=int8) for r in rows if r.name in ternary)
-    others = (row for row in rows if row.name not in ternary)
-    quantize_(network, Plan((*eight, *others)))
-    calibrate(network, [x], method="minmax")
-    return _Made(compile_model(network, x, islands=islands), ternary)
+    planned = plan(network)
+    ternary = frozenset(row.name for row in planned if row.action == "ternary")
+    return _Made(eight_bits(network, x, planned, islands), ternary)
 
 
 def _predict(made: _Made, x: Any, shares: Sequence[float]) -> tuple[Prediction, ...]:
     """Make the weights random at each share, and time what comes out on one thread."""
     x = np.ascontiguousarray(x, np.float32)
     programs = [part for part in _parts(made.program) if isinstance(part, Program)]
-    found = []
+    points = [("ternary", share) for share in shares]
     with _one_thread(made.program), tempfile.TemporaryDirectory() as folder:
         inputs, islands = [x], 0.0
         if not isinstance(made.program, Program):
@@ -258,14 +246,18 @@ def _predict(made: _Made, x: Any, shares: Sequence[float]) -> tuple[Prediction, 
             # What is not spent in programs: islands, and the way between.
             within = [call_ms(partial(p, y)) for p, y in zip(programs, inputs, strict=True)]
             islands = max(call_ms(partial(made.program, x)) - sum(within), 0.0)
-        filled = [_Emptied(program.graph, made.ternary) for program in programs]
+        tables = [
+            measure(program, made.ternary, points, y)
+            for program, y in zip(programs, inputs, strict=True)
+        ]
+        filled = [Emptied(program.graph, made.ternary) for program in programs]
+        found = []
         for share in shares:
-            size, ms = 0, islands
-            for program, graph, y in zip(programs, filled, inputs, strict=True):
-                emptied = Program(graph.at(share), program.sample)
-                ms += call_ms(partial(emptied, y))
+            ms = islands + sum(table.evenly("ternary", share) for table in tables)
+            size = 0
+            for program, graph in zip(programs, filled, strict=True):
                 path = Path(folder, "program.safetensors")
-                emptied.save(path)
+                Program(graph.at(share), program.sample).save(path)
                 size += path.stat().st_size
             found.append(Prediction(share, size, ms))
     return tuple(found)
@@ -285,58 +277,3 @@ def _one_thread(program: Program | IslandProgram) -> Iterator[None]:
 
         with torch_threads(1):
             yield
-
-
-class _Emptied:
-    """A graph with random codes in its ternary layers, at any share of empty quads.
-
-    ternary: names of layers that become ternary; None: those that are.
-    """
-
-    def __init__(self, graph: Graph, ternary: frozenset[str] | None) -> None:
-        self._graph = graph
-        rng = np.random.default_rng(0)
-        self._random = {
-            i: _Codes(w, rng)
-            for i, w in enumerate(graph.weights)
-            if (w.kind == "ternary" if ternary is None else w.name in ternary)
-        }
-
-    def at(self, share: float) -> Graph:
-        """The graph at that share."""
-        weights = [
-            self._random[i].weight(w, share) if i in self._random else w
-            for i, w in enumerate(self._graph.weights)
-        ]
-        return Graph(self._graph.nodes, tuple(weights))
-
-
-class _Codes:
-    """Random ternary codes of one layer, no quad empty, and the order in which quads become so."""
-
-    def __init__(self, weight: Weight, rng: np.random.Generator) -> None:
-        channels = weight.shape[3]
-        self._codes = rng.integers(-1, 2, (*weight.shape[:3], 4 * quads(channels)), np.int8)
-        self._codes[..., channels:] = 0
-        lanes = self._codes.reshape(-1, 4)
-        lanes[~lanes.any(1), 0] = 1
-        self._order = rng.permutation(len(lanes))
-
-    def weight(self, like: Weight, share: float) -> Weight:
-        """The layer with that share of its quads empty, to one quad."""
-        codes = self._codes.copy()
-        codes.reshape(-1, 4)[self._order[: round(share * len(self._order))]] = 0
-        return replace(like, kind="ternary", values=codes[..., : like.shape[3]])
-
-
-def call_ms(run: Callable[[], object]) -> float:
-    """Processor time of this thread in milliseconds, of the fastest of many calls: other users of
-    the machine can only make them slower.
-    """
-    run()
-    times: list[float] = []
-    while len(times) < _LEAST or (sum(times) < 1e3 * _SECONDS and len(times) < _MOST):
-        start = time.thread_time()
-        run()
-        times.append(1e3 * (time.thread_time() - start))
-    return min(times)

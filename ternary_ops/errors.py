@@ -51,7 +51,7 @@ class MissingExtra(TernaryOpsError, ImportError):
 def need(what: str, got: object, do: str) -> str:
     """expected `what`, got `got`; `do`: what was needed, what there is instead, what to do.
 
-    `what` says how things should be, as a noun ("a list of names") or a clause ("x is finite").
+    `what` is a thing ("a list of names", "finite x"), not a clause ("x is finite").
     """
     return f"expected {what}, got {got};\n  {do}"
 

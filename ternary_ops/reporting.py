@@ -226,7 +226,7 @@ def report(
     sample: float32 [N, C, H, W] or [N, K]; its multiply-adds and time are of the whole batch.
     Where the outputs of a quantized network have less than 20 dB beside `against`, the report names
     layers to fall back on (`quantize.fallback_`), as far as the rounding of activations is at
-    fault.
+    fault, and where the program rounds more than that network in torch (`compiler.rounding`).
     Raises what compile and a Program raise.
 
     >>> report = tops.report(tops.compile(model, x), x, against=model)
@@ -318,7 +318,7 @@ def _quads(values: Array) -> Array:
 
 def _compare(ours: Array, theirs: Array, ms: float) -> Comparison:
     if ours.shape != theirs.shape:
-        what = f"both networks give {list(ours.shape)}"
+        what = f"{list(ours.shape)} from both networks"
         raise UnsupportedShape(need(what, list(theirs.shape), "Compare networks of one task."))
     same = ours.argmax(1) == theirs.argmax(1) if ours.shape[0] else np.ones(1)
     difference = ours.astype(np.float64) - theirs
@@ -344,7 +344,7 @@ def _times(*calls: Callable[[], object]) -> list[float]:
 def _array(sample: Tensor | Array) -> Array:
     if not isinstance(sample, np.ndarray):
         if not hasattr(sample, "detach"):
-            what, do = "sample is a tensor or a NumPy array", "Pass a batch that the model takes."
+            what, do = "as sample a tensor or a NumPy array", "Pass a batch that the model takes."
             raise UnsupportedShape(need(what, type(sample).__name__, do))
         sample = sample.detach().cpu().numpy()
     return np.ascontiguousarray(sample, np.float32)
@@ -360,7 +360,7 @@ def _program(model: nn.Module | Program, sample: Tensor | Array, allow: bool) ->
     from ternary_ops.compiler import compile as compile_model
 
     if not isinstance(model, torch.nn.Module):
-        what = "report takes a network or a Program"
+        what = "a network or a Program to report"
         raise UnsupportedModel(need(what, type(model).__name__, "Compile or load it first."))
     return compile_model(model, torch.as_tensor(sample), allow_unfinished=allow)
 

@@ -8,12 +8,13 @@ import csv
 import gzip
 import json
 import lzma
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
@@ -97,6 +98,35 @@ def test_layers_to_fall_back_on_are_named() -> None:
     tops.quantize.fallback_(net, [x], min_sqnr=20, parts="activations")
     mended = tops.report(net, x, against=dense)
     assert mended.against is not None and mended.against.sqnr > 20
+
+
+class Stream(nn.Module):
+    """Blocks that add little to what convolutions read, and a head that sees only what they add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1, bias=False)
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 1, bias=False) for _ in range(4))
+        for block in self.blocks:
+            block.weight.data *= 0.02
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        x = first
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x - first)
+
+
+def test_rounding_between_layers_is_named() -> None:
+    torch.manual_seed(0)
+    dense = Stream().eval()
+    net, x = copy.deepcopy(dense), torch.randn(4, 3, 9, 9)
+    tops.quantize_(net, tops.TernaryConfig("int8"))
+    tops.calibrate(net, [x])
+    report = tops.report(net, x, against=dense)
+    assert "rounding between layers costs" in report.advice
+    assert re.search(r"first in (add|sub)\(\) in forward", report.advice), report.advice
 
 
 def test_forms_of_output(model: nn.Module, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import copy
 import importlib
 import io
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,7 @@ def _torch(model: nn.Module, x: Tensor, samples: Tensor, threads: int) -> list[E
 def _torch_int8(model: nn.Module, x: Tensor, samples: Tensor) -> tuple[nn.Module, str]:
     baseline, engine = int8_baseline(model, samples)
     if baseline is None:
-        raise BadConfig(need("torch int8 quantizes this network", engine, "Leave torch out."))
+        raise BadConfig(need("a network that torch int8 quantizes", engine, "Leave torch out."))
     return _frozen(baseline, x), engine
 
 
@@ -223,7 +224,9 @@ def _quantize_onnx(source: Path, target: Path, samples: Tensor) -> None:
 def _has_vnni() -> bool:
     from ternary_ops import runtime
 
-    return any("vnni" in name for name in runtime.available_isas())
+    # oneDNN, and with it OpenVINO, can be asked to do without.
+    capped = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2")
+    return not capped and any("vnni" in name for name in runtime.available_isas())
 
 
 @contextlib.contextmanager

@@ -31,7 +31,9 @@ from ternary_ops.prune import Pruner
 from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import quantize_
 from ternary_ops.quantize.correct import recalibrate_batchnorm_
-from ternary_ops.quantize.plans import Plan, plan
+from ternary_ops.quantize.plan_rows import Plan
+from ternary_ops.quantize.plans import plan
+from ternary_ops.quantize.recipes import RECIPES, get_recipe
 from ternary_ops.runtime import Program
 
 # Name -> (channels, image side).
@@ -134,11 +136,16 @@ def shape_of(name: str, size: int | None = None) -> tuple[int, int]:
     return channels, side if size is None else size
 
 
-def plan_of(model: nn.Module, pattern: str, zeros: float, scope: str, every_layer: bool) -> Plan:
+def plan_of(
+    model: nn.Module, pattern: str, zeros: float, scope: str, every_layer: bool, x: Tensor
+) -> Plan:
     """The plan of a bench: convolutions but the first and depthwise ones ternary with that share of
     empty units ("int8+1x4": at 8 bits), the rest, linear layers too, dense at 8 bits;
-    every_layer: all of them pruned.
+    every_layer: all of them pruned. The name of a recipe in place of a pattern: its plan. x: an
+    input, for scope "time".
     """
+    if pattern in RECIPES:
+        return get_recipe(pattern).with_zeros(zeros, None).plan(model, example=x)
     name, extra = _split(pattern)
     int8 = TernaryConfig(weights="int8")
     if name == "int8" and not extra:
@@ -146,9 +153,9 @@ def plan_of(model: nn.Module, pattern: str, zeros: float, scope: str, every_laye
     weights, unit = ("int8", extra) if name == "int8" else ("ternary", name)
     config = TernaryConfig(weights, zeros=zeros, pattern=unit, scope=scope)
     if every_layer:
-        return plan(model, config, rules={"*": config})
+        return plan(model, config, rules={"*": config}, example=x)
     linear = {n: int8 for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    return plan(model, config, rules=linear)
+    return plan(model, config, rules=linear, example=x)
 
 
 @torch.no_grad()
@@ -163,13 +170,14 @@ def pruned(
 ) -> Pruned:
     """Build a network, prune it to `zeros` by magnitude, set BatchNorm and ranges from `sample`.
 
-    pattern: one of a plan, with "+permute" for channels reordered by the compiler; "int8": dense,
-    8 bits; "int8+1x4": 8-bit weights in quads. x: what is timed and compared.
+    pattern: a recipe's name, or one of a plan, with "+permute" for channels reordered by the
+    compiler; "int8": dense, 8 bits; "int8+1x4": 8-bit weights in quads. x: what is timed and
+    compared.
     scope "layer": every layer gets the same share; "global": random weights of different size
     compete, and wide layers lose most. Raises BadConfig for any other pattern.
     """
     model = build()
-    quantize_(model, plan_of(model, pattern, zeros, scope, every_layer))
+    quantize_(model, plan_of(model, pattern, zeros, scope, every_layer, x[:1]))
     if pattern != "int8":
         Pruner(model, schedule="one_cycle", total_steps=1).step()
     recalibrate_batchnorm_(model, torch.split(sample, _BATCH))
@@ -184,7 +192,7 @@ def _split(pattern: str) -> tuple[str, str]:
     if name == "int8" and extra:
         get_pattern(extra)
     elif plus and extra != "permute":
-        what = 'a pattern is "1x4", "element", ... with or without "+permute", "int8" or "int8+1x4"'
+        what = 'as pattern "1x4", "element", ... with or without "+permute", "int8" or "int8+1x4"'
         raise BadConfig(need(what, repr(pattern), "Pick one."))
     return name, extra
 

@@ -173,7 +173,7 @@ def _move_checked(
     model.train(training)
     if float((found - expected).abs().max()) > _ROUNDING * float(expected.abs().max()):
         model.load_state_dict(kept)
-        what = "the reordered network computes what it did"
+        what = "a reordered network that computes what it did"
         raise UnsupportedModel(need(what, "another output", "Report this model; it was misread."))
     return rows
 

@@ -142,14 +142,14 @@ def _static(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace, against: list[str], file: bool) -> None:
     if unknown := sorted(set(against) - set(BASELINES)):
-        what = f"--against takes {', '.join(BASELINES)}"
+        what = f"as --against one of {', '.join(BASELINES)}"
         raise BadConfig(need(what, unknown[0], "Separate them by commas."))
     if file and against:
-        what = "--against needs a network by name: a program holds no float weights"
+        what = "a network by name for --against: a program holds no float weights"
         raise BadConfig(need(what, arguments.model, "Leave it out, or name a network."))
     numbers = (arguments.batch, arguments.threads, 1 if arguments.size is None else arguments.size)
     if min(numbers) < 1:
-        what = "--batch, --threads and --size are at least 1"
+        what = "--batch, --threads and --size of at least 1"
         raise BadConfig(need(what, min(numbers), "Use 1."))
 
 
@@ -165,7 +165,7 @@ def _sizes(arguments: argparse.Namespace) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if len(sizes) != len(names) or min(sizes) < 1:
-        what = f"--op {arguments.op} needs --shape {','.join(names)}"
+        what = f"--shape {','.join(names)} for --op {arguments.op}"
         raise BadConfig(need(what, arguments.shape, "Write --shape 64,56,56,64,3 or 4096,4096."))
     return sizes
 

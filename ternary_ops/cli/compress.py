@@ -17,6 +17,7 @@ torchrun (torchrun --nproc-per-node 2 -m ternary_ops compress ...) all processes
 
 example: ternary-ops compress
 example: ternary-ops compress --model net.py:build --data train.npz -o net.safetensors
+example: ternary-ops compress --model net.py:build --data train.npz --target-ms 0.5
 example: ternary-ops compress --model torchvision:resnet18 --weights resnet18.pt --data photos
          --size 224 --flip --epochs 10
 """
@@ -38,6 +39,7 @@ from ternary_ops.errors import BadConfig, MissingExtra, need
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ternary_ops.budget import Budget
     from ternary_ops.data.classification import Split
     from ternary_ops.progress import Progress
     from ternary_ops.study.compressing import Job
@@ -76,11 +78,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         default="fastest",
         metavar="NAME",
-        help="fastest (default): ternary, 90 %% empty quads; smallest: the classifier as well; "
-        "safe: 8-bit weights, 75 %% empty quads",
+        help="fastest (default): ternary, 90 %% empty quads, where they save time on this machine; "
+        "smallest: the classifier as well, where they cost least accuracy; safe: 8-bit weights, "
+        "75 %% empty quads",
     )
     recipe.add_argument("--zeros", type=float, help="share of zeros, instead of the recipe's")
     recipe.add_argument("--pattern", help='"1x4", "element", ..., instead of the recipe\'s')
+    recipe.add_argument(
+        "--target-ms",
+        type=float,
+        metavar="MS",
+        help="search for widths, zeros and bits that take so long: one input, one thread, here",
+    )
+    recipe.add_argument(
+        "--target-bytes", type=int, metavar="N", help="the same for a file of so many bytes"
+    )
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=40, help="ternary ones (default 40)")
     training.add_argument("--batch", type=int, default=64, help="images at once (default 64)")
@@ -134,9 +146,9 @@ def _output(arguments: argparse.Namespace) -> Path:
     stem = Path(stem).name.removesuffix(".onnx")
     output = Path(arguments.output or f"{stem}-ternary.safetensors")
     if not output.parent.is_dir():
-        raise BadConfig(need("-o lies in a folder", f"{output.parent}, which is none", "Make it."))
+        raise BadConfig(need("-o in a folder", f"{output.parent}, which is none", "Make it."))
     if output.suffix != ".safetensors":
-        raise BadConfig(need("-o ends in .safetensors", output.name, "Rename it."))
+        raise BadConfig(need("-o that ends in .safetensors", output.name, "Rename it."))
     return output
 
 
@@ -166,7 +178,20 @@ def _job(arguments: argparse.Namespace, output: Path, progress: Progress) -> Job
         reach=arguments.shift,
         checkpoints=output.with_suffix(".checkpoint"),
         resume=arguments.resume,
+        budget=_budget(arguments),
     )
+
+
+def _budget(arguments: argparse.Namespace) -> Budget | None:
+    from ternary_ops.budget import Budget
+
+    if arguments.target_ms is None and arguments.target_bytes is None:
+        return None
+    if arguments.zeros is not None or arguments.recipe == "smallest":
+        got = "--zeros" if arguments.zeros is not None else "--recipe smallest"
+        do = "Leave one out: a search chooses the zeros, and keeps the classifier at 8 bits."
+        raise BadConfig(need("--target-ms or --target-bytes without it", got, do))
+    return Budget(arguments.target_ms, arguments.target_bytes)
 
 
 _OWN = ("data", "weights", "trained", "size", "gray", "mean", "std", "flip")
@@ -192,7 +217,7 @@ def _split(arguments: argparse.Namespace, progress: Progress) -> Split:
             return classification.load_folder(path, reading, advance)
     if arguments.size or arguments.gray:
         do = "Leave them out, or pass a folder."
-        raise BadConfig(need("--size and --gray go with a folder of images", str(path), do))
+        raise BadConfig(need("a folder of images beside --size and --gray", str(path), do))
     if ".py:" in arguments.data:
         return classification.from_arrays(user_code.load_arrays(arguments.data), reading)
     return classification.load_npz(path, reading)

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     if output.suffix != ".onnx":
-        raise BadConfig(need("the output ends in .onnx", output.name, "Rename it."))
+        raise BadConfig(need("an output that ends in .onnx", output.name, "Rename it."))
     save_onnx(runtime.load(arguments.file), output, arguments.form)
     size = output.stat().st_size
     if arguments.json:

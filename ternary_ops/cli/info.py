@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 def collect() -> dict[str, Any]:
     """Everything the command shows, as JSON-ready dicts of strings."""
     from ternary_ops import runtime
+    from ternary_ops.program.cpu import processor
 
     found = runtime.info()
     states = {name: why or "available" for name, why in found["isa_report"].items()}
@@ -74,7 +75,7 @@ def collect() -> dict[str, Any]:
     return {
         "versions": {"ternary-ops": __version__, **_versions()},
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "architecture": found["machine"],
             "cores": str(os.cpu_count()),
             "threads used": str(found["num_threads"]),
@@ -96,15 +97,6 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _gpu() -> str:

@@ -73,6 +73,6 @@ def _sample(program: Any, arguments: argparse.Namespace) -> NDArray[np.float32]:
         given = (0,)
     shape = given or program.sample
     if len(shape) != rank or shape[1] != channels or min(shape) < 1:
-        what = f"--sample is {rank} sizes with C = {channels}"
+        what = f"--sample of {rank} sizes with C = {channels}"
         raise BadConfig(need(what, arguments.sample, "Write --sample 1,3,224,224."))
     return np.random.default_rng(0).random(shape, np.float32)

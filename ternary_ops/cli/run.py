@@ -95,7 +95,7 @@ def read_npy(path: Path, rank: int) -> NDArray[np.float32]:
     if array.ndim == rank - 1:
         array = array[None]
     if array.ndim != rank:
-        what = f"{path} has {rank - 1} or {rank} axes"
+        what = f"{rank - 1} or {rank} axes in {path}"
         raise UnsupportedShape(need(what, list(array.shape), "Reshape it."))
     divisor = 255 if array.dtype == np.uint8 else 1
     return np.ascontiguousarray(array.astype(np.float32) / np.float32(divisor))
@@ -137,12 +137,12 @@ def numbers(option: str, text: str) -> NDArray[np.float32]:
 def _join(outputs: list[NDArray[Any]]) -> NDArray[Any]:
     shapes = {y.shape[1:] for y in outputs}
     if len(shapes) > 1:
-        what = "all inputs of one run give outputs of one shape"
+        what = "inputs of one run that give outputs of one shape"
         raise UnsupportedShape(need(what, sorted(shapes), "Run the sizes one after the other."))
     return np.concatenate(outputs)
 
 
 def _npy(path: str) -> Path:
     if not path.endswith(".npy"):
-        raise BadConfig(need("-o names an .npy file", path, "Add .npy."))
+        raise BadConfig(need("an .npy file for -o", path, "Add .npy."))
     return Path(path)

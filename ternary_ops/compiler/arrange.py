@@ -21,6 +21,7 @@ from ternary_ops.compiler.axes import (
     Sizes,
     Value,
     canonical_order,
+    is_one,
 )
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
@@ -130,6 +131,7 @@ class _Move:
 
 def real(value: Value) -> Value:
     """The value with a place for all its atoms: what repeats is written as often."""
+    value = value.with_parts({atom: () for atom in value.repeated if is_one(atom)})
     step, form = value.step, list(value.form)
     for atom in value.repeated:
         empty = [place for place in range(2, len(form)) if not form[place]]
@@ -174,6 +176,33 @@ def channels_at(value: Value, axis: int, ranks: Sequence[int] = RANKS) -> Value:
     if 4 not in ranks or (len(pixels) < 2 and 3 in ranks and len(value.axes) < 4):
         return placed(value, [batch, channels, joined_axes(pixels)])
     return placed(value, [batch, channels, joined_axes(pixels[:-1]), joined_axes(pixels[-1:])])
+
+
+def in_windows(value: Value) -> bool:
+    """True where the first traced axis has more than the images of the batch."""
+    return value.axes[0] != value.form[0]
+
+
+def beside_channels(value: Value) -> Value:
+    """[N * windows, C, H, W] as images whose channels are those of every window, one after the
+    other.
+    """
+    value, batch = real(value), value.form[0]
+    if not set(batch) <= set(value.axes[0]):
+        raise Unsupported("it mixes the images of a batch")
+    channels = joined_axes([_without(value.axes[0], batch), value.axes[1]])
+    return placed(value, [batch, channels, *value.axes[2:]])
+
+
+def with_windows(value: Value, step: Step, sizes: Sequence[Sizes]) -> Value:
+    """What a step makes of `beside_channels`, under axes of these sizes."""
+    windows = _without(value.axes[0], value.form[0])
+    made: list[Axis] = []
+    for size, axis in zip(sizes[1:], value.axes[1:], strict=True):
+        known = all(atom.known for atom in axis) and len(set(size)) == 1
+        made.append(() if known and size[0] == 1 else (Atom(size, known),))
+    form = (value.form[0], (*windows, *made[0]), *made[1:])
+    return Value(step, form, (value.axes[0], *made))
 
 
 def _without(axis: Axis, others: Axis) -> Axis:

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from ternary_ops.compiler.arrange import canonical
-from ternary_ops.compiler.axes import Sizes, Value
+from ternary_ops.compiler.arrange import beside_channels, canonical, in_windows, with_windows
+from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
 from ternary_ops.compiler.constants import known_number
 from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
-from ternary_ops.graph.nodes import Chain, arguments_of
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.constants import attribute_of
+from ternary_ops.graph.nodes import Chain, arguments_of, two
+from ternary_ops.graph.torch_op import TorchOp
 from ternary_ops.graph.trace import ON_EXAMPLE
 
 Made: TypeAlias = "Value | list[Value]"  # of a node; several of one that makes several tensors
@@ -80,6 +81,14 @@ class Call:
         """The step of `laid`."""
         return self.laid(*ranks).step
 
+    def image(self, make: Callable[[Step], Step]) -> Value:
+        """What a step makes of an image, of every channel by itself."""
+        x = self.value()
+        if len(x.axes) != RANKS[-1] or not in_windows(x):
+            return made_by(make(self.input(RANKS[-1])), self.sizes, self.varied)
+        x = beside_channels(x)
+        return with_windows(x, make(x.step), self.sizes)
+
     def value(self, node: Any = None) -> Value:
         """The value of an operand, of the tensor it works on if none is said."""
         made = self.values(self.source if node is None else node)
@@ -109,7 +118,12 @@ class Call:
         if node in self._values:
             return self._values[node]
         if node.op == "get_attr":
+            found = attribute_of(node.graph.owning_module, str(node.target))
+            if isinstance(found, Tensor) and not found.is_floating_point():
+                raise Unsupported(f"programs compute in float32, this reads {found.dtype}")
             raise Unsupported("it works on a parameter or buffer")
+        if is_empty(node):
+            raise Unsupported("it works on a tensor of no numbers")
         raise Consequence
 
     def number(self, argument: Any) -> Sizes:
@@ -155,6 +169,11 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     return shape
 
 
+def is_empty(node: Any) -> bool:
+    """True for a tensor of no numbers, for all examples that the trace ran on."""
+    return bool(shape_of(node)) and all(0 in shape for shape in shapes_of(node))
+
+
 def shapes_of(node: fx.Node) -> tuple[Any, ...]:
     """What a node makes, as `trace_check` noted it, for each example that the trace ran on."""
     found: tuple[Any, ...] = node.meta["shapes"]
@@ -168,10 +187,8 @@ def sizes_of(node: fx.Node, part: int | None = None) -> list[Sizes]:
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """An int or two of them as two; raises Unsupported."""
-    two = (value, value) if isinstance(value, int) else tuple(value)
-    if len(two) == 1:
-        two *= 2
-    if len(two) != 2 or not all(isinstance(v, int) for v in two):
+    """`two`; raises Unsupported where it is None."""
+    found = two(value)
+    if found is None:
         raise Unsupported(f"{value!r} is not one or two integers")
-    return int(two[0]), int(two[1])
+    return found

@@ -10,6 +10,7 @@ from ternary_ops.compiler.arrange import (
     canonical,
     channels_at,
     concat_axis,
+    in_windows,
     placed,
     real,
     shown,
@@ -174,7 +175,8 @@ def _base(values: Sequence[Value], axis: int) -> Value:
         if _place(value, axis):
             return value
     first = varying[0]
-    return canonical(first) if len(first.axes) in RANKS else channels_at(first, axis)
+    whole = len(first.axes) in RANKS and not in_windows(first)
+    return canonical(first) if whole else channels_at(first, axis)
 
 
 def _place(value: Value, axis: int) -> int:

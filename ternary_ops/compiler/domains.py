@@ -8,7 +8,9 @@ as uint8 takes the `output_range` of the layer that makes it, or the range that 
 value without a layer. Where calibrate saw none, as in networks of earlier versions, it takes a
 range that follows from its operands, with a warning: that may use few of the 256 codes. All others
 stay float: the edges of the network, whatever float layers touch, and what a BatchNorm reads whose
-scales would make rounding show.
+scales would make rounding show. So do values that some reader takes as floats, as a LayerNorm does,
+and what adds up to floats: a sum of many parts, like the residual stream of a transformer, would
+lose all parts that are smaller than a step of its codes. Readers of codes get it quantized.
 """
 
 from __future__ import annotations
@@ -86,26 +88,39 @@ def is_cheap(step: Step) -> bool:
 
 def _ask(step: Step, user: Step) -> None:
     """Collect a reader's requirements on a step's value."""
-    if user.op == "output" or _reads_floats(user):
+    if user.op == "output":
         return
     if all(x is not step or i in OPS[user.op].sized_by for i, x in enumerate(user.inputs)):
         return
     layer = user.layer
-    if user.op == "concat" or OPS[user.op].keeps_params:
+    if _reads_floats(user) or (layer is not None and not layer.integer and not layer.follows):
+        step.precise = True
+    elif user.op == "concat" or OPS[user.op].keeps_params:
         step.wanted = _widest(step.wanted, user.wanted)
         step.flexible |= user.flexible
+        step.precise |= user.precise
         step.fine = _widest(step.fine, user.fine)
     elif user.op == "activation" or _normalizes(user, step):
         step.flexible |= user.flexible or user.wanted is not None
     elif layer is None:
-        step.flexible = True
+        _ask_joined(step, user)
     elif layer.integer:
         if user.inputs[0] is step and layer.fine:
             step.fine = _widest(step.fine, layer.input_range)
         elif user.inputs[0] is step:
             step.wanted = _widest(step.wanted, layer.input_range)
         if step in user.inputs[1:]:
-            step.flexible = True
+            _ask_joined(step, user)
+
+
+def _ask_joined(step: Step, user: Step) -> None:
+    """Of a sum, a product or an average: codes where it makes codes. What it makes as floats it
+    reads as floats, since codes would lose what no reader asks to lose; an average hides that.
+    """
+    codes = not user.precise and (user.flexible or user.wanted is not None)
+    codes |= OPS[user.op].averages
+    step.flexible |= codes
+    step.precise |= not codes
 
 
 def _reads_floats(step: Step) -> bool:
@@ -149,7 +164,8 @@ class _Chooser:
             step.reads = [None] * len(step.inputs)
         elif OPS[step.op].keeps_params:
             x, *sized_like = step.inputs
-            codes = (step.wanted is not None or x.y is not None) and step.fine is None
+            asked = step.wanted is not None and not step.precise
+            codes = (asked or x.y is not None) and step.fine is None
             codes = codes and not _border_outside(step, x)
             step.reads = [CODES if codes else FLOATS, *[None] * len(sized_like)]
             step.y = codes_of(x) if codes else None
@@ -161,7 +177,7 @@ class _Chooser:
         fits = all(_fits(x) or _is_gate(x, step) for x in step.inputs)
         codes = any(x.y is not None for x in step.inputs) and fits and step.fine is None
         if step.op == "concat":  # it moves values as they come: codes only for who reads codes
-            codes &= step.flexible or step.wanted is not None
+            codes &= (step.flexible or step.wanted is not None) and not step.precise
             # A class token may be much smaller than the tokens it joins: codes would lose it.
             codes &= step.attrs.get("axis", 1) == 1 or all(x.y is not None for x in step.inputs)
         step.y = self._output(step) if codes else None
@@ -173,7 +189,7 @@ class _Chooser:
             self.unset.add(layer.weight.name)
         follows = layer.follows and x.y is not None
         codes = (layer.integer and _fits(x)) or follows
-        known = step.wanted is not None or all(map(_fits, others))
+        known = (step.wanted or _whole_range(step)) is not None or all(map(_fits, others))
         step.y = self._output(step) if codes and known else None
         fine = codes and layer.fine and layer.input_range is not None
         step.reads = [FINE if fine else CODES if codes else FLOATS]
@@ -181,7 +197,7 @@ class _Chooser:
 
     def _output(self, step: Step) -> Params | None:
         """Scale and zero point that an integer step writes; None where floats are read."""
-        if step.fine is not None:
+        if step.fine is not None or step.precise:
             return None
         if step.wanted is not None:
             # Layers may read a part of the value alone; others read all of it.
@@ -189,18 +205,12 @@ class _Chooser:
             return _affine(_widest(step.wanted, own) or step.wanted)
         if not step.flexible:
             return None
-        if step.observed is not None:
-            return _affine(step.observed)
-        if OPS[step.op].averages:
+        if step.observed is None and OPS[step.op].averages:
             return codes_of(step.inputs[0])
-        layer = step.layer
-        if layer is not None and not layer.follows and not step.attrs.get("gate"):
-            if layer.output_range is None:
-                self.unset.add(layer.weight.name)
-                return None
-            if step.chain is not None or len(step.inputs) == 1:
-                return _affine(layer.output_range)
-        return _affine(self._follow(step))
+        if _owns_range(step) and step.layer is not None and step.layer.output_range is None:
+            self.unset.add(step.layer.weight.name)
+            return None
+        return _affine(_whole_range(step) or self._follow(step))
 
     def _follow(self, step: Step) -> Range:
         """A range that a step's value cannot leave, from those of its operands."""
@@ -232,11 +242,23 @@ def _border_outside(step: Step, x: Step) -> bool:
     return not lo <= value <= hi
 
 
+def _owns_range(step: Step) -> bool:
+    """True for a value whose range its layer keeps."""
+    layer = step.layer
+    return layer is not None and not layer.follows and not step.attrs.get("gate")
+
+
 def _own_range(step: Step) -> Range | None:
     """What calibrate saw of a value that no layer reads whole."""
-    if step.layer is None or step.layer.follows or step.attrs.get("gate"):
+    return step.layer.output_range if step.layer and _owns_range(step) else step.observed
+
+
+def _whole_range(step: Step) -> Range | None:
+    """What calibrate saw of all that a step makes; of a sum outside a chain it saw no range."""
+    if step.observed is not None:
         return step.observed
-    return step.layer.output_range
+    whole = step.chain is not None or len(step.inputs) == 1
+    return _own_range(step) if whole else None
 
 
 def _fits(step: Step) -> bool:

@@ -22,7 +22,7 @@ from ternary_ops.program.shapes import sizes_of
 from ternary_ops.program.weight import Weight
 
 _log = logging.getLogger(__name__)
-_BATCH, _OTHER_BATCH = 2, 3
+_BATCH, _OTHER_BATCH = 3, 2
 Read = Callable[[Tensor], Graph]  # the program of a network traced on an example
 
 
@@ -35,28 +35,30 @@ def read_at_sizes(x: Tensor, read: Read) -> Graph:
     made = read(batch_of(x, _BATCH))
     more = batch_of(x, _OTHER_BATCH)
     if x.ndim > 2:
-        for other in _other_sizes(more):
+        for others in _other_sizes(more):
             try:
-                again = read(other)
+                same = all(same_program(made, read(other)) for other in others)
             except (UnsupportedModel, UnsupportedShape) as error:
-                _log.info("not at %s: %s", list(other.shape), error)
+                _log.info("not at other sizes: %s", error)
                 continue
-            if same_program(made, again):
+            if same:
                 return made
             break
     _check_batch(made, more, read)
     return made if x.ndim == 2 else _fixed(made, sizes_of(x.shape))
 
 
-def _other_sizes(x: Tensor) -> Iterator[Tensor]:
-    """x resized: first to odd sizes, which any halving feels, then to multiples of its own."""
+def _other_sizes(x: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """x resized: first to odd sizes, which any halving feels, then to multiples of its own, one
+    axis after the other. What holds for all of a tuple holds for every size.
+    """
     if x.ndim == 3:
-        yield torch.cat([x, x[:, :1]], 1)
-        yield torch.cat([x, x], 1)
+        yield (torch.cat([x, x[:, :1]], 1),)
+        yield (torch.cat([x, x], 1),)
         return
     h, w = x.shape[2:]
-    for size in ((h + 13, w + 6), (2 * h, 3 * w)):
-        yield F.interpolate(x, size, mode="bilinear")
+    for sizes in (((h + 13, w + 6),), ((h, 2 * w), (2 * h, w))):
+        yield tuple(F.interpolate(x, size, mode="bilinear") for size in sizes)
 
 
 def _check_batch(made: Graph, more: Tensor, read: Read) -> None:

@@ -148,7 +148,7 @@ class IslandProgram:
 
     def save(self, path: str | os.PathLike[str]) -> NoReturn:
         """Raises UnsupportedModel: a program file runs without PyTorch."""
-        what = "a saved program runs without PyTorch"
+        what = "a program that runs without PyTorch to save"
         do = "Replace these modules by supported ones (compile without islands lists why)."
         raise UnsupportedModel(need(what, f"torch islands: {_joined(self.islands)}", do))
 

@@ -18,12 +18,25 @@ from ternary_ops.program.weight import Weight
 from ternary_ops.reference.arithmetic import fine_params
 
 
-def lower(steps: Sequence[Step], shape: Sequence[int]) -> Graph:
+class Lowered(NamedTuple):
+    """A program, and the index of the node that makes each step's value."""
+
+    graph: Graph
+    made: dict[Step, int]
+
+
+def lower(steps: Sequence[Step], shape: Sequence[int]) -> Lowered:
     """The program of `steps` for inputs like `shape`, [N, C, H, W], [N, L, C] or [N, K]."""
     emitter = _Emitter(shape)
     for step in steps:
         emitter.emit(step)
-    return Graph(_nodes(emitter.drafts), tuple(emitter.weights))
+    number = _numbers(emitter.drafts)
+    nodes = (
+        Node(draft.op, tuple(number[j] for j in draft.inputs), draft.attrs)
+        for draft in (emitter.drafts[old] for old in number)
+    )
+    made = {step: number[old] for step, old in emitter.made.items() if old in number}
+    return Lowered(Graph(tuple(nodes), tuple(emitter.weights)), made)
 
 
 class _Draft(NamedTuple):
@@ -34,15 +47,13 @@ class _Draft(NamedTuple):
     attrs: dict[str, Any]
 
 
-def _nodes(drafts: Sequence[_Draft]) -> tuple[Node, ...]:
-    """Without what nobody reads: codes of a value that all its readers took as floats."""
+def _numbers(drafts: Sequence[_Draft]) -> dict[int, int]:
+    """Places without what nobody reads: codes of a value that all its readers took as floats."""
     live = {len(drafts) - 1}
     for i in range(len(drafts) - 1, 0, -1):
         if i in live:
             live.update(drafts[i].inputs)
-    number = {old: new for new, old in enumerate(sorted(live | {0}))}
-    kept = (drafts[old] for old in number)
-    return tuple(Node(op, tuple(number[j] for j in inputs), attrs) for op, inputs, attrs in kept)
+    return {old: new for new, old in enumerate(sorted(live | {0}))}
 
 
 class _Emitter:
@@ -52,14 +63,14 @@ class _Emitter:
         rank = len(shape)
         self.drafts = [_Draft("input", (), {"c": shape[canonical_order(rank)[1]], "rank": rank})]
         self.weights: list[Weight] = []
-        self._made: dict[Step, int] = {}
+        self.made: dict[Step, int] = {}
         self._other: dict[tuple[Step, Any], int] = {}  # by step and form
         self._weight_index: dict[Weight, int] = {}
 
     def emit(self, step: Step) -> None:
         """Append the nodes of a step, and of the forms in which it reads its operands."""
         if step.op == "input":
-            self._made[step] = 0
+            self.made[step] = 0
             return
         inputs = []
         for operand, form in zip(step.inputs, step.reads, strict=True):
@@ -67,7 +78,7 @@ class _Emitter:
         if step.op == "output":
             return
         attrs = {**step.attrs, **self._written(step)}
-        self._made[step] = self._node(step.op, inputs, attrs)
+        self.made[step] = self._node(step.op, inputs, attrs)
 
     def _written(self, step: Step) -> dict[str, Any]:
         """Attributes that the passes decided."""
@@ -81,7 +92,7 @@ class _Emitter:
 
     def _node_of(self, step: Step, form: str | None, reader: Step) -> int:
         """The node of a step's value in a form."""
-        made = self._made[step]
+        made = self.made[step]
         if form == FINE and reader.layer is not None and reader.layer.input_range is not None:
             scale, zp = fine_params(*reader.layer.input_range)
             return self._quantized(step, {"y": (float(scale), zp), "fine": True})
@@ -94,7 +105,7 @@ class _Emitter:
     def _floats(self, step: Step) -> int:
         """Float value of a step that makes codes: unquantized, or the codes dequantized."""
         if (step, FLOATS) not in self._other:
-            node = self._made[step]
+            node = self.made[step]
             made = self.drafts[node]
             self._other[step, FLOATS] = (
                 self._node(made.op, made.inputs, {**made.attrs, "y": None})
@@ -107,7 +118,7 @@ class _Emitter:
         """Codes of a step, which is made floats first if it makes others."""
         key = step, tuple(attrs.items())
         if key not in self._other:
-            x = self._made[step] if step.y is None else self._floats(step)
+            x = self.made[step] if step.y is None else self._floats(step)
             self._other[key] = self._node("quantize", [x], attrs)
         return self._other[key]
 

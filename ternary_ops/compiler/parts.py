@@ -6,11 +6,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ternary_ops.compiler.arrange import canonical, channels_at, placed, real, reshaped, shown
+import numpy as np
+
+from ternary_ops.compiler.arrange import (
+    canonical,
+    channels_at,
+    in_windows,
+    placed,
+    real,
+    reshaped,
+    shown,
+)
 from ternary_ops.compiler.axes import RANKS, Atom, Axis, Sizes, Value, repetition
 from ternary_ops.compiler.combine import joined
+from ternary_ops.compiler.read_layers import Layer
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
+from ternary_ops.program.weight import Array, Weight
+
+_MOST_RUNS = 8  # parts of an axis that are joined; more are taken by filters
 
 
 class Range(NamedTuple):
@@ -69,7 +83,7 @@ def _at_the_start(value: Value, axis: int) -> tuple[Value, int]:
             form = [*value.form]
             form[place] = (*wanted, *(atom for atom in have if atom not in wanted))
             return placed(value, form), place
-    if len(value.axes) in RANKS:
+    if len(value.axes) in RANKS and not in_windows(value):
         value = _as_tokens(canonical(value))
         return value, value.form.index(wanted)
     return channels_at(value, axis), 1
@@ -169,8 +183,39 @@ def picked(value: Value, axis: int, places: Sequence[int]) -> Value:
         else:
             runs.append([place, place + 1])
     n = value.examples
+    if len(runs) > _MOST_RUNS and len(set(value.sizes[axis])) == 1:
+        filters = np.zeros((len(places), value.sizes[axis][0]), np.int8)
+        filters[np.arange(len(places)), places] = 1
+        return filtered("places", channels_at(value, axis), axis, filters)
     found = [part(value, axis, Range((begin,) * n, (end,) * n)) for begin, end in runs]
     return found[0] if len(found) == 1 else joined(found, axis)
+
+
+def filtered(name: str, x: Value, axis: int, filters: Array) -> Value:
+    """Other channels, which are the traced axis, each a copy of one there was or zeros: by filters
+    [O, C] of codes, exactly.
+    """
+    scale = np.ones(len(filters), np.float32)
+    weight = Weight(name, "ternary", filters[:, None, None], scale, None)
+    op = "conv2d" if len(x.form) == RANKS[-1] else "linear"
+    return x.with_channels(
+        axis, len(filters), Step(op, [x.step], {}, Layer(op, weight, follows=True))
+    )
+
+
+def unfolded(value: Value, axis: int, size: int, step: int) -> Value:
+    """Windows of `size` numbers of a traced axis, each `step` behind the last: their number in the
+    place of the axis, their numbers behind all axes.
+    """
+    axis, n = axis % len(value.axes), value.examples
+    counts = {(length - size) // step + 1 for length in value.sizes[axis]}
+    if len(counts) > 1 or min(counts) < 1:
+        raise Unsupported("how many windows it makes depends on the input")
+    starts = range(0, counts.pop() * step, step)
+    parts = [part(value, axis, Range((i,) * n, (i + size,) * n)) for i in starts]
+    new = [p.seen_as([*p.axes[:axis], (), *p.axes[axis:]]) for p in parts]
+    made = new[0] if len(new) == 1 else joined(new, axis)
+    return made.seen_as([*made.axes[: axis + 1], *made.axes[axis + 2 :], made.axes[axis + 1]])
 
 
 def rolled(value: Value, axis: int, shift: Sizes) -> Value:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, overload
@@ -15,18 +15,20 @@ from torch import Tensor, fx, nn
 from ternary_ops.compiler.domains import Uncalibrated, choose_domains
 from ternary_ops.compiler.fuse import fuse
 from ternary_ops.compiler.image_sizes import read_at_sizes
-from ternary_ops.compiler.lower import lower
+from ternary_ops.compiler.lower import Lowered, lower
 from ternary_ops.compiler.partition import IslandProgram, compile_with_islands
 from ternary_ops.compiler.prepare import check_read, float_activations, prepare
 from ternary_ops.compiler.read import read
 from ternary_ops.compiler.read_layers import Range
-from ternary_ops.compiler.trace_check import check_same, run_checked
+from ternary_ops.compiler.step import Step
+from ternary_ops.compiler.trace_check import Differs, check_same, differs, run_checked
 from ternary_ops.errors import FormatError, UnsupportedModel, UnsupportedShape, need
 from ternary_ops.graph.fold_batchnorm import find_pairs, fold_in_trace_
 from ternary_ops.graph.observed import ranges_of
 from ternary_ops.graph.signature import Signature, signature_of, tensor_of
 from ternary_ops.graph.trace import OutsideTree, trace
 from ternary_ops.graph.wrappers import copy_of, unwrap
+from ternary_ops.graph.writes import writes_into_parts
 from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.block_sparse import float_twins
 from ternary_ops.program.graph import Graph
@@ -36,6 +38,7 @@ from ternary_ops.runtime import Program
 
 _log = logging.getLogger(__name__)
 Example: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
+Watch: TypeAlias = Callable[[fx.GraphModule, Tensor, Sequence[Step], Lowered], None]
 
 
 @overload
@@ -107,15 +110,20 @@ def compile(  # noqa: A001
     x = _example(tensor_of(model, example_input))
     task = Task(signature, ranges_of(model), permute, tune)
     try:
-        network = _own(model)
-        untouched = prepare(model, network, x, signature, False, allow_unfinished)
-        return _whole(network, x, untouched, task)
+        return _whole(model, x, task, allow_unfinished)
     except UnsupportedModel as error:
         if not islands or isinstance(error, Uncalibrated):
             raise
     network = _own(model)
     prepare(model, network, x, signature, True, allow_unfinished)  # raises what no island mends
     return compile_with_islands(network, x, signature, partial(_part, task=task))
+
+
+def compile_watched(model: nn.Module, example: Tensor, watch: Watch) -> Program:
+    """As compile, an unfinished network as well; `watch` is told of every trace that is lowered."""
+    model = unwrap(model)
+    task = Task(signature_of(model), ranges_of(model), False, False, watch)
+    return _whole(model, _example(example), task, allow_unfinished=True)
 
 
 def _own(model: nn.Module) -> nn.Module:
@@ -131,10 +139,13 @@ class Task:
     ranges: Mapping[str, Range]
     permute: bool
     tune: bool
+    watch: Watch | None = None
 
 
-def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program:
+def _whole(model: nn.Module, x: Tensor, task: Task, allow_unfinished: bool) -> Program:
     """The program of a symbolic trace, or else, with sizes at hand, of a trace on x."""
+    network = _own(model)
+    untouched = prepare(model, network, x, task.signature, False, allow_unfinished)
 
     def on_example(sample: Tensor) -> Graph:
         with float_activations(network):
@@ -148,9 +159,13 @@ def _whole(network: nn.Module, x: Tensor, untouched: Any, task: Task) -> Program
             if isinstance(error, (Uncalibrated, OutsideTree)):
                 raise
             _log.info("traced again, with the example's sizes: %s", error)
-            with float_activations(network):
-                check_same(task.signature.result(network, x.clone()), untouched)
-            graph = read_at_sizes(x, on_example)
+            run = partial(task.signature.result, network, x.clone())
+            try:
+                with float_activations(network):
+                    check_same(run(), untouched)
+                graph = read_at_sizes(x, on_example)
+            except Differs as different:
+                raise differs(writes_into_parts(network, run)) from different
     return _program(graph, x, task)
 
 
@@ -177,7 +192,7 @@ def _read(
     fold_in_trace_(traced, pairs)
     with float_activations(traced):
         expected = run_checked(traced, x, untouched)
-    graph = _lower(traced, x, task.ranges)
+    graph = _lower(traced, x, task)
     shape = infer_from(graph, x.shape)[-1]
     if shape != tuple(expected.shape):
         raise UnsupportedModel(
@@ -206,12 +221,15 @@ def _permuted(graph: Graph, shape: Sequence[int]) -> Graph:
     return made
 
 
-def _lower(traced: fx.GraphModule, x: Tensor, ranges: Mapping[str, Range]) -> Graph:
+def _lower(traced: fx.GraphModule, x: Tensor, task: Task) -> Graph:
     """The passes over the one graph, `compiler.step`."""
     try:
-        steps = fuse(read(traced, ranges))
+        steps = fuse(read(traced, task.ranges))
         choose_domains(steps)
-        return lower(steps, x.shape)
+        lowered = lower(steps, x.shape)
+        if task.watch is not None:
+            task.watch(traced, x, steps, lowered)
+        return lowered.graph
     except FormatError as error:  # what a program cannot hold, a model cannot ask for
         raise UnsupportedModel(str(error)) from error
 

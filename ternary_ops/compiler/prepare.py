@@ -215,12 +215,12 @@ def _check_hooks(network: nn.Module, hooks: list[_Hook]) -> None:
     names = [name or type(m).__name__ for name, m in network.named_modules() if m in lost]
     if names:
         do = "Remove the hook, or write what it does into a module's forward."
-        what = "a program has no hooks; those that only look on are left out"
+        what = "a network without hooks that change values; those that only look on are left out"
         raise UnsupportedModel(need(what, f"hooks that change values on {', '.join(names)}", do))
 
 
 def _check_outside(usage: Usage) -> None:
     if usage.outside:
         do = "Hold it in nn.ModuleList or nn.ModuleDict, or as an attribute."
-        what = "layers that run are in the module tree"
+        what = "layers that run in the module tree"
         raise UnsupportedModel(need(what, ", ".join(usage.places()), do))

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Value, made_by
-from ternary_ops.compiler.call import Call, Made, shape_of, shapes_of, sizes_of
+from ternary_ops.compiler.call import Call, Made, is_empty, shape_of, shapes_of, sizes_of
 from ternary_ops.compiler.constants import constant_value
 from ternary_ops.compiler.ops import ROWS, supported
 from ternary_ops.compiler.problems import Problem, called, problem_of, refusal
@@ -21,7 +21,7 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.constants import FOLDED
 from ternary_ops.graph.nodes import fused_chains, look_up
 from ternary_ops.graph.observed import range_seen
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import TorchOp
 from ternary_ops.graph.trace import ON_EXAMPLE
 from ternary_ops.nn.planned import listed
 
@@ -125,8 +125,10 @@ class _Reader:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
         call = Call(node, kind, self.values, self._layers, self._varied, self._chains.get(node))
         try:
+            if is_empty(node):
+                return  # a cat leaves it out, what else reads it is refused
             if any(0 in sizes for sizes in call.sizes):
-                raise Unsupported("it makes a tensor of no numbers")
+                raise Unsupported("it makes a tensor of no numbers at some sizes")
             row = None if call.operator is None else ROWS.get(call.operator)
             made = call.refuse() if row is None else row.make(call)
         except Consequence:
@@ -145,6 +147,7 @@ class _Reader:
     def _name(self, value: Value, call: Call) -> None:
         """Note in a value's step where it comes from."""
         step, node = value.step, call.node
+        step.traced.append((node, value))
         if not step.place:  # made by this call, not handed on
             step.shape, step.place = step.shape or value.shape, _place(call)
             step.chain = None if call.chain is None else call.chain.layer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ternary_ops.errors import BadWeights, need
 from ternary_ops.layout import codes
 from ternary_ops.nn import TernaryLayer
-from ternary_ops.nn.geometry import edges_of
+from ternary_ops.nn.geometry import Edges, edges_of
 from ternary_ops.nn.packed import PackedLayer
 from ternary_ops.nn.patterns import get_pattern
 from ternary_ops.program.weight import Array, Planned, Weight
@@ -214,9 +214,9 @@ def _filters(weight: Tensor) -> Array:
 
 def _floats(name: str, values: Tensor) -> NDArray[np.float32]:
     array = values.detach().cpu().to(torch.float32).numpy()
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        at = tuple(int(i) for i in bad[0])
+    finite = np.isfinite(array)
+    if not finite.all():
+        at = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise BadWeights(
             need(f"finite numbers in {name}", f"{array[at]} at {at}", "Train or load it anew.")
         )
@@ -225,13 +225,18 @@ def _floats(name: str, values: Tensor) -> NDArray[np.float32]:
 
 def _window(module: Any) -> dict[str, Any]:
     """Stride, padding, dilation and groups of a convolution as a program says them."""
-    left, right, top, bottom = edges_of(module)
-    if module.padding_mode != "zeros":  # then another step pads
-        left = right = top = bottom = 0
+    edges = edges_of(module)
+    if module.padding_mode != "zeros" or edges == "same":  # then another step pads
+        edges = (0, 0, 0, 0)
     return {
         "stride": tuple(module.stride),
-        "padding": (top, left),
-        "more_padding": (bottom - top, right - left),
+        **padding_of(edges),
         "dilation": tuple(module.dilation),
         "groups": module.groups,
     }
+
+
+def padding_of(edges: Edges) -> dict[str, tuple[int, int]]:
+    """Attributes of a convolution that pads so on the left, right, top and bottom."""
+    left, right, top, bottom = edges
+    return {"padding": (top, left), "more_padding": (bottom - top, right - left)}

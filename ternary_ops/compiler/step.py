@@ -33,9 +33,11 @@ class Step:
     place       where that node is, for people; "" for steps between
     fixed       it says a size of the example where that may vary
     moved       its value at other places, by what moves it there
+    traced      the traced nodes, each with its value (`axes.Value`), that may compute what it makes
 
     Set by choose_domains:
     wanted      range that the layers reading this value ask for
+    precise     an operator reads it as floats, so that it is made as floats
     fine        range that layers reading it as uint11 ask for; it is then made as floats
     flexible    an operator that has no range of its own would read it as uint8
     reads       the form in which each operand is read
@@ -55,8 +57,10 @@ class Step:
     place: str = ""
     fixed: bool = False
     moved: dict[Any, Step] = field(default_factory=dict, repr=False)
+    traced: list[tuple[fx.Node, Any]] = field(default_factory=list, repr=False)
     wanted: Range | None = None
     fine: Range | None = None
+    precise: bool = False
     flexible: bool = False
     reads: list[str | None] = field(default_factory=list)
     y: Params | None = None
@@ -83,5 +87,6 @@ def rewire(step: Step, *inputs: Step) -> None:
 
 def hand_over(step: Step, to: Step) -> None:
     """Redirect all readers of a step to another one."""
+    to.traced += step.traced
     for user in list(dict.fromkeys(step.users)):
         rewire(user, *(to if operand is step else operand for operand in user.inputs))

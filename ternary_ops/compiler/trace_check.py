@@ -16,7 +16,8 @@ from torch import Tensor, fx
 from ternary_ops.errors import TernaryOpsError, UnsupportedModel, need
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
-from ternary_ops.graph.trace import ON_EXAMPLE, WRITES, Interpreter
+from ternary_ops.graph.trace import ON_EXAMPLE, Interpreter
+from ternary_ops.nn.planned import listed
 
 _ROUNDING = 1e-3  # relative to the largest output
 _SIZED = (
@@ -68,30 +69,35 @@ def run_checked(traced: fx.GraphModule, x: Tensor, expected: Any) -> Any:
     made = shapes.run(x.clone())
     second = _second(traced, x, shapes.found) if _says_sizes(traced) else None
     _note([shapes.found] if second is None else [shapes.found, second])
-    check_same(made, expected, traced.meta.get(WRITES, ()))
+    check_same(made, expected)
     return made
 
 
-def check_same(made: Any, expected: Any, writes: Sequence[str] = ()) -> None:
-    """Raise UnsupportedModel unless `made` is the network's output (None: unknown); writes: what
-    may be the reason.
-    """
+class Differs(UnsupportedModel):
+    """A trace computes something else than its network."""
+
+
+def differs(writes: Sequence[str] = ()) -> Differs:
+    """The error; writes: what may be the reason (`graph.writes`)."""
+    perhaps = f", perhaps by writes into parts of tensors: {listed(list(writes))}" if writes else ""
+    return Differs(
+        need(
+            "a traced model that computes what the model does",
+            f"another result for example_input{perhaps}",
+            "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
+        )
+    )
+
+
+def check_same(made: Any, expected: Any) -> None:
+    """Raise Differs unless `made` is the network's output (None: unknown)."""
     if not isinstance(made, Tensor) or not isinstance(expected, Tensor):
         return  # read says that one output tensor is supported
     finite = expected.nan_to_num(0.0, 0.0, 0.0).abs()
     bound = _ROUNDING * float(finite.max()) if finite.numel() else 0.0
     same = expected.shape == made.shape
     if not (same and torch.allclose(expected, made, rtol=0.0, atol=bound, equal_nan=True)):
-        raise UnsupportedModel(
-            need(
-                "a traced model that computes what the model does",
-                "another result for example_input"
-                + (
-                    f", perhaps by writes into parts of tensors: {'; '.join(writes)}" * bool(writes)
-                ),
-                "Avoid x += y on a tensor that has a second name, and randomness in eval mode.",
-            )
-        )
+        raise differs()
 
 
 def _note(runs: Sequence[Mapping[fx.Node, Any]]) -> None:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ternary_ops.graph.nodes import module_of
+from ternary_ops.graph import torch_ops as ops
+from ternary_ops.graph.nodes import module_of, operator_of
 from ternary_ops.graph.trace import Interpreter
 from ternary_ops.nn import PackedLayer
+
+_LAYERS = (ops.CONV2D, ops.CONV1D, ops.CONV_TRANSPOSE2D, ops.LINEAR)
 
 
 def count_macs(traced: fx.GraphModule, x: Tensor) -> None:
@@ -23,8 +27,7 @@ def count_macs(traced: fx.GraphModule, x: Tensor) -> None:
     Convolutions and products of matrices count, as torch's FlopCounterMode sees them, in attention
     and recurrent layers too: their fused kernels, which it does not see into, are turned off.
     """
-    with _plain_kernels(), FlopCounterMode(display=False) as counter:
-        _Work(traced, counter).run(x.clone())
+    _Work(traced).run(x.clone())
 
 
 @contextmanager
@@ -41,19 +44,43 @@ def _plain_kernels() -> Iterator[None]:
 
 
 class _Work(Interpreter):
-    """Runs a trace under a counter."""
-
-    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
-        super().__init__(module)
-        self._counter = counter
+    """Runs a trace and counts, by shapes where the operator says how: the counter of PyTorch loads
+    its compiler, which takes seconds.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, its work noted."""
-        before = self._counter.get_total_flops()
-        value = super().run_node(n)
-        n.meta["macs"] = (self._counter.get_total_flops() - before) / 2
+        if _shapes_tell(n):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            first = next(iter((*args, *kwargs.values())), None)
+            shape = first.shape if isinstance(first, Tensor) else ()
+            value = super().run_node(n)
+            n.meta["macs"] = _by_shapes(n, shape, value)
+        else:
+            with _plain_kernels(), FlopCounterMode(display=False) as counter:
+                value = super().run_node(n)
+            n.meta["macs"] = counter.get_total_flops() / 2
         n.meta["dtype"] = value.dtype if isinstance(value, Tensor) else None
-        module = module_of(n)
-        if isinstance(module, PackedLayer) and isinstance(value, Tensor):  # an operator of ours
-            n.meta["macs"] = value.numel() * module.integer_weight()[0][0].numel()
         return value
+
+
+def _shapes_tell(node: fx.Node) -> bool:
+    op = operator_of(node)
+    if op is None:
+        return node.op in ("placeholder", "get_attr", "output")
+    if op in _LAYERS:
+        return node.op == "call_module"
+    return op not in (ops.EINSUM, ops.ATTENTION, ops.ADDMM)
+
+
+def _by_shapes(node: fx.Node, first: Sequence[int], value: Any) -> int:
+    """Of the first operand and the value."""
+    op = operator_of(node)
+    if op is ops.MATMUL:
+        return int(value.numel()) * first[-1]
+    if op not in _LAYERS:
+        return 0
+    layer: Any = module_of(node)
+    weight = layer.integer_weight()[0] if isinstance(layer, PackedLayer) else layer.weight
+    times = math.prod(first) if op is ops.CONV_TRANSPOSE2D else int(value.numel())
+    return times * math.prod(weight.shape[1:])

@@ -74,7 +74,7 @@ class Reading:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
                 do = "Give one number, or one for each channel."
-                raise BadConfig(need(f"--{name} fits {channels} channels", len(values), do))
+                raise BadConfig(need(f"--{name} of one number or {channels}", len(values), do))
         mean, std = (torch.tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
         if not bool((std > 0).all()):
             raise BadConfig(need("--std larger than 0", list(self.std), "Leave it out for 1."))

@@ -153,7 +153,7 @@ class _Reader:
         free = free_memory()
         if wanted > _SHARE * free:
             got = f"{wanted / 1e9:.1f} GB of pixels and {free / 1e9:.1f} GB free"
-            raise BadConfig(need("the images fit half the memory", got, "Pass a smaller --size."))
+            raise BadConfig(need("images that fit half the memory", got, "Pass a smaller --size."))
 
     def read(self, files: list[tuple[Path, int]]) -> tuple[Tensor, Tensor]:
         """Pixels uint8 [N, C, H, W] and labels int64 [N] of what could be read."""
@@ -191,7 +191,7 @@ def _part(path: Path, names: tuple[str, ...]) -> Path | None:
 
 def _classes(path: Path, but: tuple[str, ...] = ()) -> tuple[str, ...]:
     if not path.is_dir():
-        raise BadConfig(need("the images lie in a folder", f"{path}, which is none", _DO))
+        raise BadConfig(need("a folder of images", f"{path}, which is none", _DO))
     names = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
     classes = tuple(sorted(name for name in names if name not in but))
     if len(classes) < 2:

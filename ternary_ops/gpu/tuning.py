@@ -135,7 +135,7 @@ def load_tuning(cache: str | os.PathLike[str]) -> int:
             raise ValueError(f"version {document['version']}")
         found = dict(_entry(rules, one) for one in document["choices"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{os.fspath(cache)} is a file that gpu.tune wrote"
+        what = f"a file that gpu.tune wrote in {os.fspath(cache)}"
         raise FormatError(need(what, repr(error), "Delete it.")) from error
     rules.chosen.update(found)
     return len(found)

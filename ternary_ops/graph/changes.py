@@ -19,7 +19,8 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.functional_layers import READ
 from ternary_ops.graph.nodes import Chain, layer_class, parent_of
 from ternary_ops.graph.subclass_twins import rest_of, twin_of
-from ternary_ops.graph.torch_ops import BATCH_NORM, Kinds
+from ternary_ops.graph.torch_op import Kinds
+from ternary_ops.graph.torch_ops import BATCH_NORM
 
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -58,9 +59,9 @@ class Changes:
                 return reason
         return ""
 
-    def against_fusing(self, chain: Chain) -> list[str]:
-        """Why a layer and the BatchNorm of its chain must stay apart: one reason a module, from
-        the first to the last.
+    def against_fusing(self, chain: Chain) -> list[tuple[str, str]]:
+        """Why a layer and the BatchNorm of its chain must stay apart: names of modules, from the
+        first to the last, and the reason that each is.
         """
         last = chain.links.index(chain.batchnorm) if chain.batchnorm is not None else 0
         found = []
@@ -68,7 +69,7 @@ class Changes:
             module = self.own(node)
             change = "fold" if i == 0 else "absorb" if i == last else "pass"
             if i <= last and module is not None and (why := self.why_not(module, change)):
-                found.append(f"{node.target}: {why}")
+                found.append((str(node.target), why))
         return found
 
     def own(self, node: fx.Node) -> nn.Module | None:
@@ -167,6 +168,8 @@ def _quantizable(module: nn.Module) -> str:
         return ""
     if isinstance(module, _FLOAT):
         return f"a subclass of {parent_of(module).__name__} with a forward of its own"
+    if layer_class(module) is nn.ConvTranspose2d:
+        return "no ternary twin of transposed convolutions, which stay float"
     return "no ternary twin of this type"
 
 

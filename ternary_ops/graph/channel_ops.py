@@ -23,9 +23,11 @@ from ternary_ops.graph.nodes import (
     layer_class,
     module_of,
     operator_of,
+    two,
 )
 from ternary_ops.nn.geometry import PaddedConv2d
 
+_MORE_LAYERS = (nn.Conv1d, nn.ConvTranspose2d)  # whose channels are not scaled
 _LAYERS = (nn.Conv2d, nn.Linear, PaddedConv2d, tnn.TernaryConv2d, tnn.TernaryLinear)
 _NORMS = (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
 _KINDS = {
@@ -37,12 +39,15 @@ _KINDS = {
         ops.TANHSHRINK, ops.SOFTSHRINK, ops.HARDSHRINK, ops.THRESHOLD, ops.EXP, ops.LOG, ops.ABS,
         ops.SQUARE, ops.SQRT, ops.RSQRT, ops.RECIPROCAL, ops.POW, ops.ERF, ops.SIN, ops.COS,
         ops.ADD, ops.SUB, ops.MUL, ops.DIV, ops.NEG, ops.CONTIGUOUS, ops.IDENTITY, ops.DROPOUT,
+        ops.MAXIMUM, ops.MINIMUM,
     ),
     # Of each channel alone over windows of an image, and f(a * x) = a * f(x) for a > 0.
     "window": (
         ops.MAX_POOL2D, ops.AVG_POOL2D, ops.ADAPTIVE_AVG_POOL2D, ops.ADAPTIVE_MAX_POOL2D,
         ops.INTERPOLATE, ops.MAX_POOL1D, ops.AVG_POOL1D, ops.ADAPTIVE_AVG_POOL1D,
     ),
+    # Around images: zeros, or what is no multiple of the channel.
+    "pad": (ops.PAD,),
     # Values go elsewhere, unchanged.
     "move": (
         ops.CONCAT, ops.STACK, ops.CHUNK, ops.SPLIT, ops.TENSOR_SPLIT, ops.UNBIND, ops.NARROW,
@@ -51,8 +56,8 @@ _KINDS = {
         ops.REPEAT, ops.CHANNEL_SHUFFLE,
     ),
     "pixels": (ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE),
-    "reduce": (ops.MEAN,),
-    "softmax": (ops.SOFTMAX,),
+    "reduce": (ops.MEAN, ops.SUM, ops.AMAX, ops.AMIN),
+    "softmax": (ops.SOFTMAX, ops.LOG_SOFTMAX),
     "matmul": (ops.MATMUL,),
 }  # fmt: skip
 _PARTS = (
@@ -61,17 +66,12 @@ _PARTS = (
 )  # fmt: skip
 # Modules, functions and methods of operators that `torch_ops` does not have.
 _MORE: dict[str, tuple[Any, ...]] = {
-    "pointwise": (
-        torch.maximum, torch.minimum, "double",
-    ),
+    "pointwise": ("double",),
     "window": (
         nn.UpsamplingNearest2d,
-        nn.UpsamplingBilinear2d, nn.ZeroPad2d,
+        nn.UpsamplingBilinear2d,
     ),
     "move": (torch.repeat_interleave, "repeat_interleave"),
-    "reduce": (torch.sum, torch.amax, torch.amin, "sum", "amax", "amin"),
-    "softmax": (F.log_softmax, "log_softmax"),
-    "matmul": (torch.bmm, "bmm"),
     "attention": (F.scaled_dot_product_attention,),
 }  # fmt: skip
 _KIND_OF_OPERATOR = {op: kind for kind, members in _KINDS.items() for op in members}
@@ -86,7 +86,7 @@ def kind_of(node: fx.Node) -> str:
         return node.op
     module = module_of(node)
     kind = None if module is None else layer_class(module)
-    if kind in _LAYERS:
+    if kind in _LAYERS or kind in _MORE_LAYERS:
         return "layer"
     if is_batchnorm(node) or kind in _NORMS:
         return "norm"
@@ -130,13 +130,11 @@ def _keeps_largest(node: fx.Node) -> bool:
     given = {k: getattr(module, k) for k in at} if module else arguments_of(node, ops.MAX_POOL2D)
     if given is None:
         return False
-    kernel, stride = (_two(given[name]) for name in ("kernel_size", "stride"))
-    return all(k >= s for k, s in zip(kernel, stride or kernel, strict=True))
-
-
-def _two(value: Any) -> tuple[int, ...]:
-    """A number or two as two; () for none."""
-    return (value, value) if isinstance(value, int) else tuple(value or ())
+    kernel = two(given["kernel_size"])
+    stride = two(given["stride"] or given["kernel_size"])
+    if kernel is None or stride is None:
+        return False
+    return all(k >= s for k, s in zip(kernel, stride, strict=True))
 
 
 def scales(node: fx.Node) -> bool:
@@ -157,7 +155,8 @@ def keeps_factors(node: fx.Node, inputs: int) -> bool:
     if inputs != 1 or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     by_number = is_product(node) and isinstance(node.args[1], (int, float))
-    return by_number or kind_of(node) == "window" or is_pass(node) or is_slope(node)
+    zeros = isinstance(module_of(node), nn.ZeroPad2d)
+    return by_number or zeros or kind_of(node) == "window" or is_pass(node) or is_slope(node)
 
 
 def is_product(node: fx.Node) -> bool:

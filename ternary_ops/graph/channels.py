@@ -94,7 +94,8 @@ class _Reader(Interpreter):
         )
         if not known or kind not in _READ or not _READ[kind](self, node, inputs):
             if node not in self.axes.dims:
-                self.axes.add(node, (1,))
+                constant = all(m.op == "get_attr" for m in inputs)
+                self.axes.add(node, () if constant else (1,))
             shared = kind in ("layer", "norm") and not self._alone(node)
             why = "is called twice or shares its parameters" if shared else _UNKNOWN
             self.axes.fix([node, *inputs], f"{name_of(node)} {why}")
@@ -111,14 +112,22 @@ class _Reader(Interpreter):
         x, rank, name = inputs[0], len(self.axes.shapes[node]), str(node.target)
         conv = hasattr(layer, "kernel_size")
         dims = (1,) if conv else (rank - 1,)
-        if rank < 2 or (conv and rank != 4):
+        if rank < 2 or (conv and rank != layer.weight.ndim):
             return False
         self.axes.add(node, dims)
-        if self.axes.dims[x] != dims or not self._alone(node):
+        if not self._alone(node):
             return False
-        parts = layer.groups if conv else 1
-        if parts > 1 and parts == layer.in_channels == layer.out_channels:
-            self.groups.tie(node, x)
+        if self.axes.dims[x] != dims:  # filters are still one for each of its own channels
+            self.axes.fix([x], f"{name_of(node)} {_UNKNOWN}")
+            self.groups.use(name, "producer", node)
+            return layer_groups(layer) == 1
+        parts = layer_groups(layer)
+        if not kinds.scales(node):
+            self.axes.fix([x, node], f"{name_of(node)} is not scaled", "scale")
+        each = self.groups.width(node) // parts
+        turned = isinstance(layer, nn.ConvTranspose2d)
+        if parts > 1 and parts == layer.in_channels and (each == 1 or not turned):  # depthwise
+            self.groups.tie(node, x, torch.arange(parts * each).numpy() // each)
             self.groups.use(name, "vector", node, parts)
             return True
         self.groups.use(name, "consumer", x, parts)
@@ -286,11 +295,8 @@ class _Reader(Interpreter):
         """Whatever puts values elsewhere: it is shown the channels' numbers in place of values."""
         indexed = node.target is operator.getitem and len(inputs) != 1
         retyped = any(isinstance(a, torch.dtype) for a in node.args)
-        if (
-            indexed
-            or retyped
-            or not all(m in self.axes.dims or m in self.axes.moved for m in inputs)
-        ):
+        channels = all(self.axes.dims.get(m) or m in self.axes.moved for m in inputs)
+        if indexed or retyped or not channels:
             return False
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._numbers)
         calls: dict[str, Any] = {
@@ -317,14 +323,16 @@ class _Reader(Interpreter):
         ) or (1,) * (found.ndim > 1 and found.shape[1] == 1)
         if not dims:
             return False
-        self.axes.add(node, dims)
+        unfolded = dims == (1, 2, 3) and found.ndim == 4  # rows that become an image
+        self.axes.add(node, (1,) if unfolded else dims)
         for d in reversed(range(found.ndim)):
             found = found if d in dims else found.select(d, 0)
-        index = found.flatten().long().numpy()
+        pixels = found.flatten(1).T if unfolded else found.reshape(1, -1)
         images = all(self.axes.dims[m] == (1,) for m in (node, *sources))
         flattened = kinds.is_flatten(node) and len(self.axes.shapes[node]) == 2
         scale = images and (kinds.is_concat(node) or flattened)
-        self.axes.tie(node, sources, index, scale)
+        for index in pixels.long().numpy():
+            self.axes.tie(node, sources, index, scale)
         if not scale:
             self.axes.fix([node, *sources], f"{name_of(node)} does not pass factors on", "scale")
         return True
@@ -341,7 +349,13 @@ _READ = {
     "matmul": _Reader._matmul,
     "attention": _Reader._attention,
     "pixels": _Reader._pixels,
+    "pad": _Reader._window,
 }
+
+
+def layer_groups(layer: nn.Module) -> int:
+    """Groups of a convolution; 1 of a linear layer."""
+    return int(getattr(layer, "groups", 1))
 
 
 def name_of(node: fx.Node) -> str:

@@ -18,16 +18,51 @@ Known = dict[fx.Node, Any]  # the values of nodes that do not depend on the inpu
 
 @torch.no_grad()
 def constants_of(traced: fx.GraphModule) -> Known:
-    """Values of parameters and buffers, and of every function of them; random ones are left out."""
+    """Values of parameters and buffers, and of every function of them; random ones are left out.
+
+    What the code writes into a constant of its own, not a parameter, is done here and leaves the
+    trace.
+    """
     found: Known = {}
+    writes: list[fx.Node] = []
     for node in traced.graph.nodes:
         if node.op == "get_attr":
             found[node] = attribute_of(traced, str(node.target))
         elif node.op in ("call_function", "call_method", "call_module") and node.all_input_nodes:
             module = module_of(node)
-            if set(node.all_input_nodes) <= set(found) and not works_in_place(node, module):
+            if not set(node.all_input_nodes) <= set(found):
+                continue
+            if not works_in_place(node, module):
                 _evaluate(node, module, found)
+            elif _owns(node, found):
+                args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), found.__getitem__)
+                found[node] = _call(node.target if module is None else module, args, kwargs)
+                writes.append(node)
+    for node in writes:
+        if not node.users:
+            traced.graph.erase_node(node)
+            del found[node]
     return found
+
+
+def _owns(write: fx.Node, found: Known) -> bool:
+    """True for a write into a constant that is no tensor of the network's, and that no traced call
+    reads before.
+    """
+    (place, *_) = write.all_input_nodes
+    memory = _memory(found[place])
+    if memory is None:
+        return False
+    for node, value in found.items():
+        if _memory(value) == memory and (
+            node.op == "get_attr" or any(u not in found and u < write for u in node.users)
+        ):
+            return False
+    return True
+
+
+def _memory(value: Any) -> int | None:
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else None
 
 
 def _evaluate(node: fx.Node, module: nn.Module | None, found: Known) -> None:

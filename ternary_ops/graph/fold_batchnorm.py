@@ -19,6 +19,7 @@ from ternary_ops.graph.replace import replace_modules
 from ternary_ops.graph.subclass_twins import rest_of, twin_of
 from ternary_ops.graph.trace import trace_at
 from ternary_ops.graph.wrappers import unwrap
+from ternary_ops.nn.planned import listed
 from ternary_ops.nn.ternarize import per_filter
 
 _log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
     """Pairs that fold_batchnorm_ would fold, compared; `graph` is a trace of the model."""
     calls = Counter(id(module_of(n)) for n in graph.nodes if n.op == "call_module")
     changes = Changes(model, graph)
-    pairs = []
+    pairs, left = [], _Left()
     for node in graph.nodes:
         layer = module_of(node)
         if not (is_layer(node) or isinstance(layer, (nn.Conv2d, nn.Linear))):
@@ -89,12 +90,36 @@ def find_pairs(model: nn.Module, graph: fx.Graph) -> list[Pair]:
             continue
         reasons = changes.against_fusing(chain)
         if reasons:
-            _log.warning("%s is not folded: %s", batchnorm.target, "; ".join(reasons))
+            left.add(str(batchnorm.target), reasons)
             continue
         names = str(node.target), str(batchnorm.target)
         own = changes.own(node), changes.own(batchnorm)
         pairs.append(Pair(layer, norm, _folded(layer, norm, names), names, own))
+    left.warn()
     return pairs
+
+
+class _Left:
+    """BatchNorms that are not folded, with the names of the modules that are why, by reasons."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], tuple[list[str], list[list[str]]]] = {}
+
+    def add(self, norm: str, reasons: list[tuple[str, str]]) -> None:
+        names, whys = zip(*reasons, strict=True)
+        norms, causes = self._found.setdefault(whys, ([], [[] for _ in whys]))
+        norms.append(norm)
+        for cause, name in zip(causes, names, strict=True):
+            cause.append(name)
+
+    def warn(self) -> None:
+        """One warning for all of them."""
+        texts = []
+        for whys, (norms, causes) in self._found.items():
+            why = "; ".join(f"{listed(c)}: {w}" for c, w in zip(causes, whys, strict=True))
+            texts.append(f"{listed(norms)} {'is' if len(norms) == 1 else 'are'} not folded: {why}")
+        if texts:
+            _log.warning("%s", "\n".join(texts))
 
 
 @torch.no_grad()
@@ -143,7 +168,7 @@ def _folded(layer: Any, norm: Any, names: tuple[str, str]) -> Any:
     if bool(((found - ((y - mean) * gain + beta)).abs() > bound).any()):
         raise UnsupportedModel(
             need(
-                f"{names[0]} with {names[1]} folded in computes what both do",
+                f"{names[0]} with {names[1]} folded in that computes what both do",
                 "another result",
                 "Nothing was changed. Report this model; it was misread.",
             )

@@ -7,12 +7,6 @@ from typing import Any
 
 from torch import fx, nn
 
-# These return a tensor that shares memory with the one they are given.
-_PARTS = (
-    "getitem", "select", "narrow", "view", "reshape", "flatten", "unflatten", "permute",
-    "transpose", "t", "chunk", "split", "tensor_split", "unbind", "squeeze", "unsqueeze",
-    "expand", "movedim",
-)  # fmt: skip
 # These return the very tensor they are given, in eval mode.
 _SAME = (nn.Identity, nn.modules.dropout._DropoutNd)
 
@@ -40,25 +34,6 @@ def name_inplace_results(graph: fx.Graph) -> None:
                 name.replace_all_uses_with(node, delete_user_cb=_later_than(node))
             same[node] = names
             names.append(node)
-
-
-def writes_into_parts(graph: fx.Graph) -> list[str]:
-    """Calls that write into a part of another tensor, or into another form of it, with their line:
-    a trace does not see that the whole tensor changes.
-    """
-    modules = dict(graph.owning_module.named_modules()) if graph.owning_module else {}
-    found = []
-    for node in graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        x = node.args[0] if node.args else None
-        if works_in_place(node, module) and isinstance(x, fx.Node) and _is_part(x):
-            name = getattr(node.target, "__name__", node.target)
-            found.append(f"{name}() in {node.meta.get('line') or 'forward'}")
-    return found
-
-
-def _is_part(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", str(node.target)) in _PARTS
 
 
 def _later_than(node: fx.Node) -> Any:

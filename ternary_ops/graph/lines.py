@@ -18,6 +18,7 @@ _TORCH_AND_TRACER = (
     f"{Path(torch.__file__).parent}{os.sep}",
     str(_HERE / "trace.py"),
     str(_HERE / "tracer.py"),
+    str(_HERE / "writes.py"),
 )
 _LIBRARY = (sysconfig.get_path("stdlib"), "<")
 _ENTRY = str(_HERE / "signature.py")  # where the model is called

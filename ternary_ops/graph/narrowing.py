@@ -8,7 +8,7 @@ put them where they stood among those that are left of the result.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,14 @@ _COUNTS = "counts on channels that would be gone"
 Kept = NDArray[np.bool_]  # for each number of ChannelGroups.classes, whether it is left
 
 
-class Miscounted(Exception):
-    """The operator at `node` would not follow."""
+class Miscounted(NamedTuple):
+    """An operator that would not follow, and why."""
 
-    def __init__(self, node: fx.Node, why: str) -> None:
-        super().__init__(f"{name_of(node)} {why}")
-        self.node = node
+    node: fx.Node
+    why: str
+
+    def __str__(self) -> str:
+        return f"{name_of(self.node)} {self.why}"
 
 
 def kept_mask(axes: ChannelAxes, node: fx.Node, kept: Kept) -> Tensor:
@@ -40,12 +42,16 @@ def kept_mask(axes: ChannelAxes, node: fx.Node, kept: Kept) -> Tensor:
     return left.view([shape[d] if d in dims else 1 for d in range(len(shape))])
 
 
-def check_moves(traced: fx.GraphModule, axes: ChannelAxes, x: Tensor, kept: Kept) -> None:
-    """Raise Miscounted, which names the first operator that counts on channels that are gone.
+def miscounted(
+    traced: fx.GraphModule, axes: ChannelAxes, x: Tensor, kept: Kept
+) -> list[Miscounted]:
+    """The operators that count on channels that would be gone, in their order.
 
     x: the input that the axes were read with.
     """
-    _Narrowed(traced, axes, kept).run(x)
+    run = _Narrowed(traced, axes, kept)
+    fx.Interpreter.run(run, x)
+    return run.found
 
 
 class _Narrowed(Interpreter):
@@ -56,10 +62,7 @@ class _Narrowed(Interpreter):
         self._axes, self._kept = axes, kept
         self._touched = {n for n in axes.dims if not kept[axes.groups.classes(n)].all()}
         self._unknown: set[fx.Node] = set()
-
-    def run(self, x: Tensor) -> Any:  # type: ignore[override]
-        """Raises what `check_moves` does."""
-        return fx.Interpreter.run(self, x)
+        self.found: list[Miscounted] = []
 
     def run_node(self, n: fx.Node) -> Any:
         """The numbers of the channels that are left of a value; sizes as they are then."""
@@ -68,15 +71,18 @@ class _Narrowed(Interpreter):
         if n not in self._axes.dims:
             return self._beside(n)
         wanted = self._numbers(n)
-        kind = kind_of(n)
-        if kind in ("move", "reduce", "pixels") and self._unknown.isdisjoint(n.all_input_nodes):
+        if _moves(n) and self._unknown.isdisjoint(n.all_input_nodes):
             found = self._ran(n)
             touched = n in self._touched or not self._touched.isdisjoint(n.all_input_nodes)
             if not isinstance(found, Tensor) or found.shape != wanted.shape:
-                raise Miscounted(n, _COUNTS)
-            if kind == "move" and touched and not torch.equal(found.double(), wanted):
-                raise Miscounted(n, "would mix up the channels that are left")
+                self._miss(n, _COUNTS)
+            elif kind_of(n) == "move" and touched and not torch.equal(found.float(), wanted):
+                self._miss(n, "would mix up the channels that are left")
         return wanted
+
+    def _miss(self, n: fx.Node, why: str) -> None:
+        if not self.found or self.found[-1].node is not n:
+            self.found.append(Miscounted(n, why))
 
     def _beside(self, n: fx.Node) -> Any:
         """Sizes and what is computed of them, constants, tuples, tensors that have no channels."""
@@ -90,22 +96,31 @@ class _Narrowed(Interpreter):
     def _ran(self, n: fx.Node) -> Any:
         try:
             return super().run_node(n)
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise Miscounted(n, _COUNTS) from error
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            # TypeError: what it counts on failed before it.
+            self._miss(n, _COUNTS)
+            self._unknown.add(n)
+            return None
 
     def _numbers(self, n: fx.Node) -> Tensor:
         """The class of each channel left, at all of its places in the value."""
         shape, dims = self._axes.shapes[n], self._axes.dims[n]
         classes = self._axes.groups.classes(n)
         sizes = [shape[d] if d in dims else 1 for d in range(len(shape))]
-        numbers = torch.from_numpy(classes).double().view(sizes).expand(shape)
+        numbers = torch.from_numpy(classes).float().view(sizes).expand(shape)
+        moved = _moves(n) or any(_moves(user) for user in n.users)
         if n not in self._touched:
-            return numbers.contiguous()
+            return numbers.contiguous() if moved else numbers
         left = torch.from_numpy(self._kept[classes]).view([shape[d] for d in dims])
         for place, d in enumerate(dims):
             others = tuple(i for i in range(len(dims)) if i != place)
             here = (left.amax(others) if others else left).nonzero().flatten()
             numbers, left = numbers.index_select(d, here), left.index_select(place, here)
         if not bool(left.all()):
-            raise Miscounted(n, "puts channels along several axes, which must stay full")
-        return numbers.contiguous()
+            self._miss(n, "puts channels along several axes, which must stay full")
+        return numbers
+
+
+def _moves(n: fx.Node) -> bool:
+    """True for what is run: its result says where channels are."""
+    return kind_of(n) in ("move", "reduce", "pixels")

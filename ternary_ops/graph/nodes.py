@@ -10,16 +10,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from types import CodeType, FunctionType
 from typing import Any
 
 from torch import fx, nn
 
 from ternary_ops.graph import torch_ops
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import REQUIRED, TorchOp
 
 Bounds = tuple[float | None, float | None]
 _HOMES = ("torch.nn.", "torch.ao.nn.", "ternary_ops.nn.")
+_CONTAINERS = (  # of torch.nn, which a trace looks into
+    nn.Sequential,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
 _CALLING = ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__")
 _PASS = (torch_ops.IDENTITY, torch_ops.DROPOUT, torch_ops.CONTIGUOUS)
 _CLAMPS = (
@@ -46,7 +54,7 @@ def layer_class(module: nn.Module) -> type[nn.Module] | None:
     A subclass that computes by its parent's forward, with nothing redefined that this forward uses,
     is of its parent's kind.
     """
-    return None if isinstance(module, nn.Sequential) else _layer_class(type(module))  # type: ignore[arg-type]
+    return None if isinstance(module, _CONTAINERS) else _layer_class(type(module))  # type: ignore[arg-type]
 
 
 @cache
@@ -92,14 +100,15 @@ def operator_of(node: fx.Node, module: nn.Module | None = None) -> TorchOp | Non
     if node.op == "call_module":
         module = module_of(node) if module is None else module
         kind = None if module is None else layer_class(module)
-        return None if kind is None else _operator_of_class(kind)
+        return None if kind is None else operator_of_class(kind)
     if node.op not in ("call_function", "call_method"):
         return None
     found = torch_ops.BY_CALL.get(node.target)
     return found or torch_ops.BY_NAME.get(getattr(node.target, "__name__", ""))
 
 
-def _operator_of_class(kind: type[nn.Module]) -> TorchOp | None:
+def operator_of_class(kind: type[nn.Module]) -> TorchOp | None:
+    """The operator that modules of a class of torch.nn or ternary_ops.nn compute."""
     if kind in torch_ops.BY_MODULE:
         return torch_ops.BY_MODULE[kind]
     bases = (torch_ops.BY_MODULE.get(base) for base in kind.__mro__)
@@ -131,9 +140,18 @@ def arguments_of(node: fx.Node, op: TorchOp, first: str = "input") -> dict[str, 
     """
     names = (first, *op.arguments)
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    found = {first: torch_ops.REQUIRED, **op.arguments, **given}
+    found = {first: REQUIRED, **op.arguments, **given}
     known = len(node.args) <= len(names) and set(found) <= set(names)
-    return found if known and torch_ops.REQUIRED not in found.values() else None
+    return found if known and REQUIRED not in found.values() else None
+
+
+def two(value: object) -> tuple[int, int] | None:
+    """An integer for rows and columns, or one or two in a sequence, as two; otherwise None."""
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    numbers = [number for number in given if isinstance(number, int)]
+    if len(given) not in (1, 2) or len(numbers) != len(given):
+        return None
+    return numbers[0], numbers[-1]
 
 
 def is_ours(module: nn.Module) -> bool:
@@ -204,7 +222,9 @@ def _code_bounds(node: fx.Node) -> tuple[float, float] | None:
 
 
 def _bounds(node: fx.Node, op: TorchOp) -> Bounds | None:
-    """The two constant arguments of a clamp, None when one of them is traced."""
+    """The two constant arguments of a clamp, None when one of them is traced. What bounds nothing
+    is none.
+    """
     at: dict[str, Any] = {**op.arguments}
     at |= dict(zip(op.arguments, node.args[1:], strict=False)) | dict(node.kwargs)
     found: list[float | None] = []
@@ -212,7 +232,8 @@ def _bounds(node: fx.Node, op: TorchOp) -> Bounds | None:
         if not (at[name] is None or isinstance(at[name], (int, float))):
             return None
         found.append(None if at[name] is None else float(at[name]))
-    return found[0], found[1]
+    lo, hi = found
+    return None if lo == -inf else lo, None if hi == inf else hi
 
 
 @dataclass

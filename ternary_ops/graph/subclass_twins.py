@@ -2,7 +2,8 @@
 """Layers of torch.nn that do what subclasses with a forward of their own do.
 
 A convolution that pads unevenly, or computes its weight from its parameters, is a plain one once
-the constants are folded; quantize_ replaces it by the twin of that.
+the constants are folded; quantize_ replaces it by the twin of that. One that pads by the size of
+the image, as TensorFlow does, is found by traces at several sizes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,15 @@ from torch import fx, nn
 from ternary_ops.errors import UnsupportedModel
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import arguments_of, is_batchnorm, is_pass, layer_class, look_up
-from ternary_ops.graph.trace import trace
-from ternary_ops.nn.geometry import Edges, PaddedConv2d, edges_of, geometry_of
+from ternary_ops.graph.trace import evaluating, trace
+from ternary_ops.nn.geometry import (
+    Edges,
+    PaddedConv2d,
+    Padding,
+    edges_at,
+    edges_of,
+    geometry_of,
+)
 
 _FLOAT = (nn.Linear, nn.Conv2d)
 
@@ -30,15 +38,12 @@ def twin_of(module: nn.Module) -> nn.Module | None:
     if not isinstance(module, _FLOAT) or layer_class(module) is not None:
         return None
     holder = nn.Sequential(module)
-    modes = [(part, part.training) for part in holder.modules()]
-    try:
-        traced = trace(holder.eval())
+    with evaluating(holder):
+        try:
+            traced = trace(holder)
+        except UnsupportedModel:
+            return _same_padded(holder, module) if isinstance(module, nn.Conv2d) else None
         return _twin(traced)
-    except UnsupportedModel:
-        return None
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @torch.no_grad()
@@ -91,6 +96,28 @@ def _twin(traced: fx.GraphModule) -> nn.Module | None:
     return None
 
 
+def _same_padded(holder: nn.Module, module: nn.Conv2d) -> nn.Module | None:
+    """The twin of a convolution whose padding is "same" (`geometry.edges_at`) at sizes of every
+    remainder by its stride; None for another one, or where more than its padding depends on sizes.
+    """
+    twin: nn.Module | None = None
+    spans = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    for more in range(2 * max(module.stride)):
+        height, width = spans[0] + more, spans[1] + more + 1
+        like = module.weight.new_zeros(2, module.in_channels, height, width)
+        try:
+            twin = _twin(trace(holder, example=like))
+        except UnsupportedModel:
+            return None
+        if not isinstance(twin, nn.Conv2d):
+            return None
+        same = _padded(twin, "same")
+        if edges_of(twin) != edges_at(same, height, width):
+            return None
+        twin = same
+    return twin
+
+
 def _zeros(node: fx.Node, module: nn.Module | None) -> Edges | None:
     """Left, right, top and bottom of zeros around an image; None for other borders."""
     at = arguments_of(node, torch_ops.PAD)
@@ -120,9 +147,15 @@ def _with_border(module: nn.Module, border: Edges) -> nn.Module | None:
         return module
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
         return None
-    edges = _sum(border, edges_of(module))
-    if edges[0] > edges[1] or edges[2] > edges[3]:
+    inside = edges_of(module)
+    if inside == "same":
         return None
+    edges = _sum(border, inside)
+    return None if edges[0] > edges[1] or edges[2] > edges[3] else _padded(module, edges)
+
+
+def _padded(module: nn.Conv2d, edges: Padding) -> PaddedConv2d:
+    """A convolution with the parameters of another one, and these zeros around the image."""
     sizes = {**geometry_of(module), "bias": module.bias is not None, "device": "meta"}
     twin = PaddedConv2d(**sizes, edges=edges)
     twin.weight, twin.bias = module.weight, module.bias

@@ -8,8 +8,6 @@ functional layers, the compiler) asks `graph.nodes`, which looks it up here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,29 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import ternary_ops.nn as tnn
+from ternary_ops.graph.torch_op import REQUIRED, Kinds, TorchOp
 from ternary_ops.nn.geometry import PaddedConv2d
-
-Kinds = tuple[type[nn.Module], ...]
-REQUIRED = object()
-
-
-@dataclass(frozen=True, eq=False)
-class TorchOp:
-    """One operator in all its spellings.
-
-    name: for people. modules: classes of torch.nn and ternary_ops.nn. calls: functions, and methods
-    by name. arguments: those after the tensor, in PyTorch's order, with its defaults; a module has
-    them as attributes. subclasses: classes derived from the modules compute the same. named: calls
-    recognized by the function's name alone, since its package may be absent.
-    """
-
-    name: str
-    modules: Kinds = ()
-    calls: tuple[Any, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    subclasses: bool = False
-    named: tuple[str, ...] = ()
-
 
 _OPERATORS: list[TorchOp] = []
 
@@ -71,6 +48,7 @@ CONV2D = _op(
     groups=1,
 )
 CONV1D = _op("Conv1d", nn.Conv1d, F.conv1d, torch.conv1d, **_CONV, dilation=1, groups=1)
+CONV3D = _op("Conv3d", nn.Conv3d)
 CONV_TRANSPOSE2D = _op(
     "ConvTranspose2d",
     nn.ConvTranspose2d,
@@ -111,6 +89,7 @@ ATTENTION = _op(
     scale=None,
     enable_gqa=False,
 )
+HEADS = _op("MultiheadAttention", nn.MultiheadAttention)
 ADDMM = _op("addmm", None, torch.addmm, "addmm", mat1=REQUIRED, mat2=REQUIRED, beta=1, alpha=1)
 BATCH_NORM = _op(
     "BatchNorm2d",
@@ -145,6 +124,15 @@ GROUP_NORM = _op(
     bias=None,
     eps=1e-5,
     cudnn_enabled=True,
+)
+RMS_NORM = _op(
+    "RMSNorm",
+    nn.RMSNorm,
+    F.rms_norm,
+    torch.rms_norm,
+    normalized_shape=REQUIRED,
+    weight=None,
+    eps=None,
 )
 PRELU = _op("PReLU", nn.PReLU)
 
@@ -250,9 +238,6 @@ ADAPTIVE_AVG_POOL1D = _op(
 ADAPTIVE_AVG_POOL2D = _op(
     "AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, output_size=None
 )
-ADAPTIVE_AVG_POOL1D = _op(
-    "AdaptiveAvgPool1d", nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d, output_size=None
-)
 ADAPTIVE_MAX_POOL2D = _op(
     "AdaptiveMaxPool2d",
     nn.AdaptiveMaxPool2d,
@@ -338,6 +323,18 @@ MOVEDIM = _op(
     destination=REQUIRED,
 )
 EXPAND = _op("expand", None, torch.broadcast_to, "expand", "expand_as", "broadcast_to")
+_WINDOWS: dict[str, Any] = {"kernel_size": REQUIRED, "dilation": 1, "padding": 0, "stride": 1}
+UNFOLD_IMAGE = _op("Unfold", nn.Unfold, F.unfold, **_WINDOWS)
+FOLD = _op("Fold", nn.Fold, F.fold, output_size=REQUIRED, **_WINDOWS)
+UNFOLD = _op("unfold", None, "unfold", dimension=REQUIRED, size=REQUIRED, step=REQUIRED)
+REPEAT_INTERLEAVE = _op(
+    "repeat_interleave",
+    None,
+    torch.repeat_interleave,
+    "repeat_interleave",
+    repeats=REQUIRED,
+    dim=None,
+)
 REPEAT = _op("repeat", None, torch.tile, "repeat", "tile")
 ATTRIBUTE = _op("T and mT", None, getattr)
 PIXEL_SHUFFLE = _op("PixelShuffle", nn.PixelShuffle, F.pixel_shuffle, upscale_factor=None)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -13,14 +12,13 @@ from torch import Tensor, fx, nn
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.batches import batch_of
 from ternary_ops.graph.functional_layers import name_layers_
-from ternary_ops.graph.inplace import name_inplace_results, writes_into_parts
+from ternary_ops.graph.inplace import name_inplace_results
 from ternary_ops.graph.lines import line_of
 from ternary_ops.graph.observed import INPUT_VALUE, name_values
 from ternary_ops.graph.signature import Signature, naming_failures, signature_of
 from ternary_ops.graph.sizes import drop_asserts, drop_unused_sizes
 from ternary_ops.graph.tracer import NetworkTracer, ValueTracer
 
-WRITES = "writes"  # in the meta of a trace: what writes into parts of tensors
 ON_EXAMPLE = "on example"  # in the meta of a trace whose sizes are those of an example
 
 
@@ -69,7 +67,7 @@ def restoring(model: nn.Module) -> Iterator[None]:
 
 def _contents(value: Any, depth: int = 3) -> list[tuple[Any, Any]]:
     """Every list, dict and set in a value, with a copy of what it holds."""
-    found = [] if isinstance(value, tuple) else [(value, copy.copy(value))]
+    found = [] if isinstance(value, tuple) else [(value, value.copy())]
     for part in value.values() if isinstance(value, dict) else value:
         if depth and isinstance(part, (list, dict, set, tuple)):
             found += _contents(part, depth - 1)
@@ -100,7 +98,6 @@ def trace(
     drop_unused_sizes(graph)
     traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
     traced.meta[ON_EXAMPLE] = example is not None
-    traced.meta[WRITES] = writes_into_parts(traced.graph)
     name_inplace_results(traced.graph)
     first = getattr(model, "meta", {}).get(INPUT_VALUE)
     name_values(traced.graph, first)
@@ -155,7 +152,7 @@ def _graph(
 
 def _outside(tracer: NetworkTracer, model: nn.Module) -> OutsideTree:
     """The error for a module that the model calls but does not have."""
-    what = "the modules that a model calls are in its module tree"
+    what = "modules that a model calls in its module tree"
     got = (
         f"a {type(tracer.outside).__name__} held elsewhere, called by {tracer.failed or 'forward'}"
     )

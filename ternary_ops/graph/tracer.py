@@ -115,6 +115,16 @@ class ValueTracer(NetworkTracer):
         self._example = example
         self._running = False
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """As the base class. A function under torch.fx.wrap that was looked into marks its last
+        call as wrapped, and torch.fx would then wrap that function, torch.cat say, for good.
+        """
+        graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            if _name(node.target) not in BY_NAME:
+                node.meta.pop("is_wrapped", None)
+        return graph
+
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -252,8 +262,15 @@ class AtHand(fx.Proxy):
         return iter([me[i] for i in range(len(self.value))])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """A write into a part of a tensor changes values that are traced already."""
-        raise DependsOnValues("an assignment writes into a part of a tensor")
+        """A write into a part of a tensor changes values that are traced already, unless all of
+        it is constant.
+        """
+        me: Any = self
+        part = me[key] if self.constant else me
+        kept = part.value.untyped_storage().data_ptr() == self.value.untyped_storage().data_ptr()
+        if part is self or not kept or not getattr(value, "constant", True):
+            raise DependsOnValues("an assignment writes into a part of a tensor")
+        part.copy_(value) if isinstance(value, (AtHand, Tensor)) else part.fill_(value)
 
     def __float__(self) -> float:
         """Of a constant."""

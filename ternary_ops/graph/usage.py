@@ -60,7 +60,7 @@ class Usage:
         if stale:
             raise UnsupportedModel(
                 need(
-                    "the model calls the layers that quantize_ put in place",
+                    "a model that calls the layers that quantize_ put in place",
                     f"calls of the float layers before {', '.join(stale)}, which are held outside "
                     f"the module tree ({', '.join(self.places())})",
                     "Call them as attributes, or hold them in nn.ModuleList, before quantize_.",

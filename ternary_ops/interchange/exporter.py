@@ -59,7 +59,7 @@ def _model(graph: Graph, exact: bool) -> Any:
             failed.append(f"node {number} ({node.op}): {error}")
             names.append("")
     if failed:
-        raise UnsupportedModel(need("ONNX can express every node", "; ".join(failed), _DO))
+        raise UnsupportedModel(need("nodes that ONNX can express", "; ".join(failed), _DO))
     out.add("Identity", names[-1])
     out.nodes[-1].output[0] = "output"
     size = graph.nodes[0].attrs["size"]

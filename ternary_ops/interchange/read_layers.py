@@ -294,6 +294,9 @@ def reduction(function: Any, **more: Any) -> Read:
         if not all(-rank <= a < rank for a in axes):
             raise Unsupported(f"axes of {rank}", f"axes = {axes}")
         x, places = loader.value(node, 0), tuple(sorted({a % rank for a in axes}))
+        empty = {*places} & {*loader.shapes.empty_axes(node.input[0])}
+        if empty and function in (torch.amax, torch.amin):
+            raise Unsupported("numbers to take the extreme of", f"axis {min(empty)} of size 0")
         return loader.call(function, x, dim=places, keepdim=bool(at.get("keepdims", 1)), **more)
 
     return read

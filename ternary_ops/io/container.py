@@ -102,7 +102,7 @@ def dumps(kind: str, index: Mapping[str, Any], weights: Iterable[WeightEntry]) -
     names = set()
     for entry in weights:
         if entry.name in names or not 0 < len(entry.name) <= MAX_NAME:
-            what = f"weights have names of their own, of 1 to {MAX_NAME} characters"
+            what = f"names of their own for weights, of 1 to {MAX_NAME} characters"
             raise FormatError(need(what, repr(entry.name[:80]), "Rename it."))
         names.add(entry.name)
         stored, array = _stored(entry)
@@ -138,7 +138,7 @@ def read(source: str | os.PathLike[str] | bytes) -> Document:
 def _read(file: Any, size: int) -> Document:
     metadata, tensors = safetensors.read(file, size)
     if FORMAT not in metadata:
-        what = f"the metadata has {FORMAT!r}"
+        what = f"{FORMAT!r} in the metadata"
         raise FormatError(need(what, sorted(metadata)[:8], DAMAGED))
     about = safetensors.parse_json(metadata[FORMAT], f"metadata {FORMAT!r}")
     _check_version(about)
@@ -146,7 +146,7 @@ def _read(file: Any, size: int) -> Document:
         got = sorted(tensors)[:8]
         raise FormatError(need("the tensors 'index' and 'payload'", got, DAMAGED))
     if set(about) != {"format", "version", "kind", "crc32"} or type(about["kind"]) is not str:
-        what = f"metadata {FORMAT!r} has format, version, kind and crc32"
+        what = f"format, version, kind and crc32 in metadata {FORMAT!r}"
         raise FormatError(need(what, sorted(about)[:8], DAMAGED))
     crc = about.pop("crc32")
     found = _crc32(about, tensors["index"], tensors["payload"])
@@ -154,7 +154,7 @@ def _read(file: Any, size: int) -> Document:
         raise FormatError(need(f"a file with checksum {crc!r:.40}", found, DAMAGED))
     index = _inflate(tensors["index"])
     if set(index) != {"index", "weights"} or type(index["index"]) is not dict:
-        what = "the index has an object 'index' and 'weights'"
+        what = "an object 'index' and 'weights' in the index"
         raise FormatError(need(what, sorted(index)[:8], DAMAGED))
     weights = _decode(index["weights"], tensors["payload"])
     return Document(about["kind"], index["index"], weights, size, len(tensors["payload"]))
@@ -192,7 +192,7 @@ def _inflate(data: bytes) -> dict[str, Any]:
         raise FormatError(need("a zlib stream as the index", error, DAMAGED)) from None
     if len(text) > limit or not inflater.eof or inflater.unused_data:
         got = f"{len(text)} bytes so far" if inflater.unused_data == b"" else "bytes after its end"
-        what = f"the index is one zlib stream of at most {limit} bytes"
+        what = f"as index one zlib stream of at most {limit} bytes"
         raise FormatError(need(what, got, DAMAGED))
     return safetensors.parse_json(text, "the index")
 
@@ -203,8 +203,8 @@ def _stored(entry: WeightEntry) -> tuple[str, Array]:
     name = array.dtype.name
     allowed = {"ternary": ("int8",), "int8": ("int8",), "float32": ("float32",), "raw": RAW}
     if entry.kind not in allowed or name not in allowed[entry.kind]:
-        what = f"kind {entry.kind!r} of {entry.name!r} is one of {', '.join(KINDS)}, in its dtype"
-        raise FormatError(need(what, name, "Convert the array."))
+        what = f"as kind of {entry.name!r} one of {', '.join(KINDS)}, in its dtype"
+        raise FormatError(need(what, f"{name} of {entry.kind!r}", "Convert the array."))
     _check_shape(entry.name, entry.kind, list(array.shape))
     if entry.kind == "raw":
         return f"raw:{name}", array
@@ -249,10 +249,10 @@ def _decode(rows: Any, payload: bytes) -> dict[str, WeightEntry]:
     for row in rows:
         name, stored, shape = row if type(row) is list and len(row) == 3 else [None] * 3
         if type(name) is not str or not 0 < len(name) <= MAX_NAME or name in listed:
-            what = "a weight is [name, stored, shape] with a name of its own"
+            what = "a weight as [name, stored, shape] with a name of its own"
             raise FormatError(need(what, f"{row!r:.80}", DAMAGED))
         if type(stored) is not str or not _is_stored(stored):
-            what = f"{name!r} is stored as ternary, int8, float32, float16 or raw:dtype"
+            what = f"{name!r} stored as ternary, int8, float32, float16 or raw:dtype"
             raise FormatError(need(what, f"{stored!r:.80}", DAMAGED))
         listed[name] = (stored, _check_shape(name, stored, shape))
     specs = [_codec_spec(stored, shape) for stored, shape in listed.values()]
@@ -287,7 +287,7 @@ def _check_shape(name: str, kind: str, shape: Any) -> list[int]:
     valid = type(shape) is list and len(shape) <= _MAX_AXES
     valid = valid and all(type(n) is int and n >= 0 for n in shape)
     if not valid or math.prod(max(n, 1) for n in shape) > _MAX_VALUES:
-        what = f"{name!r} has at most {_MAX_AXES} axes and {_MAX_VALUES} values"
+        what = f"{name!r} of at most {_MAX_AXES} axes and {_MAX_VALUES} values"
         raise FormatError(need(what, f"{shape!r:.80}", DAMAGED))
     if kind in ("ternary", "int8") and not shape:
         raise FormatError(

@@ -42,27 +42,27 @@ def read(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, bytes]]:
     prefix = file.read(_PREFIX)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < _PREFIX or length > min(size - _PREFIX, MAX_HEADER):
-        what = f"a safetensors file starts with a header length of at most {MAX_HEADER}"
+        what = f"a safetensors file, which begins with a header length of at most {MAX_HEADER}"
         got = f"{length} in a file of {size} bytes"
         raise FormatError(need(what, got, DAMAGED))
     text = file.read(length)
     if text[:1] != b"{":
-        raise FormatError(need("a safetensors header starts with {", repr(text[:1]), DAMAGED))
+        raise FormatError(need("a safetensors header that begins with {", repr(text[:1]), DAMAGED))
     header = parse_json(text, f"the safetensors header (bytes {_PREFIX} to {_PREFIX + length})")
     metadata = header.pop("__metadata__", {})
     if type(metadata) is not dict or any(type(v) is not str for v in metadata.values()):
-        what = "safetensors metadata maps names to strings"
+        what = "safetensors metadata of names and strings"
         raise FormatError(need(what, type(metadata).__name__, DAMAGED))
     spans = _spans(header)
     data = file.read(size - _PREFIX - length)
     end = 0
     for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
         if first != end:
-            what = f"tensor {name!r} starts at byte {end} of the data"
+            what = f"tensor {name!r} at byte {end} of the data"
             raise FormatError(need(what, first, DAMAGED))
         end = last
     if end != len(data):
-        raise FormatError(need(f"the tensors cover {end} bytes of data", len(data), DAMAGED))
+        raise FormatError(need(f"{end} bytes of data, which the tensors cover", len(data), DAMAGED))
     return metadata, {name: data[first:last] for name, (first, last) in spans.items()}
 
 
@@ -84,11 +84,11 @@ def _spans(header: dict[str, Any]) -> dict[str, tuple[int, int]]:
     for name, entry in header.items():
         entry = entry if type(entry) is dict else {}
         if entry.get("dtype") != "U8" or set(entry) != {"dtype", "shape", "data_offsets"}:
-            what = f"tensor {name!r} has dtype U8, a shape and data_offsets"
+            what = f"dtype U8, a shape and data_offsets of tensor {name!r}"
             raise FormatError(need(what, _short(entry), DAMAGED))
         shape, offsets = _counts(entry["shape"]), _counts(entry["data_offsets"])
         if len(shape) != 1 or len(offsets) != 2 or offsets[0] + shape[0] != offsets[1]:
-            what = f"tensor {name!r} has one axis, as long as its two offsets are apart"
+            what = f"one axis of tensor {name!r}, as long as its two offsets are apart"
             raise FormatError(need(what, _short(entry), DAMAGED))
         spans[name] = (offsets[0], offsets[1])
     return spans

@@ -62,7 +62,7 @@ def entropy_bound(codes: NDArray[np.int8], pattern: str) -> float:
     """
     codes = np.asarray(codes)
     if pattern not in PATTERNS or codes.ndim == 0:
-        what = f"entropy_bound takes arrays [..., I] and a pattern of {PATTERNS}"
+        what = f"for entropy_bound arrays [..., I] and a pattern of {PATTERNS}"
         raise UnsupportedShape(need(what, f"{codes.ndim} axes, {pattern!r}", "Pass such."))
     if pattern == "element" or codes.size == 0:
         return _bits(codes)

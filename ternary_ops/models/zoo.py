@@ -127,7 +127,7 @@ def zoo_builder(
     known = zoo.names(library)
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, 3) or [*known[:3], "..."])
-        raise BadConfig(need(f"{kind} knows the network", repr(name), f"Near: {near}."))
+        raise BadConfig(need(f"a network that {kind} knows", repr(name), f"Near: {near}."))
     if weights is not None:
         classes = _classes_of(weights, _made(zoo.make, library, name, classes, channels), classes)
     make = zoo.trained if trained else zoo.make
@@ -142,7 +142,7 @@ def _made(make: Any, library: Any, name: str, classes: int, channels: int) -> nn
     except Exception as error:  # libraries raise many kinds, and so does a missing network
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         do = "Pass --weights FILE where weights cannot be downloaded."
-        raise UnsupportedModel(need(f"{name} can be made", reason, do)) from error
+        raise UnsupportedModel(need(f"{name} to be made", reason, do)) from error
     return model
 
 

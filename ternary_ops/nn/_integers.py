@@ -34,4 +34,4 @@ def check_digest(layer: str, what: str, expected: bytes | None, *tensors: Tensor
     if expected is not None and found is not None and found != expected:
         do = "Do not average them: pack the average of the trainable network, or copy the buffers."
         got = "others, written by something else"
-        raise BadWeights(need(f"{what} of a {layer} change by loading or refresh()", got, do))
+        raise BadWeights(need(f"loading or refresh() to change {what} of a {layer}", got, do))

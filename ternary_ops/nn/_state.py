@@ -248,7 +248,7 @@ class LayerState(nn.Module):
 
     def _check_shape(self, name: str, value: Tensor) -> None:
         if value.shape != self.weight.shape:
-            what = f"{name} has the weight's shape {list(self.weight.shape)}"
+            what = f"{name} of the weight's shape {list(self.weight.shape)}"
             raise UnsupportedShape(need(what, list(value.shape), "Pass one of that shape."))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -298,5 +298,5 @@ def _assert_phase(code: Tensor, phase: str) -> None:
         "float": ~frozen & ~ternary & real,
     }[phase]
     do = "Call model.eval() or model.train() after copying a state into it."
-    said = need(f"this graph was compiled for phase {phase!r}", "another", do)
+    said = need(f"phase {phase!r}, which this graph was compiled for", "another", do)
     torch._assert_async(now, said.replace("\n ", ""))  # generated C++ takes no line breaks

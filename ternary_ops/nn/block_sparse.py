@@ -85,7 +85,7 @@ class BlockSparseLinear(BlockSparseLayer):
     def _operator(self, x: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
         if x.dim() < 1 or x.shape[-1] != self.in_features:
             do = "Check what comes before it."
-            want = f"BlockSparseLinear needs x [..., {self.in_features}]"
+            want = f"x [..., {self.in_features}] for BlockSparseLinear"
             raise UnsupportedShape(need(want, list(x.shape), do))
         rows = x.reshape(-1, self.in_features, 1, 1)
         y = ops.block_sparse_conv2d(rows, self.blocks, self.out_features, 1, bias, packed=packed)

@@ -26,6 +26,7 @@ class TernaryConfig:
                  weights and 0, dense, for 8-bit ones
     pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"
     scope        how zeros are spread: "global", counted over all layers of equal pattern and zeros;
+                 "time", likewise, by what they save in the engine, as plan(example=) measured it;
                  "layer", each alone; or another name of prune.ALLOCATIONS
     activations  "uint8": the input is quantized to its `input_range`; "uint11": two-term (residual)
                  11-bit quantization, in steps an eighth as large at twice the work, for layers most
@@ -50,7 +51,7 @@ class TernaryConfig:
             object.__setattr__(self, "zeros", 0.9 if self.weights == "ternary" else 0.0)
         if self.activations == "uint11" and self.weights != "int8":
             do = 'Set weights="int8", or activations="uint8".'
-            raise BadConfig(need('activations "uint11" go with weights "int8"', self.weights, do))
+            raise BadConfig(need('weights "int8" beside activations "uint11"', self.weights, do))
         number = isinstance(self.zeros, (int, float)) and not isinstance(self.zeros, bool)
         if not (number and 0.0 <= self.zeros < 1.0):
             raise BadConfig(

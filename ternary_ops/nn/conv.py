@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedShape, check_type, need
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.nn.geometry import ConvSizes, edges_of, geometry_of
+from ternary_ops.nn.geometry import ConvSizes, edges_at, edges_of, geometry_of
 from ternary_ops.nn.ternary import TernaryLayer
 
 
@@ -101,7 +101,7 @@ class TernaryConv2d(ConvSizes, TernaryLayer):
         if torch.compiler.is_compiling():
             return  # a test of H and W would pin them
         spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        left, right, top, bottom = self.edges
+        left, right, top, bottom = edges_at(self, *x.shape[-2:])
         sizes = [x.shape[-2] + top + bottom, x.shape[-1] + left + right]
         if any(size < span for size, span in zip(sizes, spans, strict=True)):
             raise UnsupportedShape(

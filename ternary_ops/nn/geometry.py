@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Edges: TypeAlias = tuple[int, int, int, int]
+# Of a convolution: the same for every image, or "same", as TensorFlow pads.
+Padding: TypeAlias = Edges | Literal["same"]
 
 # The arguments of torch.nn.Conv2d that it keeps as attributes.
 GEOMETRY = (
@@ -28,9 +30,11 @@ def geometry_of(layer: nn.Module) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in GEOMETRY}
 
 
-def edges_of(layer: nn.Module) -> Edges:
-    """Padding of a convolution on the left, right, top and bottom."""
-    own: Edges | None = getattr(layer, "edges", None)
+def edges_of(layer: nn.Module) -> Padding:
+    """Padding of a convolution on the left, right, top and bottom; "same" where it depends on the
+    size of the image.
+    """
+    own: Padding | None = getattr(layer, "edges", None)
     if own is None:
         twin = nn.Conv2d(**geometry_of(layer), device="meta")
         left, right, top, bottom = twin._reversed_padding_repeated_twice
@@ -38,18 +42,42 @@ def edges_of(layer: nn.Module) -> Edges:
     return own
 
 
+def edges_at(layer: nn.Module, height: int, width: int) -> Edges:
+    """Padding of a convolution for images of one size. "same": as many pixels as make the result
+    size / stride, rounded up; an odd one lies at the right and bottom.
+    """
+    own = edges_of(layer)
+    if own != "same":
+        return own
+    m: Any = layer
+    top, bottom, left, right = (
+        side
+        for size, kernel, stride, dilation in zip(
+            (height, width), m.kernel_size, m.stride, m.dilation, strict=True
+        )
+        for side in _same(size, dilation * (kernel - 1) + 1, stride)
+    )
+    return left, right, top, bottom
+
+
+def _same(size: int, span: int, stride: int) -> tuple[int, int]:
+    """Pixels before and after an axis; span: of the filter."""
+    missing = max((-(-size // stride) - 1) * stride + span - size, 0)
+    return missing // 2, missing - missing // 2
+
+
 class PaddedConv2d(nn.Conv2d):
     """torch.nn.Conv2d with zeros around the image that may differ from side to side: `edges`, left,
-    right, top and bottom, in place of `padding`.
+    right, top and bottom, or "same" (`edges_at`), in place of `padding`.
     """
 
-    def __init__(self, *args: Any, edges: Edges, **options: Any) -> None:
+    def __init__(self, *args: Any, edges: Padding, **options: Any) -> None:
         super().__init__(*args, **{**options, "padding": 0})
         self.edges = edges
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the base class names it
         """[N, C, H, W] -> [N, O, Ho, Wo]."""
-        return super().forward(F.pad(input, self.edges))
+        return super().forward(F.pad(input, edges_at(self, *input.shape[-2:])))
 
     def extra_repr(self) -> str:
         """As torch.nn.Conv2d, then the edges."""
@@ -57,7 +85,9 @@ class PaddedConv2d(nn.Conv2d):
 
 
 class ConvSizes(nn.Module):
-    """The attributes that GEOMETRY names, and padding on the left, right, top and bottom."""
+    """The attributes that GEOMETRY names, and padding on the left, right, top and bottom, or
+    "same".
+    """
 
     in_channels: int
     out_channels: int
@@ -67,7 +97,7 @@ class ConvSizes(nn.Module):
     dilation: tuple[int, int]
     groups: int
     padding_mode: str
-    edges: Edges
+    edges: Padding
 
     def _take_sizes(self, twin: nn.Conv2d) -> None:
         for name, value in geometry_of(twin).items():
@@ -84,6 +114,8 @@ class ConvSizes(nn.Module):
         """Zeros above and below, and beside; None where the sides differ or other padding is asked
         for.
         """
+        if self.edges == "same":
+            return None
         left, right, top, bottom = self.edges
         even = self.padding_mode == "zeros" and (left, top) == (right, bottom)
         return (top, left) if even else None
@@ -91,13 +123,13 @@ class ConvSizes(nn.Module):
     def _with_edges(self, x: Tensor) -> Tensor:
         """The image with its padding."""
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(x, self.edges, mode=mode)
+        return F.pad(x, edges_at(self, *x.shape[-2:]), mode=mode)
 
 
 class ConvGeometry(ConvSizes):
     """A convolution's sizes, checked and completed by torch.nn.Conv2d."""
 
-    def _set_geometry(self, edges: Edges | None = None, **arguments: Any) -> None:
+    def _set_geometry(self, edges: Padding | None = None, **arguments: Any) -> None:
         """edges: in place of the padding that the arguments say."""
         self._bias = arguments.pop("bias")
         self._take_sizes(nn.Conv2d(**arguments, bias=self._bias, device="meta"))

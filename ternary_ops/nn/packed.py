@@ -18,7 +18,8 @@ from ternary_ops.errors import BadConfig, UnsupportedDevice, UnsupportedShape, n
 from ternary_ops.layout import codes as layout
 from ternary_ops.nn._integers import check_digest, digest, versions
 from ternary_ops.nn.conv import TernaryConv2d
-from ternary_ops.nn.geometry import ConvGeometry, Edges, geometry_of
+from ternary_ops.nn.engine_cost import EngineCost
+from ternary_ops.nn.geometry import ConvGeometry, Padding, geometry_of
 from ternary_ops.nn.linear import TernaryLinear
 from ternary_ops.nn.ternary import result_dtype
 from ternary_ops.ops._decode import decode_weight
@@ -35,6 +36,7 @@ class PackedLayer(nn.Module):
     input_zero_point  uint8 0-d
     output_range      float32 [2], NaN where not set: for compile, see TernaryLayer
     packed            uint8, not in the state dict: made from codes, again after each load
+    cost              that of the trainable layer, kept in files; not part of the state
 
     These keep their dtypes under .half() and the like. No gradient reaches a quantized input: to
     train, keep the trainable layer. After writing into a buffer by hand, call refresh(). Codes and
@@ -48,6 +50,7 @@ class PackedLayer(nn.Module):
     input_zero_point: Tensor
     output_range: Tensor
     packed: Tensor | None
+    cost: EngineCost | None = None
     kind: str
     _made_of: tuple[tuple[int, int], ...] = ()
     _digest: bytes | None = None
@@ -160,7 +163,7 @@ class PackedLayer(nn.Module):
         """Codes in {-1, 0, 1} and scale, as integer_weight; BadConfig for int8 weights."""
         if self.weights != "ternary":
             do = "integer_weight() serves both."
-            raise BadConfig(need("ternary() asks for ternary weights", self.weights, do))
+            raise BadConfig(need("ternary weights for ternary()", self.weights, do))
         return self.integer_weight()
 
     def _fill_float(self, twin: nn.Linear | nn.Conv2d) -> None:
@@ -309,7 +312,7 @@ class PackedConv2d(ConvGeometry, PackedLayer):
         padding_mode: Any = "zeros",
         device: Any = None,
         weights: str = "ternary",
-        edges: Edges | None = None,
+        edges: Padding | None = None,
     ) -> None:
         super().__init__()
         self._set_geometry(

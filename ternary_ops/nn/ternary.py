@@ -32,6 +32,7 @@ from ternary_ops.nn.ternarize import (
 )
 
 if TYPE_CHECKING:
+    from ternary_ops.nn.engine_cost import EngineCost
     from ternary_ops.nn.pruning_progress import Progress
 
 # float32 holds every integer up to here, so a sum that cannot pass it is exact in any order.
@@ -53,6 +54,7 @@ class TernaryLayer(LayerState, ABC):
     codes         int8, weight's shape; fixed once frozen
     calls         how often calibrate saw the layer run, None before; not part of the state
     pruning       progress of its Pruner, None without one; not part of the state either
+    cost          what its empty units save in the engine, measured by plan; nor this
     dense_gradient  whether pruned weights get a gradient in phase "float" too; a Pruner that lets
                   them grow sets it; not part of the state
 
@@ -74,6 +76,7 @@ class TernaryLayer(LayerState, ABC):
     ttq_scales: nn.Parameter | None
     calls: int | None = None
     pruning: Progress | None = None
+    cost: EngineCost | None = None
     dense_gradient: bool = False
 
     def _adopt(self, weight: Tensor, bias: Tensor | None, config: TernaryConfig) -> None:
@@ -350,7 +353,10 @@ def _autocasts(device: str) -> bool:
     return _knows_autocast(device) and torch.is_autocast_enabled(device)
 
 
-# torch.compile of PyTorch 2.10 cannot follow the question.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _knows_autocast(device: str) -> bool:
     return bool(torch.amp.is_autocast_available(device))
+
+
+# torch.compile of PyTorch 2.10 cannot follow the question. The mark is all that
+# torch.compiler.assume_constant_result makes, which would load the compiler here: a second or two.
+_knows_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]

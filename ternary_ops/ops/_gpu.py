@@ -20,7 +20,7 @@ def gpu_module(name: str) -> Any:
         if (error.name or "").partition(".")[0] != "triton":
             raise
         do = "pip install 'ternary-ops[gpu]', or move everything with .to(\"cpu\")."
-        wanted = f"ternary_ops.{name} needs Triton for tensors on a GPU"
+        wanted = f"Triton for ternary_ops.{name} of tensors on a GPU"
         raise UnsupportedDevice(need(wanted, "none installed", do)) from error
 
 

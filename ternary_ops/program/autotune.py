@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ternary_ops import _native
 from ternary_ops._atomic import replace_file
 from ternary_ops.errors import BadConfig, FormatError, need
 from ternary_ops.layout.codes import to_array
+from ternary_ops.program.cpu import processor
 from ternary_ops.program.graph import Graph
 from ternary_ops.program.native import build
 from ternary_ops.program.serialize import to_arrays, to_index
@@ -136,23 +136,13 @@ def _key(graph: Graph, shape: tuple[int, ...]) -> str:
         digest.update(f"{name} {array.shape}".encode() + array.tobytes())
     parts = (
         digest.hexdigest()[:32],
-        _processor(),
+        processor(),
         core.isa(),
         f"{core.num_threads()} threads",
         "x".join(map(str, shape)),
         core.version,
     )
     return " | ".join(parts)
-
-
-def _processor() -> str:
-    """The model of this processor, as far as the system says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -186,5 +176,5 @@ def _parse(rows: Any, nodes: list[int], path: Any) -> tuple[Tuned, ...]:
 
 
 def _damaged(path: Any) -> FormatError:
-    what = f"{path} holds tuning results of version {_VERSION}"
+    what = f"tuning results of version {_VERSION} in {path}"
     return FormatError(need(what, "something else", "Delete it, or name another file."))

@@ -8,6 +8,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,21 @@ def force_isa(name: str) -> Iterator[None]:
 def num_threads(n: int) -> Iterator[None]:
     """Use n threads for calls from this thread; results do not change."""
     if type(n) is not int or not 1 <= n <= _MOST_THREADS:
-        what = f"num_threads needs an integer in 1..{_MOST_THREADS}"
+        what = f"for num_threads an integer in 1..{_MOST_THREADS}"
         raise BadConfig(need(what, repr(n), "One per core is best."))
     core = _native.core()
     with _override("threads", core.set_num_threads, n, 0):
         yield
+
+
+def processor() -> str:
+    """The model of this processor, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def info() -> dict[str, Any]:

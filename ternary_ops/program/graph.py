@@ -62,7 +62,7 @@ class Graph:
     def __post_init__(self) -> None:
         """Check the nodes in order."""
         if not 2 <= len(self.nodes) <= MAX_NODES:
-            wanted = f"a program has 2 to {MAX_NODES} nodes"
+            wanted = f"a program of 2 to {MAX_NODES} nodes"
             raise FormatError(need(wanted, len(self.nodes), REWRITE))
         values: list[Value] = []
         read: list[BoundNode] = []

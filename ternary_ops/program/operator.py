@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from ternary_ops.errors import FormatError, UnsupportedShape, need
-from ternary_ops.program.attributes import REQUIRED, REWRITE, Attribute
+from ternary_ops.program.attributes import MAX_CHANNELS, REQUIRED, REWRITE, Attribute
 from ternary_ops.program.weight import Array, Params, Weight
 
 # A float array, or (q, scale, zero point): what the reference calls an operand.
@@ -190,6 +190,24 @@ def need_rank(node: BoundNode, *ranks: int) -> None:
     x = node.inputs[0]
     if x.rank not in ranks:
         raise FormatError(need(f"rank {' or '.join(map(str, ranks))}", x.rank, REWRITE))
+
+
+def need_parts(channels: int | None, parts: int) -> None:
+    """Raise FormatError unless so many channels split into equal parts."""
+    if not channels or channels % parts:
+        raise FormatError(need(f"channels divisible by {parts}", channels, REWRITE))
+
+
+def need_known(channels: int | None) -> None:
+    """Raise FormatError for channels that depend on the size of the image."""
+    if channels is None:
+        raise FormatError(need("a known number of channels", "one of the size", REWRITE))
+
+
+def need_few(channels: int) -> None:
+    """Raise FormatError for more channels than a value may have."""
+    if channels > MAX_CHANNELS:
+        raise FormatError(need(f"at most {MAX_CHANNELS} channels", channels, REWRITE))
 
 
 def output_params(node: BoundNode) -> Params | None:

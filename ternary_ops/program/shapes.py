@@ -22,7 +22,7 @@ def infer(graph: Graph, n: int, *sizes: int) -> list[Shape]:
     Raises UnsupportedShape naming the node that does not fit.
     """
     if n < 0 or min(sizes, default=1) < 1:
-        wanted = "a program takes N >= 0 images of H, W >= 1"
+        wanted = "N >= 0 images of H, W >= 1 as a program's input"
         raise UnsupportedShape(need(wanted, (n, *sizes), "Check x.shape."))
     rank = graph.values[0].rank
     given: Shape = (n, graph.nodes[0].attrs["c"], *sizes, 1, 1)[:rank]

@@ -19,6 +19,7 @@ from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, register_filter_score
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
 from ternary_ops.prune.growth import GROWTHS, SET, Growth, RigL, register_growth
+from ternary_ops.prune.network_file import load_network, save_network
 from ternary_ops.prune.pruner import Pruner
 from ternary_ops.prune.ranking import SummaryRow
 from ternary_ops.prune.reconstruct import reconstruct_
@@ -57,6 +58,7 @@ __all__ = [
     "get_schedule",
     "groups",
     "iterative",
+    "load_network",
     "one_cycle",
     "reconstruct_",
     "register_allocation",
@@ -65,4 +67,5 @@ __all__ = [
     "register_growth",
     "register_schedule",
     "remove_",
+    "save_network",
 ]

@@ -2,6 +2,7 @@
 """Allocation: how a fraction of zeros is spread over layers. The values of `scope`.
 
     global  all layers are ranked together: zeros fall where scores are low
+    time    likewise, by score per millisecond of the engine (prune.time_scope)
     layer   the same fraction in every layer ("uniform" in the literature)
     erk     Erdos-Renyi kernels: a layer's density is in proportion to (O + I + R + S) / (O I R S),
             at most 1, so that the total is met exactly; Evci et al. 2020 (arXiv 1911.11134),
@@ -20,6 +21,7 @@ from ternary_ops.nn.config import SCOPES
 from ternary_ops.prune.ranking import Group
 from ternary_ops.prune.registry import Registry
 from ternary_ops.prune.targets import Target
+from ternary_ops.prune.time_scope import by_time
 
 Allocation = Callable[[Sequence[Target], float], list[Group]]
 
@@ -100,3 +102,4 @@ def _erk_counts(targets: Sequence[Target], total: int) -> list[int]:
 register_allocation("global", globally)
 register_allocation("layer", per_layer)
 register_allocation("erk", erdos_renyi_kernel)
+register_allocation("time", by_time)

@@ -44,29 +44,44 @@ class FilterCosts:
             for place in group.places:
                 for name, axis in place.tensors:
                     if (place.layer, name) in found:  # a parameter, no buffer
-                        size = groups.shapes[place.layer, name][axis] * place.parts
+                        size = groups.shapes[place.layer, name][axis] * place.parts_along(axis)
                         axes = found[place.layer, name].axes
                         share = place.positions.shape[1] / size
                         axes.setdefault(axis, []).append((group.name, share))
-        self._counted = list(found.values())
+        self._counted = found
 
     def parameters(self, widths: Mapping[str, float]) -> float:
         """All parameters of the network, with these channels left; groups not named are whole."""
-        return sum(c.elements * self._left(c, widths) for c in self._counted)
+        return sum(c.elements * self._left(c, widths) for c in self._counted.values())
 
     def multiply_adds(self, widths: Mapping[str, float]) -> float:
         """Of one sample, in convolutions and linear layers."""
-        return sum(c.elements * c.times * self._left(c, widths) for c in self._counted if c.times)
+        counted = (c for c in self._counted.values() if c.times)
+        return sum(c.elements * c.times * self._left(c, widths) for c in counted)
 
     def channels(self, widths: Mapping[str, float]) -> float:
         """Of all groups."""
         return sum(widths.get(name, width) for name, width in self.widths.items())
 
+    def axis(self, layer: str, axis: int, widths: Mapping[str, float]) -> float:
+        """The share of an axis of a layer's weight that is left."""
+        counted = self._counted.get((layer, "weight"))
+        return 1.0 if counted is None else self._axis(counted.axes.get(axis, []), widths)
+
+    def layers(self, group: str) -> list[str]:
+        """Modules whose weight gets smaller with a group."""
+        return [
+            layer
+            for (layer, name), counted in self._counted.items()
+            if name == "weight"
+            and any(group == other for shares in counted.axes.values() for other, _ in shares)
+        ]
+
     def _left(self, counted: _Counted, widths: Mapping[str, float]) -> float:
-        left = 1.0
-        for shares in counted.axes.values():
-            left *= 1 - sum(
-                share * (self.widths[name] - widths.get(name, self.widths[name]))
-                for name, share in shares
-            )
-        return left
+        return math.prod(self._axis(shares, widths) for shares in counted.axes.values())
+
+    def _axis(self, shares: list[tuple[str, float]], widths: Mapping[str, float]) -> float:
+        return 1.0 - sum(
+            share * (self.widths[name] - widths.get(name, self.widths[name]))
+            for name, share in shares
+        )

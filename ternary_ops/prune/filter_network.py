@@ -16,14 +16,16 @@ from ternary_ops.errors import check_type
 from ternary_ops.graph.batches import batch_of
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.channel_axes import ChannelAxes
+from ternary_ops.graph.channel_ops import kind_of
 from ternary_ops.graph.channels import read_channels
-from ternary_ops.graph.narrowing import Kept, Miscounted, check_moves
-from ternary_ops.graph.nodes import is_layer, module_of
+from ternary_ops.graph.functional_layers import READ
+from ternary_ops.graph.narrowing import Kept, Miscounted, miscounted
+from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.signature import tensor_of
 from ternary_ops.graph.trace import evaluating, trace_at
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.layout.channel_groups import ChannelGroup, Index, Use
-from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
+from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place, filters_of
 
 # The tensors of a layer with an element, or a row, for each channel that it makes or normalizes;
 # `marks` are the masks and codes of quantized layers.
@@ -67,6 +69,18 @@ class FilterNetwork:
         }
         self.groups = FilterGroups(self._pin(found), self.pixels, shapes)
 
+    def beside(self) -> list[str]:
+        """Modules whose parameters the trace does not reach, such as heads for training alone."""
+        reached = set(self.traced.meta.get(READ, {}))
+        for node in self.nodes.values():
+            module: Any = module_of(node)
+            reached |= {id(p) for p in module.parameters()}
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if any(p is not None and id(p) not in reached for p in module._parameters.values())
+        ]
+
     def kept(self, kept: Mapping[str, Tensor]) -> Kept:
         """For each class of channels whether it is left, from the indices kept of some groups."""
         count = 1 + max(int(self.axes.groups.classes(n).max()) for n in self.axes.dims)
@@ -76,9 +90,9 @@ class FilterNetwork:
             left[self.classes[name][index.numpy()]] = True
         return left
 
-    def check(self, kept: Mapping[str, Tensor]) -> None:
-        """Raise graph.narrowing.Miscounted where an operator would not follow."""
-        check_moves(self.traced, self.axes, self.example, self.kept(kept))
+    def miscounted(self, kept: Mapping[str, Tensor]) -> list[Miscounted]:
+        """Operators that would not follow if only these channels were left of some groups."""
+        return miscounted(self.traced, self.axes, self.example, self.kept(kept))
 
     def _group(self, group: ChannelGroup) -> FilterGroup:
         first = str(group.producers[0].owner)
@@ -92,8 +106,9 @@ class FilterNetwork:
         parts = int(group.labels.max()) + 1
         each = np.bincount(group.labels)
         if fixed is None and (len(set(each)) > 1 or not _even(group)):
-            names = [str(use.owner) for use in group.uses if use.groups > 1]
-            fixed = f"a share of the parts of {', '.join(names) or 'a grouped operator'}"
+            fixed = f"a share of the parts of {_grouped(group)}"
+        if fixed is None and parts == len(group) > 1:
+            fixed = f"one channel in each part of {_grouped(group)}"
         parameters, multiply_adds = self._cost(places)
         return FilterGroup(
             name=name,
@@ -126,9 +141,11 @@ class FilterNetwork:
             axis = next((d for d, size in enumerate(tensors[name].shape) if size > 1), 0)
             return Place(path, "vector", ((name, axis),), positions)
         reads = use.role == "consumer"
-        names, axis, parts = (_PER_INPUT, 1, use.groups) if reads else (_PER_CHANNEL, 0, 1)
-        held = tuple((name, axis) for name in names if name in tensors)
-        return Place(owner, use.role, held, positions, parts)
+        turned = isinstance(module_of(self.nodes[owner]), nn.ConvTranspose2d)
+        axis = int(reads != (turned and use.role != "vector"))  # of the weight
+        names = _PER_INPUT if reads else _PER_CHANNEL
+        held = tuple((n, axis if n in _PER_INPUT else 0) for n in names if n in tensors)
+        return Place(owner, use.role, held, positions, use.groups if axis else 1)
 
     def _reason(self, group: ChannelGroup, use: Use) -> str:
         """Why the tensors of a layer cannot be cut; empty if they can."""
@@ -152,7 +169,7 @@ class FilterNetwork:
                 path = place.layer if own else f"{place.layer}.{name}".lstrip(".")
                 tensor = self._tensors(path)[name]
                 if isinstance(tensor, nn.Parameter):
-                    each = tensor.numel() / (tensor.shape[axis] * place.parts)
+                    each = tensor.numel() / (tensor.shape[axis] * place.parts_along(axis))
                     parameters += each * place.positions.size
                     pixels = self.pixels.get(place.layer, 0) * (name == "weight")
                     multiply_adds += each * place.positions.size * pixels
@@ -173,33 +190,39 @@ class FilterNetwork:
         squares = torch.zeros(group.width, dtype=torch.float64)
         for place in group.places:
             if place.role == "producer":
-                weight: Any = self.model.get_submodule(place.layer).weight
+                filters = filters_of(self.model.get_submodule(place.layer)).detach()
                 rows = torch.from_numpy(place.positions)
-                each = weight.detach().double().square().flatten(1).sum(1).cpu()
+                each = filters.double().square().sum(1).cpu()
                 squares += each[rows].sum(1)
         return squares.sqrt()
 
     def _pin(self, found: list[FilterGroup]) -> list[FilterGroup]:
         """Fix what operators would not follow, found by trying."""
         for seed in range(_TRIALS):
-            while (error := self._fails(found, seed)) is not None:
-                free = [g for g in found if g.fixed is None]
-                near = {g.name for g in free if self._meets(g, error.node)}
-                near = near or {g.name for g in free}
-                alone = {g.name for g in free if g.name in near and self._fails([g], seed)}
-                blamed = alone or near
-                found = [replace(g, fixed=str(error)) if g.name in blamed else g for g in found]
+            while errors := self._failing(found, seed):
+                why: dict[str, str] = {}
+                for error in errors:
+                    for name in self._blamed(found, error.node, seed):
+                        why.setdefault(name, str(error))
+                found = [replace(g, fixed=why[g.name]) if g.name in why else g for g in found]
         return found
 
-    def _fails(self, found: list[FilterGroup], seed: int) -> Miscounted | None:
+    def _failing(self, found: list[FilterGroup], seed: int) -> list[Miscounted]:
         """What would not follow if some channels of each free group went."""
         generator = torch.Generator().manual_seed(seed)
         free = [g for g in found if g.fixed is None and g.width > g.parts]
-        try:
-            self.check({g.name: _some(g, generator) for g in free})
-        except Miscounted as error:
-            return error
-        return None
+        return self.miscounted({g.name: _some(g, generator) for g in free})
+
+    def _blamed(self, found: list[FilterGroup], node: fx.Node, seed: int) -> list[str]:
+        """The free groups that an operator does not follow: of those that it meets the ones that it
+        does not follow alone, or else all; all that are free where it meets none.
+        """
+        free = [g for g in found if g.fixed is None]
+        near = [g for g in free if self._meets(g, node)] or free
+        if len(near) == 1:
+            return [near[0].name]
+        alone = [g.name for g in near if any(e.node is node for e in self._failing([g], seed))]
+        return alone or [g.name for g in near]
 
     def _meets(self, group: FilterGroup, node: fx.Node) -> bool:
         near = [m for m in (node, *node.all_input_nodes) if m in self.axes.dims]
@@ -228,6 +251,12 @@ def _even(group: ChannelGroup) -> bool:
     return True
 
 
+def _grouped(group: ChannelGroup) -> str:
+    """The grouped layers that make or read the channels."""
+    names = [str(use.owner) for use in group.uses if use.groups > 1]
+    return ", ".join(dict.fromkeys(names)) or "a grouped operator"
+
+
 def _names(uses: Iterable[Use]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(use.owner) for use in uses))
 
@@ -236,9 +265,12 @@ def _pixels(traced: fx.GraphModule, axes: ChannelAxes) -> dict[str, int]:
     """For each layer, by name, the number of places of a sample that its filters see."""
     found: dict[str, int] = {}
     for node in traced.graph.nodes:
-        if is_layer(node):
-            shape = axes.shapes[node]
-            channels = shape[1] if hasattr(module_of(node), "kernel_size") else shape[-1]
+        if kind_of(node) == "layer":
+            module = module_of(node)
+            # Each pixel of a transposed convolution's input is multiplied with all filters.
+            turned = isinstance(module, nn.ConvTranspose2d)
+            shape = axes.shapes[node.all_input_nodes[0] if turned else node]
+            channels = shape[1] if hasattr(module, "kernel_size") else shape[-1]
             each = math.prod(shape) // (shape[0] * channels)
             found[str(node.target)] = found.get(str(node.target), 0) + each
     return found

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.nn.geometry import edges_of
+from ternary_ops.nn.geometry import edges_at
 
 
 class LayerMatrix:
@@ -55,7 +55,7 @@ class LayerMatrix:
         x = x if x.ndim == 4 else x[None]
         layer = self.layer
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padded = F.pad(x, edges_of(layer), mode=mode)
+        padded = F.pad(x, edges_at(layer, *x.shape[-2:]), mode=mode)
         patches = F.unfold(padded, self.shape[2:], layer.dilation, 0, layer.stride)
         split = patches.view(len(x), self.groups, self.shape[1], self.taps, -1)
         flat = split.permute(1, 2, 3, 0, 4).flatten(3)

@@ -47,15 +47,56 @@ def check_same(network: FilterNetwork, wanted: list[Tensor] | None) -> None:
     except TernaryOpsError as error:
         what = "a network whose own code follows when channels go"
         raise UnsupportedModel(need(what, first_line(error), _DO)) from error
-    found = list(outputs_of(made).values())
-    if wanted is None:
-        return
-    for one, other in zip(found, wanted, strict=True):
-        off = _difference(one, other)
-        if not off <= _SAME.get(other.dtype, _SAME_HALF):
-            what = "a network that computes without channels what it does with them at zero"
-            got = f"outputs that differ by {off:.2g} of the largest"
-            raise UnsupportedModel(need(what, got, _DO))
+    off = 0.0 if wanted is None else differ(list(outputs_of(made).values()), wanted)
+    if off:
+        what = "a network that computes without channels what it does with them at zero"
+        got = f"outputs that differ by {off:.2g} of the largest"
+        raise UnsupportedModel(need(what, got, _DO))
+
+
+def failure_in_training(network: FilterNetwork) -> str:
+    """What the network's parts for training alone raise on the example; empty if there are none, or
+    if they run. Buffers and random numbers stay as they are.
+    """
+    beside, model = network.beside(), network.model
+    if not beside:
+        return ""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with restoring(model), torch.random.fork_rng(), torch.no_grad():
+            model.train()
+            signature_of(model).call(model, network.example.clone())
+    except TernaryOpsError as error:
+        return f"{', '.join(beside[:3])}: {first_line(error)}"
+    finally:
+        with torch.no_grad():
+            for buffer, values in buffers:
+                buffer.copy_(values)
+    return ""
+
+
+def check_training(network: FilterNetwork, before: str) -> None:
+    """Raise UnsupportedModel where parts for training alone fail by now; before: what they raised
+    when the network was whole.
+    """
+    why = "" if before else failure_in_training(network)
+    if why:
+        do = "Nothing was changed: take these parts out of the network first."
+        what = "parts for training alone that follow when channels go"
+        raise UnsupportedModel(need(what, why, do))
+
+
+def differ(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """By how much of the largest value outputs differ, where that is more than float rounding;
+    otherwise 0.
+    """
+    if len(found) != len(wanted):
+        return float("inf")
+    apart = (
+        (_difference(a, b), _SAME.get(b.dtype, _SAME_HALF))
+        for a, b in zip(found, wanted, strict=True)
+    )
+    return max((off for off, bound in apart if not off <= bound), default=0.0)
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

@@ -35,6 +35,9 @@ def plan_state(optimizer: torch.optim.Optimizer | None, replaced: Replaced) -> C
     if replaced and not mine:
         what = "an optimizer that holds the network's parameters"
         raise UnsupportedModel(need(what, "none of those to cut", do))
+    for p in held - mine.keys():  # such as one that keeps the state of all
+        for key, value in optimizer.state.get(p, {}).items():
+            _sliced(key, value, p, Cutter())
     state = {
         old: {key: _sliced(key, value, old, made[1]) for key, value in optimizer.state[old].items()}
         for old, made in mine.items()

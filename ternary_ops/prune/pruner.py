@@ -23,7 +23,13 @@ from ternary_ops.prune.resizing import resize_targets
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.scores import get_criterion
 from ternary_ops.prune.state import check_state, plain_names, pruned_bits, restore_bits
-from ternary_ops.prune.targets import QuantizedLayer, find_targets, is_quantized
+from ternary_ops.prune.targets import (
+    QuantizedLayer,
+    decay_to_quantized,
+    find_targets,
+    is_quantized,
+)
+from ternary_ops.prune.time_scope import costs_state, restore_costs
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +41,10 @@ class Pruner:
     and on 8-bit layers whose config asks for zeros. For a plain float model they come from the
     arguments, and the masks stay in the Pruner.
 
-    scope: allocation of zeros to layers (prune.allocation). Under "global", layers of equal pattern
-    and equal zeros are ranked together and counted as one total; under "layer" each is counted
-    alone. The final count is exactly round(zeros * units) (one less where that would empty a
-    layer).
+    scope: allocation of zeros to layers (prune.allocation). Under "global" and "time", layers of
+    equal pattern and equal zeros are ranked together, "time" by score per millisecond, and counted
+    as one total; under "layer" each is counted alone. The final count is exactly
+    round(zeros * units) (one less where that would empty a layer).
 
     Phases of quantized layers, in steps done out of total_steps: real-valued until `ternary_at`,
     ternary with a straight-through estimator until `freeze_at`, then frozen: masks and codes are
@@ -178,7 +184,8 @@ class Pruner:
         self._step += advance
         self._progress.step = self._step
         if advance and self.quantized_decay and self.phase != "frozen":
-            self._decay_to_quantized()
+            factor = self.quantized_decay * min(1.0, self._step / self.phases.freeze)
+            decay_to_quantized(self._targets, cast(torch.optim.Optimizer, self.optimizer), factor)
         if latent:
             for target in self._targets:
                 target.accumulate_latent()
@@ -226,13 +233,16 @@ class Pruner:
             weight.masked_fill_(~target.mask.to(weight.device), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, the pruned units (one bit each) and, with nested=False, the latent weights."""
+        """The step, the pruned units (one bit each), with nested=False the latent weights, and the
+        costs that scope "time" ranks by.
+        """
         return {
             "step": self._step,
             "plan": self._plan(),
             "pruned": [pruned_bits(group) for group in self._groups],
             "latent": {t.name: t.latent.clone() for t in self._targets if t.latent is not None},
             "scores": self.criterion.state(),
+            "costs": costs_state(self._targets),
         }
 
     @torch.no_grad()
@@ -243,6 +253,7 @@ class Pruner:
         """
         state = plain_names(state)
         check_state(state, self._plan(), self._groups)
+        restore_costs(state, self._targets)
         self._step = self._progress.step = int(state["step"])
         for group, packed in zip(self._groups, state["pruned"], strict=True):
             restore_bits(group, packed)
@@ -253,14 +264,14 @@ class Pruner:
         self._prepare(self._layers)
 
     def resize(self, replaced: Replaced) -> None:
-        """Go on with weights that `prune.remove_` has made smaller: it calls this with the former
-        parameters, each with the new one and what cuts tensors alike.
+        """Go on with weights that `prune.remove_`, which calls this, has made smaller.
 
-        Masks, latent values and what the criterion has observed lose the same channels; zeros count
-        in the units that are left. Raises BadConfig, with nothing changed, where these are too few.
+        Zeros are then those due of what is left. BadConfig, with nothing changed: it is too little.
         """
-        resize_targets(self._targets, self._groups, self.criterion, replaced)
+        touched = resize_targets(self._targets, self._groups, self.criterion, replaced)
         self._gradients.clear()
+        for group in touched if self.phase != "frozen" else ():
+            group.resettle(self._share(), self.criterion, self.nested, self.normalize)
 
     def before_step(self) -> None:
         """Check gradients and let the criterion and growth read them: the optimizer's hook.
@@ -296,29 +307,19 @@ class Pruner:
         return self.growth.fraction_at(step / self.phases.total) > 0
 
     def _update_masks(self) -> None:
-        end = self.phases.end / self.phases.total
-        share = self.schedule(self.progress, start=self.phases.start, end=end)
-        regrowth = None
+        share, regrowth = self._share(), None
         if self.growth is not None:
-            fraction = self.growth.fraction_at(self.progress) if self._grows(self._step) else 0.0
+            fraction = self.growth.fraction_at(self.progress) * self._grows(self._step)
             regrowth = Regrowth(self.growth, fraction, self._step, self._gradients)
         options = {"nested": self.nested, "normalize": self.normalize}
         for group in self._groups:
             group.update(share, self.criterion, regrowth=regrowth, **options)
         self._gradients.clear()
 
-    def _decay_to_quantized(self) -> None:
-        """Move latent weights of ternary layers towards their quantized values."""
-        rates = {
-            id(p): float(group["lr"])
-            for group in cast(torch.optim.Optimizer, self.optimizer).param_groups
-            for p in group["params"]
-        }
-        factor = self.quantized_decay * min(1.0, self._step / self.phases.freeze)
-        for target in self._targets:
-            layer = target.owners[0]
-            if is_quantized(layer) and layer.config.weights == "ternary":
-                target.weight.lerp_(layer.dequantized_weight(), rates[id(target.weight)] * factor)
+    def _share(self) -> float:
+        """The fraction of the zeros that is due now."""
+        end = self.phases.end / self.phases.total
+        return self.schedule(self.progress, start=self.phases.start, end=end)
 
     def _apply_masks(self) -> None:
         for group in self._groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +46,12 @@ class Regrowth:
 
 
 class Group:
-    """Targets ranked together: a fraction `zeros` of all their units is to be pruned."""
+    """Targets ranked together: a fraction `zeros` of all their units is to be pruned.
+
+    A subclass may protect more units of a target, and rank them by other numbers than their scores.
+    """
+
+    survivors: ClassVar[str] = "min_nnz survivors and one per layer"  # what `protected` leaves
 
     def __init__(self, targets: Sequence[Target], zeros: float) -> None:
         """Raises BadConfig where zeros leave too little for min_nnz and one unit per layer."""
@@ -60,17 +65,25 @@ class Group:
         """
         self.sizes = [target.units for target in self.targets]
         self.total = sum(self.sizes)
-        self.limit = self.total - sum(target.protected for target in self.targets)
+        self.limit = self.total - sum(self.protected(target) for target in self.targets)
         if self.zeros * self.total - self.limit >= 1:
             raise BadConfig(
                 need(
                     f"zeros={self.zeros} of the {self.total} units of {_names(self.targets)} that "
-                    f"leave min_nnz survivors and one per layer",
+                    f"leave {self.survivors}",
                     f"room for {self.limit} zeros",
                     "Lower zeros or min_nnz, or skip these layers.",
                 )
             )
         self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in self.targets]))
+
+    def protected(self, target: Target) -> int:
+        """Number of units of the target that stay."""
+        return target.protected
+
+    def ranked(self, parts: list[Tensor]) -> list[Tensor]:
+        """The numbers by which units are ranked, from the scores of each target."""
+        return parts
 
     def set_pruned(self, pruned: Tensor) -> None:
         """Remember which units are pruned, bool [total], in the order of the targets."""
@@ -114,9 +127,21 @@ class Group:
         self._check(parts)
         if normalize:
             parts = [part / part.abs().mean().clamp_min(1e-30) for part in parts]
-        self.prune(parts, count + dropped, nested)
+        self.prune(self.ranked(parts), count + dropped, nested)
         if regrowth is not None and dropped:
-            self.grow([regrowth.scores(target) for target in self.targets], dropped)
+            grown = [regrowth.scores(target) for target in self.targets]
+            self.grow(self.ranked(grown), dropped)
+
+    def resettle(self, share: float, criterion: Score, nested: bool, normalize: bool) -> None:
+        """After the targets' sizes changed: prune to `share` of the target again, to one unit;
+        where too many are pruned by then, some come back. Nothing where pruning has not begun.
+        """
+        if self.count == 0:
+            return
+        excess = self.count - self.wanted(share)
+        if nested and excess > 0:
+            self.grow(self.ranked([t.scores(criterion) for t in self.targets]), excess)
+        self.update(share, criterion, nested=nested, normalize=normalize)
 
     def prune(self, parts: list[Tensor], count: int, nested: bool = False) -> None:
         """Prune the `count` units of the lowest scores; parts: those of each target, [units]."""
@@ -125,8 +150,11 @@ class Group:
             scores.masked_fill_(self.pruned.to(scores.device), -torch.inf)
         first = 0
         for target, size in zip(self.targets, self.sizes, strict=True):
-            rows = target.pattern.grid(target.weight.shape)[0]
-            best = best_units(scores[first : first + size], rows, target.min_nnz) + first
+            rows, own = target.pattern.grid(target.weight.shape)[0], scores[first : first + size]
+            safe = [best_units(own, rows, target.min_nnz)]
+            if self.protected(target) > target.protected:
+                safe.append(best_units(own, 1, self.protected(target)))
+            best = torch.cat(safe) + first
             scores[best] = scores[best].masked_fill(scores[best] > -torch.inf, torch.inf)
             first += size
         self.set_pruned(lowest(scores, count))

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import UnsupportedModel, check_type, need
-from ternary_ops.graph.narrowing import Miscounted
 from ternary_ops.prune.filter_network import FilterNetwork
 from ternary_ops.prune.kept_filters import settle
-from ternary_ops.prune.masked_run import check_same, masked_outputs
+from ternary_ops.prune.masked_run import (
+    check_same,
+    check_training,
+    failure_in_training,
+    masked_outputs,
+)
 from ternary_ops.prune.optimizer_state import STALE, plan_state
 from ternary_ops.prune.tensor_cuts import Surgery
 from ternary_ops.table import Table
@@ -83,10 +87,11 @@ def remove_(
     before = network.totals()
     surgery = Surgery(network, chosen)
     commit = plan_state(optimizer, surgery.replaced)
-    wanted = masked_outputs(network, chosen)
+    wanted, fails = masked_outputs(network, chosen), failure_in_training(network)
     try:
         surgery.apply()
         check_same(network, wanted)
+        check_training(network, fails)
         if pruner is not None:
             pruner.resize(surgery.replaced)
     except BaseException:
@@ -112,9 +117,6 @@ def _check_wrapper(model: nn.Module) -> None:
 
 
 def _check_operators(network: FilterNetwork, chosen: Mapping[str, Tensor]) -> None:
-    try:
-        network.check(chosen)
-    except Miscounted as error:
+    for miss in network.miscounted(chosen):
         do = "Keep more of the groups that it reads, or all of them."
-        what = "operators that follow when channels go"
-        raise UnsupportedModel(need(what, str(error), do)) from error
+        raise UnsupportedModel(need("operators that follow when channels go", str(miss), do))

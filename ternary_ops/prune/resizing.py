@@ -13,8 +13,10 @@ from ternary_ops.prune.targets import Target
 
 def resize_targets(
     targets: Sequence[Target], groups: Sequence[Group], criterion: Score, replaced: Replaced
-) -> None:
-    """See Pruner.resize, which has the arguments' meanings and what is raised."""
+) -> list[Group]:
+    """See Pruner.resize, which has the arguments' meanings and what is raised. Returns the groups
+    that have other units now.
+    """
     cutters = {id(made): cutter for made, cutter in replaced.values()}
     smaller = {t: cut for t in targets if (cut := cutters.get(id(t.weight))) is not None}
     undo = [target.resize(cut) for target, cut in smaller.items()]
@@ -31,3 +33,4 @@ def resize_targets(
         raise
     for target, cut in smaller.items():
         criterion.resize(target.name, cut)
+    return touched

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
+from ternary_ops.nn.engine_cost import EngineCost
 from ternary_ops.nn.patterns import Pattern, fit_pattern, get_pattern, unit_scores, unit_sums
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.scores import Score
@@ -100,6 +101,11 @@ class Target:
             self._own_mask = self._own_mask.to(self.weight.device)
         return self._own_mask
 
+    @property
+    def cost(self) -> EngineCost | None:
+        """What the layer's units save in the engine; None unless a plan measured it."""
+        return getattr(self.owners[0], "cost", None)
+
     def set_mask(self, mask: Tensor) -> None:
         """Store a mask of the weight's shape where the layers find it."""
         if self._own_mask is not None:
@@ -170,6 +176,19 @@ class Target:
                 value.masked_fill_(holes, 0.0)
 
 
+def decay_to_quantized(
+    targets: Sequence[Target], optimizer: torch.optim.Optimizer, factor: float
+) -> None:
+    """Move latent weights of ternary layers towards their quantized values, by lr * factor of the
+    difference.
+    """
+    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    for target in targets:
+        layer = target.owners[0]
+        if is_quantized(layer) and layer.config.weights == "ternary":
+            target.weight.lerp_(layer.dequantized_weight(), rates[id(target.weight)] * factor)
+
+
 def find_targets(
     model: nn.Module,
     zeros: float | Mapping[str, float] | None,
@@ -213,6 +232,12 @@ def find_targets(
             )
         )
     return list(targets.values())
+
+
+def can_prune(model: nn.Module) -> bool:
+    """True for a model that a Pruner takes: it has ternary layers, or some with zeros to come."""
+    quantized = any(is_quantized(module) for module in model.modules())
+    return any(_prunable(module, quantized) for module in model.modules())
 
 
 def _prunable_layers(model: nn.Module, globs: Sequence[str]) -> dict[str, nn.Module]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class Surgery:
     def apply(self) -> None:
         """Put them in place, and say the new sizes."""
         for module in self._model.modules():
+            self._scale_cost(module)
             for held in (module._parameters, module._buffers):
                 for name, tensor in list(held.items()):
                     if tensor is not None and id(tensor) in self._made:
@@ -64,6 +66,14 @@ class Surgery:
             step()
         self._undo.clear()
 
+    def _scale_cost(self, module: nn.Module) -> None:
+        """What a layer costs in the engine, if that was measured, shrinks in proportion."""
+        cost, weight = vars(module).get("cost"), module._parameters.get("weight")
+        if cost is not None and weight is not None and id(weight) in self._made:
+            share = self._made[id(weight)].numel() / weight.numel()
+            scaled = replace(cost, ms=cost.ms * share)
+            self._put(vars(module), "cost", cost, scaled)
+
     def _put(self, held: Any, name: str, old: Any, new: Any) -> None:
         held[name] = new
         self._undo.append(lambda: held.__setitem__(name, old))
@@ -75,7 +85,7 @@ class Surgery:
             for name, axis in place.tensors:
                 tensor: Any = getattr(module, name)
                 cutter = self.cutters.setdefault(id(tensor), Cutter())
-                cutter.drop(tensor.shape[axis], axis, place.parts, positions)
+                cutter.drop(tensor.shape[axis], axis, place.parts_along(axis), positions)
             self._sizes += self._said(module, place, len(positions))
 
     def _said(
@@ -83,7 +93,13 @@ class Surgery:
     ) -> Iterator[tuple[nn.Module, str, int]]:
         """The sizes that a module says, each with how much smaller it gets."""
         for name in _SIZES[place.role]:
-            if type(vars(module).get(name)) is int:
+            size = vars(module).get(name)
+            if type(size) is not int:
+                continue
+            made: Any = vars(module).get("out_channels")
+            if place.role == "vector" and name in ("in_channels", "groups"):
+                yield module, name, fewer * size // made  # depthwise, with several filters each
+            else:
                 yield module, name, fewer
 
     def _make(self, path: str, tensor: Tensor) -> None:

@@ -25,7 +25,8 @@ from ternary_ops.quantize.correct import correct_bias_, recalibrate_batchnorm_
 from ternary_ops.quantize.equalize import Equalized, equalize_
 from ternary_ops.quantize.fallback import FallbackReport, fallback_
 from ternary_ops.quantize.layer_sensitivity import SensitivityReport, sensitivity
-from ternary_ops.quantize.plans import Plan, PlanRow, plan
+from ternary_ops.quantize.plan_rows import Plan, PlanRow
+from ternary_ops.quantize.plans import plan
 from ternary_ops.quantize.recipes import RECIPES, Recipe, get_recipe
 from ternary_ops.quantize.weights_file import load, save
 

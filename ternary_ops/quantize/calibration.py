@@ -113,7 +113,7 @@ def _check(method: object, percentile: float) -> tuple[str, float]:
         raise BadConfig(need(f"method as one of {names}", repr(method), "Pick one."))
     check_type("percentile", percentile, (int, float), "99.99 is usual.")
     if not 50.0 < percentile <= 100.0:
-        raise BadConfig(need("percentile lies in 50 to 100", percentile, "99.99 is usual."))
+        raise BadConfig(need("percentile in 50 to 100", percentile, "99.99 is usual."))
     return method, percentile
 
 
@@ -132,7 +132,7 @@ def _choices(
         choice = _check("percentile", float(rule)) if number else _check(rule, default[1])
         matched = [name for name in choices if fnmatchcase(name, glob)]
         if not matched:
-            what = f"every glob in rules must match a layer with a range ({', '.join(choices)})"
+            what = f"globs in rules that match a layer with a range ({', '.join(choices)})"
             raise BadConfig(need(what, repr(glob), "Correct it or leave it out."))
         choices.update(dict.fromkeys(matched, choice))
     return choices

@@ -12,16 +12,15 @@ import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, check_type, need
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.fold_batchnorm import find_pairs, fold_pairs_
-from ternary_ops.graph.nodes import layer_class
-from ternary_ops.graph.observed import travel_in_state
 from ternary_ops.graph.replace import replace_modules
-from ternary_ops.graph.subclass_twins import twin_of
 from ternary_ops.graph.trace import OutsideTree, TraceFailed
 from ternary_ops.graph.usage import Usage, eval_graph, idle_layers
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.planned import check_finished, listed, warn_of_zeros
-from ternary_ops.quantize.plans import Plan, check_finite, plan, weight_shape
+from ternary_ops.quantize.plan_rows import Plan
+from ternary_ops.quantize.planned_layers import replace_planned
+from ternary_ops.quantize.plans import check_finite, plan
 
 _log = logging.getLogger(__name__)
 
@@ -49,36 +48,7 @@ def quantize_(model: nn.Module, plan_or_config: Plan | TernaryConfig | None = No
         do = "Pass what plan(model) returned, or a TernaryConfig."
         check_type("plan_or_config", plan_or_config, (Plan, TernaryConfig), do)
     chosen = plan_or_config if isinstance(plan_or_config, Plan) else plan(model, plan_or_config)
-    modules = dict(model.named_modules())
-    new: dict[nn.Module, nn.Module] = {}
-    for row in chosen:
-        module = modules.get(row.name)
-        shape = weight_shape(module)
-        if module is None or shape != row.shape:
-            raise UnsupportedModel(
-                need(
-                    f"a {row.type} {row.name!r} of shape {list(row.shape)}, as the plan has",
-                    "no such layer here" if module is None else list(shape),
-                    "Make the plan from this model.",
-                )
-            )
-        if row.config is None or isinstance(module, tnn.TernaryLayer):
-            continue
-        plain = module if layer_class(module) in (nn.Linear, nn.Conv2d) else twin_of(module)
-        if isinstance(plain, nn.Linear):
-            new[module] = tnn.TernaryLinear.from_float(plain, row.config)
-        elif isinstance(plain, nn.Conv2d):
-            new[module] = tnn.TernaryConv2d.from_float(plain, row.config)
-        else:
-            raise UnsupportedModel(
-                need(
-                    f"a {row.type} {row.name!r}, as the plan has",
-                    type(module).__name__,
-                    "Make the plan from this model.",
-                )
-            )
-    replace_modules(model, new)
-    travel_in_state(model)
+    replace_planned(model, chosen)
     return chosen
 
 
@@ -133,14 +103,19 @@ def pack_(
     for name, change in refit.items():
         _log.warning("%s: one scale per filter changes the weights by %.1f %%", name, 100 * change)
     fold_pairs_(model, pairs)
-    new: dict[nn.Module, nn.Module] = {}
-    for layer in layers.values():
-        if isinstance(layer, tnn.TernaryConv2d):
-            new[layer] = tnn.PackedConv2d.from_layer(layer)
-        elif isinstance(layer, tnn.TernaryLinear):
-            new[layer] = tnn.PackedLinear.from_layer(layer)
-    replace_modules(model, new)
+    replace_modules(model, {layer: _packed(layer) for layer in layers.values()})
     return given
+
+
+def _packed(layer: tnn.TernaryLayer) -> tnn.PackedLayer:
+    if isinstance(layer, tnn.TernaryConv2d):
+        made: tnn.PackedLayer = tnn.PackedConv2d.from_layer(layer)
+    elif isinstance(layer, tnn.TernaryLinear):
+        made = tnn.PackedLinear.from_layer(layer)
+    else:
+        raise TypeError(f"no packed form of {type(layer).__name__}")  # unreachable: these are all
+    made.cost = layer.cost
+    return made
 
 
 def _check_packable(

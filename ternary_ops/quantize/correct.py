@@ -72,7 +72,7 @@ def correct_bias_(model: nn.Module, dense: nn.Module, batches: Iterable[Any]) ->
     twins = dict(dense.named_modules())
     missing = [name for name in layers if name not in twins]
     if not layers or missing:
-        what = "bias correction needs quantized layers, and a dense network with the same names"
+        what = "for bias correction quantized layers, and a dense network with the same names"
         do = "Call quantize_ on a copy of the dense network."
         raise UnsupportedModel(need(what, f"none for {missing}" if layers else "none", do))
     dense.eval()

@@ -139,7 +139,7 @@ class _Watch(Interpreter):
             y = self.run(x.detach().clone().requires_grad_())
         if not isinstance(y, Tensor):
             do = "Wrap it so that it returns one."
-            raise UnsupportedModel(need("the model returns a tensor", type(y).__name__, do))
+            raise UnsupportedModel(need("a model that returns a tensor", type(y).__name__, do))
         nodes = [n for n, value in self._values.items() if value.requires_grad]
         felt = {node: torch.zeros(self.shapes[node][1]).double() for node in self._values}
         for _ in range(_ROUNDS):
@@ -302,7 +302,7 @@ def _apply_checked(
     found = result(model, x)
     if not float((found - expected).abs().max()) <= _ROUNDING * float(expected.abs().max()):
         model.load_state_dict(kept)
-        what = "the equalized network computes what it did"
+        what = "an equalized network that computes what it did"
         raise UnsupportedModel(need(what, "another output", "Report this model; it was misread."))
 
 

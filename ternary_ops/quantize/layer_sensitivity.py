@@ -180,7 +180,7 @@ class Probe:
             if not y.is_floating_point():
                 raise UnsupportedModel(
                     need(
-                        "sensitivity compares models with one float output tensor",
+                        "for sensitivity a model with one float output tensor",
                         y.dtype,
                         "Wrap the model in one that returns the tensor that counts.",
                     )

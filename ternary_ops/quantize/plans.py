@@ -18,80 +18,8 @@ from ternary_ops.graph.usage import running_order
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.patterns import fit_pattern, get_pattern
-from ternary_ops.table import Table
-
-_COLUMNS = ("name", "type", "shape", "action", "pattern", "reason")
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One weighted layer. `action`: "ternary", "int8", "float" (by config), "skip" (see reason)."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    action: str
-    pattern: str  # "" unless ternary, or 8 bits with zeros
-    reason: str
-    config: TernaryConfig | None  # what the layer gets; None unless ternary or int8
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        config = None if self.config is None else self.config.to_dict()
-        return {**vars(self), "shape": list(self.shape), "config": config}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PlanRow:
-        """The inverse of to_dict."""
-        config = values["config"]
-        parsed = None if config is None else TernaryConfig.from_dict(config)
-        return cls(**{**values, "shape": tuple(values["shape"]), "config": parsed})
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One row per weighted layer, in the order of named_modules(). str() is a table."""
-
-    rows: tuple[PlanRow, ...]
-
-    def __iter__(self) -> Iterator[PlanRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, name: str) -> PlanRow:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(name)
-
-    def __str__(self) -> str:
-        cells = [
-            (
-                row.name,
-                row.type,
-                "x".join(map(str, row.shape)),
-                row.action,
-                row.pattern or "-",
-                row.reason,
-            )
-            for row in self.rows
-        ]
-        return str(Table(_COLUMNS, cells, words=_COLUMNS))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"rows": [row.to_dict() for row in self.rows]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """The inverse of to_dict."""
-        try:
-            return cls(tuple(PlanRow.from_dict(row) for row in values["rows"]))
-        except (KeyError, TypeError, AttributeError) as error:
-            do = "Pass what Plan.to_dict() returned."
-            raise BadConfig(need("a plan as plain values", repr(error), do)) from error
+from ternary_ops.quantize.engine_costs import with_costs
+from ternary_ops.quantize.plan_rows import Plan, PlanRow, weight_shape
 
 
 @runtime_checkable
@@ -125,6 +53,10 @@ def plan(
     torch.fx cannot trace it, declaration order is used, and the reason says so. With an example,
     layers that do not run on it are left alone, unless a rule names them.
 
+    With scope "time" the example is needed: what each layer costs in the engine is measured once,
+    on the threads that programs use now (`runtime.num_threads`), and stands in the plan. In a
+    distributed run every process plans, and all get the costs that the first one measured.
+
     `rules` maps globs on layer names to configs that override this; the last match counts. `only`
     and `skip` are globs: layers not in `only`, or in `skip`, are left alone. A layer with several
     names is listed under the first; globs may use any of them.
@@ -137,8 +69,8 @@ def plan(
 
     Raises BadConfig when a glob matches no weighted layer, when a rule has no effect (skip or only
     leave out all its layers) or asks for something else of a layer that is quantized already, when
-    auto is given without budget and batches or they without auto, or when the budget is too small;
-    BadWeights when a weight is not finite.
+    auto is given without budget and batches or they without auto, when the budget is too small, or
+    without an example for scope "time"; BadWeights when a weight is not finite.
     """
     _check_auto(auto, budget, batches)
     model = unwrap(model)
@@ -150,20 +82,19 @@ def plan(
     order, how = running_order(model, example)
     idle = set() if example is None or order is None else set(layers) - set(order)
     special = _special_layers(list(layers), order, how)
-    changes = Changes(model)
-    rows: list[PlanRow] = []
-    for module, names in layers.items():
-        if reason := changes.why_not(module, "quantize"):
-            row = _row(module, names, "skip", reason)
-        elif isinstance(module, tnn.TernaryLayer):
-            row = wish.kept(module, names)
-        else:
-            row = wish.row(module, names, special.get(module, ""), module in idle)
-        rows.append(row)
-    made = Plan(tuple(rows))
-    if budget is None or batches is None:
-        return made
-    return _allocated(model, made, wish.free(made, layers), budget, batches)
+    made = Plan(tuple(wish.rows(Changes(model), layers, special, idle)))
+    if budget is not None and batches is not None:
+        free = [name for name in wish.free(made, layers) if made[name].action == "ternary"]
+        made = _allocated(model, made, free, budget, batches)
+    return with_costs(model, made, example)
+
+
+def free_layers(
+    model: nn.Module, made: Plan, config: TernaryConfig, rules: Mapping[str, TernaryConfig] | None
+) -> list[str]:
+    """Layers of a plan that follow its `config` alone: no rule, no default for their kind."""
+    wish = _Wish(config, dict(rules or {}), None, None)
+    return wish.free(made, _weighted_layers(unwrap(model)))
 
 
 @dataclass(frozen=True)
@@ -189,6 +120,22 @@ class _Wish:
                     )
                 )
 
+    def rows(
+        self,
+        changes: Changes,
+        layers: dict[nn.Module, list[str]],
+        special: Mapping[nn.Module, str],
+        idle: set[nn.Module],
+    ) -> Iterator[PlanRow]:
+        """The rows of all layers, in order."""
+        for module, names in layers.items():
+            if reason := changes.why_not(module, "quantize"):
+                yield _row(module, names, "skip", reason)
+            elif isinstance(module, tnn.TernaryLayer):
+                yield self.kept(module, names)
+            else:
+                yield self.row(module, names, special.get(module, ""), module in idle)
+
     def left_out(self, names: list[str]) -> str:
         """Why `skip` or `only` keep a layer out of the plan; empty if they do not."""
         if self.skip and any(_matches(names, g) for g in self.skip):
@@ -206,13 +153,20 @@ class _Wish:
         rule = self.rule(names)
         if rule and not self.left_out(names):
             _check_kept(module, names, rule, self.rules[rule])
-        return _row(module, names, module.config.weights, "already quantized", module.config)
+        row = _row(module, names, module.config.weights, "already quantized", module.config)
+        return replace(row, cost=module.cost)
 
     def free(self, made: Plan, layers: dict[nn.Module, list[str]]) -> list[str]:
-        """Layers that are ternary by `config` alone."""
+        """Layers that follow `config` alone."""
         planned = [n for m, n in layers.items() if not isinstance(m, tnn.TernaryLayer)]
         unruled = {names[0] for names in planned if not self.rule(names)}
-        return [row.name for row in made if row.action == "ternary" and row.name in unruled]
+        return [
+            row.name
+            for row in made
+            if row.name in unruled
+            and row.config is not None
+            and row.config == replace(self.config, pattern=row.config.pattern)
+        ]
 
     def row(self, module: nn.Module, names: list[str], special: str, idle: bool) -> PlanRow:
         """The row of a float layer; special: why it stays at 8 bits by default."""
@@ -233,7 +187,7 @@ def _check_auto(auto: bool, budget: Allocator | None, batches: Iterable[Any] | N
     if auto != (budget is not None) or auto != (batches is not None):
         got = f"auto={auto}, budget={budget}, batches={'None' if batches is None else 'given'}"
         do = "Pass auto=True, budget=Budget(ms=2.0), batches=[x]."
-        raise BadConfig(need("auto, budget and batches go together", got, do))
+        raise BadConfig(need("auto, budget and batches together", got, do))
 
 
 def _allocated(
@@ -292,14 +246,6 @@ def _row(
     prunable = config is not None and (action == "ternary" or config.zeros > 0)
     pattern = config.pattern if config is not None and prunable else ""
     return PlanRow(names[0], type(module).__name__, shape, action, pattern, reason, config)
-
-
-def weight_shape(module: nn.Module | None) -> tuple[int, ...]:
-    """The shape of module.weight; () where there is none, or none yet."""
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and not nn.parameter.is_lazy(weight):
-        return tuple(weight.shape)
-    return ()
 
 
 def _weighted_layers(model: nn.Module) -> dict[nn.Module, list[str]]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import ternary_ops.nn as tnn
-from ternary_ops.errors import FormatError, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, need
+from ternary_ops.graph.entries import entry_of, tensor_of_entry
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import Ranges, is_entry, keep_ranges, ranges_of
 from ternary_ops.graph.replace import replace_modules
@@ -26,6 +27,7 @@ from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.io import container
 from ternary_ops.io.container import WeightEntry
 from ternary_ops.layout import codes as layout
+from ternary_ops.nn.engine_cost import EngineCost
 from ternary_ops.nn.geometry import edges_of, geometry_of
 from ternary_ops.quantize.convert import pack_
 
@@ -58,22 +60,24 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, allow_unfinished: bo
         model = pack_(copy_of(model), allow_unfinished=allow_unfinished)
     layers, entries = [], []
     own: set[str] = set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, tnn.PackedLayer):
-            layers.append([name, layer.weights, _input(layer), _output(layer)])
-            entries += _layer_entries(name, layer)
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, tnn.PackedLayer)}
+    for name, layer in packed.items():
+        layers.append([name, layer.weights, _input(layer), _output(layer)])
+        entries += _layer_entries(name, layer)
     for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, tnn.PackedLayer):
             own.update(_join(name, key) for key in layer.state_dict())
     bfloat16 = []
     for name, tensor in _distinct(model).items():
         if name not in own:
-            entries.append(_entry(name, tensor))
+            entries.append(entry_of(name, tensor))
             if tensor.dtype == torch.bfloat16:
                 bfloat16.append(name)
     folded = list(getattr(model, "_tops_folded", []))
     ranges = {name: list(bounds) for name, bounds in ranges_of(model).items()}
+    costs = {name: m.cost.to_dict() for name, m in packed.items() if m.cost is not None}
     index = {"layers": layers, "folded": folded, _BFLOAT16: bfloat16, "ranges": ranges}
+    index["costs"] = costs
     container.write(path, KIND, {key: rows for key, rows in index.items() if rows}, entries)
 
 
@@ -92,13 +96,17 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     given, model = model, unwrap(model)
     rows, folded, bfloat16 = _parse_index(document.index)
     ranges = _parse_ranges(document.index.get("ranges", {}))
+    costs = _parse_costs(document.index.get("costs", {}), rows)
     new: dict[nn.Module, nn.Module] = {}
     for row in rows:
-        new[_float_layer(model, row[0])] = _packed_twin(model, row, document)
+        twin = _packed_twin(model, row, document)
+        twin.cost, new[_float_layer(model, row[0])] = costs.get(row[0]), twin
     for name in folded:
         norm = _batchnorm(model, name)
         new[norm] = rest_of(norm) or nn.Identity()
-    state = {name: _tensor(entry, name in bfloat16) for name, entry in _rest(document, rows)}
+    state = {
+        name: tensor_of_entry(entry, name in bfloat16) for name, entry in _rest(document, rows)
+    }
     for row in rows:
         state |= _layer_state(row, document)
     replace_modules(model, new)
@@ -125,7 +133,7 @@ def _distinct(model: nn.Module) -> dict[str, Tensor]:
         if is_entry(name):
             continue
         if not isinstance(value, Tensor):
-            what = f"the state {name!r} is a tensor"
+            what = f"a tensor as the state {name!r}"
             raise UnsupportedModel(need(what, type(value).__name__, "Save it on its own."))
         if first.setdefault(id(value), name) == name:
             found[name] = value.detach()
@@ -151,31 +159,8 @@ def _layer_entries(name: str, layer: tnn.PackedLayer) -> list[WeightEntry]:
         integers = layout.channels_last(integers)
     floats = {"scale": scale, "bias": layer.bias}
     return [WeightEntry(_join(name, "codes"), layer.weights, integers)] + [
-        _entry(_join(name, key), t) for key, t in floats.items() if t is not None
+        entry_of(_join(name, key), t) for key, t in floats.items() if t is not None
     ]
-
-
-def _entry(name: str, tensor: Tensor) -> WeightEntry:
-    stored = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-    try:
-        array = stored.detach().cpu().contiguous().numpy()
-    except (TypeError, RuntimeError) as error:
-        do = "Convert or remove it."
-        raise UnsupportedModel(need(f"{name!r} as a plain tensor", error, do)) from None
-    kind = "float32" if array.dtype == np.float32 else "raw"
-    if kind == "raw" and array.dtype.name not in container.RAW:
-        do = f"Convert it to float32 or one of {', '.join(container.RAW)}."
-        raise UnsupportedModel(need(f"a dtype that files hold for {name!r}", array.dtype, do))
-    return WeightEntry(name, kind, array)
-
-
-def _tensor(entry: WeightEntry, bfloat16: bool) -> Tensor:
-    tensor = torch.from_numpy(entry.array)
-    if not bfloat16:
-        return tensor
-    if tensor.dtype != torch.int16:
-        raise FormatError(need(f"bfloat16 in {entry.name!r}", entry.array.dtype, _DAMAGED))
-    return tensor.view(torch.bfloat16)
 
 
 Row = tuple[str, str, "tuple[float, int] | None", "tuple[float, float] | None"]
@@ -184,7 +169,8 @@ Row = tuple[str, str, "tuple[float, int] | None", "tuple[float, float] | None"]
 def _parse_index(index: dict[str, Any]) -> tuple[list[Row], list[str], set[str]]:
     """(name, weights, input, output), names of folded BatchNorms, names of bfloat16 tensors."""
     rows, folded, bfloat16 = (index.get(key, []) for key in ("layers", "folded", _BFLOAT16))
-    if not set(index) <= {"layers", "folded", _BFLOAT16, "ranges"} or type(rows) is not list:
+    known = {"layers", "folded", _BFLOAT16, "ranges", "costs"}
+    if not set(index) <= known or type(rows) is not list:
         what = "an index of weights: layers and folded"
         raise FormatError(need(what, sorted(index), _DAMAGED))
     for names in (folded, bfloat16):
@@ -200,6 +186,17 @@ def _parse_ranges(ranges: Any) -> Ranges:
     return {name: _parse_bounds(name, bounds) for name, bounds in ranges.items()}
 
 
+def _parse_costs(costs: Any, rows: list[Row]) -> dict[str, EngineCost]:
+    """What layers' empty units save in the engine, by name."""
+    names = {row[0] for row in rows}
+    if type(costs) is not dict or not set(costs) <= names:
+        raise FormatError(need("costs by the names of layers", f"{costs!r:.80}", _DAMAGED))
+    try:
+        return {name: EngineCost.from_dict(values) for name, values in costs.items()}
+    except BadConfig as error:
+        raise FormatError(f"{error} {_DAMAGED}") from None
+
+
 def _parse_bounds(name: str, bounds: Any) -> tuple[float, float]:
     lo, hi = bounds if type(bounds) is list and len(bounds) == 2 else (None, None)
     if type(lo) is not float or type(hi) is not float or not _ordered(lo, hi):
@@ -210,7 +207,7 @@ def _parse_bounds(name: str, bounds: Any) -> tuple[float, float]:
 def _parse_row(row: Any) -> Row:
     name, weights, params, bounds = row if type(row) is list and len(row) == 4 else [None] * 4
     if type(name) is not str or weights not in ("ternary", "int8"):
-        what = "a layer is [name, weights, input, output]"
+        what = "a layer as [name, weights, input, output]"
         raise FormatError(need(what, f"{row!r:.80}", _DAMAGED))
     output = None if bounds is None else _parse_bounds(name, bounds)
     if params is None:
@@ -289,7 +286,7 @@ def _layer_state(row: Row, document: container.Document) -> dict[str, Tensor]:
     for key in ("scale", "bias"):
         vector = document.weights.get(_join(name, key))
         if vector is not None:
-            state[key] = _tensor(vector, False)
+            state[key] = tensor_of_entry(vector, False)
     return {_join(name, key): tensor for key, tensor in state.items()}
 
 
@@ -316,11 +313,11 @@ def _complete(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     wanted = _distinct(model)
     missing = [name for name in wanted if name not in state]
     if missing:
-        what = "the file has all tensors of the model"
+        what = "a file with all tensors of the model"
         raise FormatError(need(what, f"no {_listed(missing)}", _OTHER))
     extra = [name for name in state if name not in wanted]
     if extra:
-        what = "the file has tensors of the model only"
+        what = "a file with tensors of the model only"
         raise FormatError(need(what, f"also {_listed(extra)}", _OTHER))
     for name, tensor in wanted.items():
         found, expected = list(state[name].shape), list(tensor.shape)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,16 +22,20 @@ from ternary_ops import reporting
 from ternary_ops._atomic import replace_file
 from ternary_ops.benchmark.timing import int8_baseline, per_image, torch_threads
 from ternary_ops.benchmark.torch_free_process import run_without_torch
+from ternary_ops.budget import Budget, Found, search
 from ternary_ops.compiler import compile  # noqa: A004
 from ternary_ops.data.classification import Split
 from ternary_ops.data.image_folder import Source
-from ternary_ops.errors import BadConfig, TernaryOpsError, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, FormatError, TernaryOpsError, UnsupportedModel, need
 from ternary_ops.graph.signature import pick
 from ternary_ops.graph.state import load_state
 from ternary_ops.program.interpret import simulate
 from ternary_ops.progress import Progress
 from ternary_ops.prune import Pruner
+from ternary_ops.prune.targets import can_prune
+from ternary_ops.quantize.calibration import calibrate
 from ternary_ops.quantize.convert import quantize_
+from ternary_ops.quantize.plan_rows import Plan
 from ternary_ops.quantize.recipes import Recipe, get_recipe
 from ternary_ops.runtime import Program
 from ternary_ops.study.fit import accuracy, fit, predictions
@@ -39,10 +45,16 @@ from ternary_ops.train.config import TrainConfig, optimizer_for
 from ternary_ops.train.distillation import Distillation
 from ternary_ops.train.distributed import ALONE, Ranks
 
+_log = logging.getLogger(__name__)
 CALIBRATION = 256
 # Images on which the saved program is held to the NumPy reference, which is slow.
 CHECKED = 500
 _CHECKPOINT_SECONDS = 60.0
+_PLAN_FILE, _SEARCH_FILE = "plan.json", "search.json"  # beside the checkpoints
+_SEARCHED = 64  # images that a search compares outputs on
+# A result below so many times chance, or that loses more points, is nothing to rely on.
+_CHANCES, _MOST_LOST = 1.5, 3.0
+_TRY = "try more --epochs, fewer --zeros, --recipe safe, or more data"
 # Smoothing keeps the logits of a network that fits 1,300 images exactly from growing without bound.
 LABEL_SMOOTHING, TEMPERATURE, SHARE = 0.05, 4.0, 0.37
 # Images at once: one, the latency that a user feels, and enough to hide the cost of each call.
@@ -57,6 +69,7 @@ class Job:
     threads: of torch while training; None leaves the choice to torch. reach, flip: pixels by which
     images are moved while training, and whether they are mirrored by chance. checkpoints: a folder
     for them, deleted when the job is done. resume: go on from those of a job that was cut off.
+    budget: widths, zeros and bits are searched for it, beside the recipe's config.
     """
 
     name: str
@@ -71,6 +84,7 @@ class Job:
     flip: bool = False
     checkpoints: Path | None = None
     resume: bool = False
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,7 @@ class Outcome:
 
     agreement: percent of test images for which the program and the network as PyTorch trained it
     choose one class; sums of skip connections are rounded to 8 bits in the program only.
+    warnings: what is wrong with the result, and what to try.
     """
 
     name: str
@@ -104,6 +119,7 @@ class Outcome:
     int8_note: str
     plan: str
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def drop(self) -> float:
@@ -125,8 +141,8 @@ def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -
         ranks.check(config.batch)
     _check_checkpoints(job)
     with torch_threads(job.threads or torch.get_num_threads()):
-        dense = _dense(job, progress, ranks)
-        model, plan = _ternary(job, dense, progress, ranks)
+        dense, plan = _dense(job, progress, ranks)
+        model, plan = _ternary(job, dense, plan, progress, ranks)
     if not ranks.first:
         return None
     example = split.x_test[:1]
@@ -138,18 +154,23 @@ def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -
         shutil.rmtree(job.checkpoints, ignore_errors=True)
     speeds, baseline, note = _speeds(dense, program, split, progress)
     predicted = torch.from_numpy(logits).argmax(1)
+    before = accuracy(predictions(dense, split.x_test), split.y_test)
+    after = accuracy(predicted, split.y_test)
+    warnings = warnings_of(before, after, split.classes)
+    for text in warnings:
+        _log.warning(text)
     return Outcome(
         name=job.name,
         file=output,
         parameters=sum(p.numel() for p in dense.parameters()),
         fp32_bytes=sum(4 * p.numel() for p in dense.parameters()),
-        accuracy_dense=accuracy(predictions(dense, split.x_test), split.y_test),
+        accuracy_dense=before,
         accuracy_int8=(
             None
             if baseline is None
             else accuracy(predictions(baseline, split.x_test), split.y_test)
         ),
-        accuracy=accuracy(predicted, split.y_test),
+        accuracy=after,
         agreement=accuracy(predicted, predictions(model, split.x_test)),
         test_images=len(split.y_test),
         report=reporting.of_program(program, example.numpy(), output.stat().st_size),
@@ -157,7 +178,26 @@ def compress(job: Job, output: Path, progress: Progress, ranks: Ranks = ALONE) -
         int8_note=note,
         plan=str(plan),
         notes=split.notes,
+        warnings=warnings,
     )
+
+
+def warnings_of(before: float, after: float, classes: int) -> tuple[str, ...]:
+    """What is wrong with a result, and what to try; before, after: percent right of the float
+    network and of the compressed one.
+    """
+    chance = 100 / classes
+    if before < _CHANCES * chance:
+        what = f"the float network is right in {before:.2f} % of the test images, chance is"
+        return (f"{what} {chance:.2f} %: pass its trained --weights, or check --data",)
+    found = []
+    if after < _CHANCES * chance:
+        what = f"{after:.2f} % of the test images are right, less than {_CHANCES} times chance"
+        found.append(f"{what} ({chance:.2f} %): {_TRY}")
+    elif before - after > _MOST_LOST:
+        what = f"{before - after:.2f} points of accuracy are lost, more than {_MOST_LOST:g}"
+        found.append(f"{what}: {_TRY}")
+    return tuple(found)
 
 
 def _check_checkpoints(job: Job) -> None:
@@ -167,17 +207,56 @@ def _check_checkpoints(job: Job) -> None:
     raise BadConfig(need("no checkpoints of a job that was cut off", f"{job.checkpoints}", do))
 
 
-def _dense(job: Job, progress: Progress, ranks: Ranks) -> nn.Module:
+def _dense(job: Job, progress: Progress, ranks: Ranks) -> tuple[nn.Module, Plan]:
+    """The trained float network, and the plan that it will be compressed by."""
     torch.manual_seed(job.dense.seed)
     model = job.build()
     _must_classify(model, job.split)
-    _must_compile(model, job)
     if job.weights is not None:
         load_state(model, job.weights)
-        return model.eval()
+    plan = _checked_plan(job, model)
+    if job.weights is not None:
+        return model.eval(), plan
     loss = Distillation(label_smoothing=LABEL_SMOOTHING)
     _train(model, job, job.dense, loss, progress, ranks)
-    return model
+    return model, plan
+
+
+def _checked_plan(job: Job, model: nn.Module) -> Plan:
+    """The plan: hours of training must not end in the news that the network cannot be pruned or
+    run.
+    """
+    trial = copy.deepcopy(model).eval()
+    compile(trial, job.split.x_test[:1])
+    plan = _planned(job, trial)
+    quantize_(trial, plan)
+    Pruner(trial, total_steps=1, **job.recipe.pruner)
+    return plan
+
+
+def _planned(job: Job, model: nn.Module) -> Plan:
+    """The recipe's plan; a job that goes on has it in its folder, with the costs of that time."""
+    kept = None if job.checkpoints is None else job.checkpoints / _PLAN_FILE
+    if kept is None or not kept.exists():
+        return job.recipe.plan(model, example=job.split.x_test[:1])
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        recipe, plan = found["recipe"], Plan.from_dict(found["plan"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(need(f"a plan in {kept}", repr(error), "Delete it.")) from error
+    if recipe != str(job.recipe):
+        do = "Repeat the run that wrote it, or delete its folder to start anew."
+        raise FormatError(need(f"a plan of the run with {job.recipe} in {kept}", recipe, do))
+    return plan
+
+
+def _keep_plan(job: Job, plan: Plan) -> None:
+    """Write a plan with measured costs beside the checkpoints."""
+    if job.checkpoints is None or all(row.cost is None for row in plan):
+        return
+    text = json.dumps({"recipe": str(job.recipe), "plan": plan.to_dict()}, indent=1)
+    job.checkpoints.mkdir(parents=True, exist_ok=True)
+    replace_file(job.checkpoints / _PLAN_FILE, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def _train(
@@ -193,7 +272,8 @@ def _train(
     part = "dense"
     if loss.teacher is not None:
         name, part = "train, prune, ternarize", "ternary"
-        pruner = Pruner(model, total_steps=steps, optimizer=optimizer, **job.recipe.pruner)
+        if can_prune(model):  # within a generous budget a search leaves all dense
+            pruner = Pruner(model, total_steps=steps, optimizer=optimizer, **job.recipe.pruner)
     images = Augmentation(split.x_train, job.reach, job.flip)
     with progress.stage(name, steps) as advance:
         fit(
@@ -204,6 +284,8 @@ def _train(
             ranks=ranks,
             on_step=advance,
         )
+    if loss.teacher is not None and pruner is None:
+        calibrate(model, [split.x_train[:CALIBRATION]])
 
 
 def _checkpoint(job: Job, part: str, config: TrainConfig, model: nn.Module) -> Checkpoint | None:
@@ -217,20 +299,47 @@ def _checkpoint(job: Job, part: str, config: TrainConfig, model: nn.Module) -> C
         "images": list(job.split.x_train.shape),
         "course": f"Course{str(config).removeprefix(TrainConfig.__name__)}",
         "recipe": str(job.recipe) if part == "ternary" else "",
+        **({} if job.budget is None or part == "dense" else {"budget": str(job.budget)}),
         "views": f"{job.reach}, {job.flip}",
     }
     return Checkpoint(job.checkpoints / f"{part}.pt", about, seconds=_CHECKPOINT_SECONDS)
 
 
-def _ternary(job: Job, dense: nn.Module, progress: Progress, ranks: Ranks) -> tuple[nn.Module, Any]:
-    """A quantized copy of `dense`, trained through the pruner's phases with it as teacher."""
+def _ternary(
+    job: Job, dense: nn.Module, plan: Plan, progress: Progress, ranks: Ranks
+) -> tuple[nn.Module, Plan]:
+    """A quantized copy of `dense`, narrower where a budget asks for it, trained through the
+    pruner's phases with it as teacher; and its plan.
+    """
     model, config = copy.deepcopy(dense), job.ternary
     torch.manual_seed(config.seed)
-    plan = job.recipe.plan(model)
-    quantize_(model, plan)
+    if job.budget is not None:
+        found = _searched(job, job.budget, model, progress)
+        _log.info(found)
+        found.apply_(model)
+        plan = found.plan
+    else:
+        quantize_(model, plan)
+        if ranks.first:
+            _keep_plan(job, plan)
     loss = Distillation(dense, TEMPERATURE, SHARE, LABEL_SMOOTHING)
     _train(model, job, config, loss, progress, ranks)
     return model, plan
+
+
+def _searched(job: Job, budget: Budget, model: nn.Module, progress: Progress) -> Found:
+    """The network within the budget; a job that goes on measures nothing twice."""
+    images = job.split.x_train
+    chosen = torch.linspace(0, len(images) - 1, min(_SEARCHED, len(images))).long()
+    return search(
+        *(model, job.split.x_test[:1], [images[chosen]]),
+        target_ms=budget.ms,
+        target_bytes=budget.bytes,
+        config=job.recipe.config,
+        threads=budget.threads,
+        state=None if job.checkpoints is None else job.checkpoints / _SEARCH_FILE,
+        progress=progress,
+    )
 
 
 def _save_checked(program: Program, output: Path, images: Source) -> NDArray[Any]:
@@ -265,14 +374,6 @@ def _must_classify(model: nn.Module, split: Split) -> None:
     if y.ndim != 2 or y.shape[1] < split.classes:
         what = f"logits [N, {split.classes}] or more from the network"
         raise UnsupportedModel(need(what, list(y.shape), do))
-
-
-def _must_compile(model: nn.Module, job: Job) -> None:
-    """Hours of training must not end in the news that the network cannot be pruned or run."""
-    trial = copy.deepcopy(model).eval()
-    compile(trial, job.split.x_test[:1])
-    quantize_(trial, job.recipe.plan(trial))
-    Pruner(trial, total_steps=1, **job.recipe.pruner)
 
 
 def _speeds(

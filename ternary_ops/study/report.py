@@ -44,6 +44,7 @@ def table(outcome: Outcome) -> Table:
         f"same class as the trained network in PyTorch: {outcome.agreement:.2f} % of test images",
         f"torch int8: {_int8_note(outcome)}",
         *outcome.notes,
+        *(f"warning: {text}" for text in outcome.warnings),
     ]
     columns = (outcome.name, "torch fp32", "torch int8", "ternary-ops")
     return Table(columns, rows, notes=notes)
@@ -66,6 +67,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "ms_per_image": [speed.__dict__ for speed in outcome.speeds],
         "int8": _int8_note(outcome),
         "notes": list(outcome.notes),
+        "warnings": list(outcome.warnings),
         "report": outcome.report.to_dict(),
     }
 

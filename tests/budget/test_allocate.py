@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import ternary_ops as tops
-from ternary_ops.budget.allocate import Budget, Choice, choose, hull
+from ternary_ops.budget.allocate import Budget
+from ternary_ops.budget.choice import Choice, choose, hull
 from ternary_ops.errors import BadConfig
 from ternary_ops.models import digits_resnet
 
@@ -120,9 +121,9 @@ def test_time_is_kept_in_the_cost_table(digits: tuple[torch.nn.Module, torch.Ten
 
 def test_what_auto_refuses(digits: tuple[torch.nn.Module, torch.Tensor]) -> None:
     model, x = digits
-    with pytest.raises(BadConfig, match="go together"):
+    with pytest.raises(BadConfig, match="and batches together"):
         tops.plan(model, auto=True)
-    with pytest.raises(BadConfig, match="go together"):
+    with pytest.raises(BadConfig, match="and batches together"):
         tops.plan(model, budget=Budget(ms=1.0))
     with pytest.raises(BadConfig, match="one limit"):
         Budget()

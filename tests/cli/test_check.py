@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,14 @@ def test_the_network_stays_as_it_is() -> None:
     assert type(model[0]) is nn.Conv2d
     with pytest.raises(BadConfig, match="zeros"):
         tops.check(model, torch.randn(1, 3, 8, 8), zeros=(1.0,))
+
+
+def test_a_check_does_not_load_the_compiler_of_torch() -> None:
+    """It takes a second or two, in every command that imports layers."""
+    code = """
+import sys, torch, ternary_ops as tops
+layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
+tops.check(torch.nn.Sequential(*layers).eval(), torch.randn(1, 3, 8, 8))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE).returncode == 0

@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from architectures import conv_bn, mobilenet_v2
 from small_networks import images, ready
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import ternary_ops as tops
+from ternary_ops.compiler import work
 from ternary_ops.compiler.partition import Island, IslandProgram
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
+from ternary_ops.graph.trace import trace
 
 
 class Flow(nn.Module):
@@ -204,6 +207,36 @@ def test_the_share_of_work_in_islands_is_that_of_their_layers() -> None:
     program = tops.compile(packed, images(1, 4, 6, 6), islands=True)
     assert isinstance(program, IslandProgram)
     assert program.share == pytest.approx(64 / (32 + 64 + 128))
+
+
+class Work(nn.Module):
+    """Layers and products of every kind, with what is none between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(4, 8, 3, groups=2), nn.ConvTranspose2d(8, 6, 3, groups=2)
+        self.line, self.act = nn.Conv1d(6, 4, 3, dilation=2), nn.SELU()
+        self.fc, self.norm = nn.Linear(9, 5), nn.LayerNorm(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(self.act(self.up(F.max_pool2d(self.conv(x), 2))), (0, 1, 2, 0))
+        y = self.line(y.mean(2))
+        y = F.softmax(y @ y.transpose(1, 2) * 0.1, dim=-1) @ y
+        return self.norm(self.fc(y)).amax(1)
+
+
+def test_multiply_adds_are_those_that_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Work().eval(), images(2, 4, 17, 22)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    traced = trace(model)
+    monkeypatch.setattr(work, "FlopCounterMode", None)  # would load torch's compiler
+    work.count_macs(traced, x)
+    macs = {n.name: n.meta["macs"] for n in traced.graph.nodes}
+    assert 2 * sum(macs.values()) == counter.get_total_flops()
+    assert {name for name, count in macs.items() if count} == {
+        *("conv", "up", "line", "fc", "matmul", "matmul_1")
+    }
 
 
 def test_a_part_that_refuses_after_all_is_cut_smaller() -> None:

@@ -63,3 +63,23 @@ def test_along_one_axis(kind: type[nn.Module]) -> None:
         (product,) = [i for i, node in enumerate(program.graph.nodes) if node.op == "mul"]
         reads = program.graph.nodes[product].inputs
         assert None not in [program.graph.values[i].y for i in (product, *reads)]
+
+
+class Pooled(nn.Module):
+    """Attention to tokens that a pool makes of all, one at the smallest size (Next-ViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.pool = nn.Conv2d(3, 8, 3), nn.BatchNorm1d(8), nn.AvgPool1d(4)
+        self.keys = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2)
+        keys = self.keys(self.norm(self.pool(x)).transpose(1, 2))
+        return ((x.transpose(1, 2) @ keys.transpose(-2, -1)).softmax(-1) @ keys).mean(1)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_tokens_of_a_pool_meet_others(size: int) -> None:
+    model, x = Pooled().eval(), images(2, 3, size, size)
+    assert error(tops.compile(model, x), model, x) < 1e-5

@@ -48,6 +48,22 @@ def test_subclasses_fold(conv: Any) -> None:
     assert list(dict(model[1].named_children())) == ["drop", "act"]
 
 
+def test_norms_that_do_not_fold_are_in_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    layers = [layer for _ in range(8) for layer in (nn.Conv2d(4, 4, 1), NormAct(4))]
+    model = nn.Sequential(*layers).eval()
+    for hooked in range(1, 13, 2):
+        model[hooked].register_forward_hook(lambda *_: None)
+    model[14].weight = model[12].weight
+    assert fold_batchnorm_(model) == []
+    (record,) = caplog.records
+    names = "1, 3, 5, 7, 9 and 1 more"
+    assert record.getMessage().splitlines() == [
+        f"{names} are not folded: {names}: hooks are registered on it",
+        "13 is not folded: 12: weight tied to 14",
+        "15 is not folded: 14: weight tied to 12",
+    ]
+
+
 class OnSizes(nn.Module):
     """Its code decides on sizes: a trace needs an example."""
 

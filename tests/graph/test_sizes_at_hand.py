@@ -107,6 +107,58 @@ def test_a_network_that_caches_compiles_twice() -> None:
         close(tops.compile(model, x), model, x)
 
 
+def own_constant(net: Any, x: Tensor) -> Tensor:
+    """Writes into constants of its own: the middle third of a bias is zero (Swin v2)."""
+    assert x.shape[2] > 1
+    bias, mask = net.conv.bias.clone(), x.new_zeros(x.shape[2])
+    bias[2:4].zero_()
+    bias[4] = 3.0
+    bias[:1] += 1
+    mask[1:] = torch.arange(1, len(mask))
+    return x * bias.view(-1, 1, 1) + mask.clone().fill_(2.0)
+
+
+def read_between(net: Any, x: Tensor) -> Tensor:
+    bias = net.conv.bias.clone()
+    before = x + bias.view(-1, 1, 1)
+    bias[2:4].zero_()
+    return before * bias.view(-1, 1, 1)
+
+
+def own_parameter(net: Any, x: Tensor) -> Tensor:
+    net.conv.bias.detach()[2:4].zero_()
+    return x
+
+
+def test_writes_into_own_constants_are_done_while_compiling() -> None:
+    model, x = Net(own_constant).eval(), torch.randn(2, 3, 5, 5)
+    before = model.conv.bias.clone()
+    close(tops.compile(model, x), model, x)
+    assert torch.equal(before, model.conv.bias)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [read_between, own_parameter],
+)
+def test_writes_into_what_others_read_are_named(forward: Forward) -> None:
+    with pytest.raises(UnsupportedModel, match=r"zero_\(\) in forward \(test_sizes_at_hand.py:\d+"):
+        tops.compile(Net(forward).eval(), torch.randn(2, 3, 5, 5))
+
+
+@torch.fx.wrap
+def reversed_parts(x: Tensor, parts: int) -> Tensor:
+    """Decides on sizes, and calls one of PyTorch's functions last."""
+    return torch.cat(x.chunk(parts, 1)[::-1], 1) if x.shape[1] > parts else x
+
+
+def test_a_wrapped_function_that_is_looked_into_wraps_no_other() -> None:
+    model, x = Net(lambda net, x: reversed_parts(x, 2)).eval(), torch.randn(2, 3, 5, 5)
+    for _ in range(2):  # torch.fx keeps what it wraps, for the whole process
+        close(tops.compile(model, x), model, x)
+    torch.fx.symbolic_trace(nn.ReLU())
+
+
 def written(net: Any, x: Tensor) -> Tensor:
     x[:, 0] = 0.0
     return x
@@ -140,6 +192,15 @@ def scale_part(net: Any, x: Tensor) -> Tensor:
     return x
 
 
-def test_a_write_into_a_part_is_named_with_its_line() -> None:
-    with pytest.raises(UnsupportedModel, match=r"parts of tensors: mul_\(\) in test_sizes_at_hand"):
-        tops.compile(Net(scale_part).eval(), torch.randn(2, 3, 5, 5))
+def add_to_view(net: Any, x: Tensor) -> Tensor:
+    flat = x.view(len(x), -1)
+    flat += 1
+    return x
+
+
+@pytest.mark.parametrize(("forward", "name"), [(scale_part, "mul_"), (add_to_view, "add_")])
+def test_a_write_into_a_part_is_named_with_module_and_line(forward: Forward, name: str) -> None:
+    place = r"1 \(test_sizes_at_hand.py:\d+\);\n"
+    with pytest.raises(UnsupportedModel, match=rf"parts of tensors: {name}\(\) in {place}"):
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), Net(forward)).eval()
+        tops.compile(model, torch.randn(2, 3, 5, 5))

@@ -14,7 +14,7 @@ from ternary_ops.kernels._epilogue import Output
 
 from ternary_ops.errors import FormatError, UnsupportedDevice
 from ternary_ops.gpu.tuning import load_tuning, tune
-from ternary_ops.kernels import _block_sizes, block_sparse_conv2d, conv2d, linear
+from ternary_ops.kernels import _block_sizes, _target, block_sparse_conv2d, conv2d, linear
 from ternary_ops.ops import blocks
 
 
@@ -102,6 +102,23 @@ def test_what_does_not_fit_is_passed_over() -> None:
 
     (row,) = tune(_linear(20), clock=clock).rows
     assert row.before == row.after
+
+
+def columns_on_blackwell(triton: str, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Of blocks of integers of many sizes."""
+    monkeypatch.setattr(_target.triton, "__version__", triton)
+    where, rules = _target.Target("cuda", 100, 148), _block_sizes.rules
+    found = {rules["linear_blocks"](m, 4096, 4096, 1, where).columns for m in (2, 40, 512, 9000)}
+    for pixels in (49, 784, 6272, 25088, 100352):
+        for rows in (64, 128, 512):
+            found.add(rules["conv_blocks"](pixels, rows, 1, 256, 64, 1, where).columns)
+    return found
+
+
+def test_sums_of_four_planes_fit_in_tensor_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.8 keeps each apart, with 16 columns of weights: 576 of 512 were asked for."""
+    assert all(4 * (columns + 16) <= 512 for columns in columns_on_blackwell("3.8.2", monkeypatch))
+    assert max(columns_on_blackwell("3.9.0", monkeypatch)) == 128
 
 
 def test_another_error_leaves_nothing_behind() -> None:

@@ -92,7 +92,9 @@ def test_a_graph_compiled_for_another_phase_says_so_or_is_made_anew() -> None:
     assert torch.equal(compiled(x), model(x))
     for mine, its in zip(model.buffers(), other.buffers(), strict=True):
         mine.copy_(its)
-    with pytest.raises(RuntimeError, match="compiled for phase 'ternary', got another"):
+    with pytest.raises(
+        RuntimeError, match="phase 'ternary', which this graph was compiled for, got another"
+    ):
         compiled(x)
     compiled.eval()
     torch.testing.assert_close(compiled(x), other(x))

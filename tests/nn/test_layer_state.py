@@ -196,7 +196,7 @@ def test_integers_of_inference_layers_are_not_averaged_in_silence() -> None:
         integers = [b for b in model.buffers() if not b.is_floating_point() and b.ndim]
         theirs = [b for b in average.module.buffers() if not b.is_floating_point() and b.ndim]
         assert any(not torch.equal(a, b) for a, b in zip(integers, theirs, strict=True))
-        with pytest.raises(BadWeights, match="change by loading or refresh"):
+        with pytest.raises(BadWeights, match="loading or refresh"):
             average(x)
         average.module.load_state_dict(model.state_dict())
         assert torch.equal(average(x), y)

@@ -211,7 +211,7 @@ def test_blocks_refuse() -> None:
     ):
         with pytest.raises(BadWeights, match=message):
             run(col_indices=bad)
-    with pytest.raises(BadWeights, match="crow_indices rise from 0 to 54"):
+    with pytest.raises(BadWeights, match="crow_indices that rise from 0 to 54"):
         run(crow_indices=blocks.crow_indices.flip(0))
     with pytest.raises(UnsupportedShape, match="indices of int32 or int64"):
         run(col_indices=col.float())

@@ -87,9 +87,7 @@ def test_a_layer_outside_the_tree_is_named(caplog: pytest.LogCaptureFixture) -> 
     made = plan(model, example=X)
     assert [row.name for row in made] == ["first", "last"]
     assert "neither planned nor saved: Conv2d in Net.listed['list'][0]" in caplog.text
-    with pytest.raises(
-        UnsupportedModel, match=rf"layers that run are in the module tree, got {place}"
-    ):
+    with pytest.raises(UnsupportedModel, match=rf"layers that run in the module tree, got {place}"):
         tops.compile(model, X)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,27 @@ class SamePadding(nn.Conv2d):
         return F.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
+
+
+class BySize(nn.Conv2d):
+    """Padding as TensorFlow's, which the size of the image decides; `flip` puts more at the top."""
+
+    flip = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends: list[int] = []
+        for axis in (1, 0):
+            size, step = x.shape[2 + axis], self.stride[axis]
+            span = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            missing = max((math.ceil(size / step) - 1) * step + span - size, 0)
+            sides = missing // 2, missing - missing // 2
+            ends += reversed(sides) if self.flip else sides
+        x = F.pad(x, ends)
+        return F.conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
+class Flipped(BySize):
+    flip = True
 
 
 class Standardized(nn.Conv2d):
@@ -107,3 +129,50 @@ def test_quantized_packed_saved_and_compiled(weights: str, tmp_path: Path) -> No
             y = torch.relu(images(1, 8, 7, 6))
             near = F.conv2d(F.pad(y, (1, 2, 1, 2)), layer.weight, layer.bias, (2, 1), groups=8)
             assert torch.equal(layer(y), near)
+
+
+@pytest.mark.parametrize(
+    "window", [(3, 2, 1), ((5, 2), (2, 3), 1), (3, 3, 2), (2, 2, 1), (1, 2, 1), (4, 1, 1)]
+)
+def test_padding_by_the_size_of_the_image_has_a_twin(window: tuple[Any, Any, int]) -> None:
+    kernel, stride, dilation = window
+    layer = BySize(4, 6, kernel, stride, dilation=dilation).eval()
+    twin = twin_of(layer)
+    assert type(twin) is PaddedConv2d and twin.weight is layer.weight
+    for h, w in ((13, 9), (14, 8), (15, 16), (9, 11)):
+        x = images(2, 4, h, w)
+        assert torch.equal(twin(x), layer(x))
+    other = twin_of(Flipped(4, 6, kernel, stride, dilation=dilation))
+    assert (other is None) == (window != (1, 2, 1))  # which never pads
+
+
+@pytest.mark.parametrize("weights", ["int8", "ternary"])
+def test_padding_by_size_is_quantized_for_the_size_of_the_example(
+    weights: str, tmp_path: Path
+) -> None:
+    def made() -> nn.Sequential:
+        torch.manual_seed(0)
+        by_size = BySize(3, 8, 3, 2, bias=False), BySize(8, 8, (5, 4), (2, 1), groups=8)
+        rest = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+        return nn.Sequential(by_size[0], nn.BatchNorm2d(8), nn.ReLU(), by_size[1], *rest).eval()
+
+    model, x = made(), images(4, 3, 17, 22)
+    config = tops.TernaryConfig(weights, zeros=0.0)
+    plan = tops.plan(model, config, rules={"*": config})
+    assert [row.action for row in plan] == [weights] * 3
+    tops.quantize_(model, plan)
+    tops.calibrate(model, [x, images(3, 3, 12, 13)], method="minmax")
+    with torch.no_grad():
+        for size in ((17, 22), (12, 13), (14, 14)):
+            y = images(2, 3, *size)
+            program = tops.compile(model, y)
+            assert program.graph.nodes[0].attrs["size"] == size
+            assert "pad" not in [node.op for node in program.graph.nodes]
+            np.testing.assert_allclose(program(y.numpy()), model(y).numpy(), rtol=0, atol=0.02)
+        trained = model(x)
+        packed = tops.pack_(model, example=x)
+        np.testing.assert_allclose(packed(x).numpy(), trained.numpy(), rtol=0, atol=0.02)
+        tops.save(packed, tmp_path / "net.safetensors")
+        loaded = tops.load(tmp_path / "net.safetensors", made())
+        assert torch.equal(loaded(x), packed(x))
+        assert type(loaded[3].to_float()) is PaddedConv2d

@@ -210,7 +210,7 @@ def test_networks_and_files_are_taken_too(tmp_path: Path) -> None:
     ids=lambda image: type(image).__name__,
 )
 def test_other_arrays_are_refused(image: Any) -> None:
-    with pytest.raises(UnsupportedShape, match="an image is"):
+    with pytest.raises(UnsupportedShape, match="an image of uint8"):
         sr.upscale(image, Smooth())
 
 

@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from machines import HANGS
 from PIL import Image
 from torch import nn
 
 from ternary_ops import runtime
+from ternary_ops.budget import Budget, solving
 from ternary_ops.cli import main
 from ternary_ops.data import classification, image_folder
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedModel
 from ternary_ops.models import zoo
 from ternary_ops.progress import progress_bars
+from ternary_ops.quantize import engine_costs
 from ternary_ops.quantize.recipes import get_recipe
 from ternary_ops.study import compressing
 from ternary_ops.study.compressing import Job, compress
@@ -265,9 +268,40 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
         with pytest.raises(FormatError, match="of the run"):
             compress(changed, folder / "b.safetensors", quiet)
         resumed = job(folder, checkpoints=kept, resume=True)
+        if stage == "ternarize":  # the plan with its costs is there: nothing is measured again
+            plan = (kept / "plan.json").read_text(encoding="utf-8")
+            (kept / "plan.json").write_text(plan[:-9], encoding="utf-8")
+            with pytest.raises(FormatError, match="a plan in"):
+                compress(resumed, folder / "b.safetensors", quiet)
+            (kept / "plan.json").write_text(plan, encoding="utf-8")
+            monkeypatch.setattr(engine_costs, "measure", None)
         assert compress(resumed, folder / "b.safetensors", quiet) is not None
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
     assert not kept.exists()
+
+
+def test_a_budget_is_searched_for_and_a_run_that_was_cut_off_keeps_what_was_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressing, "_CHECKPOINT_SECONDS", 0.0)
+    asked: dict[str, Any] = {"budget": Budget(bytes=2_000), "checkpoints": folder / "b.checkpoint"}
+    with progress_bars(quiet=True) as quiet:
+        with pytest.raises(CutOff):
+            compress(job(folder, **asked), folder / "b.safetensors", Stop("ternarize", 4))
+        monkeypatch.setattr(solving, "trial_at", None)  # nothing is measured again
+        made = compress(job(folder, resume=True, **asked), folder / "b.safetensors", quiet)
+    assert made is not None and "auto: " in made.plan
+    # Rounded scales and biases make the file smaller than the one that was measured.
+    assert 1_500 < (folder / "b.safetensors").stat().st_size < 2_060
+
+
+@pytest.mark.parametrize("extra", [("--zeros", "0.5"), ("--recipe", "smallest")])
+def test_a_budget_beside_what_it_chooses_is_refused(
+    folder: Path, extra: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = compress_command("--data", "photos", "--target-bytes", "2000", *extra)
+    assert main(command) != 0
+    assert "--target-bytes without it" in capsys.readouterr().err
 
 
 def test_two_processes_train_one_network(folder: Path) -> None:
@@ -284,7 +318,7 @@ def test_two_processes_train_one_network(folder: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANGS,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -12,6 +12,8 @@ from ternary_ops.compiler.ops import (
     conv_linear,
     data_movement,
     elementwise,
+    fold,
+    heads,
     indexing,
     normalize,
     one_axis,
@@ -23,17 +25,19 @@ from ternary_ops.compiler.ops import (
     views,
 )
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import TorchOp
 
 _FAMILIES = (
     conv_linear,
     products,
+    heads,
     normalize,
     elementwise,
     pad,
     pool,
     reductions,
     data_movement,
+    fold,
     views,
     indexing,
     resize,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from ternary_ops.compiler.axes import Value
-from ternary_ops.compiler.call import Call, pair
+from ternary_ops.compiler.call import Call, is_empty, pair
 from ternary_ops.compiler.combine import joined
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.parts import rolled
@@ -26,7 +26,7 @@ def _parts(call: Call) -> list[Value]:
         return made if isinstance(made, list) else [made]
     if not isinstance(given, Sequence) or not all(isinstance(p, fx.Node) for p in given):
         raise Unsupported("its parts are not a list of tensors")
-    return [call.value(part) for part in given]
+    return [call.value(part) for part in given if not is_empty(part)]
 
 
 def _axis(call: Call) -> int:

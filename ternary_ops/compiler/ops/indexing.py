@@ -10,9 +10,10 @@ from torch import Tensor, fx
 from ternary_ops.compiler.axes import Sizes, Value
 from ternary_ops.compiler.call import Call, Made, shape_of, shapes_of, sizes_of
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.compiler.parts import Range, part, picked, selected
+from ternary_ops.compiler.parts import Range, part, picked, selected, unfolded
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.graph import torch_ops
+from ternary_ops.graph.constants import attribute_of
 
 
 def _split(call: Call) -> list[Value]:
@@ -50,7 +51,7 @@ def _select(call: Call) -> Value:
 
 def _index_select(call: Call) -> Value:
     x, at = call.value(), _said(call)
-    return picked(x, at["dim"], _places(at["index"], x.sizes[at["dim"]]))
+    return picked(x, at["dim"], _places(_constant(at["index"]), x.sizes[at["dim"]]))
 
 
 def _said(call: Call) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _indexed(call: Call, x: Value, index: tuple[Any, ...]) -> Value:
         used = sum(i is not None for i in given)
         index = (*index[:at], *[slice(None)] * (len(x.axes) - used), *index[at + 1 :])
     axis = lists = 0
-    for i in index:
+    for i in map(_constant, index):
         if i is None:
             x = x.seen_as([*x.axes[:axis], (), *x.axes[axis:]])
             axis += 1
@@ -97,11 +98,21 @@ def _indexed(call: Call, x: Value, index: tuple[Any, ...]) -> Value:
             x = part(x, axis, _range(call, x, axis, i))
             axis += 1
         elif isinstance(i, (list, tuple, Tensor)) and not lists:
-            x, lists = picked(x, axis, _places(i, x.sizes[axis])), 1
-            axis += 1
+            x, lists = _taken(x, axis, i), 1
+            axis += getattr(i, "ndim", 1)
         else:
             x = _one(call, x, axis, i)
     return x
+
+
+def _taken(x: Value, axis: int, index: Any) -> Value:
+    """Numbers at constant places, under as many axes as the index has."""
+    places = index.flatten() if isinstance(index, Tensor) else index
+    x = picked(x, axis, _places(places, x.sizes[axis]))
+    if places is index:
+        return x
+    shape: list[Sizes] = [(n,) * x.examples for n in index.shape]
+    return x.reshaped([*x.sizes[:axis], *shape, *x.sizes[axis + 1 :]])
 
 
 def _range(call: Call, x: Value, axis: int, cut: slice) -> Range:
@@ -117,6 +128,13 @@ def _range(call: Call, x: Value, axis: int, cut: slice) -> Range:
     return Range(tuple(f[0] for f in found), tuple(max(f[:2]) for f in found), step)
 
 
+def _constant(index: Any) -> Any:
+    """The tensor of an index that is a constant of the network."""
+    if isinstance(index, fx.Node) and index.op == "get_attr":
+        return attribute_of(index.graph.owning_module, str(index.target))
+    return index
+
+
 def _places(index: Any, size: Sizes) -> list[int]:
     """Constant places along an axis."""
     values = index.tolist() if isinstance(index, Tensor) else index
@@ -125,6 +143,14 @@ def _places(index: Any, size: Sizes) -> list[int]:
     if len(set(size)) > 1 and min(values) < 0:
         raise Unsupported("its index counts from an end that the input moves")
     return [v % size[0] for v in values]
+
+
+def _unfold(call: Call) -> Value:
+    x, at = call.value(), _said(call)
+    size, step = at["size"], at["step"]
+    if type(size) is not int or type(step) is not int:
+        raise Unsupported("its windows depend on the size of the input")
+    return unfolded(x, at["dimension"], size, step)
 
 
 _PARTS = Row(_split, "")
@@ -137,4 +163,5 @@ ROWS = {
     torch_ops.SELECT: Row(_select),
     torch_ops.INDEX_SELECT: Row(_index_select),
     torch_ops.GETITEM: Row(_item, "indexing"),
+    torch_ops.UNFOLD: Row(_unfold),
 }

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor, nn
+
 from ternary_ops.compiler.arrange import canonical, channels_at, placed
 from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call
+from ternary_ops.compiler.constants import constant_value
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.read_layers import Layer, read_batchnorm, read_norm
-from ternary_ops.compiler.reduced import difference, logsumexp
+from ternary_ops.compiler.reduced import activation, combined, difference, logsumexp, reduced
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
@@ -28,15 +32,19 @@ def _batchnorm(call: Call) -> Value:
 
 def _layer_norm(call: Call) -> Value:
     """Over the last axis."""
-    if call.module is None:
-        call.refuse()
-    shape = tuple(call.module.normalized_shape)
+    module = call.module
+    if module is None:
+        at = call.arguments(free=("weight", "bias"))
+        if at["weight"] is not None or at["bias"] is not None:
+            call.refuse()
+        module = nn.LayerNorm(at["normalized_shape"], at["eps"], elementwise_affine=False)
+    shape = tuple(module.normalized_shape)
     if len(shape) != 1:
         raise Unsupported(f"a LayerNorm is supported over one axis, this takes {shape}")
     x = call.value()
     rows = len(x.axes) == 2 and x.axes[0] == x.form[0]
     x = canonical(x) if rows else channels_at(x, -1)
-    return _made(x, read_norm(call.name, call.module))
+    return _made(x, read_norm(call.name, module))
 
 
 def _group_norm(call: Call) -> Value:
@@ -47,6 +55,22 @@ def _group_norm(call: Call) -> Value:
     if x.axes[0] != x.form[0]:
         raise Unsupported("it normalizes a part of an image by itself")
     return _made(x, read_norm(call.name, call.module))
+
+
+def _rms_norm(call: Call) -> Value:
+    """x over the root of the mean of squares along the last axis, times a weight."""
+    at, x = call.arguments(free=("weight",)), call.value()
+    shape, weight = tuple(at["normalized_shape"]), at["weight"]
+    if len(shape) != 1:
+        raise Unsupported(f"an RMSNorm is supported over one axis, this takes {shape}")
+    eps = torch.finfo(torch.float32).eps if at["eps"] is None else at["eps"]
+    power = reduced(activation(x, "square"), [-1], "mean", True)
+    made = combined("mul", x, activation(activation(power, "affine", 1.0, eps), "rsqrt"))
+    if weight is None:
+        return made
+    if isinstance(weight, Tensor):
+        return combined("mul", made, constant_value(f"{call.name}.weight", weight, x))
+    return combined("mul", made, call.value(weight))
 
 
 def _softmax(call: Call) -> Value:
@@ -88,6 +112,7 @@ ROWS = {
     torch_ops.BATCH_NORM: Row(_batchnorm),
     torch_ops.LAYER_NORM: Row(_layer_norm),
     torch_ops.GROUP_NORM: Row(_group_norm),
+    torch_ops.RMS_NORM: Row(_rms_norm),
     torch_ops.SOFTMAX: Row(_softmax),
     torch_ops.SOFTMAX2D: Row(_softmax2d),
     torch_ops.LOG_SOFTMAX: Row(_log_softmax),

@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ternary_ops.compiler.arrange import canonical
+from ternary_ops.compiler.arrange import canonical, in_windows, joined_axes, placed, real
 from ternary_ops.compiler.axes import RANKS, Atom, Value
 from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.compiler.parts import Range, part
-from ternary_ops.compiler.read_layers import Layer
+from ternary_ops.compiler.parts import Range, filtered, part
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
-from ternary_ops.program.weight import Weight
 
 Ends = tuple[int, int]
 _MODES: dict[type[nn.Module], str] = {
@@ -76,7 +74,8 @@ def _cut(x: Value, axis: int, first: int, last: int) -> Value:
 def _bordered(name: str, x: Value, wanted: Mapping[int, Ends], mode: str, value: float) -> Value:
     """With borders at traced axes: channels by filters, rows and columns by `pad`."""
     if not all(x.axes[axis] in x.form[2:] and x.axes[axis] for axis in wanted):
-        x = canonical(x)
+        own = len(x.axes) not in RANKS or in_windows(x)
+        x = _in_places(x, sorted(wanted)) if own else canonical(x)
     rows = {axis: ends for axis, ends in wanted.items() if x.axes[axis] in x.form[2:]}
     for axis in wanted.keys() - rows.keys():
         if mode != "constant" or value or x.axes[axis] != x.form[1] or len(x.form) != RANKS[-1]:
@@ -94,14 +93,21 @@ def _bordered(name: str, x: Value, wanted: Mapping[int, Ends], mode: str, value:
     return Value(_pad_step(x.step, sides, mode, value), tuple(form), tuple(axes))
 
 
+def _in_places(x: Value, axes: Sequence[int]) -> Value:
+    """With one or two traced axes as rows and columns, or tokens, of all that others have."""
+    if len(axes) > 2 or any(set(x.axes[axis]) & set(x.form[0]) for axis in axes):
+        raise Unsupported("two axes of each image are padded")
+    x = real(x)
+    rows = [x.axes[axis] for axis in axes]
+    there = {*x.form[0], *joined_axes(rows)}
+    rest = tuple(atom for atom in x.atoms if atom not in there)
+    return placed(x, [x.form[0], rest, *rows])
+
+
 def _more_channels(name: str, x: Value, axis: int, first: int, last: int) -> Value:
-    """Channels of zeros before and behind the others, by filters that copy those, exactly."""
+    """Channels of zeros before and behind the others."""
     count = x.length(x.axes[axis])[0]
-    filters = np.eye(first + count + last, count, -first, np.int8)
-    scale = np.ones(len(filters), np.float32)
-    weight = Weight(name, "ternary", filters[:, None, None], scale, None)
-    step = Step("conv2d", [x.step], {}, Layer("conv2d", weight, follows=True))
-    return x.with_channels(axis, len(filters), step)
+    return filtered(name, x, axis, np.eye(first + count + last, count, -first, np.int8))
 
 
 ROWS = {torch_ops.PAD: Row(_pad)}

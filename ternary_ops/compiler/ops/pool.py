@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ternary_ops.compiler.arrange import in_windows
 from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call, pair
 from ternary_ops.compiler.ops.row import Row
@@ -12,7 +13,7 @@ from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
 
 
-def _max_pool(call: Call) -> Step:
+def _max_pool(call: Call) -> Value:
     at = call.arguments()
     if at["return_indices"]:
         raise Unsupported("return_indices is not supported")
@@ -23,10 +24,10 @@ def _max_pool(call: Call) -> Step:
         "dilation": pair(at["dilation"]),
         "ceil": at["ceil_mode"],
     }
-    return Step("max_pool2d", [call.input(4)], attrs)
+    return call.image(lambda x: Step("max_pool2d", [x], attrs))
 
 
-def _avg_pool(call: Call) -> Step:
+def _avg_pool(call: Call) -> Value:
     at = call.arguments()
     attrs = {
         "kernel": pair(at["kernel_size"]),
@@ -36,13 +37,13 @@ def _avg_pool(call: Call) -> Step:
         "include_pad": at["count_include_pad"],
         "divisor": at["divisor_override"],
     }
-    return Step("avg_pool2d", [call.input(4)], attrs)
+    return call.image(lambda x: Step("avg_pool2d", [x], attrs))
 
 
 def _adaptive(op: str, fn: str) -> Row:
     """To a size, whatever that of the image; None in it leaves an axis as it is."""
 
-    def make(call: Call) -> Value | Step:
+    def make(call: Call) -> Value:
         at = call.arguments()
         if at.get("return_indices"):
             raise Unsupported("return_indices is not supported")
@@ -51,12 +52,14 @@ def _adaptive(op: str, fn: str) -> Row:
             if set(size) != {1, None}:
                 raise Unsupported(f"to {size} is not supported")
             return reduced(call.value(), [2 + list(size).index(1)], fn, True)
-        x, attrs = call.laid(4), {"size": pair(size)}
-        step = Step(op, [x.step], attrs)
+        attrs = {"size": pair(size)}
         if attrs["size"] != (1, 1):
-            return step
+            return call.image(lambda x: Step(op, [x], attrs))
+        if in_windows(call.value()):
+            return reduced(call.value(), [2, 3], fn, True)
+        x = call.laid(4)
         one = (*x.form[:2], (), ())  # of one pixel, whatever the size
-        return Value(step, one, one)
+        return Value(Step(op, [x.step], attrs), one, one)
 
     return Row(make)
 

@@ -76,13 +76,22 @@ def _attention(call: Call) -> Value:
     q, k, v = (call.value(at[name]) for name in ("query", "key", "value"))
     if at["is_causal"] or at["enable_gqa"]:
         raise Unsupported("attention to all tokens, with as many heads for keys, is supported")
-    width = q.sizes[-1][0]
-    scale = width**-0.5 if at["scale"] is None else float(at["scale"])
+    scale = None if at["scale"] is None else float(at["scale"])
+    mask = call.value(at["attn_mask"]) if isinstance(at["attn_mask"], fx.Node) else None
+    return attention(q, k, v, mask, scale)[0]
+
+
+def attention(
+    q: Value, k: Value, v: Value, mask: Value | None, scale: float | None = None
+) -> tuple[Value, Value]:
+    """Attention of the last two axes, and its weights."""
+    scale = q.sizes[-1][0] ** -0.5 if scale is None else scale
     keys = k.seen_as([*k.axes[:-2], k.axes[-1], k.axes[-2]])
     scores = activation(product(q, keys), "affine", scale, 0.0)
-    if isinstance(at["attn_mask"], fx.Node):
-        scores = combined("add", scores, call.value(at["attn_mask"]))
-    return product(softmax(scores, -1), v)
+    if mask is not None:
+        scores = combined("add", scores, mask)
+    weights = softmax(scores, -1)
+    return product(weights, v), weights
 
 
 ROWS = {

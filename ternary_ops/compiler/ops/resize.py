@@ -10,6 +10,7 @@ import numpy as np
 from torch import fx
 
 from ternary_ops.compiler.arrange import canonical
+from ternary_ops.compiler.axes import Value
 from ternary_ops.compiler.call import Call, pair
 from ternary_ops.compiler.ops.row import Row
 from ternary_ops.compiler.step import Step
@@ -18,9 +19,13 @@ from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import operator_of
 
 
-def _interpolate(call: Call) -> Step:
+def _interpolate(call: Call) -> Value:
+    return call.image(lambda x: _resized(call, x))
+
+
+def _resized(call: Call, x: Step) -> Step:
     """To a size, by a factor, or to the size of another tensor."""
-    x, options = call.input(4), call.arguments(free=("size",))
+    options = call.arguments(free=("size",))
     mode, size, zoom = options["mode"], options["size"], options["scale_factor"]
     if mode == "area" and size is not None and _sized_like(size) is None:
         return Step("adaptive_avg_pool2d", [x], {"size": pair(size)})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ternary_ops.compiler.arrange import reshaped
-from ternary_ops.compiler.axes import Axis, Sizes, Value
+from ternary_ops.compiler.axes import Axis, Sizes, Value, repetition
 from ternary_ops.compiler.call import Call
 from ternary_ops.compiler.constants import over_batch
 from ternary_ops.compiler.ops.row import Row
@@ -134,6 +134,17 @@ def _repeat(call: Call) -> Value:
     return over_batch(x, x.seen_as(axes))
 
 
+def _repeat_interleave(call: Call) -> Value:
+    """Every number of an axis so many times in a row."""
+    x, at = call.value(), call.arguments()
+    if type(at["repeats"]) is not int or type(at["dim"]) is not int:
+        raise Unsupported("one number of repetitions along one axis is supported")
+    axes = [*x.axes]
+    repeats: Sizes = (at["repeats"],) * x.examples
+    axes[at["dim"]] = (*axes[at["dim"]], repetition(repeats))
+    return x.seen_as(axes)
+
+
 def _to(call: Call) -> Value:
     """To another type of floats, or to where another tensor is."""
     given = (*call.node.args[1:], *call.node.kwargs.values())
@@ -156,6 +167,7 @@ ROWS = {
     torch_ops.UNSQUEEZE: Row(_unsqueeze),
     torch_ops.EXPAND: Row(_expand),
     torch_ops.REPEAT: Row(_repeat),
+    torch_ops.REPEAT_INTERLEAVE: Row(_repeat_interleave),
     torch_ops.CONTIGUOUS: Row(Call.value, ""),
     torch_ops.TO: Row(_to, ""),
 }

@@ -28,6 +28,9 @@ from ternary_ops.program.operator import (
     Operator,
     Shape,
     Value,
+    need_few,
+    need_known,
+    need_parts,
     need_rank,
     need_same,
     output_params,
@@ -40,15 +43,9 @@ from ternary_ops.program.weight import Array
 def _divided(node: BoundNode, parts: int) -> int:
     """Channels of an image split into parts; raises FormatError where they do not split."""
     need_rank(node, 4)
-    channels = node.inputs[0].channels or 0
-    if channels % parts:
-        raise FormatError(need(f"channels divisible by {parts}", channels, REWRITE))
-    return channels // parts
-
-
-def _need_few(channels: int) -> None:
-    if channels > MAX_CHANNELS:
-        raise FormatError(need(f"at most {MAX_CHANNELS} channels", channels, REWRITE))
+    channels = node.inputs[0].channels
+    need_parts(channels, parts)
+    return (channels or 0) // parts
 
 
 @register
@@ -75,7 +72,7 @@ class Concat(Operator):
             return self._longer(node)
         known = [part.channels for part in node.inputs if part.channels is not None]
         channels = sum(known) if len(known) == len(node.inputs) else None
-        _need_few(channels or 0)
+        need_few(channels or 0)
         multiple = channels or math.gcd(*(part.multiple for part in node.inputs))
         return Value(x.rank, channels, multiple, output_params(node))
 
@@ -176,8 +173,7 @@ class Unflatten(Operator):
         """An image."""
         need_rank(node, 2)
         x = node.inputs[0]
-        if x.channels is None:
-            raise FormatError(need("a known number of channels", "a flattened image", REWRITE))
+        need_known(x.channels)
         return replace(x, rank=4)
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
@@ -241,7 +237,7 @@ class PixelUnshuffle(Operator):
         """Of more channels."""
         need_rank(node, 4)
         channels = (node.inputs[0].channels or 0) * math.prod(node.at["factor"])
-        _need_few(channels)
+        need_few(channels)
         return replace(node.inputs[0], channels=channels, multiple=channels)
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:

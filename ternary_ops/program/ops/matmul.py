@@ -23,6 +23,7 @@ from ternary_ops.program.operator import (
     Operator,
     Shape,
     Value,
+    need_few,
     need_same,
     register,
 )
@@ -59,8 +60,7 @@ class Matmul(Operator):
             wanted_words = f"channels of {groups} groups, {wanted} of the first value,"
             raise FormatError(need(wanted_words, got, REWRITE))
         channels = groups * tokens if transpose else b.channels
-        if channels > MAX_CHANNELS:
-            raise FormatError(need(f"at most {MAX_CHANNELS} channels", channels, REWRITE))
+        need_few(channels)
         return Value(TOKENS, channels, channels, None)
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:

@@ -25,6 +25,7 @@ from ternary_ops.program.operator import (
     Operator,
     Shape,
     Value,
+    need_parts,
     need_rank,
     need_same,
     register,
@@ -59,8 +60,8 @@ class Softmax(Operator):
     def value(self, node: BoundNode) -> Value:
         """As its input."""
         x, groups = node.inputs[0], node.at["groups"]
-        if groups > 1 and (x.channels is None or x.channels % groups):
-            raise FormatError(need(f"channels divisible by {groups}", x.channels, REWRITE))
+        if groups > 1:
+            need_parts(x.channels, groups)
         return x
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
@@ -123,8 +124,7 @@ class GroupNorm(Operator):
         need_rank(node, 4)
         x, groups = node.inputs[0], node.at["groups"]
         _need_factor_a_channel(node, x.channels)
-        if (x.channels or 0) % groups:
-            raise FormatError(need(f"channels divisible by {groups}", x.channels, REWRITE))
+        need_parts(x.channels, groups)
         return x
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:

@@ -30,6 +30,8 @@ from ternary_ops.program.operator import (
     Operator,
     Shape,
     Value,
+    need_few,
+    need_known,
     plain,
     register,
 )
@@ -83,13 +85,11 @@ class Rearrange(Operator):
         known = [*channels, *(f if f != REST else None for axis in at["split"][1:] for f in axis)]
         made = [known[i] for i in at["order"][: at["axes"][0]]]
         multiple = math.prod(f for f in made if f is not None)
-        if None in made and at["rank"] != 2:
-            raise FormatError(need("a known number of channels", "one of the size", REWRITE))
-        if multiple > MAX_CHANNELS:
-            raise FormatError(need(f"at most {MAX_CHANNELS} channels", multiple, REWRITE))
-        return replace(
-            x, rank=at["rank"], channels=None if None in made else multiple, multiple=multiple
-        )
+        width = None if None in made else multiple
+        if at["rank"] != 2:
+            need_known(width)
+        need_few(multiple)
+        return replace(x, rank=at["rank"], channels=width, multiple=multiple)
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """Axes of the products of their factors."""

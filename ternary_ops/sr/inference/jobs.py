@@ -82,7 +82,7 @@ def plan(inputs: Sequence[str], output: Path, recursive: bool, suffix: str | Non
     if len(found) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir():
         return [Work(found[0][0], output)]
     if _FILE_NAME.search(output.name) and not output.is_dir():
-        wanted = f"one image goes to a file in {', '.join(SUFFIXES)}, several to a folder"
+        wanted = f"for one image a file in {', '.join(SUFFIXES)}, several to a folder"
         do = "Correct the name, or make a folder of that name first."
         raise BadConfig(need(wanted, f"{len(found)} to {output.name}", do))
     works = [Work(p, output / (n if suffix is None else n.with_suffix(suffix))) for p, n in found]

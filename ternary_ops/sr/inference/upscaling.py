@@ -92,7 +92,7 @@ def _planes(image: Image) -> Pixels:
             if isinstance(image, np.ndarray)
             else type(image).__name__
         )
-        what = "an image is uint8, uint16 or float, [H, W] or [H, W, 1 to 4 channels]"
+        what = "an image of uint8, uint16 or float, [H, W] or [H, W, 1 to 4 channels]"
         raise UnsupportedShape(need(what, got, "Pass numpy.asarray(image)."))
     stacked = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
     planes: Pixels = stacked.astype(np.float32)

@@ -47,4 +47,4 @@ def _check_fold(network: SRNetwork, path: str | os.PathLike[str]) -> None:
     off = float((found - wanted).abs().max() / wanted.abs().max())
     if not off <= _MOST:
         do = "The file may be damaged: load it with train=True and look at its weights."
-        raise FormatError(need(f"{path} computes the same when folded", f"off by {off:.1e}", do))
+        raise FormatError(need(f"{path} to compute the same when folded", f"off by {off:.1e}", do))

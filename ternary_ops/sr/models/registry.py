@@ -189,7 +189,7 @@ def build(state: State, source: str) -> SRNetwork:
     ]
     if wrong:
         got = "; ".join(wrong[:_SHOWN]) + (f"; {len(wrong)} in all" if len(wrong) > _SHOWN else "")
-        what = f"{source} holds every tensor of {network.family}, and no other"
+        what = f"every tensor of {network.family}, and no other, in {source}"
         raise FormatError(need(what, got, "Pass the file as its authors published it."))
     load_state(network, state)
     return network.eval()

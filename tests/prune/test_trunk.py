@@ -16,10 +16,10 @@ def network() -> sr.FMEN:
 
 
 def test_channels_that_nothing_reads_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow = script("_narrow", monkeypatch)
+    narrow = script("_trunk", monkeypatch)
     net, x = network(), torch.rand(2, 3, 9, 8)
-    for number, group in enumerate(narrow.groups(net, x)):
-        for name in group.readers:
+    for number, group in enumerate(narrow.trunk(net, x)):
+        for name in group.consumers:
             net.get_submodule(name).weight.data[:, [number, 6]] = 0
     before = {name: value.clone() for name, value in net.state_dict().items()}
     five, four = (narrow.narrowed(net, channels, x) for channels in (5, 4))
@@ -32,11 +32,11 @@ def test_channels_that_nothing_reads_go_first(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_layer_of_the_trunk_belongs_to_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = script("_narrow", monkeypatch).groups(network(), torch.rand(1, 3, 9, 8))
+    groups = script("_trunk", monkeypatch).trunk(network(), torch.rand(1, 3, 9, 8))
     wide = {name for name, m in network().named_modules() if getattr(m, "out_channels", 0) == 7}
-    assert {name for group in groups for name in group.makers} == wide
+    assert {name for group in groups for name in group.producers} == wide
 
 
 def test_other_networks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="FMEN"):
-        script("_narrow", monkeypatch).narrowed(sr.EFDN(2), 40, torch.rand(1, 3, 8, 8))
+        script("_trunk", monkeypatch).narrowed(sr.EFDN(2), 40, torch.rand(1, 3, 8, 8))
