@@ -42,3 +42,32 @@ joined() {
   rm -f "${beside_log[$1]}"
   return "$code"
 }
+
+# once NAME COMMAND...: runs it, keeps what it printed in $work/logs/NAME and the commit, that of
+# $work/commit, in $work/logs/NAME.passed; not again where it passed. needed: and stops if it failed.
+failed=()
+once() {
+  local name=$1
+  shift
+  if [ ! -e "$work/logs/$name.passed" ]; then
+    step "$name"
+    beside "$name" "$@"
+    if joined "$name" > "$work/logs/$name"; then
+      cp "$work/commit" "$work/logs/$name.passed"
+    else
+      failed+=("$name")
+      tail -n 40 "$work/logs/$name"
+    fi
+  fi
+}
+needed() {
+  once "$@"
+  if [ ${#failed[@]} -ne 0 ]; then exit 1; fi
+}
+# last NAME: the last line that a step printed; where NAME: the commit that it passed on, if another.
+last() { tail -n 1 "$work/logs/$1" | sed 's/^=* *//; s/ *=*$//'; }
+where() {
+  if [ -e "$work/logs/$1.passed" ] && ! cmp -s "$work/logs/$1.passed" "$work/commit"; then
+    echo " (on $(cat "$work/logs/$1.passed"))"
+  fi
+}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops import runtime
 from ternary_ops.benchmark import pruned_networks
-from ternary_ops.checking import call_ms
+from ternary_ops.program.layer_costs import call_ms
 
 NETWORKS = (
     "torchvision:resnet18",
@@ -34,10 +34,15 @@ NETWORKS = (
     "timm:resnet18d",
 )
 _SIDE, _SAMPLES = 224, 4
+_TURNS = 3
 
 
 def rows(names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Three rows a network, one for each share of empty quads."""
+    """Three rows a network, one for each share of empty quads.
+
+    Other users of a machine can slow it down for seconds: measured networks take turns, between two
+    predictions, of which the lower one of each share counts.
+    """
     for text in names:
         source, _, name = text.partition(":")
         torch.manual_seed(0)
@@ -47,29 +52,45 @@ def rows(names: Sequence[str]) -> Iterator[dict[str, Any]]:
         start = time.process_time()
         found = tops.check(network, x[:1])
         cpu = time.process_time() - start
-        for predicted in found.predictions:
-            ms, size = _measured(network, x, predicted.zeros)
+        shares = [predicted.zeros for predicted in found.predictions]
+        measured = _measured(network, x, shares)
+        again = tops.check(network, x[:1], shares)
+        for first, second, (ms, size) in zip(
+            found.predictions, again.predictions, measured, strict=True
+        ):
+            predicted = min(first.ms, second.ms)
             yield {
-                **{"network": text, "size": _SIDE, "zeros": predicted.zeros},
-                **{"predicted_ms": round(predicted.ms, 3), "measured_ms": round(ms, 3)},
-                "ms_ratio": round(predicted.ms / ms, 3),
-                **{"predicted_bytes": predicted.bytes, "measured_bytes": size},
-                "bytes_ratio": round(predicted.bytes / size, 3),
+                **{"network": text, "size": _SIDE, "zeros": first.zeros},
+                **{"predicted_ms": round(predicted, 3), "measured_ms": round(ms, 3)},
+                "ms_ratio": round(predicted / ms, 3),
+                **{"predicted_bytes": first.bytes, "measured_bytes": size},
+                "bytes_ratio": round(first.bytes / size, 3),
                 **{"check_seconds": found.seconds, "check_cpu_seconds": round(cpu, 2)},
-                **{"isa": runtime.isa(), "match": 0.75 <= predicted.ms / ms <= 1.25},
+                **{"isa": runtime.isa(), "match": 0.9 <= predicted / ms <= 1.1},
             }
 
 
-def _measured(network: nn.Module, x: Tensor, zeros: float) -> tuple[float, int]:
+def _measured(network: nn.Module, x: Tensor, shares: Sequence[float]) -> list[tuple[float, int]]:
     """Milliseconds and bytes of the network made as a user makes it, but for training."""
+    programs = [_made(network, x, zeros) for zeros in shares]
+    best = [float("inf")] * len(programs)
+    sizes = []
+    with runtime.num_threads(1), tempfile.TemporaryDirectory() as folder:
+        for _ in range(_TURNS):
+            for number, program in enumerate(programs):
+                best[number] = min(best[number], call_ms(partial(program, x[:1].numpy())))
+        for program in programs:
+            path = Path(folder, "program.safetensors")
+            program.save(path)
+            sizes.append(path.stat().st_size)
+    return list(zip(best, sizes, strict=True))
+
+
+def _made(network: nn.Module, x: Tensor, zeros: float) -> runtime.Program:
     model = copy.deepcopy(network)
     config = tops.TernaryConfig(zeros=zeros, scope="layer")
     tops.quantize_(model, tops.plan(model, config))
     tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()
     tops.recalibrate_batchnorm_(model, [x])
     tops.calibrate(model, [x], method="minmax")
-    program = tops.compile(model, x[:1])
-    with runtime.num_threads(1), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "program.safetensors")
-        program.save(path)
-        return call_ms(partial(program, x[:1].numpy())), path.stat().st_size
+    return tops.compile(model, x[:1])

@@ -26,10 +26,10 @@ import ternary_ops as tops
 from ternary_ops import runtime
 from ternary_ops.benchmark import pruned_networks
 from ternary_ops.benchmark.timing import torch_call, torch_threads
-from ternary_ops.checking import call_ms
 from ternary_ops.compiler.island_program import IslandProgram
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape
 from ternary_ops.program.interpret import node_value
+from ternary_ops.program.layer_costs import call_ms
 
 MOST_ERROR = 1e-3  # of the largest output
 _CALIBRATED, _COMPARED = 8, 4  # images

@@ -77,7 +77,7 @@ def page(rows: Sequence[Row]) -> str:
         "*state*: ok (within 1e-3 of the largest output of torch), or why not. *islands*: a "
         "refused network run by `islands=True`, with the share of multiply-adds that is left to "
         "PyTorch. *8 bits*: all layers 8-bit, calibrated on eight images; dB is the SQNR of the "
-        "outputs beside float. ms: one image on one thread, processor time.",
+        "outputs beside float. ms: one image on one thread, processor time. Empty: not measured.",
         "",
         "| model | side | state | islands | 8 bits, dB | ms | ms, 8 bits | ms, torch | why not |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -25,8 +25,7 @@ from _measure import RESULTS, command_line, commit, machine, read_rows, write_cs
 import ternary_ops as tops
 from ternary_ops import models, runtime
 from ternary_ops.benchmark import pruned_networks
-from ternary_ops.checking import call_ms
-from ternary_ops.program.layer_costs import KINDS, MOST_EMPTY, CostTable, measure
+from ternary_ops.program.layer_costs import KINDS, MOST_EMPTY, CostTable, call_ms, measure
 from ternary_ops.program.random_codes import Emptied
 from ternary_ops.program.width_costs import with_widths
 from ternary_ops.quantize.engine_costs import eight_bits

@@ -14,8 +14,9 @@ node beside its NumPy reference, int8_fake_error beside the fake-quantized netwo
 whose skip connections stay float, int8_sqnr and int8_fake_sqnr of both beside float, in dB.
 Columns islands_, of refused models: islands_share is the share of multiply-adds that PyTorch does.
 ms, torch_ms and int8_ms: one image, one thread, processor time. Models that --out holds are
-left out: an interrupted run goes on. Each run ends with a summary and writes docs/models.md where
---out is zoo.csv. --families adds a small variant of every family that --models does not have.
+left out, but for rows of a --quick run: an interrupted run goes on. Each run ends with a summary
+and writes docs/models.md where --out is zoo.csv. --families adds a small variant of every family
+that --models does not have.
 --check-times compares what `ternary-ops check` predicts for ten networks with the same networks
 made by plan, quantize_, one step of a Pruner, calibrate and compile (bench/results/check.csv).
 """
@@ -138,6 +139,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write(path, [{n: cell(n, row.get(n, "")) for n in COLUMNS} for row in rows])
 
 
+def is_complete(row: dict[str, Any], quick: bool) -> bool:
+    """False for a row of a quick run, which lacks the parts behind the first."""
+    part = {"ok": "int8_", "refused": "islands_"}.get(row["state"])
+    return quick or part is None or bool(row[f"{part}state"])
+
+
 def run_all(options: argparse.Namespace) -> int:
     """Measure what is asked for, one process after the other."""
     from _zoo_list import read_list
@@ -149,7 +156,7 @@ def run_all(options: argparse.Namespace) -> int:
         m
         for m in read_list(options.models)
         if any(fnmatchcase(f"{m.source}:{m.name}", glob) for glob in globs)
-        and (options.again or m[:3] not in rows)
+        and (options.again or m[:3] not in rows or not is_complete(rows[m[:3]], options.quick))
     ]
     about = {"commit": commit(), **machine()}
     for name in ("_zoo_model", *_PACKAGES):
@@ -171,7 +178,7 @@ def run_all(options: argparse.Namespace) -> int:
 
 
 def check_times(names: str) -> int:
-    """Measure some networks of check.csv, or all; 1 where a time is off by more than a quarter."""
+    """Measure some networks of check.csv, or all; 1 where a time is off by more than a tenth."""
     from _zoo_check import NETWORKS, rows
 
     chosen = names.split(",") if names else NETWORKS

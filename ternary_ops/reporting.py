@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -242,25 +242,9 @@ def report(
     made = of_program(program, x, size, None if against is None else _runner(against))
     if made.against is None or made.against.sqnr >= _ENOUGH:
         return made
-    return replace(made, advice=_advice(model, sample))
-
-
-def _advice(model: nn.Module | Program, sample: Tensor | Array) -> str:
-    """Layers of a quantized network to fall back on, and where its program rounds more than it."""
     from ternary_ops.quantize.fallback import advice
 
-    said = advice(model, sample, _ENOUGH)
-    if not said:
-        return ""
-    import torch
-
-    from ternary_ops.compiler.rounding import rounding
-
-    found = rounding(cast("nn.Module", model), torch.as_tensor(sample))
-    first = found.first()
-    if first is None or found.loss < 1:
-        return said
-    return f"{said}; rounding between layers costs {found.loss:.1f} dB, first in {first.place}"
+    return replace(made, advice=advice(model, sample, _ENOUGH))
 
 
 def of_program(

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from machines import HANGS
 
 HEAD = "set -euo pipefail\n. .ci/steps.sh\n"
 
 
 def bash(code: str) -> tuple[int, list[str]]:
     done = subprocess.run(
-        ["bash", "-c", HEAD + code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["bash", "-c", HEAD + code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS
     )
     return done.returncode, done.stdout.splitlines()
 
@@ -38,3 +39,16 @@ def test_the_copy_is_a_checkout_of_what_git_would_add(tmp_path: Path) -> None:
     wanted = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert code == 0 and sorted(lines) == sorted(wanted.splitlines())
     assert ".ci/steps.sh" in lines and not [name for name in lines if name.startswith("build/")]
+
+
+def test_a_step_that_passed_is_not_run_again_and_its_commit_is_told(tmp_path: Path) -> None:
+    """.ci/torch is cut off, mended and goes on."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "commit").write_text("old\n")
+    begin = f"work={tmp_path}\ngood() {{ echo fine; }}\nbad() {{ echo oops; false; }}\n"
+    end = 'echo "$(last a)$(where a), $(last b)$(where b), ${failed[*]:-none}"'
+    code, lines = bash(f"{begin}once a good\nonce b bad\n{end}")
+    assert code == 0 and lines[-1] == "fine, oops, b" and "oops" in lines[:-1]
+    (tmp_path / "commit").write_text("new\n")
+    code, lines = bash(f"{begin}once a bad\nonce b good\n{end}\nneeded c bad\necho never")
+    assert code == 1 and "fine (on old), fine, none" in lines and "never" not in lines

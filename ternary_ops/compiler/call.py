@@ -16,7 +16,7 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.graph.constants import attribute_of
 from ternary_ops.graph.nodes import Chain, arguments_of, two
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import TorchOp
 from ternary_ops.graph.trace import ON_EXAMPLE
 
 Made: TypeAlias = "Value | list[Value]"  # of a node; several of one that makes several tensors
@@ -169,7 +169,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     return shape
 
 
-def is_empty(node: fx.Node) -> bool:
+def is_empty(node: Any) -> bool:
     """True for a tensor of no numbers, for all examples that the trace ran on."""
     return bool(shape_of(node)) and all(0 in shape for shape in shapes_of(node))
 

@@ -21,7 +21,7 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.constants import FOLDED
 from ternary_ops.graph.nodes import fused_chains, look_up
 from ternary_ops.graph.observed import range_seen
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import TorchOp
 from ternary_ops.graph.trace import ON_EXAMPLE
 from ternary_ops.nn.planned import listed
 

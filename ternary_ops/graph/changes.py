@@ -19,7 +19,8 @@ from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.functional_layers import READ
 from ternary_ops.graph.nodes import Chain, layer_class, parent_of
 from ternary_ops.graph.subclass_twins import rest_of, twin_of
-from ternary_ops.graph.torch_ops import BATCH_NORM, Kinds
+from ternary_ops.graph.torch_op import Kinds
+from ternary_ops.graph.torch_ops import BATCH_NORM
 
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.constants import Known, attribute_of, constants_of, fold_constants_
 from ternary_ops.graph.nodes import arguments_of, operator_of, parent_of
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import TorchOp
 
 READ = "read"  # in the meta of a trace: tensors that its code reads itself, id -> who does
 COMPUTED = "computed"  # in the meta of a trace: ids of parameters that are none of the model's

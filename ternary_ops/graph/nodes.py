@@ -17,10 +17,17 @@ from typing import Any
 from torch import fx, nn
 
 from ternary_ops.graph import torch_ops
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import REQUIRED, TorchOp
 
 Bounds = tuple[float | None, float | None]
 _HOMES = ("torch.nn.", "torch.ao.nn.", "ternary_ops.nn.")
+_CONTAINERS = (  # of torch.nn, which a trace looks into
+    nn.Sequential,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
 _CALLING = ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__")
 _PASS = (torch_ops.IDENTITY, torch_ops.DROPOUT, torch_ops.CONTIGUOUS)
 _CLAMPS = (
@@ -47,7 +54,7 @@ def layer_class(module: nn.Module) -> type[nn.Module] | None:
     A subclass that computes by its parent's forward, with nothing redefined that this forward uses,
     is of its parent's kind.
     """
-    return None if isinstance(module, nn.Sequential) else _layer_class(type(module))  # type: ignore[arg-type]
+    return None if isinstance(module, _CONTAINERS) else _layer_class(type(module))  # type: ignore[arg-type]
 
 
 @cache
@@ -133,9 +140,9 @@ def arguments_of(node: fx.Node, op: TorchOp, first: str = "input") -> dict[str, 
     """
     names = (first, *op.arguments)
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    found = {first: torch_ops.REQUIRED, **op.arguments, **given}
+    found = {first: REQUIRED, **op.arguments, **given}
     known = len(node.args) <= len(names) and set(found) <= set(names)
-    return found if known and torch_ops.REQUIRED not in found.values() else None
+    return found if known and REQUIRED not in found.values() else None
 
 
 def two(value: object) -> tuple[int, int] | None:

@@ -8,8 +8,6 @@ functional layers, the compiler) asks `graph.nodes`, which looks it up here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,29 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import ternary_ops.nn as tnn
+from ternary_ops.graph.torch_op import REQUIRED, Kinds, TorchOp
 from ternary_ops.nn.geometry import PaddedConv2d
-
-Kinds = tuple[type[nn.Module], ...]
-REQUIRED = object()
-
-
-@dataclass(frozen=True, eq=False)
-class TorchOp:
-    """One operator in all its spellings.
-
-    name: for people. modules: classes of torch.nn and ternary_ops.nn. calls: functions, and methods
-    by name. arguments: those after the tensor, in PyTorch's order, with its defaults; a module has
-    them as attributes. subclasses: classes derived from the modules compute the same. named: calls
-    recognized by the function's name alone, since its package may be absent.
-    """
-
-    name: str
-    modules: Kinds = ()
-    calls: tuple[Any, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    subclasses: bool = False
-    named: tuple[str, ...] = ()
-
 
 _OPERATORS: list[TorchOp] = []
 
@@ -260,9 +237,6 @@ ADAPTIVE_AVG_POOL1D = _op(
 )
 ADAPTIVE_AVG_POOL2D = _op(
     "AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, output_size=None
-)
-ADAPTIVE_AVG_POOL1D = _op(
-    "AdaptiveAvgPool1d", nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d, output_size=None
 )
 ADAPTIVE_MAX_POOL2D = _op(
     "AdaptiveMaxPool2d",

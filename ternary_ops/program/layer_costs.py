@@ -28,7 +28,8 @@ from ternary_ops.program.random_codes import Emptied
 # No layer is emptied further by a rule that goes by time: less is left than an engine's overhead.
 MOST_EMPTY = 0.97
 KINDS = ("ternary", "int8")
-SHARES = (0.0, 0.25, 0.5, 0.6, 0.75, 0.9, MOST_EMPTY)
+# Denser where loops take over from each other (csrc/kernels/table.h, SparseBelow).
+SHARES = (0.0, 0.2, 0.25, 0.3, 0.45, 0.5, 0.6, 0.75, 0.9, MOST_EMPTY)
 _SECONDS = 0.4  # of timing one program
 _ROUNDS, _REPEATS = (4, 40), 3  # least and most turns of each; calls in a turn
 _CALLS = (5, 1000)  # least and most of timing whole calls
@@ -148,7 +149,7 @@ class Turns:
 
     engine: Any
     ms: list[float] = field(default_factory=list)
-    call_ms: float = float("inf")
+    whole: float = float("inf")
 
     def take(self, x: NDArray[np.float32]) -> None:
         """Another turn."""
@@ -156,12 +157,12 @@ class Turns:
         self.ms = [min(pair) for pair in zip(self.ms, found, strict=True)] if self.ms else found
         start = time.perf_counter()
         self.engine.run(x)
-        self.call_ms = min(self.call_ms, 1e3 * (time.perf_counter() - start))
+        self.whole = min(self.whole, 1e3 * (time.perf_counter() - start))
 
     @property
     def overhead(self) -> float:
         """Milliseconds of a call that no node takes."""
-        return max(self.call_ms - sum(self.ms), 0.0)
+        return max(self.whole - sum(self.ms), 0.0)
 
 
 def measure(
@@ -202,7 +203,7 @@ def measure_mixed(
     """
     x = np.random.default_rng(0).random(program.sample, np.float32)
     emptied = Emptied(program.graph, choices)
-    made = Program(emptied.mixed(choices), program.sample)
+    made = Program(emptied.chosen(choices), program.sample)
     turns = Turns(build(made.graph))
     take_turns([(turns, x)], _SECONDS)
     layers = dict.fromkeys(emptied.names, 0.0)

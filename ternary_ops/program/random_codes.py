@@ -51,14 +51,6 @@ class Emptied:
         ]
         return Graph(self._graph.nodes, tuple(weights))
 
-    def mixed(self, choices: Mapping[str, tuple[str, float]]) -> Graph:
-        """The graph with a kind and a share of its own for each of these layers, by name."""
-        weights = [
-            self._random[i].weight(w, *choices[w.name]) if i in self._random else w
-            for i, w in enumerate(self._graph.weights)
-        ]
-        return Graph(self._graph.nodes, tuple(weights))
-
 
 class _Codes:
     """Random codes of one layer, no quad empty, and the order in which quads become so."""

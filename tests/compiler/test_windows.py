@@ -128,6 +128,13 @@ def heads(net: Any, x: Tensor) -> Tensor:
     return last.transpose(0, 1) * weights.mean(-1, keepdim=True)
 
 
+def transformer(net: Any, x: Tensor) -> Tensor:
+    """PyTorch's own, whose parts a trace sees."""
+    y: Tensor = net.encoder(tokens(x))
+    made: Tensor = net.decoder(y[:, :4], y)
+    return made
+
+
 def _layers() -> dict[str, nn.Module]:
     return {
         "point": nn.Conv2d(12, 8, 1),
@@ -152,6 +159,15 @@ NETS: dict[str, Callable[[], Net]] = {
     ),
     "reordered": lambda: Net(reordered),
     "rms": lambda: Net(root_mean_square, norm=nn.RMSNorm(12), weight=torch.randn(12)),
+    "transformer": lambda: Net(
+        transformer,
+        encoder=nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, activation="gelu"),
+            2,
+            enable_nested_tensor=False,
+        ),
+        decoder=nn.TransformerDecoderLayer(12, 2, 20, batch_first=True, norm_first=True),
+    ),
     "heads": lambda: Net(
         heads,
         first=nn.MultiheadAttention(12, 3, bias=False, batch_first=True),

@@ -35,7 +35,11 @@ def unread(model: nn.Module, x: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
                     continue
                 weight: Any = model.get_submodule(place.layer).weight
                 inputs, rows = weight.shape[1], weight.shape[0] // place.parts
-                for position in torch.from_numpy(place.positions)[gone].flatten().tolist():
+                positions = torch.from_numpy(place.positions)[gone].flatten().tolist()
+                if isinstance(model.get_submodule(place.layer), nn.ConvTranspose2d):
+                    weight[positions] = 0
+                    continue
+                for position in positions:
                     part = position // inputs
                     weight[part * rows : (part + 1) * rows, position % inputs] = 0
         y: Tensor = model(x)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from machines import HANGS
 from PIL import Image
 from torch import nn
 
@@ -24,6 +25,7 @@ from ternary_ops.data import classification, image_folder
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedModel
 from ternary_ops.models import zoo
 from ternary_ops.progress import progress_bars
+from ternary_ops.quantize import engine_costs
 from ternary_ops.quantize.recipes import get_recipe
 from ternary_ops.study import compressing
 from ternary_ops.study.compressing import Job, compress
@@ -266,6 +268,13 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
         with pytest.raises(FormatError, match="of the run"):
             compress(changed, folder / "b.safetensors", quiet)
         resumed = job(folder, checkpoints=kept, resume=True)
+        if stage == "ternarize":  # the plan with its costs is there: nothing is measured again
+            plan = (kept / "plan.json").read_text(encoding="utf-8")
+            (kept / "plan.json").write_text(plan[:-9], encoding="utf-8")
+            with pytest.raises(FormatError, match="a plan in"):
+                compress(resumed, folder / "b.safetensors", quiet)
+            (kept / "plan.json").write_text(plan, encoding="utf-8")
+            monkeypatch.setattr(engine_costs, "measure", None)
         assert compress(resumed, folder / "b.safetensors", quiet) is not None
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
     assert not kept.exists()
@@ -298,7 +307,7 @@ def test_two_processes_train_one_network(folder: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANGS,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -24,7 +24,8 @@ from ternary_ops.errors import (
 )
 from ternary_ops.models import digits_resnet
 from ternary_ops.models.weights import load_weights
-from ternary_ops.study import user_code
+from ternary_ops.study import compressing, user_code
+from ternary_ops.study.compressing import warnings_of
 from ternary_ops.train.config import TrainConfig
 
 NET = """
@@ -113,6 +114,38 @@ def test_recipes_do_what_they_say(
     assert {row["kind"] for row in pruned} == {config.weights}
     empty, quads = (sum(row[key] for row in pruned) for key in ("empty_quads", "quads"))
     assert abs(empty - config.zeros * quads) <= 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "classes", "said"),
+    [
+        (99.0, 96.1, 10, ()),
+        (99.0, 95.9, 10, ("3.10 points of accuracy are lost, more than 3: try more --epochs",)),
+        (90.0, 14.0, 10, ("14.00 % of the test images are right, less than 1.5 times chance",)),
+        (12.0, 11.0, 10, ("the float network is right in 12.00 % of the test images, chance",)),
+        (70.0, 74.0, 2, ("the float network is right in 70.00 %",)),
+        (60.0, 61.0, 10, ()),
+    ],
+)
+def test_a_result_that_is_nothing_to_rely_on_is_named(
+    before: float, after: float, classes: int, said: tuple[str, ...]
+) -> None:
+    found = warnings_of(before, after, classes)
+    assert len(found) == len(said)
+    assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
+
+
+def test_warnings_stand_in_json_and_table(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressing, "_MOST_LOST", -1000.0)  # whatever comes out
+    monkeypatch.setattr(compressing, "_CHANCES", 0.0)
+    argv = ["compress", "--model", "net.py:build", "--data", "data.npz", "--weights", "net.pt"]
+    for more in (["--json"], []):
+        assert main([*argv, "--epochs", "1", "-o", "w.safetensors", *more]) == 0
+        out = capsys.readouterr().out
+        found = json.loads(out)["warnings"] if more else [out]
+        assert len(found) == 1 and "points of accuracy are lost" in found[0]
 
 
 def test_a_recipe_is_a_plan_and_rules_come_first() -> None:

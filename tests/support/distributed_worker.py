@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ternary_ops as tops
+from ternary_ops.errors import UnsupportedModel
 from ternary_ops.train.distillation import Distillation
 
 STEPS, BATCH = 24, 12
@@ -110,12 +111,37 @@ def train(case: Case, file: Path) -> dict[str, torch.Tensor]:
     return dict(training.model.state_dict())
 
 
+class Odd(nn.Module):
+    """Decides on values, so that its layer is in no program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(12, 8, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) if float(x.sum()) > -1e9 else x
+
+
+def costs() -> tuple[dict[str, float], str]:
+    """What every rank gets of what the first one measures, and of what it cannot."""
+    config, x = tops.TernaryConfig(zeros=0.6, scope="time"), torch.rand(1, 2, 5, 5)
+    model = build().float()
+    made = tops.plan(model, config, example=x)
+    model[4] = Odd()
+    try:
+        tops.plan(model, config, example=x)
+    except UnsupportedModel as error:
+        return {row.name: row.cost.ms for row in made if row.cost is not None}, str(error)
+    return {}, ""
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     found = {name: train(case, folder / f"c{rank}.pt") for name, case in CASES.items()}
+    found["costs"] = costs()  # type: ignore[assignment]
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

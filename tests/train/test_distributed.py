@@ -14,6 +14,7 @@ import pytest
 import torch
 from checkout import SUPPORT
 from distributed_worker import CASES, train
+from machines import HANGS
 
 WORKER = SUPPORT / "distributed_worker.py"
 
@@ -27,7 +28,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
@@ -47,6 +48,12 @@ def test_ranks_agree_with_each_other_and_with_one_process(
             assert torch.equal(first[key], value), key
         else:
             torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def test_every_rank_has_the_costs_that_the_first_one_measured(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["costs"] for rank in ranks)
+    assert first == second  # milliseconds to the last digit: two measurements never agree so
+    assert set(first[0]) == {"2", "4"} and "4.inner outside of it" in first[1]
 
 
 def test_a_resumed_run_equals_one_that_was_not_cut_off(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ternary_ops.compiler.ops import (
     views,
 )
 from ternary_ops.compiler.ops.row import Row
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import TorchOp
 
 _FAMILIES = (
     conv_linear,

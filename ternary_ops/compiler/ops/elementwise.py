@@ -17,7 +17,7 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.nodes import clamp_bounds
-from ternary_ops.graph.torch_ops import TorchOp
+from ternary_ops.graph.torch_op import TorchOp
 
 
 def _same(call: Call) -> Value:
