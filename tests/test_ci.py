@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from machines import HANGS
 
 HEAD = "set -euo pipefail\n. .ci/steps.sh\n"
 
 
 def bash(code: str) -> tuple[int, list[str]]:
     done = subprocess.run(
-        ["bash", "-c", HEAD + code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["bash", "-c", HEAD + code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS
     )
     return done.returncode, done.stdout.splitlines()
 

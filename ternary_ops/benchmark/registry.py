@@ -66,6 +66,14 @@ BENCHES = (
         ("zoo.csv", "check.csv"),
     ),
     Bench(
+        "fastest",
+        "the default recipe on ResNet-18, a column an instruction set; writes README's sentence",
+        "",
+        ("OpenVINO",),
+        (),
+        _FULL,
+    ),
+    Bench(
         "growth",
         "how time grows with density and image size, and where it breaks even with dense 8 bits",
         "",
@@ -237,6 +245,21 @@ BENCHES = (
         "equal_time",
         "accuracy at equal milliseconds: the search, narrow dense networks, zeros or widths alone",
         "train --folder FOLDER",
+        (),
+        (),
+    ),
+    Bench(
+        "layer_costs",
+        "whether the engine's cost table says what whole networks take, with zeros, kinds of "
+        "weights and widths that were not measured",
+        "",
+        (),
+        ("layer_costs.csv",),
+    ),
+    Bench(
+        "time_scope",
+        "accuracy at equal milliseconds: zeros where they save time, or equal in every layer",
+        "--seeds 0,1,2",
         (),
         (),
     ),

@@ -27,6 +27,7 @@ from ternary_ops.graph.nodes import (
 )
 from ternary_ops.nn.geometry import PaddedConv2d
 
+_MORE_LAYERS = (nn.Conv1d, nn.ConvTranspose2d)  # whose channels are not scaled
 _LAYERS = (nn.Conv2d, nn.Linear, PaddedConv2d, tnn.TernaryConv2d, tnn.TernaryLinear)
 _NORMS = (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
 _KINDS = {
@@ -45,6 +46,8 @@ _KINDS = {
         ops.MAX_POOL2D, ops.AVG_POOL2D, ops.ADAPTIVE_AVG_POOL2D, ops.ADAPTIVE_MAX_POOL2D,
         ops.INTERPOLATE, ops.MAX_POOL1D, ops.AVG_POOL1D, ops.ADAPTIVE_AVG_POOL1D,
     ),
+    # Around images: zeros, or what is no multiple of the channel.
+    "pad": (ops.PAD,),
     # Values go elsewhere, unchanged.
     "move": (
         ops.CONCAT, ops.STACK, ops.CHUNK, ops.SPLIT, ops.TENSOR_SPLIT, ops.UNBIND, ops.NARROW,
@@ -66,7 +69,7 @@ _MORE: dict[str, tuple[Any, ...]] = {
     "pointwise": ("double",),
     "window": (
         nn.UpsamplingNearest2d,
-        nn.UpsamplingBilinear2d, nn.ZeroPad2d,
+        nn.UpsamplingBilinear2d,
     ),
     "move": (torch.repeat_interleave, "repeat_interleave"),
     "attention": (F.scaled_dot_product_attention,),
@@ -83,7 +86,7 @@ def kind_of(node: fx.Node) -> str:
         return node.op
     module = module_of(node)
     kind = None if module is None else layer_class(module)
-    if kind in _LAYERS:
+    if kind in _LAYERS or kind in _MORE_LAYERS:
         return "layer"
     if is_batchnorm(node) or kind in _NORMS:
         return "norm"
@@ -152,7 +155,8 @@ def keeps_factors(node: fx.Node, inputs: int) -> bool:
     if inputs != 1 or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     by_number = is_product(node) and isinstance(node.args[1], (int, float))
-    return by_number or kind_of(node) == "window" or is_pass(node) or is_slope(node)
+    zeros = isinstance(module_of(node), nn.ZeroPad2d)
+    return by_number or zeros or kind_of(node) == "window" or is_pass(node) or is_slope(node)
 
 
 def is_product(node: fx.Node) -> bool:

@@ -112,7 +112,7 @@ class _Reader(Interpreter):
         x, rank, name = inputs[0], len(self.axes.shapes[node]), str(node.target)
         conv = hasattr(layer, "kernel_size")
         dims = (1,) if conv else (rank - 1,)
-        if rank < 2 or (conv and rank != 4):
+        if rank < 2 or (conv and rank != layer.weight.ndim):
             return False
         self.axes.add(node, dims)
         if not self._alone(node):
@@ -122,8 +122,12 @@ class _Reader(Interpreter):
             self.groups.use(name, "producer", node)
             return layer_groups(layer) == 1
         parts = layer_groups(layer)
-        if parts > 1 and parts == layer.in_channels == layer.out_channels:
-            self.groups.tie(node, x)
+        if not kinds.scales(node):
+            self.axes.fix([x, node], f"{name_of(node)} is not scaled", "scale")
+        each = self.groups.width(node) // parts
+        turned = isinstance(layer, nn.ConvTranspose2d)
+        if parts > 1 and parts == layer.in_channels and (each == 1 or not turned):  # depthwise
+            self.groups.tie(node, x, torch.arange(parts * each).numpy() // each)
             self.groups.use(name, "vector", node, parts)
             return True
         self.groups.use(name, "consumer", x, parts)
@@ -319,14 +323,16 @@ class _Reader(Interpreter):
         ) or (1,) * (found.ndim > 1 and found.shape[1] == 1)
         if not dims:
             return False
-        self.axes.add(node, dims)
+        unfolded = dims == (1, 2, 3) and found.ndim == 4  # rows that become an image
+        self.axes.add(node, (1,) if unfolded else dims)
         for d in reversed(range(found.ndim)):
             found = found if d in dims else found.select(d, 0)
-        index = found.flatten().long().numpy()
+        pixels = found.flatten(1).T if unfolded else found.reshape(1, -1)
         images = all(self.axes.dims[m] == (1,) for m in (node, *sources))
         flattened = kinds.is_flatten(node) and len(self.axes.shapes[node]) == 2
         scale = images and (kinds.is_concat(node) or flattened)
-        self.axes.tie(node, sources, index, scale)
+        for index in pixels.long().numpy():
+            self.axes.tie(node, sources, index, scale)
         if not scale:
             self.axes.fix([node, *sources], f"{name_of(node)} does not pass factors on", "scale")
         return True
@@ -343,6 +349,7 @@ _READ = {
     "matmul": _Reader._matmul,
     "attention": _Reader._attention,
     "pixels": _Reader._pixels,
+    "pad": _Reader._window,
 }
 
 

@@ -44,7 +44,7 @@ class FilterCosts:
             for place in group.places:
                 for name, axis in place.tensors:
                     if (place.layer, name) in found:  # a parameter, no buffer
-                        size = groups.shapes[place.layer, name][axis] * place.parts
+                        size = groups.shapes[place.layer, name][axis] * place.parts_along(axis)
                         axes = found[place.layer, name].axes
                         share = place.positions.shape[1] / size
                         axes.setdefault(axis, []).append((group.name, share))

@@ -16,15 +16,16 @@ from ternary_ops.errors import check_type
 from ternary_ops.graph.batches import batch_of
 from ternary_ops.graph.changes import Changes
 from ternary_ops.graph.channel_axes import ChannelAxes
+from ternary_ops.graph.channel_ops import kind_of
 from ternary_ops.graph.channels import read_channels
 from ternary_ops.graph.functional_layers import READ
 from ternary_ops.graph.narrowing import Kept, Miscounted, miscounted
-from ternary_ops.graph.nodes import is_layer, module_of
+from ternary_ops.graph.nodes import module_of
 from ternary_ops.graph.signature import tensor_of
 from ternary_ops.graph.trace import evaluating, trace_at
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.layout.channel_groups import ChannelGroup, Index, Use
-from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
+from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place, filters_of
 
 # The tensors of a layer with an element, or a row, for each channel that it makes or normalizes;
 # `marks` are the masks and codes of quantized layers.
@@ -105,8 +106,9 @@ class FilterNetwork:
         parts = int(group.labels.max()) + 1
         each = np.bincount(group.labels)
         if fixed is None and (len(set(each)) > 1 or not _even(group)):
-            names = [str(use.owner) for use in group.uses if use.groups > 1]
-            fixed = f"a share of the parts of {', '.join(names) or 'a grouped operator'}"
+            fixed = f"a share of the parts of {_grouped(group)}"
+        if fixed is None and parts == len(group) > 1:
+            fixed = f"one channel in each part of {_grouped(group)}"
         parameters, multiply_adds = self._cost(places)
         return FilterGroup(
             name=name,
@@ -139,9 +141,11 @@ class FilterNetwork:
             axis = next((d for d, size in enumerate(tensors[name].shape) if size > 1), 0)
             return Place(path, "vector", ((name, axis),), positions)
         reads = use.role == "consumer"
-        names, axis, parts = (_PER_INPUT, 1, use.groups) if reads else (_PER_CHANNEL, 0, 1)
-        held = tuple((name, axis) for name in names if name in tensors)
-        return Place(owner, use.role, held, positions, parts)
+        turned = isinstance(module_of(self.nodes[owner]), nn.ConvTranspose2d)
+        axis = int(reads != (turned and use.role != "vector"))  # of the weight
+        names = _PER_INPUT if reads else _PER_CHANNEL
+        held = tuple((n, axis if n in _PER_INPUT else 0) for n in names if n in tensors)
+        return Place(owner, use.role, held, positions, use.groups if axis else 1)
 
     def _reason(self, group: ChannelGroup, use: Use) -> str:
         """Why the tensors of a layer cannot be cut; empty if they can."""
@@ -165,7 +169,7 @@ class FilterNetwork:
                 path = place.layer if own else f"{place.layer}.{name}".lstrip(".")
                 tensor = self._tensors(path)[name]
                 if isinstance(tensor, nn.Parameter):
-                    each = tensor.numel() / (tensor.shape[axis] * place.parts)
+                    each = tensor.numel() / (tensor.shape[axis] * place.parts_along(axis))
                     parameters += each * place.positions.size
                     pixels = self.pixels.get(place.layer, 0) * (name == "weight")
                     multiply_adds += each * place.positions.size * pixels
@@ -186,9 +190,9 @@ class FilterNetwork:
         squares = torch.zeros(group.width, dtype=torch.float64)
         for place in group.places:
             if place.role == "producer":
-                weight: Any = self.model.get_submodule(place.layer).weight
+                filters = filters_of(self.model.get_submodule(place.layer)).detach()
                 rows = torch.from_numpy(place.positions)
-                each = weight.detach().double().square().flatten(1).sum(1).cpu()
+                each = filters.double().square().sum(1).cpu()
                 squares += each[rows].sum(1)
         return squares.sqrt()
 
@@ -247,6 +251,12 @@ def _even(group: ChannelGroup) -> bool:
     return True
 
 
+def _grouped(group: ChannelGroup) -> str:
+    """The grouped layers that make or read the channels."""
+    names = [str(use.owner) for use in group.uses if use.groups > 1]
+    return ", ".join(dict.fromkeys(names)) or "a grouped operator"
+
+
 def _names(uses: Iterable[Use]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(use.owner) for use in uses))
 
@@ -255,9 +265,12 @@ def _pixels(traced: fx.GraphModule, axes: ChannelAxes) -> dict[str, int]:
     """For each layer, by name, the number of places of a sample that its filters see."""
     found: dict[str, int] = {}
     for node in traced.graph.nodes:
-        if is_layer(node):
-            shape = axes.shapes[node]
-            channels = shape[1] if hasattr(module_of(node), "kernel_size") else shape[-1]
+        if kind_of(node) == "layer":
+            module = module_of(node)
+            # Each pixel of a transposed convolution's input is multiplied with all filters.
+            turned = isinstance(module, nn.ConvTranspose2d)
+            shape = axes.shapes[node.all_input_nodes[0] if turned else node]
+            channels = shape[1] if hasattr(module, "kernel_size") else shape[-1]
             each = math.prod(shape) // (shape[0] * channels)
             found[str(node.target)] = found.get(str(node.target), 0) + each
     return found

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from ternary_ops.graph.nodes import layer_class, module_of, readers
 from ternary_ops.prune.filter_attention import HEADS, Within
-from ternary_ops.prune.filters import FilterGroup
+from ternary_ops.prune.filters import FilterGroup, filters_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d)
 
@@ -106,9 +106,9 @@ class LiveScores:
                     continue
                 layer = model.get_submodule(place.layer)
                 rows = torch.from_numpy(place.positions)
-                weight: Any = layer.weight
-                made = HEADS.find(head)(place.layer, rows.numel(), weight[0].numel())
-                made.to(weight.device)
+                filters = filters_of(layer)
+                made = HEADS.find(head)(place.layer, rows.numel(), filters.shape[1])
+                made.to(filters.device)
                 self.heads.append(made)
                 self.sources[-1].append((layer, rows, made))
         self._known: tuple[Any, Tensor, Tensor] | None = None
@@ -143,9 +143,9 @@ class LiveScores:
         """The mean of what the heads of all layers that make the channels say."""
         found = []
         for layer, rows, head in sources:
-            weight: Any = layer.weight
-            at = rows.to(weight.device)
-            given = weight.float().flatten(1)[at.flatten()]
+            filters = filters_of(layer)
+            at = rows.to(filters.device)
+            given = filters.float()[at.flatten()]
             found.append(head(given).view(at.shape).mean(1))
         return torch.stack(found).mean(0)
 

@@ -31,7 +31,7 @@ from ternary_ops.graph.signature import pick
 from ternary_ops.graph.trace import evaluating
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.prune.filter_scaling import NORMS
-from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
+from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place, filters_of
 from ternary_ops.prune.registry import Registry
 
 _PLACES = 16  # of an image, or tokens, at which shares are taken
@@ -65,9 +65,9 @@ def rows_of(model: nn.Module, group: FilterGroup) -> Iterator[tuple[str, Tensor]
     """For each layer that makes the channels its name and their filters [width, d]."""
     for place in group.places:
         if place.role == "producer":
-            weight: Any = model.get_submodule(place.layer).weight
-            at = torch.from_numpy(place.positions).to(weight.device)
-            yield place.layer, weight.detach().float().flatten(1)[at].flatten(1)
+            filters = filters_of(model.get_submodule(place.layer)).detach().float()
+            at = torch.from_numpy(place.positions).to(filters.device)
+            yield place.layer, filters[at].flatten(1)
 
 
 def _norm(order: int) -> FilterScore:

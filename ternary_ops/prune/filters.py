@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from torch import Tensor, nn
 
 from ternary_ops.layout.channel_groups import Index
 from ternary_ops.table import Table
@@ -34,6 +36,10 @@ class Place:
     tensors: tuple[tuple[str, int], ...]
     positions: Index
     parts: int = 1
+
+    def parts_along(self, axis: int) -> int:
+        """Parts of a tensor's axis: those of grouped convolutions lie along the second."""
+        return self.parts if axis == 1 else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +104,18 @@ class FilterGroups(list[FilterGroup]):
         ]
         names = ("group", "channels", "parts", "made by", "read by", "parameters each", "fixed")
         return str(Table(names, rows, words=("made by", "read by", "fixed")))
+
+
+def filters_of(layer: nn.Module) -> Tensor:
+    """The filters of a convolution or linear layer, one a row: [O, d]. A transposed convolution has
+    them along the second axis of its weight.
+    """
+    weight: Any = layer.weight
+    if not isinstance(layer, nn.ConvTranspose2d):
+        filters: Tensor = weight.flatten(1)
+        return filters
+    parts: Tensor = weight.view(layer.groups, -1, *weight.shape[1:]).transpose(1, 2)
+    return parts.reshape(layer.out_channels, -1)
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -85,7 +85,7 @@ class Surgery:
             for name, axis in place.tensors:
                 tensor: Any = getattr(module, name)
                 cutter = self.cutters.setdefault(id(tensor), Cutter())
-                cutter.drop(tensor.shape[axis], axis, place.parts, positions)
+                cutter.drop(tensor.shape[axis], axis, place.parts_along(axis), positions)
             self._sizes += self._said(module, place, len(positions))
 
     def _said(
@@ -93,7 +93,13 @@ class Surgery:
     ) -> Iterator[tuple[nn.Module, str, int]]:
         """The sizes that a module says, each with how much smaller it gets."""
         for name in _SIZES[place.role]:
-            if type(vars(module).get(name)) is int:
+            size = vars(module).get(name)
+            if type(size) is not int:
+                continue
+            made: Any = vars(module).get("out_channels")
+            if place.role == "vector" and name in ("in_channels", "groups"):
+                yield module, name, fewer * size // made  # depthwise, with several filters each
+            else:
                 yield module, name, fewer
 
     def _make(self, path: str, tensor: Tensor) -> None:

@@ -9,12 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from machines import HANGS
 
 import ternary_ops as tops
 from ternary_ops import reference, runtime, selftest
@@ -69,6 +71,14 @@ def test_wrong_use_exits_with_2(argv: list[str]) -> None:
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize("extra", [("--zeros", "0.5"), ("--recipe", "smallest")])
+def test_a_target_beside_what_a_search_chooses_is_refused(
+    extra: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compress", "--target-bytes", "2000", *extra]) == 1
+    assert "--target-bytes without it" in capsys.readouterr().err
+
+
 def test_module_and_console_script_are_one(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("ternary-ops")
     for command in ([str(script)], [sys.executable, "-m", "ternary_ops"]):
@@ -97,8 +107,9 @@ def test_info_names_a_torch_that_is_too_old(
 
 
 def test_verify_passes_on_every_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.process_time()  # a busy machine is slow, not wrong
     found = run_json(capsys, "verify", "--seed", 3)
-    assert found["passed"] and found["seconds"] < 30
+    assert found["passed"] and time.process_time() - start < 30
     assert {check["isa"] for check in found["checks"]} == set(runtime.available_isas())
     kernels = {check["kernel"] for check in found["checks"]}
     for word in ("dense", "sparse", "ternary", "int8", "float", "linear", "program"):
@@ -282,7 +293,7 @@ def test_interrupted_compress_leaves_nothing(tmp_path: Path) -> None:
     assert job.stderr is not None
     assert job.stderr.readline().startswith("train")
     job.send_signal(signal.SIGINT)
-    _, rest = job.communicate(timeout=60)
+    _, rest = job.communicate(timeout=HANGS)
     assert job.returncode == 1
     assert rest.splitlines()[-1] == "ternary-ops: interrupted"
     assert list(tmp_path.iterdir()) == []

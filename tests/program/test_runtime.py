@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machines import HANGS
 from programs import PROGRAMS, example, random_program
 
 from ternary_ops import runtime
@@ -261,8 +262,8 @@ def test_fork_after_use() -> None:
         queue = context.Queue()
         child = context.Process(target=_child, args=(program, x, queue), daemon=True)
         child.start()
-        got = queue.get(timeout=60)
-        child.join(60)
+        got = queue.get(timeout=HANGS)
+        child.join(HANGS)
     np.testing.assert_array_equal(got, expected)
     assert child.exitcode == 0
 
@@ -334,7 +335,7 @@ def test_runs_where_torch_is_absent(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("net.safetensors", "x.npy", "y.npy")]
     program.save(paths[0])
     np.save(paths[1], x)
-    subprocess.run([sys.executable, "-c", _NO_TORCH, *paths], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", _NO_TORCH, *paths], check=True, timeout=HANGS)
     np.testing.assert_array_equal(np.load(paths[2]), program(x))
     assert Path(paths[0] + ".again").read_bytes() == Path(paths[0]).read_bytes()
 
@@ -344,7 +345,7 @@ def test_environment_chooses_the_isa(value: str, works: bool) -> None:
     code = "from ternary_ops import runtime; print(runtime.isa())"
     environment = {**os.environ, "TERNARY_OPS_ISA": value}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=HANGS
     )
     if works:
         assert done.stdout.strip() == value

@@ -11,7 +11,7 @@ from channel_networks import network
 from torch import Tensor, nn
 
 from ternary_ops import models, sr
-from ternary_ops.models.mobilenet import MobileNet, Stage
+from ternary_ops.models.mobilenet import InvertedResidual
 from ternary_ops.models.regnet import RegNet
 from ternary_ops.prune import FilterGroup, groups
 
@@ -59,6 +59,44 @@ class Next(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Upwards(nn.Module):
+    """A small U: transposed convolutions beside skips, a depthwise layer of two filters a channel,
+    rows that become an image (Torch-Pruning#99, #125), one output channel (#179).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.two, self.norm = nn.Conv2d(16, 32, 3, padding=1, groups=16), nn.BatchNorm2d(32)
+        self.grouped = nn.ConvTranspose2d(32, 16, 2, 2, groups=2)
+        self.up, self.slopes = nn.ConvTranspose2d(24, 8, 4, 2, 1), nn.PReLU(8)
+        self.global_, self.fold = nn.Linear(8, 6 * 16), nn.ConvTranspose2d(6, 8, 4, 8)
+        self.last = nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.a(x))
+        b = F.relu(self.norm(self.two(F.relu(self.b(a)))))
+        y = self.slopes(self.up(torch.cat([F.relu(self.grouped(b)), a], 1)))
+        z = F.relu(self.global_(y.mean((2, 3)))).view(y.shape[0], -1, 4, 4)
+        return self.last(y + F.pad(F.relu(self.fold(z)), (0, 4, 0, 4)))
+
+
+class Signal(nn.Module):
+    """Conv1d and a flattened signal (Torch-Pruning#451), two branches joined last (#481)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 12, 3, padding=1), nn.Conv1d(12, 8, 3, groups=2, padding=1)
+        self.norm, self.wide = nn.BatchNorm1d(12), nn.Linear(8 * 16, 12)
+        self.deep, self.inner = nn.Linear(8 * 16, 9), nn.BatchNorm1d(9)
+        self.last = nn.Linear(21, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.b(F.relu(self.norm(self.a(x.flatten(2)[..., :16])))))
+        y = y.flatten(1)
+        return self.last(torch.concat([self.wide(y), F.relu(self.inner(self.deep(y)))], dim=-1))
+
+
 def vit() -> nn.Module:
     """A class token, places of tokens, attention and hidden units."""
 
@@ -88,14 +126,25 @@ def _parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape))
 
 
+def mobilenet() -> nn.Module:
+    """MobileNetV2 in small: a stage without expansion, one of two blocks, Dropout before the end."""
+    stem = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6())
+    blocks = [(12, 8, 1, 1), (8, 16, 4, 2), (16, 16, 4, 1)]
+    trunk = [InvertedResidual(i, o, expand, stride, 3) for i, o, expand, stride in blocks]
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, 5)]
+    return nn.Sequential(stem, *trunk, *end)
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: models.cifar_resnet(8, width=8),
-    "mobilenet": lambda: MobileNet((Stage(1, 8, 1, 1), Stage(4, 16, 2, 2)), 5),
-    "regnet": lambda: RegNet((1, 2), (16, 32), 8, 5),
+    "mobilenet": mobilenet,
+    "regnet": lambda: RegNet((1, 1), (16, 32), 8, 5),
     "efficientnet": Squeezed,
     "fmen": lambda: sr.FMEN(2, 8, branch=4, warmup=4, pairs=1, up=(2, 1)),
     "concat": lambda: network(2, "dense", "residual", "pixels"),
     "convnext": Next,
+    "upwards": Upwards,
+    "signal": Signal,
     "vit": vit,
 }
 
@@ -105,11 +154,18 @@ def family(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = FAMILIES[name]()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             shape = module.running_mean.shape  # type: ignore[union-attr]
             module.running_mean, module.running_var = torch.randn(shape), torch.rand(shape) + 0.5
             module.weight.data, module.bias.data = torch.rand(shape) + 0.5, torch.randn(shape)
     return model.double().eval()
+
+
+def picture(name: str) -> Tensor:
+    """An input of such a network."""
+    size = 32 if name in ("vit", "upwards") else 16
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, 3, size, size, dtype=torch.float64, generator=generator)
 
 
 def some(model: nn.Module, x: Tensor, seed: int = 0) -> dict[str, Tensor]:

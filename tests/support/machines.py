@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instruction sets and thread counts that operators are run on."""
+"""Instruction sets and thread counts that operators are run on, and the patience of tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ternary_ops._native import core
 
 ISAS = core().available_isas()
 THREADS = (1, 2, 3, 7)
+HANGS = 600  # seconds until a process counts as hung: a busy machine is slow, not wrong
 
 
 def machines() -> Iterator[str]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from checkout import SUPPORT
 from distributed_worker import CASES, train
+from machines import HANGS
 
 WORKER = SUPPORT / "distributed_worker.py"
 
@@ -27,7 +28,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
