@@ -31,7 +31,7 @@ from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Unsupported
 from ternary_ops.errors import UnsupportedModel, first_line
 from ternary_ops.graph import torch_ops
-from ternary_ops.nn.geometry import edges_at, edges_of
+from ternary_ops.nn.geometry import edges_at
 
 
 def _read(call: Call, module: nn.Module | None) -> Layer:
@@ -79,7 +79,7 @@ def convolution(call: Call, module: Any, x: Step, windows: int = 1) -> Step:
     windows whose channels stand one after the other.
     """
     layer = _read(call, module)
-    by_size = edges_of(module) == "same"
+    by_size = getattr(module, "edges", None) == "same"
     if by_size and call.any_size:
         raise Unsupported("its padding depends on the size of the image")
     if by_size or module.padding_mode != "zeros":
