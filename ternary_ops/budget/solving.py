@@ -226,6 +226,7 @@ def _verified(
     advance: Callable[[], None],
 ) -> Solution:
     fixed = _fixed(problem, costs)
+    problem.unit.begin(problem.model, problem.inputs, problem.planned)
     found: Solution | None = None
     for number in range(_ROUNDS):
         space = Space([*layers, *fixed], groups, costs)

@@ -196,10 +196,10 @@ def measure(
 
 
 def measure_mixed(
-    program: Program, choices: Mapping[str, tuple[str, float]]
-) -> tuple[dict[str, float], float]:
-    """Milliseconds of each of these layers, with a kind and a share of empty quads of its own, and
-    of a whole call.
+    program: Program, choices: Mapping[str, tuple[str, float]], beside: Program
+) -> tuple[dict[str, float], float, float]:
+    """Milliseconds of each of these layers, with a kind and a share of empty quads of its own, of a
+    whole call, and of one of another program, which takes turns with it.
     """
     x = np.random.default_rng(0).random(program.sample, np.float32)
     emptied = Emptied(program.graph, choices)
@@ -210,21 +210,31 @@ def measure_mixed(
     for i, node in enumerate(program.graph.nodes):
         if "w" in node.attrs and program.graph.weight(node).name in layers:
             layers[program.graph.weight(node).name] += turns.ms[i]
-    return layers, call_ms(partial(made, x))
+    whole, other = calls_ms([partial(made, x), partial(beside, x)])
+    return layers, whole, other
 
 
 def call_ms(run: Callable[[], object]) -> float:
     """Milliseconds of the fastest of many calls: other users of the machine can only make them
     slower. With one thread that is its processor time.
     """
+    return calls_ms([run])[0]
+
+
+def calls_ms(runs: Sequence[Callable[[], object]]) -> list[float]:
+    """`call_ms` of several that take turns."""
     clock = time.thread_time if _native.core().num_threads() == 1 else time.perf_counter
-    run()
-    times: list[float] = []
-    while len(times) < _CALLS[0] or (sum(times) < 1e3 * _SECONDS and len(times) < _CALLS[1]):
-        start = clock()
+    for run in runs:
         run()
-        times.append(1e3 * (clock() - start))
-    return min(times)
+    times: list[list[float]] = [[] for _ in runs]
+    while (done := len(times[0])) < _CALLS[0] or (
+        done < _CALLS[1] and sum(times[0]) < 1e3 * _SECONDS
+    ):
+        for run, own in zip(runs, times, strict=True):
+            start = clock()
+            run()
+            own.append(1e3 * (clock() - start))
+    return [min(own) for own in times]
 
 
 def _curves(

@@ -71,6 +71,14 @@ def test_wrong_use_exits_with_2(argv: list[str]) -> None:
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize("extra", [("--zeros", "0.5"), ("--recipe", "smallest")])
+def test_a_target_beside_what_a_search_chooses_is_refused(
+    extra: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compress", "--target-bytes", "2000", *extra]) == 1
+    assert "--target-bytes without it" in capsys.readouterr().err
+
+
 def test_module_and_console_script_are_one(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("ternary-ops")
     for command in ([str(script)], [sys.executable, "-m", "ternary_ops"]):
