@@ -127,7 +127,7 @@ def _parameter(*shape: int) -> nn.Parameter:
 
 
 def mobilenet() -> nn.Module:
-    """MobileNetV2 in small: a stage without expansion, one of two blocks, Dropout before the end."""
+    """MobileNetV2 in small: a stage without expansion, one of two blocks, Dropout at the end."""
     stem = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6())
     blocks = [(12, 8, 1, 1), (8, 16, 4, 2), (16, 16, 4, 1)]
     trunk = [InvertedResidual(i, o, expand, stride, 3) for i, o, expand, stride in blocks]
