@@ -70,7 +70,7 @@ BENCHES = (
         "the default recipe on ResNet-18, a column an instruction set; writes README's sentence",
         "",
         ("OpenVINO",),
-        ("fastest_*.csv",),
+        (),
         _FULL,
     ),
     Bench(

@@ -27,7 +27,8 @@ class Call:
 
     shape, sizes: of what it makes, for the example and for each example (`trace_check`). layers:
     those read so far, by name. varied: examples differ in the sizes of images or tokens.
-    chain: the fused chain that the node belongs to (`graph.nodes`).
+    makes_nothing: a tensor of no numbers. chain: the fused chain that the node belongs to
+    (`graph.nodes`).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Call:
         self.name = str(node.target)
         self.shape: tuple[int, ...] = node.meta["shape"]
         self.sizes = sizes_of(node) if self.shape else []
+        self.makes_nothing = is_empty(node)
         self.module: Any
         self.module, self.operator = called
         self.layers = layers

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ternary_ops.compiler.arrange import canonical
 from ternary_ops.compiler.axes import RANKS, Value, made_by
-from ternary_ops.compiler.call import Call, Made, is_empty, shape_of, shapes_of, sizes_of
+from ternary_ops.compiler.call import Call, Made, shape_of, shapes_of, sizes_of
 from ternary_ops.compiler.constants import constant_value
 from ternary_ops.compiler.ops import ROWS, supported
 from ternary_ops.compiler.problems import Problem, called, problem_of, refusal
@@ -125,7 +125,7 @@ class _Reader:
         """The value of a call; what cannot be read is a problem, what reads that is none."""
         call = Call(node, kind, self.values, self._layers, self._varied, self._chains.get(node))
         try:
-            if is_empty(node):
+            if call.makes_nothing:
                 return  # a cat leaves it out, what else reads it is refused
             if any(0 in sizes for sizes in call.sizes):
                 raise Unsupported("it makes a tensor of no numbers at some sizes")

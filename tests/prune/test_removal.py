@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from channel_networks import image, network
-from filter_networks import FAMILIES, family, some
+from filter_networks import FAMILIES, family, picture, some
 from torch import Tensor, nn
 
 from ternary_ops.prune import Removal, groups, remove_
 
-X = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+X = picture("resnet")
 
 
 def unread(model: nn.Module, x: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
@@ -60,7 +60,7 @@ def check(model: nn.Module, x: Tensor, seed: int = 0) -> Removal:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_narrow_network_computes_what_it_did_with_maps_at_zero(name: str) -> None:
-    check(family(name), X[..., :16, :16] if name in ("fmen", "concat") else X)
+    check(family(name), picture(name))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -113,7 +113,7 @@ def test_what_is_fixed_says_why() -> None:
     assert "LayerNorm takes the mean over channels" in found["stem"]
     assert not found["up.0"] and not found["up.1"]
     assert found["head"] == "the output of the network"
-    found = {g.name: g.fixed or "" for g in groups(family("vit"), X)}
+    found = {g.name: g.fixed or "" for g in groups(family("vit"), picture("vit"))}
     assert not found["up"] and all(found[name] for name in found if name != "up")
     assert "reshape" in found["qkv"]
     found = {g.name: g.fixed or "" for g in groups(network(0, "norms"), image())}

@@ -17,7 +17,7 @@ import ternary_ops as tops
 from ternary_ops.errors import BadConfig, UnsupportedModel
 from ternary_ops.prune import FilterGroup, Pruner, groups, remove_
 
-X = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+X = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 SMALL = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(3))
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, weight_decay=1e-3),

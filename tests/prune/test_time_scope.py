@@ -79,10 +79,10 @@ def test_units_are_ranked_by_energy_for_each_millisecond() -> None:
     for name, ms in (("2", 2.0), ("4", 1.0), ("6", 0.5)):
         weight = before.get_submodule(name).weight.detach()
         score = weight.abs().reshape(weight.shape[0], -1, 4, *weight.shape[2:]).sum(2).flatten()
-        cost = ms / len(score)
+        cost = ms / len(score) * len(score) ** 0.75
         mask = model.get_submodule(name).mask
         stays = mask.reshape(weight.shape[0], -1, 4, *weight.shape[2:]).any(2).flatten()
-        key = score**2 / cost
+        key = (score / score.mean()) ** 2 / cost
         if int((~stays).sum()) < math.floor(MOST_EMPTY * len(score)):  # else the rest is protected
             kept.append(key[stays].min())
         gone.append(key[~stays].max())

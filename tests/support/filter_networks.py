@@ -11,7 +11,7 @@ from channel_networks import network
 from torch import Tensor, nn
 
 from ternary_ops import models, sr
-from ternary_ops.models.mobilenet import MobileNet, Stage
+from ternary_ops.models.mobilenet import InvertedResidual
 from ternary_ops.models.regnet import RegNet
 from ternary_ops.prune import FilterGroup, groups
 
@@ -126,10 +126,19 @@ def _parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape))
 
 
+def mobilenet() -> nn.Module:
+    """MobileNetV2 in small: a stage without expansion, one of two blocks, Dropout before the end."""
+    stem = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6())
+    blocks = [(12, 8, 1, 1), (8, 16, 4, 2), (16, 16, 4, 1)]
+    trunk = [InvertedResidual(i, o, expand, stride, 3) for i, o, expand, stride in blocks]
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, 5)]
+    return nn.Sequential(stem, *trunk, *end)
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: models.cifar_resnet(8, width=8),
-    "mobilenet": lambda: MobileNet((Stage(1, 8, 1, 1), Stage(4, 16, 2, 2)), 5),
-    "regnet": lambda: RegNet((1, 2), (16, 32), 8, 5),
+    "mobilenet": mobilenet,
+    "regnet": lambda: RegNet((1, 1), (16, 32), 8, 5),
     "efficientnet": Squeezed,
     "fmen": lambda: sr.FMEN(2, 8, branch=4, warmup=4, pairs=1, up=(2, 1)),
     "concat": lambda: network(2, "dense", "residual", "pixels"),
@@ -150,6 +159,13 @@ def family(name: str, seed: int = 0) -> nn.Module:
             module.running_mean, module.running_var = torch.randn(shape), torch.rand(shape) + 0.5
             module.weight.data, module.bias.data = torch.rand(shape) + 0.5, torch.randn(shape)
     return model.double().eval()
+
+
+def picture(name: str) -> Tensor:
+    """An input of such a network."""
+    size = 32 if name in ("vit", "upwards") else 16
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, 3, size, size, dtype=torch.float64, generator=generator)
 
 
 def some(model: nn.Module, x: Tensor, seed: int = 0) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ternary_ops.compiler.arrange import (
     in_windows,
     with_windows,
 )
-from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
+from ternary_ops.compiler.axes import RANKS, Sizes, Value
 from ternary_ops.compiler.call import Call, shape_of
 from ternary_ops.compiler.ops.pad import padded
 from ternary_ops.compiler.ops.row import Row
@@ -46,10 +46,11 @@ def _read(call: Call, module: nn.Module | None) -> Layer:
     return call.layers[call.name]
 
 
-def _convolution(call: Call) -> Value:
-    if call.module is not None and len(call.shape) == RANKS[-1] and in_windows(call.value()):
-        return over_windows(call, call.module, call.value(), call.sizes)
-    return made_by(convolution(call, call.module, call.input(4)), call.sizes, call.varied)
+def _convolution(call: Call) -> Value | Step:
+    x = call.value()
+    if call.module is not None and len(x.axes) == RANKS[-1] and in_windows(x):
+        return over_windows(call, call.module, x, call.sizes)
+    return convolution(call, call.module, call.input(4))
 
 
 def over_windows(call: Call, module: Any, x: Value, sizes: Sequence[Sizes]) -> Value:
