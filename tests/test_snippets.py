@@ -68,6 +68,7 @@ SETUP: dict[str, Callable[[], Names]] = {
     "docs/methods/growth.md": trained,
     "docs/methods/reconstruction.md": trained,
     "docs/methods/removal.md": trained,
+    "docs/methods/search.md": digits,
     "docs/super-resolution.md": upscaling,
 }
 

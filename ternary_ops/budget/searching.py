@@ -73,9 +73,8 @@ def search(
         goes on, and one for another target measures little. Delete it to measure anew.
     progress: who watches the stages; None: bars, or lines, on stderr.
 
-    The error of a choice is the noise it brings to the output before training, relative to the
-    signal, measured for each layer and group alone; errors are added. So a removed filter and an
-    empty quad count by what they do at once, not by what training gives back.
+    The error of a choice is the noise it brings to the output before training, over the signal, for
+    each layer and group alone; errors are added. What training gives back does not count.
 
     Raises BadConfig for a target out of reach (naming the nearest within) and for none or two,
     FormatError for the state of another search, UnsupportedModel as compile does.

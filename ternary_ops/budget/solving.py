@@ -2,8 +2,8 @@
 """The search itself: errors and costs are measured, networks chosen, built, and measured again.
 
 The model of costs stands on a few networks at other widths. So the network that it chooses is
-built, with random codes where milliseconds count, and measured; the model learns by how much it was
-off, layer by layer, and chooses again, until the cost lies within 3 % of the limit.
+built, pruned at once, and measured; the model learns by how much it was off, layer by layer, and
+chooses again, until the cost lies within 3 % of the limit.
 """
 
 from __future__ import annotations

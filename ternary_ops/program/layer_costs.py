@@ -195,23 +195,20 @@ def measure(
     return CostTable(processor(), isa(), threads, tuple(x.shape), layers, min(others))
 
 
-def measure_mixed(
-    program: Program, choices: Mapping[str, tuple[str, float]], beside: Program
-) -> tuple[dict[str, float], float, float]:
-    """Milliseconds of each of these layers, with a kind and a share of empty quads of its own, of a
-    whole call, and of one of another program, which takes turns with it.
+def measure_beside(program: Program, other: Program) -> tuple[dict[str, float], float, float]:
+    """Milliseconds of each layer of a program with the codes that it has, of a whole call, and of
+    one of another program, which takes turns with it.
     """
     x = np.random.default_rng(0).random(program.sample, np.float32)
-    emptied = Emptied(program.graph, choices)
-    made = Program(emptied.chosen(choices), program.sample)
-    turns = Turns(build(made.graph))
+    turns = Turns(build(program.graph))
     take_turns([(turns, x)], _SECONDS)
-    layers = dict.fromkeys(emptied.names, 0.0)
-    for i, node in enumerate(program.graph.nodes):
-        if "w" in node.attrs and program.graph.weight(node).name in layers:
-            layers[program.graph.weight(node).name] += turns.ms[i]
-    whole, other = calls_ms([partial(made, x), partial(beside, x)])
-    return layers, whole, other
+    layers: dict[str, float] = {}
+    for node, ms in zip(program.graph.nodes, turns.ms, strict=True):
+        if "w" in node.attrs:
+            name = program.graph.weight(node).name
+            layers[name] = layers.get(name, 0.0) + ms
+    whole, beside = calls_ms([partial(program, x), partial(other, x)])
+    return layers, whole, beside
 
 
 def call_ms(run: Callable[[], object]) -> float:

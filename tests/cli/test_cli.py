@@ -75,7 +75,7 @@ def test_wrong_use_exits_with_2(argv: list[str]) -> None:
 def test_a_target_beside_what_a_search_chooses_is_refused(
     extra: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compress", "--target-bytes", "2000", *extra]) == 1
+    assert main(["compress", "--target-bytes", "2000", *extra]) == 2
     assert "--target-bytes without it" in capsys.readouterr().err
 
 

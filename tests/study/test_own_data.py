@@ -19,7 +19,6 @@ from PIL import Image
 from torch import nn
 
 from ternary_ops import runtime
-from ternary_ops.budget import Budget, solving
 from ternary_ops.cli import main
 from ternary_ops.data import classification, image_folder
 from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedModel
@@ -278,19 +277,6 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
         assert compress(resumed, folder / "b.safetensors", quiet) is not None
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
     assert not kept.exists()
-
-
-def test_a_search_is_not_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressing, "_CHECKPOINT_SECONDS", 0.0)
-    asked: dict[str, Any] = {"budget": Budget(bytes=2_000), "checkpoints": folder / "b.checkpoint"}
-    with pytest.raises(CutOff):
-        compress(job(folder, **asked), folder / "b.safetensors", Stop("ternarize", 4))
-    monkeypatch.setattr(solving, "trial_at", None)  # nothing is measured again
-    with progress_bars(quiet=True) as quiet:
-        made = compress(job(folder, resume=True, **asked), folder / "b.safetensors", quiet)
-    assert made is not None and "auto: " in made.plan
-    # Its scales and biases are rounded, those of the file that was measured are not.
-    assert 1_500 < (folder / "b.safetensors").stat().st_size < 2_060
 
 
 def test_two_processes_train_one_network(folder: Path) -> None:
