@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SbF: scores that are a function of the filters, learned with them, and filters that go by them."""
+"""SbF: scores are a function of the filters, learned with them, and filters go by them."""
 
 from __future__ import annotations
 
