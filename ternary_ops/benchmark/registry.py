@@ -173,6 +173,13 @@ BENCHES = (
         ("schedules.csv", "schedules.svg"),
     ),
     Bench(
+        "filters",
+        "what removing half of a ResNet's parameters in mid-training costs: SbF, L1, dense, controls",
+        "train --folder runs",
+        (),
+        (),
+    ),
+    Bench(
         "cifar10",
         "CIFAR-10 and a pretrained ResNet-20 for `ternary-ops compress`",
         "resnet20.safetensors",
