@@ -174,7 +174,7 @@ BENCHES = (
     ),
     Bench(
         "filters",
-        "what removing half of a ResNet's parameters in mid-training costs: SbF, L1, dense, controls",
+        "what half of a ResNet's parameters, removed in mid-training, cost: SbF, L1, controls",
         "train --folder runs",
         (),
         (),
