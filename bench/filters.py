@@ -22,11 +22,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from _cifar import load_cifar10
-from _measure import command_line, commit
+from _measure import command_line, commit, write_csv
 from torch import Tensor, nn
 
 from ternary_ops import models
@@ -200,10 +201,29 @@ def rows_of(options: argparse.Namespace) -> None:
             print(row, flush=True)
 
 
+def report(options: argparse.Namespace) -> None:
+    """Rows of the folder as a table of results, and means with differences from the dense arm."""
+    rows = [json.loads(file.read_text()) for file in sorted(options.folder.glob("*.json"))]
+    print("written:", write_csv("filters.csv", rows))
+    found = {(r["network"], r["epochs"], r["arm"], r["seed"]): r for r in rows}
+    for network, epochs, arm in sorted({key[:3] for key in found}):
+        mine = {key[3]: r for key, r in found.items() if key[:3] == (network, epochs, arm)}
+        pairs = [
+            r["top1"] - found[network, epochs, "dense", seed]["top1"]
+            for seed, r in mine.items()
+            if (network, epochs, "dense", seed) in found
+        ]
+        top1, left = (mean(r[name] for r in mine.values()) for name in ("top1", "parameters"))
+        shown = " ".join(f"{gap:+.2f}" for gap in pairs)
+        print(
+            f"{network:9} {epochs:3} {arm:9} {len(mine)} seeds {top1:.2f} % {left:9,.0f}  {shown}"
+        )
+
+
 def main() -> int:
     """Run the command."""
     parser = command_line(__doc__, threads=1)
-    parser.add_argument("command", choices=("train",))
+    parser.add_argument("command", choices=("train", "report"))
     parser.add_argument("--network", default="resnet20", choices=("resnet20", "resnet56"))
     parser.add_argument("--arms", nargs="+", default=["dense"], choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -211,7 +231,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints and rows")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows_of(options)
+    (rows_of if options.command == "train" else report)(options)
     return 0
 
 

@@ -67,6 +67,7 @@ SETUP: dict[str, Callable[[], Names]] = {
     "README.md": digits,
     "docs/methods/growth.md": trained,
     "docs/methods/reconstruction.md": trained,
+    "docs/methods/filters.md": trained,
     "docs/methods/removal.md": trained,
     "docs/methods/search.md": digits,
     "docs/super-resolution.md": upscaling,

@@ -173,6 +173,13 @@ BENCHES = (
         ("schedules.csv", "schedules.svg"),
     ),
     Bench(
+        "filters",
+        "what half of a ResNet's parameters, removed in mid-training, cost: SbF, L1, controls",
+        "train --folder runs",
+        (),
+        (),
+    ),
+    Bench(
         "cifar10",
         "CIFAR-10 and a pretrained ResNet-20 for `ternary-ops compress`",
         "resnet20.safetensors",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SbF: scores that are a function of the filters, learned with them, and filters that go by them."""
+"""SbF: scores are a function of the filters, learned with them, and filters go by them."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_useless_filters_go_first(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_filters_that_do_the_same_score_less(seed: int) -> None:
-    """Free gates show it too, half as clearly: docs/methods/filters.md."""
+    """Free gates show it too: docs/methods/filters.md."""
     raw = learned(seed, 0.15, twin=True)
     assert raw[:2].mean() < raw[2:].mean() - 0.02
 
