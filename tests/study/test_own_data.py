@@ -7,22 +7,20 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from library_networks import small, stand_in_libraries
 from machines import HANGS
 from PIL import Image
-from torch import nn
 
 from ternary_ops import runtime
 from ternary_ops.cli import main
 from ternary_ops.data import classification, image_folder
-from ternary_ops.errors import BadConfig, FormatError, MissingExtra, UnsupportedModel
-from ternary_ops.models import zoo
+from ternary_ops.errors import BadConfig, FormatError
 from ternary_ops.progress import progress_bars
 from ternary_ops.quantize import engine_costs
 from ternary_ops.quantize.recipes import get_recipe
@@ -315,81 +313,10 @@ def test_processes_that_cannot_share_a_batch(folder: Path) -> None:
         )
 
 
-def small(classes: int, channels: int = 3) -> nn.Module:
-    torch.manual_seed(classes)
-    body = [nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU()]
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
-
-
-@pytest.fixture()
-def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for torchvision and timm, with the calls that are made of them."""
-
-    def published(progress: bool) -> dict[str, torch.Tensor]:
-        return {k: torch.full_like(v, 0.5) for k, v in small(1000).state_dict().items()}
-
-    def get_model(name: str, weights: None, num_classes: int) -> nn.Module:
-        return small(num_classes)
-
-    def create_model(
-        name: str, num_classes: int, in_chans: int, pretrained: bool = False
-    ) -> nn.Module:
-        if pretrained:
-            raise OSError("no network")
-        return small(num_classes, in_chans)
-
-    default = types.SimpleNamespace(DEFAULT=types.SimpleNamespace(get_state_dict=published))
-    models = types.SimpleNamespace(
-        list_models=lambda: ["resnet18", "resnet34"],
-        get_model=get_model,
-        get_model_weights=lambda name: default,
-    )
-    torchvision = types.SimpleNamespace(models=models)
-    timm = types.SimpleNamespace(list_models=lambda: ["tiny"], create_model=create_model)
-    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
-    monkeypatch.setitem(sys.modules, "timm", timm)
-
-
-def test_networks_of_libraries(libraries: None) -> None:
-    assert zoo.zoo_builder("torchvision:resnet18", 7)()[-1].out_features == 7
-    assert zoo.zoo_builder("timm:tiny", 5, channels=1)()[0].in_channels == 1
-    state = small(12).state_dict()
-    assert zoo.zoo_builder("torchvision:resnet18", 7, weights=state)()[-1].out_features == 12
-    trained = zoo.zoo_builder("torchvision:resnet18", 7, trained=True)()
-    assert trained[-1].out_features == 7 and float(trained[0].weight.detach().min()) == 0.5
-    for text, channels, taught, kind, said in (
-        ("torchvision:resnet19", 3, False, BadConfig, "resnet18"),
-        ("torchvision:resnet18", 1, False, BadConfig, "3 channels"),
-        ("timm:tiny", 3, True, UnsupportedModel, "no network"),
-    ):
-        with pytest.raises(kind, match=said):
-            zoo.zoo_builder(text, 7, channels, trained=taught)()
-
-
-def test_a_bare_name_is_that_of_the_one_library_that_has_it(
-    libraries: None, monkeypatch: pytest.MonkeyPatch
+def test_compress_takes_a_network_of_a_library(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert zoo.full_name("tiny") == "timm:tiny"
-    assert zoo.full_name("resnet34") == "torchvision:resnet34"
-    assert zoo.full_name("timm:other") == "timm:other"
-    with pytest.raises(BadConfig, match="none in torchvision and timm"):
-        zoo.full_name("resnet")
-    monkeypatch.setattr(sys.modules["timm"], "list_models", lambda: ["resnet34"])
-    with pytest.raises(BadConfig, match=r"(?s)torchvision and timm;.*torchvision:resnet34 or timm"):
-        zoo.full_name("resnet34")
-    for name in ("torchvision", "timm"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtra, match="pip install torchvision timm"):
-        zoo.full_name("resnet34")
-
-
-def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingExtra, match="pip install timm"):
-        zoo.zoo_builder("timm:resnet18", 10)
-
-
-def test_compress_takes_a_network_of_a_library(libraries: None, folder: Path) -> None:
+    stand_in_libraries(monkeypatch)
     torch.save(small(3).state_dict(), "weights.pt")
     options = ["--model", "torchvision:resnet18", "--weights", "weights.pt", "--data", "photos"]
     assert main(compress_command(*options, "-o", "d.safetensors")) == 0
