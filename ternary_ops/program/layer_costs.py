@@ -208,7 +208,9 @@ def measure_beside(program: Program, other: Program) -> tuple[dict[str, float], 
             name = program.graph.weight(node).name
             layers[name] = layers.get(name, 0.0) + ms
     whole, beside = calls_ms([partial(program, x), partial(other, x)])
-    return layers, whole, beside
+    # Nodes are timed one by one, at other moments: what counts is their share of the call.
+    share = whole / sum(turns.ms)
+    return {name: ms * share for name, ms in layers.items()}, whole, beside
 
 
 def call_ms(run: Callable[[], object]) -> float:
