@@ -201,8 +201,8 @@ def worker(options: argparse.Namespace) -> int:
     from ternary_ops import __version__
     from ternary_ops.table import write_csv
 
-    fields = options.case.split(",")
-    case = Case(fields[0], *map(int, fields[1:4]), fields[4], float(fields[5]), fields[6])
+    model, size, batch, threads, pattern, zeros, scope = options.case.split(",")
+    case = Case(model, int(size), int(batch), int(threads), pattern, float(zeros), scope)
     about = {**machine(), "ternary_ops": __version__, "commit": commit()}
     about["command"] = os.environ["BENCH_COMMAND"]
     rows = [{**row, **about} for row in measure(case, options)]
