@@ -185,7 +185,7 @@ def test_compress_takes_a_function(folder: Path, capsys: pytest.CaptureFixture[s
         (["--data", "nothing"], "nothing"),
         (["--data", "net.py:arrays", "--size", "8"], "folder of images"),
         (["--data", "photos", "--size", "8x8x8"], "--size"),
-        (["--data", "photos", "--mean", "1,2"], "fits 3 channels"),
+        (["--data", "photos", "--mean", "1,2"], "one number or 3, got 2"),
         (["--data", "photos", "--std", "0"], "--std"),
         (["--data", "photos", "--std", "a"], "numbers for --std"),
         (["--data", "photos", "--trained"], "torchvision: or timm:"),
