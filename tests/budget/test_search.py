@@ -172,6 +172,26 @@ def test_the_choice_is_repeated_until_what_was_built_costs_what_was_asked(
     assert abs(found.cost / 9_000 - 1) <= solving.CLOSE < abs(calls[-1] / 9_000 - 1)
 
 
+def test_a_network_that_does_not_come_near_is_returned_with_a_warning(
+    given: Given, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = given
+    real, totals = Bytes.check, []
+
+    def restless(self: Bytes, *arguments: object) -> Checked:
+        """Everything beside the layers takes more each time."""
+        found = real(self, *arguments)  # type: ignore[arg-type]
+        totals.append(found.total + 2_000 * (1 + len(totals)))
+        return Checked(found.layers, totals[-1])
+
+    monkeypatch.setattr(Bytes, "check", restless)
+    found = tops.search(model, x[:1], [x], target_bytes=9_000)
+    off = found.cost / 9_000 - 1
+    assert abs(off) > solving.CLOSE
+    assert found.cost == min(totals, key=lambda total: abs(total / 9_000 - 1))
+    assert f"takes {found.cost:.4g} bytes, {100 * off:+.1f} % off" in caplog.text
+
+
 def test_what_search_refuses(given: Given, measured: Path) -> None:
     model, x = given
     before = copy.deepcopy(model.state_dict())
