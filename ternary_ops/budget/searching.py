@@ -63,8 +63,7 @@ def search(
     calibrate; 32 to 64 samples are plenty.
     target_ms, target_bytes: one of them: milliseconds of a call on this machine, with its
         instruction set and so many threads, or bytes of the file. The network that comes out was
-        built and measured, and lies within 3 % of the target unless nothing better costs as much;
-        where five rounds do not come that near, the nearest is returned, with a warning.
+        built and measured; a warning says so where none within 3 % of the target was found.
     config, rules: as for plan. Chosen for are the layers that follow `config` alone; what rules
         name, the first and last layer and depthwise ones keep what plan gives them.
     vary: what is chosen: "widths" of filter groups (`prune.groups`), "zeros", and "bits": ternary
