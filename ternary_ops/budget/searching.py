@@ -79,7 +79,7 @@ def search(
     Raises BadConfig for a target out of reach (naming the nearest within) and for none or two,
     FormatError for the state of another search, UnsupportedModel as compile does.
     """
-    budget = Budget(target_ms, target_bytes, threads)
+    budget = _budget(target_ms, target_bytes, threads)
     varied = _varied(vary)
     model = unwrap(model)
     if any(is_ours(module) for module in model.modules()):
@@ -97,6 +97,15 @@ def search(
     file = None if state is None else Path(state)
     asked = _Asked(budget, config, rules, varied, scores, file, progress)
     return Found.from_dict(from_first(lambda: asked.search(network, x, inputs).to_dict()), x)
+
+
+def _budget(target_ms: float | None, target_bytes: int | None, threads: int) -> Budget:
+    limits = [value for value in (target_ms, target_bytes) if value is not None]
+    if len(limits) != 1 or not limits[0] > 0:
+        got = f"target_ms={target_ms}, target_bytes={target_bytes}"
+        do = "Pass target_ms=2.5 or target_bytes=500_000."
+        raise BadConfig(need("one limit > 0, target_ms or target_bytes", got, do))
+    return Budget(target_ms, target_bytes, threads)
 
 
 def _varied(vary: Sequence[str]) -> frozenset[str]:
