@@ -13,6 +13,7 @@ from ternary_ops._moved import renamed, renamed_arguments
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.allocation import make_groups
+from ternary_ops.prune.criteria import get_criterion
 from ternary_ops.prune.gradient_reader import GradientReader
 from ternary_ops.prune.growth import Growth, get_growth
 from ternary_ops.prune.masked_copy import mask_copy
@@ -21,8 +22,8 @@ from ternary_ops.prune.phases import Phases
 from ternary_ops.prune.pruner_checks import check_optimizer, check_options
 from ternary_ops.prune.ranking import Regrowth, SummaryRow, summary
 from ternary_ops.prune.resizing import resize_targets
+from ternary_ops.prune.rounds import Collapse, in_rounds
 from ternary_ops.prune.schedules import Schedule, get_schedule
-from ternary_ops.prune.scores import get_criterion
 from ternary_ops.prune.state import check_state, plain_names, pruned_bits, restore_bits
 from ternary_ops.prune.targets import (
     QuantizedLayer,
@@ -69,15 +70,17 @@ class Pruner:
     every: steps between updates of the masks (default: so that there are at most 200).
     min_nnz: units that survive in every filter (default: 1 in depthwise layers, else 0).
     normalize: rank by scores relative to their layer's mean instead of plain ones.
-    criterion: "magnitude", "movement", "taylor", "wanda", "random" or one of your own, see
-        prune.scores; under "magnitude" and "wanda" pruned weights that may come back count with
-        latent values.
+    criterion: "magnitude", "movement", "snip" or another of prune.criteria, or one of your own;
+        where it reads weights, those that are pruned and may come back count with latent values.
     quantized_decay: lambda_q of PTQ's discrepancy-reducing decay, a reconstruction: after each
         optimizer step, latent weights w of ternary layers decay towards their quantized values,
         by lr * lambda * (scale * code - w), where lambda grows linearly from 0 to
         `quantized_decay` at freeze_at. Needs the optimizer.
     skip: globs of layers to leave out.
     growth: "set", "rigl", or a prune.Growth with other options. Needs the optimizer.
+    batches, loss: pairs (x, y), and a function of output and y, for criteria that read them before
+        training ("snip", "grasp", "obd"; "synflow" and "slimming" need batches alone). Everything
+        of the network stays as it is. They run in the mode that the network is in.
     """
 
     pull = renamed("quantized_decay")
@@ -105,11 +108,13 @@ class Pruner:
         quantized_decay: float = 0.0,
         skip: str | Sequence[str] = (),
         growth: str | Growth | None = None,
+        batches: Any = None,
+        loss: Any = None,
     ) -> None:
         """Plan the pruning; no weight changes before the first step().
 
         Raises BadConfig on a bad argument, UnsupportedModel when the model or the optimizer does
-        not fit.
+        not fit, BadWeights for gradients of batches that are not finite.
         """
         self.schedule = get_schedule(schedule)
         first = self.schedule.start
@@ -117,7 +122,7 @@ class Pruner:
         self.growth = get_growth(growth)
         check_options(self.schedule, self.growth, nested, min_nnz, quantized_decay, optimizer)
         self.optimizer = optimizer
-        self.criterion = get_criterion(criterion, optimizer)
+        self.criterion = get_criterion(criterion, optimizer, batches, loss)
         self._criterion_name = criterion
         self.quantized_decay = quantized_decay
         self.nested = nested
@@ -127,11 +132,13 @@ class Pruner:
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
-        self._gradients = GradientReader()
+        self._gradients, self._collapse = GradientReader(), Collapse()
         self._progress = Progress(0, self.phases.freeze, self.phases.total)
         check_optimizer(optimizer, self._targets)
         for target in self._targets:
             self.criterion.watch(target.name, target.owners)
+        if batches is not None:
+            self.criterion.prepare(model, batches, loss)
         if optimizer is not None:
             optimizer.register_step_pre_hook(GradientHook(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
@@ -266,7 +273,8 @@ class Pruner:
                 self.criterion.observe(target.name, target.weight)
 
     def _updates(self, step: int) -> bool:
-        first = self.growth is not None and step == 1  # sparse from the start
+        at_start = self.growth is not None or "batches" in self.criterion.reads
+        first = at_start and step == 1  # sparse from the start
         return first or self.phases.updates(step)
 
     def _grows(self, step: int) -> bool:
@@ -281,8 +289,14 @@ class Pruner:
             fraction = self.growth.fraction_at(self.progress) * self._grows(self._step)
             regrowth = Regrowth(self.growth, fraction, self._step, self._gradients.dense)
         options = {"nested": self.nested, "normalize": self.normalize}
-        for group in self._groups:
-            group.update(share, self.criterion, regrowth=regrowth, **options)
+        rounds = in_rounds(self._groups, share, self.criterion.rounds)
+        for number, shares in enumerate(rounds, 1):
+            self.criterion.refresh({target.name: target.mask for target in self._targets})
+            last = regrowth if number == len(rounds) else None
+            for group, due in zip(self._groups, shares, strict=True):
+                group.update(due, self.criterion, regrowth=last, **options)
+        if share == 1.0:
+            self._collapse.warn(self._groups, self._criterion_name)
         self._gradients.dense.clear()
 
     def _share(self) -> float:
