@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ternary_ops.prune.criteria import Score
 from ternary_ops.prune.optimizer_state import Replaced
 from ternary_ops.prune.ranking import Group
-from ternary_ops.prune.scores import Score
 from ternary_ops.prune.targets import Target
 
 
