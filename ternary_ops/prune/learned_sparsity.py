@@ -49,6 +49,10 @@ class LearnedSparsity:
         """
         made = GATES.find(gate)
         self._targets = find_targets(unwrap(model), 0.0, pattern, None, skip, None)
+        counted = sorted({t.pattern.name for t in self._targets if t.pattern.of})
+        if counted:
+            do = "Learn blocks or elements, and let a Pruner make N:M of what is left."
+            raise BadConfig(need("a pattern whose units are free of each other", counted[0], do))
         self._gates: dict[str, Gate] = {}
         self._trained: dict[str, nn.Parameter] = {}
         for target in self._targets:

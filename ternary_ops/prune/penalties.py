@@ -90,7 +90,7 @@ class Penalty:
             if self._skips(name):
                 continue
             groups = int(getattr(model.get_submodule(name), "groups", 1))
-            pattern = fit_pattern(self.pattern, weight.shape, groups)
+            pattern = fit_pattern(self.pattern, weight.shape, groups, name)
             squares = unit_sums(weight.square(), pattern)
             parts.append(squares.clamp_min(_TINY).sqrt() * (squares > 0))
             sizes.append(unit_sums(torch.ones_like(weight), pattern))

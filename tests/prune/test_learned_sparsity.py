@@ -205,6 +205,8 @@ def test_other_arguments_are_refused() -> None:
         LearnedSparsity(net(), "dropout")
     with pytest.raises(BadConfig, match="globs that match"):
         LearnedSparsity(net(), "l0", skip="head")
+    with pytest.raises(BadConfig, match="units are free of each other, got 2:4"):
+        LearnedSparsity(net(), "l0", "2:4")
     model = net()
     LearnedSparsity(model, "l0")
     with pytest.raises(UnsupportedModel, match="computed"):
