@@ -23,7 +23,7 @@ def row_targets(
     """Targets whose units lie in one output channel each; BadConfig for others."""
     targets = find_targets(model, zeros, pattern, scope, skip, None)
     for target in targets:
-        if target.pattern.rows != 1 or target.pattern.cols == 0:
+        if target.pattern.rows != 1 or target.pattern.cols == 0 or target.pattern.stride:
             do = 'Pass "1x4" or "element", or prune with a Pruner.'
             got = f"{target.pattern.name!r} for {target.name!r}"
             raise BadConfig(need("units to refit that lie in one output channel", got, do))

@@ -3,25 +3,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ternary_ops._moved import renamed, renamed_arguments
-from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, check_type, need
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.allocation import make_groups
+from ternary_ops.prune.criteria import get_criterion
+from ternary_ops.prune.gradient_reader import GradientReader
 from ternary_ops.prune.growth import Growth, get_growth
+from ternary_ops.prune.masked_copy import mask_copy
 from ternary_ops.prune.optimizer_state import GradientHook, Replaced
 from ternary_ops.prune.phases import Phases
+from ternary_ops.prune.pruner_checks import check_optimizer, check_options
 from ternary_ops.prune.ranking import Regrowth, SummaryRow, summary
 from ternary_ops.prune.resizing import resize_targets
+from ternary_ops.prune.rounds import Collapse, in_rounds
 from ternary_ops.prune.schedules import Schedule, get_schedule
-from ternary_ops.prune.scores import get_criterion
 from ternary_ops.prune.state import check_state, plain_names, pruned_bits, restore_bits
 from ternary_ops.prune.targets import (
     QuantizedLayer,
@@ -30,8 +32,6 @@ from ternary_ops.prune.targets import (
     is_quantized,
 )
 from ternary_ops.prune.time_scope import costs_state, restore_costs
-
-_log = logging.getLogger(__name__)
 
 
 class Pruner:
@@ -70,15 +70,17 @@ class Pruner:
     every: steps between updates of the masks (default: so that there are at most 200).
     min_nnz: units that survive in every filter (default: 1 in depthwise layers, else 0).
     normalize: rank by scores relative to their layer's mean instead of plain ones.
-    criterion: "magnitude", "movement", "taylor", "wanda", "random" or one of your own, see
-        prune.scores; under "magnitude" and "wanda" pruned weights that may come back count with
-        latent values.
+    criterion: "magnitude", "movement", "snip" or another of prune.criteria, or one of your own;
+        where it reads weights, those that are pruned and may come back count with latent values.
     quantized_decay: lambda_q of PTQ's discrepancy-reducing decay, a reconstruction: after each
         optimizer step, latent weights w of ternary layers decay towards their quantized values,
         by lr * lambda * (scale * code - w), where lambda grows linearly from 0 to
         `quantized_decay` at freeze_at. Needs the optimizer.
     skip: globs of layers to leave out.
     growth: "set", "rigl", or a prune.Growth with other options. Needs the optimizer.
+    batches, loss: pairs (x, y), and a function of output and y, for criteria that read them before
+        training ("snip", "grasp", "obd"; "synflow" and "slimming" need batches alone). Everything
+        of the network stays as it is. They run in the mode that the network is in.
     """
 
     pull = renamed("quantized_decay")
@@ -106,19 +108,21 @@ class Pruner:
         quantized_decay: float = 0.0,
         skip: str | Sequence[str] = (),
         growth: str | Growth | None = None,
+        batches: Any = None,
+        loss: Any = None,
     ) -> None:
         """Plan the pruning; no weight changes before the first step().
 
         Raises BadConfig on a bad argument, UnsupportedModel when the model or the optimizer does
-        not fit.
+        not fit, BadWeights for gradients of batches that are not finite.
         """
         self.schedule = get_schedule(schedule)
         first = self.schedule.start
         self.phases = Phases(total_steps, ternary_at, freeze_at, start, end, every, first)
         self.growth = get_growth(growth)
-        self._check_options(nested, min_nnz, quantized_decay, optimizer)
+        check_options(self.schedule, self.growth, nested, min_nnz, quantized_decay, optimizer)
         self.optimizer = optimizer
-        self.criterion = get_criterion(criterion, optimizer)
+        self.criterion = get_criterion(criterion, optimizer, batches, loss)
         self._criterion_name = criterion
         self.quantized_decay = quantized_decay
         self.nested = nested
@@ -128,12 +132,13 @@ class Pruner:
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
-        self._learning: set[str] = set()  # weights that ever had a gradient
-        self._gradients: dict[str, Tensor] = {}  # for growth, of the step that updates masks
+        self._gradients, self._collapse = GradientReader(), Collapse()
         self._progress = Progress(0, self.phases.freeze, self.phases.total)
-        self._check_optimizer()
+        check_optimizer(optimizer, self._targets)
         for target in self._targets:
             self.criterion.watch(target.name, target.owners)
+        if batches is not None:
+            self.criterion.prepare(model, batches, loss)
         if optimizer is not None:
             optimizer.register_step_pre_hook(GradientHook(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
@@ -197,18 +202,13 @@ class Pruner:
         if latent and self.phase == "frozen":
             for target in self._targets:
                 target.latent = None
-        if before != "frozen" and self.phase == "frozen" and self._learning:
-            self._name_idle()
+        if before != "frozen" and self.phase == "frozen":
+            self._gradients.warn_idle(self._targets)
         if before == "float" and self.phase == "ternary":
             for layer in self._layers:
                 layer.reset_ttq_scales()
         if advance:
             self._prepare(self._layers)
-
-    def _name_idle(self) -> None:
-        idle = [target.name for target in self._targets if target.name not in self._learning]
-        if idle:
-            _log.warning("pruned, but never run in training: %s", ", ".join(idle))
 
     @torch.no_grad()
     def mask_(self, copied: nn.Module) -> None:
@@ -218,19 +218,7 @@ class Pruner:
         copies of quantized layers know their masks. Raises UnsupportedModel, with nothing changed,
         where a pruned weight has no counterpart of its name and shape.
         """
-        found: dict[str, nn.Parameter] = {}
-        for target in self._targets:
-            layer = dict(copied.named_modules()).get(target.name)
-            weight = getattr(layer, "weight", None)
-            if not isinstance(weight, nn.Parameter) or weight.shape != target.weight.shape:
-                what = f"a copy of the network with a weight {target.name!r}"
-                got = "none" if weight is None else list(weight.shape)
-                do = "Pass the module itself, such as AveragedModel(...).module."
-                raise UnsupportedModel(need(f"{what} {list(target.weight.shape)}", got, do))
-            found[target.name] = weight
-        for target in self._targets:
-            weight = found[target.name]
-            weight.masked_fill_(~target.mask.to(weight.device), 0.0)
+        mask_copy(self._targets, copied)
 
     def state_dict(self) -> dict[str, Any]:
         """The step, the pruned units (one bit each), with nested=False the latent weights, and the
@@ -269,7 +257,7 @@ class Pruner:
         Zeros are then those due of what is left. BadConfig, with nothing changed: it is too little.
         """
         touched = resize_targets(self._targets, self._groups, self.criterion, replaced)
-        self._gradients.clear()
+        self._gradients.dense.clear()
         for group in touched if self.phase != "frozen" else ():
             group.resettle(self._share(), self.criterion, self.nested, self.normalize)
 
@@ -280,24 +268,13 @@ class Pruner:
         """
         grows = self._grows(self._step + 1)
         for target in self._targets:
-            grad = target.weight.grad
-            if grad is not None:
-                self._learning.add(target.name)
-            if grad is not None and not bool(torch.isfinite(grad.sum())):
-                raise BadWeights(
-                    need(
-                        f"finite gradients, step {self._step + 1}",
-                        f"NaN or infinity in that of {target.name}",
-                        "No weight has changed. Lower the learning rate or clip gradients.",
-                    )
-                )
+            self._gradients.read(target, self._step + 1, keep=grows)
             if self._step < self.phases.end or self.growth is not None:
                 self.criterion.observe(target.name, target.weight)
-            if grows and grad is not None:
-                self._gradients[target.name] = grad.detach().clone()
 
     def _updates(self, step: int) -> bool:
-        first = self.growth is not None and step == 1  # sparse from the start
+        at_start = self.growth is not None or "batches" in self.criterion.reads
+        first = at_start and step == 1  # sparse from the start
         return first or self.phases.updates(step)
 
     def _grows(self, step: int) -> bool:
@@ -310,11 +287,17 @@ class Pruner:
         share, regrowth = self._share(), None
         if self.growth is not None:
             fraction = self.growth.fraction_at(self.progress) * self._grows(self._step)
-            regrowth = Regrowth(self.growth, fraction, self._step, self._gradients)
+            regrowth = Regrowth(self.growth, fraction, self._step, self._gradients.dense)
         options = {"nested": self.nested, "normalize": self.normalize}
-        for group in self._groups:
-            group.update(share, self.criterion, regrowth=regrowth, **options)
-        self._gradients.clear()
+        rounds = in_rounds(self._groups, share, self.criterion.rounds)
+        for number, shares in enumerate(rounds, 1):
+            self.criterion.refresh({target.name: target.mask for target in self._targets})
+            last = regrowth if number == len(rounds) else None
+            for group, due in zip(self._groups, shares, strict=True):
+                group.update(due, self.criterion, regrowth=last, **options)
+        if share == 1.0:
+            self._collapse.warn(self._groups, self._criterion_name)
+        self._gradients.dense.clear()
 
     def _share(self) -> float:
         """The fraction of the zeros that is due now."""
@@ -353,46 +336,3 @@ class Pruner:
                 for t in self._targets
             ],
         }
-
-    def _check_optimizer(self) -> None:
-        if self.optimizer is None:
-            return
-        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        missing = [t.name for t in self._targets if id(t.weight) not in known]
-        if missing:
-            raise UnsupportedModel(
-                need(
-                    "an optimizer that holds the weights to prune",
-                    f"none of it for {', '.join(missing)}",
-                    "Make it after quantize_ from model.parameters(), or leave it out of Pruner.",
-                )
-            )
-
-    def _check_options(
-        self,
-        nested: bool,
-        min_nnz: int | None,
-        decay: float,
-        optimizer: torch.optim.Optimizer | None,
-    ) -> None:
-        if min_nnz is not None and min_nnz < 0:
-            raise BadConfig(need("min_nnz as a count >= 0", min_nnz, "0 lets filters be empty."))
-        if nested and self.schedule.last != 1.0:
-            raise BadConfig(
-                need(
-                    f"nested=False for schedule {self.schedule.name!r}, which gives weights back",
-                    "nested=True",
-                    "Pass nested=False, or a schedule that ends at its target.",
-                )
-            )
-        check_type("quantized_decay", decay, (int, float), "Pass a factor.")
-        if optimizer is not None:
-            do = "Pass the optimizer itself, made after quantize_."
-            check_type("optimizer", optimizer, torch.optim.Optimizer, do)
-        given = f"optimizer={'None' if optimizer is None else 'given'}"
-        if not decay >= 0.0 or (decay and optimizer is None):
-            what = "quantized_decay >= 0, and an optimizer with it"
-            raise BadConfig(need(what, f"quantized_decay={decay}, {given}", "Pass both."))
-        if self.growth is not None and (not nested or optimizer is None):
-            what = "the optimizer and nested=True with growth: no latent values of pruned weights"
-            raise BadConfig(need(what, f"nested={nested}, {given}", "Pass both."))

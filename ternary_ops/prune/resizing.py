@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from ternary_ops.prune.criteria import Score
 from ternary_ops.prune.optimizer_state import Replaced
 from ternary_ops.prune.ranking import Group
-from ternary_ops.prune.scores import Score
 from ternary_ops.prune.targets import Target
 
 
@@ -19,10 +19,11 @@ def resize_targets(
     """
     cutters = {id(made): cutter for made, cutter in replaced.values()}
     smaller = {t: cut for t in targets if (cut := cutters.get(id(t.weight))) is not None}
-    undo = [target.resize(cut) for target, cut in smaller.items()]
+    undo: list[Callable[[], None]] = []
     former = [dict(vars(group)) for group in groups]
     touched = [g for g in groups if not smaller.keys().isdisjoint(g.targets)]
     try:
+        undo.extend(target.resize(cut) for target, cut in smaller.items())
         for group in touched:
             group.measure()
     except BaseException:
