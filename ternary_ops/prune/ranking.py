@@ -62,6 +62,10 @@ class Group:
         """The numbers by which units are ranked, from the scores of each target."""
         return parts
 
+    def loss_weights(self) -> list[float]:
+        """By what changes of the loss count in each target, where scores are such changes."""
+        return [1.0] * len(self.targets)
+
     def set_pruned(self, pruned: Tensor) -> None:
         """Remember which units are pruned, bool [total], in the order of the targets."""
         self.pruned = pruned
