@@ -16,6 +16,7 @@ criteria (scores), growth, schedules and allocation over layers.
 from ternary_ops.prune.adaptive_schedules import early_bird, generalization_loss
 from ternary_ops.prune.allocation import ALLOCATIONS, register_allocation
 from ternary_ops.prune.choice import choose
+from ternary_ops.prune.criteria import CRITERIA, Score, register_criterion
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, register_filter_score
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
@@ -36,7 +37,6 @@ from ternary_ops.prune.schedules import (
     one_cycle,
     register_schedule,
 )
-from ternary_ops.prune.scores import CRITERIA, Score, register_criterion
 
 __all__ = [
     "ALLOCATIONS",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ternary_ops.errors import BadConfig, need
 from ternary_ops.nn.patterns import from_mask
+from ternary_ops.prune.criteria import Score
 from ternary_ops.prune.growth import Candidates, Growth
-from ternary_ops.prune.scores import Score
 from ternary_ops.prune.targets import Target
 
 

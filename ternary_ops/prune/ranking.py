@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ternary_ops.errors import BadConfig, BadWeights, need
-from ternary_ops.nn.patterns import best_units, from_mask, lowest, to_mask
+from ternary_ops.nn.patterns import best_units, from_mask, lowest, surplus, to_mask
 from ternary_ops.prune.apportion import apportion
+from ternary_ops.prune.criteria import Score
 from ternary_ops.prune.exchange import Exchange
-from ternary_ops.prune.scores import Score
 from ternary_ops.prune.targets import Target
 
 
@@ -47,6 +47,11 @@ class Group:
                     "Lower zeros or min_nnz, or skip these layers.",
                 )
             )
+        least = self.targets[0].pattern.least_zeros  # alike in all targets
+        if round(self.zeros * self.total) < round(least * self.total):
+            what = f"zeros >= {least:g} with pattern {self.targets[0].pattern.name!r}"
+            do = "Raise or leave out zeros, or take the pattern of its blocks alone."
+            raise BadConfig(need(f"{what} for {_names(self.targets)}", self.zeros, do))
         self.set_pruned(torch.cat([~from_mask(t.mask, t.pattern) for t in self.targets]))
 
     def protected(self, target: Target) -> int:
@@ -172,6 +177,7 @@ class Group:
         scores = torch.cat(parts)
         if nested:
             scores.masked_fill_(self.pruned.to(scores.device), -torch.inf)
+        scores = _first(self._surplus(scores), scores, count)
         first = 0
         for target, size in zip(self.targets, self.sizes, strict=True):
             rows, own = target.pattern.grid(target.weight.shape)[0], scores[first : first + size]
@@ -186,9 +192,17 @@ class Group:
     def grow(self, parts: list[Tensor], count: int) -> None:
         """Give back the `count` pruned units of the highest scores; of equal ones the first."""
         scores = torch.cat(parts)
-        ranked = (-scores).masked_fill(~self.pruned.to(scores.device), torch.inf)
+        kept = ~self.pruned.to(scores.device)
+        ranked = (-scores).masked_fill(kept, torch.inf)
+        room = ~(kept | self._surplus(scores.masked_fill(kept, torch.inf)))
+        ranked = _first(room, ranked, count)
         self.set_pruned(self.pruned.to(scores.device) & ~lowest(ranked, count))
         self.share_masks()
+
+    def _surplus(self, scores: Tensor) -> Tensor:
+        """Bool [total]: what N:M patterns leave no room for, see patterns.surplus."""
+        parts = zip(self.targets, torch.split(scores, self.sizes), strict=True)
+        return torch.cat([surplus(part, t.pattern, t.weight.shape) for t, part in parts])
 
     def _check(self, parts: list[Tensor]) -> None:
         bad = [
@@ -230,6 +244,13 @@ def _places(scores: Tensor) -> Tensor:
     places = torch.empty_like(order, dtype=torch.float64)
     places[order] = torch.arange(len(order), device=order.device, dtype=torch.float64)
     return places
+
+
+def _first(tier: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Scores by which the `count` lowest lie in the tier, or hold all of it."""
+    if count <= int(tier.sum()):
+        return scores.masked_fill(~tier, torch.inf)
+    return scores.masked_fill(tier, -torch.inf)
 
 
 def _names(targets: list[Target]) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ternary_ops.prune.cutter import Cutter
@@ -30,10 +30,11 @@ def resize_targets(
     """
     cutters = {id(made): cutter for made, cutter in replaced.values()}
     smaller = {t: cut for t in targets if (cut := cutters.get(id(t.weight))) is not None}
-    undo = [target.resize(cut) for target, cut in smaller.items()]
+    undo: list[Callable[[], None]] = []
     former = [dict(vars(group)) for group in groups]
     touched = [g for g in groups if not smaller.keys().isdisjoint(g.targets)]
     try:
+        undo.extend(target.resize(cut) for target, cut in smaller.items())
         for group in touched:
             group.measure()
     except BaseException:
