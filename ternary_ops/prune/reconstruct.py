@@ -65,7 +65,7 @@ def reconstruct_(
     model = unwrap(model)
     targets = find_targets(model, zeros, pattern, scope, skip, None)
     for target in targets:
-        if target.pattern.rows != 1 or target.pattern.cols == 0:
+        if target.pattern.rows != 1 or target.pattern.cols == 0 or target.pattern.stride:
             do = 'Pass "1x4" or "element", or prune with a Pruner.'
             got = f"{target.pattern.name!r} for {target.name!r}"
             raise BadConfig(need("units to refit that lie in one output channel", got, do))
