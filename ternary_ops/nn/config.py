@@ -23,8 +23,9 @@ class TernaryConfig:
     weights      "ternary", "int8" (one scale per output channel) or "float" (left as it is)
     ternarizer   a name known to register_ternarizer: "ptq", "twn", "ttq", "absmean" or your own
     zeros        fraction of units a Pruner empties, 0 <= zeros < 1; None means 0.9 for ternary
-                 weights and 0, dense, for 8-bit ones
-    pattern      unit of pruning: "1x4" (quads), "element", "NxM" or "filter"
+                 weights and 0, dense, for 8-bit ones; with an N:M pattern 1 - N/M
+    pattern      unit of pruning: "1x4" (quads), "element", "NxM", "filter"; "2:4", "1x4@1:4" (N:M
+                 of elements or blocks), "strided:S": nn.patterns
     scope        how zeros are spread: "global", counted over all layers of equal pattern and zeros;
                  "time", likewise, by what they save in the engine, as plan(example=) measured it;
                  "layer", each alone; or another name of prune.ALLOCATIONS
@@ -45,10 +46,11 @@ class TernaryConfig:
         _choice("weights", self.weights, WEIGHTS)
         _choice("scope", self.scope, SCOPES)
         _choice("activations", self.activations, ACTIVATIONS)
-        get_pattern(self.pattern)
+        pattern = get_pattern(self.pattern)
         get_ternarizer(self.ternarizer)
         if self.zeros is None:
-            object.__setattr__(self, "zeros", 0.9 if self.weights == "ternary" else 0.0)
+            usual = 0.9 if self.weights == "ternary" else 0.0
+            object.__setattr__(self, "zeros", pattern.least_zeros or usual)
         if self.activations == "uint11" and self.weights != "int8":
             do = 'Set weights="int8", or activations="uint8".'
             raise BadConfig(need('weights "int8" beside activations "uint11"', self.weights, do))

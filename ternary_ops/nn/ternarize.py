@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ternary_ops.errors import BadConfig, need
-from ternary_ops.nn.patterns import get_pattern, to_mask
+from ternary_ops.nn.patterns import get_pattern, to_mask, unit_reduce
 
 CodesRule = Callable[[Tensor, Tensor, str], Tensor]  # weight, mask, pattern -> codes
 ScaleRule = Callable[[Tensor, Tensor, Tensor], Tensor]  # weight, mask, codes -> scale [O]
@@ -100,7 +100,7 @@ def _ptq_codes(weight: Tensor, mask: Tensor, pattern: str, threshold: float = 0.
     `threshold` * mean|W| of the filter's survivors become 0, but never the whole block.
     """
     sign = torch.sign(weight) * mask
-    if pattern == "element":
+    if get_pattern(pattern).single:
         return sign
     magnitude = weight.abs() * mask
     large = magnitude > threshold * _mean_of_survivors(magnitude, mask, per_filter=True)
@@ -114,7 +114,7 @@ def _twn_codes(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
     """
     magnitude = weight.abs() * mask
     large = magnitude > 0.7 * _mean_of_survivors(magnitude, mask, per_filter=False)
-    unit = "filter" if pattern == "element" else pattern
+    unit = "filter" if get_pattern(pattern).single else pattern
     return torch.sign(weight) * mask * (large | _largest_of_unit(magnitude, unit))
 
 
@@ -124,7 +124,7 @@ def _ttq_codes(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
     """
     magnitude = weight.abs() * mask
     large = magnitude > 0.05 * magnitude.max()
-    unit = "filter" if pattern == "element" else pattern
+    unit = "filter" if get_pattern(pattern).single else pattern
     return torch.sign(weight) * mask * (large | _largest_of_unit(magnitude, unit))
 
 
@@ -135,7 +135,7 @@ def _absmean_codes(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
     """
     magnitude = weight.abs() * mask
     large = magnitude > 0.5 * _mean_of_survivors(magnitude, mask, per_filter=True)
-    unit = "filter" if pattern == "element" else pattern
+    unit = "filter" if get_pattern(pattern).single else pattern
     return torch.sign(weight) * mask * (large | _largest_of_unit(magnitude, unit))
 
 
@@ -155,7 +155,7 @@ def ptq(threshold: float = 0.5, scale: str = "lsq", ste: str = "identity") -> Te
     abstracts state and is not the authors' algorithm. Since sign(W / |W|) = sign(W), the
     normalization shows in the scale and in the gradient only.
 
-    threshold   see _ptq_codes; no effect with pattern "element"
+    threshold   see _ptq_codes; no effect where units are elements
     scale       "lsq": least squares; "unit": the norm of the survivors is kept
     ste         "identity": the gradient of scale * T is that of W; "sphere", "layer_sphere": its
                 part along W is removed per filter or per layer, as the derivative of W / |W| does;
@@ -305,11 +305,5 @@ def _mean_of_survivors(magnitude: Tensor, mask: Tensor, per_filter: bool) -> Ten
 def _largest_of_unit(magnitude: Tensor, pattern: str) -> Tensor:
     """Bool, True for the largest weight (equals included) of every unit of the pattern."""
     unit = get_pattern(pattern)
-    shape = magnitude.shape
-    if unit.cols == 0:
-        return magnitude == magnitude.flatten(1).amax(1).view(-1, *[1] * (len(shape) - 1))
-    rows, cols, taps = unit.grid(shape)
-    short = (0, 0, 0, cols * unit.cols - shape[1], 0, rows * unit.rows - shape[0])
-    blocks = F.pad(magnitude.reshape(shape[0], shape[1], -1), short)
-    best = blocks.view(rows, unit.rows, cols, unit.cols, taps).amax((1, 3))
-    return magnitude == to_mask(best, shape, unit)
+    best = unit_reduce(magnitude, unit, torch.amax)
+    return magnitude == to_mask(best, magnitude.shape, unit)

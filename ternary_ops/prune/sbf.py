@@ -17,6 +17,7 @@ from ternary_ops.prune.filter_costs import Cost, FilterCosts
 from ternary_ops.prune.filter_network import FilterNetwork
 from ternary_ops.prune.filter_price import Price
 from ternary_ops.prune.filter_scaling import LiveScores, Multiply, fold_, offsets, scaled_modules
+from ternary_ops.prune.optimizer_state import forget
 from ternary_ops.prune.removal import Removal, remove_
 
 # Shares of the steps: prices begin, a target is met by what scores expect, and between these two
@@ -245,14 +246,7 @@ class SbF:
     def _end(self, kept: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
         """Let go of heads and hooks."""
         self._kept = dict(kept)
-        mine = {id(p) for p in self.parameters()}
-        if optimizer is None:
-            return
-        for p in self.parameters():
-            optimizer.state.pop(p, None)
-        for group in optimizer.param_groups:
-            group["params"][:] = [p for p in group["params"] if id(p) not in mine]
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        forget(optimizer, self.parameters())
 
 
 def _check(

@@ -14,7 +14,7 @@ from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.nn.engine_cost import EngineCost
 from ternary_ops.nn.patterns import Pattern, fit_pattern, get_pattern, unit_scores, unit_sums
 from ternary_ops.nn.pruning_progress import Progress
-from ternary_ops.prune.scores import Score
+from ternary_ops.prune.criteria import Score
 
 
 class _Config(Protocol):
@@ -43,7 +43,7 @@ _PLAIN = _Plain()
 class QuantizedLayer(Protocol):
     """Interface of a layer made by quantize_, as far as a Pruner uses it.
 
-    dense_gradient: whether pruned weights get a gradient in phase "float" too.
+    dense_gradient: whether pruned weights get a gradient before codes are frozen, in any phase.
     """
 
     weight: nn.Parameter
@@ -116,12 +116,12 @@ class Target:
 
     def resize(self, cut: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         """Follow the weight, which has lost what `cut` takes from tensors of its former shape.
-        Returns a function that undoes it.
+        Returns a function that undoes it. UnsupportedShape: the pattern does not divide it.
         """
         former = self._own_mask, self.latent, self.pattern
-        self._own_mask, self.latent = (None if t is None else cut(t) for t in former[:2])
         groups = int(getattr(self.owners[0], "groups", 1))
-        self.pattern = fit_pattern(self.pattern, self.weight.shape, groups)
+        self.pattern = fit_pattern(self.pattern, self.weight.shape, groups, self.name)
+        self._own_mask, self.latent = (None if t is None else cut(t) for t in former[:2])
 
         def undo() -> None:
             self._own_mask, self.latent, self.pattern = former
@@ -201,9 +201,9 @@ def find_targets(
     whose config has zeros; of a plain model those of every nn.Linear and nn.Conv2d.
 
     Arguments that are None come from each layer's config; for a plain model pattern is then
-    "element" and scope "global", and zeros is required. A mapping gives glob -> zeros: the last
-    glob that matches a layer counts; a layer that none matches keeps its config, or is left out of
-    a plain model.
+    "element" and scope "global", and zeros is required unless the pattern is N:M. A mapping gives
+    glob -> zeros: the last glob that matches a layer counts; a layer that none matches keeps its
+    config, or is left out of a plain model.
     """
     check_type("skip", skip, (str, Sequence), "Pass a glob, or a list of them.")
     skip = [skip] if isinstance(skip, str) else skip
@@ -211,7 +211,10 @@ def find_targets(
     targets: dict[int, Target] = {}
     for name, layer in _prunable_layers(model, [*skip, *globs]).items():
         config = layer.config if is_quantized(layer) else _PLAIN
+        units = get_pattern(pattern or config.pattern)
         fraction = _layer_zeros(name, zeros, config.zeros)
+        if fraction is None and not globs:
+            fraction = units.least_zeros or None
         if fraction is None or any(fnmatchcase(name, glob) for glob in skip):
             continue
         weight = _parameter(name, layer)
@@ -219,7 +222,7 @@ def find_targets(
             targets[id(weight)].owners.append(layer)
             continue
         groups = int(getattr(layer, "groups", 1))
-        units = fit_pattern(get_pattern(pattern or config.pattern), weight.shape, groups)
+        units = fit_pattern(units, weight.shape, groups, name)
         depthwise = groups > 1 and weight.shape[1] == 1
         least = int(depthwise) if min_nnz is None else min_nnz
         targets[id(weight)] = Target(name, layer, units, scope or config.scope, fraction, least)

@@ -224,7 +224,7 @@ def _planned(module: nn.Module, names: list[str], config: TernaryConfig, reason:
     if not isinstance(weight, Tensor):
         raise TypeError(f"{names[0]} has no weight tensor")  # unreachable: _cannot refused it
     asked = get_pattern(config.pattern)
-    fitted = fit_pattern(asked, weight.shape, groups)
+    fitted = fit_pattern(asked, weight.shape, groups, names[0])
     if fitted != asked:
         config = replace(config, pattern=fitted.name)
         narrow = f"{weight.shape[1]} input channels per group: too narrow for {asked.name}"

@@ -131,9 +131,11 @@ def test_names_of_patterns() -> None:
 
 
 def test_narrow_groups_fall_back_to_elements() -> None:
-    quad = get_pattern("1x4")
-    assert fit_pattern(quad, torch.Size((8, 1, 3, 3)), groups=8).name == "element"
-    assert fit_pattern(quad, torch.Size((8, 3, 3, 3)), groups=2).name == "element"
-    assert fit_pattern(quad, torch.Size((8, 4, 3, 3)), groups=2) == quad
-    assert fit_pattern(quad, torch.Size((8, 3, 3, 3)), groups=1) == quad  # padded, not narrowed
-    assert fit_pattern(get_pattern("filter"), torch.Size((8, 1, 3, 3)), groups=8).name == "filter"
+    def fitted(name: str, shape: tuple[int, ...], groups: int) -> str:
+        return fit_pattern(get_pattern(name), torch.Size(shape), groups, "layer").name
+
+    assert fitted("1x4", (8, 1, 3, 3), groups=8) == "element"
+    assert fitted("1x4", (8, 3, 3, 3), groups=2) == "element"
+    assert fitted("1x4", (8, 4, 3, 3), groups=2) == "1x4"
+    assert fitted("1x4", (8, 3, 3, 3), groups=1) == "1x4"  # padded, not narrowed
+    assert fitted("filter", (8, 1, 3, 3), groups=8) == "filter"
