@@ -22,6 +22,7 @@ from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
 from ternary_ops.prune.gates import GATES, Gate, register_gate
 from ternary_ops.prune.growth import GROWTHS, SET, Growth, RigL, register_growth
 from ternary_ops.prune.learned_sparsity import LearnedSparsity
+from ternary_ops.prune.merging import fold_constants_, merge_similar_
 from ternary_ops.prune.network_file import load_network, save_network
 from ternary_ops.prune.penalties import PENALTIES, Penalty, penalty, register_penalty
 from ternary_ops.prune.pruner import Pruner
@@ -63,10 +64,12 @@ __all__ = [
     "SummaryRow",
     "choose",
     "filter_score",
+    "fold_constants_",
     "get_schedule",
     "groups",
     "iterative",
     "load_network",
+    "merge_similar_",
     "one_cycle",
     "penalty",
     "reconstruct_",
