@@ -24,6 +24,7 @@ from ternary_ops.prune.gates import GATES, Gate, register_gate
 from ternary_ops.prune.growth import GROWTHS, Growth, register_growth
 from ternary_ops.prune.growth_rules import DNW, SET, SNFS, DeepR, RigL, Static
 from ternary_ops.prune.learned_sparsity import LearnedSparsity
+from ternary_ops.prune.merging import fold_constants_, merge_similar_
 from ternary_ops.prune.network_file import load_network, save_network
 from ternary_ops.prune.penalties import PENALTIES, Penalty, penalty, register_penalty
 from ternary_ops.prune.pruner import Pruner
@@ -71,12 +72,14 @@ __all__ = [
     "choose",
     "early_bird",
     "filter_score",
+    "fold_constants_",
     "generalization_loss",
     "get_schedule",
     "groups",
     "iht",
     "iterative",
     "load_network",
+    "merge_similar_",
     "one_cycle",
     "penalty",
     "reconstruct_",
