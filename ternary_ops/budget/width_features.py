@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ternary_ops.prune.filter_costs import FilterCosts
 from ternary_ops.prune.filters import FilterGroups
 
-Widths: TypeAlias = Mapping[str, int]  # channels left, by group; groups not named are whole
+Widths: TypeAlias = Mapping[str, float]  # channels left, by group; groups not named are whole
 Features: TypeAlias = NDArray[np.float64]
 
 

@@ -20,9 +20,12 @@ from ternary_ops.prune.criteria import CRITERIA, Score, register_criterion
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, register_filter_score
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
+from ternary_ops.prune.gates import GATES, Gate, register_gate
 from ternary_ops.prune.growth import GROWTHS, Growth, register_growth
 from ternary_ops.prune.growth_rules import DNW, SET, SNFS, DeepR, RigL, Static
+from ternary_ops.prune.learned_sparsity import LearnedSparsity
 from ternary_ops.prune.network_file import load_network, save_network
+from ternary_ops.prune.penalties import PENALTIES, Penalty, penalty, register_penalty
 from ternary_ops.prune.pruner import Pruner
 from ternary_ops.prune.ranking import SummaryRow
 from ternary_ops.prune.reconstruct import reconstruct_
@@ -43,14 +46,19 @@ __all__ = [
     "CRITERIA",
     "DNW",
     "FILTER_SCORES",
+    "GATES",
     "GROWTHS",
+    "PENALTIES",
     "SCHEDULES",
     "SET",
     "SNFS",
     "DeepR",
     "FilterGroup",
     "FilterGroups",
+    "Gate",
     "Growth",
+    "LearnedSparsity",
+    "Penalty",
     "Place",
     "Pruner",
     "Removal",
@@ -70,11 +78,14 @@ __all__ = [
     "iterative",
     "load_network",
     "one_cycle",
+    "penalty",
     "reconstruct_",
     "register_allocation",
     "register_criterion",
     "register_filter_score",
+    "register_gate",
     "register_growth",
+    "register_penalty",
     "register_schedule",
     "remove_",
     "save_network",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ternary_ops.prune.criteria import Score, get_criterion
+from ternary_ops.prune.criteria import Score
 from ternary_ops.prune.cutter import Cutter
 from ternary_ops.prune.exchange import Exchange
 from ternary_ops.prune.growth import Growth
@@ -27,12 +27,12 @@ class GrowthRun:
         phases: Phases,
         groups: Sequence[Group],
         criterion: Score,
+        own: Score | None,
         optimizer: torch.optim.Optimizer | None,
     ) -> None:
-        """BadConfig where the criterion by which units are dropped is unknown."""
+        """criterion: the Pruner's. own: that by which units are dropped, where it is another."""
         self.growth, self.phases, self.groups, self.optimizer = growth, phases, groups, optimizer
-        named = growth is not None and growth.drop is not None
-        self.own = get_criterion(str(growth.drop), optimizer) if growth and named else None
+        self.own = own
         self.criterion = criterion if self.own is None else self.own
         self.gradients: dict[str, Tensor] = {}  # of the step that exchanges units
         self.memory: dict[str, Tensor] = {}
@@ -64,21 +64,12 @@ class GrowthRun:
             return False
         return self.growth.dense_gradients or self.due(step)
 
-    def watch(self, targets: Sequence[Target]) -> None:
-        """Called once, before training."""
-        if self.own is not None:
-            for target in targets:
-                self.own.watch(target.name, target.owners)
-
     def observe(self, targets: Sequence[Target], step: int) -> None:
-        """Let rule and criterion see gradients before an optimizer step, and leave the step out
-        where the rule says so.
+        """Let the rule see gradients before an optimizer step, and leave the step out where it
+        says so.
         """
         if self.growth is None:
             return
-        if self.own is not None:
-            for target in targets:
-                self.own.observe(target.name, target.weight)
         if self.growth.observes and step < self.phases.freeze:
             found = {t.name: t.weight.grad for t in targets if t.weight.grad is not None}
             exchange = self._exchange(self.growth, step, found)
@@ -118,8 +109,6 @@ class GrowthRun:
         self.gradients.clear()
         if name in self.memory:
             self.memory[name] = cut(self.memory[name])
-        if self.own is not None:
-            self.own.resize(name, cut)
 
     def state(self) -> dict[str, Any]:
         """What the rule and its criterion have seen, by layer."""

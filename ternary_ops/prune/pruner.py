@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ternary_ops._moved import renamed, renamed_arguments
 from ternary_ops.graph.wrappers import unwrap
@@ -17,6 +17,7 @@ from ternary_ops.prune.criteria import get_criterion
 from ternary_ops.prune.gradient_reader import GradientReader
 from ternary_ops.prune.growth import Growth, get_growth
 from ternary_ops.prune.growth_run import GrowthRun
+from ternary_ops.prune.mask_updates import MaskUpdates
 from ternary_ops.prune.masked_copy import mask_copy
 from ternary_ops.prune.optimizer_state import GradientHook, Replaced
 from ternary_ops.prune.phases import Phases
@@ -30,7 +31,6 @@ from ternary_ops.prune.pruner_checks import (
 from ternary_ops.prune.ranking import SummaryRow, summary
 from ternary_ops.prune.resizing import resize_targets
 from ternary_ops.prune.rewinding import Rewinding
-from ternary_ops.prune.rounds import Collapse, in_rounds
 from ternary_ops.prune.schedules import Schedule, get_schedule
 from ternary_ops.prune.state import check_state, plain_names, plan_of, pruned_bits, restore_bits
 from ternary_ops.prune.targets import (
@@ -119,9 +119,9 @@ class Pruner:
         quantized_decay: float = 0.0,
         skip: str | Sequence[str] = (),
         growth: str | Growth | None = None,
+        rewind: int | None = None,
         batches: Any = None,
         loss: Any = None,
-        rewind: int | None = None,
     ) -> None:
         """Plan the pruning; no weight changes before the first step().
 
@@ -137,6 +137,10 @@ class Pruner:
         check_strategies(self.schedule, self.growth, self.phases, nested, rewind, optimizer)
         self.optimizer = optimizer
         self.criterion = get_criterion(criterion, optimizer, batches, loss)
+        drop = None
+        if self.growth is not None and self.growth.drop is not None:
+            drop = get_criterion(self.growth.drop, optimizer, batches, loss)
+        self._criteria = (self.criterion,) if drop is None else (self.criterion, drop)
         self._criterion_name = criterion
         self.quantized_decay = quantized_decay
         self.nested = nested and not (self.growth is not None and self.growth.latent)
@@ -147,16 +151,21 @@ class Pruner:
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
         self._gradients = GradientReader()
-        self._collapse = Collapse()
-        self._growing = GrowthRun(self.growth, self.phases, self._groups, self.criterion, optimizer)
-        self._pace = self.schedule.fresh_pace()
+        self._growing = GrowthRun(
+            self.growth, self.phases, self._groups, self.criterion, drop, optimizer
+        )
+        self._masks = MaskUpdates(
+            *(self._groups, self.phases, self.schedule, self._growing, self.criterion, criterion),
+            nested=self.nested,
+            normalize=normalize,
+        )
         self._progress = Progress(0, self.phases.freeze, self.phases.total)
         check_optimizer(optimizer, self._targets)
-        for target in self._targets:
-            self.criterion.watch(target.name, target.owners)
-        if batches is not None:
-            self.criterion.prepare(model, batches, loss)
-        self._growing.watch(self._targets)
+        for score in self._criteria:
+            for target in self._targets:
+                score.watch(target.name, target.owners)
+            if batches is not None:
+                score.prepare(model, batches, loss)
         self._rewinding = None
         if optimizer is not None and rewind is not None:
             self._rewinding = Rewinding(model, optimizer, rewind)
@@ -224,10 +233,11 @@ class Pruner:
         if latent:
             for target in self._targets:
                 target.accumulate_latent()
-        if advance and self._updates(self._step):
-            if self._growing.due(self._step) or self.schedule.cyclic:
+        if advance and self._masks.due(self._step):
+            if self._masks.gives_back(self._step):
                 self._apply_masks()  # what comes back must not keep the optimizer's last step
-            self._update_masks()
+            if self._masks.update(self._step) and self._rewinding is not None:
+                self._rewinding.go_back(self._step)
         self._apply_masks()
         if advance and self._rewinding is not None:
             self._rewinding.take(self._step)
@@ -249,7 +259,7 @@ class Pruner:
         """Tell a schedule that goes by it ("generalization_loss") the loss on other data; BadConfig
         with a schedule that does not.
         """
-        self._pace.loss(loss)
+        self._masks.pace.loss(loss)
 
     @torch.no_grad()
     def mask_(self, copied: nn.Module) -> None:
@@ -273,7 +283,7 @@ class Pruner:
             "scores": self.criterion.state(),
             "costs": costs_state(self._targets),
             "growth": self._growing.state(),
-            "pace": self._pace.state(),
+            "pace": self._masks.pace.state(),
             "rewind": {} if self._rewinding is None else self._rewinding.state(),
         }
 
@@ -295,7 +305,7 @@ class Pruner:
         self.criterion.restore(state["scores"])
         self._growing.restore(state.get("growth", {}))
         if state.get("pace"):
-            self._pace.restore(state["pace"])
+            self._masks.pace.restore(state["pace"])
         if self._rewinding is not None:
             self._rewinding.restore(state["rewind"])
         self._prepare(self._layers)
@@ -306,10 +316,10 @@ class Pruner:
         Zeros are then those due of what is left. BadConfig, with nothing changed: it is too little.
         """
         check_resize(self._rewinding)
-        followers = self.criterion, self._growing
+        followers = *self._criteria, self._growing
         touched = resize_targets(self._targets, self._groups, followers, replaced)
-        for group in touched if self.phase != "frozen" else ():
-            group.resettle(self._share(self._step), self.criterion, self.nested, self.normalize)
+        if self.phase != "frozen":
+            self._masks.resettle(touched, self._step)
 
     def before_step(self) -> None:
         """Check gradients and let the criterion and growth read them: the optimizer's hook.
@@ -319,46 +329,10 @@ class Pruner:
         for target in self._targets:
             self._gradients.read(target, self._step + 1)
             if self._step < self.phases.end or self.growth is not None:
-                self.criterion.observe(target.name, target.weight)
+                for score in self._criteria:
+                    score.observe(target.name, target.weight)
         if self._step < self.phases.total:
             self._growing.observe(self._targets, self._step + 1)
-
-    def _updates(self, step: int) -> bool:
-        if self.schedule.cyclic and self._share(step) != self._share(step - 1):
-            return True
-        first = "batches" in self.criterion.reads and step == 1  # sparse from the start
-        return first or self._growing.updates(step)
-
-    def _update_masks(self) -> None:
-        before = sum(group.count for group in self._groups)
-        self._pace.look(self._due_units)
-        share = self._share(self._step)
-        if self.schedule.cyclic and self.nested and share == 0:
-            for group in self._groups:
-                group.release()
-            return
-        exchange = self._growing.at(self._step)
-        options = {"nested": self.nested, "normalize": self.normalize}
-        rounds = in_rounds(self._groups, share, self.criterion.rounds)
-        for number, shares in enumerate(rounds, 1):
-            self.criterion.refresh({target.name: target.mask for target in self._targets})
-            last = exchange if number == len(rounds) else None
-            for group, due in zip(self._groups, shares, strict=True):
-                group.update(due, self.criterion, exchange=last, **options)
-        if share == 1.0:
-            self._collapse.warn(self._groups, self._criterion_name)
-        self._growing.gradients = {}
-        if self._rewinding is not None and sum(group.count for group in self._groups) > before:
-            self._rewinding.go_back(self._step)
-
-    def _due_units(self) -> Tensor:
-        """The units that would be pruned if the whole target were due now."""
-        return torch.cat([group.chosen(self.criterion, self.normalize) for group in self._groups])
-
-    def _share(self, step: int) -> float:
-        """The fraction of the zeros that is due at a step."""
-        total, end = self.phases.total, self.phases.end
-        return self._pace.share(step / total, self.phases.start, end / total)
 
     def _apply_masks(self) -> None:
         for group in self._groups:

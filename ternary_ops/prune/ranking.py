@@ -62,6 +62,10 @@ class Group:
         """The numbers by which units are ranked, from the scores of each target."""
         return parts
 
+    def loss_weights(self) -> list[float]:
+        """By what changes of the loss count in each target, where scores are such changes."""
+        return [1.0] * len(self.targets)
+
     def set_pruned(self, pruned: Tensor) -> None:
         """Remember which units are pruned, bool [total], in the order of the targets."""
         self.pruned = pruned
@@ -233,13 +237,6 @@ def summary(targets: Sequence[Target], groups: Sequence[Group]) -> list[SummaryR
     return [SummaryRow(t.name, wanted[t.name], t.empty_units() / t.units) for t in targets]
 
 
-def _first(tier: Tensor, scores: Tensor, count: int) -> Tensor:
-    """Scores by which the `count` lowest lie in the tier, or hold all of it."""
-    if count <= int(tier.sum()):
-        return scores.masked_fill(~tier, torch.inf)
-    return scores.masked_fill(tier, -torch.inf)
-
-
 def _relative(scores: Tensor) -> Tensor:
     """Scores relative to their layer's mean."""
     return scores / scores.abs().mean().clamp_min(1e-30)
@@ -251,6 +248,13 @@ def _places(scores: Tensor) -> Tensor:
     places = torch.empty_like(order, dtype=torch.float64)
     places[order] = torch.arange(len(order), device=order.device, dtype=torch.float64)
     return places
+
+
+def _first(tier: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Scores by which the `count` lowest lie in the tier, or hold all of it."""
+    if count <= int(tier.sum()):
+        return scores.masked_fill(~tier, torch.inf)
+    return scores.masked_fill(tier, -torch.inf)
 
 
 def _names(targets: list[Target]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels have no machine code", allow_module_level=True)
 
@@ -59,7 +59,7 @@ def test_a_row_has_figures_of_machine_code_and_of_the_model() -> None:
 
 
 def test_what_a_target_cannot_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "__version__", "3.8.0")
+    monkeypatch.setattr("triton.__version__", "3.8.0")
     (row,) = report.rows(cases.linear(16, 512, 1024, torch.float16), "sm_100")
     assert row["note"].startswith("unsupported") and report.check(row, None) == []
 
