@@ -19,6 +19,7 @@ from ternary_ops.prune.criteria import CRITERIA, Score, register_criterion
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, register_filter_score
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
+from ternary_ops.prune.fisher import fisher_
 from ternary_ops.prune.growth import GROWTHS, SET, Growth, RigL, register_growth
 from ternary_ops.prune.network_file import load_network, save_network
 from ternary_ops.prune.pruner import Pruner
@@ -55,6 +56,7 @@ __all__ = [
     "SummaryRow",
     "choose",
     "filter_score",
+    "fisher_",
     "get_schedule",
     "groups",
     "iterative",
