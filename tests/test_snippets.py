@@ -70,6 +70,7 @@ SETUP: dict[str, Callable[[], Names]] = {
     "docs/methods/reconstruction.md": trained,
     "docs/methods/filters.md": trained,
     "docs/methods/removal.md": trained,
+    "docs/methods/schedules.md": trained,
     "docs/methods/search.md": digits,
     "docs/super-resolution.md": upscaling,
 }
