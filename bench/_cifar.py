@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10 as the data packs have it (a JPEG copy of the pixels), and the ResNets trained on it."""
+"""CIFAR-10 and Tiny ImageNet as the data packs have them, and the ResNets trained on the former."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ternary_ops import models
 from ternary_ops.benchmark.pruned_networks import data_folder
 from ternary_ops.data.classification import Split
+from ternary_ops.data.image_folder import Images
 from ternary_ops.errors import BadConfig, need
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,8 +30,19 @@ def folder() -> Path:
 
 def load_cifar10() -> Split:
     """50,000 images to train, 10,000 to test, normalized, float32 [N, 3, 32, 32]."""
-    train, test = (_read_jpegs(folder() / "cifar10" / f"{part}.npz") for part in ("train", "test"))
-    return Split(*train, *test)
+    train, test = (
+        read_pack(folder() / "cifar10" / f"{part}.npz", 32) for part in ("train", "test")
+    )
+    return Split(_normalized(train[0])[:], train[1], _normalized(test[0])[:], test[1])
+
+
+def load_tiny_imagenet(side: int) -> Split:
+    """100 classes of Tiny ImageNet: 50,000 images to train, 5,000 to test, bytes until they are
+    used; side: 64, or 32 for means of 2x2 pixels.
+    """
+    pack = folder() / "tinyimagenet100"
+    train, test = (read_pack(pack / f"{part}.npz", side) for part in ("train", "val"))
+    return Split(_normalized(train[0]), train[1], _normalized(test[0]), test[1])
 
 
 def load_resnet(path: Path) -> nn.Module:
@@ -77,17 +89,25 @@ def keep_shortcuts_(model: nn.Module, x: Tensor) -> None:
         handle.remove()
 
 
-def _read_jpegs(path: Path) -> tuple[Tensor, Tensor]:
+def _normalized(pixels: Tensor) -> Images:
+    return Images(pixels, torch.tensor(_MEAN), torch.tensor(_STD))
+
+
+def read_pack(path: Path, side: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 3, side, side] and labels int64 [N] of a pack of JPEG files; larger images
+    become means of blocks.
+    """
     from PIL import Image
 
     with np.load(path) as pack:
         parts = {key: pack[key] for key in pack.files}
     heads, scans = parts["head_off"], parts["scan_off"]
-    images = np.empty((len(parts["head_id"]), 32, 32, 3), np.float32)
+    images = np.empty((len(parts["head_id"]), 3, side, side), np.uint8)
     for i, head in enumerate(parts["head_id"]):
         start = parts["head"][heads[head] : heads[head + 1]].tobytes()
         data = start + parts["scan"][scans[i] : scans[i + 1]].tobytes()
-        images[i] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    images = (images / 255 - np.float32(_MEAN)) / np.float32(_STD)
-    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return torch.from_numpy(planes), torch.from_numpy(parts["label"].astype(np.int64))
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        if image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BOX)
+        images[i] = np.asarray(image).transpose(2, 0, 1)
+    return torch.from_numpy(images), torch.from_numpy(parts["label"].astype(np.int64))

@@ -10,7 +10,8 @@ range that follows from its operands, with a warning: that may use few of the 25
 stay float: the edges of the network, whatever float layers touch, and what a BatchNorm reads whose
 scales would make rounding show. So do values that some reader takes as floats, as a LayerNorm does,
 and what adds up to floats: a sum of many parts, like the residual stream of a transformer, would
-lose all parts that are smaller than a step of its codes. Readers of codes get it quantized.
+lose all parts that are smaller than a step of its codes. Of a long stream every sum would be
+rounded once more (streams.py). Readers of codes get it quantized.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from ternary_ops.compiler.read_layers import Layer, Range, range_of
 from ternary_ops.compiler.step import CODES, FINE, FLOATS, Step
+from ternary_ops.compiler.streams import long_sums
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import Bounds
 from ternary_ops.program.ops import OPS
@@ -45,6 +47,8 @@ def choose_domains(steps: Sequence[Step]) -> None:
 
     Raises Uncalibrated, which names every layer whose range is not set.
     """
+    for step in long_sums(steps):
+        step.precise = True
     for step in reversed(steps):
         for user in step.users:
             _ask(step, user)

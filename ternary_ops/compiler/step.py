@@ -37,7 +37,7 @@ class Step:
 
     Set by choose_domains:
     wanted      range that the layers reading this value ask for
-    precise     an operator reads it as floats, so that it is made as floats
+    precise     an operator reads it as floats, or a long stream adds to it: it is made as floats
     fine        range that layers reading it as uint11 ask for; it is then made as floats
     flexible    an operator that has no range of its own would read it as uint8
     reads       the form in which each operand is read

@@ -54,12 +54,14 @@ def unwrap(model: object) -> nn.Module:
             raise UnsupportedModel(need(what, got, "Pass the network, an instance of its class."))
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module, sharing: bool = False) -> nn.Module:
     """A deep copy, of weights too that a hook computed with gradients, which torch refuses to copy:
-    the copy has their present values, until its hooks run. Raises UnsupportedModel, naming what
-    cannot be copied.
+    the copy has their present values, until its hooks run. sharing: parameters and buffers are
+    those of `model`. Raises UnsupportedModel, naming what cannot be copied.
     """
     memo: dict[int, object] = {}
+    if sharing:
+        memo |= {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:

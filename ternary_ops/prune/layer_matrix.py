@@ -6,10 +6,29 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.nn.geometry import edges_at
+from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.nodes import layer_class
+from ternary_ops.graph.subclass_twins import twin_of
+from ternary_ops.nn.geometry import edges_at, geometry_of
+from ternary_ops.prune.window_products import weight_gradient, window_products
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    """The layer, or what computes as a subclass with a forward of its own does (padding), with the
+    same weight. Raises UnsupportedModel where nothing does.
+    """
+    if layer_class(layer) is not None:
+        return layer
+    twin = twin_of(layer)
+    if twin is None or twin.weight is not layer.weight:
+        got = f"the forward of {type(layer).__name__}"
+        do = "Skip these layers, or prune with a Pruner."
+        raise UnsupportedModel(need("layers that multiply their weight by their input", got, do))
+    return twin
 
 
 class LayerMatrix:
@@ -22,11 +41,20 @@ class LayerMatrix:
 
     def __init__(self, layer: nn.Module, unit: int) -> None:
         weight = cast(Tensor, layer.weight)
-        self.layer: Any = layer
+        self.layer: Any = _plain(layer)
         self.unit = unit
         self.shape = weight.shape
         self.groups = int(getattr(layer, "groups", 1))
         self.taps = math.prod(weight.shape[2:])
+
+    @property
+    def geometry(self) -> object:
+        """Equal for layers that make equal columns of one input."""
+        layer, sizes = self.layer, (self.unit, self.shape[1:])
+        if len(self.shape) == 2:
+            return sizes
+        kept = {**geometry_of(layer), "out_channels": 0, "edges": getattr(layer, "edges", None)}
+        return str((sizes, kept))
 
     def _units(self, values: Tensor) -> Tensor:
         """[..., I, T, X] -> [..., K, X]."""
@@ -40,6 +68,10 @@ class LayerMatrix:
         values = weight.double().view(self.groups, -1, self.shape[1], self.taps, 1)
         return self._units(values)[..., 0]
 
+    def which(self) -> Tensor:
+        """The group of each row, in the order of rows().flatten(0, 1): [O]."""
+        return torch.arange(self.groups).repeat_interleave(self.shape[0] // self.groups)
+
     def weight(self, rows: Tensor) -> Tensor:
         """The inverse of rows(), of the weight's shape."""
         split = rows.view(*rows.shape[:2], -1, self.taps, self.unit).transpose(-2, -1)
@@ -52,14 +84,53 @@ class LayerMatrix:
         if isinstance(self.layer, nn.Linear) or len(self.shape) == 2:
             flat = x.reshape(1, -1, self.shape[1], 1).permute(0, 2, 3, 1)
             return self._units(flat)
+        padded = self.padded(x)
+        patches = F.unfold(padded, self.shape[2:], self.layer.dilation, 0, self.layer.stride)
+        split = patches.view(len(padded), self.groups, self.shape[1], self.taps, -1)
+        flat = split.permute(1, 2, 3, 0, 4).flatten(3)
+        return self._units(flat)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The input of a convolution [N, C, H, W] with its border."""
         x = x if x.ndim == 4 else x[None]
         layer = self.layer
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padded = F.pad(x, edges_at(layer, *x.shape[-2:]), mode=mode)
-        patches = F.unfold(padded, self.shape[2:], layer.dilation, 0, layer.stride)
-        split = patches.view(len(x), self.groups, self.shape[1], self.taps, -1)
-        flat = split.permute(1, 2, 3, 0, 4).flatten(3)
-        return self._units(flat)
+        return F.pad(x, edges_at(layer, *x.shape[-2:]), mode=mode)
+
+    def products(self, x: Tensor) -> Tensor:
+        """columns(x) @ columns(x)^T, float64 [G, K, K]."""
+        if self._by_shifts(x):
+            found = window_products(self.padded(x), *self.shape[2:])
+            first = self._units(found.flatten(2)).view(-1, *found.shape[2:], 1)
+            return self._units(first)[None, ..., 0].double()
+        columns = self.columns(x)
+        return (columns @ columns.mT).double()
+
+    def output_products(self, y: Tensor, x: Tensor) -> Tensor:
+        """Outputs y of the layer, one row per filter, times columns(x)^T, float64 [G, O/G, K]."""
+        if len(self.shape) == 2:
+            return self.rows(y.reshape(-1, self.shape[0]).mT @ x.reshape(-1, self.shape[1]))
+        layer, y = self.layer, y if y.ndim == 4 else y[None]
+        # The gradient of the weight is that sum.
+        options = (layer.stride, 0, layer.dilation, layer.groups)
+        return self.rows(weight_gradient(self.padded(x), self.shape, y, *options))
+
+    def sums(self, x: Tensor) -> tuple[Tensor, int]:
+        """Sum of columns(x) over its columns, float64 [G, K], and how many they are."""
+        if len(self.shape) == 2:
+            columns = self.columns(x)
+            return columns.double().sum(-1), columns.shape[-1]
+        x = x if x.ndim == 4 else x[None]
+        columns = self.columns(x.double().sum(0, keepdim=True))
+        return columns.sum(-1), columns.shape[-1] * len(x)
+
+    def _by_shifts(self, x: Tensor) -> bool:
+        """Whether a product depends on the distance of two taps alone, but at the border."""
+        if self.taps == 1 or self.groups > 1:
+            return False
+        layer, taps = self.layer, self.shape[2:]
+        plain = {*layer.stride, *layer.dilation} == {1}
+        return plain and all(n >= 3 * t for n, t in zip(x.shape[-2:], taps, strict=True))
 
     def per_filter(self, values: Tensor) -> Tensor:
         """Values of the layer's output, summed for each filter, [G, O/G]."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import ref
 
@@ -78,6 +78,18 @@ def _sliced(key: str, value: Any, old: nn.Parameter, cut: Cutter) -> Any:
             "Remove channels before this optimizer's first step, or make a new one after.",
         )
     )
+
+
+def forget(optimizer: torch.optim.Optimizer | None, parameters: Iterable[nn.Parameter]) -> None:
+    """Take parameters out of an optimizer, their state too; a group that is empty then goes."""
+    if optimizer is None:
+        return
+    gone = set(parameters)
+    for p in gone:
+        optimizer.state.pop(p, None)
+    for group in optimizer.param_groups:
+        group["params"][:] = [p for p in group["params"] if p not in gone]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
 class _Stale:

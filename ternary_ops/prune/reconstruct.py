@@ -12,8 +12,8 @@ which layers run, to give what the dense layer gave although what enters has cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,17 +23,16 @@ from ternary_ops._moved import renamed_arguments
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.signature import result, signature_of
-from ternary_ops.graph.state import load_state
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.prune.allocation import make_groups
 from ternary_ops.prune.layer_matrix import LayerMatrix
+from ternary_ops.prune.loss_ranking import Rows, prune_cheapest
+from ternary_ops.prune.moments import Moments, sums_of
+from ternary_ops.prune.obs import damped, inverse_of, refit
+from ternary_ops.prune.one_shot import in_float, row_targets
+from ternary_ops.prune.paused_runs import PausedRuns, watch
 from ternary_ops.prune.ranking import SummaryRow, summary
-from ternary_ops.prune.targets import Target, find_targets, is_quantized
-
-_ROUNDS = 2  # random directions of the output in each batch
-_LAST = 0.97  # of a filter's units whose order is worked out; the rest would go last
-_RISE = 1 + 1e-6  # costs along an order rise by this at least: ties would lose the order
-_BYTES = 512 << 20  # of inverses held at once
+from ternary_ops.prune.targets import Target
 
 
 @renamed_arguments(tick="on_layer")
@@ -63,268 +62,190 @@ def reconstruct_(
     if not damp > 0:
         raise BadConfig(need("a positive damp", damp, "1e-4 suits most networks."))
     model = unwrap(model)
-    targets = find_targets(model, zeros, pattern, scope, skip, None)
-    for target in targets:
-        if target.pattern.rows != 1 or target.pattern.cols == 0 or target.pattern.stride:
-            do = 'Pass "1x4" or "element", or prune with a Pruner.'
-            got = f"{target.pattern.name!r} for {target.name!r}"
-            raise BadConfig(need("units to refit that lie in one output channel", got, do))
+    targets = row_targets(model, zeros, pattern, scope, skip)
     groups = make_groups(targets)
     inputs = [x for x, _ in samples(model, batches)]
-    with _in_float(model):
+    with in_float(model):
         dense = copy_of(model)
         matrices = {t.name: LayerMatrix(t.owners[0], t.pattern.cols) for t in targets}
-        grams, order = _grams(model, targets, matrices, inputs)
-        sensitivity = _output_sensitivity(model, targets, matrices, inputs)
-        scores = {}
-        for t in targets:
-            found = removal(matrices[t.name].rows(t.weight), grams[t.name], t.pattern.cols, damp)
-            scores[t.name] = (found * sensitivity[t.name][..., None]).flatten()
-            on_layer(t.name)
+        moments, sensitivity = _observe(model, targets, matrices, inputs)
         for group in groups:
-            group.prune([scores[t.name] for t in group.targets], group.wanted())
-        by_name = {t.name: t for t in targets}
-        for name in order:
-            target = by_name[name]
-            _refit(model, dense, target, matrices[name], inputs, damp)
-            on_layer(name)
+            weights = zip(group.targets, group.loss_weights(), strict=True)
+            parts = [
+                _rows(t, matrices[t.name], moments[t.name], sensitivity[t.name] * weight, damp)
+                for t, weight in weights
+            ]
+            prune_cheapest(group, parts)
+            for t in group.targets:
+                on_layer(t.name)
+        order = {name: number for number, name in enumerate(moments)}
+        running = sorted(targets, key=lambda t: order[t.name])
+        once = {name for name, seen in moments.items() if seen.added == len(inputs)}
+        _refit_all(model, dense, running, matrices, inputs, damp, once, on_layer)
     return summary(targets, groups)
 
 
-@contextmanager
-def _in_float(model: nn.Module) -> Iterator[None]:
-    """Quantized layers in phase "float", the model in eval mode; after an error all as before."""
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    layers = [m for m in model.modules() if is_quantized(m)]
-    phases, training = [layer.kept_phase() for layer in layers], model.training
-    model.eval()
-    try:
-        for layer in layers:
-            layer.phase = "float"
-        yield
-    except BaseException:
-        load_state(model, before)
-        raise
-    finally:
-        for restore in phases:
-            restore()
-        model.train(training)
+def _rows(
+    target: Target, matrix: LayerMatrix, moments: Moments, sensitivity: Tensor, damp: float
+) -> Rows:
+    """A weight for the ranking."""
+    inverse = inverse_of(damped(moments.own(), damp)).float()
+    rows = matrix.rows(target.weight.detach()).flatten(0, 1)
+    return Rows(target.name, rows, inverse, matrix.which(), sensitivity.flatten(), matrix.unit)
 
 
-class _Moments:
-    """Sums over a layer's input, and over that of its dense twin, float64.
-
-    With a bias to take up means, moments are those around the mean.
-    """
-
-    def __init__(self, matrix: LayerMatrix) -> None:
-        self.matrix = matrix
-        self.centered = getattr(matrix.layer, "bias", None) is not None
-        self.count = 0
-        self.sums: list[Tensor] = []
-
-    def add(self, x: Tensor, then: Tensor) -> None:
-        """One input of the layer, and what its twin got in its place."""
-        a = self.matrix.columns(x)
-        b = a if then is x else self.matrix.columns(then)
-        own = (a @ a.mT).double()
-        new = [own, own if then is x else (b @ a.mT).double()]
-        new += [a.double().sum(-1), b.double().sum(-1)]
-        self.sums = new if not self.sums else [s + n for s, n in zip(self.sums, new, strict=True)]
-        self.count += a.shape[-1]
-
-    def means(self) -> tuple[Tensor, Tensor]:
-        """Of the two inputs, [G, K]."""
-        return self.sums[2] / self.count, self.sums[3] / self.count
-
-    def own(self) -> Tensor:
-        """Of the input with itself, [G, K, K]."""
-        mean = self.means()[0]
-        return self.sums[0] / self.count - self.centered * mean[..., None] * mean[..., None, :]
-
-    def cross(self) -> Tensor:
-        """Of the twin's input with the layer's, [G, K, K]."""
-        mean, then = self.means()
-        return self.sums[1] / self.count - self.centered * then[..., None] * mean[..., None, :]
-
-
-def _grams(
+def _observe(
     model: nn.Module,
     targets: list[Target],
     matrices: dict[str, LayerMatrix],
     inputs: list[Tensor],
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Second moments of each target's input, float64 [G, K, K], in order of execution."""
-    moments = {t.name: _Moments(matrices[t.name]) for t in targets}
-    order: dict[str, None] = {}
+) -> tuple[dict[str, Moments], dict[str, Tensor]]:
+    """Moments of each target's input, in order of execution, and the change of the squared output
+    by the output of each filter, float32 [groups, O/groups].
 
-    def seer(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def see(layer: nn.Module, given: tuple[Any, ...]) -> None:
-            order.setdefault(name)
-            moments[name].add(given[0], given[0])
-
-        return see
-
-    handles = [o.register_forward_pre_hook(seer(t.name)) for t in targets for o in t.owners]
-    try:
-        with torch.no_grad():
-            for x in inputs:
-                signature_of(model).call(model, x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = [t.name for t in targets if t.name not in order]
-    if missing:
-        do = "Skip these layers, or pass batches that reach them."
-        raise UnsupportedModel(need("every layer to prune to run", f"not {missing}", do))
-    grams = {name: moments[name].own() for name in order}
-    for name, gram in grams.items():
-        if not bool(gram.isfinite().all()):
-            do = "Check the weights before it, and the batches."
-            raise BadWeights(
-                need("finite inputs of every layer", f"NaN or infinity into {name}", do)
-            )
-    return grams, list(order)
-
-
-def _output_sensitivity(
-    model: nn.Module,
-    targets: list[Target],
-    matrices: dict[str, LayerMatrix],
-    inputs: list[Tensor],
-) -> dict[str, Tensor]:
-    """Change of the squared output by each filter's output, float32 [groups, O/groups].
-
-    Estimated by E (J^T r)^2 with random signs r. One constant for all layers is left out.
+    The latter is estimated by E (J^T r)^2 with random signs r; one constant for all layers is left
+    out. Layers that read one tensor alike, one after the other, share what is computed of it.
     """
-    generator = torch.Generator().manual_seed(0)
+    moments: dict[str, Moments] = {}
     made: list[tuple[str, Tensor]] = []
-    handles = [
-        o.register_forward_hook(lambda m, x, y, name=t.name: made.append((name, y)))
-        for t in targets
-        for o in t.owners
-    ]
+    last: list[Any] = [None, 0, None, None]  # the tensor, its version, its reader, the sums
+
+    def see(name: str, x: Tensor) -> None:
+        matrix = matrices[name]
+        if last[0] is not x or last[1:3] != [x._version, matrix.geometry]:
+            last[:] = [x, x._version, matrix.geometry, sums_of(matrix, x.detach())]
+        moments.setdefault(name, Moments(matrix)).add(last[3])
+
+    def leave(name: str, y: Tensor) -> None:
+        made.append((name, y))
+
+    owners = [(target.name, owner) for target in targets for owner in target.owners]
+    handles = [watch(o, partial(see, name), behind=False) for name, o in owners]
+    handles += [watch(o, partial(leave, name), behind=True) for name, o in owners]
+    generator = torch.Generator().manual_seed(0)
     sums: dict[str, Tensor] = {}
     try:
         for x in inputs:
             made.clear()
-            # The image takes part so that there is a graph even where no parameter wants one.
+            # The image takes part so that there is a graph even where no parameter wants one; as
+            # the result of a computation, networks may change it in place.
             with torch.enable_grad():
-                y = result(model, x.clone().requires_grad_())
-            for _ in range(_ROUNDS):
-                signs = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
-                outputs = [output for _, output in made]
-                grads = torch.autograd.grad(y, outputs, signs, retain_graph=True, allow_unused=True)
-                for (name, output), grad in zip(made, grads, strict=True):
-                    square = torch.zeros_like(output) if grad is None else grad.square()
-                    value = matrices[name].per_filter(square) / len(x)
-                    sums[name] = sums.get(name, 0) + value
+                y = result(model, x.detach().requires_grad_().clone())
+            signs = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
+            outputs = [output for _, output in made]
+            grads = torch.autograd.grad(y, outputs, signs, allow_unused=True)
+            for (name, output), grad in zip(made, grads, strict=True):
+                square = torch.zeros_like(output) if grad is None else grad.square()
+                value = matrices[name].per_filter(square) / len(x)
+                sums[name] = sums.get(name, 0) + value
     finally:
         for handle in handles:
             handle.remove()
-    return sums
+    _check(targets, moments)
+    return moments, sums
 
 
-@torch.no_grad()
-def removal(rows: Tensor, gram: Tensor, unit: int, damp: float) -> Tensor:
-    """Cost of removing each unit when its filter's units go cheapest first, [G, O, units].
+def _check(targets: list[Target], moments: dict[str, Moments]) -> None:
+    """Raise for layers that did not run, and for inputs and weights that are not finite."""
+    missing = [t.name for t in targets if t.name not in moments]
+    if missing:
+        do = "Skip these layers, or pass batches that reach them."
+        raise UnsupportedModel(need("every layer to prune to run", f"not {missing}", do))
+    by_name = {target.name: target for target in targets}
+    for name, seen in moments.items():
+        if not bool(seen.own().isfinite().all()):
+            do, got = (
+                "Check the weights before it, and the batches.",
+                f"NaN or infinity into {name}",
+            )
+            raise BadWeights(need("finite inputs of every layer", got, do))
+        if not bool(by_name[name].weight.isfinite().all()):
+            do = "Load the weights again."
+            raise BadWeights(need("finite weights", f"NaN or infinity in {name}", do))
 
-    rows: [G, O, K] float64, unit-major (a unit's weights side by side). gram: [G, K, K]. Costs
-    rise along a filter's order; units that would go last of all cost infinity.
+
+def _refit_all(
+    model: nn.Module,
+    dense: nn.Module,
+    targets: list[Target],
+    matrices: dict[str, LayerMatrix],
+    inputs: list[Tensor],
+    damp: float,
+    once: set[str],
+    on_layer: Callable[[str], None],
+) -> None:
+    """Refit the survivors of all weights, in order of execution: what enters now should give what
+    the dense layer gave. once: layers that run once for each input.
     """
-    groups, filters, depth = rows.shape
-    costs = torch.full((groups, filters, depth // unit), torch.inf)
-    chunk = max(1, _BYTES // (4 * depth * depth))
-    for g in range(groups):
-        inverse = torch.linalg.inv(damped(gram[g], damp)).float()
-        for first in range(0, filters, chunk):
-            part = slice(first, first + chunk)
-            costs[g, part] = _removal(rows[g, part].float(), inverse, unit)
-    return costs
+    names = [target.name for target in targets]
+    layers = list(model.named_modules())
+    known: _Seen | None = None
+    with (
+        PausedRuns(model, names, inputs) as runs,
+        PausedRuns(dense, names, inputs, behind=True) as twins,
+    ):
+        for target in targets:
+            name = target.name
+            now, then = runs.at(name), twins.at(name)
+            if len(target.owners) > 1 or name not in once or now is None or then is None:
+                own = [path for path, layer in layers if layer in target.owners]
+                now = _values(model, own, inputs, behind=False)
+                then = _values(dense, own, inputs, behind=True)
+            if known is None or not known.same(now, matrices[name]):
+                known = _Seen(now, matrices[name])
+            _refit(target, matrices[name], known, then, damp)
+            on_layer(name)
 
 
-def _removal(weights: Tensor, inverse: Tensor, unit: int) -> Tensor:
-    filters, depth = weights.shape
-    units = depth // unit
-    weights = weights.clone()
-    inverses = inverse.expand(filters, depth, depth).contiguous()
-    costs = torch.full((filters, units), torch.inf)
-    gone = torch.zeros(filters, units, dtype=torch.bool)
-    row, lane = torch.arange(filters), torch.arange(unit)
-    least = torch.zeros(filters)
-    one = torch.eye(unit)
-    for _ in range(max(1, int(_LAST * units)) if units > 1 else 0):
-        blocks = inverses.view(filters, units, unit, units, unit).diagonal(dim1=1, dim2=3)
-        blocks = torch.where(gone[..., None, None], one, blocks.permute(0, 3, 1, 2))
-        parts = weights.view(filters, units, unit)
-        solved = torch.linalg.solve(blocks, parts[..., None])[..., 0]
-        cost, chosen = (parts * solved).sum(-1).masked_fill(gone, torch.inf).min(1)
-        least = torch.maximum(least * _RISE, cost)
-        costs[row, chosen] = least
-        gone[row, chosen] = True
-        at = (chosen[:, None] * unit + lane)[:, None, :].expand(filters, depth, unit)
-        columns = inverses.gather(2, at)  # [O, K, unit]
-        weights -= (columns @ solved[row, chosen][..., None])[..., 0]
-        spread = columns @ torch.linalg.inv(blocks[row, chosen])
-        inverses.baddbmm_(spread, columns.mT, alpha=-1)
-        parts[row, chosen] = 0.0
-    return costs
+class _Seen:
+    """What entered a layer, and its moments."""
 
+    def __init__(self, inputs: list[Tensor], matrix: LayerMatrix) -> None:
+        self.inputs, self._geometry = inputs, matrix.geometry
+        self._versions = [x._version for x in inputs]
+        self.moments = Moments(matrix)
+        for x in inputs:
+            self.moments.add(sums_of(matrix, x))
 
-def damped(gram: Tensor, damp: float) -> Tensor:
-    """The matrix, damp times its mean diagonal added to the diagonal; zeros become the identity."""
-    mean = float(gram.diagonal().mean())
-    return gram + torch.eye(len(gram), dtype=gram.dtype) * (damp * mean if mean > 0 else 1.0)
+    def same(self, inputs: list[Tensor], matrix: LayerMatrix) -> bool:
+        """Whether another layer gets the same tensors, unchanged, and reads them alike."""
+        alike = self._geometry == matrix.geometry and len(inputs) == len(self.inputs)
+        alike = alike and all(x is y for x, y in zip(self.inputs, inputs, strict=True))
+        return alike and self._versions == [x._version for x in inputs]
 
 
 @torch.no_grad()
 def _refit(
-    model: nn.Module,
-    dense: nn.Module,
-    target: Target,
-    matrix: LayerMatrix,
-    inputs: list[Tensor],
-    damp: float,
+    target: Target, matrix: LayerMatrix, seen: _Seen, outputs: list[Tensor], damp: float
 ) -> None:
-    """Refit the survivors of one weight: its present input should give the dense layer's output.
+    """Refit the survivors of one weight to the outputs wanted.
 
     A layer with a bias is solved for what differs from the mean, and the bias takes up the mean.
     """
-    twins = dict(dense.named_modules())
-    names = {module: name for name, module in model.named_modules()}
-    moments = _Moments(matrix)
-    for owner in target.owners:
-        for x in inputs:
-            now = _entering(model, owner, x)
-            then = _entering(dense, twins[names[owner]], x)
-            for a, b in zip(now, then, strict=True):
-                moments.add(a, b)
-    own, cross = moments.own(), moments.cross()
+    own, mean = seen.moments.own(), seen.moments.mean()
+    products, wanted = seen.moments.wanted(seen.inputs, outputs)
     rows = matrix.rows(target.weight.detach())
     kept = matrix.rows(target.mask.to(rows.dtype)) > 0
-    made = torch.zeros_like(rows)
-    for g in range(len(rows)):
-        left = damped(own[g], damp)
-        right = rows[g] @ (cross[g] + left - own[g])
-        for o, mask in enumerate(kept[g]):
-            at = mask.nonzero()[:, 0]
-            if len(at):
-                made[g, o, at] = torch.linalg.solve(left[at][:, at], right[o, at])
+    left = damped(own, damp)
+    right = products + rows @ (left - own)
+    made = refit(left, matrix.which(), right.flatten(0, 1), kept.flatten(0, 1)).view_as(rows)
     target.weight.copy_(matrix.weight(made))
-    if moments.centered:
-        mean, mean_then = moments.means()
-        shift = (rows @ mean_then[..., None] - made @ mean[..., None]).flatten()
-        biases = {id(bias): bias for bias in (cast(Tensor, o.bias) for o in target.owners)}
-        for bias in biases.values():  # tied layers may share it
-            bias.add_(shift)
+    if seen.moments.centered:
+        for owner in target.owners:
+            bias = (wanted - (made @ mean[..., None])[..., 0]).flatten()
+            cast(Tensor, owner.bias).copy_(bias)
 
 
-def _entering(model: nn.Module, layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """Inputs of `layer` when the model runs on x, one tensor per call."""
+@torch.no_grad()
+def _values(model: nn.Module, names: list[str], inputs: list[Tensor], behind: bool) -> list[Tensor]:
+    """What enters the layers of these names, or leaves them, one tensor per call."""
     seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    layers = dict(model.named_modules())
+    handles = [watch(layers[name], seen.append, behind) for name in names]
     try:
-        signature_of(model).call(model, x)
+        for x in inputs:
+            signature_of(model).call(model, x)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return seen

@@ -14,7 +14,7 @@ from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.nn.engine_cost import EngineCost
 from ternary_ops.nn.patterns import Pattern, fit_pattern, get_pattern, unit_scores, unit_sums
 from ternary_ops.nn.pruning_progress import Progress
-from ternary_ops.prune.scores import Score
+from ternary_ops.prune.criteria import Score
 
 
 class _Config(Protocol):
@@ -43,7 +43,7 @@ _PLAIN = _Plain()
 class QuantizedLayer(Protocol):
     """Interface of a layer made by quantize_, as far as a Pruner uses it.
 
-    dense_gradient: whether pruned weights get a gradient in phase "float" too.
+    dense_gradient: whether pruned weights get a gradient before codes are frozen, in any phase.
     """
 
     weight: nn.Parameter

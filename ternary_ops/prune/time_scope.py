@@ -64,6 +64,10 @@ class TimeGroup(Group):
             made.append(torch.where(part < 0, -energy * saving, energy / saving))
         return made
 
+    def loss_weights(self) -> list[float]:
+        """One over the milliseconds that a unit saves."""
+        return [target.units / _cost(target).ms for target in self.targets]
+
 
 def by_time(targets: Sequence[Target], zeros: float) -> list[Group]:
     """One total over all layers, by time."""

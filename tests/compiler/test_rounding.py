@@ -101,10 +101,12 @@ class Heads(nn.Module):
 class Residual(nn.Module):
     """A residual stream that convolutions read: its sums are codes, to which blocks add little."""
 
+    sums = 4
+
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 16, 3, 2), nn.Conv2d(16, 4, 1)
-        self.blocks = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(6))
+        self.blocks = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(self.sums))
         for block in self.blocks:
             block.weight.data *= 0.02
 
@@ -113,6 +115,12 @@ class Residual(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.head(x)
+
+
+class LongResidual(Residual):
+    """The same of so many sums that rounding each would add up."""
+
+    sums = 9
 
 
 def quantized(kind: type[nn.Module], x: Tensor) -> tuple[nn.Module, Tensor]:
@@ -131,7 +139,7 @@ def sqnr(got: Tensor, wanted: Tensor) -> float:
     return 10 * math.log10(float(wanted.double().square().sum()) / noise)
 
 
-@pytest.mark.parametrize("kind", [Transformer, Positions, Heads])
+@pytest.mark.parametrize("kind", [Transformer, Positions, Heads, LongResidual])
 def test_a_program_is_as_exact_as_the_fake_quantized_network(kind: type[nn.Module]) -> None:
     x = images(4, 3, 24, 20)
     model, wanted = quantized(kind, x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel
 from ternary_ops.prune.layer_matrix import LayerMatrix
-from ternary_ops.prune.reconstruct import damped, removal
+from ternary_ops.prune.obs import damped, inverse_of, removal
 
 LAYERS: list[tuple[nn.Module, tuple[int, ...], int]] = [
     (nn.Conv2d(6, 5, 3, padding=1), (2, 6, 7, 5), 4),
@@ -49,10 +49,10 @@ def test_costs_are_those_of_least_squares(unit: int) -> None:
     """The first unit to go costs what the best refit without it loses, and is the cheapest."""
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(12, 50, generator=rng, dtype=torch.float64)
-    rows = torch.randn(1, 3, 12, generator=rng, dtype=torch.float64)
+    rows = torch.randn(3, 12, generator=rng, dtype=torch.float64)
     gram = damped(x @ x.T / 50, 1e-6)
-    costs = removal(rows, gram[None], unit, 1e-12)
-    for filter_, found in zip(rows[0], costs[0], strict=True):
+    costs = removal(rows, inverse_of(gram[None]), torch.zeros(3, dtype=torch.int64), unit)
+    for filter_, found in zip(rows, costs, strict=True):
         lost = []
         for u in range(12 // unit):
             keep = [k for k in range(12) if k // unit != u]
@@ -69,7 +69,7 @@ def test_the_order_beats_magnitude_and_is_near_the_best_pair() -> None:
     rng = torch.Generator().manual_seed(2)
     mix = torch.randn(8, 8, generator=rng, dtype=torch.float64)
     gram = mix @ mix.T / 8 + 0.05 * torch.eye(8, dtype=torch.float64)
-    rows = torch.randn(1, 20, 8, generator=rng, dtype=torch.float64)
+    rows = torch.randn(20, 8, generator=rng, dtype=torch.float64)
 
     def lost(w: Tensor, gone: set[int]) -> float:
         keep = [k for k in range(8) if k not in gone]
@@ -77,13 +77,12 @@ def test_the_order_beats_magnitude_and_is_near_the_best_pair() -> None:
         change[keep] -= torch.linalg.solve(gram[keep][:, keep], gram[keep] @ w)
         return float(change @ gram @ change)
 
-    costs = removal(rows, gram[None], 1, 1e-12)[0]
+    costs = removal(rows, inverse_of(gram[None]), torch.zeros(20, dtype=torch.int64), 1)
     ours = [
-        lost(w, set(c.argsort(stable=True)[:4].tolist()))
-        for w, c in zip(rows[0], costs, strict=True)
+        lost(w, set(c.argsort(stable=True)[:4].tolist())) for w, c in zip(rows, costs, strict=True)
     ]
-    small = [lost(w, set(w.abs().argsort()[:4].tolist())) for w in rows[0]]
-    best = [min(lost(w, set(s)) for s in itertools.combinations(range(8), 4)) for w in rows[0]]
+    small = [lost(w, set(w.abs().argsort()[:4].tolist())) for w in rows]
+    best = [min(lost(w, set(s)) for s in itertools.combinations(range(8), 4)) for w in rows]
     assert sum(ours) < 0.95 * sum(small)
     assert sum(ours) < 1.5 * sum(best)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from checkout import SUPPORT
-from distributed_worker import CASES, train
+from distributed_worker import CASES, filters, train
 from machines import HANGS
 from topk_problem import OPTIONS, trained
 
@@ -49,6 +49,18 @@ def test_ranks_agree_with_each_other_and_with_one_process(
             assert torch.equal(first[key], value), key
         else:
             torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def test_ranks_remove_the_filters_that_one_process_removes(ranks: list[dict[str, Any]]) -> None:
+    alone = filters()
+    first, second = (rank["filters"] for rank in ranks)
+    assert alone["0.weight"].shape[0] < 8 or alone["2.weight"].shape[0] < 12
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        if key.startswith("kept"):
+            assert torch.equal(first[key], value), key
+        else:  # heads compute in float32
+            torch.testing.assert_close(first[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_every_rank_has_the_costs_that_the_first_one_measured(ranks: list[dict[str, Any]]) -> None:
