@@ -65,6 +65,7 @@ def upscaling() -> Names:
 
 SETUP: dict[str, Callable[[], Names]] = {
     "README.md": digits,
+    "docs/methods/criteria.md": trained,
     "docs/methods/growth.md": trained,
     "docs/methods/reconstruction.md": trained,
     "docs/methods/filters.md": trained,
