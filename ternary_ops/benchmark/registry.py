@@ -180,11 +180,18 @@ BENCHES = (
         ("patterns.csv",),
     ),
     Bench(
+        "ephemeral",
+        "zeros in activations: how many, what they cost in accuracy, what the engine would gain",
+        "--seeds 3 --csv ephemeral.csv",
+        (),
+        (),
+    ),
+    Bench(
         "occam",
         "does pruning help a network that has learned wrong labels by heart",
-        "run --seeds 5",
+        "run --seeds 3",
         (),
-        (),
+        ("occam.csv",),
     ),
     Bench(
         "filters",
