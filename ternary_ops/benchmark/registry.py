@@ -194,6 +194,13 @@ BENCHES = (
         ("occam.csv",),
     ),
     Bench(
+        "sparse_training",
+        "what growth (RigL, SET) adds to a training step, and what sparse training gives",
+        "overhead",
+        (),
+        ("sparse_training*.csv",),
+    ),
+    Bench(
         "filters",
         "what half of a ResNet's parameters, removed in mid-training, cost: SbF, L1, controls",
         "train --folder runs",

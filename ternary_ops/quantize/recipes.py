@@ -85,7 +85,7 @@ class Recipe:
 _QUADS = TernaryConfig(zeros=0.9)
 _EIGHT_BITS = TernaryConfig("int8", zeros=0.75)
 _FIRST = "first convolution"  # the reason of a plan's row
-_STEM_SAVING = 0.03  # of the time of a call, at least: less is not worth the taps
+_STEM_SAVING = 0.02  # of the time of a call, at least: less is not worth the taps
 _STEM_FILTERS = 32  # at least: narrower stems have none to spare, and take little time
 # Of three input channels a quad is one tap: half of them hold nearly all of a stem's energy.
 _STEM = TernaryConfig("int8", zeros=0.6, scope="layer")
