@@ -173,6 +173,27 @@ BENCHES = (
         ("schedules.csv", "schedules.svg"),
     ),
     Bench(
+        "sparse_training",
+        "what growth (RigL, SET) adds to a training step, and what sparse training gives",
+        "overhead",
+        (),
+        ("sparse_training*.csv",),
+    ),
+    Bench(
+        "patterns",
+        "what each pattern of pruning is worth in the engine: time and bytes by share of zeros",
+        "--isas avx2,avx512vnni --csv patterns.csv",
+        (),
+        ("patterns.csv",),
+    ),
+    Bench(
+        "occam",
+        "does pruning help a network that has learned wrong labels by heart",
+        "run --seeds 5",
+        (),
+        (),
+    ),
+    Bench(
         "filters",
         "what half of a ResNet's parameters, removed in mid-training, cost: SbF, L1, controls",
         "train --folder runs",

@@ -20,10 +20,11 @@ from ternary_ops.prune.criteria import CRITERIA, Score, register_criterion
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, register_filter_score
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
+from ternary_ops.prune.fisher import fisher_
 from ternary_ops.prune.gates import GATES, Gate, register_gate
-from ternary_ops.prune.growth import GROWTHS, Growth, register_growth
 from ternary_ops.prune.growth_rules import DNW, SET, SNFS, DeepR, RigL, Static
 from ternary_ops.prune.learned_sparsity import LearnedSparsity
+from ternary_ops.prune.merging import fold_constants_, merge_similar_
 from ternary_ops.prune.network_file import load_network, save_network
 from ternary_ops.prune.penalties import PENALTIES, Penalty, penalty, register_penalty
 from ternary_ops.prune.pruner import Pruner
@@ -71,12 +72,15 @@ __all__ = [
     "choose",
     "early_bird",
     "filter_score",
+    "fold_constants_",
     "generalization_loss",
+    "fisher_",
     "get_schedule",
     "groups",
     "iht",
     "iterative",
     "load_network",
+    "merge_similar_",
     "one_cycle",
     "penalty",
     "reconstruct_",
