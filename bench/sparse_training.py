@@ -225,11 +225,11 @@ def report(options: argparse.Namespace) -> None:
         print(f"{arm:10} {len(mine)} seeds  {mean:.2f} +- {spread:.2f} %  {ms:.4f} ms  {ahead}")
 
 
-def stepper(growth: str) -> Callable[[], float]:
+def stepper(growth: str, batch: int) -> Callable[[], float]:
     """A timer of one training step, milliseconds of processor time; growth "none": no Pruner."""
     torch.manual_seed(0)
-    x = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (BATCH,))
+    x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (batch,))
     model = models.cifar_resnet(20).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
     pruner = None
@@ -251,14 +251,15 @@ def stepper(growth: str) -> Callable[[], float]:
     return step
 
 
-def peak_mib(growth: str, steps: int) -> float:
+def peak_mib(growth: str, steps: int, batch: int) -> float:
     """Peak memory of a process that trains a variant, above what it had before."""
-    command = [sys.executable, __file__, "peak", "--rule", growth, "--steps", str(steps)]
+    command = [sys.executable, __file__, "peak", "--rules", growth, "--steps", str(steps)]
+    command += ["--batch", str(batch)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def print_peak(growth: str, steps: int) -> None:
+def print_peak(growth: str, steps: int, batch: int) -> None:
     """What peak_mib reads."""
 
     def resident(field: str) -> float:
@@ -266,7 +267,7 @@ def print_peak(growth: str, steps: int) -> None:
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
     before = resident("VmRSS")
-    step = stepper(growth)
+    step = stepper(growth, batch)
     for _ in range(steps):
         step()
     print(resident("VmHWM") - before)
@@ -283,12 +284,13 @@ def interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 def overhead(options: argparse.Namespace) -> None:
     """Time and memory of rules of growth beside a static mask and no Pruner."""
     rules = ["none", "static", *options.rules]
-    times = interleave({rule: stepper(rule) for rule in rules}, options.steps)
+    times = interleave({rule: stepper(rule, options.batch) for rule in rules}, options.steps)
     taken = {rule: np.array(values) for rule, values in times.items()}
-    peaks = {rule: peak_mib(rule, 2 * EVERY + 1) for rule in rules}
+    peaks = {rule: peak_mib(rule, EVERY + 1, options.batch) for rule in rules}
     rows = []
     for rule in rules:
         row: dict[str, Any] = {"growth": rule, "every": EVERY, "steps": options.steps}
+        row["batch"] = options.batch
         row["ms"] = round(float(taken[rule].mean()), 2)
         for other in ("static", "none"):
             ratio, low, high = interval(taken[rule], taken[other])
@@ -311,12 +313,12 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=50_000, help="of an epoch, for a rehearsal")
     parser.add_argument("--folder", type=Path, help="checkpoints, programs and rows")
     parser.add_argument("--rules", nargs="+", default=["rigl", "set", "snfs"])
-    parser.add_argument("--rule", default="none", help="of peak")
+    parser.add_argument("--batch", type=int, default=BATCH, help="of overhead")
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.command == "peak":
-        print_peak(options.rule, options.steps)
+        print_peak(options.rules[0], options.steps, options.batch)
     elif options.command == "overhead":
         overhead(options)
     elif options.folder is None:

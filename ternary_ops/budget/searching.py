@@ -176,7 +176,6 @@ def width_cost(model: nn.Module, example: Any, threads: int = 1) -> Cost:
     """
     network, x = at_hand(model, example)
     config = TernaryConfig("int8", zeros=0.0, scope="layer")
-
     budget = Budget(ms=math.inf, threads=threads)
     problem = posed(network, x, [x], budget, config, varied=("widths",))
     tables = from_first(lambda: measured(problem, settings(problem), lambda: None))

@@ -20,6 +20,7 @@ from ternary_ops.prune.criteria import CRITERIA, Score, register_criterion
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, register_filter_score
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
+from ternary_ops.prune.fisher import fisher_
 from ternary_ops.prune.gates import GATES, Gate, register_gate
 from ternary_ops.prune.growth import GROWTHS, Growth, register_growth
 from ternary_ops.prune.growth_rules import DNW, SET, SNFS, DeepR, RigL, Static
@@ -72,6 +73,7 @@ __all__ = [
     "choose",
     "early_bird",
     "filter_score",
+    "fisher_",
     "fold_constants_",
     "generalization_loss",
     "get_schedule",

@@ -138,7 +138,7 @@ class LiveScores:
         with torch.autocast(kind, enabled=False):
             raw = torch.cat([self._raw_of(sources) for sources in self.sources])
         if raw.requires_grad:
-            raw.register_hook(self.renew)
+            raw.register_hook(self.renew)  # type: ignore[no-untyped-call]
         return raw
 
     def _raw_of(self, sources: list[tuple[nn.Module, Tensor, nn.Module]]) -> Tensor:

@@ -39,13 +39,15 @@ class LayerMatrix:
     lacks are zeros.
     """
 
-    def __init__(self, layer: nn.Module, unit: int) -> None:
+    def __init__(self, layer: nn.Module, unit: int, plain: bool = True) -> None:
+        """plain: the input is asked for too, so that what the layer computes must be known."""
         weight = cast(Tensor, layer.weight)
-        self.layer: Any = _plain(layer)
+        self.layer: Any = _plain(layer) if plain else layer
         self.unit = unit
         self.shape = weight.shape
         self.groups = int(getattr(layer, "groups", 1))
         self.taps = math.prod(weight.shape[2:])
+        self.depth = -(-weight.shape[1] // unit) * unit * self.taps  # K
 
     @property
     def geometry(self) -> object:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ternary_ops.prune.obs import removal
 from ternary_ops.prune.ranking import Group
 
-_SAMPLE = 6  # rows of each layer that the estimate is made from
+_SAMPLE = 4  # rows of each layer that the estimate is made from
 _LEAST = 1e-30  # of the estimate: where removals are free
 _LIMITS = (1.3, 3.0, torch.inf)  # times the estimate: the next where one was too low
 

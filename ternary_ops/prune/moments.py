@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ternary_ops.prune.layer_matrix import LayerMatrix
 
+_JOINED = 1 << 24  # numbers in a batch that is made of several
 Sums = tuple[Tensor, Tensor, int]
 
 
@@ -19,6 +20,14 @@ def sums_of(matrix: LayerMatrix, x: Tensor) -> Sums:
     return matrix.products(x), mean, count
 
 
+def joined(matrix: LayerMatrix, *values: list[Tensor]) -> tuple[list[Tensor], ...]:
+    """Inputs or outputs of a layer in fewer batches, since each costs more than its share."""
+    dims = 2 if len(matrix.shape) == 2 else 4  # fewer: not a batch
+    few = sum(x.numel() for one in values for x in one) <= _JOINED
+    alike = all(x.ndim >= dims and x.shape[1:] == one[0].shape[1:] for one in values for x in one)
+    return tuple([torch.cat(one)] for one in values) if few and alike else values
+
+
 class Moments:
     """Means over a layer's inputs, and over outputs wanted of it, float64.
 
@@ -28,7 +37,8 @@ class Moments:
     def __init__(self, matrix: LayerMatrix) -> None:
         self.matrix = matrix
         self.centered = getattr(matrix.layer, "bias", None) is not None
-        self.count = self.added = 0  # columns, inputs
+        self.count = 0  # columns
+        self.calls = 0  # of the layer, those included whose input was not added
         self._products: Tensor | None = None
         self._sum: Tensor | None = None
 
@@ -38,7 +48,6 @@ class Moments:
         self._products = products if self._products is None else self._products + products
         self._sum = total if self._sum is None else self._sum + total
         self.count += count
-        self.added += 1
 
     def mean(self) -> Tensor:
         """Of the input, [G, K]."""
@@ -52,7 +61,7 @@ class Moments:
         """Of the outputs with these inputs, which were added, [G, O/G, K], and of the outputs,
         [G, O/G].
         """
-        pairs = list(zip(outputs, inputs, strict=True))
+        pairs = list(zip(*joined(self.matrix, outputs, inputs), strict=True))
         total = torch.stack([self.matrix.output_products(y, x) for y, x in pairs]).sum(0)
         mean = torch.stack([self.matrix.per_filter(y.double()) for y in outputs]).sum(0)
         mean = mean / self.count

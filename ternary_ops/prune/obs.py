@@ -69,17 +69,17 @@ def removal(
 class _Surgeon:
     """Rows from which one unit after the other is removed.
 
-    The inverse of what is left of H is base - N N^T with a column of N for each weight removed
-    (a Cholesky factor, pivot by pivot), so that no matrix but `base` exists: each step computes the
-    columns of the removed unit alone, and updates the weights and the diagonal blocks.
+    The inverse of what is left of H is base - N^T N with a row of N for each weight removed (a
+    Cholesky factor, pivot by pivot), so that no matrix but `base` exists: each step computes the
+    rows of the removed unit alone, and updates the weights and the diagonal blocks.
     Lane-major copies [lane, row, unit] let element-wise work run along units.
     """
 
     def __init__(self, rows: Tensor, base: Tensor, which: Tensor, unit: int, width: int) -> None:
         count, depth = rows.shape
         self.base, self.which, self.unit, self.done = base, which, unit, 0
-        self.columns = rows.new_empty(count, depth, width)
-        self.weights = self._lanes(rows[..., None])[:, 0]  # [lane, row, unit]
+        self.factor = rows.new_empty(count, width, depth)
+        self.weights = self._lanes(rows[:, None])[:, 0]  # [lane, row, unit]
         grid = base.view(len(base), depth // unit, unit, depth // unit, unit)
         diagonal = grid.diagonal(dim1=1, dim2=3)  # [B, lane, lane, unit]
         self.diagonal = diagonal[which].permute(1, 2, 0, 3).contiguous()
@@ -87,20 +87,20 @@ class _Surgeon:
         self.least = rows.new_zeros(count)
         self.index = torch.arange(count, device=rows.device)
 
-    def _lanes(self, columns: Tensor) -> Tensor:
-        """[row, K, X] as [lane, X, row, unit]."""
-        count, depth, wide = columns.shape
-        split = columns.reshape(count, depth // self.unit, self.unit, wide)
-        return split.permute(2, 3, 0, 1).contiguous()
+    def _lanes(self, rows: Tensor) -> Tensor:
+        """[row, X, K] as [lane, X, row, unit]."""
+        count, wide, depth = rows.shape
+        split = rows.reshape(count, wide, depth // self.unit, self.unit)
+        return split.permute(3, 1, 0, 2).contiguous()
 
     def rows_left(self, limit: Tensor) -> Tensor:
         """Numbers of the rows still worked on: those whose last cost is within their limits."""
         live = self.least <= limit[self.index]
         if float(live.sum()) < _SHRINK * len(live):
             at = live.nonzero()[:, 0]
-            kept = self.columns.new_empty(len(at), *self.columns.shape[1:])
-            kept[..., : self.done] = self.columns[at, :, : self.done]
-            self.columns = kept
+            kept = self.factor.new_empty(len(at), *self.factor.shape[1:])
+            kept[:, : self.done] = self.factor[at, : self.done]
+            self.factor = kept
             self.which, self.gone, self.least = self.which[at], self.gone[at], self.least[at]
             self.weights, self.diagonal = self.weights[:, at], self.diagonal[:, :, at]
             self.index = self.index[at]
@@ -109,26 +109,27 @@ class _Surgeon:
     def step(self) -> tuple[Tensor, Tensor]:
         """Remove the cheapest unit of each row; its cost, and which it is, [rows]."""
         count, unit = len(self.index), self.unit
-        factor = _cholesky(self.diagonal)
-        solved = _forward(factor, self.weights)  # F^-1 w of each unit
+        blocks = _cholesky(self.diagonal)
+        solved = _forward(blocks, self.weights)  # F^-1 w of each unit
         cost = torch.stack(solved).square().sum(0).masked_fill(self.gone, torch.inf)
         cost, chosen = cost.min(1)
         self.least = torch.maximum(self.least * _RISE, cost)
         row = torch.arange(count, device=chosen.device)
         at = chosen[:, None] * unit + torch.arange(unit, device=chosen.device)
-        new = self.base[self.which[:, None], at].mT  # [row, K, lane]: the matrix is symmetric
+        new = self.base[self.which[:, None], at]  # [row, lane, K]
         if self.done:
-            before = self.columns[..., : self.done]
-            new = torch.baddbmm(new, before, before[row[:, None], at].mT, alpha=-1)
+            before = self.factor[:, : self.done]
+            own = before.gather(2, at[:, None].expand(-1, self.done, -1))
+            new = new.baddbmm_(own.mT, before, alpha=-1)
         block = new.new_zeros(count, unit, unit)
         for i in range(unit):
             for j in range(i + 1):
-                block[:, i, j] = factor[i][j][row, chosen]
+                block[:, i, j] = blocks[i][j][row, chosen]
         eye = torch.eye(unit, dtype=new.dtype, device=new.device).expand_as(block)
-        new = new @ torch.linalg.solve_triangular(block, eye, upper=False).mT
-        self.columns[..., self.done : self.done + unit] = new
+        new = torch.linalg.solve_triangular(block, eye, upper=False) @ new
+        self.factor[:, self.done : self.done + unit] = new
         self.done += unit
-        lanes = self._lanes(new)  # [lane, column, row, unit]
+        lanes = self._lanes(new)  # [lane, lane removed, row, unit]
         for i in range(unit):
             self.weights.addcmul_(lanes[:, i], solved[i][row, chosen][:, None], value=-1)
             self.diagonal.addcmul_(lanes[:, None, i], lanes[None, :, i], value=-1)

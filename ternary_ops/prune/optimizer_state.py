@@ -135,8 +135,9 @@ class GradientHook:
     def __init__(self, pruner: Any) -> None:
         self.pruner = ref(pruner)
 
-    def __call__(self, *step: Any) -> None:
-        """The hook."""
+    def __call__(self, optimizer: torch.optim.Optimizer, given: Any, named: Any) -> None:
+        """The hook; given and named: the arguments of optimizer.step, given[0] is the optimizer."""
         pruner = self.pruner()
         if pruner is not None:
-            pruner.before_step()
+            closure = given[1] if len(given) > 1 else named.get("closure")
+            pruner.before_step(closure=closure is not None)

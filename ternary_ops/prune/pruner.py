@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ternary_ops._moved import renamed, renamed_arguments
+from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.allocation import make_groups
@@ -321,11 +322,17 @@ class Pruner:
         if self.phase != "frozen":
             self._masks.resettle(touched, self._step)
 
-    def before_step(self) -> None:
+    def before_step(self, closure: bool = False) -> None:
         """Check gradients and let the criterion and growth read them: the optimizer's hook.
 
-        Raises BadWeights for a gradient that is not finite, before any weight has changed.
+        closure: the optimizer is about to compute gradients itself, which cannot be read here;
+        BadConfig with growth. Raises BadWeights for a gradient that is not finite. No weight has
+        changed by then.
         """
+        if closure and self.growth is not None:
+            what = "gradients before optimizer.step(), which growth reads"
+            do = "Call backward() before and step() without a closure."
+            raise BadConfig(need(what, "a closure", do))
         for target in self._targets:
             self._gradients.read(target, self._step + 1)
             if self._step < self.phases.end or self.growth is not None:

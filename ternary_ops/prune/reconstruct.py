@@ -27,12 +27,14 @@ from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.prune.allocation import make_groups
 from ternary_ops.prune.layer_matrix import LayerMatrix
 from ternary_ops.prune.loss_ranking import Rows, prune_cheapest
-from ternary_ops.prune.moments import Moments, sums_of
+from ternary_ops.prune.moments import Moments, joined, sums_of
 from ternary_ops.prune.obs import damped, inverse_of, refit
 from ternary_ops.prune.one_shot import in_float, row_targets
 from ternary_ops.prune.paused_runs import PausedRuns, watch
 from ternary_ops.prune.ranking import SummaryRow, summary
 from ternary_ops.prune.targets import Target
+
+_COLUMNS = 64  # for each weight of a filter: enough for the order of units
 
 
 @renamed_arguments(tick="on_layer")
@@ -80,7 +82,7 @@ def reconstruct_(
                 on_layer(t.name)
         order = {name: number for number, name in enumerate(moments)}
         running = sorted(targets, key=lambda t: order[t.name])
-        once = {name for name, seen in moments.items() if seen.added == len(inputs)}
+        once = {name for name, seen in moments.items() if seen.calls == len(inputs)}
         _refit_all(model, dense, running, matrices, inputs, damp, once, on_layer)
     return summary(targets, groups)
 
@@ -103,8 +105,9 @@ def _observe(
     """Moments of each target's input, in order of execution, and the change of the squared output
     by the output of each filter, float32 [groups, O/groups].
 
-    The latter is estimated by E (J^T r)^2 with random signs r; one constant for all layers is left
-    out. Layers that read one tensor alike, one after the other, share what is computed of it.
+    The former are of as many inputs as the order of units takes. The latter is E (J^T r)^2 with
+    random signs r; one constant for all layers is left out. Layers that read one tensor alike, one
+    after the other, share what is computed of it.
     """
     moments: dict[str, Moments] = {}
     made: list[tuple[str, Tensor]] = []
@@ -112,9 +115,13 @@ def _observe(
 
     def see(name: str, x: Tensor) -> None:
         matrix = matrices[name]
+        known = moments.setdefault(name, Moments(matrix))
+        known.calls += 1
+        if known.count > _COLUMNS * matrix.depth:
+            return
         if last[0] is not x or last[1:3] != [x._version, matrix.geometry]:
             last[:] = [x, x._version, matrix.geometry, sums_of(matrix, x.detach())]
-        moments.setdefault(name, Moments(matrix)).add(last[3])
+        known.add(last[3])
 
     def leave(name: str, y: Tensor) -> None:
         made.append((name, y))
@@ -153,15 +160,16 @@ def _check(targets: list[Target], moments: dict[str, Moments]) -> None:
         raise UnsupportedModel(need("every layer to prune to run", f"not {missing}", do))
     by_name = {target.name: target for target in targets}
     for name, seen in moments.items():
-        if not bool(seen.own().isfinite().all()):
-            do, got = (
-                "Check the weights before it, and the batches.",
-                f"NaN or infinity into {name}",
-            )
-            raise BadWeights(need("finite inputs of every layer", got, do))
+        _check_finite(name, seen.own())
         if not bool(by_name[name].weight.isfinite().all()):
             do = "Load the weights again."
             raise BadWeights(need("finite weights", f"NaN or infinity in {name}", do))
+
+
+def _check_finite(name: str, moment: Tensor) -> None:
+    if not bool(moment.isfinite().all()):
+        do, got = "Check the weights before it, and the batches.", f"NaN or infinity into {name}"
+        raise BadWeights(need("finite inputs of every layer", got, do))
 
 
 def _refit_all(
@@ -204,7 +212,7 @@ class _Seen:
         self.inputs, self._geometry = inputs, matrix.geometry
         self._versions = [x._version for x in inputs]
         self.moments = Moments(matrix)
-        for x in inputs:
+        for x in joined(matrix, inputs)[0]:
             self.moments.add(sums_of(matrix, x))
 
     def same(self, inputs: list[Tensor], matrix: LayerMatrix) -> bool:
@@ -223,6 +231,7 @@ def _refit(
     A layer with a bias is solved for what differs from the mean, and the bias takes up the mean.
     """
     own, mean = seen.moments.own(), seen.moments.mean()
+    _check_finite(target.name, own)
     products, wanted = seen.moments.wanted(seen.inputs, outputs)
     rows = matrix.rows(target.weight.detach())
     kept = matrix.rows(target.mask.to(rows.dtype)) > 0

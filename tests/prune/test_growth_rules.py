@@ -318,6 +318,18 @@ def test_a_criterion_of_its_own_drops_and_goes_into_the_state() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_gradients_that_a_closure_computes_are_refused() -> None:
+    model = float_net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = Pruner(model, None, 9, 0.5, optimizer=optimizer, growth="rigl")
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for arguments in ({"closure": lambda: 0.0}, {}):
+        with pytest.raises(BadConfig, match="closure"):
+            optimizer.step(*([] if arguments else [lambda: 0.0]), **arguments)
+    optimizer.step(None)
+    assert all(map(torch.equal, before, model.parameters())) and pruner.progress == 0
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

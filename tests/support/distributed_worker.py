@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from topk_problem import OPTIONS, trained
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -183,6 +184,8 @@ def main() -> None:
     found = {name: train(case, folder / f"c{rank}.pt") for name, case in CASES.items()}
     found["filters"] = filters()
     found["costs"] = costs()  # type: ignore[assignment]
+    for name, options in OPTIONS.items():
+        found[f"topk {name}"] = trained(options)  # type: ignore[assignment, arg-type]
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

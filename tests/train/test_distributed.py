@@ -15,6 +15,7 @@ import torch
 from checkout import SUPPORT
 from distributed_worker import CASES, filters, train
 from machines import HANGS
+from topk_problem import OPTIONS, trained
 
 WORKER = SUPPORT / "distributed_worker.py"
 
@@ -66,6 +67,16 @@ def test_every_rank_has_the_costs_that_the_first_one_measured(ranks: list[dict[s
     first, second = (rank["costs"] for rank in ranks)
     assert first == second  # milliseconds to the last digit: two measurements never agree so
     assert set(first[0]) == {"2", "4"} and "4.inner outside of it" in first[1]
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_ranks_exchange_the_largest_entries_of_their_gradients(
+    ranks: list[dict[str, Any]], name: str
+) -> None:
+    first, second, alone = (*(rank[f"topk {name}"] for rank in ranks), trained(OPTIONS[name]))
+    for one, other, wanted in zip(first, second, alone, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_a_resumed_run_equals_one_that_was_not_cut_off(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -74,13 +74,21 @@ def pairs(model: nn.Module, batches: Iterable[Any], labels: bool) -> Pairs:
 
 
 def gradients(
-    model: nn.Module, x: Tensor, y: Any, loss: Loss, graph: bool = False
+    model: nn.Module,
+    x: Tensor,
+    y: Any,
+    loss: Loss,
+    graph: bool = False,
+    names: Container[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Of one batch, the gradient of the loss by each weight; zeros where the layer did not run.
+    """Of one batch, the gradient of the loss by each weight, or by those of these layers; zeros
+    where the layer did not run.
 
     graph: keep what a gradient of the gradients needs. Raises BadWeights where they are not finite.
     """
     weights = weights_of(model)
+    if names is not None:
+        weights = {name: weight for name, weight in weights.items() if name in names}
     value = loss(model(x), y)
     check_type("loss(output, label)", value, Tensor, "Pass a function such as F.cross_entropy.")
     if value.numel() != 1 or not value.requires_grad:
