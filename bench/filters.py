@@ -3,6 +3,7 @@
 
     python bench/filters.py train --arms dense sbf l1 --seeds 0 1 2 --folder FOLDER
     python bench/filters.py report --folder FOLDER
+    python bench/filters.py steps --network resnet20
 
 A ResNet for CIFAR-10, from scratch, one cycle of the learning rate. Arms of one seed begin with the
 same weights and see the same images in the same order; those that remove filters do so after 60 %
@@ -10,7 +11,8 @@ of the steps, until half of the parameters are left, and train on to the same la
 
 train: each run keeps a checkpoint in the folder, is repeated with the same bits where it was cut
 off, and ends as a file with its row. report: bench/results/filters.csv from these rows, and the
-table of means with paired differences.
+table of means with paired differences. steps: processor time of a training step, dense, with SbF
+and after it has removed half of the parameters, in turns: bench/results/filter_steps.csv.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
 from _cifar import load_cifar10
-from _measure import command_line, commit, write_csv
+from _measure import CLOCKS, command_line, commit, interleave, ratio, stopwatch, write_csv
 from torch import Tensor, nn
 
 from ternary_ops import models
@@ -220,18 +223,65 @@ def report(options: argparse.Namespace) -> None:
         )
 
 
+def time_steps(options: argparse.Namespace) -> None:
+    """Processor time of steps on 64 random images, and of one image in eval mode."""
+    x, y = torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
+    networks: dict[str, tuple[nn.Module, SbF | None]] = {}
+    for arm in ("dense", "sbf", "removed"):
+        model = models.cifar_resnet(int(options.network.removeprefix("resnet"))).train()
+        sbf = None if arm == "dense" else SbF(model, x[:1], STRENGTH, 1000, LEFT)
+        if sbf is not None and arm == "removed":
+            sbf.finish_()
+            sbf = None
+        networks[arm] = model, sbf
+
+    def step(model: nn.Module, sbf: SbF | None) -> None:
+        loss = nn.functional.cross_entropy(model.train()(x), y)
+        heads = [] if sbf is None else list(sbf.parameters())
+        (loss if sbf is None else loss + sbf.loss()).backward()
+        for parameter in (*model.parameters(), *heads):
+            parameter.data.add_(parameter.grad, alpha=-1e-3)  # type: ignore[arg-type]
+            parameter.grad = None
+        if sbf is not None:
+            sbf.step()
+
+    def call(model: nn.Module) -> None:
+        with torch.no_grad():
+            model.eval()(x[:1])
+
+    timers = {arm: stopwatch(partial(step, *pair), CLOCKS["cpu"]) for arm, pair in networks.items()}
+    calls = {
+        arm: stopwatch(partial(call, net), CLOCKS["cpu"]) for arm, (net, _) in networks.items()
+    }
+    steps = interleave(timers, options.rounds, warmup=1)
+    single = interleave(calls, 5 * options.rounds, warmup=2)
+    rows = [
+        {
+            **{"network": options.network, "arm": arm, "step_ms": round(median(steps[arm]), 1)},
+            "step_of_dense": round(ratio(steps[arm], steps["dense"]), 3),
+            "call_ms": round(median(single[arm]), 3),
+            "call_of_dense": round(ratio(single[arm], single["dense"]), 3),
+            "commit": commit(),
+        }
+        for arm in networks
+    ]
+    print(*rows, sep="\n")
+    write_csv("filter_steps.csv", rows)
+
+
 def main() -> int:
     """Run the command."""
     parser = command_line(__doc__, threads=1)
-    parser.add_argument("command", choices=("train", "report"))
+    parser.add_argument("command", choices=("train", "report", "steps"))
     parser.add_argument("--network", default="resnet20", choices=("resnet20", "resnet56"))
     parser.add_argument("--arms", nargs="+", default=["dense"], choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--folder", type=Path, required=True, help="checkpoints and rows")
+    parser.add_argument("--folder", type=Path, default=Path("bench/runs"), help="of checkpoints")
+    parser.add_argument("--rounds", type=int, default=9, help="of steps")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    (rows_of if options.command == "train" else report)(options)
+    {"train": rows_of, "report": report, "steps": time_steps}[options.command](options)
     return 0
 
 

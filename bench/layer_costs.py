@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost table of the engine beside whole networks with other zeros, kinds and widths.
 
-    python bench/layer_costs.py --models resnet18,mobilenet_v2,regnet_x_400mf
+    python bench/layer_costs.py --models resnet18,mobilenet_v2 --widths resnet20,resnet56
 
 One row a network and draw. The table (`program.layer_costs`) is measured once a network. Then each
 convolution but depthwise ones draws ternary or 8-bit weights and 0 to 97 % empty quads, and the
 program with random codes of that kind is timed as a whole; the table's programs and these take
-turns. `widths`: a CIFAR ResNet of that share of its channels, dense and at 90 %, made as such,
-beside the table of the full one. One thread; processor time of the fastest call. `match` is within
-a tenth. TERNARY_OPS_ISA=avx2 gives another instruction set.
+turns. --widths: networks whose filter groups draw widths as well, beside the costs over widths that
+`tops.search` goes by (`budget.width_costs`), of the network narrowed to a few sets of widths. One
+thread; processor time of the fastest call. `match` is within a tenth. TERNARY_OPS_ISA=avx2 gives
+another instruction set.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -25,15 +27,16 @@ from _measure import RESULTS, command_line, commit, machine, read_rows, write_cs
 import ternary_ops as tops
 from ternary_ops import models, runtime
 from ternary_ops.benchmark import pruned_networks
-from ternary_ops.program.layer_costs import KINDS, MOST_EMPTY, CostTable, call_ms, measure
+from ternary_ops.budget import searching
+from ternary_ops.budget.problem import levels_of
+from ternary_ops.budget.width_costs import fitted, measured, settings
+from ternary_ops.program.layer_costs import KINDS, MOST_EMPTY, call_ms, measure
 from ternary_ops.program.random_codes import Emptied
-from ternary_ops.program.width_costs import with_widths
 from ternary_ops.quantize.engine_costs import eight_bits
 from ternary_ops.runtime import Program
 
 TABLE = "layer_costs.csv"
 _TURNS = 3
-_WIDTH, _NARROW = 32, (8, 16, 24)  # channels of the CIFAR ResNet's first stage
 
 
 def eight(model: torch.nn.Module, x: torch.Tensor) -> Program:
@@ -63,10 +66,10 @@ def fastest(programs: dict[Any, Program], x: np.ndarray[Any, Any]) -> dict[Any, 
     return best
 
 
-def row(model: str, case: str, table: CostTable, predicted: float, ms: float) -> dict[str, Any]:
+def row(model: str, case: str, isa: str, predicted: float, ms: float) -> dict[str, Any]:
     """As it stands in the CSV."""
     return {
-        **{"model": model, "case": case, "isa": table.isa, "threads": table.threads},
+        **{"model": model, "case": case, "isa": isa, "threads": 1},
         **{"predicted_ms": round(predicted, 4), "measured_ms": round(ms, 4)},
         **{"ratio": round(predicted / ms, 3), "match": 0.9 <= predicted / ms <= 1.1},
     }
@@ -91,49 +94,70 @@ def drawn(name: str, draws: int) -> Iterator[dict[str, Any]]:
         for number, choice in choices.items()
     }
     for number, ms in fastest(programs, x.numpy()).items():
-        yield row(name, f"draw {number}", table, table.total(choices[number]), ms)
+        yield row(name, f"draw {number}", table.isa, table.total(choices[number]), ms)
 
 
-def narrowed() -> Iterator[dict[str, Any]]:
-    """Fewer channels in all layers but the first's input and the last's output."""
-    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole = eight(models.cifar_resnet(20, width=_WIDTH).eval(), x)
-    names = pruned_names(whole)
-    table = with_widths(measure(whole, names, [("ternary", z) for z in (0.0, 0.75, 0.9)]), whole)
+def narrowed(name: str, draws: int) -> Iterator[dict[str, Any]]:
+    """Widths of filter groups, zeros and kinds at random."""
+    depth = name.removeprefix("resnet")
+    if depth in ("20", "56"):
+        model, shape = models.cifar_resnet(int(depth)).eval(), (3, 32)
+    else:
+        model, shape = pruned_networks.network(name), (3, 96)
+    x = pruned_networks.images(1, *shape)
+    config = tops.TernaryConfig(scope="layer")
+    problem = searching.posed(model.eval(), x, [x], tops.Budget(ms=1.0), config)
+    start = time.process_time()
+    costs = fitted(problem, measured(problem, settings(problem), lambda: None))
+    print(f"{name}: {time.process_time() - start:.1f} s of processor time", flush=True)
+    rng = np.random.default_rng(0)
     programs, predicted = {}, {}
-    for width in (*_NARROW, _WIDTH):
-        program = eight(models.cifar_resnet(20, width=width).eval(), x)
-        for zeros in (0.0, 0.9):
-            share = width / _WIDTH
-            programs[width, zeros] = Program(
-                Emptied(program.graph, names).at(zeros), program.sample
-            )
-            ends = {n: (share, 1.0 if n == "fc" else share) for n in names}
-            layers = (table.ms(n, "ternary", zeros, *ends[n]) for n in names)
-            predicted[width, zeros] = share * table.others + sum(layers)
-    for key, ms in fastest(programs, x.numpy()).items():
-        case = "width {}, {:.0%} empty".format(*key)
-        yield row(f"resnet20 of width {_WIDTH}", case, table, predicted[key], ms)
+    for number in range(draws):
+        widths = {group.name: int(rng.choice(levels_of(group))) for group in problem.groups}
+        network = problem.narrowed(widths)
+        program = eight_bits(network, x, problem.replan(network))
+        choices = {
+            n: (str(rng.choice(KINDS)), float(rng.uniform(0, MOST_EMPTY))) for n in problem.free
+        }
+        emptied = Emptied(program.graph, list(choices))
+        programs[number] = Program(emptied.chosen(choices), program.sample)
+        for row_ in problem.planned:
+            if row_.config is not None:
+                choices.setdefault(row_.name, (row_.action, 0.0))
+        layers = (costs.layer(n, *choice, widths) for n, choice in choices.items())
+        predicted[number] = costs.others(widths) + sum(layers)
+    for number, ms in fastest(programs, x.numpy()).items():
+        case = f"widths, draw {number}"
+        yield row(name, case, runtime.isa(), predicted[number], ms)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["model"], row["case"], row["isa"]
 
 
 def main() -> int:
-    """Rows of this instruction set take the place of former ones."""
+    """Rows take the place of former ones of the same network, case and instruction set."""
     parser = command_line(__doc__)
     parser.add_argument("--models", default="resnet18,mobilenet_v2,regnet_x_400mf,cifar_resnet")
+    parser.add_argument("--widths", default="resnet20,resnet56,regnet_x_400mf")
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--out", default=TABLE, help="file name under bench/results")
     options = parser.parse_args()
-    kept = [r for r in read_rows(RESULTS / options.out) if r["isa"] != runtime.isa()]
+    former = read_rows(RESULTS / options.out)
     about, made = {"commit": commit(), **machine()}, []
     with runtime.num_threads(1):
         sources = [
-            partial(drawn, name, options.draws) for name in options.models.split(",") if name
+            partial(source, name, options.draws)
+            for source, names in ((drawn, options.models), (narrowed, options.widths))
+            for name in names.split(",")
+            if name
         ]
-        for source in (*sources, narrowed):
+        for source in sources:
             for found in source():
                 made.append({**found, **about})
                 print(made[-1], flush=True)
-                write_csv(options.out, [*kept, *made])
+                again = {_key(r) for r in made}
+                write_csv(options.out, [*(r for r in former if _key(r) not in again), *made])
     return int(not all(r["match"] for r in made))
 
 

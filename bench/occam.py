@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Occam's hill: does a pruned network generalize better than its dense twin where labels are noisy?
 
-    python bench/occam.py run --seeds 5
+    python bench/occam.py run --seeds 3
     python bench/occam.py report
 
 1,000 images of MNIST, 30 % of their labels replaced by another class at random, and a perceptron of
-268,800 weights, which can learn all of them by heart. Every share of zeros gets the same steps and
+118,016 weights, which can learn all of them by heart. Every share of zeros gets the same steps and
 the same images in the same order: magnitude, single weights, "agp" to the half of the steps. Test
 accuracy is on the 10,000 true labels of the test set; `by_heart` is the share of wrong labels that
 the network repeats. A row that bench/results/occam.csv holds already is not run again. `report`
@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from ternary_ops.prune import Pruner
 
 TABLE = "occam.csv"
-ZEROS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98)
-NOISE = (0.0, 0.3)
-IMAGES, EPOCHS, BATCH = 1000, 60, 50
+ZEROS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
+NOISE = (0.3, 0.0)
+IMAGES, EPOCHS, BATCH = 1000, 60, 100
 KEY = ("noise", "zeros", "seed")
 
 
@@ -46,11 +46,11 @@ def load(part: str) -> tuple[Tensor, Tensor]:
 
 
 def network() -> nn.Module:
-    """784-256-256-10."""
+    """784-128-128-10."""
     return nn.Sequential(
-        *(nn.Linear(784, 256), nn.ReLU()),
-        *(nn.Linear(256, 256), nn.ReLU()),
-        nn.Linear(256, 10),
+        *(nn.Linear(784, 128), nn.ReLU()),
+        *(nn.Linear(128, 128), nn.ReLU()),
+        nn.Linear(128, 10),
     )
 
 
@@ -71,7 +71,7 @@ def train(case: dict[str, Any], data: tuple[Tensor, ...]) -> dict[str, Any]:
     y = noisy(true, case["noise"], random)
     torch.manual_seed(case["seed"])
     model = network()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     steps = EPOCHS * IMAGES // BATCH
     pruner = None
     if case["zeros"]:
@@ -88,7 +88,7 @@ def train(case: dict[str, Any], data: tuple[Tensor, ...]) -> dict[str, Any]:
             pruner.step()
     with torch.no_grad():
         said, correct = model(x).argmax(1), int((model(x_test).argmax(1) == y_test).sum())
-    weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
     wrong = y != true
     return case | {
         "weights": sum(w.numel() for w in weights),
@@ -111,7 +111,7 @@ def run(seeds: int) -> None:
     rows = read_rows(RESULTS / TABLE)
     done = {tuple(row[name] for name in KEY) for row in rows}
     data = (*load("train"), *load("test"))
-    for seed, noise, zeros in itertools.product(range(seeds), NOISE, ZEROS):
+    for noise, seed, zeros in itertools.product(NOISE, range(seeds), ZEROS):
         case = dict(zip(KEY, (noise, zeros, seed), strict=True))
         if tuple(map(str, case.values())) not in done:
             rows.append(train(case, data))

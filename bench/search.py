@@ -6,7 +6,7 @@
 Targets are drawn between 0.3 and 0.9 of the time of the dense 8-bit network before any search. Each
 is searched for, and the network that was found is pruned at once, without training, compiled and
 saved. A fresh process then times the files and the dense network in rounds; a round is the fastest
-of some calls. Written to bench/results/search.csv.
+of many calls, as in the search: `call_ms`. Written to bench/results/search.csv.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from _cifar import load_cifar10
-from _measure import CLOCKS, RESULTS, command_line, interleave, read_rows, stopwatch, write_csv
+from _measure import RESULTS, command_line, interleave, read_rows, write_csv
 from equal_time import INT8, network, shuffled
 from torch import Tensor, nn
 
@@ -37,7 +36,6 @@ from ternary_ops.prune.targets import can_prune
 
 TABLE = "search.csv"
 COUNT, LOW, HIGH = 5, 0.3, 0.9
-CALLS = 30  # of a round
 
 
 def compiled(model: nn.Module, data: list[Tensor]) -> runtime.Program:
@@ -48,25 +46,12 @@ def compiled(model: nn.Module, data: list[Tensor]) -> runtime.Program:
     return tops.compile(model, data[0][:1])
 
 
-def fastest(program: runtime.Program, x: Any) -> float:
-    """Milliseconds of the fastest of some calls."""
-    timer = stopwatch(partial(program, x), CLOCKS["cpu"])
-    first = timer()
-    return min([first, *(_once(program, x) for _ in range(CALLS))])
-
-
-def _once(program: runtime.Program, x: Any) -> float:
-    start = time.process_time()
-    program(x)
-    return 1e3 * (time.process_time() - start)
-
-
 def measured(files: list[Path], isa: str, rounds: int) -> dict[str, float]:
     """Medians over rounds in which the files take turns."""
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).numpy()
     with runtime.force_isa(isa), runtime.num_threads(1):
         programs = {file.stem: runtime.load(file) for file in files}
-        timers = {name: partial(fastest, program, x) for name, program in programs.items()}
+        timers = {name: partial(call_ms, partial(run, x)) for name, run in programs.items()}
         times = interleave(timers, rounds, warmup=1)
     return {name: statistics.median(values) for name, values in times.items()}
 

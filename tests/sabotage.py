@@ -211,7 +211,13 @@ FAULTS = {
         "ops/linear_node.cpp", "return g.n * g.h * g.w;", "return g.n * g.h;"
     ),
     "operators: a product of a batch": Fault(
-        "ops/matmul.cpp", " a.packet(n, 0, 0));", " a.packet(0, 0, 0));", _AT_EVERY_NODE
+        "ops/matmul.cpp", " a.packet(n, 0, 0),", " a.packet(0, 0, 0),", _AT_EVERY_NODE
+    ),
+    "operators: attention of a batch": Fault(
+        "ops/attention.cpp", "x.packet(part.n, 0, 0)", "x.packet(0, 0, 0)", _AT_EVERY_NODE
+    ),
+    "operators: the bias of attention": Fault(
+        "kernels/softmax.inl", "c * a.bias_stride + p", "p", _AT_EVERY_NODE
     ),
     "operators: a mean": Fault("ops/reduce.cpp", "v / count : v", "v : v", _AT_EVERY_NODE),
     "operators: one row for all": Fault(

@@ -22,7 +22,9 @@ MODULES = {
     "compiler": "compile",
     "program.program": "Program load",
     "prune": "Pruner",
-    "reporting": "report",
+    "reporting.network_report": "report",
+    "io.storage_formats": "storage_bits cheapest",
+    "nn.activation_sparsity": "KWinners",
     "sr.inference.upscaling": "upscale",
 }
 

@@ -76,9 +76,10 @@ def test_public_names_in_readme_exist() -> None:
         assert hasattr(tops, name), name
 
 
-def test_example_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["compress.py", "sparse_training.py"])
+def test_example_runs(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "compress.py")],
+        [sys.executable, str(ROOT / "examples" / name)],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import ternary_ops as tops
-from ternary_ops.errors import UnsupportedModel, UnsupportedShape
+from ternary_ops.errors import BadConfig, UnsupportedModel, UnsupportedShape
 from ternary_ops.io.sizes import entropy_bound, general_compressors
+from ternary_ops.io.storage_formats import cheapest, storage_bits
 from ternary_ops.layout.codes import pack_codes
+from ternary_ops.reporting import efficiency
 from ternary_ops.table import Table
 
 
@@ -106,7 +108,7 @@ class Stream(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1, bias=False)
-        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 1, bias=False) for _ in range(4))
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 1, bias=False) for _ in range(3))
         for block in self.blocks:
             block.weight.data *= 0.02
 
@@ -182,3 +184,49 @@ def test_table_aligns_columns() -> None:
         *("T", "", "name           n", "---------  -----"),
         *("a              1", "long name  1,000", "  x"),
     ]
+
+
+def test_what_layers_count_stands_side_by_side(model: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 9, 9)
+    program = tops.compile(model, x)
+    found = tops.report(model, x)
+    banks = program.graph.weights
+    *rows, whole = found.account_table().rows
+    for row, layer, bank in zip(rows, found.layers, banks, strict=True):
+        nonzero = int((bank.array != 0).sum())
+        stored = storage_bits(bank.kind, bank.array)
+        assert layer.nonzero == nonzero and dict(layer.stored) == stored
+        figures = (bank.array.size, nonzero, layer.macs, layer.macs * nonzero / bank.array.size)
+        assert list(row[:5]) == [layer.name, *(f"{n:,.0f}" for n in figures)]
+        assert row[5:7] == (f"{min(stored.values()):,}", cheapest(stored))
+        assert row[7] == f"{layer.ms:.3f}"
+    assert whole[2] == f"{sum(int((b.array != 0).sum()) for b in banks):,}"
+    assert whole[5] == f"{sum(min(layer.stored.values()) for layer in found.layers):,}"
+    sizes = {row[0]: row[1] for row in found.storage_table().rows}
+    vectors = sum(b.scale.nbytes + b.bias.nbytes for b in banks)
+    for name in found.layers[0].stored:
+        bits = sum(storage_bits(b.kind, b.array)[name] for b in banks)
+        assert sizes[name] == f"{bits / 8 + vectors:,.0f}"
+    assert sizes["this file, entropy-coded"] == f"{found.file:,}"
+    for table in (found.account_table(), found.storage_table()):
+        assert str(table) in str(found)
+    found.to_csv(tmp_path / "layers.csv")
+    with (tmp_path / "layers.csv").open(newline="") as file:
+        assert [int(row["bitmap_bits"]) for row in csv.DictReader(file)] == [
+            layer.stored["bitmap"] for layer in found.layers
+        ]
+    assert json.loads(json.dumps(found.to_dict()))["layers"][1]["stored"] == found.layers[1].stored
+
+
+def test_accuracy_per_weight(model: nn.Module) -> None:
+    found = tops.report(model, torch.randn(1, 3, 9, 9))
+    nonzero = sum(layer.nonzero for layer in found.layers)
+    made = found.efficiency(900, 1000)
+    assert made.accuracy_density == pytest.approx(90 / (nonzero / 1e6))
+    assert made.correct_per_weight == pytest.approx(900 / nonzero)
+    assert made.our_halvings_per_million == pytest.approx(np.log2(10) / (nonzero / 1e6))
+    assert found.efficiency(5, 5).our_halvings_per_million == np.inf
+    for counts in ((3, 2), (-1, 2), (0, 0)):
+        with pytest.raises(BadConfig, match="0 <= correct <= of"):
+            found.efficiency(*counts)
+    assert efficiency(1, 4, 2) == (25 / 2e-6, 0.5, -np.log2(0.75) / 2e-6)

@@ -65,10 +65,13 @@ def upscaling() -> Names:
 
 SETUP: dict[str, Callable[[], Names]] = {
     "README.md": digits,
+    "docs/methods/criteria.md": trained,
     "docs/methods/growth.md": trained,
+    "docs/methods/ephemeral.md": dict,
     "docs/methods/reconstruction.md": trained,
     "docs/methods/filters.md": trained,
     "docs/methods/removal.md": trained,
+    "docs/methods/schedules.md": trained,
     "docs/methods/search.md": digits,
     "docs/super-resolution.md": upscaling,
 }

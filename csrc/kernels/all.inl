@@ -7,6 +7,8 @@
 #include "kernels/linear_float.inl"
 #include "kernels/fake_quant.inl"
 #include "kernels/functions.inl"
+#include "kernels/softmax.inl"
+#include "kernels/layer_norm.inl"
 #include "kernels/resize.inl"
 #include "kernels/gate.inl"
 #include "kernels/elementwise.inl"

@@ -210,6 +210,29 @@ struct LinearEpilogue {
   const float* bias;  // or null
 };
 
+// x[c][p] = exp(v - the largest v of p) / their sum over c, v = x[c][p] * scale + bias[c][p], for
+// whole vectors of p.
+struct SoftmaxArgs {
+  float* x;
+  int64_t count, stride;  // rows, and floats from one to the next
+  int64_t n;              // numbers of a row; those up to whole vectors are made too
+  float scale;
+  const float* bias;  // or null
+  int64_t bias_stride;
+};
+
+// y = (x - mean) / sqrt(variance + eps) * weight[c] + bias[c] over the channels c of each of n
+// pixels; strides in floats, from one channel to the next.
+struct LayerNormArgs {
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+  int64_t channels, n;
+  const float *weight, *bias;
+  float eps;
+};
+
 // Start of a run of packets of four channels: one pointer for u8 packets, one a channel for float
 // (null: absent).
 struct Packets {
@@ -255,7 +278,7 @@ struct GateRow {
 };
 
 // Functions with kernels of their own; kLeakyRelu: a is the slope.
-enum class FloatMap { kLeakyRelu, kSigmoid, kSilu };
+enum class FloatMap { kLeakyRelu, kSigmoid, kSilu, kGelu };
 
 struct KernelTable {
   const char* name;
@@ -315,6 +338,9 @@ struct KernelTable {
   void (*blend_rows)(const float* a, const float* b, float a_weight, float b_weight, int64_t n,
                      float* y);
   void (*gate_row)(const GateRow&, int64_t n);
+  void (*layer_norm)(const LayerNormArgs&);
+  // Softmax in place.
+  void (*softmax_rows)(const SoftmaxArgs&);
   // y[i * count + k] = x[k][i] for i < n.
   void (*interleave)(const float* const* x, int64_t count, int64_t n, float* y);
   void (*add)(const AddArgs&, const Packets& a, const Packets& b, const Packets& y, int64_t n);

@@ -45,6 +45,7 @@ class LayerWeights {
   std::vector<float> scale, bias, slope;  // slope: empty where there is none
 
  private:
+  bool packs_sparse(double density, int64_t r, int64_t s) const;
   void pack(const void* data, const WeightShape& shape, double density) const;
 
   Layer layer_;

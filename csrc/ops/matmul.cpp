@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operator matmul: products of two values of tokens, group by group. The second operand of a group
-// becomes the weights of a dense convolution over the tokens of the first one, whose kernels do the
-// rest.
+// Operator matmul: products of two values of tokens, group by group.
 #include <algorithm>
-#include <limits>
 #include <string>
 
 #include "isa/isa.h"
+#include "ops/value_product.h"
 #include "program/registry.h"
 #include "tensor/for_each_row.h"
 #include "tensor/scratch.h"
@@ -52,72 +50,37 @@ class Matmul : public OpKernel {
   void run(const NodeRun& node) const override;
 
  private:
-  void pack(const ActivationTensor& b, const float* group, int64_t first, int64_t outputs,
-            float* panel) const;
-
   int64_t groups_, tokens_, depth_;  // depth: terms of a sum
   bool transpose_;
   float scale_;
 };
 
-// The weights of outputs [first, first + kBlock) of a group, [depth][kBlock]; 0 beyond `outputs`.
-void Matmul::pack(const ActivationTensor& b, const float* group, int64_t first, int64_t outputs,
-                  float* panel) const {
-  const int64_t count = std::min(kBlock, outputs - first);
-  const int64_t along = transpose_ ? b.channel_stride : 1,
-                across = transpose_ ? 1 : b.channel_stride;
-  for (int64_t k = 0; k < depth_; ++k, panel += kBlock) {
-    for (int64_t j = 0; j < count; ++j) panel[j] = group[k * along + (first + j) * across];
-    std::fill(panel + count, panel + kBlock, 0.0f);
-  }
-}
-
 void Matmul::run(const NodeRun& node) const {
   const ActivationTensor &a = node.in(0), &b = node.in(1), &out = node.out();
   const int64_t outputs = type_.channels / groups_, pixels = out.w;
-  const KernelTable& kernel = kernels();
-  const int64_t step = 3 * kernel.lanes;
+  const int64_t step = 3 * kernels().lanes;
   const int64_t chunk = std::max<int64_t>(1, kCachedInput / (4 * depth_ * step)) * step;
   const int64_t chunks = divide_up(pixels, chunk), blocks = divide_up(outputs, kBlock);
-  std::vector<int64_t> offsets(static_cast<size_t>(depth_));
-  for (int64_t k = 0; k < depth_; ++k) offsets[static_cast<size_t>(k)] = k * a.channel_stride * 4;
-  const std::vector<uint8_t> valid(static_cast<size_t>(pixels / 8 + 9), 0xff);
-  constexpr float kInf = std::numeric_limits<float>::infinity();
-  const float scale[kChannelPad] = {scale_, scale_, scale_, scale_, scale_, scale_, scale_, scale_};
-  const float bias[kChannelPad] = {};
-  const int32_t start[kChannelPad] = {};
-  ConvArgs args{};
-  args.pixels = pixels;
-  args.weights = Weights::kFloat;
-  args.dense.offsets = offsets.data();
-  args.dense.k = depth_;
-  args.dense.group_blocks = 1;
-  args.epilogue = make_epilogue({-kInf, kInf, 0.0f, 0}, {});
-  args.epilogue.start = start;
-  args.epilogue.scale = scale;
-  args.epilogue.bias = bias;
-  args.y.channel_stride = out.channel_stride * 4;
-  args.y.is_float = true;
-  args.y.valid = valid.data();
+  const int64_t along = transpose_ ? b.channel_stride : 1,
+                across = transpose_ ? 1 : b.channel_stride;
+  const ValueProduct product(depth_, a.channel_stride, out.channel_stride, pixels, scale_);
   const float *const left = reinterpret_cast<const float*>(node.x(0)),
                      *const right = reinterpret_cast<const float*>(node.x(1));
+  float* const made = reinterpret_cast<float*>(node.y());
   const int64_t work = out.n * type_.channels * depth_ * (pixels / 16 + 1);
   // All outputs of a chunk, then the next: its input stays in the cache.
   parallel_for(out.n * groups_ * chunks * blocks, work, [&](int64_t i, int) {
     const int64_t first = i % blocks * kBlock, pixel = i / blocks % chunks * chunk;
     const int64_t group = i / (blocks * chunks) % groups_, n = i / (blocks * chunks * groups_);
+    const int64_t count = std::min(kBlock, outputs - first);
     float* const panel = reinterpret_cast<float*>(thread_scratch(depth_ * kBlock * 4));
     const int64_t b_channels = transpose_ ? depth_ : outputs;
-    pack(b, right + group * b_channels * b.channel_stride + b.packet(n, 0, 0), first, outputs,
-         panel);
-    ConvArgs own = args;
-    own.x = reinterpret_cast<const uint8_t*>(left + group * depth_ * a.channel_stride +
-                                             a.packet(n, 0, 0));
-    own.outputs = std::min(kBlock, outputs - first);
-    own.dense.panels = reinterpret_cast<const uint8_t*>(panel);
-    own.y.data = node.y() + (group * outputs + first) * out.channel_stride * 4;
-    own.y.origin = out.packet(n, 0, 0);
-    kernel.conv_dense(own, 0, 1, pixel, std::min(pixel + chunk, pixels), nullptr);
+    const float* const weights =
+        right + group * b_channels * b.channel_stride + b.packet(n, 0, 0) + first * across;
+    pack_panel({weights, along, across}, depth_, count, panel);
+    product.run(left + group * depth_ * a.channel_stride + a.packet(n, 0, 0), panel, count,
+                made + (group * outputs + first) * out.channel_stride + out.packet(n, 0, 0), pixel,
+                std::min(pixel + chunk, pixels));
   });
   fill_all_halos(out, node.rows, node.y(), 0);
 }

@@ -6,6 +6,14 @@ an order that leaves more quads empty.
 from ternary_ops.budget.allocate import Budget
 from ternary_ops.budget.found import Found, FrontPoint
 from ternary_ops.budget.reorder_channels import ReorderRow, reorder_channels_
-from ternary_ops.budget.searching import search
+from ternary_ops.budget.searching import search, width_cost
 
-__all__ = ["Budget", "Found", "FrontPoint", "ReorderRow", "reorder_channels_", "search"]
+__all__ = [
+    "Budget",
+    "Found",
+    "FrontPoint",
+    "ReorderRow",
+    "reorder_channels_",
+    "search",
+    "width_cost",
+]

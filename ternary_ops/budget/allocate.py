@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from ternary_ops.budget.problem import Problem
 from ternary_ops.budget.search_state import SearchState
-from ternary_ops.budget.solving import Problem, solve
+from ternary_ops.budget.solving import solve
 from ternary_ops.budget.units import SHARES, Bytes, Milliseconds, Unit
 from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.batches import samples

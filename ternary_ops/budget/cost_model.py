@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.budget.width_features import Features, LayerWidths, Widths
+from ternary_ops.budget.width_features import Features, LayerWidths, MeanWidths, Widths
 
 # A layer's costs by kind of weights: pairs of a share of empty units and a cost.
 Curves: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
@@ -56,11 +56,11 @@ class CostModel:
         found = np.array([np.interp(zeros, shares, parts[:, k]) for k in range(4)])
         return found * self.factors.get(layer, 1.0)
 
-    def layer(self, layer: str, kind: str, zeros: float, widths: Widths) -> float:
+    def layer(self, layer: str, kind: str, zeros: float, widths: MeanWidths) -> float:
         """The cost of a layer."""
         return float(self.at(layer, kind, zeros) @ self.sizes.features(layer, widths))
 
-    def others(self, widths: Widths) -> float:
+    def others(self, widths: MeanWidths) -> float:
         """The cost of everything else."""
         left = np.array([1.0, self.sizes.traffic(widths)])
         return float(self.rest @ left) * self.rest_factor

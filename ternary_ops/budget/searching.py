@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from ternary_ops.budget.allocate import Budget
 from ternary_ops.budget.found import Found, FrontPoint
+from ternary_ops.budget.problem import Problem, levels_of
 from ternary_ops.budget.search_state import SearchState, digest
-from ternary_ops.budget.solving import Problem, Solution, levels_of, solve
+from ternary_ops.budget.solving import Solution, solve
 from ternary_ops.budget.space import Design
 from ternary_ops.budget.units import SHARES
+from ternary_ops.budget.width_costs import fitted, measured, settings
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.graph.batches import samples
 from ternary_ops.graph.nodes import is_ours
@@ -27,6 +30,7 @@ from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.program.cpu import isa, processor
 from ternary_ops.program.layer_costs import KINDS
 from ternary_ops.progress import Progress
+from ternary_ops.prune.filter_costs import Cost
 from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import filter_score
 from ternary_ops.prune.filters import FilterGroups
@@ -81,22 +85,31 @@ def search(
     """
     budget = _budget(target_ms, target_bytes, threads)
     varied = _varied(vary)
+    network, x = at_hand(model, example)
+    inputs = [x.detach().cpu() for x, _ in samples(network, data)]
+    # Each layer's zeros are its own: nothing is left for a scope to spread.
+    config = replace(TernaryConfig() if config is None else config, scope="layer")
+    file = None if state is None else Path(state)
+
+    def found() -> dict[str, Any]:
+        problem = posed(network, x, inputs, budget, config, rules, varied, scores, file, progress)
+        return _found(problem, solve(problem), budget, x).to_dict()
+
+    return Found.from_dict(from_first(found), x)
+
+
+def at_hand(model: nn.Module, example: Any) -> tuple[nn.Module, Tensor]:
+    """A float network's copy on the CPU, and an input of one sample."""
     model = unwrap(model)
     if any(is_ours(module) for module in model.modules()):
         do = "Search before plan and quantize_."
         raise UnsupportedModel(need("a float network", "quantized layers", do))
-    inputs = [x.detach().cpu() for x, _ in samples(model, data)]
     network = copy_of(model).cpu().eval()
     x = tensor_of(network, example)
     if not isinstance(x, Tensor):
         do = "Pass an input of the network."
         raise UnsupportedModel(need("an example that is a tensor", type(x).__name__, do))
-    x = x.detach().cpu()[:1]
-    # Each layer's zeros are its own: nothing is left for a scope to spread.
-    config = replace(TernaryConfig() if config is None else config, scope="layer")
-    file = None if state is None else Path(state)
-    asked = _Asked(budget, config, rules, varied, scores, file, progress)
-    return Found.from_dict(from_first(lambda: asked.search(network, x, inputs).to_dict()), x)
+    return network, x.detach().cpu()[:1]
 
 
 def _budget(target_ms: float | None, target_bytes: int | None, threads: int) -> Budget:
@@ -116,44 +129,63 @@ def _varied(vary: Sequence[str]) -> frozenset[str]:
     return frozenset(chosen)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The arguments of a search, checked."""
+def posed(
+    network: nn.Module,
+    x: Tensor,
+    inputs: list[Tensor],
+    budget: Budget,
+    config: TernaryConfig,
+    rules: Mapping[str, TernaryConfig] | None = None,
+    varied: Collection[str] = VARY,
+    scores: Mapping[str, Tensor] | None = None,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> Problem:
+    """What a search chooses for a float network on the CPU, an example of one sample, batches."""
+    replan = partial(plan, config=config, rules=rules, example=x)
+    planned = replan(network)
+    free = free_layers(network, planned, config, rules)
+    if not free:
+        do = "Pass fewer rules."
+        raise BadConfig(need("layers to choose for", "none that follow `config` alone", do))
+    cut, ranks = _groups(network, x, "widths" in varied, scores)
+    kinds = KINDS if "bits" in varied else (config.weights,)
+    return Problem(
+        model=network,
+        example=x,
+        inputs=inputs,
+        planned=planned,
+        replan=replan,
+        free=dict.fromkeys(free, kinds),
+        zeros=SHARES if "zeros" in varied else (config.zeros,),
+        groups=cut,
+        scores=ranks,
+        unit=budget.measure(),
+        limit=budget.limit,
+        state=SearchState(state, _about(network, x, inputs, budget, planned)),
+        progress=progress,
+    )
 
-    budget: Budget
-    config: TernaryConfig
-    rules: Mapping[str, TernaryConfig] | None
-    varied: frozenset[str]
-    scores: Mapping[str, Tensor] | None
-    state: Path | None
-    progress: Progress | None
 
-    def search(self, network: nn.Module, x: Tensor, inputs: list[Tensor]) -> Found:
-        """For a float network on the CPU, an example of one sample, and batches."""
-        replan = partial(plan, config=self.config, rules=self.rules, example=x)
-        planned = replan(network)
-        free = free_layers(network, planned, self.config, self.rules)
-        if not free:
-            do = "Pass fewer rules."
-            raise BadConfig(need("layers to choose for", "none that follow `config` alone", do))
-        cut, ranks = _groups(network, x, "widths" in self.varied, self.scores)
-        kinds = KINDS if "bits" in self.varied else (self.config.weights,)
-        problem = Problem(
-            model=network,
-            example=x,
-            inputs=inputs,
-            planned=planned,
-            replan=replan,
-            free=dict.fromkeys(free, kinds),
-            zeros=SHARES if "zeros" in self.varied else (self.config.zeros,),
-            groups=cut,
-            scores=ranks,
-            unit=self.budget.measure(),
-            limit=self.budget.limit,
-            state=SearchState(self.state, _about(network, x, inputs, self.budget, planned)),
-            progress=self.progress,
-        )
-        return _found(problem, solve(problem), self.budget, x)
+def width_cost(model: nn.Module, example: Any, threads: int = 1) -> Cost:
+    """Milliseconds of a call by the widths of filter groups, for `prune.SbF(target_ms=, cost=)`.
+
+    The network, dense at 8 bits, is narrowed to a few sets of widths and measured in the engine on
+    this machine; between these a layer's time follows the shares of its channels. In a distributed
+    run the first process measures, and all have its costs. Raises UnsupportedModel as compile does.
+    """
+    network, x = at_hand(model, example)
+    config = TernaryConfig("int8", zeros=0.0, scope="layer")
+    budget = Budget(ms=math.inf, threads=threads)
+    problem = posed(network, x, [x], budget, config, varied=("widths",))
+    tables = from_first(lambda: measured(problem, settings(problem), lambda: None))
+    costs = fitted(problem, tables)
+
+    def cost(widths: Mapping[str, float]) -> float:
+        each = (costs.layer(name, "int8", 0.0, widths) for name in costs.parts)
+        return costs.others(widths) + sum(each)
+
+    return cost
 
 
 def _groups(

@@ -16,74 +16,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from ternary_ops.budget.cost_model import CostModel, Measured, fit
+from ternary_ops.budget.cost_model import CostModel
 from ternary_ops.budget.output_errors import OutputProbe
-from ternary_ops.budget.search_state import SearchState, digest
+from ternary_ops.budget.problem import Problem, levels_of
+from ternary_ops.budget.search_state import digest
 from ternary_ops.budget.space import Design, GroupOptions, LayerOptions, Space
 from ternary_ops.budget.trial import with_configs
-from ternary_ops.budget.units import Kinds, Unit, at, trial_at
-from ternary_ops.budget.width_features import LayerWidths, Widths
+from ternary_ops.budget.units import at, trial_at
+from ternary_ops.budget.width_costs import fitted, measured, settings
 from ternary_ops.errors import BadConfig, need
-from ternary_ops.graph.wrappers import copy_of
 from ternary_ops.nn import TernaryLayer
 from ternary_ops.nn.config import TernaryConfig
-from ternary_ops.progress import Progress, progress_bars
-from ternary_ops.prune.choice import channels_of
-from ternary_ops.prune.filters import FilterGroup, FilterGroups
-from ternary_ops.prune.removal import remove_
+from ternary_ops.progress import progress_bars
+from ternary_ops.prune.filters import FilterGroup
 from ternary_ops.quantize.plan_rows import Plan
 
 CLOSE = 0.03  # of the limit: nearer is not asked for, since times vary as much
 _ROUNDS = 5
 _log = logging.getLogger(__name__)
-_LEVELS = 8  # widths of a group that are tried, the whole included
-_ROUND_TO = 4  # channels of a packet in the engine
 _STEP = 0.025  # of the shares of empty units that are chosen from
 _LEAST_ERROR = 1e-9
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a search chooses for.
-
-    model: float, on the CPU. inputs: samples. planned: its plan, what no choice is made for
-    included. replan: makes the plan of a narrower copy. free: layers that are chosen for, each with
-    the kinds of weights that it may have, and zeros with the shares of empty units. groups: of
-    channels that may go, with a score for each channel.
-    """
-
-    model: nn.Module
-    example: Tensor
-    inputs: list[Tensor]
-    planned: Plan
-    replan: Callable[[nn.Module], Plan]
-    free: Kinds
-    zeros: Sequence[float]
-    groups: FilterGroups
-    scores: Mapping[str, Tensor]
-    unit: Unit
-    limit: float
-    state: SearchState
-    progress: Progress | None = None
-
-    def kept(self, widths: Widths) -> dict[str, Tensor]:
-        """The channels that stay at these widths, of groups that get narrower."""
-        less = [group for group in self.groups if widths.get(group.name, group.width) < group.width]
-        return channels_of(less, self.scores, widths)
-
-    @property
-    def ranking(self) -> str:
-        """A name of the scores."""
-        return digest(self.scores.values())
-
-    def narrowed(self, widths: Widths) -> nn.Module:
-        """A float copy of these widths."""
-        network, kept = copy_of(self.model).eval(), self.kept(widths)
-        if kept:
-            remove_(network, self.example, kept, round_to=1)
-        return network
 
 
 @dataclass(frozen=True)
@@ -104,11 +58,11 @@ def solve(problem: Problem) -> Solution:
     """The network of the least error within the limit. Raises BadConfig where none is in reach."""
     watching = progress_bars() if problem.progress is None else nullcontext(problem.progress)
     with watching as bars:
-        widths, more = _settings(problem), len(_trials(problem))
+        widths, more = settings(problem), len(_trials(problem))
         with bars.stage("errors", more + len(problem.groups)) as advance:
             layers, groups = _errors(problem, advance)
         with bars.stage("costs", len(widths)) as advance:
-            costs = _costs(problem, widths, advance)
+            costs = fitted(problem, measured(problem, widths, advance))
         with bars.stage("choice", _ROUNDS) as advance:
             return _verified(problem, layers, groups, costs, advance)
 
@@ -177,47 +131,6 @@ def _options(
             errors.append(math.exp(float(np.interp(zeros, shares, logs))))
     shares_of = [problem.unit.share(config) for config in configs]
     return LayerOptions(name, configs, shares_of, np.array(errors))
-
-
-def levels_of(group: FilterGroup) -> list[int]:
-    """Widths of a group that are tried: whole packets of channels, as many in each part."""
-    unit = math.lcm(group.parts, _ROUND_TO)
-    step = unit * max(1, math.ceil(group.width / _LEVELS / unit))
-    return [group.width, *range((math.ceil(group.width / step) - 1) * step, 0, -step)]
-
-
-def _settings(problem: Problem) -> list[dict[str, int]]:
-    """Widths at which costs are measured: whole, all groups narrower, and every other one."""
-    found: list[dict[str, int]] = [{}]
-    for share in problem.unit.widths:
-        found.append({g.name: _nearest(g, share * g.width) for g in problem.groups})
-    for share in problem.unit.alternating:
-        for first in (0, 1):
-            found.append({g.name: _nearest(g, share * g.width) for g in problem.groups[first::2]})
-    return [widths for k, widths in enumerate(found) if widths not in found[:k]]
-
-
-def _nearest(group: FilterGroup, width: float) -> int:
-    return min(levels_of(group), key=lambda level: abs(level - width))
-
-
-def _costs(
-    problem: Problem, settings: Sequence[dict[str, int]], advance: Callable[[], None]
-) -> CostModel:
-    measured = []
-    for widths in settings:
-
-        def table(widths: Widths = widths) -> dict[str, Any]:
-            network = problem.narrowed(widths)
-            planned = problem.replan(network)
-            made = problem.unit.table(network, problem.inputs, planned, problem.free)
-            return made.to_dict()
-
-        kinds = sorted({kind for kinds in problem.free.values() for kind in kinds})
-        found = problem.state.known(f"cost {kinds} {widths} {problem.ranking}", table)
-        measured.append((widths, Measured(found["layers"], found["rest"])))
-        advance()
-    return fit(measured, LayerWidths(problem.groups))
 
 
 def _verified(

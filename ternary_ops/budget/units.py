@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,9 +58,16 @@ class Unit(Protocol):
         """Get ready to check choices for this network."""
 
     def table(
-        self, network: nn.Module, inputs: list[Tensor], planned: Plan, free: Kinds
+        self,
+        network: nn.Module,
+        inputs: list[Tensor],
+        planned: Plan,
+        free: Kinds,
+        shares: Sequence[float],
     ) -> Measured:
-        """Costs of a float network's planned layers: of those in `free` at all SHARES."""
+        """Costs of a float network's planned layers: of those in `free` at all shares of empty
+        units.
+        """
 
     def check(self, network: nn.Module, inputs: list[Tensor], planned: Plan) -> Checked:
         """What the network costs with this plan."""
@@ -72,7 +79,8 @@ class Milliseconds:
     over filters, and take up to a tenth longer.
 
     What is checked takes turns with the whole network, dense at 8 bits: where a machine is slower
-    for a while than it was at its best, so is that one.
+    for a while than it is in the middle, so is that one. (Beside its best moment, all that is
+    checked later would look faster than it is.)
     """
 
     name: ClassVar[str] = "ms"
@@ -82,14 +90,14 @@ class Milliseconds:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._dense: Program | None = None
-        self._best = math.inf
+        self._times: list[float] = []  # of the dense network
 
     def begin(self, network: nn.Module, inputs: list[Tensor], planned: Plan) -> None:
         """See Unit."""
         self._dense = _program(network, inputs, planned)
         x = np.random.default_rng(0).random(self._dense.sample, np.float32)
         with runtime.num_threads(self.threads):
-            self._best = call_ms(partial(self._dense, x))
+            self._times = [call_ms(partial(self._dense, x))]
 
     def share(self, config: TernaryConfig) -> float:
         """Of empty quads, where units have fewer channels than a quad: if zeros fall by chance."""
@@ -97,13 +105,18 @@ class Milliseconds:
         return config.zeros ** (4 / width) if 0 < width < 4 else config.zeros
 
     def table(
-        self, network: nn.Module, inputs: list[Tensor], planned: Plan, free: Kinds
+        self,
+        network: nn.Module,
+        inputs: list[Tensor],
+        planned: Plan,
+        free: Kinds,
+        shares: Sequence[float],
     ) -> Measured:
         """See Unit."""
         program = _program(network, inputs, planned)
         kinds = sorted({kind for kinds in free.values() for kind in kinds})
         with runtime.num_threads(self.threads):
-            costs = measure(program, list(free), [(k, z) for k in kinds for z in SHARES])
+            costs = measure(program, list(free), [(k, z) for k in kinds for z in shares])
             layers: dict[str, Any] = {n: dict(c.curves) for n, c in costs.layers.items()}
             _check_all(free, layers)
             rest = costs.others
@@ -130,8 +143,8 @@ class Milliseconds:
         program = compile(trial, inputs[0][:1])
         with runtime.num_threads(self.threads):
             layers, whole, dense = measure_beside(program, self._dense)
-        self._best = min(self._best, dense)
-        slower = dense / self._best
+        self._times.append(dense)
+        slower = dense / statistics.median(self._times)
         return Checked({name: ms / slower for name, ms in layers.items()}, whole / slower)
 
 
@@ -150,12 +163,17 @@ class Bytes:
         return config.zeros
 
     def table(
-        self, network: nn.Module, inputs: list[Tensor], planned: Plan, free: Kinds
+        self,
+        network: nn.Module,
+        inputs: list[Tensor],
+        planned: Plan,
+        free: Kinds,
+        shares: Sequence[float],
     ) -> Measured:
         """See Unit."""
         layers: dict[str, dict[str, list[tuple[float, float]]]] = {}
         for kind in sorted({kind for kinds in free.values() for kind in kinds}):
-            for zeros in SHARES:
+            for zeros in shares:
                 trial = trial_at(network, planned, free, kind, zeros)
                 for name in free:
                     codes, _ = _layer(trial, name).integer_weight()

@@ -13,6 +13,7 @@ from ternary_ops.prune.filter_costs import FilterCosts
 from ternary_ops.prune.filters import FilterGroups
 
 Widths: TypeAlias = Mapping[str, int]  # channels left, by group; groups not named are whole
+MeanWidths: TypeAlias = Mapping[str, float]  # likewise; fractions are expected ones
 Features: TypeAlias = NDArray[np.float64]
 
 
@@ -26,7 +27,7 @@ class LayerWidths:
             group.name: float(groups.pixels.get(group.producers[0], 1)) for group in groups
         }
 
-    def features(self, layer: str, widths: Widths) -> Features:
+    def features(self, layer: str, widths: MeanWidths) -> Features:
         """Float64 [4]: 1, the shares of a layer's outputs and inputs that are left, and the product
         of both, which is that of its weights.
         """
@@ -37,7 +38,7 @@ class LayerWidths:
         """Modules whose weight gets smaller with a group."""
         return self._costs.layers(group)
 
-    def traffic(self, widths: Widths) -> float:
+    def traffic(self, widths: MeanWidths) -> float:
         """The share of the activations of all groups that is left."""
         if not self._whole:
             return 1.0

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     for file, report in reports.items():
         if not arguments.json:
             print(f"{file}\n")
-            for table in (report.layer_table(), report.size_table(), report.speed_table()):
+            for table in report.tables():
                 table.show()
                 print()
         if arguments.csv:

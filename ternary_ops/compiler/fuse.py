@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ternary_ops.compiler.attention import attention_of_products
 from ternary_ops.compiler.constants import fold_constants
 from ternary_ops.compiler.factors import (
     affine_into_affine,
@@ -223,6 +224,7 @@ FUSIONS: tuple[Fusion, ...] = (
     affine_into_layer_before,
     affine_into_layers_after,
     factor_into_matmul,
+    attention_of_products,
     sum_behind_layer,
     flatten_before_layers,
 )

@@ -35,6 +35,11 @@ class Case:
     dtype: str
 
 
+def _turns(one: Launch, count: float) -> list[float]:
+    """The trip counts of a kernel of one loop, which the compiler may have unrolled."""
+    return [count] if one.binary.loops else []
+
+
 def linear(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
     """Ternary weights; x uint8 (computed in int8) or floats."""
     kernels, output = gpu_module("linear"), gpu_module("_epilogue").Output
@@ -51,8 +56,8 @@ def linear(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
     def trips(one: Launch) -> list[float]:
         at = one.arguments
         if one.name == "_matvec":
-            return [math.ceil(int(at["WORDS"]) / int(at["BW"]))]
-        return [int(at["K"]) / 256 / int(at["SPLIT"])] if one.name == "_matmul" else []
+            return _turns(one, math.ceil(int(at["WORDS"]) / int(at["BW"])))
+        return _turns(one, int(at["K"]) / 256 / int(at["SPLIT"])) if one.name == "_matmul" else []
 
     y_bytes = m * n * torch.empty(0, dtype=made).element_size()
     least = n * k // 4 + 4 * n + x.nbytes + y_bytes
@@ -101,12 +106,12 @@ def conv2d(
         )  # fmt: skip
 
     def trips(one: Launch) -> list[float]:
-        if one.name == "_conv":  # a short loop is unrolled
-            return [int(one.arguments["STEPS"])] if one.binary.loops else []
+        if one.name == "_conv":
+            return _turns(one, int(one.arguments["STEPS"]))
         if one.name != "_sparse":
             return []
         steps = sum(-(-int(row) // int(one.arguments["USED"])) for row in grid.sum((1, 2, 3)))
-        return [steps / len(grid)]
+        return _turns(one, steps / len(grid))
 
     macs = float(kept * n * out_h * out_w * o * c * k * k)
     y_bytes = n * o * out_h * out_w * torch.empty(0, dtype=made).element_size()
@@ -140,7 +145,7 @@ def block_sparse(n: int, c: int, h: int, o: int, k: int, kept: float, block: int
         kernels.run(x, values, crow, col, o, (k, k), None, (1, 1), (k // 2, k // 2), (1, 1), 1)
 
     def trips(one: Launch) -> list[float]:
-        return [each] if one.name == "_block_sparse" else []
+        return _turns(one, each) if one.name == "_block_sparse" else []
 
     macs = float(n * h * h * values.numel())
     y_bytes = 2 * n * o * h * h

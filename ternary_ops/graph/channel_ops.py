@@ -88,7 +88,7 @@ def kind_of(node: fx.Node) -> str:
     kind = None if module is None else layer_class(module)
     if kind in _LAYERS or kind in _MORE_LAYERS:
         return "layer"
-    if is_batchnorm(node) or kind in _NORMS:
+    if kind in _NORMS or (module is not None and is_batchnorm(node)):
         return "norm"
     found = operator_of(node, module)
     if found in _KIND_OF_OPERATOR:

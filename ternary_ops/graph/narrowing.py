@@ -60,6 +60,7 @@ class _Narrowed(Interpreter):
     def __init__(self, traced: fx.GraphModule, axes: ChannelAxes, kept: Kept) -> None:
         super().__init__(traced)
         self._axes, self._kept = axes, kept
+        self._moving = {n for n in traced.graph.nodes if _moves(n)}
         self._touched = {n for n in axes.dims if not kept[axes.groups.classes(n)].all()}
         self._unknown: set[fx.Node] = set()
         self.found: list[Miscounted] = []
@@ -71,7 +72,7 @@ class _Narrowed(Interpreter):
         if n not in self._axes.dims:
             return self._beside(n)
         wanted = self._numbers(n)
-        if _moves(n) and self._unknown.isdisjoint(n.all_input_nodes):
+        if n in self._moving and self._unknown.isdisjoint(n.all_input_nodes):
             found = self._ran(n)
             touched = n in self._touched or not self._touched.isdisjoint(n.all_input_nodes)
             if not isinstance(found, Tensor) or found.shape != wanted.shape:
@@ -108,7 +109,7 @@ class _Narrowed(Interpreter):
         classes = self._axes.groups.classes(n)
         sizes = [shape[d] if d in dims else 1 for d in range(len(shape))]
         numbers = torch.from_numpy(classes).float().view(sizes).expand(shape)
-        moved = _moves(n) or any(_moves(user) for user in n.users)
+        moved = n in self._moving or not self._moving.isdisjoint(n.users)
         if n not in self._touched:
             return numbers.contiguous() if moved else numbers
         left = torch.from_numpy(self._kept[classes]).view([shape[d] for d in dims])

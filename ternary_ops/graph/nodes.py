@@ -44,7 +44,10 @@ def module_of(node: fx.Node) -> nn.Module | None:
     owner = node.graph.owning_module
     if node.op != "call_module" or owner is None:
         return None
-    return owner.get_submodule(str(node.target))
+    module: Any = owner
+    for name in str(node.target).split("."):
+        module = module._modules[name]  # as get_submodule, which takes ten times as long
+    return module  # type: ignore[no-any-return]
 
 
 def layer_class(module: nn.Module) -> type[nn.Module] | None:

@@ -50,6 +50,23 @@ def matmul(e: NodeExport) -> str:
     return out.add("Reshape", back, out.ends([0, 0, e.value.channels or -1]))
 
 
+@writes("attention")
+def attention(e: NodeExport) -> str:
+    """Heads become an axis before the tokens."""
+    at, out = e.node.at, e.out
+    split = out.ends([0, 0, at["heads"], -1])
+    parts = [out.add("Reshape", name, split) for name in e.x]
+    left, values = (out.add("Transpose", parts[i], perm=[0, 2, 1, 3]) for i in (0, 2))
+    scores = out.add("MatMul", left, out.add("Transpose", parts[1], perm=[0, 2, 3, 1]))
+    if at["scale"] != 1.0:
+        scores = out.add("Mul", scores, out.number(at["scale"]))
+    for bias in parts[3:]:
+        scores = out.add("Add", scores, out.add("Transpose", bias, perm=[0, 2, 1, 3]))
+    made = out.add("MatMul", out.add("Softmax", scores, axis=3), values)
+    back = out.add("Transpose", made, perm=[0, 2, 1, 3])
+    return out.add("Reshape", back, out.ends([0, 0, e.value.channels or -1]))
+
+
 @writes("constant")
 def constant(e: NodeExport) -> str:
     """The numbers, expanded over the batch."""

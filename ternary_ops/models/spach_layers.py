@@ -48,8 +48,8 @@ class TokenMLP(nn.Module):
         """[N, H, W, C] with H * W = tokens -> the same shape."""
         n, h, w, c = x.shape
         y = x.reshape(n, h * w, c).transpose(1, 2)
-        y = self.fc2(self.act(self.fc1(y)))
-        return y.transpose(1, 2).reshape(n, h, w, c)
+        made: Tensor = self.fc2(self.act(self.fc1(y)))
+        return made.transpose(1, 2).reshape(n, h, w, c)
 
 
 class ChannelMLP(nn.Module):

@@ -116,7 +116,7 @@ class SpachConfig:
     @property
     def stride(self) -> int:
         """Pixels between two tokens of the last stage."""
-        return self.patch * 2 ** (len(self.stages) - 1)
+        return self.patch << (len(self.stages) - 1)
 
     @property
     def fixed_size(self) -> bool:
@@ -125,7 +125,7 @@ class SpachConfig:
 
     def tokens(self, stage: int) -> int:
         """Tokens of a stage, from 0, of an image of image_size."""
-        side = self.image_size // (self.patch * 2**stage)
+        side = self.image_size // (self.patch << stage)
         return side * side
 
 

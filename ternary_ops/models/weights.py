@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,5 +55,7 @@ def _read(path: Path) -> object:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
-    found: object = torch.load(path, map_location="cpu", weights_only=True)
+    # Scripts keep their options beside the weights; a Namespace is a dict with dots, and runs none.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        found: object = torch.load(path, map_location="cpu", weights_only=True)
     return found

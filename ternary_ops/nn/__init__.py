@@ -3,6 +3,7 @@
 ones whose weights are mostly zero blocks.
 """
 
+from ternary_ops.nn.activation_sparsity import InputZeros, KWinners, input_zeros
 from ternary_ops.nn.block_sparse import BlockSparseConv2d, BlockSparseLinear
 from ternary_ops.nn.block_sparse_base import BlockSparseLayer
 from ternary_ops.nn.conv import TernaryConv2d
@@ -14,10 +15,13 @@ __all__ = [
     "BlockSparseConv2d",
     "BlockSparseLayer",
     "BlockSparseLinear",
+    "InputZeros",
+    "KWinners",
     "PackedConv2d",
     "PackedLayer",
     "PackedLinear",
     "TernaryConv2d",
     "TernaryLayer",
     "TernaryLinear",
+    "input_zeros",
 ]

@@ -55,8 +55,8 @@ class TernaryLayer(LayerState, ABC):
     calls         how often calibrate saw the layer run, None before; not part of the state
     pruning       progress of its Pruner, None without one; not part of the state either
     cost          what its empty units save in the engine, measured by plan; nor this
-    dense_gradient  whether pruned weights get a gradient in phase "float" too; a Pruner that lets
-                  them grow sets it; not part of the state
+    dense_gradient  whether pruned weights get a gradient in phase "float", and with the estimator
+                  "masked", too; a Pruner that lets them grow sets it; not part of the state
 
     Phases: "float" real masked weights; "ternary" integer weights with a straight-through gradient;
     "frozen" fixed codes, whose scale goes on learning through the latent weight.
@@ -236,8 +236,9 @@ class TernaryLayer(LayerState, ABC):
         rules = self.ternarizer
         mask = self.kept()
         codes, scale = rules(self.weight, mask, self.config.pattern)
+        ste = "identity" if rules.ste == "masked" and self.dense_gradient else rules.ste
         made: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
-            self.weight, mask, codes, scale, rules.ste
+            self.weight, mask, codes, scale, ste
         )
         return made, scale
 

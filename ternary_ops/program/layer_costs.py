@@ -37,50 +37,14 @@ _CALLS = (5, 1000)  # least and most of timing whole calls
 _LEAST_SAVING = 0.01
 
 
-@dataclass(frozen=True, eq=False)
-class Widths:
-    """Ratios of a layer's time to that at full width, [zeros, inputs, outputs].
-
-    zeros, shares: those that were measured, of empty quads and of channels.
-    """
-
-    zeros: tuple[float, ...]
-    shares: tuple[float, ...]
-    ratios: NDArray[np.float64]
-
-    def ratio(self, zeros: float, inputs: float, outputs: float) -> float:
-        """Interpolated linearly along each axis; narrower than measured: as the narrowest."""
-        weights = [
-            np.array([np.interp(at, axis, row) for row in np.eye(len(axis))])
-            for at, axis in ((zeros, self.zeros), (inputs, self.shares), (outputs, self.shares))
-        ]
-        return float(np.einsum("zio,z,i,o->", self.ratios, *weights))
-
-
 @dataclass(frozen=True)
 class LayerCost:
-    """Milliseconds of one layer by kind of weights: pairs of a share of empty quads and ms.
-
-    widths: by kind, where `width_costs` measured them.
-    """
+    """Milliseconds of one layer by kind of weights: pairs of a share of empty quads and ms."""
 
     curves: Mapping[str, tuple[tuple[float, float], ...]]
-    widths: Mapping[str, Widths] = field(default_factory=dict)
 
-    def ms(self, kind: str, zeros: float, inputs: float = 1.0, outputs: float = 1.0) -> float:
-        """Interpolated between the shares that were measured, and on from the last two.
-
-        inputs, outputs: shares of the layer's channels; BadConfig below 1 without `widths`.
-        """
-        whole = self._whole(kind, zeros)
-        if inputs == outputs == 1.0:
-            return whole
-        if kind not in self.widths:
-            do = "Measure them: width_costs.with_widths(table, program)."
-            raise BadConfig(need(f"costs of {kind} layers at fewer channels", "none", do))
-        return whole * self.widths[kind].ratio(zeros, inputs, outputs)
-
-    def _whole(self, kind: str, zeros: float) -> float:
+    def ms(self, kind: str, zeros: float) -> float:
+        """Interpolated between the shares that were measured, and on from the last two."""
         curve = self.curves.get(kind)
         if curve is None:
             do = "Measure with kinds=(...) that holds it."
@@ -113,15 +77,13 @@ class CostTable:
     layers: Mapping[str, LayerCost]
     others: float
 
-    def ms(
-        self, name: str, kind: str, zeros: float, inputs: float = 1.0, outputs: float = 1.0
-    ) -> float:
+    def ms(self, name: str, kind: str, zeros: float) -> float:
         """Milliseconds of a layer (`LayerCost.ms`); BadConfig for one that is not in the table."""
         if name not in self.layers:
             known = ", ".join(self.layers)
             do = "Measure a program that has it."
             raise BadConfig(need(f"a layer of the cost table ({known})", repr(name), do))
-        return self.layers[name].ms(kind, zeros, inputs, outputs)
+        return self.layers[name].ms(kind, zeros)
 
     def total(self, choices: Mapping[str, tuple[str, float]]) -> float:
         """Milliseconds of a call with these kinds and shares of empty quads of all its layers."""

@@ -13,6 +13,7 @@ criteria (scores), growth, schedules and allocation over layers.
 {0.5}
 """
 
+from ternary_ops.prune.adaptive_schedules import early_bird, generalization_loss
 from ternary_ops.prune.allocation import ALLOCATIONS, register_allocation
 from ternary_ops.prune.choice import choose
 from ternary_ops.prune.criteria import CRITERIA, Score, register_criterion
@@ -20,8 +21,13 @@ from ternary_ops.prune.filter_network import groups
 from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, register_filter_score
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
 from ternary_ops.prune.fisher import fisher_
-from ternary_ops.prune.growth import GROWTHS, SET, Growth, RigL, register_growth
+from ternary_ops.prune.gates import GATES, Gate, register_gate
+from ternary_ops.prune.growth import GROWTHS, Growth, register_growth
+from ternary_ops.prune.growth_rules import DNW, SET, SNFS, DeepR, RigL, Static
+from ternary_ops.prune.learned_sparsity import LearnedSparsity
+from ternary_ops.prune.merging import fold_constants_, merge_similar_
 from ternary_ops.prune.network_file import load_network, save_network
+from ternary_ops.prune.penalties import PENALTIES, Penalty, penalty, register_penalty
 from ternary_ops.prune.pruner import Pruner
 from ternary_ops.prune.ranking import SummaryRow
 from ternary_ops.prune.reconstruct import reconstruct_
@@ -31,6 +37,7 @@ from ternary_ops.prune.schedules import (
     SCHEDULES,
     Schedule,
     get_schedule,
+    iht,
     iterative,
     one_cycle,
     register_schedule,
@@ -40,13 +47,21 @@ from ternary_ops.prune.woodfisher import woodfisher as _woodfisher  # noqa: F401
 __all__ = [
     "ALLOCATIONS",
     "CRITERIA",
+    "DNW",
     "FILTER_SCORES",
+    "GATES",
     "GROWTHS",
+    "PENALTIES",
     "SCHEDULES",
     "SET",
+    "SNFS",
+    "DeepR",
     "FilterGroup",
     "FilterGroups",
+    "Gate",
     "Growth",
+    "LearnedSparsity",
+    "Penalty",
     "Place",
     "Pruner",
     "Removal",
@@ -54,20 +69,29 @@ __all__ = [
     "SbF",
     "Schedule",
     "Score",
+    "Static",
     "SummaryRow",
     "choose",
+    "early_bird",
     "filter_score",
     "fisher_",
+    "fold_constants_",
+    "generalization_loss",
     "get_schedule",
     "groups",
+    "iht",
     "iterative",
     "load_network",
+    "merge_similar_",
     "one_cycle",
+    "penalty",
     "reconstruct_",
     "register_allocation",
     "register_criterion",
     "register_filter_score",
+    "register_gate",
     "register_growth",
+    "register_penalty",
     "register_schedule",
     "remove_",
     "save_network",

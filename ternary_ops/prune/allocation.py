@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from ternary_ops.errors import BadConfig, need
 from ternary_ops.nn.config import SCOPES
+from ternary_ops.prune.apportion import apportion
 from ternary_ops.prune.ranking import Group
 from ternary_ops.prune.registry import Registry
 from ternary_ops.prune.targets import Target
@@ -28,7 +29,6 @@ Allocation = Callable[[Sequence[Target], float], list[Group]]
 ALLOCATIONS: Registry[Allocation] = Registry(
     "a scope", "add yours with prune.register_allocation(name, rule)"
 )
-_HALVINGS = 100  # of an interval: more than a float64 resolves
 
 
 def register_allocation(name: str, rule: Allocation) -> None:
@@ -77,26 +77,12 @@ def erdos_renyi_kernel(targets: Sequence[Target], zeros: float) -> list[Group]:
 
 
 def _erk_counts(targets: Sequence[Target], total: int) -> list[int]:
-    """Units to keep in each layer, between `protected` and all of them; their sum is `total`."""
+    """Units to keep in each layer, between `protected` and what the pattern leaves; their sum is
+    `total`.
+    """
     weights = [sum(t.weight.shape) / math.prod(t.weight.shape) * t.units for t in targets]
-
-    def kept(factor: float) -> list[float]:
-        return [
-            min(max(factor * weight, t.protected), t.units)
-            for weight, t in zip(weights, targets, strict=True)
-        ]
-
-    low, high = 0.0, max(t.units / weight for weight, t in zip(weights, targets, strict=True))
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(kept(middle)) <= total else (low, middle)
-    exact = kept(low)
-    counts = [math.floor(value) for value in exact]
-    order = sorted(range(len(counts)), key=lambda i: counts[i] - exact[i])
-    room = [i for i in order if counts[i] < targets[i].units]
-    for i in room[: total - sum(counts)]:
-        counts[i] += 1
-    return counts
+    most = [t.units - round(t.pattern.least_zeros * t.units) for t in targets]
+    return apportion(total, weights, [t.protected for t in targets], most)
 
 
 register_allocation("global", globally)

@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ternary_ops.prune.choice import round_up
 from ternary_ops.prune.filter_costs import Cost
 from ternary_ops.prune.filters import FilterGroup
@@ -17,11 +20,11 @@ _EVERY = 10  # steps between looks at what a channel costs
 
 
 class Price:
-    """strength * the sum of scores, each times the share of the network's cost that a channel of
-    its group has at the present widths, between two steps: `begin` and `end`.
+    """strength * the sum of scores beyond a group's least width, each times the share of the
+    network's cost that a channel of its group has at the present widths, from step `begin` on.
 
     With a target the strength is controlled, so that the expected cost, that of the summed scores,
-    follows a straight line from the whole cost at `begin` to the target at `end`.
+    follows a straight line from the whole cost at `begin` to the target at step `end`.
     """
 
     def __init__(
@@ -54,11 +57,9 @@ class Price:
     def step(self, done: int, expected: Mapping[str, float]) -> None:
         """After `done` steps, with these sums of scores."""
         self._step = done
-        if done >= self._end:
-            return
-        if done % _EVERY == 0:
+        if done % _EVERY == 0:  # to the last step: what is left of other groups changes until then
             self.shares = self._marginal(expected)
-        if self.target is not None and done >= self._begin:
+        if self.target is not None and self._begin <= done < self._end:
             way = (done - self._begin) / (self._end - self._begin)
             line = 1 + way * (self.target / self.whole - 1)
             self._gap = self.cost(expected) / self.whole - line
@@ -78,11 +79,19 @@ class Price:
         self._step, self.shares = int(state["step"]), list(state["shares"])
         self._integral, self._gap = float(state["integral"]), float(state["gap"])
 
+    def of(self, parts: Sequence[Tensor]) -> Tensor:
+        """The price of scores, group by group. The least width of a group costs nothing: what
+        cannot go would only be made small, and then come back whole.
+        """
+        pairs = zip(self.shares, parts, self._least.values(), strict=True)
+        costs = [share * (part.sum() - least).clamp_min(0) for share, part, least in pairs]
+        return self.value * torch.stack(costs).sum()
+
     def _marginal(self, expected: Mapping[str, float]) -> list[float]:
-        """The share of a channel of each group; 0 where no more of them can go."""
-        cost, shares = self.cost(expected), []
+        """The share of a channel of each group, at least that of one beyond its least width."""
+        shares = []
         for name, least in self._least.items():
-            down = min(1.0, expected[name] - least)
-            fewer = {**expected, name: expected[name] - down}
-            shares.append((cost - self.cost(fewer)) / down / self.whole if down > 0 else 0.0)
+            width = max(expected[name], least + 1.0)
+            more, fewer = ({**expected, name: at} for at in (width, width - 1))
+            shares.append((self.cost(more) - self.cost(fewer)) / self.whole)
         return shares

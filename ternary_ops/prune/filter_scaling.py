@@ -119,6 +119,9 @@ class LiveScores:
         if self._known is None or self._known[0] != key:
             raw = self._raw()
             soft = Within.apply(raw)  # type: ignore[no-untyped-call]
+            if soft.requires_grad:
+                # Before Within, which looks at the sign: that of the whole batch.
+                soft = _MeanGradient.apply(soft)  # type: ignore[no-untyped-call]
             self._known = (key, raw, torch.lerp(soft, self.mask.to(soft.device), self.hardness))
         return self._known[1:]
 
@@ -135,8 +138,7 @@ class LiveScores:
         with torch.autocast(kind, enabled=False):
             raw = torch.cat([self._raw_of(sources) for sources in self.sources])
         if raw.requires_grad:
-            raw = _MeanGradient.apply(raw)  # type: ignore[no-untyped-call]
-            raw.register_hook(self.renew)
+            raw.register_hook(self.renew)  # type: ignore[no-untyped-call]
         return raw
 
     def _raw_of(self, sources: list[tuple[nn.Module, Tensor, nn.Module]]) -> Tensor:

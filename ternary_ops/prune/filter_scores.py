@@ -9,6 +9,10 @@
                entropy; Molchanov et al. 2019 (arXiv 1906.10771)
     pfp        largest share that the channel has in a sum that reads it, over samples and places;
                after Liebenwein et al. 2020 (arXiv 1911.07412), a reconstruction without its bounds
+    apoz       share of numbers that are not zero where layers read the channel; Hu et al. 2016
+               (arXiv 1607.03250)
+    variance   of the channel where layers read it: constant ones can go into biases
+               (prune.fold_constants_)
 
 The first four compare filters of one layer: they are divided by the mean of their group, so that
 groups can be ranked together. Where several layers make a channel, their scores are added.
@@ -17,8 +21,7 @@ groups can be ranked together. Where several layers make a channel, their scores
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -26,12 +29,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, UnsupportedModel, need
-from ternary_ops.graph.batches import samples
 from ternary_ops.graph.signature import pick
 from ternary_ops.graph.trace import evaluating
 from ternary_ops.graph.wrappers import unwrap
+from ternary_ops.prune.filter_activity import Read, apoz, given, variance, watching
 from ternary_ops.prune.filter_scaling import NORMS
-from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place, filters_of
+from ternary_ops.prune.filters import FilterGroup, FilterGroups, filters_of
 from ternary_ops.prune.registry import Registry
 
 _PLACES = 16  # of an image, or tokens, at which shares are taken
@@ -112,7 +115,7 @@ def _taylor(groups: FilterGroups, model: nn.Module, batches: Any = None) -> Scor
     layers: list[Any] = [model.get_submodule(name) for name in names]
     total = {g.name: torch.zeros(g.width, device=layers[0].weight.device) for g in free}
     with evaluating(model), torch.enable_grad():
-        for x, y in _given(model, batches, "taylor"):
+        for x, y in given(model, batches, "taylor"):
             if not isinstance(y, Tensor):
                 do = "Pass batches (x, y)."
                 raise BadConfig(need('labels for "taylor"', type(y).__name__, do))
@@ -130,33 +133,20 @@ def _taylor(groups: FilterGroups, model: nn.Module, batches: Any = None) -> Scor
     return {name: value / count for name, value in total.items()}
 
 
-@torch.no_grad()
 def _pfp(groups: FilterGroups, model: nn.Module, batches: Any = None) -> Scores:
     model, free = unwrap(model), groups.free
     found = {g.name: torch.zeros(g.width) for g in free}
-    readers: dict[str, list[tuple[FilterGroup, Place]]] = {}
-    for group in free:
-        for place in group.places:
-            if place.role == "consumer":
-                readers.setdefault(place.layer, []).append((group, place))
 
-    def look(name: str, layer: Any, given: tuple[Any, ...]) -> None:
-        shares = _shares(layer, given[0].float())
-        for group, place in readers[name]:
+    def look(layer: Any, x: Tensor, reads: Sequence[Read]) -> None:
+        shares = _shares(layer, x.float())
+        for group, place in reads:
             share = shares[torch.from_numpy(place.positions)].sum(1).cpu()
             found[group.name] = torch.maximum(found[group.name], share)
 
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(partial(look, name)) for name in readers
-    ]
-    try:
-        with evaluating(model):
-            for x, _ in _given(model, batches, "pfp"):
-                for sample in torch.split(x, 1):
-                    model(sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(model, free, look):
+        for x, _ in given(model, batches, "pfp"):
+            for sample in torch.split(x, 1):
+                model(sample)
     return found
 
 
@@ -185,13 +175,6 @@ def _some(count: int) -> Tensor:
     return torch.arange(_PLACES) * max(1, count // _PLACES) % count
 
 
-def _given(model: nn.Module, batches: Any, name: str) -> Iterable[tuple[Tensor, Any]]:
-    if batches is None:
-        do = "Pass batches= of training data."
-        raise BadConfig(need(f"batches for {name!r}", "None", do))
-    return samples(model, batches)
-
-
 def _relative(parts: list[Tensor]) -> Tensor:
     """The sum, over its mean; all 1 where that is 0."""
     score = torch.stack(parts).sum(0)
@@ -205,3 +188,5 @@ register_filter_score("fpgm", _fpgm)
 register_filter_score("slimming", _slimming)
 register_filter_score("taylor", _taylor)
 register_filter_score("pfp", _pfp)
+register_filter_score("apoz", apoz)
+register_filter_score("variance", variance)

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ternary_ops.errors import BadWeights, need
 from ternary_ops.prune.targets import Target
@@ -16,21 +15,14 @@ _log = logging.getLogger(__name__)
 
 
 class GradientReader:
-    """Checks gradients, keeps those that growth reads, and knows which weights ever had one.
-
-    dense: gradients of the step that updates masks, by layer, also where weights are pruned.
-    """
+    """Checks gradients, and knows which weights ever had one."""
 
     def __init__(self) -> None:
         """With nothing read."""
-        self.dense: dict[str, Tensor] = {}
         self._learning: set[str] = set()
 
-    def read(self, target: Target, step: int, keep: bool) -> None:
-        """Check the gradient of one weight; keep: hold a copy of it until the masks are updated.
-
-        Raises BadWeights for a gradient that is not finite.
-        """
+    def read(self, target: Target, step: int) -> None:
+        """Check the gradient of one weight; BadWeights for one that is not finite."""
         grad = target.weight.grad
         if grad is None:
             return
@@ -43,8 +35,6 @@ class GradientReader:
                     "No weight has changed. Lower the learning rate or clip gradients.",
                 )
             )
-        if keep:
-            self.dense[target.name] = grad.detach().clone()
 
     def warn_idle(self, targets: Sequence[Target]) -> None:
         """Name weights that never had a gradient, if others had."""

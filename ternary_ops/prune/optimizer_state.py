@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import ref
 
@@ -80,6 +80,18 @@ def _sliced(key: str, value: Any, old: nn.Parameter, cut: Cutter) -> Any:
     )
 
 
+def forget(optimizer: torch.optim.Optimizer | None, parameters: Iterable[nn.Parameter]) -> None:
+    """Take parameters out of an optimizer, their state too; a group that is empty then goes."""
+    if optimizer is None:
+        return
+    gone = set(parameters)
+    for p in gone:
+        optimizer.state.pop(p, None)
+    for group in optimizer.param_groups:
+        group["params"][:] = [p for p in group["params"] if p not in gone]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
 class _Stale:
     """Refuses the steps of optimizers that were left with parameters which a network has lost.
 
@@ -123,8 +135,9 @@ class GradientHook:
     def __init__(self, pruner: Any) -> None:
         self.pruner = ref(pruner)
 
-    def __call__(self, *step: Any) -> None:
-        """The hook."""
+    def __call__(self, optimizer: torch.optim.Optimizer, given: Any, named: Any) -> None:
+        """The hook; given and named: the arguments of optimizer.step, given[0] is the optimizer."""
         pruner = self.pruner()
         if pruner is not None:
-            pruner.before_step()
+            closure = given[1] if len(given) > 1 else named.get("closure")
+            pruner.before_step(closure=closure is not None)

@@ -10,21 +10,30 @@ import torch
 from torch import nn
 
 from ternary_ops._moved import renamed, renamed_arguments
+from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.allocation import make_groups
 from ternary_ops.prune.criteria import get_criterion
 from ternary_ops.prune.gradient_reader import GradientReader
 from ternary_ops.prune.growth import Growth, get_growth
+from ternary_ops.prune.growth_run import GrowthRun
+from ternary_ops.prune.mask_updates import MaskUpdates
 from ternary_ops.prune.masked_copy import mask_copy
 from ternary_ops.prune.optimizer_state import GradientHook, Replaced
 from ternary_ops.prune.phases import Phases
-from ternary_ops.prune.pruner_checks import check_optimizer, check_options
-from ternary_ops.prune.ranking import Regrowth, SummaryRow, summary
+from ternary_ops.prune.pruner_checks import (
+    check_optimizer,
+    check_options,
+    check_resize,
+    check_strategies,
+    steps_between,
+)
+from ternary_ops.prune.ranking import SummaryRow, summary
 from ternary_ops.prune.resizing import resize_targets
-from ternary_ops.prune.rounds import Collapse, in_rounds
+from ternary_ops.prune.rewinding import Rewinding
 from ternary_ops.prune.schedules import Schedule, get_schedule
-from ternary_ops.prune.state import check_state, plain_names, pruned_bits, restore_bits
+from ternary_ops.prune.state import check_state, plain_names, plan_of, pruned_bits, restore_bits
 from ternary_ops.prune.targets import (
     QuantizedLayer,
     decay_to_quantized,
@@ -57,8 +66,8 @@ class Pruner:
     weight in the model is 0.0 all the same, and its optimizer state is updated as usual. Quantized
     layers pass no gradient to pruned weights in phase "float".
     growth: dynamic sparse training (prune.growth). Pruned weights are 0.0 as with nested=True, but
-    each update drops some units and grows as many; the count stays exact. With
-    schedule="constant" training is sparse from the first step on.
+    each update drops some units and grows as many; the count stays exact. The schedule is then
+    "constant" unless given: training is sparse from the first step on.
 
     At the freeze a warning names weights that never had a gradient: their layers did not run. Until
     then compile and pack_ refuse the quantized layers (`allow_unfinished`).
@@ -77,7 +86,10 @@ class Pruner:
         by lr * lambda * (scale * code - w), where lambda grows linearly from 0 to
         `quantized_decay` at freeze_at. Needs the optimizer.
     skip: globs of layers to leave out.
-    growth: "set", "rigl", or a prune.Growth with other options. Needs the optimizer.
+    growth: "set", "rigl" or another rule of prune.growth_rules, or a prune.Growth with other
+        options. Needs the optimizer.
+    rewind: step to whose values everything trained goes back each time the schedule, which must
+        rise by jumps, has pruned more (prune.rewinding). Needs the optimizer.
     batches, loss: pairs (x, y), and a function of output and y, for criteria that read them before
         training ("snip", "grasp", "obd"; "synflow" and "slimming" need batches alone). Everything
         of the network stays as it is. They run in the mode that the network is in.
@@ -89,7 +101,7 @@ class Pruner:
     def __init__(
         self,
         model: nn.Module,
-        schedule: str | Schedule = "one_cycle",
+        schedule: str | Schedule | None = None,
         total_steps: int | None = None,
         zeros: float | Mapping[str, float] | None = None,
         pattern: str | None = None,
@@ -108,6 +120,7 @@ class Pruner:
         quantized_decay: float = 0.0,
         skip: str | Sequence[str] = (),
         growth: str | Growth | None = None,
+        rewind: int | None = None,
         batches: Any = None,
         loss: Any = None,
     ) -> None:
@@ -116,29 +129,47 @@ class Pruner:
         Raises BadConfig on a bad argument, UnsupportedModel when the model or the optimizer does
         not fit, BadWeights for gradients of batches that are not finite.
         """
-        self.schedule = get_schedule(schedule)
-        first = self.schedule.start
-        self.phases = Phases(total_steps, ternary_at, freeze_at, start, end, every, first)
         self.growth = get_growth(growth)
-        check_options(self.schedule, self.growth, nested, min_nnz, quantized_decay, optimizer)
+        usual = "one_cycle" if growth is None else "constant"
+        self.schedule = get_schedule(usual if schedule is None else schedule)
+        every, first = steps_between(self.growth, every), self.schedule.start
+        self.phases = Phases(total_steps, ternary_at, freeze_at, start, end, every, first)
+        check_options(nested, min_nnz, quantized_decay, optimizer)
+        check_strategies(self.schedule, self.growth, self.phases, nested, rewind, optimizer)
         self.optimizer = optimizer
         self.criterion = get_criterion(criterion, optimizer, batches, loss)
+        drop = None
+        if self.growth is not None and self.growth.drop is not None:
+            drop = get_criterion(self.growth.drop, optimizer, batches, loss)
+        self._criteria = (self.criterion,) if drop is None else (self.criterion, drop)
         self._criterion_name = criterion
         self.quantized_decay = quantized_decay
-        self.nested = nested
+        self.nested = nested and not (self.growth is not None and self.growth.latent)
         self.normalize = normalize
         model = unwrap(model)
         self._targets = find_targets(model, zeros, pattern, scope, skip, min_nnz)
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
         self._step = 0
-        self._gradients, self._collapse = GradientReader(), Collapse()
+        self._gradients = GradientReader()
+        self._growing = GrowthRun(
+            self.growth, self.phases, self._groups, self.criterion, drop, optimizer
+        )
+        self._masks = MaskUpdates(
+            *(self._groups, self.phases, self.schedule, self._growing, self.criterion, criterion),
+            nested=self.nested,
+            normalize=normalize,
+        )
         self._progress = Progress(0, self.phases.freeze, self.phases.total)
         check_optimizer(optimizer, self._targets)
-        for target in self._targets:
-            self.criterion.watch(target.name, target.owners)
-        if batches is not None:
-            self.criterion.prepare(model, batches, loss)
+        for score in self._criteria:
+            for target in self._targets:
+                score.watch(target.name, target.owners)
+            if batches is not None:
+                score.prepare(model, batches, loss)
+        self._rewinding = None
+        if optimizer is not None and rewind is not None:
+            self._rewinding = Rewinding(model, optimizer, rewind)
         if optimizer is not None:
             optimizer.register_step_pre_hook(GradientHook(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
@@ -167,6 +198,14 @@ class Pruner:
         return self.phases.at(self._step, bool(self._layers))
 
     @property
+    def round_step(self) -> int:
+        """The step by which a learning rate that is rewound too should go: after each rewinding
+        it counts on from the step whose values came back.
+        """
+        back = self._rewinding
+        return self._step if back is None else self._step - back.last + back.step
+
+    @property
     def zeros(self) -> float:
         """Fraction of zero units over all planned layers, measured on the weights as they are."""
         units = sum(target.units for target in self._targets)
@@ -188,27 +227,40 @@ class Pruner:
         latent = not self.nested and before != "frozen"
         self._step += advance
         self._progress.step = self._step
-        if advance and self.quantized_decay and self.phase != "frozen":
+        left_out = self._growing.leaves_weights(self._step)
+        if advance and self.quantized_decay and self.phase != "frozen" and not left_out:
             factor = self.quantized_decay * min(1.0, self._step / self.phases.freeze)
             decay_to_quantized(self._targets, cast(torch.optim.Optimizer, self.optimizer), factor)
         if latent:
             for target in self._targets:
                 target.accumulate_latent()
-        if advance and self._updates(self._step):
-            if self._grows(self._step):
-                self._apply_masks()  # what grows now must not keep the optimizer's last step
-            self._update_masks()
+        if advance and self._masks.due(self._step):
+            if self._masks.gives_back(self._step):
+                self._apply_masks()  # what comes back must not keep the optimizer's last step
+            if self._masks.update(self._step) and self._rewinding is not None:
+                self._rewinding.go_back(self._step)
         self._apply_masks()
-        if latent and self.phase == "frozen":
+        if advance and self._rewinding is not None:
+            self._rewinding.take(self._step)
+        self._enter_phase(before)
+        if advance:
+            self._prepare(self._layers)
+
+    def _enter_phase(self, before: str) -> None:
+        """What the step that ended the phase `before` has to do; nothing at other steps."""
+        if before != "frozen" and self.phase == "frozen":
             for target in self._targets:
                 target.latent = None
-        if before != "frozen" and self.phase == "frozen":
             self._gradients.warn_idle(self._targets)
         if before == "float" and self.phase == "ternary":
             for layer in self._layers:
                 layer.reset_ttq_scales()
-        if advance:
-            self._prepare(self._layers)
+
+    def report_loss(self, loss: float) -> None:
+        """Tell a schedule that goes by it ("generalization_loss") the loss on other data; BadConfig
+        with a schedule that does not.
+        """
+        self._masks.pace.loss(loss)
 
     @torch.no_grad()
     def mask_(self, copied: nn.Module) -> None:
@@ -221,8 +273,8 @@ class Pruner:
         mask_copy(self._targets, copied)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, the pruned units (one bit each), with nested=False the latent weights, and the
-        costs that scope "time" ranks by.
+        """The step, the pruned units (one bit each), with nested=False the latent weights, the
+        costs that scope "time" ranks by, and what criterion, growth and schedule remember.
         """
         return {
             "step": self._step,
@@ -231,6 +283,9 @@ class Pruner:
             "latent": {t.name: t.latent.clone() for t in self._targets if t.latent is not None},
             "scores": self.criterion.state(),
             "costs": costs_state(self._targets),
+            "growth": self._growing.state(),
+            "pace": self._masks.pace.state(),
+            "rewind": {} if self._rewinding is None else self._rewinding.state(),
         }
 
     @torch.no_grad()
@@ -249,6 +304,11 @@ class Pruner:
             latent = state["latent"].get(target.name)
             target.latent = None if latent is None else latent.to(target.weight).clone()
         self.criterion.restore(state["scores"])
+        self._growing.restore(state.get("growth", {}))
+        if state.get("pace"):
+            self._masks.pace.restore(state["pace"])
+        if self._rewinding is not None:
+            self._rewinding.restore(state["rewind"])
         self._prepare(self._layers)
 
     def resize(self, replaced: Replaced) -> None:
@@ -256,53 +316,30 @@ class Pruner:
 
         Zeros are then those due of what is left. BadConfig, with nothing changed: it is too little.
         """
-        touched = resize_targets(self._targets, self._groups, self.criterion, replaced)
-        self._gradients.dense.clear()
-        for group in touched if self.phase != "frozen" else ():
-            group.resettle(self._share(), self.criterion, self.nested, self.normalize)
+        check_resize(self._rewinding)
+        followers = *self._criteria, self._growing
+        touched = resize_targets(self._targets, self._groups, followers, replaced)
+        if self.phase != "frozen":
+            self._masks.resettle(touched, self._step)
 
-    def before_step(self) -> None:
+    def before_step(self, closure: bool = False) -> None:
         """Check gradients and let the criterion and growth read them: the optimizer's hook.
 
-        Raises BadWeights for a gradient that is not finite, before any weight has changed.
+        closure: the optimizer is about to compute gradients itself, which cannot be read here;
+        BadConfig with growth. Raises BadWeights for a gradient that is not finite. No weight has
+        changed by then.
         """
-        grows = self._grows(self._step + 1)
+        if closure and self.growth is not None:
+            what = "gradients before optimizer.step(), which growth reads"
+            do = "Call backward() before and step() without a closure."
+            raise BadConfig(need(what, "a closure", do))
         for target in self._targets:
-            self._gradients.read(target, self._step + 1, keep=grows)
+            self._gradients.read(target, self._step + 1)
             if self._step < self.phases.end or self.growth is not None:
-                self.criterion.observe(target.name, target.weight)
-
-    def _updates(self, step: int) -> bool:
-        at_start = self.growth is not None or "batches" in self.criterion.reads
-        first = at_start and step == 1  # sparse from the start
-        return first or self.phases.updates(step)
-
-    def _grows(self, step: int) -> bool:
-        """True at steps that update the masks and let units come back."""
-        if self.growth is None or step >= self.phases.freeze or not self._updates(step):
-            return False
-        return self.growth.fraction_at(step / self.phases.total) > 0
-
-    def _update_masks(self) -> None:
-        share, regrowth = self._share(), None
-        if self.growth is not None:
-            fraction = self.growth.fraction_at(self.progress) * self._grows(self._step)
-            regrowth = Regrowth(self.growth, fraction, self._step, self._gradients.dense)
-        options = {"nested": self.nested, "normalize": self.normalize}
-        rounds = in_rounds(self._groups, share, self.criterion.rounds)
-        for number, shares in enumerate(rounds, 1):
-            self.criterion.refresh({target.name: target.mask for target in self._targets})
-            last = regrowth if number == len(rounds) else None
-            for group, due in zip(self._groups, shares, strict=True):
-                group.update(due, self.criterion, regrowth=last, **options)
-        if share == 1.0:
-            self._collapse.warn(self._groups, self._criterion_name)
-        self._gradients.dense.clear()
-
-    def _share(self) -> float:
-        """The fraction of the zeros that is due now."""
-        end = self.phases.end / self.phases.total
-        return self.schedule(self.progress, start=self.phases.start, end=end)
+                for score in self._criteria:
+                    score.observe(target.name, target.weight)
+        if self._step < self.phases.total:
+            self._growing.observe(self._targets, self._step + 1)
 
     def _apply_masks(self) -> None:
         for group in self._groups:
@@ -312,27 +349,21 @@ class Pruner:
 
     def _prepare(self, layers: Sequence[QuantizedLayer]) -> None:
         """Set layers to what the next step needs: the phase, and gradients where units grow."""
-        grows = self._grows(self._step + 1)
+        dense = self._growing.dense(self._step + 1)
         for layer in layers:
-            layer.dense_gradient = grows
+            layer.dense_gradient = dense
             if layer.phase != self.phase:
                 layer.phase = self.phase
 
     def _plan(self) -> dict[str, Any]:
-        """The arguments that a state must share; its keys are those of the first version."""
-        when = self.phases
+        """The arguments that a state must share."""
         return {
+            **plan_of(self.phases, self._targets),
             "schedule": self.schedule.name,
-            "total_steps": self.phases.total,
-            "steps": [when.start, when.end, when.ternary, when.freeze],
-            "every": when.every,
             "nested": self.nested,
             "normalize": self.normalize,
             "criterion": self._criterion_name,
             "pull": self.quantized_decay,
-            "growth": None if self.growth is None else repr(self.growth),
-            "layers": [
-                [t.name, list(t.weight.shape), t.pattern.name, t.scope, t.zeros, t.min_nnz]
-                for t in self._targets
-            ],
+            "growth": None if self.growth is None else self.growth.plan(),
+            "rewind": None if self._rewinding is None else self._rewinding.step,
         }

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,37 +11,10 @@ from torch import Tensor
 
 from ternary_ops.errors import BadConfig, BadWeights, need
 from ternary_ops.nn.patterns import best_units, from_mask, lowest, surplus, to_mask
+from ternary_ops.prune.apportion import apportion
 from ternary_ops.prune.criteria import Score
-from ternary_ops.prune.growth import Candidates, Growth
+from ternary_ops.prune.exchange import Exchange
 from ternary_ops.prune.targets import Target
-
-
-@dataclass(frozen=True)
-class Regrowth:
-    """The growth rule at one update: its fraction now, the step, and gradients by layer."""
-
-    rule: Growth
-    fraction: float
-    step: int
-    gradients: Mapping[str, Tensor]
-
-    def candidates(self, target: Target) -> Candidates:
-        """The rule's view of one target."""
-        weight = target.weight.detach()
-        gradient = self.gradients.get(target.name)
-        gradient = torch.zeros_like(weight) if gradient is None else gradient
-        return Candidates(target.name, weight, gradient, target.pattern, self.step)
-
-    def scores(self, target: Target) -> Tensor:
-        """The rule's scores, checked: [units]."""
-        seen = self.candidates(target)
-        scores = self.rule.scores(seen)
-        if scores.shape != (seen.units,):
-            what = f"one score per unit from {type(self.rule).__name__}.scores, [{seen.units}]"
-            raise BadConfig(
-                need(what, list(scores.shape), "Sum over units: nn.patterns.unit_sums.")
-            )
-        return scores
 
 
 class Group:
@@ -115,31 +87,76 @@ class Group:
         *,
         nested: bool,
         normalize: bool,
-        regrowth: Regrowth | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         """Prune the weakest units so that `share` of this group's target is reached, to one unit.
 
         nested: what is pruned stays pruned. normalize: rank scores relative to their layer's mean.
-        regrowth: drop a fraction of the survivors too, and let as many pruned units grow.
+        exchange: drop a fraction of the survivors too, and let as many pruned units grow.
         """
         first = self.count == 0
         count = max(self.wanted(share), self.count if nested else 0)
-        dropped = 0
-        if regrowth is not None and not first:
-            dropped = min(int(regrowth.fraction * (self.total - count)), self.limit - count)
-        if nested and count == self.count and not dropped:
+        trades = exchange is not None and exchange.fraction > 0 and not first
+        if nested and count == self.count and not trades:
             return
-        if regrowth is not None and first and regrowth.rule.random_start:
-            parts = [regrowth.candidates(target).uniform() for target in self.targets]
+        if exchange is not None and first:
+            parts = [exchange.start_scores(target, criterion) for target in self.targets]
+        elif exchange is not None and trades:
+            parts = [exchange.drop_scores(target) for target in self.targets]
         else:
             parts = [target.scores(criterion) for target in self.targets]
         self._check(parts)
+        dropped = 0
+        if exchange is not None and trades:
+            dropped = min(exchange.drop_count(parts, self.total - count), self.limit - count)
+        if nested and count == self.count and not dropped:
+            return
         if normalize:
-            parts = [part / part.abs().mean().clamp_min(1e-30) for part in parts]
-        self.prune(self.ranked(parts), count + dropped, nested)
-        if regrowth is not None and dropped:
-            grown = [regrowth.scores(target) for target in self.targets]
-            self.grow(self.ranked(grown), dropped)
+            parts = [_relative(part) for part in parts]
+        shares = exchange.shares(self.targets) if exchange is not None and dropped else None
+        if shares is None:
+            self.prune(self.ranked(parts), count + dropped, nested)
+        else:
+            self.prune(self.ranked(parts), count, nested)
+            self.prune(self._by_layer(parts, dropped), count + dropped, nested=True)
+        if exchange is not None and dropped:
+            grown = [exchange.scores(target) for target in self.targets]
+            ranked = self.ranked(grown) if shares is None else self._shared(grown, dropped, shares)
+            self.grow(ranked, dropped)
+
+    def _by_layer(self, parts: list[Tensor], count: int) -> list[Tensor]:
+        """Scores of which the lowest `count` are the same fraction of every layer."""
+        pruned = torch.split(self.pruned, self.sizes)
+        kept = [size - int(gone.sum()) for size, gone in zip(self.sizes, pruned, strict=True)]
+        most = [n - self.protected(t) for n, t in zip(kept, self.targets, strict=True)]
+        counts = apportion(count, kept, [0] * len(kept), most)
+        marked = [
+            part.masked_fill(gone.to(part.device), torch.inf)
+            for part, gone in zip(parts, pruned, strict=True)
+        ]
+        return [_places(part) - n for part, n in zip(marked, counts, strict=True)]
+
+    def _shared(self, parts: list[Tensor], count: int, shares: Sequence[float]) -> list[Tensor]:
+        """Scores of which the highest `count` of pruned units are, by layer, in these shares."""
+        pruned = [gone.to(parts[0].device) for gone in torch.split(self.pruned, self.sizes)]
+        counts = apportion(count, shares, [0] * len(pruned), [int(gone.sum()) for gone in pruned])
+        marked = [
+            (-part).masked_fill(~gone, torch.inf) for part, gone in zip(parts, pruned, strict=True)
+        ]
+        return [n - _places(part) for part, n in zip(marked, counts, strict=True)]
+
+    def release(self) -> None:
+        """Give all pruned units back, as the zeros that they are."""
+        self.set_pruned(torch.zeros_like(self.pruned))
+        self.share_masks()
+
+    def chosen(self, criterion: Score, normalize: bool) -> Tensor:
+        """The units that would be pruned if the whole target were due now, bool [total]."""
+        parts = [target.scores(criterion) for target in self.targets]
+        self._check(parts)
+        if normalize:
+            parts = [_relative(part) for part in parts]
+        return self.select(self.ranked(parts), self.wanted())
 
     def resettle(self, share: float, criterion: Score, nested: bool, normalize: bool) -> None:
         """After the targets' sizes changed: prune to `share` of the target again, to one unit;
@@ -154,6 +171,13 @@ class Group:
 
     def prune(self, parts: list[Tensor], count: int, nested: bool = False) -> None:
         """Prune the `count` units of the lowest scores; parts: those of each target, [units]."""
+        self.set_pruned(self.select(parts, count, nested))
+        self.share_masks()
+
+    def select(self, parts: list[Tensor], count: int, nested: bool = False) -> Tensor:
+        """The `count` units of the lowest scores, bool [total], those that are pruned first where
+        nested; never those that are protected.
+        """
         scores = torch.cat(parts)
         if nested:
             scores.masked_fill_(self.pruned.to(scores.device), -torch.inf)
@@ -167,8 +191,7 @@ class Group:
             best = torch.cat(safe) + first
             scores[best] = scores[best].masked_fill(scores[best] > -torch.inf, torch.inf)
             first += size
-        self.set_pruned(lowest(scores, count))
-        self.share_masks()
+        return lowest(scores, count)
 
     def grow(self, parts: list[Tensor], count: int) -> None:
         """Give back the `count` pruned units of the highest scores; of equal ones the first."""
@@ -214,10 +237,24 @@ def summary(targets: Sequence[Target], groups: Sequence[Group]) -> list[SummaryR
     return [SummaryRow(t.name, wanted[t.name], t.empty_units() / t.units) for t in targets]
 
 
+def _relative(scores: Tensor) -> Tensor:
+    """Scores relative to their layer's mean."""
+    return scores / scores.abs().mean().clamp_min(1e-30)
+
+
+def _places(scores: Tensor) -> Tensor:
+    """The place of each score in ascending order, from 0, float64; equal ones keep theirs."""
+    order = scores.argsort(stable=True)
+    places = torch.empty_like(order, dtype=torch.float64)
+    places[order] = torch.arange(len(order), device=order.device, dtype=torch.float64)
+    return places
+
+
 def _first(tier: Tensor, scores: Tensor, count: int) -> Tensor:
     """Scores by which the `count` lowest lie in the tier, or hold all of it."""
     if count <= int(tier.sum()):
-        return scores.masked_fill(~tier, torch.inf)
+        # Scores may be infinite: what is not in the tier comes after those too.
+        return scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(~tier, torch.inf)
     return scores.masked_fill(tier, -torch.inf)
 
 

@@ -17,6 +17,7 @@ from ternary_ops.prune.filter_costs import Cost, FilterCosts
 from ternary_ops.prune.filter_network import FilterNetwork
 from ternary_ops.prune.filter_price import Price
 from ternary_ops.prune.filter_scaling import LiveScores, Multiply, fold_, offsets, scaled_modules
+from ternary_ops.prune.optimizer_state import forget
 from ternary_ops.prune.removal import Removal, remove_
 
 # Shares of the steps: prices begin, a target is met by what scores expect, and between these two
@@ -67,7 +68,8 @@ class SbF:
         strength: the price of a score, lambda; with a target, the one it begins with.
         steps: optimizer steps until finish_ is due.
         target_params: the share of all parameters to be left, in 0..1.
-        target_ms: the time to be left, in the unit of `cost`: a function of the widths of groups.
+        target_ms: the time to be left, by `cost`, a function of the widths of groups:
+            `tops.budget.width_cost(model, example)`, measured in the engine, or one of your own.
         head: "attention", or "gates", which do not see the weights.
         """
         _check(strength, steps, target_params, target_ms, cost, round_to)
@@ -129,10 +131,7 @@ class SbF:
         """The price of the scores, to be added to the loss of the task; 0 after finish_."""
         if self.finished:
             return torch.zeros(())
-        parts = self._live.parts(self._live()[1])
-        shares = self._price.shares
-        prices = [share * part.sum() for share, part in zip(shares, parts, strict=True)]
-        return self._price.value * torch.stack(prices).sum()
+        return self._price.of(self._live.parts(self._live()[1]))
 
     def step(self) -> None:
         """Count a step of the optimizer; call it after each."""
@@ -247,14 +246,7 @@ class SbF:
     def _end(self, kept: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
         """Let go of heads and hooks."""
         self._kept = dict(kept)
-        mine = {id(p) for p in self.parameters()}
-        if optimizer is None:
-            return
-        for p in self.parameters():
-            optimizer.state.pop(p, None)
-        for group in optimizer.param_groups:
-            group["params"][:] = [p for p in group["params"] if id(p) not in mine]
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        forget(optimizer, self.parameters())
 
 
 def _check(
@@ -279,7 +271,8 @@ def _check(
         raise BadConfig(need("target_params in 0..1", target_params, do))
     if (target_ms is None) != (cost is None):
         got = f"target_ms={target_ms}, cost={'None' if cost is None else 'given'}"
-        raise BadConfig(need("target_ms with its cost", got, "Pass both, or neither."))
+        do = "Pass both, cost=tops.budget.width_cost(model, example), or neither."
+        raise BadConfig(need("target_ms with its cost", got, do))
     if strength == 0 and (target_params is not None or target_ms is not None):
         do = "The controller multiplies the strength: pass one above 0."
         raise BadConfig(need("a strength above 0 with a target", 0, do))

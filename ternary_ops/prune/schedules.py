@@ -8,14 +8,19 @@ Sources: one_cycle from Hubens et al., "One-Cycle Pruning" (arXiv 2107.02086; fo
 authors' code, as are the steps of iterative, linear, cosine and dsd); agp from Zhu & Gupta, "To
 prune, or not to prune" (arXiv 1710.01878); dsd after Han et al., "DSD: Dense-Sparse-Dense Training"
 (arXiv 1607.04381), whose phases are steps, not a curve; constant, at the target from the first
-update on, is that of dynamic sparse training (prune.growth).
+update on, is that of dynamic sparse training (prune.growth); iht, sparse and dense phases in turn,
+after Jin et al., "Training Skinny Deep Neural Networks with Iterative Hard Thresholding Methods"
+(arXiv 1607.05423): a reconstruction. Schedules that go by what a run shows: adaptive_schedules.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ternary_ops.errors import BadConfig, need
 from ternary_ops.prune.registry import Registry
@@ -26,13 +31,17 @@ class Schedule:
     """A named curve and the progress at which it starts unless the caller says otherwise.
 
     last: the curve's value at its end, 1 (the target) or 0 (dense again: weights must be able to
-    come back, Pruner(nested=False)).
+    come back, Pruner(nested=False)). cyclic: the curve is 0 or 1 and falls in between; at 0 all
+    pruned weights come back, as zeros. pace: makes what one Pruner asks for its share, where that
+    depends on more than the progress.
     """
 
     name: str
     curve: Callable[[float], float]
     start: float = 0.0
     last: float = 1.0
+    cyclic: bool = False
+    pace: Callable[[Schedule], Pace] | None = None
 
     def __call__(
         self,
@@ -52,6 +61,43 @@ class Schedule:
         if t < begin:
             return initial
         return initial + (final - initial) * self.curve((t - begin) / (end - begin))
+
+    def fresh_pace(self) -> Pace:
+        """The pace of a run that begins."""
+        return Pace(self) if self.pace is None else self.pace(self)
+
+
+class Pace:
+    """The share of the target that is due in one run: here, that of the curve."""
+
+    reads_losses: ClassVar[bool] = False
+
+    def __init__(self, schedule: Schedule) -> None:
+        """At the beginning of a run."""
+        self.schedule = schedule
+
+    def share(self, t: float, start: float | None, end: float) -> float:
+        """The share at progress t."""
+        return self.schedule(t, start=start, end=end)
+
+    def look(self, masks: Callable[[], Tensor]) -> None:
+        """Called at each update of the masks, before `share`. masks: which units would be pruned
+        if the whole target were due now, bool.
+        """
+        return None
+
+    def loss(self, value: float) -> None:
+        """The loss on data that are not trained on; BadConfig with a schedule that reads none."""
+        what, do = "a schedule that reads losses, generalization_loss", "Leave report_loss out."
+        raise BadConfig(need(what, repr(self.schedule.name), do))
+
+    def state(self) -> dict[str, Any]:
+        """Everything beyond the progress."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of state()."""
+        return None
 
 
 def one_cycle(alpha: float = 14.0, beta: float = 6.0, zero_start: bool = False) -> Schedule:
@@ -86,6 +132,27 @@ def iterative(steps: int = 3) -> Schedule:
         raise BadConfig(need("an integer steps >= 1 of iterative", repr(steps), "Use 3."))
     options = "" if steps == 3 else f"({steps})"
     return Schedule(f"iterative{options}", lambda t: math.ceil(t * steps) / steps, start=0.2)
+
+
+def iht(sparse: int = 1, dense: int = 1, steps: int = 9) -> Schedule:
+    """`sparse` steps at the target, `dense` steps without zeros, and so on, sparse at the end;
+    steps: those between its start and its end, which are the unit of the other two.
+
+    BadConfig for counts < 1 and where all steps would be sparse.
+    """
+    counts = (sparse, dense, steps)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts)
+    if not whole or steps <= sparse + dense:
+        got = f"sparse={sparse!r}, dense={dense!r}, steps={steps!r}"
+        what = "integers sparse, dense >= 1 and steps > sparse + dense of iht"
+        raise BadConfig(need(what, got, "Use iht(100, 100, 900)."))
+
+    def curve(t: float) -> float:
+        step = math.floor(t * steps + 1e-6)  # t is a quotient of steps
+        return 1.0 if t >= 1.0 or step % (sparse + dense) < sparse else 0.0
+
+    options = "" if counts == (1, 1, 9) else f"({sparse}, {dense}, {steps})"
+    return Schedule(f"iht{options}", curve, start=0.2, cyclic=True)
 
 
 def _linear(t: float) -> float:
@@ -133,4 +200,5 @@ register_schedule(Schedule("agp", _cubic, start=0.2))
 register_schedule(Schedule("linear", _linear))
 register_schedule(Schedule("cosine", _cosine))
 register_schedule(Schedule("constant", _at_once))
+register_schedule(iht())
 register_schedule(Schedule("dsd", _there_and_back, last=0.0))

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ternary_ops.errors import FormatError, need
 from ternary_ops.graph.wrappers import plain_name
+from ternary_ops.prune.phases import Phases
 from ternary_ops.prune.ranking import Group
+from ternary_ops.prune.targets import Target
 
 
 def pruned_bits(group: Group) -> Tensor:
@@ -25,6 +27,19 @@ def restore_bits(group: Group, packed: Tensor) -> None:
     bits = np.unpackbits(packed.cpu().numpy(), count=group.total).astype(bool)
     group.set_pruned(torch.from_numpy(bits).to(group.pruned.device))
     group.share_masks()
+
+
+def plan_of(phases: Phases, targets: Sequence[Target]) -> dict[str, Any]:
+    """Steps and layers as a state has them; keys are those of the first version."""
+    return {
+        "total_steps": phases.total,
+        "steps": [phases.start, phases.end, phases.ternary, phases.freeze],
+        "every": phases.every,
+        "layers": [
+            [t.name, list(t.weight.shape), t.pattern.name, t.scope, t.zeros, t.min_nnz]
+            for t in targets
+        ],
+    }
 
 
 def check_state(state: Mapping[str, Any], here: Mapping[str, Any], groups: Sequence[Group]) -> None:

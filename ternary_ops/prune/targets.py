@@ -43,7 +43,7 @@ _PLAIN = _Plain()
 class QuantizedLayer(Protocol):
     """Interface of a layer made by quantize_, as far as a Pruner uses it.
 
-    dense_gradient: whether pruned weights get a gradient in phase "float" too.
+    dense_gradient: whether pruned weights get a gradient before codes are frozen, in any phase.
     """
 
     weight: nn.Parameter

@@ -41,6 +41,7 @@ from ternary_ops.reference.data_movement import (
 from ternary_ops.reference.gates import esa, hf_attention, sr_gate
 from ternary_ops.reference.reductions import (
     adaptive_max_pool2d,
+    attention,
     layer_norm,
     matmul,
     reduce,
@@ -53,6 +54,7 @@ __all__ = [
     "adaptive_max_pool2d",
     "add",
     "affine_params",
+    "attention",
     "avg_pool2d",
     "bilinear_positions",
     "channel_shuffle",

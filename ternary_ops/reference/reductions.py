@@ -60,6 +60,24 @@ def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array
     return out
 
 
+def attention(
+    q: Array, k: Array, v: Array, bias: Array | None = None, *, heads: int, scale: float
+) -> NDArray[np.float32]:
+    """softmax(scale * q . k + bias) . v of each head, in float64, rounded once.
+
+    q [N, H*K, L], k [N, H*K, M], v [N, H*D, M], bias [N, H*M, L] to [N, H*D, L].
+    """
+    parts = (np.asarray(x, np.float64).reshape(len(x), heads, -1, x.shape[2]) for x in (q, k, v))
+    queries, keys, values = parts
+    scores = scale * np.matmul(keys.swapaxes(2, 3), queries)
+    if bias is not None:
+        scores = scores + np.asarray(bias, np.float64).reshape(scores.shape)
+    grown = np.exp(scores - scores.max(axis=2, keepdims=True))
+    out = np.matmul(values, grown / grown.sum(axis=2, keepdims=True))
+    rounded: NDArray[np.float32] = out.reshape(len(q), -1, q.shape[2]).astype(np.float32)
+    return rounded
+
+
 def matmul(a: Array, b: Array, groups: int, transpose: bool, scale: float) -> NDArray[np.float32]:
     """scale * a product of tokens for each group, in float64, rounded once.
 

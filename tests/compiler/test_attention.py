@@ -58,6 +58,7 @@ def test_attention_moves_nothing_between_its_products() -> None:
     made = [node.op for node in program.graph.nodes]
     begin = made.index("concat")
     assert "rearrange" not in made[begin:]
-    scores, values = (n.attrs for n in program.graph.nodes if n.op == "matmul")
-    assert (scores["transpose"], scores["scale"]) == (True, 0.5)
-    assert not values["transpose"] and values["tokens"] == 49
+    assert not {"matmul", "softmax", "add"} & set(made[begin:])
+    attention = next(n for n in program.graph.nodes if n.op == "attention")
+    assert attention.attrs == {"heads": 3, "scale": 0.5, "tokens": 49}
+    assert len(attention.inputs) == 4  # with the bias

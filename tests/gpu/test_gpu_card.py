@@ -58,7 +58,8 @@ def test_a_row_has_figures_of_machine_code_and_of_the_model() -> None:
     assert {r["device"] for r in report.rows(case, "sm_89")} == {"L4", "4090"}
 
 
-def test_what_a_target_cannot_run_says_so() -> None:
+def test_what_a_target_cannot_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triton.__version__", "3.8.0")
     (row,) = report.rows(cases.linear(16, 512, 1024, torch.float16), "sm_100")
     assert row["note"].startswith("unsupported") and report.check(row, None) == []
 

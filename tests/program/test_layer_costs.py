@@ -6,13 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig
 from ternary_ops.models import digits_resnet
-from ternary_ops.program import layer_costs, width_costs
-from ternary_ops.program.layer_costs import MOST_EMPTY, CostTable, LayerCost, Widths, measure
+from ternary_ops.program import layer_costs
+from ternary_ops.program.layer_costs import MOST_EMPTY, CostTable, LayerCost, measure
 from ternary_ops.program.random_codes import Emptied
 from ternary_ops.runtime import Program
 
@@ -85,53 +84,3 @@ def test_what_is_measured_falls_with_zeros_and_says_where(
     # Scalar dense loops take many times as long as three quads in a hundred.
     assert all(costs.ms(n, "ternary", 0) > costs.ms(n, "ternary", MOST_EMPTY) for n in costs.layers)
     assert set(single.layers) == {"layer1.0.conv1"} and single.others > costs.others
-
-
-def test_ratios_of_fewer_channels_are_interpolated() -> None:
-    ratios = np.array([[[0.1, 0.4], [0.3, 1.0]], [[0.2, 0.6], [0.5, 1.0]]])
-    widths = Widths((0.0, 0.9), (0.5, 1.0), ratios)
-    layer = LayerCost({"ternary": ((0.0, 8.0), (0.9, 2.0))}, {"ternary": widths})
-    assert layer.ms("ternary", 0.0, 0.5, 0.5) == pytest.approx(0.8)
-    assert layer.ms("ternary", 0.9, 1.0, 0.5) == pytest.approx(1.0)
-    assert layer.ms("ternary", 0.0, 0.75, 1.0) == pytest.approx(8 * 0.7)
-    assert layer.ms("ternary", 0.45, 0.5, 1.0) == pytest.approx(5 * 0.5)
-    assert layer.ms("ternary", 0.0, 0.1, 0.5) == pytest.approx(0.8)  # as the narrowest
-    with pytest.raises(BadConfig, match="with_widths"):
-        table().ms("a", "ternary", 0.0, 0.5, 1.0)
-
-
-class Ends(nn.Module):
-    """Layers with a gate, a residual, groups, all channels apart, and floats at an end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.gate = nn.Conv2d(16, 16, 1)
-        self.fc = nn.Linear(16, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.stem(x))
-        x = torch.relu(self.depthwise(self.grouped(x)) + x)
-        x = x * torch.sigmoid(self.gate(x))
-        return self.fc(x.mean((2, 3)))
-
-
-def test_widths_of_every_kind_of_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_costs, "_SECONDS", 0.0)
-    monkeypatch.setattr(layer_costs, "_ROUNDS", (1, 1))
-    torch.manual_seed(0)
-    model, x = Ends().eval(), torch.rand(2, 3, 12, 12)
-    tops.quantize_(model, tops.plan(model, tops.TernaryConfig("int8")))
-    tops.calibrate(model, [x])
-    whole = tops.compile(model, x[:1])
-    names = [w.name for w in whole.graph.weights]
-    assert set(names) == {"stem", "grouped", "depthwise", "gate", "fc"}
-    with tops.runtime.num_threads(1):
-        costs = width_costs.with_widths(measure(whole, names, [("int8", 0.0)]), whole)
-    for name in names:
-        found = costs.layers[name].widths["int8"].ratios
-        assert found.shape == (3, 4, 4) and np.isfinite(found).all() and (found > 0).all()
-        assert costs.ms(name, "int8", 0.0, 1.0, 1.0) == costs.layers[name].curves["int8"][0][1]
-        assert found[0, -1, -1] == 1.0

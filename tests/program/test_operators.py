@@ -69,5 +69,5 @@ def test_what_operators_claim_of_their_results_holds(name: str) -> None:
             assert sizes_of(made.shape) == tuple(map(max, zip(*sizes, strict=True)))
         if kind.rearranges and not any(node.attrs.get("crop", ())):
             assert np.array_equal(np.sort(made, axis=None), np.sort(before, axis=None))
-        counts = kind.is_layer or node.op == "matmul"
+        counts = kind.is_layer or node.op in ("matmul", "attention")
         assert counts == (kind.macs(graph.bound(node), made.shape) > 0)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from random import Random
 
 import pytest
 import torch
@@ -16,16 +18,19 @@ from torch import nn
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig
 from ternary_ops.nn.config import SCOPES
+from ternary_ops.nn.patterns import get_pattern, unit_scores
 from ternary_ops.prune import (
     ALLOCATIONS,
     CRITERIA,
     SCHEDULES,
     Pruner,
+    RigL,
     Schedule,
     register_allocation,
     register_criterion,
     register_schedule,
 )
+from ternary_ops.prune.apportion import apportion
 from ternary_ops.prune.ranking import Group
 from ternary_ops.prune.targets import Target
 
@@ -66,6 +71,79 @@ def test_erk_is_exact_and_densities_are_as_the_rule_says(zeros: float) -> None:
     assert all(raw[i] >= raw[j] for i in full for j in free)
     rows = pruner.summary()
     assert [r.measured for r in rows] == [r.target for r in rows]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_erk_is_exact_on_random_networks(seed: int) -> None:
+    random = Random(seed)
+    channels = [random.randint(1, 40) for _ in range(random.randint(3, 9))]
+    layers: list[nn.Module] = []
+    for i, o in itertools.pairwise(channels):
+        size = random.choice([1, 1, 3, 5])
+        layers.append(random.choice([nn.Conv2d(i, o, size), nn.Linear(i, o)]))
+    pattern = random.choice(["element", "1x4", "4x4", "filter"])
+    model, zeros = nn.Sequential(*layers), random.uniform(0.02, 0.98)
+    units = [get_pattern(pattern).units(layer.weight.shape) for layer in layers]  # type: ignore[arg-type]
+    zeros = min(zeros, 1 - len(units) / sum(units))  # one unit of each layer stays
+    growth = RigL(every=1) if seed % 2 else None
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = Pruner(
+        *(model, "constant", 2, zeros, pattern, "erk", optimizer), growth=growth, min_nnz=0
+    )
+    pruner.step()
+    empty = [
+        int((unit_scores(layer.weight, get_pattern(pattern)) == 0).sum())  # type: ignore[arg-type]
+        for layer in layers
+    ]
+    assert sum(empty) == round(zeros * sum(units))
+    assert all(gone < n for gone, n in zip(empty, units, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["set", "rigl", "snfs", "dnw"])
+@pytest.mark.parametrize("scope", ["layer", "erk", "global"])
+def test_erk_and_growth_keep_to_patterns_with_room_for_few(rule: str, scope: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    pruner = Pruner(model, None, 12, 0.6, "2:4", scope, optimizer, growth=rule, every=2)
+    counts, seen = set(), set()
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8, 4, 4)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+        counts.add(sum(int((~target.mask).sum()) for target in pruner._targets))
+        seen.add(b"".join(target.mask.numpy().tobytes() for target in pruner._targets))
+        for target in pruner._targets:
+            fours = target.mask.reshape(target.mask.shape[0], -1, 4, target.mask[0, 0].numel())
+            assert int(fours.sum(2).max()) <= 2
+    units = [target.units for target in pruner._targets]
+    by_layer = sum(round(0.6 * n) for n in units)
+    assert counts == {by_layer if scope == "layer" else round(0.6 * sum(units))}
+    assert len(seen) > 1
+
+
+def test_counts_in_proportion_are_exact_between_their_bounds() -> None:
+    assert apportion(10, [1.0, 1.0, 2.0], [0, 0, 0], [9, 9, 9]) == [3, 2, 5]
+    assert apportion(10, [1.0, 1.0, 2.0], [0, 4, 0], [9, 9, 3]) == [3, 4, 3]
+    assert apportion(5, [0.0, 1.0], [0, 0], [9, 3]) == [2, 3]
+    assert apportion(0, [1.0], [0], [4]) == [0]
+
+
+def test_growth_goes_with_zeros_by_engine_time() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 8, 3))
+    config = tops.TernaryConfig(zeros=0.7, scope="time")
+    tops.quantize_(model, tops.plan(model, config, example=torch.randn(1, 4, 12, 12)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    pruner = Pruner(model, None, 12, optimizer=optimizer, growth=RigL(every=2))
+    counts = set()
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(torch.randn(2, 4, 12, 12)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+        counts.add(tuple(group.count for group in pruner._groups))
+    assert len(counts) == 1
 
 
 def test_a_config_may_ask_for_erk() -> None:

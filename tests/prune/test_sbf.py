@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel
+from ternary_ops.program import layer_costs
 from ternary_ops.prune import SbF, groups
 from ternary_ops.prune.filter_attention import FilterAttention
 
@@ -162,7 +163,7 @@ def test_filters_that_do_the_same_score_less(seed: int) -> None:
 
 def test_a_higher_price_leaves_fewer_parameters() -> None:
     left, widths = [], []
-    for strength in (0.02, 0.06, 0.2, 0.6):
+    for strength in (0.02, 0.06, 0.2, 0.6, 2.0):
         model = net()
         sbf = SbF(model, batch(0)[0], strength, 60, round_to=1)
         optimizer = optimizer_of(model, sbf)
@@ -171,6 +172,28 @@ def test_a_higher_price_leaves_fewer_parameters() -> None:
         widths.append({model.stem.out_channels / 8, model.a.out_channels / 12})
     assert left == sorted(left, reverse=True) and left[0] > left[-1]
     assert any(len(shares) > 1 for shares in widths)  # no setting of single layers
+
+
+def test_the_least_width_costs_nothing_and_what_is_beyond_it_does_to_the_end() -> None:
+    """A group without a price for a moment must not be without one for good: it would come back."""
+    model = net()
+    sbf = SbF(model, batch(0)[0], 1.0, STEPS)
+    price, widths = sbf._price, [float(group.width) for group in sbf.groups]
+    narrow = {group.name: 3.0 for group in sbf.groups}  # less than the four that must stay
+    for step in range(1, STEPS):
+        price.step(step, narrow)
+    assert all(share > 0 for share in price.shares)
+    parts = [torch.full((group.width,), 4 / group.width) for group in sbf.groups]
+    assert float(price.of(parts)) == pytest.approx(0, abs=1e-6)
+    before = list(price.shares)
+    price.step(STEPS, dict(zip(narrow, widths, strict=True)))  # at the last step too
+    assert all(now > then for now, then in zip(price.shares, before, strict=True))
+    for part in parts:
+        part.requires_grad_()
+    wide = [2 * part for part in parts]
+    gradients = torch.autograd.grad(price.of(wide), wide)
+    for gradient, share in zip(gradients, price.shares, strict=True):
+        torch.testing.assert_close(gradient, torch.full_like(gradient, share))
 
 
 @pytest.mark.parametrize("done", [0, 25, STEPS])
@@ -263,6 +286,21 @@ def test_time_as_a_target() -> None:
     sbf.finish_(optimizer)
     assert ms({"stem": model.stem.out_channels, "a": model.a.out_channels}) <= 0.6
     assert model.c.out_channels == 12  # it costs nothing
+
+
+def test_the_time_of_the_engine_is_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured; here by one turn a program."""
+    monkeypatch.setattr(layer_costs, "_SECONDS", 0.0)
+    monkeypatch.setattr(layer_costs, "_ROUNDS", (1, 1))
+    model, x = net(), batch(0)[0]
+    cost = tops.budget.width_cost(model, x)
+    names = [group.name for group in groups(model, x).free]
+    whole, half = cost({}), cost(dict.fromkeys(names, 4.0))
+    assert cost(dict.fromkeys(names, 4.5)) >= half > 0 and whole >= half
+    target = half + 0.5 * (whole - half)
+    sbf = SbF(model, x, 1.0, STEPS, target_ms=target, cost=cost)
+    kept = sbf.finish_().kept
+    assert cost({name: len(index) for name, index in kept.items()}) <= target
 
 
 def test_bad_arguments_are_named() -> None:

@@ -17,9 +17,9 @@ import ternary_ops as tops
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel
 from ternary_ops.nn.engine_cost import EngineCost
 from ternary_ops.program.cpu import isa, processor
-from ternary_ops.program.layer_costs import MOST_EMPTY
+from ternary_ops.program.layer_costs import MOST_EMPTY, CostTable, LayerCost
 from ternary_ops.prune import Pruner
-from ternary_ops.quantize import Plan, engine_costs
+from ternary_ops.quantize import Plan, engine_costs, recipes
 
 CONFIG = tops.TernaryConfig(zeros=0.8, scope="time")
 X = torch.rand(1, 3, 12, 12)
@@ -225,8 +225,24 @@ def test_layers_that_pytorch_runs_save_nothing() -> None:
     assert [row.name for row in made if row.cost is not None] == ["2", "4"]
 
 
-def test_the_recipe_for_speed_prunes_the_stem_too() -> None:
+def test_the_recipe_for_speed_prunes_the_stem_where_that_saves_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     recipe, model = tops.get_recipe("fastest"), network(32)
+    asked = []
+
+    def saved(found: float) -> None:
+        def share(*arguments: object) -> float:
+            asked.append(arguments[2:4])
+            return found
+
+        monkeypatch.setattr(recipes, "share_saved", share)
+
+    saved(0.01)
+    dense = recipe.plan(model, example=X)
+    assert dense["0"].config == tops.TernaryConfig("int8", zeros=0.0, scope="time")
+    assert dense["0"].reason == "first convolution: 60% empty quads save 1.0% of a call"
+    saved(0.2)
     made = recipe.plan(model, example=X)
     assert made["0"].config == tops.TernaryConfig("int8", zeros=0.6, scope="layer")
     assert made["0"].pattern == "1x4"
@@ -234,10 +250,30 @@ def test_the_recipe_for_speed_prunes_the_stem_too() -> None:
     assert made["10"].config == tops.TernaryConfig("int8", zeros=0.0, scope="time")
     fewer = recipe.with_zeros(0.5, None).plan(model, example=X)
     assert {row.config.zeros for row in fewer if row.pattern and row.config} == {0.5}
+    assert asked == [("0", 0.6), ("0", 0.6), ("0", 0.5)]
     mine = recipe.plan(model, example=X, rules={"0": tops.TernaryConfig("int8")})
     assert mine["0"].pattern == ""
     assert recipe.plan(network(16), example=X)["0"].pattern == ""  # none to spare
+    assert len(asked) == 3
     assert tops.TernaryConfig().scope == "global"
+
+
+def test_the_share_that_a_layer_saves_is_of_the_network_as_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measured(*arguments: object) -> CostTable:
+        curves = {
+            "0": LayerCost({"int8": ((0.0, 3.0), (0.6, 2.0)), "ternary": ((0.9, 9.0),)}),
+            "2": LayerCost({"int8": ((0.0, 9.0),), "ternary": ((0.9, 1.0),)}),
+        }
+        assert set(arguments[1]) == {"0", "2", "4", "6"}
+        return CostTable("m", "avx2", 1, (1,), curves, 6.0)
+
+    monkeypatch.setattr(engine_costs, "measure", measured)
+    model = network(32)
+    made = tops.plan(model, tops.TernaryConfig(zeros=0.9))
+    share = engine_costs.share_saved(model, made, "0", 0.6, X)
+    assert share == pytest.approx(1.0 / 10.0)
 
 
 def test_quads_of_three_channels_are_taps() -> None:

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from topk_problem import OPTIONS, trained
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ternary_ops as tops
 from ternary_ops.errors import UnsupportedModel
 from ternary_ops.train.distillation import Distillation
+from ternary_ops.train.distributed import Ranks
+from ternary_ops.train.loop import TrainLoop
 
 STEPS, BATCH = 24, 12
 
@@ -135,13 +138,45 @@ def costs() -> tuple[dict[str, float], str]:
     return {}, ""
 
 
+def filters() -> dict[str, torch.Tensor]:
+    """The filters that SbF keeps, and the network that trains on without the others."""
+    model = build()
+    sbf = tops.prune.SbF(model, torch.rand(1, 2, 5, 5).double(), 0.5, STEPS, 0.5, round_to=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer.add_param_group({"params": list(sbf.parameters())})
+    joined = dist.is_initialized()
+    ranks = Ranks(dist.get_rank(), dist.get_world_size()) if joined else Ranks()
+    loop = TrainLoop(
+        model,
+        optimizer,
+        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+        STEPS + 4,
+        filters=sbf,
+        ranks=ranks,
+    )
+
+    def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        x = torch.randn(BATCH, 2, 5, 5, generator=generator, dtype=torch.float64)
+        y = (x[:, 0].mean((1, 2)) > 0).long() + 2 * (x[:, 1, :2].mean((1, 2)) > 0).long()
+        mine = ranks.share(torch.arange(BATCH))
+        return x[mine], y[mine]
+
+    loop.run(batch, lambda network, xy: nn.functional.cross_entropy(network(xy[0]), xy[1]))
+    kept = {f"kept {name}": index for name, index in sbf.state_dict()["kept"].items()}
+    return {**kept, **model.state_dict()}
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     found = {name: train(case, folder / f"c{rank}.pt") for name, case in CASES.items()}
+    found["filters"] = filters()
     found["costs"] = costs()  # type: ignore[assignment]
+    for name, options in OPTIONS.items():
+        found[f"topk {name}"] = trained(options)  # type: ignore[assignment, arg-type]
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

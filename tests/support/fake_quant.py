@@ -130,6 +130,15 @@ def _matmul(graph: Graph, node: Node, operands: Operands) -> Tensor:
     return (at["scale"] * torch.einsum(pattern, a, b)).flatten(2).float()
 
 
+def _attention(graph: Graph, node: Node, operands: Operands) -> Tensor:
+    """Tokens outside are [N, L, C]."""
+    heads = node.attrs["heads"]
+    q, k, v, *bias = (x.double().unflatten(2, (heads, -1)).transpose(1, 2) for x, _ in operands)
+    extra = bias[0] if bias else None
+    made = F.scaled_dot_product_attention(q, k, v, extra, scale=node.attrs["scale"])
+    return made.transpose(1, 2).flatten(2).float()
+
+
 def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:
     (x, y), at, w = operands[0], node.attrs, graph.weight(node)
     filters = torch.from_numpy(w.array.astype(np.float64)).permute(0, 3, 1, 2)
@@ -224,6 +233,7 @@ _OPERATORS: dict[str, Callable[[Graph, Node, Operands], Tensor]] = {
     "activation": _function,
     "adaptive_avg_pool2d": _mean,
     "add": _add,
+    "attention": _attention,
     "avg_pool2d": _mean,
     "channel_shuffle": lambda g, node, o: F.channel_shuffle(o[0][0], node.attrs["groups"]),
     "clamp": _add,

@@ -174,6 +174,11 @@ def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
     if node.op == "matmul":
         sums = x * float(np.abs(values[node.inputs[1]]).max(initial=0)) * node.attrs["scale"]
         return 4 * EPS * (values[node.inputs[0]].shape[2] + 8) ** 2 * sums + _TINY
+    if node.op == "attention":
+        q, k, v = (float(np.abs(values[j]).max(initial=0)) for j in node.inputs[:3])
+        terms = values[node.inputs[0]].shape[2]
+        score = (terms + 8) ** 2 * q * k * abs(node.attrs["scale"]) + 2 * size
+        return 4 * EPS * v * (score + node.attrs["tokens"] + 8) + _TINY
     if "pool" in node.op:
         return EPS * (values[node.inputs[0]][0, 0].size + 8) * x + _TINY
     if node.operator.floats_only and "w" in node.attrs:

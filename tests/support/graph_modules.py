@@ -168,7 +168,7 @@ _PLAIN: dict[str, Any] = {
 }
 
 
-_WITHOUT_FORM = ("constant", "reduce", "matmul", "rearrange", "crop", "pad")
+_WITHOUT_FORM = ("constant", "reduce", "matmul", "attention", "rearrange", "crop", "pad")
 
 
 def has_module_form(graph: Graph) -> bool:

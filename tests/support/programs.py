@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from cases import ProgramCase, matmul, program_cases
+from cases import ProgramCase, matmul, program_cases, token_attention
 from numpy.typing import NDArray
 
 from ternary_ops.program.graph import Graph, Node
@@ -211,11 +211,15 @@ def broadcast_program(seed: int = 0) -> Graph:
     return b.graph()
 
 
-def matmul_program(seed: int = 0) -> Graph:
-    """Products of tokens."""
-    b = Builder(seed, c=12, rank=3)
-    matmul.build(b)
-    return b.graph()
+def _token_case(case: Any) -> Callable[[int], Graph]:
+    """Of a case whose operator takes tokens alone."""
+
+    def make(seed: int = 0) -> Graph:
+        b = Builder(seed, c=12, rank=3)
+        case.build(b)
+        return b.graph()
+
+    return make
 
 
 def _case_program(case: ProgramCase) -> Callable[[int], Graph]:
@@ -234,7 +238,8 @@ PROGRAMS: dict[str, Callable[..., Graph]] = {
     "wide": wide_program,
     "tokens": token_program,
     "broadcast": broadcast_program,
-    "matmul": matmul_program,
+    "matmul": _token_case(matmul),
+    "attention": _token_case(token_attention),
     **{op: _case_program(case) for op, case in program_cases().items()},
 }
 

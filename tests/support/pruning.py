@@ -58,12 +58,16 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
 OPTIMIZERS = [sgd, adam]
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+def backward(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(8, 1, 4, 4, generator=generator)
     y = torch.randint(0, 5, (8,), generator=generator)
     optimizer.zero_grad()
     F.cross_entropy(model(x), y).backward()
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    backward(model, optimizer, seed)
     optimizer.step()
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from checkout import SUPPORT
-from distributed_worker import CASES, train
+from distributed_worker import CASES, filters, train
 from machines import HANGS
+from topk_problem import OPTIONS, trained
 
 WORKER = SUPPORT / "distributed_worker.py"
 
@@ -50,10 +51,32 @@ def test_ranks_agree_with_each_other_and_with_one_process(
             torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-7, equal_nan=True)
 
 
+def test_ranks_remove_the_filters_that_one_process_removes(ranks: list[dict[str, Any]]) -> None:
+    alone = filters()
+    first, second = (rank["filters"] for rank in ranks)
+    assert alone["0.weight"].shape[0] < 8 or alone["2.weight"].shape[0] < 12
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        if key.startswith("kept"):
+            assert torch.equal(first[key], value), key
+        else:  # heads compute in float32
+            torch.testing.assert_close(first[key], value, rtol=1e-3, atol=1e-5)
+
+
 def test_every_rank_has_the_costs_that_the_first_one_measured(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["costs"] for rank in ranks)
     assert first == second  # milliseconds to the last digit: two measurements never agree so
     assert set(first[0]) == {"2", "4"} and "4.inner outside of it" in first[1]
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_ranks_exchange_the_largest_entries_of_their_gradients(
+    ranks: list[dict[str, Any]], name: str
+) -> None:
+    first, second, alone = (*(rank[f"topk {name}"] for rank in ranks), trained(OPTIONS[name]))
+    for one, other, wanted in zip(first, second, alone, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_a_resumed_run_equals_one_that_was_not_cut_off(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ packed  2 bits a ternary weight, 8 bits an int8 weight, 4 bytes a scale, a bias,
 gzip,xz the packed form as one stream through a general compressor
 file    the file as it lies on disk, headers included
 bound   the least that an entropy coder of this pattern can reach for the weights (`io.sizes`)
+stored  bits of the weights alone in formats of the literature, by formula (`io.storage_formats`)
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ternary_ops.charts import bars, new_figure, save_figure
 from ternary_ops.errors import UnsupportedModel, UnsupportedShape, need
-from ternary_ops.io.sizes import general_compressors, lowest_bound
-from ternary_ops.program.shapes import infer_from, macs
-from ternary_ops.program.summary import stored_bytes, zeros_planned
-from ternary_ops.program.weight import Weight
+from ternary_ops.io.sizes import general_compressors
+from ternary_ops.io.storage_formats import cheapest
+from ternary_ops.reporting.layers import REPEATS, Array, Layer, layers_of
+from ternary_ops.reporting.per_weight import Efficiency, efficiency
 from ternary_ops.table import Table, write_csv
 
 if TYPE_CHECKING:
@@ -39,36 +39,7 @@ if TYPE_CHECKING:
 
     from ternary_ops.runtime import Program
 
-Array = NDArray[Any]
-_REPEATS = 9
 _ENOUGH = 20.0  # decibels: a tenth of the outputs
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One convolution or linear layer of a program."""
-
-    name: str
-    kind: str
-    shape: tuple[int, int, int, int]
-    weights: int
-    zeros: int
-    quads: int
-    empty_quads: int
-    macs: int
-    ms: float
-    fp32: int
-    packed: int
-    bound: float
-    planned: str = ""
-    reached: str = ""
-
-    @property
-    def pruned(self) -> bool:
-        """Ternary, or 8-bit with zeros that training put there: a tenth of the quads at least."""
-        return self.kind == "ternary" or (
-            self.kind == "int8" and 10 * self.empty_quads > self.quads
-        )
 
 
 @dataclass(frozen=True)
@@ -107,8 +78,15 @@ class Report:
         return 100 * part / whole if whole else 0.0
 
     def __str__(self) -> str:
-        """A table of the layers and one of the whole."""
-        return f"{self.layer_table()}\n\n{self.size_table()}\n\n{self.speed_table()}"
+        """Its tables."""
+        return "\n\n".join(map(str, self.tables()))
+
+    def tables(self) -> tuple[Table, ...]:
+        """The layers, what they count, sizes, storage formats, and the whole."""
+        return (
+            *(self.layer_table(), self.account_table(), self.size_table()),
+            *(self.storage_table(), self.speed_table()),
+        )
 
     def layer_table(self) -> Table:
         """One row per layer; zeros of the plan beside those that are there, where it had any."""
@@ -135,6 +113,52 @@ class Report:
             for row in self.layers
         ]
         return Table(columns, rows)
+
+    def account_table(self) -> Table:
+        """Weights, nonzero ones, stored bits in the cheapest format, multiply-adds and time, side
+        by side: one row per layer, and all of them.
+        """
+        rows = [
+            (
+                row.name,
+                *(f"{n:,}" for n in (row.weights, row.nonzero, row.macs)),
+                f"{row.macs * row.nonzero / row.weights:,.0f}",
+                f"{row.stored[cheapest(row.stored)]:,}",
+                cheapest(row.stored),
+                f"{row.ms:.3f}",
+            )
+            for row in self.layers
+        ]
+        left = sum(row.macs * row.nonzero / row.weights for row in self.layers)
+        whole = (self.total("weights"), self.total("nonzero"), self.total("macs"), left)
+        bits = sum(row.stored[cheapest(row.stored)] for row in self.layers)
+        cells = [f"{n:,.0f}" for n in (*whole, bits)]
+        rows.append(("all layers", *cells, "", f"{self.total('ms'):.3f}"))
+        columns = ("layer", "weights", "nonzero", "MACs", "of nonzero", "stored bits", "as", "ms")
+        return Table(columns, rows, words=("as",))
+
+    def storage_table(self) -> Table:
+        """Bytes of all layers in each storage format, and in the cheapest one of each layer, beside
+        the file; scales and biases in all of them.
+        """
+        beside = self.total("vectors")
+        names = {name: None for row in self.layers for name in row.stored}
+        sums = {name: sum(row.stored[name] for row in self.layers) for name in names}
+        sums["cheapest of each layer"] = sum(min(row.stored.values()) for row in self.layers)
+        rows = [
+            (name, f"{bits / 8 + beside:,.0f}", f"{bits / self.total('weights'):.3f}")
+            for name, bits in sums.items()
+        ]
+        coded = 8 * (self.file - beside) / self.total("weights")
+        rows.append(("this file, entropy-coded", f"{self.file:,}", f"{coded:.3f}"))
+        notes = ("by formula, without headers; the file has its headers, and shorter biases",)
+        return Table(("stored as", "bytes", "bits a weight"), rows, notes=notes)
+
+    def efficiency(self, correct: int, of: int) -> Efficiency:
+        """Figures of accuracy per weight that is left, see reporting.per_weight; correct: samples
+        that the network got right, of so many.
+        """
+        return efficiency(correct, of, int(self.total("nonzero")))
 
     def size_table(self) -> Table:
         """Bytes by kind of weight; the file only as a whole."""
@@ -190,8 +214,7 @@ class Report:
 
     def to_csv(self, path: str | Path) -> None:
         """One row per layer."""
-        rows = [{**r.__dict__, "shape": " ".join(map(str, r.shape))} for r in self.layers]
-        write_csv(path, rows)
+        write_csv(path, [row.to_row() for row in self.layers])
 
     def plot(self, path: str | Path) -> None:
         """Save a chart: bytes of the whole in the four forms, and zeros and time by layer.
@@ -264,56 +287,7 @@ def of_program(
         ((w.kind, w.array) for w in banks),
         (v for w in banks for v in (w.scale, w.bias) if v is not None),
     )
-    return Report(tuple(_layers(program, x)), x.shape, file, times[0], compressors, against)
-
-
-def _layers(program: Program, x: Array) -> list[Layer]:
-    graph = program.graph
-    shapes = infer_from(graph, x.shape)
-    counts = macs(graph, shapes)
-    profile = program.profile(x, repeats=_REPEATS)
-    nodes: dict[int, list[int]] = {}  # of each filter bank, which may be read more than once
-    for index, node in enumerate(graph.nodes):
-        if node.operator.is_layer:
-            nodes.setdefault(node.attrs["w"], []).append(index)
-    return [
-        _layer(
-            graph.weights[w],
-            sum(counts[i] for i in at),
-            sum(float(profile[i]["ms"]) for i in at),
-        )
-        for w, at in nodes.items()
-    ]
-
-
-def _layer(weight: Weight, count: int, ms: float) -> Layer:
-    quads = _quads(weight.array)
-    biases = 0 if weight.bias is None else weight.bias.size
-    vectors = sum(v.nbytes for v in (weight.scale, weight.bias) if v is not None)
-    size = weight.array.size
-    planned, reached = zeros_planned(weight)
-    return Layer(
-        name=weight.name,
-        kind=weight.kind,
-        shape=weight.shape,
-        weights=size,
-        zeros=int((weight.array == 0).sum()),
-        quads=len(quads),
-        empty_quads=int((quads == 0).all(1).sum()),
-        macs=count,
-        ms=ms,
-        fp32=4 * (size + biases),
-        packed=stored_bytes(weight),
-        bound=lowest_bound(weight.kind, weight.array) / 8 + vectors,
-        planned=planned,
-        reached=reached,
-    )
-
-
-def _quads(values: Array) -> Array:
-    """[quads, 4]: four consecutive input channels of one tap, the last ones padded with zeros."""
-    rows = values.reshape(-1, values.shape[-1])
-    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4))).reshape(-1, 4)
+    return Report(tuple(layers_of(program, x)), x.shape, file, times[0], compressors, against)
 
 
 def _compare(ours: Array, theirs: Array, ms: float) -> Comparison:
@@ -332,7 +306,7 @@ def _compare(ours: Array, theirs: Array, ms: float) -> Comparison:
 def _times(*calls: Callable[[], object]) -> list[float]:
     """Median milliseconds of each call, taken in turns."""
     times: list[list[float]] = [[] for _ in calls]
-    for repeat in range(_REPEATS + 2):
+    for repeat in range(REPEATS + 2):
         for call, kept in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
