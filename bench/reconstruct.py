@@ -146,7 +146,7 @@ def main() -> int:
             print(row, flush=True)
             key = (name, str(zeros))
             kept = read_rows(RESULTS / "reconstruct.csv")
-            kept = [r for r in kept if (r["network"], r["zeros"]) != key and r.keys() >= row.keys()]
+            kept = [r for r in kept if (r["network"], r["zeros"]) != key]
             write_csv("reconstruct.csv", [*kept, row])
     return 0
 
