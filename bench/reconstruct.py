@@ -8,9 +8,9 @@ Quads of published networks, float weights. FMEN-S and EFDN x4 (all layers but h
 patches of the training images: Set5 PSNR on luma. EfficientNet-Lite0 (all layers but the first and
 the depthwise ones), 64 images: percent of 400 others in which the class is that of the dense
 network; needs the packages that bench/lite0.py names. --against: the folder of another checkout,
-whose `reconstruct_` runs after this one, each in a process of its own (`older_...`). `seconds` is by
-the clock, `cpu_seconds` processor time of all threads, which other users of the machine change less. Writes bench/results/reconstruct.csv, rows of other networks
-and zeros stay.
+whose `reconstruct_` runs after this one, each in a process of its own (`older_...`). `seconds` is
+by the clock, `cpu_seconds` processor time of all threads, which other users of the machine change
+less. Writes bench/results/reconstruct.csv; rows of other networks and zeros stay.
 """
 
 from __future__ import annotations
