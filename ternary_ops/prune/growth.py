@@ -10,7 +10,6 @@ keeps its value; others come back as zeros with zero optimizer state. Rules are 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, fields
 from typing import Any, ClassVar
@@ -64,7 +63,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Growth(ABC):
+class Growth:
     """A rule of dynamic sparse training. `Growth(grow="rigl", ...)` makes an object of the rule of
     that name; a subclass, such as RigL, says by `scores` which pruned units come back.
 
@@ -154,9 +153,11 @@ class Growth(ABC):
         """How many of the `left` units go at an exchange; scores: by which they are ranked."""
         return int(fraction * left)
 
-    @abstractmethod
     def scores(self, candidates: Candidates) -> Tensor:
-        """One score per unit, [units]; of the units that are pruned the highest grow."""
+        """One score per unit, [units]; of the units that are pruned the highest grow. Here random
+        numbers.
+        """
+        return candidates.uniform()
 
     def shares(self, candidates: Sequence[Candidates]) -> Sequence[float] | None:
         """For layers counted as one total: each one's share of what grows, where the rule gives
