@@ -173,13 +173,6 @@ BENCHES = (
         ("schedules.csv", "schedules.svg"),
     ),
     Bench(
-        "sparse_training",
-        "what growth (RigL, SET) adds to a training step, and what sparse training gives",
-        "overhead",
-        (),
-        ("sparse_training*.csv",),
-    ),
-    Bench(
         "patterns",
         "what each pattern of pruning is worth in the engine: time and bytes by share of zeros",
         "--isas avx2,avx512vnni --csv patterns.csv",
@@ -187,11 +180,25 @@ BENCHES = (
         ("patterns.csv",),
     ),
     Bench(
+        "ephemeral",
+        "zeros in activations: how many, what they cost in accuracy, what the engine would gain",
+        "--csv ephemeral.csv",
+        (),
+        (),
+    ),
+    Bench(
         "occam",
         "does pruning help a network that has learned wrong labels by heart",
-        "run --seeds 5",
+        "run --seeds 3",
         (),
+        ("occam.csv",),
+    ),
+    Bench(
+        "sparse_training",
+        "what growth (RigL, SET) adds to a training step, and what sparse training gives",
+        "overhead",
         (),
+        ("sparse_training*.csv",),
     ),
     Bench(
         "filters",
