@@ -30,7 +30,7 @@ class Candidates:
     name: of its layer. weight, gradient: [O, I, ...], the gradient also where the weight is pruned;
     zeros if the layer did not run. step: optimizer steps done. mask: bool of the weight's shape,
     False where it is pruned. rate: the learning rate. memory: what the rule's `observe` returned
-    last, None before.
+    last, None before. seed: that of the rule.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Candidates:
     mask: Tensor
     rate: float
     memory: Tensor | None = None
+    seed: int = 0
 
     @property
     def units(self) -> int:
@@ -53,9 +54,12 @@ class Candidates:
         return from_mask(self.mask, self.pattern)
 
     def generator(self, purpose: str = "") -> torch.Generator:
-        """Seeded with name, step and purpose alone: equal on all ranks and in a resumed run."""
-        seed = f"{self.name} {self.step}{purpose and ' '}{purpose}"
-        return torch.Generator().manual_seed(crc32(seed.encode()))
+        """Seeded with name, step, purpose and the rule's seed alone: equal on all ranks and in a
+        resumed run.
+        """
+        words = [self.name, self.step, *([purpose] if purpose else [])]
+        words += [self.seed] if self.seed else []
+        return torch.Generator().manual_seed(crc32(" ".join(map(str, words)).encode()))
 
     def uniform(self, purpose: str = "") -> Tensor:
         """Numbers in 0..1, float32 [units]; other purposes get other ones."""
@@ -76,6 +80,7 @@ class Growth:
                   not at all, a number p by (1 - t / until)^p
     random_start  draw the first mask at random, as in training from scratch; False: by the
                   Pruner's criterion, and the schedule may then rise by degrees
+    seed          of what is random: first masks, and units that grow at random
     skip_update   apply no optimizer step to any parameter at the steps that exchange units
     """
 
@@ -87,6 +92,7 @@ class Growth:
     decay: str | float = "cosine"
     random_start: bool = True
     skip_update: bool = False
+    seed: int = 0
 
     # What a rule needs of the Pruner.
     usual_every: ClassVar[int | None] = None  # steps between updates unless the user says otherwise
@@ -105,6 +111,7 @@ class Growth:
         if grow is not None and GROWTHS.find(grow) is not type(self):
             got, do = f"{type(self).__name__}(grow={grow!r})", "Leave grow out, or use Growth."
             raise BadConfig(need("grow= with prune.Growth itself", got, do))
+        check_type("seed", self.seed, int, "Pass that of the run.")
         check_type("drop", self.drop, (str, type(None)), 'Name a criterion, "magnitude".')
         for name in ("fraction", "until"):
             check_type(name, getattr(self, name), (int, float), "0.3 and 0.75 suit most networks.")
@@ -122,7 +129,7 @@ class Growth:
         from what it did.
         """
         first = {"fraction": None, "until": None, "random_start": None}
-        new = {"drop": None, "decay": "cosine", "skip_update": False}
+        new = {"drop": None, "decay": "cosine", "skip_update": False, "seed": 0}
         mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "every"}
         own = {name: mine[name] for name in mine if name not in first | new}
         shown = {name: mine[name] for name in first}
