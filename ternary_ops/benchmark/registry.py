@@ -205,7 +205,7 @@ BENCHES = (
         "what growth (RigL, SET) adds to a training step, and what sparse training gives",
         "overhead",
         (),
-        (),
+        ("sparse_training*.csv",),
     ),
     Bench(
         "filters",
