@@ -173,6 +173,13 @@ BENCHES = (
         ("schedules.csv", "schedules.svg"),
     ),
     Bench(
+        "spach",
+        "which spatial mixing is best at equal parameters: convolution, attention, MLP or a hybrid",
+        "study --folder runs",
+        (),
+        (),
+    ),
+    Bench(
         "patterns",
         "what each pattern of pruning is worth in the engine: time and bytes by share of zeros",
         "--isas avx2,avx512vnni --csv patterns.csv",
@@ -198,14 +205,14 @@ BENCHES = (
         "what growth (RigL, SET) adds to a training step, and what sparse training gives",
         "overhead",
         (),
-        ("sparse_training*.csv",),
+        (),
     ),
     Bench(
         "filters",
         "what half of a ResNet's parameters, removed in mid-training, cost: SbF, L1, controls",
         "train --folder runs",
         (),
-        (),
+        ("filter_steps.csv",),
     ),
     Bench(
         "cifar10",
