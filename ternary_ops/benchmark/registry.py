@@ -189,6 +189,7 @@ BENCHES = (
         "ephemeral",
         "zeros in activations: how many, what they cost in accuracy, what the engine would gain",
         "--csv ephemeral.csv",
+        results=("ephemeral.csv",),
     ),
     Bench(
         "occam",
