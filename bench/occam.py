@@ -4,8 +4,8 @@
     python bench/occam.py run --seeds 3
     python bench/occam.py report
 
-1,000 images of MNIST, 30 % of their labels replaced by another class at random, and a perceptron of
-118,016 weights, which can learn all of them by heart. Every share of zeros gets the same steps and
+1,000 images of MNIST, 30 % or none of their labels replaced by another class at random, and a
+perceptron of 118,016 weights, which can learn all of them by heart. Every share of zeros gets the same steps and
 the same images in the same order: magnitude, single weights, "agp" to the half of the steps. Test
 accuracy is on the 10,000 true labels of the test set; `by_heart` is the share of wrong labels that
 the network repeats. A row that bench/results/occam.csv holds already is not run again. `report`

@@ -195,7 +195,7 @@ BENCHES = (
         "occam",
         "does pruning help a network that has learned wrong labels by heart",
         "run --seeds 3",
-        results=("occam.csv",),
+        results=("occam.csv", "occam.svg"),
     ),
     Bench(
         "sparse_training",
