@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Occam's hill: does a pruned network generalize better than its dense twin where labels are noisy?
 
-    python bench/occam.py run --seeds 5
+    python bench/occam.py run --seeds 3
     python bench/occam.py report
 
 1,000 images of MNIST, 30 % of their labels replaced by another class at random, and a perceptron of
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ternary_ops.prune import Pruner
 
 TABLE = "occam.csv"
-ZEROS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98)
+ZEROS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 NOISE = (0.3, 0.0)
 IMAGES, EPOCHS, BATCH = 1000, 60, 100
 KEY = ("noise", "zeros", "seed")

@@ -286,7 +286,7 @@ def overhead(options: argparse.Namespace) -> None:
     rules = ["none", "static", *options.rules]
     times = interleave({rule: stepper(rule, options.batch) for rule in rules}, options.steps)
     taken = {rule: np.array(values) for rule, values in times.items()}
-    peaks = {rule: peak_mib(rule, 2 * EVERY + 1, options.batch) for rule in rules}
+    peaks = {rule: peak_mib(rule, EVERY + 1, options.batch) for rule in rules}
     rows = []
     for rule in rules:
         row: dict[str, Any] = {"growth": rule, "every": EVERY, "steps": options.steps}

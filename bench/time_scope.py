@@ -9,7 +9,6 @@ The dense ResNet-20 for CIFAR-10 of bench/results/parents becomes ternary, once 
     global     the lowest scores of all layers
     score      the lowest scores for each millisecond that a quad saves
     square     the lowest squares of scores likewise
-    relative   squares of scores over the mean of their layer, times units^0.75
     time       as the package ranks
 
 Each arm's zeros are adjusted until its trained program takes as long as that of "layer", within
@@ -76,14 +75,9 @@ class Ruled(TimeGroup):
         ]
 
 
-def _relative(scores: Tensor, target: Target) -> Tensor:
-    return (scores / scores.mean()).square() / target.units**0.75
-
-
 RULES: dict[str, Callable[[Tensor, Target], Tensor]] = {
     "score": lambda scores, target: scores,
     "square": lambda scores, target: scores.square(),
-    "relative": _relative,
 }
 for _name, _rule in RULES.items():
     tops.prune.register_allocation(
@@ -131,6 +125,15 @@ class Study:
             low, high = (middle, high) if slower else (low, middle)
         return round(high, 4)
 
+    def first_zeros(self, arm: str) -> float:
+        """Zeros to begin an arm with: those that it had last, or by the table."""
+        known = self.options.folder / f"{self.table.isa}-{arm}-zeros.json"
+        if arm == "layer":
+            return float(self.options.zeros)
+        if known.exists():
+            return float(json.loads(known.read_text()))
+        return self.zeros_for(arm, self.predicted("layer", self.options.zeros))
+
     def train(self, arm: str, zeros: float, seed: int) -> runtime.Program:
         """Fine-tune an arm, and compile it."""
         model, split, steps = self.quantized(arm, zeros), self.split, self.options.steps
@@ -159,7 +162,9 @@ class Study:
     def at_equal_time(self, arm: str, zeros: float, seed: int) -> dict[str, Any]:
         """The row of an arm, trained until its time is that of the seed's "layer"."""
         base = self.options.folder / f"{self.table.isa}-layer-{seed}.safetensors"
+        known = self.options.folder / f"{self.table.isa}-{arm}-zeros.json"
         for _ in range(_TRIES):
+            known.write_text(json.dumps(zeros))  # a run that was cut off goes on with these
             program = self.train(arm, zeros, seed)
             if arm == "layer":
                 program.save(base)
@@ -239,16 +244,10 @@ def main() -> int:
     for seed in map(int, options.seeds.split(",")):
         for arm in options.arms.split(","):
             rows = read_rows(RESULTS / options.out)
-            alike = [r for r in rows if (r["isa"], r["scope"]) == (study.table.isa, arm)]
-            if any(r["seed"] == str(seed) for r in alike):
+            key = (study.table.isa, arm, str(seed))
+            if any((r["isa"], r["scope"], r["seed"]) == key for r in rows):
                 continue
-            if arm == "layer":
-                zeros = options.zeros
-            elif alike:  # as the last seed ended
-                zeros = float(alike[-1]["zeros"])
-            else:
-                zeros = study.zeros_for(arm, study.predicted("layer", options.zeros))
-            row = study.at_equal_time(arm, zeros, seed)
+            row = study.at_equal_time(arm, study.first_zeros(arm), seed)
             print(row, flush=True)
             write_csv(options.out, [*rows, row])
     report(read_rows(RESULTS / options.out))

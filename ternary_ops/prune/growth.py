@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ternary_ops.errors import BadConfig, check_type, need
-from ternary_ops.nn.patterns import Pattern
+from ternary_ops.nn.patterns import Pattern, from_mask
 from ternary_ops.prune.registry import Registry
 
 
@@ -29,8 +29,9 @@ class Candidates:
     """One weight as a rule of growth sees it.
 
     name: of its layer. weight, gradient: [O, I, ...], the gradient also where the weight is pruned;
-    zeros if the layer did not run. step: optimizer steps done. kept: bool [units], the units left.
-    rate: the learning rate. memory: what the rule's `observe` returned last, None before.
+    zeros if the layer did not run. step: optimizer steps done. mask: bool of the weight's shape,
+    False where it is pruned. rate: the learning rate. memory: what the rule's `observe` returned
+    last, None before.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Candidates:
     gradient: Tensor
     pattern: Pattern
     step: int
-    kept: Tensor
+    mask: Tensor
     rate: float
     memory: Tensor | None = None
 
@@ -46,6 +47,11 @@ class Candidates:
     def units(self) -> int:
         """Number of units of the weight."""
         return self.pattern.units(self.weight.shape)
+
+    @property
+    def kept(self) -> Tensor:
+        """The units that are left, bool [units]."""
+        return from_mask(self.mask, self.pattern)
 
     def generator(self, purpose: str = "") -> torch.Generator:
         """Seeded with name, step and purpose alone: equal on all ranks and in a resumed run."""
