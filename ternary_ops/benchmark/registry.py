@@ -106,6 +106,13 @@ BENCHES = (
         ("layers_*.csv",),
     ),
     Bench(
+        "tokens",
+        "where the time of a hybrid of convolution and attention goes, operator by operator",
+        "--csv tokens.csv",
+        ("torch",),
+        (),
+    ),
+    Bench(
         "matvec",
         "ternary linear layers on 1 to 128 rows",
         "--threads 1 --csv matvec_1.csv",
