@@ -110,7 +110,6 @@ BENCHES = (
         "where the time of a hybrid of convolution and attention goes, operator by operator",
         "--csv tokens.csv",
         ("torch",),
-        (),
     ),
     Bench(
         "matvec",
@@ -183,8 +182,6 @@ BENCHES = (
         "spach",
         "which spatial mixing is best at equal parameters: convolution, attention, MLP or a hybrid",
         "study --folder runs",
-        (),
-        (),
     ),
     Bench(
         "patterns",
@@ -197,8 +194,6 @@ BENCHES = (
         "ephemeral",
         "zeros in activations: how many, what they cost in accuracy, what the engine would gain",
         "--csv ephemeral.csv",
-        (),
-        (),
     ),
     Bench(
         "occam",
@@ -211,8 +206,6 @@ BENCHES = (
         "sparse_training",
         "what growth (RigL, SET) adds to a training step, and what sparse training gives",
         "overhead",
-        (),
-        (),
     ),
     Bench(
         "filters",
@@ -287,15 +280,11 @@ BENCHES = (
         "search",
         "whether the network that a search finds takes the time that was asked for",
         "--folder FOLDER",
-        (),
-        (),
     ),
     Bench(
         "equal_time",
         "accuracy at equal milliseconds: the search, narrow dense networks, zeros or widths alone",
         "train --folder FOLDER",
-        (),
-        (),
     ),
     Bench(
         "layer_costs",
@@ -309,8 +298,6 @@ BENCHES = (
         "time_scope",
         "accuracy at equal milliseconds: zeros where they save time, or equal in every layer",
         "--seeds 0,1,2",
-        (),
-        (),
     ),
     Bench(
         "gpu_static",
