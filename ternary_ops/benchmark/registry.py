@@ -106,6 +106,12 @@ BENCHES = (
         ("layers_*.csv",),
     ),
     Bench(
+        "tokens",
+        "where the time of a hybrid of convolution and attention goes, operator by operator",
+        "--csv tokens.csv",
+        ("torch",),
+    ),
+    Bench(
         "matvec",
         "ternary linear layers on 1 to 128 rows",
         "--threads 1 --csv matvec_1.csv",
@@ -176,8 +182,6 @@ BENCHES = (
         "spach",
         "which spatial mixing is best at equal parameters: convolution, attention, MLP or a hybrid",
         "study --folder runs",
-        (),
-        (),
     ),
     Bench(
         "patterns",
@@ -277,15 +281,11 @@ BENCHES = (
         "search",
         "whether the network that a search finds takes the time that was asked for",
         "--folder FOLDER",
-        (),
-        (),
     ),
     Bench(
         "equal_time",
         "accuracy at equal milliseconds: the search, narrow dense networks, zeros or widths alone",
         "train --folder FOLDER",
-        (),
-        (),
     ),
     Bench(
         "layer_costs",
@@ -299,8 +299,6 @@ BENCHES = (
         "time_scope",
         "accuracy at equal milliseconds: zeros where they save time, or equal in every layer",
         "--seeds 0,1,2",
-        (),
-        (),
     ),
     Bench(
         "gpu_static",
