@@ -205,8 +205,7 @@ BENCHES = (
         "sparse_training",
         "what growth (RigL, SET) adds to a training step, and what sparse training gives",
         "overhead",
-        (),
-        ("sparse_training*.csv",),
+        results=("sparse_training*.csv",),
     ),
     Bench(
         "filters",
@@ -351,9 +350,8 @@ BENCHES = (
         "install",
         "size of a wheel, its installation without compiler and torch, and its import time",
         "python3.10 python3.11 python3.12 python3.13 --csv install.csv",
-        (),
-        ("install.csv",),
-        (),
+        results=("install.csv",),
+        extras=(),
     ),
     Bench(
         "ternary-ops bench",
@@ -367,9 +365,7 @@ BENCHES = (
         "ternary-ops bench",
         "the table of gpu_static on this installation",
         "--static",
-        (),
-        (),
-        ("gpu",),
+        extras=("gpu",),
     ),
 )
 
