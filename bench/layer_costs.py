@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from _measure import RESULTS, command_line, commit, machine, read_rows, write_csv
+from torch import nn
 
 import ternary_ops as tops
 from ternary_ops import models, runtime
