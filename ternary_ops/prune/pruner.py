@@ -138,9 +138,8 @@ class Pruner:
         check_strategies(self.schedule, self.growth, self.phases, nested, rewind, optimizer)
         self.optimizer = optimizer
         self.criterion = get_criterion(criterion, optimizer, batches, loss)
-        drop = None
-        if self.growth is not None and self.growth.drop is not None:
-            drop = get_criterion(self.growth.drop, optimizer, batches, loss)
+        named = None if self.growth is None else self.growth.drop
+        drop = None if named is None else get_criterion(named, optimizer, batches, loss)
         self._criteria = (self.criterion,) if drop is None else (self.criterion, drop)
         self._criterion_name = criterion
         self.quantized_decay = quantized_decay
@@ -150,8 +149,6 @@ class Pruner:
         self._targets = find_targets(model, zeros, pattern, scope, skip, min_nnz)
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
-        self._step = 0
-        self._gradients = GradientReader()
         self._growing = GrowthRun(
             self.growth, self.phases, self._groups, self.criterion, drop, optimizer
         )
@@ -160,18 +157,23 @@ class Pruner:
             nested=self.nested,
             normalize=normalize,
         )
+        self._begin(model, batches, loss, rewind)
+
+    def _begin(self, model: nn.Module, batches: Any, loss: Any, rewind: int | None) -> None:
+        """Let criteria see weights and batches, and then hooks and layers see the Pruner."""
+        self._step, self._gradients = 0, GradientReader()
         self._progress = Progress(0, self.phases.freeze, self.phases.total)
-        check_optimizer(optimizer, self._targets)
+        check_optimizer(self.optimizer, self._targets)
         for score in self._criteria:
             for target in self._targets:
                 score.watch(target.name, target.owners)
             if batches is not None:
                 score.prepare(model, batches, loss)
         self._rewinding = None
-        if optimizer is not None and rewind is not None:
-            self._rewinding = Rewinding(model, optimizer, rewind)
-        if optimizer is not None:
-            optimizer.register_step_pre_hook(GradientHook(self))
+        if self.optimizer is not None and rewind is not None:
+            self._rewinding = Rewinding(model, self.optimizer, rewind)
+        if self.optimizer is not None:
+            self.optimizer.register_step_pre_hook(GradientHook(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
         self._prepare([layer for layer in self._layers if layer.phase != "frozen"])
         for layer in self._layers:
