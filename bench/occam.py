@@ -4,14 +4,14 @@
     python bench/occam.py run --seeds 3
     python bench/occam.py report
 
-1,000 images of MNIST, 30 % of their labels replaced by another class at random, and a perceptron of
-118,016 weights, which can learn all of them by heart. Every share of zeros gets the same steps and
-the same images in the same order: magnitude, single weights, "agp" to the half of the steps. Test
-accuracy is on the 10,000 true labels of the test set; `by_heart` is the share of wrong labels that
-the network repeats. A row that bench/results/occam.csv holds already is not run again. `report`
-prints means, a paired t-test against dense, and draws bench/results/occam.svg. The hill of Hoefler
-et al. 2021 is reproduced if some share of zeros in 20..80 % is at least as good as dense in the
-mean of the seeds.
+1,000 images of MNIST, 30 % or none of their labels replaced by another class at random, and a
+perceptron of 118,016 weights, which can learn all of them by heart. Every share of zeros gets the
+same steps and the same images in the same order: magnitude, single weights, "agp" to the half of
+the steps. Test accuracy is on the 10,000 true labels of the test set; `by_heart` is the share of
+wrong labels that the network repeats. A row that bench/results/occam.csv holds already is not run
+again. `report` prints means, a paired t-test against dense, and draws bench/results/occam.svg. The
+hill of Hoefler et al. 2021 is reproduced if some share of zeros in 20..80 % is at least as good as
+dense in the mean of the seeds.
 """
 
 from __future__ import annotations

@@ -106,6 +106,8 @@ def pruner_of(
     """The arm's Pruner."""
     steps = run.course.steps(len(split.y_train))
     options = dict(ARMS[run.arm])
+    if "growth" in options:
+        options["growth"] = tops.prune.Growth(grow=options["growth"], seed=run.seed)
     if run.arm == "snip":
         views = Augmentation(split.x_train, reach=4, flip=True)
         batches = Batches(views, split.y_train, run.course, None, ALONE)

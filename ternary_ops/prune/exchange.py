@@ -41,6 +41,7 @@ class Exchange:
             mask=target.mask,
             rate=self.rates.get(id(target.weight), 0.0),
             memory=None if memory is None else memory.to(weight.device),
+            seed=self.rule.seed,
         )
 
     def start_scores(self, target: Target, criterion: Score) -> Tensor:

@@ -14,7 +14,7 @@ from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.allocation import make_groups
-from ternary_ops.prune.criteria import get_criterion
+from ternary_ops.prune.criteria import Score, get_criterion
 from ternary_ops.prune.gradient_reader import GradientReader
 from ternary_ops.prune.growth import Growth, get_growth
 from ternary_ops.prune.growth_run import GrowthRun
@@ -138,8 +138,9 @@ class Pruner:
         check_strategies(self.schedule, self.growth, self.phases, nested, rewind, optimizer)
         self.optimizer = optimizer
         self.criterion = get_criterion(criterion, optimizer, batches, loss)
-        named = None if self.growth is None else self.growth.drop
-        drop = None if named is None else get_criterion(named, optimizer, batches, loss)
+        drop = None
+        if self.growth is not None and self.growth.drop is not None:
+            drop = get_criterion(self.growth.drop, optimizer, batches, loss)
         self._criteria = (self.criterion,) if drop is None else (self.criterion, drop)
         self._criterion_name = criterion
         self.quantized_decay = quantized_decay
@@ -149,26 +150,27 @@ class Pruner:
         self._targets = find_targets(model, zeros, pattern, scope, skip, min_nnz)
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
-        self._growing = GrowthRun(
-            self.growth, self.phases, self._groups, self.criterion, drop, optimizer
-        )
-        self._masks = MaskUpdates(
-            *(self._groups, self.phases, self.schedule, self._growing, self.criterion, criterion),
-            nested=self.nested,
-            normalize=normalize,
-        )
-        self._begin(model, batches, loss, rewind)
-
-    def _begin(self, model: nn.Module, batches: Any, loss: Any, rewind: int | None) -> None:
-        """Let criteria see weights and batches, and then hooks and layers see the Pruner."""
-        self._step, self._gradients = 0, GradientReader()
-        self._progress = Progress(0, self.phases.freeze, self.phases.total)
-        check_optimizer(self.optimizer, self._targets)
+        check_optimizer(optimizer, self._targets)
         for score in self._criteria:
             for target in self._targets:
                 score.watch(target.name, target.owners)
             if batches is not None:
                 score.prepare(model, batches, loss)
+        self._begin(model, drop, rewind)
+
+    def _begin(self, model: nn.Module, drop: Score | None, rewind: int | None) -> None:
+        """Follow the optimizer's steps, and show the layers how far the run is."""
+        self._step = 0
+        common = self.phases, self._groups, self.criterion
+        self._growing = GrowthRun(self.growth, *common, drop, self.optimizer)
+        self._masks = MaskUpdates(
+            *(self._groups, self.phases, self.schedule, self._growing, self.criterion),
+            criterion_name=self._criterion_name,
+            nested=self.nested,
+            normalize=self.normalize,
+        )
+        self._gradients = GradientReader()
+        self._progress = Progress(0, self.phases.freeze, self.phases.total)
         self._rewinding = None
         if self.optimizer is not None and rewind is not None:
             self._rewinding = Rewinding(model, self.optimizer, rewind)
