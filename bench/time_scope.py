@@ -76,14 +76,14 @@ class Ruled(TimeGroup):
 
 
 RULES: dict[str, Callable[[Tensor, Target], Tensor]] = {
-    "score": lambda scores, target: scores,
     "square": lambda scores, target: scores.square(),
+    "relative": lambda s, target: (s / s.mean()).square() / target.units**0.75,
 }
 for _name, _rule in RULES.items():
     tops.prune.register_allocation(
         _name, lambda targets, zeros, rule=_rule: [Ruled(rule, targets, zeros)]
     )
-ARMS = ("layer", "global", *RULES, "time")
+ARMS = ("layer", "time", "global", *RULES)
 
 
 def parent() -> nn.Module:

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scope "time": zeros fall where they save most time in the engine for what they cost the network.
 
-A unit's score counts relative to the mean of its layer, since BatchNorm leaves the scale of a
-layer's weights without a meaning, and squared, since what a layer's output loses is the energy of
-what is pruned. That, for each millisecond which emptying the unit saves, ranks all units. A unit of
-a layer with many of them matters less, by the number of units to the power of SHARING: with 1 every
-layer would matter alike, with 0 every unit, and early layers, where time is, would be emptied
-first. No layer is emptied beyond MOST_EMPTY. The rule is ours; bench/time_scope.py compares it with
-equal zeros in every layer.
+A unit is ranked by its score for each millisecond that emptying it saves; no layer is emptied
+beyond MOST_EMPTY. Layers of few units that take as long as others of many, the early ones of most
+networks, are emptied first, and most units stay. The rule is ours; bench/time_scope.py compares it
+with others, and with equal zeros in every layer, at equal milliseconds.
 
 Costs are measured by plan(..., example=) and travel with the layers (`nn.engine_cost`), the
 Pruner's state and files; nothing is measured here.
@@ -30,7 +27,6 @@ from ternary_ops.program.layer_costs import MOST_EMPTY
 from ternary_ops.prune.ranking import Group
 from ternary_ops.prune.targets import Target
 
-SHARING = 0.75
 _log = logging.getLogger(__name__)
 
 
@@ -54,19 +50,14 @@ class TimeGroup(Group):
         return max(target.protected, target.units - math.floor(MOST_EMPTY * target.units))
 
     def ranked(self, parts: list[Tensor]) -> list[Tensor]:
-        """Energies for each millisecond. A unit with a negative score, better off pruned, stays in
+        """Scores for each millisecond. A unit with a negative score, better off pruned, stays in
         front of the others, first where it saves most.
         """
         made = []
         for target, part in zip(self.targets, parts, strict=True):
-            energy = (part / part.abs().mean().clamp_min(1e-30)).square()
-            saving = _cost(target).ms / target.units * target.units**SHARING
-            made.append(torch.where(part < 0, -energy * saving, energy / saving))
+            saving = _cost(target).ms / target.units
+            made.append(torch.where(part < 0, part * saving, part / saving))
         return made
-
-    def loss_weights(self) -> list[float]:
-        """One over the milliseconds that a unit saves."""
-        return [target.units / _cost(target).ms for target in self.targets]
 
 
 def by_time(targets: Sequence[Target], zeros: float) -> list[Group]:
