@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from _measure import RESULTS, command_line, commit, machine, read_rows, write_csv
+from torch import nn
 
 import ternary_ops as tops
 from ternary_ops import models, runtime
@@ -100,11 +101,9 @@ def drawn(name: str, draws: int) -> Iterator[dict[str, Any]]:
 def narrowed(name: str, draws: int) -> Iterator[dict[str, Any]]:
     """Widths of filter groups, zeros and kinds at random."""
     depth = name.removeprefix("resnet")
-    if depth in ("20", "56"):
-        model, shape = models.cifar_resnet(int(depth)).eval(), (3, 32)
-    else:
-        model, shape = pruned_networks.network(name), (3, 96)
-    x = pruned_networks.images(1, *shape)
+    small = depth in ("20", "56")
+    model: nn.Module = models.cifar_resnet(int(depth)) if small else pruned_networks.network(name)
+    x = pruned_networks.images(1, 3, 32 if small else 96)
     config = tops.TernaryConfig(scope="layer")
     problem = searching.posed(model.eval(), x, [x], tops.Budget(ms=1.0), config)
     start = time.process_time()

@@ -24,7 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import CLOCKS, commit, conclude, interleave, ratio, setup, spread, stopwatch
+from _measure import (
+    CLOCKS,
+    RESULTS,
+    commit,
+    conclude,
+    interleave,
+    ratio,
+    read_rows,
+    setup,
+    spread,
+    stopwatch,
+)
 from accuracy import trained
 from torch import nn
 
@@ -42,6 +53,7 @@ PATTERNS = (
     *("1x16", "4x4", "filter"),
 )
 DENSE = ("dense", 0.0)
+MARKERS = ("<!-- patterns -->\n", "<!-- /patterns -->\n")
 IMAGES, SAMPLES = 8, 32
 
 
@@ -49,6 +61,7 @@ def more(parser: argparse.ArgumentParser) -> None:
     """Options of this bench."""
     parser.add_argument("--model", default="resnet20", help="or a name of SHAPES")
     parser.add_argument("--isas", default="", help="instruction sets, comma-separated")
+    parser.add_argument("--page", help="only write the table of --csv into this page")
 
 
 def empty(program: Program) -> tuple[float, float]:
@@ -106,9 +119,34 @@ def timed(cases: list[tuple[dict[str, Any], Path]], isa: str, rounds: int) -> li
     return rows
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/methods/patterns.md: a row a pattern and share, a column an ISA."""
+    isas = list(dict.fromkeys(row["isa"] for row in rows))
+    cases: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault((row["pattern"], row["zeros"]), {})[row["isa"]] = row
+    columns = ("pattern", "zeros", "empty quads", "bytes", *(f"{isa}: ms" for isa in isas))
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for (pattern, zeros), own in cases.items():
+        row = own[isas[0]]
+        times = [f"{float(own[i]['ms']):.3f}, {float(own[i]['vs_dense']):.2f}x" for i in isas]
+        cells = (f"`{pattern}`" if pattern != DENSE[0] else pattern, f"{float(zeros):.0%}")
+        about = (f"{float(row['empty_quads']):.1%}", f"{int(row['bytes']):,}")
+        lines.append("| " + " | ".join((*cells, *about, *times)) + " |")
+    where = rows[0]
+    lines.append(f"\n{where['machine']}, torch {where['torch']}, commit {where['commit']}.")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Print the table; write it where asked."""
     options, about = setup(__doc__, rounds=21, more=more)
+    if options.page:
+        page, (begin, end) = Path(options.page), MARKERS
+        before, rest = page.read_text(encoding="utf-8").split(begin)
+        table = markdown(read_rows(RESULTS / (options.csv or "patterns.csv")))
+        page.write_text(before + begin + table + end + rest.split(end)[1], encoding="utf-8")
+        return 0
     grid = [(p, z) for p in PATTERNS for z in ZEROS if z >= get_pattern(p).least_zeros]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -8,9 +8,9 @@ Quads of published networks, float weights. FMEN-S and EFDN x4 (all layers but h
 patches of the training images: Set5 PSNR on luma. EfficientNet-Lite0 (all layers but the first and
 the depthwise ones), 64 images: percent of 400 others in which the class is that of the dense
 network; needs the packages that bench/lite0.py names. --against: the folder of another checkout,
-whose `reconstruct_` takes turns with this one, each in a process of its own, `older_seconds`. Times
-are processor time, of all threads. Writes bench/results/reconstruct.csv, rows of other networks
-and zeros stay.
+whose `reconstruct_` runs after this one, each in a process of its own (`older_...`). `seconds` is
+by the clock, `cpu_seconds` processor time of all threads, which other users of the machine change
+less. Writes bench/results/reconstruct.csv; rows of other networks and zeros stay.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def load(name: str) -> Any:
 def child(name: str, zeros: float) -> None:
     """Prune with the package at hand; print the time and the score."""
     made = load(name)
-    start = time.process_time()
+    start, wall = time.process_time(), time.monotonic()
     tops.prune.reconstruct_(made.network, made.samples, zeros, "1x4", skip=made.skip)
-    seconds = time.process_time() - start
-    print(json.dumps({"seconds": seconds, "score": made.score(made.network)}))
+    found = {"cpu": time.process_time() - start, "seconds": time.monotonic() - wall}
+    print(json.dumps({**found, "score": made.score(made.network)}))
 
 
 def pruned_by(folder: Path, name: str, zeros: float, threads: int) -> dict[str, float]:
@@ -119,12 +119,13 @@ def row_of(name: str, zeros: float, options: Any) -> dict[str, Any]:
     if name != "efficientnet-lite0":
         row["score"] = "PSNR dB"
     row |= {"dense": round(made.score(made.network), 3), "magnitude": round(made.score(by_size), 3)}
-    row |= {"reconstructed": round(ours["score"], 3), "cpu_seconds": round(ours["seconds"], 1)}
+    row |= {"reconstructed": round(ours["score"], 3), "seconds": round(ours["seconds"])}
+    row |= {"cpu_seconds": round(ours["cpu"], 1)}
     row |= {"threads": options.threads, "older_reconstructed": "", "older_cpu_seconds": ""}
     if options.against:
         older = pruned_by(Path(options.against), name, zeros, options.threads)
         row["older_reconstructed"] = round(older["score"], 3)
-        row["older_cpu_seconds"] = round(older["seconds"], 1)
+        row["older_cpu_seconds"] = round(older["cpu"], 1)
     return row
 
 
@@ -146,7 +147,7 @@ def main() -> int:
             print(row, flush=True)
             key = (name, str(zeros))
             kept = read_rows(RESULTS / "reconstruct.csv")
-            kept = [r for r in kept if (r["network"], r["zeros"]) != key and r.keys() >= row.keys()]
+            kept = [r for r in kept if (r["network"], r["zeros"]) != key]
             write_csv("reconstruct.csv", [*kept, row])
     return 0
 

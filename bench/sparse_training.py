@@ -106,6 +106,8 @@ def pruner_of(
     """The arm's Pruner."""
     steps = run.course.steps(len(split.y_train))
     options = dict(ARMS[run.arm])
+    if "growth" in options:
+        options["growth"] = tops.prune.Growth(grow=options["growth"], seed=run.seed)
     if run.arm == "snip":
         views = Augmentation(split.x_train, reach=4, flip=True)
         batches = Batches(views, split.y_train, run.course, None, ALONE)
@@ -286,7 +288,7 @@ def overhead(options: argparse.Namespace) -> None:
     rules = ["none", "static", *options.rules]
     times = interleave({rule: stepper(rule, options.batch) for rule in rules}, options.steps)
     taken = {rule: np.array(values) for rule, values in times.items()}
-    peaks = {rule: peak_mib(rule, 2 * EVERY + 1, options.batch) for rule in rules}
+    peaks = {rule: peak_mib(rule, EVERY + 1, options.batch) for rule in rules}
     rows = []
     for rule in rules:
         row: dict[str, Any] = {"growth": rule, "every": EVERY, "steps": options.steps}

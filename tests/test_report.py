@@ -108,7 +108,7 @@ class Stream(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1, bias=False)
-        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 1, bias=False) for _ in range(4))
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 1, bias=False) for _ in range(3))
         for block in self.blocks:
             block.weight.data *= 0.02
 

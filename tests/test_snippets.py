@@ -67,6 +67,7 @@ SETUP: dict[str, Callable[[], Names]] = {
     "README.md": digits,
     "docs/methods/criteria.md": trained,
     "docs/methods/growth.md": trained,
+    "docs/methods/ephemeral.md": dict,
     "docs/methods/reconstruction.md": trained,
     "docs/methods/filters.md": trained,
     "docs/methods/removal.md": trained,

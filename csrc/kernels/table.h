@@ -221,6 +221,18 @@ struct SoftmaxArgs {
   int64_t bias_stride;
 };
 
+// y = (x - mean) / sqrt(variance + eps) * weight[c] + bias[c] over the channels c of each of n
+// pixels; strides in floats, from one channel to the next.
+struct LayerNormArgs {
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+  int64_t channels, n;
+  const float *weight, *bias;
+  float eps;
+};
+
 // Start of a run of packets of four channels: one pointer for u8 packets, one a channel for float
 // (null: absent).
 struct Packets {
@@ -266,7 +278,7 @@ struct GateRow {
 };
 
 // Functions with kernels of their own; kLeakyRelu: a is the slope.
-enum class FloatMap { kLeakyRelu, kSigmoid, kSilu };
+enum class FloatMap { kLeakyRelu, kSigmoid, kSilu, kGelu };
 
 struct KernelTable {
   const char* name;
@@ -326,6 +338,7 @@ struct KernelTable {
   void (*blend_rows)(const float* a, const float* b, float a_weight, float b_weight, int64_t n,
                      float* y);
   void (*gate_row)(const GateRow&, int64_t n);
+  void (*layer_norm)(const LayerNormArgs&);
   // Softmax in place.
   void (*softmax_rows)(const SoftmaxArgs&);
   // y[i * count + k] = x[k][i] for i < n.

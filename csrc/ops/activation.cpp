@@ -33,8 +33,6 @@ float hardswish(float v, Parameters p) { return v * hardsigmoid(v, p); }
 
 float tanh_of(float v, Parameters) { return std::tanh(v); }
 
-float gelu(float v, Parameters) { return 0.5f * v * std::erfc(-v * 0.70710678f); }
-
 float gelu_tanh(float v, Parameters) {
   return 0.5f * v * (1.0f + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v)));
 }
@@ -118,7 +116,7 @@ const Function kFunctions[] = {
     {"silu", 0, map_by_kernel<FloatMap::kSilu>},
     {"sigmoid", 0, map_by_kernel<FloatMap::kSigmoid>},
     {"tanh", 0, map_row<tanh_of>},
-    {"gelu", 0, map_row<gelu>},
+    {"gelu", 0, map_by_kernel<FloatMap::kGelu>},
     {"gelu_tanh", 0, map_row<gelu_tanh>},
     {"elu", 1, map_row<elu>},
     {"softplus", 2, map_row<softplus>},

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 
+#include "isa/isa.h"
 #include "program/registry.h"
 #include "tensor/for_each_row.h"
 
@@ -105,26 +106,9 @@ class LayerNorm : public OverChannels {
   void run(const NodeRun& node) const override {
     const int64_t count = node.out().channels, in = node.in(0).channel_stride,
                   out = node.out().channel_stride;
-    each_run(node, [=](const float* x, float* y, int64_t pixels) {
-      // Of many channels: float32 sums would lose digits.
-      double mean[kRun] = {}, square[kRun] = {}, spread[kRun];
-      for (int64_t c = 0; c < count; ++c)
-        for (int64_t p = 0; p < pixels; ++p) mean[p] += static_cast<double>(x[c * in + p]);
-      for (int64_t p = 0; p < pixels; ++p) mean[p] /= static_cast<double>(count);
-      for (int64_t c = 0; c < count; ++c)
-        for (int64_t p = 0; p < pixels; ++p) {
-          const double v = static_cast<double>(x[c * in + p]) - mean[p];
-          square[p] += v * v;
-        }
-      for (int64_t p = 0; p < pixels; ++p)
-        spread[p] = std::sqrt(square[p] / static_cast<double>(count) + static_cast<double>(eps_));
-      for (int64_t c = 0; c < count; ++c) {
-        const float weight = weight_[static_cast<size_t>(c)], bias = bias_[static_cast<size_t>(c)];
-        for (int64_t p = 0; p < pixels; ++p) {
-          const double v = (static_cast<double>(x[c * in + p]) - mean[p]) / spread[p];
-          y[c * out + p] = static_cast<float>(v) * weight + bias;
-        }
-      }
+    const KernelTable& kernel = kernels();
+    each_run(node, [&, in, out, count](const float* x, float* y, int64_t pixels) {
+      kernel.layer_norm({x, in, y, out, count, pixels, weight_.data(), bias_.data(), eps_});
     });
   }
 

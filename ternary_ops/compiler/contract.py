@@ -37,6 +37,11 @@ class _Way:
         return not all(atom.known for atom in said)
 
     @property
+    def mixes_tokens(self) -> bool:
+        """True where a softmax weighs tokens as it lies: attention, which is one operator."""
+        return self.first.step.op == "softmax" and not self.transpose
+
+    @property
     def cost(self) -> int:
         """Of the moves."""
         pairs = zip((self.first, self.second), self.forms, strict=True)
@@ -67,7 +72,8 @@ def contracted(a: Value, b: Value, batch: Pairs, shared: Pairs) -> Value:
     ]
     together = [a.axes[i] or b.axes[j] for i, j in batch]
     sums = joined_axes([a.axes[i] for i, _ in shared])
-    best = min(_ways(a, b, joined_axes(together), sums, free), key=lambda way: way.cost)
+    ways = _ways(a, b, joined_axes(together), sums, free)
+    best = min(ways, key=lambda way: (way.cost, not way.mixes_tokens))
     operands = [
         placed(value, form).step
         for value, form in zip((best.first, best.second), best.forms, strict=True)

@@ -186,7 +186,7 @@ def esa(c: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> C
     return Case(
         f"esa {c}, {f}, {h}x{w} {_short(dtype)}",
         lambda: kernels.esa(x, weights, biases),
-        lambda one: [9.0] if one.name == "_strided" else [],
+        lambda one: _turns(one, 9.0) if one.name == "_strided" else [],
         *("pixel", pixels, macs, 3 * x.nbytes + small // 4 * 2 + small // 36 * 2, 3 * x.nbytes),
         _short(dtype),
     )

@@ -114,7 +114,7 @@ def parse_amdgcn(text: str, kernel: str) -> list[Instruction]:
 
 # Short loops that poll a barrier or a lock: how often they turn is chance, not the kernel's shape.
 _POLLS = ("TRYWAIT", "FIND_AND_SET", "NANOSLEEP")
-_POLL_LENGTH = 8
+_POLL_LENGTH = 12
 
 
 def find_loops(listing: Sequence[Instruction]) -> list[Loop]:

@@ -43,13 +43,16 @@ def check_finished(layers: Mapping[str, tnn.TernaryLayer], allow: bool) -> None:
 
 
 def warn_of_zeros(layers: Mapping[str, tnn.TernaryLayer]) -> None:
-    """Log a warning that names the layers whose plan asks for more zeros than their masks have."""
+    """Log a warning that names the layers whose plan asks for more zeros than they have: units that
+    are pruned, or whose weights are all exactly 0.0, as those of a network pruned before.
+    """
     groups: dict[tuple[str, float], list[str]] = {}
     for name, layer in layers.items():
         if layer.config.zeros > 0:
             groups.setdefault((layer.config.pattern, layer.config.zeros), []).append(name)
     for (pattern, zeros), names in groups.items():
-        kept = [from_mask(layers[name].mask, get_pattern(pattern)) for name in names]
+        left = [(m := layers[name]).mask & (m.weight.detach() != 0) for name in names]
+        kept = [from_mask(part, get_pattern(pattern)) for part in left]
         units = sum(part.numel() for part in kept)
         share = 1 - sum(int(part.sum()) for part in kept) / max(units, 1)
         if share < zeros - _MISSING:

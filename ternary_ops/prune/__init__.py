@@ -22,6 +22,7 @@ from ternary_ops.prune.filter_scores import FILTER_SCORES, filter_score, registe
 from ternary_ops.prune.filters import FilterGroup, FilterGroups, Place
 from ternary_ops.prune.fisher import fisher_
 from ternary_ops.prune.gates import GATES, Gate, register_gate
+from ternary_ops.prune.growth import GROWTHS, Growth, register_growth
 from ternary_ops.prune.growth_rules import DNW, SET, SNFS, DeepR, RigL, Static
 from ternary_ops.prune.learned_sparsity import LearnedSparsity
 from ternary_ops.prune.merging import fold_constants_, merge_similar_
@@ -41,6 +42,7 @@ from ternary_ops.prune.schedules import (
     one_cycle,
     register_schedule,
 )
+from ternary_ops.prune.woodfisher import woodfisher as _woodfisher  # noqa: F401 - registers it
 
 __all__ = [
     "ALLOCATIONS",
@@ -72,9 +74,9 @@ __all__ = [
     "choose",
     "early_bird",
     "filter_score",
+    "fisher_",
     "fold_constants_",
     "generalization_loss",
-    "fisher_",
     "get_schedule",
     "groups",
     "iht",

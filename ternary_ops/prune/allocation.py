@@ -77,9 +77,12 @@ def erdos_renyi_kernel(targets: Sequence[Target], zeros: float) -> list[Group]:
 
 
 def _erk_counts(targets: Sequence[Target], total: int) -> list[int]:
-    """Units to keep in each layer, between `protected` and all of them; their sum is `total`."""
+    """Units to keep in each layer, between `protected` and what the pattern leaves; their sum is
+    `total`.
+    """
     weights = [sum(t.weight.shape) / math.prod(t.weight.shape) * t.units for t in targets]
-    return apportion(total, weights, [t.protected for t in targets], [t.units for t in targets])
+    most = [t.units - round(t.pattern.least_zeros * t.units) for t in targets]
+    return apportion(total, weights, [t.protected for t in targets], most)
 
 
 register_allocation("global", globally)

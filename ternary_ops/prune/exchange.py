@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ternary_ops.errors import BadConfig, need
-from ternary_ops.nn.patterns import from_mask
 from ternary_ops.prune.criteria import Score
 from ternary_ops.prune.growth import Candidates, Growth
 from ternary_ops.prune.targets import Target
@@ -39,9 +38,10 @@ class Exchange:
         memory = self.memory.get(target.name)
         return Candidates(
             *(target.name, weight, gradient, target.pattern, self.step),
-            kept=from_mask(target.mask, target.pattern),
+            mask=target.mask,
             rate=self.rates.get(id(target.weight), 0.0),
             memory=None if memory is None else memory.to(weight.device),
+            seed=self.rule.seed,
         )
 
     def start_scores(self, target: Target, criterion: Score) -> Tensor:

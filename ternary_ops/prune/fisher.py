@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.errors import BadConfig, check_type, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.memory import free_memory
 from ternary_ops.prune.allocation import make_groups
 from ternary_ops.prune.criteria.probe import Loss, Pairs, check_finite, pairs
-from ternary_ops.prune.fisher_blocks import Blocks, Slopes, slopes_of
+from ternary_ops.prune.fisher_blocks import Blocks, Slopes, in_parts, slopes_of
 from ternary_ops.prune.obs import removal, surgery
 from ternary_ops.prune.one_shot import in_float, row_targets
 from ternary_ops.prune.ranking import Group, SummaryRow, summary
@@ -100,44 +100,22 @@ class _Surgeon:
             t.name: [name for name, layer in model.named_modules() if layer in t.owners]
             for t in targets
         }
-        self.parts = self._parts(targets, free_memory() / 2 if memory is None else memory)
+        self.targets = {target.name: target for target in targets}
+        count = sum(len(x) for x, _ in data)
+        self.parts = in_parts(self.blocks, count, free_memory() / 2 if memory is None else memory)
         self._known: dict[str, Slopes] = {}
-
-    def _parts(self, targets: list[Target], memory: float) -> list[list[Target]]:
-        """Targets whose gradients are held together."""
-        count = sum(len(x) for x, _ in self.data)
-        parts: list[list[Target]] = []
-        held = memory
-        for target in targets:
-            blocks = self.blocks[target.name]
-            size = 4 * count * blocks.blocks * blocks.size
-            if size > memory:
-                do = "Raise memory, pass fewer samples, or skip the layer."
-                what = f"memory for gradients of {count} samples by {target.name!r}, {size} bytes"
-                raise BadConfig(need(what, f"{memory:.0f}", do))
-            if held + size > memory:
-                parts.append([])
-                held = 0
-            parts[-1].append(target)
-            held += size
-        return parts
 
     def _slopes(self) -> Iterator[tuple[Target, Slopes]]:
         """Gradients by each target; with memory for all, those of the last call."""
         for part in self.parts:
             if not self._known:
-                names = [target.name for target in part]
-                found = slopes_of(
-                    self.model,
-                    [self.names[name] for name in names],
-                    [self.blocks[name] for name in names],
-                    self.data,
-                    self.loss,
-                    self.damp,
-                )
-                self._known = dict(zip(names, found, strict=True))
-            for target in part:
-                yield target, self._known[target.name]
+                owners = [self.names[name] for name in part]
+                blocks = [self.blocks[name] for name in part]
+                found = slopes_of(self.model, owners, blocks, self.data, self.loss, self.damp)
+                self._known = dict(zip(part, found, strict=True))
+                _check_used(self._known)
+            for name in part:
+                yield self.targets[name], self._known[name]
             if len(self.parts) > 1:
                 self._known = {}
 
@@ -152,9 +130,13 @@ class _Surgeon:
             due = (1 - (1 - group.zeros) ** progress) / group.zeros if group.zeros else 1.0
             weights = zip(group.targets, group.loss_weights(), strict=True)
             group.prune([costs[t.name] * weight for t, weight in weights], group.wanted(due))
-        for target, slopes in self._slopes():
-            self._change(target, slopes)
+        changed = []
+        for target, slopes in self._slopes():  # of the weights as they were, so none changes yet
+            changed.append((target, self._changed(target, slopes)))
             self.on_layer(target.name)
+        with torch.no_grad():
+            for target, weight in changed:
+                target.weight.copy_(weight)
 
     def _costs(self, target: Target, slopes: Slopes) -> Tensor:
         """What removing each unit adds to the loss, [units]."""
@@ -166,16 +148,22 @@ class _Surgeon:
         return blocks.units(torch.cat(found))
 
     @torch.no_grad()
-    def _change(self, target: Target, slopes: Slopes) -> None:
-        """Zeros where the mask says so, and the best values for the others."""
+    def _changed(self, target: Target, slopes: Slopes) -> Tensor:
+        """The weight with zeros where the mask says so, and the best values for the others."""
         blocks = self.blocks[target.name]
         rows = blocks.split(target.weight)
         kept = blocks.split(target.mask.to(rows.dtype)) > 0
         for part in blocks.chunks():
-            at = torch.arange(self.blocks[target.name].blocks)[part]
-            inverse, own = slopes.inverse(part), torch.arange(len(at))
-            rows[part] = surgery(rows[part], inverse, own, kept[part])
-        target.weight.copy_(blocks.join(rows))
+            own = torch.arange(len(rows[part]))
+            rows[part] = surgery(rows[part], slopes.inverse(part), own, kept[part])
+        return blocks.join(rows).to(target.weight.dtype)
+
+
+def _check_used(slopes: Mapping[str, Slopes]) -> None:
+    idle = [name for name, own in slopes.items() if own.damp == 0]
+    if idle:
+        do = "Skip these layers, or pass batches that reach them."
+        raise UnsupportedModel(need("gradients of every layer to prune", f"none of {idle}", do))
 
 
 def _check_options(damp: float, steps: int, block: int) -> None:

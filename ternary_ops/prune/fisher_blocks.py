@@ -10,7 +10,7 @@ serve in place of the recursion sample by sample: the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.errors import BadConfig, need
 from ternary_ops.prune.criteria.probe import Loss, Pairs, gradients, probing
 from ternary_ops.prune.layer_matrix import LayerMatrix
 from ternary_ops.prune.obs import inverse_of
@@ -38,6 +38,26 @@ def fisher_inverse(slopes: Tensor, damp: float) -> Tensor:
     half = torch.linalg.solve_triangular(factor, each, upper=False)
     inverse: Tensor = (eye - half.mT @ half) / damp
     return inverse
+
+
+def in_parts(blocks: Mapping[str, Blocks], count: int, memory: float) -> list[list[str]]:
+    """The weights, by name, whose gradients for so many samples are held together, in bytes of
+    memory; BadConfig where a single one's are too many.
+    """
+    parts: list[list[str]] = []
+    held = memory
+    for name, block in blocks.items():
+        size = 4 * count * block.blocks * block.size
+        if size > memory:
+            do = "Raise memory, pass fewer samples, or skip the layer."
+            what = f"{size} bytes of memory for gradients of {count} samples by {name!r}"
+            raise BadConfig(need(what, f"{memory:.0f}", do))
+        if held + size > memory:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    return parts
 
 
 class Blocks:
@@ -96,7 +116,7 @@ def slopes_of(
     """For each weight, given by the names of the layers that hold it, the gradients of all samples.
 
     One backward pass a sample, in eval mode, on a copy: whatever the network does, samples do not
-    meet. damp: relative to the mean of the diagonal. Raises UnsupportedModel where all are zero.
+    meet. damp: relative to the mean of the diagonal, 0 where all gradients are.
     """
     names = list(names)
     wanted = {name for owners in names for name in owners}
@@ -113,10 +133,6 @@ def slopes_of(
                     out[at] = block.split(torch.stack(list(parts.values())).sum(0)).to(out)
                 at += 1
     diagonals = [float(value.double().square().sum()) / count for value in made]
-    idle = [owners[0] for owners, d in zip(names, diagonals, strict=True) if d == 0]
-    if idle:
-        do = "Skip these layers, or pass batches that reach them."
-        raise UnsupportedModel(need("gradients of every layer to prune", f"none of {idle}", do))
     return [
         Slopes(value, damp * diagonal / block.count)
         for value, diagonal, block in zip(made, diagonals, blocks, strict=True)

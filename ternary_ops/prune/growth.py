@@ -10,7 +10,6 @@ keeps its value; others come back as zeros with zero optimizer state. Rules are 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, fields
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ternary_ops.errors import BadConfig, check_type, need
-from ternary_ops.nn.patterns import Pattern
+from ternary_ops.nn.patterns import Pattern, from_mask
 from ternary_ops.prune.registry import Registry
 
 
@@ -29,8 +28,9 @@ class Candidates:
     """One weight as a rule of growth sees it.
 
     name: of its layer. weight, gradient: [O, I, ...], the gradient also where the weight is pruned;
-    zeros if the layer did not run. step: optimizer steps done. kept: bool [units], the units left.
-    rate: the learning rate. memory: what the rule's `observe` returned last, None before.
+    zeros if the layer did not run. step: optimizer steps done. mask: bool of the weight's shape,
+    False where it is pruned. rate: the learning rate. memory: what the rule's `observe` returned
+    last, None before. seed: that of the rule.
     """
 
     name: str
@@ -38,19 +38,28 @@ class Candidates:
     gradient: Tensor
     pattern: Pattern
     step: int
-    kept: Tensor
+    mask: Tensor
     rate: float
     memory: Tensor | None = None
+    seed: int = 0
 
     @property
     def units(self) -> int:
         """Number of units of the weight."""
         return self.pattern.units(self.weight.shape)
 
+    @property
+    def kept(self) -> Tensor:
+        """The units that are left, bool [units]."""
+        return from_mask(self.mask, self.pattern)
+
     def generator(self, purpose: str = "") -> torch.Generator:
-        """Seeded with name, step and purpose alone: equal on all ranks and in a resumed run."""
-        seed = f"{self.name} {self.step}{purpose and ' '}{purpose}"
-        return torch.Generator().manual_seed(crc32(seed.encode()))
+        """Seeded with name, step, purpose and the rule's seed alone: equal on all ranks and in a
+        resumed run.
+        """
+        words = [self.name, self.step, *([purpose] if purpose else [])]
+        words += [self.seed] if self.seed else []
+        return torch.Generator().manual_seed(crc32(" ".join(map(str, words)).encode()))
 
     def uniform(self, purpose: str = "") -> Tensor:
         """Numbers in 0..1, float32 [units]; other purposes get other ones."""
@@ -58,7 +67,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Growth(ABC):
+class Growth:
     """A rule of dynamic sparse training. `Growth(grow="rigl", ...)` makes an object of the rule of
     that name; a subclass, such as RigL, says by `scores` which pruned units come back.
 
@@ -71,6 +80,7 @@ class Growth(ABC):
                   not at all, a number p by (1 - t / until)^p
     random_start  draw the first mask at random, as in training from scratch; False: by the
                   Pruner's criterion, and the schedule may then rise by degrees
+    seed          of what is random: first masks, and units that grow at random
     skip_update   apply no optimizer step to any parameter at the steps that exchange units
     """
 
@@ -82,6 +92,7 @@ class Growth(ABC):
     decay: str | float = "cosine"
     random_start: bool = True
     skip_update: bool = False
+    seed: int = 0
 
     # What a rule needs of the Pruner.
     usual_every: ClassVar[int | None] = None  # steps between updates unless the user says otherwise
@@ -100,6 +111,7 @@ class Growth(ABC):
         if grow is not None and GROWTHS.find(grow) is not type(self):
             got, do = f"{type(self).__name__}(grow={grow!r})", "Leave grow out, or use Growth."
             raise BadConfig(need("grow= with prune.Growth itself", got, do))
+        check_type("seed", self.seed, int, "Pass that of the run.")
         check_type("drop", self.drop, (str, type(None)), 'Name a criterion, "magnitude".')
         for name in ("fraction", "until"):
             check_type(name, getattr(self, name), (int, float), "0.3 and 0.75 suit most networks.")
@@ -117,7 +129,7 @@ class Growth(ABC):
         from what it did.
         """
         first = {"fraction": None, "until": None, "random_start": None}
-        new = {"drop": None, "decay": "cosine", "skip_update": False}
+        new = {"drop": None, "decay": "cosine", "skip_update": False, "seed": 0}
         mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "every"}
         own = {name: mine[name] for name in mine if name not in first | new}
         shown = {name: mine[name] for name in first}
@@ -148,9 +160,11 @@ class Growth(ABC):
         """How many of the `left` units go at an exchange; scores: by which they are ranked."""
         return int(fraction * left)
 
-    @abstractmethod
     def scores(self, candidates: Candidates) -> Tensor:
-        """One score per unit, [units]; of the units that are pruned the highest grow."""
+        """One score per unit, [units]; of the units that are pruned the highest grow. Here random
+        numbers.
+        """
+        return candidates.uniform()
 
     def shares(self, candidates: Sequence[Candidates]) -> Sequence[float] | None:
         """For layers counted as one total: each one's share of what grows, where the rule gives

@@ -38,11 +38,7 @@ _DECAY = 0.9
 
 
 class SET(Growth):
-    """Sparse Evolutionary Training: pruned units grow uniformly at random."""
-
-    def scores(self, candidates: Candidates) -> Tensor:
-        """Random numbers."""
-        return candidates.uniform()
+    """Sparse Evolutionary Training: pruned units grow uniformly at random, as in any Growth."""
 
 
 @dataclass(frozen=True)

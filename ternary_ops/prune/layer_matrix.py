@@ -100,13 +100,43 @@ class LayerMatrix:
         return F.pad(x, edges_at(layer, *x.shape[-2:]), mode=mode)
 
     def products(self, x: Tensor) -> Tensor:
-        """columns(x) @ columns(x)^T, float64 [G, K, K]."""
+        """columns(x) @ columns(x)^T, float64 [G, K, K].
+
+        What differs from the mean of each channel is multiplied in the precision of x, since a
+        large mean would leave no digits to it; what the means add follows in float64.
+        """
+        channel = x.ndim - (1 if len(self.shape) == 2 else 3)
+        mean = x.movedim(channel, -1).flatten(0, -2).mean(0)
+        apart = x - mean.view(-1, *[1] * (x.ndim - 1 - channel))
         if self._by_shifts(x):
-            found = window_products(self.padded(x), *self.shape[2:])
-            first = self._units(found.flatten(2)).view(-1, *found.shape[2:], 1)
-            return self._units(first)[None, ..., 0].double()
-        columns = self.columns(x)
-        return (columns @ columns.mT).double()
+            found = window_products(self.padded(apart), *self.shape[2:])
+            made = self._both(found[None].double())
+        else:
+            columns = self.columns(apart)
+            made = (columns @ columns.mT).double()
+        return made + self._of_means(apart, mean.double().view(self.groups, -1))
+
+    def _of_means(self, apart: Tensor, mean: Tensor) -> Tensor:
+        """What is missing where `mean`, [G, I], is left out of every input channel."""
+        if len(self.shape) == 2:
+            ones, count = mean.new_ones(1, apart.numel() // apart.shape[-1]), 1
+            rest = self.columns(apart.double())
+        else:
+            images = apart if apart.ndim == 4 else apart[None]
+            ones, count = mean.new_ones(1, 1, *images.shape[2:]), len(images)
+            ones = F.unfold(
+                self.padded(ones), self.shape[2:], self.layer.dilation, 0, self.layer.stride
+            )[0]  # [taps, positions]: 0 where a tap sees the border
+            rest = self.columns(images.double().sum(0, keepdim=True))
+        mixed = (rest @ ones.mT)[:, :, None] * mean[:, None, :, None]  # [G, K, I, taps]
+        mixed = self._units(mixed[..., None])[..., 0]
+        inside = torch.einsum("ga,gb,tu->gatbu", mean, mean, count * (ones @ ones.mT))
+        return mixed + mixed.mT + self._both(inside)
+
+    def _both(self, values: Tensor) -> Tensor:
+        """[G, I, T, I, T] as [G, K, K]."""
+        first = self._units(values.flatten(3))
+        return self._units(first.view(*first.shape[:2], *values.shape[3:], 1))[..., 0]
 
     def output_products(self, y: Tensor, x: Tensor) -> Tensor:
         """Outputs y of the layer, one row per filter, times columns(x)^T, float64 [G, O/G, K]."""

@@ -14,7 +14,7 @@ from ternary_ops.errors import BadConfig, need
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.allocation import make_groups
-from ternary_ops.prune.criteria import get_criterion
+from ternary_ops.prune.criteria import Score, get_criterion
 from ternary_ops.prune.gradient_reader import GradientReader
 from ternary_ops.prune.growth import Growth, get_growth
 from ternary_ops.prune.growth_run import GrowthRun
@@ -150,28 +150,32 @@ class Pruner:
         self._targets = find_targets(model, zeros, pattern, scope, skip, min_nnz)
         self._groups = make_groups(self._targets)
         self._layers = [m for m in model.modules() if is_quantized(m)]
-        self._step = 0
-        self._gradients = GradientReader()
-        self._growing = GrowthRun(
-            self.growth, self.phases, self._groups, self.criterion, drop, optimizer
-        )
-        self._masks = MaskUpdates(
-            *(self._groups, self.phases, self.schedule, self._growing, self.criterion, criterion),
-            nested=self.nested,
-            normalize=normalize,
-        )
-        self._progress = Progress(0, self.phases.freeze, self.phases.total)
         check_optimizer(optimizer, self._targets)
         for score in self._criteria:
             for target in self._targets:
                 score.watch(target.name, target.owners)
             if batches is not None:
                 score.prepare(model, batches, loss)
+        self._begin(model, drop, rewind)
+
+    def _begin(self, model: nn.Module, drop: Score | None, rewind: int | None) -> None:
+        """Follow the optimizer's steps, and show the layers how far the run is."""
+        self._step = 0
+        common = self.phases, self._groups, self.criterion
+        self._growing = GrowthRun(self.growth, *common, drop, self.optimizer)
+        self._masks = MaskUpdates(
+            *(self._groups, self.phases, self.schedule, self._growing, self.criterion),
+            criterion_name=self._criterion_name,
+            nested=self.nested,
+            normalize=self.normalize,
+        )
+        self._gradients = GradientReader()
+        self._progress = Progress(0, self.phases.freeze, self.phases.total)
         self._rewinding = None
-        if optimizer is not None and rewind is not None:
-            self._rewinding = Rewinding(model, optimizer, rewind)
-        if optimizer is not None:
-            optimizer.register_step_pre_hook(GradientHook(self))
+        if self.optimizer is not None and rewind is not None:
+            self._rewinding = Rewinding(model, self.optimizer, rewind)
+        if self.optimizer is not None:
+            self.optimizer.register_step_pre_hook(GradientHook(self))
         # A frozen layer may be about to resume by load_state_dict: its codes must last until then.
         self._prepare([layer for layer in self._layers if layer.phase != "frozen"])
         for layer in self._layers:

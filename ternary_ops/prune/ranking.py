@@ -253,7 +253,8 @@ def _places(scores: Tensor) -> Tensor:
 def _first(tier: Tensor, scores: Tensor, count: int) -> Tensor:
     """Scores by which the `count` lowest lie in the tier, or hold all of it."""
     if count <= int(tier.sum()):
-        return scores.masked_fill(~tier, torch.inf)
+        # Scores may be infinite: what is not in the tier comes after those too.
+        return scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(~tier, torch.inf)
     return scores.masked_fill(tier, -torch.inf)
 
 

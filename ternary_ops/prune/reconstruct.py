@@ -34,7 +34,7 @@ from ternary_ops.prune.paused_runs import PausedRuns, watch
 from ternary_ops.prune.ranking import SummaryRow, summary
 from ternary_ops.prune.targets import Target
 
-_COLUMNS = 64  # for each weight of a filter: enough for the order of units
+_COLUMNS = 256  # for each weight of a filter: enough for the order of units
 
 
 @renamed_arguments(tick="on_layer")

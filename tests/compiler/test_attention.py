@@ -62,3 +62,33 @@ def test_attention_moves_nothing_between_its_products() -> None:
     attention = next(n for n in program.graph.nodes if n.op == "attention")
     assert attention.attrs == {"heads": 3, "scale": 0.5, "tokens": 49}
     assert len(attention.inputs) == 4  # with the bias
+
+
+@pytest.mark.parametrize("name", ["attention", "fused attention", "heads innermost"])
+def test_attention_is_one_operator_wherever_its_heads_lie(name: str) -> None:
+    made = [node.op for node in tops.compile(SIZED[name]().eval(), sample(0)).graph.nodes]
+    assert made.count("attention") == 1 and not {"matmul", "softmax"} & set(made)
+
+
+def test_shares_that_something_else_reads_stay_a_value() -> None:
+    """The mean over heads of the weights of attention, beside its output."""
+    model = Both().eval()
+    program = tops.compile(model, sample(0))
+    assert {"matmul", "softmax"} <= {node.op for node in program.graph.nodes}
+    agree(model, program, sample(1, 3))
+
+
+class Both(nn.Module):
+    """An output of attention plus the largest of its weights, for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.qkv = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(12, 36)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        n, length, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        shares = (q @ k.transpose(-2, -1)).softmax(-1)
+        y = (shares @ v).transpose(1, 2).reshape(n, length, c)
+        return y + shares.amax((1, 3)).unsqueeze(2)

@@ -215,3 +215,17 @@ def test_growth_fills_free_places_alone() -> None:
     kept[[1, 6]] = True  # two of four groups are full
     room = ~(kept | surplus(scores.masked_fill(kept, torch.inf), pattern, shape))
     assert room.nonzero().flatten().tolist() == [11, 15]
+
+
+@pytest.mark.parametrize("name", ["2:4", "1x4@1:2", "1x4@1:4"])
+@pytest.mark.parametrize("method", ["reconstruct_", "fisher_"])
+def test_pruning_at_once_keeps_the_pattern_too(method: str, name: str) -> None:
+    """Their costs are infinite where they were not worked out: such units must not break a tie."""
+    model, pattern = net().eval(), get_pattern(name)
+    data = [(torch.randn(16, 3, 9, 9), torch.randint(0, 10, (16,))) for _ in range(2)]
+    getattr(tops.prune, method)(model, data, pattern=name, skip=["0", "8"])
+    convs = [model[3].weight.detach(), model[5].weight.detach()]
+    for weight in convs:
+        assert fullest(weight.numpy() != 0, pattern) == pattern.keep
+        empty = int((unit_scores(weight, pattern) == 0).sum())
+        assert empty == round(pattern.least_zeros * pattern.units(weight.shape))

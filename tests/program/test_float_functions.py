@@ -6,10 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from programs import Builder
 from torch import nn
 
 import ternary_ops as tops
-from ternary_ops import runtime
+from ternary_ops import reference, runtime
 
 
 def exact(name: str, x: np.ndarray) -> np.ndarray:
@@ -19,11 +20,17 @@ def exact(name: str, x: np.ndarray) -> np.ndarray:
     return {
         "sigmoid": sigmoid,
         "silu": wide * sigmoid,
+        "gelu": wide * torch.special.erfc(torch.from_numpy(-wide / np.sqrt(2))).numpy() / 2,
         "leaky": np.where(wide >= 0, wide, wide * np.float64(np.float32(0.1))),
     }[name]
 
 
-MODULES = {"sigmoid": nn.Sigmoid(), "silu": nn.SiLU(), "leaky": nn.LeakyReLU(0.1)}
+MODULES = {
+    "sigmoid": nn.Sigmoid(),
+    "silu": nn.SiLU(),
+    "gelu": nn.GELU(),
+    "leaky": nn.LeakyReLU(0.1),
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -61,9 +68,12 @@ def test_what_is_not_finite(name: str) -> None:
             found = program(x)[0, 0, 0]
         assert np.isnan(found[0])
         assert found[1] == (1.0 if name == "sigmoid" else np.inf)
-        assert {"sigmoid": 0 <= found[2] < 1e-36, "silu": abs(found[2]) < 30}.get(
-            name, found[2] == np.float32(-3e38) * np.float32(0.1)
-        )
+        assert {
+            "sigmoid": 0 <= found[2] < 1e-36,
+            "silu": abs(found[2]) < 30,
+            "gelu": abs(found[2]) < 1e-36,
+            "leaky": found[2] == np.float32(-3e38) * np.float32(0.1),
+        }[name]
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.9])
@@ -104,3 +114,22 @@ def test_a_map_that_others_read_keeps_its_negative_values() -> None:
         wanted = model(x).numpy()
     program = tops.compile(model, x)
     np.testing.assert_allclose(program(x.numpy()), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 33, 2000])
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_layer_norm_of_many_channels_and_far_from_zero(channels: int, mean: float) -> None:
+    b = Builder(0, c=channels, rank=3)
+    b("layer_norm", 0, w=b.weight("float", channels, 1, zeros=0.0), eps=1e-6)
+    graph = b.graph()
+    w = graph.weights[0]
+    x = np.random.default_rng(0).normal(mean, 1.5, (2, 19, channels)).astype(np.float32)
+    wanted = reference.layer_norm(x.swapaxes(1, 2), w.array.ravel(), w.bias, 1e-6).swapaxes(1, 2)
+    # About twenty roundings of numbers of the size of the normalized ones, their factor and offset.
+    eps = float(np.finfo(np.float32).eps)
+    size = np.abs(wanted - w.bias) + np.abs(w.array.ravel()) + np.abs(w.bias)
+    for isa in runtime.available_isas():
+        with runtime.force_isa(isa):
+            found = runtime.Program(graph, x.shape)(x)
+        off = np.abs(found - wanted) / (10 * eps * size)
+        assert off.max() <= 1, (isa, float(off.max()))

@@ -99,6 +99,30 @@ def test_erk_is_exact_on_random_networks(seed: int) -> None:
     assert all(gone < n for gone, n in zip(empty, units, strict=True))
 
 
+@pytest.mark.parametrize("rule", ["set", "rigl", "snfs", "dnw"])
+@pytest.mark.parametrize("scope", ["layer", "erk", "global"])
+def test_erk_and_growth_keep_to_patterns_with_room_for_few(rule: str, scope: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    pruner = Pruner(model, None, 12, 0.6, "2:4", scope, optimizer, growth=rule, every=2)
+    counts, seen = set(), set()
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8, 4, 4)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+        counts.add(sum(int((~target.mask).sum()) for target in pruner._targets))
+        seen.add(b"".join(target.mask.numpy().tobytes() for target in pruner._targets))
+        for target in pruner._targets:
+            fours = target.mask.reshape(target.mask.shape[0], -1, 4, target.mask[0, 0].numel())
+            assert int(fours.sum(2).max()) <= 2
+    units = [target.units for target in pruner._targets]
+    by_layer = sum(round(0.6 * n) for n in units)
+    assert counts == {by_layer if scope == "layer" else round(0.6 * sum(units))}
+    assert len(seen) > 1
+
+
 def test_counts_in_proportion_are_exact_between_their_bounds() -> None:
     assert apportion(10, [1.0, 1.0, 2.0], [0, 0, 0], [9, 9, 9]) == [3, 2, 5]
     assert apportion(10, [1.0, 1.0, 2.0], [0, 4, 0], [9, 9, 3]) == [3, 4, 3]

@@ -345,3 +345,12 @@ def test_what_a_criterion_lacks_is_named(
 ) -> None:
     with pytest.raises(BadConfig, match=match):
         Pruner(tiny(), "agp", 5, 0.5, criterion=criterion, batches=batches, loss=loss)
+
+
+def test_obd_is_magnitude_where_the_curvature_is_equal_everywhere() -> None:
+    """Inputs of +-1 and a loss that sums the outputs: every squared gradient is 1."""
+    model = nn.Sequential(nn.Linear(6, 5)).double()
+    found = scores("obd", model, [(X.sign(), Y)], lambda output, label: output.sum())["0"]
+    size = model[0].weight.detach().square()
+    torch.testing.assert_close(found, size / 2, rtol=1e-12, atol=0)
+    assert torch.equal(lowest(found.flatten(), 13), lowest(size.flatten(), 13))

@@ -136,6 +136,18 @@ def test_set_grows_at_random_and_rules_differ() -> None:
     assert not torch.equal(masks["set"], masks["rigl"])
 
 
+def test_another_seed_is_another_first_mask() -> None:
+    masks = []
+    for seed in (0, 1, 1):
+        model = plain()
+        pruner = dst(model, sgd(model), SET(seed=seed), zeros=0.6)
+        pruner.step()
+        masks.append(model[0].weight != 0)
+    assert torch.equal(masks[1], masks[2]) and not torch.equal(masks[0], masks[1])
+    with pytest.raises(BadConfig, match="seed"):
+        SET(seed=0.5)  # type: ignore[arg-type]
+
+
 def test_the_fraction_falls_along_half_a_cosine() -> None:
     growth = SET(fraction=0.3, until=0.8)
     assert growth.fraction_at(0.0) == pytest.approx(0.3)

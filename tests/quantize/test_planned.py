@@ -257,6 +257,17 @@ def test_zeros_without_a_pruner_are_named(caplog: pytest.LogCaptureFixture) -> N
     assert "planned" not in tops.compile(plain, X).summary() and "planned" not in caplog.text
 
 
+def test_zeros_of_a_network_pruned_before_count(caplog: pytest.LogCaptureFixture) -> None:
+    model = Net()
+    pruner = tops.prune.Pruner(model, "constant", 2, 0.75, "1x4")
+    for _ in range(2):
+        pruner.step()
+    quantize_(model, TernaryConfig(zeros=0.75))
+    calibrate(model, [X])
+    tops.compile(model, X)
+    assert "no Pruner was attached" not in caplog.text
+
+
 @pytest.mark.parametrize("pattern", ["1x4", "element", "filter", "2x3"])
 def test_measured_zeros_are_those_of_the_pattern(pattern: str) -> None:
     model, pruner = trained(40, pattern=pattern)

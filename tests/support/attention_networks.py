@@ -116,6 +116,14 @@ def context(x: Tensor, weight: Tensor) -> Tensor:
     return x + (x.reshape(n, c, -1).unsqueeze(1) @ shares).view(n, c, 1, 1)
 
 
+def heads_innermost(x: Tensor) -> Tensor:
+    """Attention among pixels whose heads alternate along the channels (LeViT)."""
+    n, _, h, w = x.shape
+    q = x.reshape(n, 4, 3, h * w).permute(0, 2, 3, 1)
+    y = (q @ q.transpose(-1, -2) * 0.5).softmax(-1) @ q
+    return y.transpose(1, 2).reshape(n, h * w, 12)
+
+
 # Of any image size.
 ANY: dict[str, Callable[[], nn.Module]] = {
     "channels": lambda: Behind(lambda x: x * x.mean(1, keepdim=True) - x.amin((1, 3), True)),
@@ -151,6 +159,7 @@ SIZED: dict[str, Callable[[], nn.Module]] = {
     "offsets": lambda: Behind(lambda x, p: F.relu(x + p), (1, 12, 6, 8)),
     "attention": lambda: Attention(False),
     "fused attention": lambda: Attention(True),
+    "heads innermost": lambda: Behind(heads_innermost),
     "context": lambda: Behind(context, (1, 12, 1, 1)),
     "linear attention": Linear,
     "crossed": Crossed,

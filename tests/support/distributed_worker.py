@@ -39,6 +39,7 @@ CASES = {
     "movement": Case(criterion="movement"),
     "taylor, decaying": Case(criterion="taylor", quantized_decay=0.5),
     "wanda": Case(criterion="wanda", pattern="element"),
+    "snip": Case(criterion="snip", pattern="element"),
     "rigl": Case(pattern="element", growth="rigl"),
     "resumed": Case(criterion="taylor", stop=9),
 }
@@ -74,6 +75,9 @@ class Training:
         if self.world > 1:
             self.run = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+        given: dict[str, Any] = {}
+        if case.criterion == "snip":
+            given = {"batches": [self.batch(STEPS)], "loss": nn.functional.cross_entropy}
         self.pruner = tops.prune.Pruner(
             *(self.model, "one_cycle" if case.growth is None else "constant", STEPS),
             optimizer=self.optimizer,
@@ -82,17 +86,22 @@ class Training:
             growth=case.growth,
             every=1 if case.growth is None else 2,
             quantized_decay=case.quantized_decay,
+            **given,
         )
         self.loss = Distillation(build().eval(), share=0.5)
 
-    def step(self, number: int) -> None:
+    def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's part."""
         generator = torch.Generator().manual_seed(number)
         x = torch.randn(BATCH, 2, 5, 5, generator=generator, dtype=torch.float64)
         y = torch.randint(0, 5, (BATCH,), generator=generator)
         share = BATCH // self.world
         part = slice(self.rank * share, (self.rank + 1) * share)
+        return x[part], y[part]
+
+    def step(self, number: int) -> None:
         self.optimizer.zero_grad()
-        self.loss(self.run, x[part], y[part]).backward()
+        self.loss(self.run, *self.batch(number)).backward()
         self.optimizer.step()
         self.pruner.step()
 

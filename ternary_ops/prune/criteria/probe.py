@@ -15,6 +15,7 @@ from ternary_ops.graph.batches import samples
 from ternary_ops.graph.replace import replace_modules
 from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.nn import TernaryLayer
+from ternary_ops.prune.criteria.score import mean_over_ranks
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Pairs: TypeAlias = Sequence[tuple[Tensor, Any]]
@@ -106,12 +107,12 @@ def gradients(
 
 
 def mean_gradients(model: nn.Module, batches: Pairs, loss: Loss) -> dict[str, Tensor]:
-    """The mean over batches of the gradient of the loss by each weight."""
+    """The mean over batches, and over ranks, of the gradient of the loss by each weight."""
     total = {name: torch.zeros_like(weight) for name, weight in weights_of(model).items()}
     for x, y in batches:
         for name, gradient in gradients(model, x, y, loss).items():
             total[name] += gradient / len(batches)
-    return total
+    return {name: mean_over_ranks(value) for name, value in total.items()}
 
 
 def check_finite(what: str, values: dict[str, Tensor]) -> None:

@@ -112,7 +112,7 @@ class OfWeight(Score):
             self._settled = True
             with probing(model) as trial:
                 made = mean_gradients(trial, pairs(trial, batches, labels=True), loss)
-            self.memory = {name: mean_over_ranks(wide(value)) for name, value in made.items()}
+            self.memory = {name: wide(value) for name, value in made.items()}
 
     def observe(self, name: str, weight: Tensor) -> None:
         """Average the gradient, and the inputs."""
