@@ -298,6 +298,7 @@ BENCHES = (
         "time_scope",
         "accuracy at equal milliseconds: zeros where they save time, or equal in every layer",
         "--seeds 0,1,2",
+        results=("time_scope.csv",),
     ),
     Bench(
         "gpu_static",
