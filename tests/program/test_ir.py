@@ -89,12 +89,15 @@ _WRONG: dict[str, list[Any]] = {
     "transpose": [0, 1, None, "true"],
     "scale": [None, "1", float("nan"), True, 1e39, [1.0]],
     "eps": [0, -1e-5, float("nan"), None, "1e-5", True],
+    "heads": [0, -1, 4, 2**31, 2.0, True, None, "2"],
 }  # fmt: skip
 
 
 # Of one operator: "operator.attribute".
 for _case in program_cases().values():
     _WRONG |= {f"{_case.op}.{name}": values for name, values in _case.wrong.items()}
+# Without a bias only the sizes of the operands tell that 8 is wrong: test_token_attention.
+_WRONG["attention.tokens"] = [0, 2**30, None, True, 9.0]
 _WRONG["input.size"] = [[0, 1], [1, 2**25], [1, 1, 1], 0, "1", [1.0, 1], [], True]
 _NAMES = sorted({key.rpartition(".")[2] for key in _WRONG})
 
