@@ -154,6 +154,7 @@ class Pruner:
         for score in self._criteria:
             for target in self._targets:
                 score.watch(target.name, target.owners)
+                score.watch_units(target.name, target.pattern)
             if batches is not None:
                 score.prepare(model, batches, loss)
         self._begin(model, drop, rewind)

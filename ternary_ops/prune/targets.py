@@ -89,8 +89,10 @@ class Target:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter, looked up each time because loading a state may replace it."""
-        return cast(nn.Parameter, self.owners[0].weight)
+        """The parameter, looked up each time because loading a state may replace it. Raises
+        UnsupportedModel where it has become a computed one.
+        """
+        return _parameter(self.name, self.owners[0])
 
     @property
     def mask(self) -> Tensor:
@@ -275,7 +277,8 @@ def _parameter(name: str, layer: nn.Module) -> nn.Parameter:
         need(
             f"a weight of {name!r} that is a parameter of its own",
             "a computed or uninitialized one (a parametrization, weight_norm or a lazy layer)",
-            "Remove the parametrization, run a lazy layer once, or skip this layer.",
+            "Remove the parametrization (LearnedSparsity: finish_), run a lazy layer once, or skip "
+            "this layer.",
         )
     )
 
