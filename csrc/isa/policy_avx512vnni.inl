@@ -169,6 +169,20 @@ struct V {
     return a;
   }
   static TOPS_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
+  // Four packets of each 128-bit lane to the four bytes of each channel: 32-bit lane c of it holds
+  // byte c of every packet.
+  static TOPS_INLINE I packets_to_channels(I a) {
+    return _mm512_shuffle_epi8(a,
+                               _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+  }
+  // acc plus the four bytes of a lane, and plus their squares.
+  static TOPS_INLINE I add_byte_sums(I acc, I x) {
+    return _mm512_dpbusd_epi32(acc, x, set1(0x01010101));
+  }
+  static TOPS_INLINE I add_byte_squares(I acc, I x) {
+    const I even = and_(x, set1(0x00ff00ff)), odd = _mm512_srli_epi16(x, 8);
+    return add(acc, add(_mm512_madd_epi16(even, even), _mm512_madd_epi16(odd, odd)));
+  }
   static TOPS_INLINE float sumf(F a) { return _mm512_reduce_add_ps(a); }
   // kLanes bytes, one a lane.
   static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) { return _mm512_cvtepu8_epi32(lane_at(p)); }

@@ -185,6 +185,18 @@ struct V {
   // acc += dot(x, w), once for every call, whatever the compiler knows.
   static TOPS_INLINE void dot_again(I& acc, I x, I w) { acc = dot_signed(acc, x, in_register(w)); }
   static TOPS_INLINE int32_t sum(I a) { return vaddvq_s32(a); }
+  // Four packets to the four bytes of each channel: lane c holds byte c of every packet.
+  static TOPS_INLINE I packets_to_channels(I a) {
+    static const uint8_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    return packets(vqtbl1q_u8(bytes(a), vld1q_u8(kOrder)));
+  }
+  // acc plus the four bytes of a lane, and plus their squares.
+  static TOPS_INLINE I add_byte_sums(I acc, I x) {
+    return vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(acc), bytes(x), vdupq_n_u8(1)));
+  }
+  static TOPS_INLINE I add_byte_squares(I acc, I x) {
+    return vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(acc), bytes(x), bytes(x)));
+  }
   static TOPS_INLINE float sumf(F a) { return vaddvq_f32(a); }
   // kLanes bytes, one a lane.
   static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) {

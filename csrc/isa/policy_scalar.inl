@@ -272,6 +272,21 @@ struct V {
   static TOPS_INLINE int32_t sum(I a) {
     return wrap_add(wrap_add(a.v[0], a.v[1]), wrap_add(a.v[2], a.v[3]));
   }
+  // Four packets to the four bytes of each channel: lane c holds byte c of every packet.
+  static TOPS_INLINE I packets_to_channels(I a) {
+    I r;
+    for (int c = 0; c < 4; ++c)
+      r.v[c] = static_cast<int32_t>(byte(a.v[0], c) | byte(a.v[1], c) << 8 | byte(a.v[2], c) << 16 |
+                                    static_cast<uint32_t>(byte(a.v[3], c)) << 24);
+    return r;
+  }
+  // acc plus the four bytes of a lane, and plus their squares.
+  static TOPS_INLINE I add_byte_sums(I acc, I x) { return dot_ternary(acc, x, set1(0x01010101)); }
+  static TOPS_INLINE I add_byte_squares(I acc, I x) {
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) acc.v[i] = wrap_add(acc.v[i], byte(x.v[i], j) * byte(x.v[i], j));
+    return acc;
+  }
   static TOPS_INLINE float sumf(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
   // kLanes bytes, one a lane.
   static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }

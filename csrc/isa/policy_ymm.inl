@@ -140,6 +140,21 @@ static TOPS_INLINE int32_t sum(I a) {
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
+// Four packets of each 128-bit lane to the four bytes of each channel: 32-bit lane c of it holds
+// byte c of every packet.
+static TOPS_INLINE I packets_to_channels(I a) {
+  return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(
+                                    _mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400)));
+}
+// acc plus the four bytes of a lane, and plus their squares.
+static TOPS_INLINE I add_byte_sums(I acc, I x) {
+  const I pairs = _mm256_maddubs_epi16(x, set1(0x01010101));
+  return add(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+static TOPS_INLINE I add_byte_squares(I acc, I x) {
+  const I even = and_(x, set1(0x00ff00ff)), odd = _mm256_srli_epi16(x, 8);
+  return add(acc, add(_mm256_madd_epi16(even, even), _mm256_madd_epi16(odd, odd)));
+}
 // table[b] for every byte b: 16 look-ups by the low half of b, then a choice by each bit of the
 // high half.
 static TOPS_INLINE I sixteen(const uint8_t* table, int k, I low) {

@@ -164,14 +164,14 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
 }
 
 static const KernelTable kTable = {
-    TOPS_ISA_NAME,    V::kSparseBelow,    V::kLanes,       V::kSparseVectors,
-    V::kSignedInput,  conv_dense,         conv_wide,       wide_scratch,
-    V::kWideSpeed,    conv_sparse,        conv_blocks,     conv_depthwise,
-    winograd_rows,    winograd_finish,    linear,          linear_float<Float32Dots>,
-    linear_epilogue,  quantize_row,       max_rows,        max_columns,
-    lookup,           map_floats,         bilinear_floats, bilinear_packets,
-    blend_rows,       gate_row,           layer_norm,      softmax_rows,
-    attention_shares, attention_mix,      interleave,      add,
-    quantize,         quantize_fine,      dequantize,      gather,
-    fake_quantize,    fake_quantize_grad, dot_burst,       float_burst,
-    read_burst};
+    TOPS_ISA_NAME,    V::kSparseBelow, V::kLanes,       V::kSparseVectors,
+    V::kSignedInput,  conv_dense,      conv_wide,       wide_scratch,
+    V::kWideSpeed,    conv_sparse,     conv_blocks,     conv_depthwise,
+    winograd_rows,    winograd_finish, linear,          linear_float<Float32Dots>,
+    linear_epilogue,  quantize_row,    max_rows,        max_columns,
+    lookup,           map_floats,      bilinear_floats, bilinear_packets,
+    blend_rows,       gate_row,        layer_norm,      softmax_rows,
+    attention_shares, attention_mix,   interleave,      add,
+    quantize,         quantize_fine,   dequantize,      gather,
+    channel_sums,     channel_sums,    fake_quantize,   fake_quantize_grad,
+    dot_burst,        float_burst,     read_burst};
