@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ternary_ops.sr.models.imdn import IMDN
     from ternary_ops.sr.models.rfdn import RFDN, RLFN
     from ternary_ops.sr.training.losses import EdgeLoss
-    from ternary_ops.sr.training.trainer import Patches, SRTrainConfig, train
+    from ternary_ops.sr.training.patches import PairedPatches, Patches, UnpairedPatches
+    from ternary_ops.sr.training.trainer import SRTrainConfig, train
 
 _HOME = {
     "EFDN": "models.efdn",
@@ -36,11 +37,13 @@ _HOME = {
     "FMEN_FULL": "models.fmen",
     "IMDN": "models.imdn",
     "MODELS": "inference.pretrained",
-    "Patches": "training.trainer",
+    "PairedPatches": "training.patches",
+    "Patches": "training.patches",
     "RFDN": "models.rfdn",
     "RLFN": "models.rfdn",
     "SRTrainConfig": "training.trainer",
     "SRNetwork": "models.base",
+    "UnpairedPatches": "training.patches",
     "Upscaler": "inference.tiling",
     "balance_": "models.fmen",
     "fold": "models.fold",
@@ -61,11 +64,13 @@ __all__ = [
     "FMEN_FULL",
     "IMDN",
     "MODELS",
+    "PairedPatches",
     "Patches",
     "RFDN",
     "RLFN",
     "SRTrainConfig",
     "SRNetwork",
+    "UnpairedPatches",
     "Upscaler",
     "balance_",
     "fold",
