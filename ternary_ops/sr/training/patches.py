@@ -58,6 +58,15 @@ class _Patches:
         """Channels of the images."""
         return int(self._scenes[0][0].shape[0])
 
+    @property
+    def patch_shapes(self) -> list[tuple[int, ...]]:
+        """[C, H, W] of a patch of each image of a scene."""
+        p = self.patch
+        return [
+            tuple(image.shape) if p is None else (self.channels, f * p, f * p)
+            for image, f in zip(self._scenes[0], self.factors, strict=True)
+        ]
+
     def _checked(self, scene: tuple[Image, ...]) -> tuple[Tensor, ...]:
         least = 1 if self.patch is None else self.patch
         first = scene[0]
