@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from ternary_ops.sr.models.rfdn import RFDN, RLFN
     from ternary_ops.sr.semi import hosts
     from ternary_ops.sr.semi.degrader import Degrader
-    from ternary_ops.sr.semi.semi_sr import SemiSR, SemiWeights
+    from ternary_ops.sr.semi.semi_sr import SemiSR
     from ternary_ops.sr.semi.streams import Streams
+    from ternary_ops.sr.semi.weights import SemiWeights
     from ternary_ops.sr.training.losses import EdgeLoss
     from ternary_ops.sr.training.patches import PairedPatches, Patches, UnpairedPatches
     from ternary_ops.sr.training.trainer import SRTrainConfig, train
@@ -57,7 +58,7 @@ _HOME = {
     "RLFN": "models.rfdn",
     "RRDBNet": "models.residual",
     "SemiSR": "semi.semi_sr",
-    "SemiWeights": "semi.semi_sr",
+    "SemiWeights": "semi.weights",
     "SRNetwork": "models.base",
     "SRTrainConfig": "training.trainer",
     "Streams": "semi.streams",

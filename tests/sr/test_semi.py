@@ -96,7 +96,7 @@ def test_cycles_change_the_generator_alone(term: str) -> None:
     one = training()
     getattr(one, term)().backward()
     assert gradients(one.semi.degrader) == []
-    assert max(gradients(one.semi.generator)) > 0
+    assert max(gradients(one.host.generator)) > 0
     assert all(p.requires_grad for p in one.semi.degrader.parameters())  # type: ignore[union-attr]
 
 
@@ -105,9 +105,9 @@ def test_adversarial_terms_leave_discriminators_and_learning_leaves_the_generato
     one.loss().backward()
     assert gradients(one.host.discriminator) == gradients(one.semi.degrader) == []
     one = training()
-    before = state(one.semi.generator)
+    before = state(one.host.generator)
     one.teach()
-    assert gradients(one.semi.generator) == [] and same(before, state(one.semi.generator))
+    assert gradients(one.host.generator) == [] and same(before, state(one.host.generator))
 
 
 TERMS = {
@@ -156,9 +156,9 @@ def test_a_known_degradation_is_not_learned() -> None:
 
 def test_levels_leave_no_room_for_a_hidden_code() -> None:
     fine, coarse = training(), training(replace(ALL, levels=4))
-    assert float(fine.cycle_high()) != float(coarse.cycle_high())
+    assert not torch.equal(fine.cycle_high(), coarse.cycle_high())
     seen: list[torch.Tensor] = []
-    coarse.semi.generator.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    coarse.host.generator.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
     coarse.cycle_high()
     torch.testing.assert_close(seen[-1] * 4, (seen[-1] * 4).round())
 
@@ -175,12 +175,12 @@ def test_the_degrader_learns_the_hidden_degradation() -> None:
     before = off()
     assert before == pytest.approx(float((box_down(test, 2) - hidden(test)).abs().mean()))
     one.train(config(60, rate=1e-2, batch=4))
-    assert off() < 0.5 * before
+    assert off() < 0.7 * before
 
 
 @pytest.mark.parametrize("term", ["pixel", "cycle_high", "degradation", "discriminator"])
 def test_losses_that_are_not_finite_are_named(term: str) -> None:
-    one = semi()
+    one = semi(weights=replace(ALL, adversarial_low=0.0))
     networks = {"degradation": one.degrader, "discriminator": one.host.discriminator}
     broken = networks.get(term, one.generator)
     assert broken is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,21 +14,33 @@ from torch import Tensor, nn
 
 from ternary_ops.sr.semi.degrader import box_down
 from ternary_ops.sr.semi.gan import Batch, GANTrainConfig, GANTraining, Player
-from ternary_ops.sr.semi.host import frozen
+from ternary_ops.sr.semi.host import Host, frozen
+from ternary_ops.sr.semi.streams import Streams
+from ternary_ops.sr.semi.weights import SemiWeights
 from ternary_ops.train.average import WeightAverage
 from ternary_ops.train.checkpoint import Stateful
 from ternary_ops.train.loop import TrainLoop
 
-if TYPE_CHECKING:
-    from ternary_ops.sr.semi.semi_sr import SemiSR
-
 _LOW, _HIGH, _TURNS = 1, 2, 3  # streams of random numbers
+
+
+class Setting(Protocol):
+    """Networks, weights and streams of a training, as `SemiSR` holds them."""
+
+    host: Host
+    degrader: nn.Module | None
+    discriminator_low: nn.Module | None
+    weights: SemiWeights
+    streams: Streams
+
+    def degrade(self, large: Tensor) -> Tensor:
+        """Small images of large ones."""
 
 
 class SemiTraining(GANTraining):
     """One training of a SemiSR. With all weights 0 it draws, computes and learns as its base."""
 
-    def __init__(self, semi: SemiSR, config: GANTrainConfig) -> None:
+    def __init__(self, semi: Setting, config: GANTrainConfig) -> None:
         super().__init__(semi.host, semi.streams.pairs, config)
         self.semi, self.weights = semi, semi.weights
         w = self.weights
@@ -40,7 +52,7 @@ class SemiTraining(GANTraining):
         if semi.discriminator_low is not None and w.adversarial_low:
             self._judge = Player("discriminator_low", semi.discriminator_low, config)
             self.players.append(self._judge)
-        self._teacher = WeightAverage(semi.generator, w.decay) if w.consistency else None
+        self._teacher = WeightAverage(semi.host.generator, w.decay) if w.consistency else None
 
     def parts(self) -> Mapping[str, Stateful]:
         """The teacher too."""
