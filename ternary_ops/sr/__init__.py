@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ternary_ops.sr.models.residual import MSRResNet, RRDBNet
     from ternary_ops.sr.models.rfdn import RFDN, RLFN
     from ternary_ops.sr.semi import hosts
-    from ternary_ops.sr.semi.degrader import Degrader
+    from ternary_ops.sr.semi.degrader import Degrader, box_down, conserve
     from ternary_ops.sr.semi.semi_sr import SemiSR
     from ternary_ops.sr.semi.streams import Streams
     from ternary_ops.sr.semi.weights import SemiWeights
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _HOME = {
     "balance_": "models.fmen",
     "Degrader": "semi.degrader",
+    "box_down": "semi.degrader",
+    "conserve": "semi.degrader",
     "EdgeLoss": "training.losses",
     "EFDN": "models.efdn",
     "FMEN": "models.fmen",
@@ -92,6 +94,8 @@ __all__ = [
     "UnpairedPatches",
     "Upscaler",
     "balance_",
+    "box_down",
+    "conserve",
     "fold",
     "fuse_attention_",
     "hosts",

@@ -165,18 +165,24 @@ def train(
     config: GANTrainConfig,
     *,
     checkpoint: Checkpoint | None = None,
+    hooks: Sequence[Hook] = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> None:
     """Train a host on pairs alone, in place; its generator ends in eval mode.
 
-    on_step: called after each step. With a checkpoint a run that was cut off goes on with the same
-    bits. Raises BadWeights, with the name of the term, when a loss is not finite, BadConfig for
+    hooks: of the training loop. on_step: called after each step. With a checkpoint a run that was
+    cut off goes on with the same bits. Raises BadWeights, with the name of the term, when a loss is not finite, BadConfig for
     pairs of another scale or number of channels.
     """
-    run(GANTraining(host, pairs, config), checkpoint, on_step)
+    run(GANTraining(host, pairs, config), checkpoint, hooks, on_step)
 
 
-def run(training: GANTraining, checkpoint: Checkpoint | None, on_step: Callable[[], None]) -> None:
+def run(
+    training: GANTraining,
+    checkpoint: Checkpoint | None,
+    hooks: Sequence[Hook],
+    on_step: Callable[[], None],
+) -> None:
     """Run a training in the shared loop."""
     host, pairs, config = training.host, training.pairs, training.config
     generator = host.generator
@@ -185,9 +191,9 @@ def run(training: GANTraining, checkpoint: Checkpoint | None, on_step: Callable[
         what = f"pairs of scale {generator.scale}, {generator.image_channels} channels"
         raise BadConfig(need(what, got, "Pass others, or another generator."))
     optimizer = torch.optim.Adam(generator.parameters(), config.rate, (0.9, 0.99))
-    hooks: list[Hook] = [training]
+    everything: list[Hook] = [training, *hooks]
     if config.average:
-        hooks.append(WeightAverage(generator, config.average))
+        everything.append(WeightAverage(generator, config.average))
     loop = TrainLoop(
         *(generator, optimizer),
         one_cycle(optimizer, config.rate, config.steps, _RISE, momentum=False),
@@ -195,7 +201,7 @@ def run(training: GANTraining, checkpoint: Checkpoint | None, on_step: Callable[
         clip=config.clip,
         bfloat16=config.bfloat16,
         checkpoint=checkpoint,
-        hooks=hooks,
+        hooks=everything,
         on_step=on_step,
     )
     loop.run(lambda step: training.batch, lambda model, batch: training.loss())

@@ -9,7 +9,7 @@ of cycles and pseudo-pairs (Maeda 2020, arXiv 2002.11397), not a reproduction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ternary_ops.sr.semi.streams import Streams
 from ternary_ops.sr.semi.training import SemiTraining
 from ternary_ops.sr.semi.weights import SemiWeights
 from ternary_ops.train.checkpoint import Checkpoint
+from ternary_ops.train.loop import Hook
 
 
 class SemiSR:
@@ -82,10 +83,11 @@ class SemiSR:
         config: GANTrainConfig,
         *,
         checkpoint: Checkpoint | None = None,
+        hooks: Sequence[Hook] = (),
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         """Train in place; arguments and errors as of `sr.hosts.train`."""
-        gan.run(SemiTraining(self, config), checkpoint, on_step)
+        gan.run(SemiTraining(self, config), checkpoint, hooks, on_step)
 
     def _check(self) -> None:
         w, streams = self.weights, self.streams

@@ -97,7 +97,7 @@ class SemiTraining(GANTraining):
     def _teach_degrader(self, player: Player) -> None:
         w, batch, terms = self.weights, self.batch, {}
         judge = self._judge if self.adversarial else None
-        if judge is not None:
+        if judge is not None and w.adversarial_low:
             with self.autocast():
                 made = self.semi.degrade(batch["high"])
                 real = torch.cat([batch[name] for name in ("small", "low") if name in batch])
