@@ -90,7 +90,7 @@ class FieldNet(sr.SRNetwork):
     family = "FieldNet"
     input_range = 1.0
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__(SCALE, 1)
         h, w = _SMALL
         cells, seen = h * w, (2 * _REACH + 1) ** 2
@@ -120,7 +120,7 @@ class FieldNet(sr.SRNetwork):
 def host(weights: hosts.HostWeights, seed: int) -> hosts.Host:
     """FieldNet in SRGAN, against a small PatchGAN."""
     torch.manual_seed(seed)
-    return hosts.SRGAN(FieldNet(), hosts.PatchGAN(1, 16, 2), weights)
+    return hosts.SRGAN(FieldNet(), hosts.PatchGAN(1, 8, 2), weights)
 
 
 def bilinear(data: Data, hours: NDArray[np.int64]) -> Array:

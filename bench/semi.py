@@ -44,9 +44,7 @@ _UNTRAINED = dict.fromkeys(("stopped_at", "stop_rmse_k", "minutes", "steps"), ""
 _EVERY = 50  # steps between two looks at the pairs that stop a training
 HOST = hosts.HostWeights(pixel=1.0, perceptual=0.1, adversarial=1e-3)
 SEMI = sr.SemiWeights(cycle_low=0.1, identity=0.0, ramp=0.1)
-CONFIG = hosts.GANTrainConfig(
-    steps=1500, rate=2e-3, batch=16, pixel_only=0.1, average=0.0, bfloat16=False
-)
+CONFIG = hosts.GANTrainConfig(steps=1200, rate=4e-3, batch=8, average=0.0)
 
 
 def unpaired(data: era5.Data, parts: era5.Split, method: str, seed: int) -> list[np.ndarray]:

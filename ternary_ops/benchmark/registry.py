@@ -262,6 +262,15 @@ BENCHES = (
         _SR,
     ),
     Bench(
+        "semi",
+        "what images without a partner add to few pairs: ERA5 temperature and photos, beside the "
+        "host, ridge, kernel ridge and controls",
+        "era5 --pairs 50,100,250,400 --seeds 5",
+        ("the host alone", "kernel ridge"),
+        ("semi_era5.csv",),
+        (*_SR, "bench"),
+    ),
+    Bench(
         "sr_attention",
         "ESA, HFAB and SPAN's gate as one operator each",
         "--csv sr_attention.csv",

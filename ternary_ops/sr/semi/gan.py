@@ -171,8 +171,8 @@ def train(
     """Train a host on pairs alone, in place; its generator ends in eval mode.
 
     hooks: of the training loop. on_step: called after each step. With a checkpoint a run that was
-    cut off goes on with the same bits. Raises BadWeights, with the name of the term, when a loss is not finite, BadConfig for
-    pairs of another scale or number of channels.
+    cut off goes on with the same bits. Raises BadWeights, with the name of the term, when a loss is
+    not finite, BadConfig for pairs of another scale or number of channels.
     """
     run(GANTraining(host, pairs, config), checkpoint, hooks, on_step)
 
