@@ -263,9 +263,8 @@ BENCHES = (
     ),
     Bench(
         "semi",
-        "what images without a partner add to few pairs: ERA5 temperature and photos, beside the "
-        "host, ridge, kernel ridge and controls",
-        "era5 --pairs 50,100,250,400 --seeds 5",
+        "what images without a partner add to few pairs: ERA5 temperature, photos",
+        "era5 --pairs 50,100,250,400",
         ("the host alone", "kernel ridge"),
         ("semi_era5.csv",),
         (*_SR, "bench"),

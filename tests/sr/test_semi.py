@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from semi import config, degrader, hidden, host, same, scene, small_of, state, streams
+from semi_task import config, degrader, hidden, host, same, scene, small_of, state, streams
 
 from ternary_ops import runtime, sr
 from ternary_ops.errors import BadConfig, BadWeights, FormatError

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from semi import PATCH, SCALE, scene, small_of, streams
+from semi_task import PATCH, SCALE, scene, small_of, streams
 
 from ternary_ops import sr
 from ternary_ops.errors import BadConfig, UnsupportedShape
