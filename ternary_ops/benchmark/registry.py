@@ -265,9 +265,8 @@ BENCHES = (
         "semi",
         "what images without a partner add to few pairs: ERA5 temperature, photos",
         "era5 --pairs 50,100,250,400",
-        ("the host alone", "kernel ridge"),
-        ("semi_era5.csv",),
-        (*_SR, "bench"),
+        results=("semi_era5.csv",),
+        extras=(*_SR, "bench"),
     ),
     Bench(
         "sr_attention",
