@@ -234,6 +234,13 @@ BENCHES = (
         _SR,
     ),
     Bench(
+        "semi",
+        "what images without a partner add to few pairs: ERA5 temperature, photos",
+        "era5 --pairs 50,100,250,400",
+        results=("semi_era5.csv",),
+        extras=(*_SR, "bench"),
+    ),
+    Bench(
         "sr_attention",
         "ESA, HFAB and SPAN's gate as one operator each",
         "--csv sr_attention.csv",
