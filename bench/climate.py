@@ -11,8 +11,9 @@ mean of the networks of all seeds, which `Recipe(members=N)` puts into one file.
 is the plain mean of that and kernel ridge, a row of its own.
 
 file: trains one file of all seeds on the forward split, without the trend, and runs what it reads
-back from --model FILE. warming: CNRM-CM5's predictors, standardised by their own 1983-2002, through that file: warming over land to 2081-2100
-beside CNRM's own and RACMO's. Needs TERNARY_OPS_DATA and the extras `climate` and `train`.
+back from --model FILE. warming: CNRM-CM5's predictors, standardised by their own 1983-2002, through
+that file: warming over land to 2081-2100 beside CNRM's own and RACMO's. Needs TERNARY_OPS_DATA and
+the extras `climate` and `train`.
 """
 
 from __future__ import annotations
