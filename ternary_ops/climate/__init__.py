@@ -52,9 +52,7 @@ def __getattr__(name: str) -> Any:
     """Load a name at first use; MissingExtra when it needs a package that is absent."""
     if name not in _HOME and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    climate, train = "pip install 'ternary-ops[climate]'", "pip install 'ternary-ops[train]'"
-    what = f"climate.{name}"
-    with needs_package("xarray", what, climate), needs_package("torch", what, train):
+    with needs_package("torch", f"climate.{name}", "pip install 'ternary-ops[train]'"):
         module = importlib.import_module(f"{__name__}.{_HOME.get(name, name)}")
     value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value

@@ -16,31 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary_ops.climate import model_file
 from ternary_ops.climate.grid import Grid, interpolate
-from ternary_ops.climate.samples import Features, Variable, season, with_previous
+from ternary_ops.climate.model_file import Input
+from ternary_ops.climate.samples import (
+    Features,
+    Variable,
+    in_memory,
+    match,
+    season,
+    with_previous,
+)
 from ternary_ops.climate.time_axis import TimeAxis
 from ternary_ops.errors import BadConfig, FormatError, need
 from ternary_ops.program.program import Program
 from ternary_ops.program.receptive_field import radius
 
 Floats = NDArray[np.float64]
-KINDS = ("local", "domain")
 _BATCH = 256  # steps that a program takes at once
-
-
-@dataclass(frozen=True, eq=False)
-class Input:
-    """A predictor: where it comes from, in which units and on which grid, and its normalisation.
-
-    mean, deviation: one number for each cell of the network's grid (domain), or for all (local).
-    """
-
-    source: str
-    name: str
-    units: str
-    grid: Grid
-    mean: Floats
-    deviation: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +65,12 @@ class Downscaler:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file of kind "downscaler", atomically; `runtime.load` reads its program."""
-        from ternary_ops.climate import model_file
-
         model_file.write(Path(path), self)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Downscaler:
         """Read a file that `save` wrote; raises FormatError."""
-        from ternary_ops.climate import model_file
-
-        return model_file.read(Path(path))
+        return Downscaler(**model_file.read(Path(path)))
 
     @cached_property
     def factor(self) -> int:
@@ -169,8 +158,6 @@ class Downscaler:
         where biases of a climate model must not be taken for weather. Domains alone; raises
         BadConfig.
         """
-        from ternary_ops.climate.samples import in_memory, match
-
         if self.kind != "domain":
             raise BadConfig(need("a domain model", "a local one", "Pass its own predictors."))
         wanted = [one.units for one in self.inputs]

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ternary_ops.climate.downscaler import KINDS, Downscaler, Input, domain_channels
+from ternary_ops.climate.downscaler import Downscaler, domain_channels
 from ternary_ops.climate.grid import Grid, factor_between, interpolate
+from ternary_ops.climate.model_file import KINDS, Input
 from ternary_ops.climate.networks import DomainNetwork, Ensemble, LocalNetwork
 from ternary_ops.climate.samples import Data, Features, Samples, Variable, in_memory, match
 from ternary_ops.climate.training_data import cells_of

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.climate.xarray_package import xr
 from ternary_ops.errors import BadConfig, UnsupportedShape, need
 
 Array = NDArray[np.float64]
@@ -196,8 +195,3 @@ def _refined(centers: Array, factor: int) -> Array:
     inside = (np.arange(factor) + 0.5) / factor
     made: Array = (low[:-1, None] + np.diff(low)[:, None] * inside).ravel()
     return made
-
-
-def as_coordinate(name: str, values: Array, like: Any) -> Any:
-    """An xarray coordinate of these numbers, with the attributes of `like`."""
-    return xr.DataArray(values, dims=(name,), attrs=dict(like.attrs), name=name)

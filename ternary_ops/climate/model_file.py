@@ -7,12 +7,13 @@ whose names begin with "downscaler.". Grids, means and deviations are stored exa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ternary_ops.climate.downscaler import KINDS, Downscaler, Input
 from ternary_ops.climate.grid import Grid
 from ternary_ops.climate.samples import Features, Variable
 from ternary_ops.errors import FormatError, TernaryOpsError, need
@@ -22,11 +23,27 @@ from ternary_ops.program import program_file
 from ternary_ops.program.program import Program
 
 KIND = program_file.DOWNSCALER
+KINDS = ("local", "domain")
 _TEXT = (str, int, float, bool, type(None))
 
 
-def write(path: Path, model: Downscaler) -> None:
-    """Write a model, atomically."""
+@dataclass(frozen=True, eq=False)
+class Input:
+    """A predictor: where it comes from, in which units and on which grid, and its normalisation.
+
+    mean, deviation: one number for each cell of the network's grid (domain), or for all (local).
+    """
+
+    source: str
+    name: str
+    units: str
+    grid: Grid
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+
+def write(path: Path, model: Any) -> None:
+    """Write a Downscaler, atomically."""
     index, entries = program_file.contents(model.program.graph, model.program.sample)
     arrays: dict[str, Any] = {
         "target.mean": model.mean,
@@ -57,8 +74,8 @@ def write(path: Path, model: Downscaler) -> None:
     container.write(path, KIND, {**index, KIND: about}, [*entries, *more])
 
 
-def read(path: Path) -> Downscaler:
-    """Undo write; raises FormatError for a file that is anything else."""
+def read(path: Path) -> dict[str, Any]:
+    """The fields of the Downscaler that was written; raises FormatError for any other file."""
     document = container.read(path)
     if document.kind != KIND:
         do = "Load programs with ternary_ops.runtime.load."
@@ -78,7 +95,7 @@ def read(path: Path) -> Downscaler:
         raise FormatError(need(f"the parts of a model in {path}", got, DAMAGED)) from None
 
 
-def _model(program: Program, about: dict[str, Any], arrays: dict[str, Any]) -> Downscaler:
+def _model(program: Program, about: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
     if about["kind"] not in KINDS:
         raise FormatError(need(f"a model of kind {' or '.join(KINDS)}", about["kind"], DAMAGED))
     inputs = tuple(
@@ -93,7 +110,7 @@ def _model(program: Program, about: dict[str, Any], arrays: dict[str, Any]) -> D
         for i, (source, name, units) in enumerate(about["inputs"])
     )
     source, name, units = map(str, about["target"])
-    return Downscaler(
+    return dict(
         kind=about["kind"],
         program=program,
         features=Features(

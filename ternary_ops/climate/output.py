@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ternary_ops._atomic import replace_file
 from ternary_ops.climate.grid import Grid
@@ -77,8 +76,3 @@ def _replace_folder(target: Path, write_part: Any) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def blank(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A field of missing values."""
-    return np.full(shape, np.nan, np.float32)

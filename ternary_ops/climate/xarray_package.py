@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""xarray, as this room imports it: one place that names the extra where it is missing."""
+"""xarray, imported at first use: one place that names the extra where it is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from ternary_ops.errors import needs_package
 
 INSTALL = "pip install 'ternary-ops[climate]'"
 
-with needs_package("xarray", "climate data", INSTALL):
-    import xarray
 
-xr: Any = xarray
+class _AtFirstUse:
+    """The module xarray: its attributes import it."""
+
+    def __getattr__(self, name: str) -> Any:
+        with needs_package("xarray", "climate data", INSTALL):
+            import xarray
+        return getattr(xarray, name)
+
+
+xr: Any = _AtFirstUse()

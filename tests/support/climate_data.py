@@ -12,8 +12,8 @@ xr = pytest.importorskip("xarray", reason="NOT RUN: pip install '.[climate]'")
 
 from ternary_ops import compile as compile_network  # noqa: E402
 from ternary_ops.climate import Downscaler, Features  # noqa: E402
-from ternary_ops.climate.downscaler import Input  # noqa: E402
 from ternary_ops.climate.grid import Grid  # noqa: E402
+from ternary_ops.climate.model_file import Input  # noqa: E402
 from ternary_ops.climate.samples import Variable  # noqa: E402
 
 DAYS = 40
