@@ -11,6 +11,8 @@ import numpy as np
 import xarray as xr
 from _cifar import folder
 
+from ternary_ops.climate.grid import Grid, interpolate
+
 # The pack's variables say no units: these are the sources' (README of the pack).
 UNITS = {"tas": "degC", "pr": "kg m-2 s-1", "psl": "Pa", "ta850": "K", "hus850": "kg/kg"}
 GCM_UNITS = {**UNITS, "tas": "K"}
@@ -70,6 +72,18 @@ def racmo(period: str) -> Any:
 def at(data: Data, steps: np.ndarray[Any, Any]) -> Data:
     """The same steps of every data set."""
     return {name: one.isel(time=steps) for name, one in data.items()}
+
+
+def era5(factor: int) -> Data:
+    """Hourly temperature over the United Kingdom and its area means over factor x factor cells."""
+    fine = xr.open_dataset(pack() / "era5_uk_t2m_2019-03.nc").load()
+    rows, columns = (fine.sizes[axis] // factor * factor for axis in ("lat", "lon"))
+    fine = fine.isel(lat=slice(0, rows), lon=slice(0, columns)).sortby("lat")
+    low = fine.coarsen(lat=factor, lon=factor).mean()
+    grids = [Grid(one["lat"].values, one["lon"].values) for one in (fine, low)]
+    means = interpolate(fine["t2m"].values, grids[0], grids[1], conservative=True)
+    coarse = low.assign(t2m=(("time", "lat", "lon"), means, fine["t2m"].attrs))
+    return {"fine": fine, "coarse": coarse}
 
 
 def forward(data: Data) -> tuple[Data, Data]:

@@ -18,7 +18,8 @@ _PARTS = ("_domain_part", "_local_part")
 def shown(field: Any, name: str, quiet: bool) -> Iterator[None]:
     """Within it, each chunk of `field` that dask's own schedulers compute moves a bar."""
     with needs_package("dask", "lazy results", INSTALL):
-        from dask.callbacks import Callback
+        from dask import callbacks
+    watch: Any = callbacks.Callback  # untyped
     count = 1 if field.chunks is None else field.data.npartitions
     with progress_bars(quiet) as progress, progress.stage(name, count) as advance:
 
@@ -26,5 +27,5 @@ def shown(field: Any, name: str, quiet: bool) -> Iterator[None]:
             if str(key).startswith(_PARTS):
                 advance()
 
-        with Callback(posttask=after):
+        with watch(posttask=after):
             yield
