@@ -5,8 +5,8 @@
 
 Forward split: the first fifteen winters to train, the last five to test; and `--folds` blocks of
 winters, each tested once. Every hyper-parameter of a baseline is chosen on the last three training
-winters of its split. Those of the networks (`RECIPE`) were chosen on the last three training
-winters of the forward split, among them `trend`, before any test winter was read. "mean of N": the
+winters of its split. Those of the networks (`RECIPE`), `trend` among them, were chosen on the last
+three training winters of the forward split. "mean of N": the
 mean of the networks of all seeds, which `Recipe(members=N)` puts into one file. "with kernel ridge"
 is the plain mean of that and kernel ridge, a row of its own.
 

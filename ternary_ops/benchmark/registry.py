@@ -278,7 +278,7 @@ BENCHES = (
     ),
     Bench(
         "climate",
-        "daily temperature over Iberia from coarse predictors: baselines, networks, a warmer climate",
+        "daily temperature over Iberia from coarse predictors: baselines, networks, a warmer one",
         "iberia --rows networks --csv climate_networks.csv",
         results=("climate_*",),
         extras=("train", "climate"),
