@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ternary_ops import (
         benchmark,
         budget,
+        climate,
         errors,
         gpu,
         interchange,
@@ -66,6 +67,7 @@ __all__ = [
     "budget",
     "calibrate",
     "check",
+    "climate",
     "compile",
     "correct_bias_",
     "equalize_",
@@ -103,6 +105,7 @@ _MODULES = frozenset(
     {
         "benchmark",
         "budget",
+        "climate",
         "errors",
         "gpu",
         "interchange",

@@ -256,6 +256,13 @@ BENCHES = (
         _SR,
     ),
     Bench(
+        "climate",
+        "daily temperature over Iberia from coarse predictors: baselines, networks, a warmer one",
+        "iberia --rows networks --csv climate_networks.csv",
+        results=("climate_*",),
+        extras=("train", "climate"),
+    ),
+    Bench(
         "search",
         "whether the network that a search finds takes the time that was asked for",
         "--folder FOLDER",
