@@ -139,12 +139,14 @@ class _Read:
 
 @dataclass
 class _Filters:
-    """A layer: |W|'s maximum over taps [O, I], ids [O, I] of what it reads, and row sums' parts."""
+    """A layer: |W|'s maximum over taps [O, I], ids of what it reads, and row sums' parts; of one
+    group these have one row for all filters.
+    """
 
     peaks: Tensor
     ids: Tensor
     felt: Tensor  # [O]
-    square: Tensor  # [O, I]: taps times E[x^2]
+    square: Tensor  # as ids: taps times E[x^2]
 
 
 @dataclass
@@ -180,6 +182,8 @@ class _Noise:
         layer = cast(Any, module_of(node))
         weight = cast(Tensor, layer.weight).detach().double().cpu()
         index = inputs_of_filters(layer)
+        if int(getattr(layer, "groups", 1)) == 1:
+            index = index[:1]  # all filters read the same: 400 steps over a row in place of all
         seen, ids = self.watch.seen[x], self._ids(x)
         along = self.axes.dims[x] == self.axes.dims[node]
         if not along or int(index.max()) >= len(ids) or len(weight) != self.axes.groups.width(node):
@@ -208,7 +212,8 @@ class _Noise:
         for r in self.reads:
             inputs.scatter_reduce_(0, r.ids, torch.maximum(r.high.abs(), r.low.abs()), "amax")
         for f in self.filters:
-            weights.scatter_reduce_(0, f.ids.flatten(), f.peaks.flatten(), "amax")
+            ids = f.ids.expand_as(f.peaks).flatten()
+            weights.scatter_reduce_(0, ids, f.peaks.flatten(), "amax")
         logs = (1 - strength) * weights.log() - strength * inputs.log()
         logs = torch.where(free & (inputs > 0) & (weights > 0), logs, 0.0)
         ones = torch.zeros_like(logs)
