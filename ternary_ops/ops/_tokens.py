@@ -44,9 +44,8 @@ def composed_attention(
 ) -> Tensor:
     """attention by PyTorch's own operators, which know their gradients."""
     check_attention(q, k, v, bias, scale)
-    parts = (t.float() for t in (q, k, v))
     mask = None if bias is None else bias.float()
-    y = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale)
+    y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, scale=scale)
     return y.to(q.dtype).contiguous()
 
 

@@ -216,8 +216,9 @@ class _Noise:
             weights.scatter_reduce_(0, ids, f.peaks.flatten(), "amax")
         logs = (1 - strength) * weights.log() - strength * inputs.log()
         logs = torch.where(free & (inputs > 0) & (weights > 0), logs, 0.0)
-        ones = torch.zeros_like(logs)
-        return (logs, *(float(self.total(x)) if self.reads else 0.0 for x in (ones, logs)))
+        if not self.reads:
+            return logs, 0.0, 0.0
+        return logs, float(self.total(torch.zeros_like(logs))), float(self.total(logs))
 
     def least(self, free: Tensor) -> tuple[Tensor, float, float]:
         """Logarithms of the factors, and the sum before and after."""
