@@ -156,6 +156,11 @@ BENCHES = (
         "study --folder runs",
     ),
     Bench(
+        "token_race_train",
+        "weights for the race of token networks: DeiT-tiny and the hybrid, trained at 64 px",
+        "--folder runs",
+    ),
+    Bench(
         "patterns",
         "what each pattern of pruning is worth in the engine: time and bytes by share of zeros",
         "--isas avx2,avx512vnni --csv patterns.csv",

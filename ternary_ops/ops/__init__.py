@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from ternary_ops.ops._prepack import prepack
     from ternary_ops.ops._sparse_conv2d import sparse_conv2d
     from ternary_ops.ops._sr_gate import sr_gate
+    from ternary_ops.ops._tokens import attention, layer_norm_codes
 
 _OPS = {
+    "attention": "_tokens",
     "block_sparse_conv2d": "_block_sparse_conv2d",
     "conv2d": "_conv2d",
     "esa": "_attention",
     "hf_attention": "_attention",
+    "layer_norm_codes": "_tokens",
     "linear": "_linear",
     "prepack": "_prepack",
     "sparse_conv2d": "_sparse_conv2d",
@@ -37,11 +40,13 @@ _OPS = {
 _MODULES = ("blocks",)
 
 __all__ = [
+    "attention",
     "block_sparse_conv2d",
     "blocks",
     "conv2d",
     "esa",
     "hf_attention",
+    "layer_norm_codes",
     "linear",
     "prepack",
     "register",
