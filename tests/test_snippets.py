@@ -73,6 +73,7 @@ SETUP: dict[str, Callable[[], Names]] = {
     "docs/methods/removal.md": trained,
     "docs/methods/schedules.md": trained,
     "docs/methods/search.md": digits,
+    "docs/monitor.md": digits,
     "docs/super-resolution.md": upscaling,
 }
 

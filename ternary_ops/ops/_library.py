@@ -18,7 +18,7 @@ LIB: Any = torch.library.Library("ternary_ops", "DEF")  # type: ignore[no-untype
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _CPU_ONLY = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
-Kernel = Callable[..., torch.Tensor]
+Kernel = Callable[..., Any]  # a tensor, or a tuple of them
 
 
 def define(schema: str, cpu: Kernel, fake: Kernel, gpu: Kernel) -> Any:
