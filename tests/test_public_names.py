@@ -38,6 +38,7 @@ sys.exit("; ".join(wrong) or 0)
 
 MODULES = {
     "ternary_ops": sorted(tops._MODULES),
+    "ternary_ops.monitor": ["faults", "methods", "plants"],
     "ternary_ops.ops": ["blocks"],
 }
 

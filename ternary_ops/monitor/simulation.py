@@ -126,12 +126,15 @@ def simulate(
         mean, variance = opinion.mean, opinion.variance
         truths.append(x)
         opinions.append(opinion)
-    stacked = (np.array([getattr(o, name) for o in opinions]) for name in _KEPT)
     goals = np.array([plant.goal(t + 1)[0] for t in range(steps)])
-    return Simulation(np.array(truths), *stacked, goals)
-
-
-_KEPT = ("mean", "residual", "weights", "flags")
+    return Simulation(
+        np.array(truths),
+        np.array([o.mean for o in opinions]),
+        np.array([o.residual for o in opinions]),
+        np.array([o.weights for o in opinions]),
+        np.array([o.flags for o in opinions]),
+        goals,
+    )
 
 
 def _break(y: Real, faults: Sequence[Fault], t: int, held: dict[int, Real], noise: Real) -> None:

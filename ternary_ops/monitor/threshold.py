@@ -18,7 +18,7 @@ def residual_threshold(rho: float, quantile: float = 0.999) -> float:
     freedom, (1 + rho) / (1 - rho). Quantile by Wilson and Hilferty's cube, plus 6 %.
 
     >>> round(residual_threshold(0.95, 0.999), 2)
-    1.97
+    1.96
     """
     if not 0.5 < quantile < 1:
         raise BadConfig(need("a quantile in (0.5, 1)", quantile, "Use 0.999."))

@@ -18,11 +18,13 @@ LIB: Any = torch.library.Library("ternary_ops", "DEF")  # type: ignore[no-untype
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _CPU_ONLY = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
-Kernel = Callable[..., Any]  # a tensor, or a tuple of them
+Kernel = Callable[..., torch.Tensor]
 
 
-def define(schema: str, cpu: Kernel, fake: Kernel, gpu: Kernel) -> Any:
-    """Register `name(args) -> Tensor` for CPU, GPU (CUDA or ROCm) and fake tensors; the op.
+def define(
+    schema: str, cpu: Callable[..., Any], fake: Callable[..., Any], gpu: Callable[..., Any]
+) -> Any:
+    """Register `name(args) -> Tensor`, or several, for CPU, GPU (CUDA or ROCm) and fake tensors; the op.
 
     gpu: loads Triton's kernels when it runs (`_gpu.gpu_module`), not before.
     """

@@ -129,8 +129,8 @@ def check_filter(
     """Refuse what does not fit; returns T, D, S and B."""
     if len(model) != 4 or len(belief) != 3:
         got = f"{len(model)} and {len(belief)}"
-        wanted = "model [a, q, c, r0] and belief [mean, covariance, beta]"
-        _check.refuse(_FILTER, wanted, got, "Pass all tensors of both.")
+        what = "model [a, q, c, r0] and belief [mean, covariance, beta]"
+        _check.refuse(_FILTER, what, got, "Pass all tensors of both.")
     a, q, c, r0 = model
     if y.dim() != 3 or a.dim() != 2 or not 1 <= a.shape[0] <= _STATES:
         got = f"y {list(y.shape)}, a {list(a.shape)}"
@@ -139,6 +139,7 @@ def check_filter(
         _check.refuse(_FILTER, "alpha > 0", alpha, "Use PrecisionRule().alpha.")
     (t, s, b), d = y.shape, a.shape[0]
     triangle = d * (d + 1) // 2
+    wanted: list[tuple[str, Tensor, tuple[int, ...]]]
     wanted = [("y", y, (t, s, b)), ("a", a, (d, d)), ("q", q, (d, d)), ("c", c, (s, d))]
     wanted += [("r0", r0, (s,)), ("mean", belief[0], (d, b))]
     wanted += [("covariance", belief[1], (triangle, b)), ("beta", belief[2], (s, b))]
