@@ -24,7 +24,7 @@ Kernel = Callable[..., torch.Tensor]
 def define(
     schema: str, cpu: Callable[..., Any], fake: Callable[..., Any], gpu: Callable[..., Any]
 ) -> Any:
-    """Register `name(args) -> Tensor`, or several, for CPU, GPU (CUDA or ROCm) and fake tensors; the op.
+    """Register `name(args) -> Tensor` (or a tuple) for CPU, GPU and fake tensors; the op.
 
     gpu: loads Triton's kernels when it runs (`_gpu.gpu_module`), not before.
     """
