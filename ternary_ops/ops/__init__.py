@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ternary_ops.ops._block_sparse_conv2d import block_sparse_conv2d
     from ternary_ops.ops._conv2d import conv2d
     from ternary_ops.ops._linear import linear
+    from ternary_ops.ops._precision import precision_filter, precision_update
     from ternary_ops.ops._prepack import prepack
     from ternary_ops.ops._sparse_conv2d import sparse_conv2d
     from ternary_ops.ops._sr_gate import sr_gate
@@ -33,6 +34,8 @@ _OPS = {
     "hf_attention": "_attention",
     "layer_norm_codes": "_tokens",
     "linear": "_linear",
+    "precision_filter": "_precision",
+    "precision_update": "_precision",
     "prepack": "_prepack",
     "sparse_conv2d": "_sparse_conv2d",
     "sr_gate": "_sr_gate",
@@ -48,6 +51,8 @@ __all__ = [
     "hf_attention",
     "layer_norm_codes",
     "linear",
+    "precision_filter",
+    "precision_update",
     "prepack",
     "register",
     "sparse_conv2d",
