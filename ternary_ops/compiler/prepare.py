@@ -83,7 +83,8 @@ def check_read(network: nn.Module, traced: fx.GraphModule) -> None:
     read = read_without_call(traced.graph)
     for name, module in network.named_modules():
         if isinstance(module, (TernaryLayer, PackedLayer)):
-            for by in {read[id(p)] for p in module.parameters(recurse=False) if id(p) in read}:
+            own = [p for n, p in module.named_parameters(recurse=False) if n != "bias"]  # a float
+            for by in {read[id(p)] for p in own if id(p) in read}:
                 why = f"{by} reads its float weight, not its codes"
                 found.setdefault(why, []).append(name)
     if found:
@@ -91,7 +92,8 @@ def check_read(network: nn.Module, traced: fx.GraphModule) -> None:
             need(
                 "a model that reads each layer's weight once, and computes by the layer's type",
                 "; ".join(f"{listed(names)}: {why}" for why, names in found.items()),
-                "Make such a weight a parameter of its own, and call quantized layers themselves.",
+                "Make such a weight a parameter of its own, and call quantized layers themselves, "
+                "by name or by F.linear or F.conv2d in the forward of the module that holds them.",
             )
         )
 

@@ -158,6 +158,12 @@ def hooked(module: nn.Module) -> str:
     return "hooks are registered on it" if here else ""
 
 
+def called_by_function(module: nn.Module) -> str:
+    """Code of the network's own reads the weight of a quantized layer."""
+    reads = isinstance(module, tnn.TernaryLayer) and module.by_function
+    return "the model's code hands its weight to a function: compile takes that" if reads else ""
+
+
 def _quantizable(module: nn.Module) -> str:
     kind = type(module)
     if kind in _packed():
@@ -241,7 +247,13 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
         _alone(hooked),
     ),
     "pass": (_alone(replaced_forward), _alone(hooked)),
-    "pack": (*_SETTLED, _exactly(_quantized), *_CONSTANT, Changes.read_elsewhere),
+    "pack": (
+        *_SETTLED,
+        _exactly(_quantized),
+        *_CONSTANT,
+        Changes.read_elsewhere,
+        _alone(called_by_function),
+    ),
     "read": (*_SETTLED, *_CONSTANT),
     "cut": (*_SETTLED, Changes.foreign, *_CONSTANT, Changes.tied, Changes.read_elsewhere),
     "rewrite": (*_SETTLED, Changes.foreign, *_CONSTANT, _alone(hooked)),

@@ -19,6 +19,7 @@ _TORCH_AND_TRACER = (
     str(_HERE / "trace.py"),
     str(_HERE / "tracer.py"),
     str(_HERE / "writes.py"),
+    str(_HERE.parent / "nn" / "function_calls.py"),
 )
 _LIBRARY = (sysconfig.get_path("stdlib"), "<")
 _ENTRY = str(_HERE / "signature.py")  # where the model is called

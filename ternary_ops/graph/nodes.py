@@ -60,18 +60,24 @@ def layer_class(module: nn.Module) -> type[nn.Module] | None:
     return None if isinstance(module, _CONTAINERS) else _layer_class(type(module))  # type: ignore[arg-type]
 
 
+def from_torch(kind: type[nn.Module]) -> bool:
+    """True for classes of torch.nn and ternary_ops.nn."""
+    return f"{kind.__module__}.".startswith(_HOMES)
+
+
 @cache
 def _layer_class(made: type[nn.Module]) -> type[nn.Module] | None:
     own: set[str] = set()
     for kind in made.__mro__:
-        if f"{kind.__module__}.".startswith(_HOMES):
-            same = kind is not nn.Module and not own & _used(kind)
+        if from_torch(kind):
+            same = kind is not nn.Module and not own & names_used(kind)
             return kind if same else None
         own |= set(vars(kind))
     return None
 
 
-def _used(kind: type[nn.Module]) -> set[str]:
+@cache
+def names_used(kind: type[nn.Module]) -> frozenset[str]:
     """Names that the forward of a class uses, those of its methods included."""
     found, left = set(_CALLING), ["forward"]
     while left:
@@ -81,7 +87,7 @@ def _used(kind: type[nn.Module]) -> set[str]:
             names = _names(method.__code__)
             left += names - found
             found |= names
-    return found
+    return frozenset(found)
 
 
 def _names(code: CodeType) -> set[str]:
@@ -91,8 +97,7 @@ def _names(code: CodeType) -> set[str]:
 
 def parent_of(module: nn.Module) -> type[nn.Module]:
     """The nearest class of torch.nn or ternary_ops.nn that a module is an instance of."""
-    homes = (k for k in type(module).__mro__ if f"{k.__module__}.".startswith(_HOMES))
-    return next(homes, nn.Module)
+    return next((k for k in type(module).__mro__ if from_torch(k)), nn.Module)
 
 
 def operator_of(node: fx.Node, module: nn.Module | None = None) -> TorchOp | None:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.batches import batch_of
+from ternary_ops.graph.function_calls import call_layers_
 from ternary_ops.graph.functional_layers import name_layers_
 from ternary_ops.graph.inplace import name_inplace_results
 from ternary_ops.graph.lines import line_of
@@ -98,6 +99,7 @@ def trace(
     drop_unused_sizes(graph)
     traced = fx.GraphModule(entry, graph)  # which has the constants that the trace met
     traced.meta[ON_EXAMPLE] = example is not None
+    call_layers_(traced)
     name_inplace_results(traced.graph)
     first = getattr(model, "meta", {}).get(INPUT_VALUE)
     name_values(traced.graph, first)

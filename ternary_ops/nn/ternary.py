@@ -55,6 +55,8 @@ class TernaryLayer(LayerState, ABC):
     calls         how often calibrate saw the layer run, None before; not part of the state
     pruning       progress of its Pruner, None without one; not part of the state either
     cost          what its empty units save in the engine, measured by plan; nor this
+    by_function   code of the network's own hands its weight to a function, which calls the layer
+                  (`nn.function_calls`); not part of the state
     dense_gradient  whether pruned weights get a gradient in phase "float", and with the estimator
                   "masked", too; a Pruner that lets them grow sets it; not part of the state
 
@@ -77,6 +79,7 @@ class TernaryLayer(LayerState, ABC):
     calls: int | None = None
     pruning: Progress | None = None
     cost: EngineCost | None = None
+    by_function: bool = False
     dense_gradient: bool = False
 
     def _adopt(self, weight: Tensor, bias: Tensor | None, config: TernaryConfig) -> None:

@@ -42,7 +42,7 @@ from ternary_ops.prune.schedules import (
     one_cycle,
     register_schedule,
 )
-from ternary_ops.prune.woodfisher import woodfisher as _woodfisher  # noqa: F401 - registers it
+from ternary_ops.prune.woodfisher import WoodFisher as _WoodFisher  # noqa: F401 - registers it
 
 __all__ = [
     "ALLOCATIONS",

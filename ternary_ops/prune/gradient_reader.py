@@ -21,20 +21,24 @@ class GradientReader:
         """With nothing read."""
         self._learning: set[str] = set()
 
-    def read(self, target: Target, step: int) -> None:
-        """Check the gradient of one weight; BadWeights for one that is not finite."""
-        grad = target.weight.grad
-        if grad is None:
+    def read(self, targets: Sequence[Target], step: int) -> None:
+        """Check the gradients of all weights; BadWeights, naming them, for some not finite."""
+        found = {t.name: grad for t in targets if (grad := t.weight.grad) is not None}
+        self._learning.update(found)
+        sums = [grad.sum() for grad in found.values()]
+        # One question for all, since each waits for the device. Infinity less infinity is NaN.
+        if not sums or bool(torch.stack([s.to(sums[0]) for s in sums]).isfinite().all()):
             return
-        self._learning.add(target.name)
-        if not bool(torch.isfinite(grad.sum())):
-            raise BadWeights(
-                need(
-                    f"finite gradients, step {step}",
-                    f"NaN or infinity in that of {target.name}",
-                    "No weight has changed. Lower the learning rate or clip gradients.",
-                )
+        bad = [name for name, value in zip(found, sums, strict=True) if not bool(value.isfinite())]
+        if not bad:  # too large for the dtype of the first alone
+            return
+        raise BadWeights(
+            need(
+                f"finite gradients, step {step}",
+                f"NaN or infinity in that of {', '.join(bad)}",
+                "No weight has changed. Lower the learning rate or clip gradients.",
             )
+        )
 
     def warn_idle(self, targets: Sequence[Target]) -> None:
         """Name weights that never had a gradient, if others had."""

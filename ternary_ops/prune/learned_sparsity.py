@@ -53,6 +53,7 @@ class LearnedSparsity:
         if counted:
             do = "Learn blocks or elements, and let a Pruner make N:M of what is left."
             raise BadConfig(need("a pattern whose units are free of each other", counted[0], do))
+        self._units = sum(target.units for target in self._targets)  # gates hide the weights
         self._gates: dict[str, Gate] = {}
         self._trained: dict[str, nn.Parameter] = {}
         for target in self._targets:
@@ -71,13 +72,13 @@ class LearnedSparsity:
         """The mean price of a unit, to be added to the loss of the task."""
         gates = self._open()
         prices = [gate.price(self._trained[name]).sum() for name, gate in gates.items()]
-        return torch.stack(prices).sum() / sum(target.units for target in self._targets)
+        return torch.stack(prices).sum() / self._units
 
     @property
     def zeros(self) -> float:
         """The fraction of units that would be zero if training ended now."""
         off = sum(int((~kept).sum()) for _, kept in self._final().values())
-        return off / sum(target.units for target in self._targets)
+        return off / self._units
 
     @torch.no_grad()
     def finish_(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:

@@ -154,6 +154,7 @@ class Pruner:
         for score in self._criteria:
             for target in self._targets:
                 score.watch(target.name, target.owners)
+                score.watch_units(target.name, target.pattern)
             if batches is not None:
                 score.prepare(model, batches, loss)
         self._begin(model, drop, rewind)
@@ -337,8 +338,8 @@ class Pruner:
             what = "gradients before optimizer.step(), which growth reads"
             do = "Call backward() before and step() without a closure."
             raise BadConfig(need(what, "a closure", do))
+        self._gradients.read(self._targets, self._step + 1)
         for target in self._targets:
-            self._gradients.read(target, self._step + 1)
             if self._step < self.phases.end or self.growth is not None:
                 for score in self._criteria:
                     score.observe(target.name, target.weight)

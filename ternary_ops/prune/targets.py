@@ -15,6 +15,7 @@ from ternary_ops.nn.engine_cost import EngineCost
 from ternary_ops.nn.patterns import Pattern, fit_pattern, get_pattern, unit_scores, unit_sums
 from ternary_ops.nn.pruning_progress import Progress
 from ternary_ops.prune.criteria import Score
+from ternary_ops.prune.mask_bits import MaskBits
 
 
 class _Config(Protocol):
@@ -84,13 +85,17 @@ class Target:
         self.zeros = zeros
         self.min_nnz = min_nnz
         self.latent: Tensor | None = None  # nested=False: the values of pruned weights
+        self._bits = MaskBits()
         weight = cast(Tensor, owner.weight)
         self._own_mask = None if is_quantized(owner) else torch.ones_like(weight, dtype=torch.bool)
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter, looked up each time because loading a state may replace it."""
-        return cast(nn.Parameter, self.owners[0].weight)
+        """The parameter, looked up each time because loading a state may replace it. Raises
+        UnsupportedModel where it has become a computed one.
+        """
+        held = self.owners[0]._parameters.get("weight")
+        return _parameter(self.name, self.owners[0]) if held is None else held
 
     @property
     def mask(self) -> Tensor:
@@ -163,17 +168,17 @@ class Target:
 
     def apply_mask(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Write exact zeros where the weight is pruned, and into the optimizer's state there."""
-        mask = self.mask
+        weight = self.weight
         if self.latent is not None:
             # The optimizer's state stays: with it the latent values go on learning.
-            self.weight.copy_(self.latent.masked_fill(~mask, 0.0))
+            weight.copy_(self.latent.masked_fill(~self.mask, 0.0))
             return
-        holes = ~mask
-        self.weight.masked_fill_(holes, 0.0)
-        state = {} if optimizer is None else optimizer.state.get(self.weight, {})
+        mask = self.mask
+        self._bits.clear_(weight, mask)
+        state = {} if optimizer is None else optimizer.state.get(weight, {})
         for value in state.values():
-            if isinstance(value, Tensor) and value.shape == holes.shape:
-                value.masked_fill_(holes, 0.0)
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                self._bits.clear_(value, mask)
 
 
 def decay_to_quantized(
@@ -275,7 +280,8 @@ def _parameter(name: str, layer: nn.Module) -> nn.Parameter:
         need(
             f"a weight of {name!r} that is a parameter of its own",
             "a computed or uninitialized one (a parametrization, weight_norm or a lazy layer)",
-            "Remove the parametrization, run a lazy layer once, or skip this layer.",
+            "Remove the parametrization (LearnedSparsity: finish_), run a lazy layer once, or skip "
+            "this layer.",
         )
     )
 

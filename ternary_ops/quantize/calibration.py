@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 import ternary_ops.nn as tnn
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.graph.batches import batch_of, samples
+from ternary_ops.graph.changes import read_without_call
 from ternary_ops.graph.channel_ops import keeps_range, narrows
 from ternary_ops.graph.nodes import fused_chain, is_layer, module_of, readers
 from ternary_ops.graph.observed import keep_ranges, value_name
@@ -175,7 +176,10 @@ def _runner(model: nn.Module, x: Tensor, seen: _Seen) -> Callable[[Tensor], obje
     without a layer, or just the model.
     """
     try:
-        return seen.watching(trace(model)).run
+        traced = trace(model)
+        if not _reads_weights(traced, seen.layers):
+            return seen.watching(traced).run
+        _log.info("traced again, with the sizes of each batch: a function reads layers' weights")
     except TraceFailed as error:
         _log.info("traced again, with the sizes of each batch: %s", error)
     try:
@@ -192,6 +196,12 @@ def _runner(model: nn.Module, x: Tensor, seen: _Seen) -> Callable[[Tensor], obje
     for part in failed:
         _log.warning("output ranges inside %s stay unset: %s", part.path, part)
     return seen.watching(traced).run
+
+
+def _reads_weights(traced: fx.GraphModule, layers: Iterable[tnn.TernaryLayer]) -> bool:
+    """True for a trace in which a function that is not looked into computes with their weights."""
+    read = read_without_call(traced.graph)
+    return any(layer.by_function and id(layer.weight) in read for layer in layers)
 
 
 class _OnSizes:

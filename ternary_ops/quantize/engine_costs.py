@@ -42,7 +42,9 @@ def eight_bits(
         with suppress(UnsupportedModel):  # not traced as a whole: its parts are folded one by one
             fold_batchnorm_(network)  # as long as weights are floats, which is faster
     replace_planned(network, Plan(tuple(_dense(row) for row in planned)))
-    calibrate(network, [x], method="minmax")
+    layers = [m for m in network.modules() if isinstance(m, TernaryLayer)]
+    if any(layer.config.integer_input for layer in layers):  # float activations have no ranges
+        calibrate(network, [x], method="minmax")
     return compile(network, x, islands=islands, allow_unfinished=quantized)
 
 

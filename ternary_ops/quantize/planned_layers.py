@@ -7,6 +7,7 @@ from torch import nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.function_calls import send_function_calls_
 from ternary_ops.graph.nodes import layer_class
 from ternary_ops.graph.observed import travel_in_state
 from ternary_ops.graph.replace import replace_modules
@@ -35,6 +36,7 @@ def replace_planned(model: nn.Module, chosen: Plan) -> None:
         if row.config is not None and not isinstance(module, tnn.TernaryLayer):
             new[module] = _quantized(module, row)
     replace_modules(model, new)
+    send_function_calls_(model)
     travel_in_state(model)
 
 

@@ -247,6 +247,33 @@ def test_synflow_goes_in_a_hundred_rounds_over_a_run(monkeypatch: pytest.MonkeyP
     assert 100 <= count[0] <= 104 and 100 <= count[1] <= 130
 
 
+def test_synflow_copies_the_network_once_and_follows_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copies: list[nn.Module] = []
+
+    def counted(model: nn.Module) -> nn.Module:
+        copies.append(model)
+        return copy.deepcopy(model)
+
+    monkeypatch.setattr("ternary_ops.prune.criteria.probe.copy_of", counted)
+    model = deep()
+    pruner = Pruner(*(model, "linear", 6, 0.9), criterion="synflow", batches=[torch.ones(2, 16)])
+    for _ in range(3):
+        pruner.step()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1 + 0.5 * torch.rand_like(weight))
+    assert copies == [model]
+    masks = {target.name: target.mask for target in pruner._targets}
+    pruner.criterion.refresh(masks)
+    fresh = scores("synflow", model, [torch.ones(2, 16)], None)
+    for target in pruner._targets:
+        assert torch.equal(
+            pruner.criterion.scores(target.name, target.weight, 1), fresh[target.name]
+        )
+
+
 def test_slimming_scales_weights_by_the_norm_behind_them() -> None:
     model = images()
     model[1].weight.data.uniform_(-2, 2)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import ternary_ops as tops
 from ternary_ops.errors import BadConfig, BadWeights, TernaryOpsError, UnsupportedModel
+from ternary_ops.nn.patterns import unit_sums
 from ternary_ops.prune.fisher_blocks import Blocks, fisher_inverse, slopes_of
 from ternary_ops.prune.obs import damped, inverse_of, refit, removal, surgery
 
@@ -198,6 +199,31 @@ def test_a_trained_network_loses_less_than_by_magnitude() -> None:
         lost[name] = float(F.cross_entropy(pruned(x), y).detach()) - lost["dense"]
     assert lost["fisher"] < 0.3 * lost["magnitude"]
     assert lost["woodfisher"] < lost["random"]
+
+
+@pytest.mark.parametrize("pattern", ["1x4", "element", "2x4", "filter"])
+def test_woodfisher_ranks_units_by_the_rise_of_the_loss_without_them(pattern: str) -> None:
+    torch.manual_seed(0)
+    net, x, y = Classifier(), torch.randn(9, 3, 6, 6), torch.arange(9) % 4
+    options = {"criterion": "woodfisher", "batches": [(x, y)], "loss": F.cross_entropy}
+    pruner = tops.prune.Pruner(net, "one_shot", 1, 0.5, pattern, **options)
+    unit = 4 if pattern in ("1x4", "2x4") else 1
+    for target in pruner._targets:
+        weight = target.weight.detach()
+        blocks = Blocks(target.owners[0], unit, 64)
+        (slopes,) = slopes_of(net, [[target.name]], [blocks], [(x, y)], F.cross_entropy, 1e-3)
+        parts = []
+        for rows, values in zip(blocks.split(weight), slopes.values.unbind(1), strict=True):
+            dense = values.double().T @ values.double() / 9 + slopes.damp * torch.eye(blocks.size)
+            inverse = torch.linalg.inv(dense)
+            for first in range(0, blocks.size, unit):
+                own = slice(first, first + unit)
+                part = torch.zeros(unit, dtype=torch.float64)
+                part[0] = rows[own] @ torch.linalg.inv(inverse[own, own]) @ rows[own] / 2
+                parts.append(part)
+        wanted = unit_sums(blocks.join(torch.cat(parts)), target.pattern)
+        found = target.scores(pruner.criterion)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12)
 
 
 def test_a_second_call_goes_on_from_the_zeros_of_the_first() -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -211,3 +213,23 @@ def test_other_arguments_are_refused() -> None:
     LearnedSparsity(model, "l0")
     with pytest.raises(UnsupportedModel, match="computed"):
         LearnedSparsity(model, "l0")
+
+
+def test_a_pruner_refuses_weights_that_gates_compute() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = tops.prune.Pruner(model, "linear", 4, 0.5, optimizer=optimizer)
+    learned = tops.prune.LearnedSparsity(model, "l0")
+    before = copy.deepcopy(model.state_dict())
+    (model(torch.randn(3, 8)).sum() + learned.loss()).backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in (optimizer.step, pruner.step):
+            with pytest.raises(UnsupportedModel, match="'0' that is a parameter.*\n.*finish_"):
+                step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    learned.finish_(optimizer)
+    model(torch.randn(3, 8)).sum().backward()
+    optimizer.step()
+    pruner.step()

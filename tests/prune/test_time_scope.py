@@ -118,6 +118,19 @@ def test_one_plan_and_seed_give_the_same_bits() -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.parametrize("activations", ["float32", "bfloat16"])
+def test_layers_with_float_activations_are_measured_too(activations: str) -> None:
+    """Alone, and beside layers with uint8 activations."""
+    config = tops.TernaryConfig(zeros=0.8, scope="time", activations=activations)
+    rules = {"4": tops.TernaryConfig(zeros=0.8, scope="time")}
+    for plan in (
+        tops.plan(network(), config, example=X),
+        tops.plan(network(), config, rules, example=X),
+    ):
+        assert {row.name for row in plan if row.cost is not None} == {"2", "4", "6"}
+        assert all(row.cost.ms > 0 for row in plan if row.cost is not None)
+
+
 def never(*_: Any) -> Any:
     raise AssertionError("measured")
 

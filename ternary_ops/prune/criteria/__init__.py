@@ -27,8 +27,8 @@ First order
     obd        w^2 F / 2, F the diagonal of the empirical Fisher matrix; LeCun et al. 1989, a
                reconstruction
 Second order
-    woodfisher w^2 / (2 [F^-1]_ii), F in blocks; Singh and Alistarh 2020 (arXiv 2004.14340), a
-               reconstruction: prune.woodfisher
+    woodfisher of a unit as a whole w_u^T ([F^-1]_uu)^-1 w_u / 2, F in blocks; Singh and Alistarh
+               2020 (arXiv 2004.14340), a reconstruction: prune.woodfisher
 
 g is the gradient that the optimizer is about to apply, or that of the Pruner's batches. In a
 DistributedDataParallel run gradients are equal on all ranks, and what a criterion has seen of

@@ -89,11 +89,13 @@ class SynFlow(Score):
         self._ones = torch.ones(())
         self._masks: Mapping[str, Tensor] = {}
         self._flow: dict[str, Tensor] = {}  # empty: to be computed
+        self._trial: nn.Module | None = None  # one copy for all rounds
 
     def prepare(self, model: nn.Module, batches: Any, loss: Any) -> None:
         """Remember the network and the shape of its input."""
         x = pairs(model, batches, labels=False)[0][0][:1]
         self._model, self._ones = model, torch.ones_like(x, dtype=torch.float64)
+        self._trial = None
         self._compute(model)
 
     def refresh(self, masks: Mapping[str, Tensor]) -> None:
@@ -103,17 +105,22 @@ class SynFlow(Score):
 
     def _compute(self, model: nn.Module) -> None:
         """The scores of the network as it is, and under the masks."""
-        with probing(model) as trial:
-            absolute_(trial.double().eval())
-            weights = weights_of(trial)
-            for name, mask in self._masks.items():
-                weights[name].data.mul_(mask)
+        if self._trial is None:
+            with probing(model) as trial:
+                self._trial = trial.double().eval()
+        trial = self._trial
+        _take_values_(trial, model)
+        absolute_(trial)
+        weights = weights_of(trial)
+        for name, mask in self._masks.items():
+            weights[name].data.mul_(mask.to(weights[name].device))
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             total = torch.stack([y.sum() for y in outputs_of(trial(self._ones)).values()]).sum()
             found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-            self._flow = {
-                name: torch.zeros_like(weight) if slope is None else slope * weight.detach()
-                for (name, weight), slope in zip(weights.items(), found, strict=True)
-            }
+        self._flow = {
+            name: torch.zeros_like(weight) if slope is None else slope * weight.detach()
+            for (name, weight), slope in zip(weights.items(), found, strict=True)
+        }
         check_finite("sums of paths", self._flow)
 
     def scores(self, name: str, weight: Tensor, groups: int) -> Tensor:
@@ -124,7 +131,18 @@ class SynFlow(Score):
 
     def resize(self, name: str, cut: Cutter) -> None:
         """Paths through what is gone are gone."""
+        self._trial = None
         self.refresh({})
+
+
+@torch.no_grad()
+def _take_values_(trial: nn.Module, model: nn.Module) -> None:
+    """Parameters and buffers as they are in the network now; quantized layers have latent ones."""
+    now: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    now |= model.named_buffers(remove_duplicate=False)
+    for value in (trial.named_parameters, trial.named_buffers):
+        for name, tensor in value(remove_duplicate=False):
+            tensor.copy_(now[name])
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ternary_ops.nn.patterns import Pattern
 from ternary_ops.prune.cutter import Cutter
 
 _DECAY = 0.9
@@ -39,8 +40,14 @@ class Score(ABC):
         """Called once for each weight, with the layers that hold it, before training."""
         return None
 
+    def watch_units(self, name: str, pattern: Pattern) -> None:
+        """Called once for each weight after `watch`, with the pattern whose units are ranked by the
+        sum of their weights' scores.
+        """
+        return None
+
     def prepare(self, model: nn.Module, batches: Any, loss: Any) -> None:
-        """Called once after `watch`, where the Pruner was given batches: read them before training.
+        """Called once after these, where the Pruner was given batches: read them before training.
 
         model: the network, out of wrappers, which must stay as it is: `criteria.probing` lends a
         copy. batches: pairs of input and label, or inputs. loss: a function of output and label, or
