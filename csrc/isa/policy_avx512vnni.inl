@@ -46,6 +46,7 @@ struct V {
   static TOPS_INLINE F subf(F a, F b) { return _mm512_sub_ps(a, b); }
   static TOPS_INLINE F mulf(F a, F b) { return _mm512_mul_ps(a, b); }
   static TOPS_INLINE F divf(F a, F b) { return _mm512_div_ps(a, b); }
+  static TOPS_INLINE F sqrtf(F a) { return _mm512_sqrt_ps(a); }
   static TOPS_INLINE F maxf(F a, F b) { return _mm512_max_ps(a, b); }
   static TOPS_INLINE F minf(F a, F b) { return _mm512_min_ps(a, b); }
   static TOPS_INLINE I max_u8(I a, I b) { return _mm512_max_epu8(a, b); }
@@ -129,6 +130,13 @@ struct V {
     const I cd = _mm512_unpacklo_epi8(c, d), cd2 = _mm512_unpackhi_epi8(c, d);
     to[0] = _mm512_unpacklo_epi16(ab, cd), to[1] = _mm512_unpackhi_epi16(ab, cd);
     to[2] = _mm512_unpacklo_epi16(ab2, cd2), to[3] = _mm512_unpackhi_epi16(ab2, cd2);
+  }
+  // Four channels of pixel j of each 128-bit lane in v[j] to all pixels of channel j.
+  static TOPS_INLINE void transpose_channels(I v[4]) {
+    const I ab = _mm512_unpacklo_epi32(v[0], v[1]), ab2 = _mm512_unpackhi_epi32(v[0], v[1]);
+    const I cd = _mm512_unpacklo_epi32(v[2], v[3]), cd2 = _mm512_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm512_unpacklo_epi64(ab, cd), v[1] = _mm512_unpackhi_epi64(ab, cd);
+    v[2] = _mm512_unpacklo_epi64(ab2, cd2), v[3] = _mm512_unpackhi_epi64(ab2, cd2);
   }
   // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.

@@ -62,6 +62,7 @@ struct V {
   static TOPS_INLINE F subf(F a, F b) { return vsubq_f32(a, b); }
   static TOPS_INLINE F mulf(F a, F b) { return vmulq_f32(a, b); }
   static TOPS_INLINE F divf(F a, F b) { return vdivq_f32(a, b); }
+  static TOPS_INLINE F sqrtf(F a) { return vsqrtq_f32(a); }
   // As maxps and minps: the second operand where either is NaN.
   static TOPS_INLINE F maxf(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static TOPS_INLINE F minf(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
@@ -154,6 +155,17 @@ struct V {
     to[1] = vreinterpretq_s32_u16(vzip2q_u16(ab, cd));
     to[2] = vreinterpretq_s32_u16(vzip1q_u16(ab2, cd2));
     to[3] = vreinterpretq_s32_u16(vzip2q_u16(ab2, cd2));
+  }
+  // Four channels of pixel j in v[j] to four pixels of channel j.
+  static TOPS_INLINE void transpose_channels(I v[4]) {
+    const int64x2_t ab = vreinterpretq_s64_s32(vzip1q_s32(v[0], v[1])),
+                    ab2 = vreinterpretq_s64_s32(vzip2q_s32(v[0], v[1])),
+                    cd = vreinterpretq_s64_s32(vzip1q_s32(v[2], v[3])),
+                    cd2 = vreinterpretq_s64_s32(vzip2q_s32(v[2], v[3]));
+    v[0] = vreinterpretq_s32_s64(vzip1q_s64(ab, cd));
+    v[1] = vreinterpretq_s32_s64(vzip2q_s64(ab, cd));
+    v[2] = vreinterpretq_s32_s64(vzip1q_s64(ab2, cd2));
+    v[3] = vreinterpretq_s32_s64(vzip2q_s64(ab2, cd2));
   }
   // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.

@@ -103,6 +103,10 @@ struct V {
     F r;
     TOPS_LANES(a.v[i] / b.v[i]);
   }
+  static TOPS_INLINE F sqrtf(F a) {
+    F r;
+    TOPS_LANES(__builtin_sqrtf(a.v[i]));
+  }
   // As maxps and minps: the second operand where either is NaN.
   static TOPS_INLINE F maxf(F a, F b) {
     F r;
@@ -226,6 +230,12 @@ struct V {
         to[j].v[i] =
             static_cast<int32_t>(byte(a.v[j], i) | byte(b.v[j], i) << 8 | byte(c.v[j], i) << 16 |
                                  static_cast<uint32_t>(byte(d.v[j], i)) << 24);
+  }
+  // Four channels of pixel j in v[j] to four pixels of channel j.
+  static TOPS_INLINE void transpose_channels(I v[4]) {
+    const I from[4] = {v[0], v[1], v[2], v[3]};
+    for (int j = 0; j < 4; ++j)
+      for (int i = 0; i < 4; ++i) v[j].v[i] = from[i].v[j];
   }
   // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
