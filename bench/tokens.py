@@ -4,7 +4,8 @@
     python bench/tokens.py [--threads 1] [--rounds 15] [--isa NAME] [--csv tokens.csv]
 
 hybrid_ms("XXS") at 224 x 224, batch 1, random weights: float32, all layers dense at 8 bits, and 8
-bits with 90 % of the quads empty. A row a precision: the program's time, the sum of each operator's
+bits with 90 % of the quads of every layer empty: random weights of different size would share them
+out by fan-in. A row a precision: the program's time, the sum of each operator's
 nodes (the least of the rounds for each node), and torch's float32 time from the same rounds.
 `match`: the float program is within 1e-4 of torch, an integer one within a tenth of its
 fake-quantized network (random weights: times mean something, accuracy does not).
@@ -45,7 +46,7 @@ def compiled(zeros: float | None, x: Tensor) -> tuple[Program, bool]:
     """The program, and whether it computes what its network does."""
     model = network()
     if zeros is not None:
-        config = tops.TernaryConfig("int8", zeros=zeros)
+        config = tops.TernaryConfig("int8", zeros=zeros, scope="layer")
         tops.quantize_(model, tops.plan(model, config))
         if zeros:
             tops.prune.Pruner(model, schedule="one_cycle", total_steps=1).step()

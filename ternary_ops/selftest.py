@@ -236,6 +236,9 @@ _THREE_GROUPS = {
     "axes": (2, 1, 1),
     "rank": 4,
 }
+# Images of 4 x 4 pixels as tokens, and back.
+_TO_TOKENS = {"split": ((-1,), (4,), (4,)), "order": (0, 1, 2), "axes": (1, 2), "rank": 3}
+_TO_IMAGE = {"split": ((-1,), (4, 4)), "order": (0, 1, 2), "axes": (1, 1, 1), "rank": 4}
 
 
 def _every_operator(rng: np.random.Generator) -> Any:
@@ -279,16 +282,19 @@ def _every_operator(rng: np.random.Generator) -> Any:
         Node("crop", (20,), {"begin": (0, 1), "end": (1, 0)}),
         Node("rearrange", (21,), _THREE_GROUPS),
         Node("adaptive_avg_pool2d", (22,), {"size": (4, 4), "y": (0.05, 4)}),
-        Node("reduce", (23,), {"fn": "max", "axes": (1,)}),
-        Node("mul", (23, 24), {"y": (0.1, 4)}),
-        Node("adaptive_max_pool2d", (25,), {"size": (2, 2)}),
-        Node("flatten", (26,), {}),
-        Node("linear", (27,), {"w": 2, "y": (0.1, 128)}),
-        Node("unflatten", (28,), {}),
+        Node("rearrange", (23,), _TO_TOKENS),
+        Node("attention", (24, 24, 24), {"heads": 3, "tokens": 16, "y": (0.05, 4)}),
+        Node("rearrange", (25,), _TO_IMAGE),
+        Node("reduce", (26,), {"fn": "max", "axes": (1,)}),
+        Node("mul", (23, 27), {"y": (0.1, 4)}),
+        Node("adaptive_max_pool2d", (28,), {"size": (2, 2)}),
         Node("flatten", (29,), {}),
-        Node("dequantize", (30,), {}),
+        Node("linear", (30,), {"w": 2, "y": (0.1, 128)}),
+        Node("unflatten", (31,), {}),
+        Node("flatten", (32,), {}),
+        Node("dequantize", (33,), {}),
         Node("constant", (0,), {"w": 3, "rank": 2}),
-        Node("add", (31, 32), {}),
+        Node("add", (34, 35), {}),
     ]
     return Graph(tuple(nodes), weights)
 

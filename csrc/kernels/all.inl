@@ -8,6 +8,7 @@
 #include "kernels/fake_quant.inl"
 #include "kernels/functions.inl"
 #include "kernels/softmax.inl"
+#include "kernels/attention.inl"
 #include "kernels/layer_norm.inl"
 #include "kernels/resize.inl"
 #include "kernels/gate.inl"

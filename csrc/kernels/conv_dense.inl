@@ -108,7 +108,7 @@ static void dense_tile(const ConvArgs& a, const uint8_t* x, const uint8_t* panel
       dense_steps(block, a, x, quads, 0, a.dense.k);
       block.copy(out);
     }
-    if (W == Weights::kFloat && a.dense.sums_only) {
+    if (a.dense.sums_only) {
       for (int64_t j = 0; j < kChannels && o + h + j < a.outputs; ++j)
         for (int v = 0; v < NV; ++v)
           V::store(a.y.data + (o + h + j) * a.y.channel_stride + (p + v * V::kLanes) * 4,

@@ -163,23 +163,15 @@ static void gather(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y) {
   for (; i < n; ++i) __builtin_memcpy(y + i * 4, x + i * stride * 4, 4);
 }
 
-static const KernelTable kTable = {TOPS_ISA_NAME,   V::kSparseBelow,
-                                   V::kLanes,       V::kSparseVectors,
-                                   V::kSignedInput, conv_dense,
-                                   conv_wide,       wide_scratch,
-                                   V::kWideSpeed,   conv_sparse,
-                                   conv_blocks,     conv_depthwise,
-                                   winograd_rows,   winograd_finish,
-                                   linear,          linear_float<Float32Dots>,
-                                   linear_epilogue, quantize_row,
-                                   max_rows,        max_columns,
-                                   lookup,          map_floats,
-                                   bilinear_floats, bilinear_packets,
-                                   blend_rows,      gate_row,
-                                   layer_norm,      softmax_rows,
-                                   interleave,      add,
-                                   quantize,        quantize_fine,
-                                   dequantize,      gather,
-                                   fake_quantize,   fake_quantize_grad,
-                                   dot_burst,       float_burst,
-                                   read_burst};
+static const KernelTable kTable = {
+    TOPS_ISA_NAME,    V::kSparseBelow,    V::kLanes,       V::kSparseVectors,
+    V::kSignedInput,  conv_dense,         conv_wide,       wide_scratch,
+    V::kWideSpeed,    conv_sparse,        conv_blocks,     conv_depthwise,
+    winograd_rows,    winograd_finish,    linear,          linear_float<Float32Dots>,
+    linear_epilogue,  quantize_row,       max_rows,        max_columns,
+    lookup,           map_floats,         bilinear_floats, bilinear_packets,
+    blend_rows,       gate_row,           layer_norm,      softmax_rows,
+    attention_shares, attention_mix,      interleave,      add,
+    quantize,         quantize_fine,      dequantize,      gather,
+    fake_quantize,    fake_quantize_grad, dot_burst,       float_burst,
+    read_burst};

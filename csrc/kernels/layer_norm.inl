@@ -19,6 +19,23 @@ static TOPS_INLINE void sum_channels(const LayerNormArgs& a, int64_t p, int64_t 
   }
 }
 
+// Channels [c, c + count) of m pixels, as floats or a packet of codes.
+static TOPS_INLINE void store_channels(const LayerNormArgs& a, V::F y[4], int64_t c, int64_t count,
+                                       int64_t p, int64_t m) {
+  if (a.float_out) {
+    for (int64_t j = 0; j < count; ++j)
+      store_some(a.y + ((c + j) * a.y_stride + p) * 4, V::as_i(y[j]), m);
+    return;
+  }
+  V::I q[4];
+  for (int64_t j = 0; j < 4; ++j) {
+    const V::F v = j < count ? V::mulf(y[j], V::set1f(a.inv)) : V::set1f(0.0f);
+    q[j] = V::round(V::minf(V::set1f(1073741824.0f), v));
+  }
+  const V::I zp = V::set1(static_cast<int32_t>(static_cast<uint32_t>(a.zero_point) * 0x10001u));
+  store_some(a.y + (c / 4 * a.y_stride + p) * 4, V::pack(q[0], q[1], q[2], q[3], zp), m);
+}
+
 static void layer_norm(const LayerNormArgs& a) {
   const V::F count = V::set1f(static_cast<float>(a.channels));
   for (int64_t p = 0; p < a.n; p += V::kLanes) {
@@ -37,11 +54,15 @@ static void layer_norm(const LayerNormArgs& a) {
     V::store(spread, V::as_i(V::addf(V::maxf(V::set1f(0.0f), variance), V::set1f(a.eps))));
     for (float& v : spread) v = 1.0f / __builtin_sqrtf(v);
     const V::F factor = V::as_f(V::load(spread));
-    for (int64_t c = 0; c < a.channels; ++c) {
-      const V::F x = V::as_f(load_some(a.x + c * a.x_stride + p, m));
-      const V::F v = V::mulf(V::subf(V::subf(x, about), rest), factor);
-      store_some(a.y + c * a.y_stride + p,
-                 V::as_i(V::fused(v, V::set1f(a.weight[c]), V::set1f(a.bias[c]))), m);
+    for (int64_t c = 0; c < a.channels; c += 4) {
+      const int64_t count = min64(4, a.channels - c);
+      V::F y[4] = {factor, factor, factor, factor};
+      for (int64_t j = 0; j < count; ++j) {
+        const V::F x = V::as_f(load_some(a.x + (c + j) * a.x_stride + p, m));
+        const V::F v = V::mulf(V::subf(V::subf(x, about), rest), factor);
+        y[j] = V::fused(v, V::set1f(a.weight[c + j]), V::set1f(a.bias[c + j]));
+      }
+      store_channels(a, y, c, count, p, m);
     }
   }
 }

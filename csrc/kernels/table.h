@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/norm_args.h"
+
 namespace tops {
 
 // Memory that a kernel may read past the last packet of a tensor: one vector of the widest
@@ -97,7 +99,7 @@ struct DenseArgs {
   int64_t panel_bytes;   // of a block of kBlock output channels
   int64_t group_blocks;  // blocks of a group of channels
   int64_t group_stride;  // bytes between the inputs of two groups
-  bool sums_only;        // float: y takes the sums, in whole vectors, and there is no epilogue
+  bool sums_only;        // y takes the sums, in whole vectors, and there is no epilogue
 };
 
 // Sparse integer weights: CSR over output channels.
@@ -210,29 +212,6 @@ struct LinearEpilogue {
   const float* bias;  // or null
 };
 
-// x[c][p] = exp(v - the largest v of p) / their sum over c, v = x[c][p] * scale + bias[c][p], for
-// whole vectors of p.
-struct SoftmaxArgs {
-  float* x;
-  int64_t count, stride;  // rows, and floats from one to the next
-  int64_t n;              // numbers of a row; those up to whole vectors are made too
-  float scale;
-  const float* bias;  // or null
-  int64_t bias_stride;
-};
-
-// y = (x - mean) / sqrt(variance + eps) * weight[c] + bias[c] over the channels c of each of n
-// pixels; strides in floats, from one channel to the next.
-struct LayerNormArgs {
-  const float* x;
-  int64_t x_stride;
-  float* y;
-  int64_t y_stride;
-  int64_t channels, n;
-  const float *weight, *bias;
-  float eps;
-};
-
 // Start of a run of packets of four channels: one pointer for u8 packets, one a channel for float
 // (null: absent).
 struct Packets {
@@ -341,6 +320,9 @@ struct KernelTable {
   void (*layer_norm)(const LayerNormArgs&);
   // Softmax in place.
   void (*softmax_rows)(const SoftmaxArgs&);
+  // Attention on codes: scores to shares of a query, and sums of values by shares to the result.
+  void (*attention_shares)(const ShareArgs&);
+  void (*attention_mix)(const MixArgs&);
   // y[i * count + k] = x[k][i] for i < n.
   void (*interleave)(const float* const* x, int64_t count, int64_t n, float* y);
   void (*add)(const AddArgs&, const Packets& a, const Packets& b, const Packets& y, int64_t n);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operator group_norm: floats, normalized over a group of channels and all pixels of an image.
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -9,21 +10,32 @@
 namespace tops {
 namespace {
 
-// Sums in double, as those of many pixels in float32 would lose digits; several at once, since one
+// Of numbers less one that is near them, and of their squares.
+struct Sums {
+  double first = 0.0, square = 0.0;
+};
+
+// In double, as sums of many pixels in float32 would lose digits; several at once, since one
 // addition waits for the other.
-template <class Term>
-double sum_of_rows(const ActivationTensor& g, const float* image, const Term& term) {
-  constexpr int64_t kLanes = 8;
-  double lanes[kLanes] = {}, rest = 0.0;
+void add_rows(const ActivationTensor& g, const float* image, double near, Sums* sums) {
+  constexpr int64_t kLanes = 4;
+  double first[kLanes] = {}, square[kLanes] = {};
   for (int64_t row = 0; row < g.h; ++row) {
     const float* const x = image + g.packet(0, row, 0);
     int64_t p = 0;
     for (; p + kLanes <= g.w; p += kLanes)
-      for (int64_t j = 0; j < kLanes; ++j) lanes[j] += term(static_cast<double>(x[p + j]));
-    for (; p < g.w; ++p) rest += term(static_cast<double>(x[p]));
+      for (int64_t j = 0; j < kLanes; ++j) {
+        const double v = static_cast<double>(x[p + j]) - near;
+        first[j] += v;
+        square[j] += v * v;
+      }
+    for (; p < g.w; ++p) {
+      const double v = static_cast<double>(x[p]) - near;
+      first[0] += v;
+      square[0] += v * v;
+    }
   }
-  for (const double lane : lanes) rest += lane;
-  return rest;
+  for (int64_t j = 0; j < kLanes; ++j) sums->first += first[j], sums->square += square[j];
 }
 
 // Attributes: groups; eps; weight and bias, a number a channel.
@@ -72,21 +84,24 @@ void GroupNorm::run_group(const NodeRun& node, int64_t n, int64_t first, int64_t
   const auto channel = [&](int64_t c) {
     return reinterpret_cast<const float*>(node.x(0)) + c * in.channel_stride + n * in.image;
   };
-  double mean = 0.0, square = 0.0;
-  for (int64_t c = first; c < last; ++c)
-    mean += sum_of_rows(in, channel(c), [](double v) { return v; });
-  mean /= count;
-  for (int64_t c = first; c < last; ++c)
-    square += sum_of_rows(in, channel(c), [=](double v) { return (v - mean) * (v - mean); });
-  const double spread = std::sqrt(square / count + static_cast<double>(eps_));
+  const double near = static_cast<double>(*(channel(first) + in.packet(0, 0, 0)));
+  Sums sums;
+  for (int64_t c = first; c < last; ++c) add_rows(in, channel(c), near, &sums);
+  const double off = sums.first / count, mean = near + off;
+  const double variance = std::max(0.0, sums.square / count - off * off);
+  const double spread = std::sqrt(variance + static_cast<double>(eps_));
+  const float about = static_cast<float>(mean);
   for (int64_t c = first; c < last; ++c) {
-    const float weight = weight_[static_cast<size_t>(c)], bias = bias_[static_cast<size_t>(c)];
+    const double factor = static_cast<double>(weight_[static_cast<size_t>(c)]) / spread;
+    // What the mean was rounded by is taken off again.
+    const double rest = factor * (static_cast<double>(about) - mean);
+    const float a = static_cast<float>(factor),
+                b = static_cast<float>(static_cast<double>(bias_[static_cast<size_t>(c)]) + rest);
     for (int64_t row = 0; row < in.h; ++row) {
       const float* const x = channel(c) + in.packet(0, row, 0);
       float* const y =
           reinterpret_cast<float*>(node.y()) + c * out.channel_stride + out.packet(n, row, 0);
-      for (int64_t p = 0; p < in.w; ++p)
-        y[p] = static_cast<float>((static_cast<double>(x[p]) - mean) / spread) * weight + bias;
+      for (int64_t p = 0; p < in.w; ++p) y[p] = (x[p] - about) * a + b;
     }
   }
 }

@@ -24,21 +24,21 @@ class OverChannels : public OpKernel {
   // Pixels of a row that go together: a cache line of each channel.
   static constexpr int64_t kRun = 16;
 
-  // Calls body(x, y, count) with the first channel of up to kRun pixels next to each other.
+  // Calls body(x, y, count) with the first packets of up to kRun pixels next to each other.
   template <class Body>
-  static void each_run(const NodeRun& node, const Body& body) {
+  void each_run(const NodeRun& node, const Body& body) const {
     const ActivationTensor &in = node.in(0), &out = node.out();
     const Rows rows = node.rows;
     const int64_t lines = rows.end - rows.begin, runs = divide_up(out.w, kRun);
     const float* const from = reinterpret_cast<const float*>(node.x(0));
-    float* const to = reinterpret_cast<float*>(node.y());
+    uint8_t* const to = node.y();
     parallel_for(out.n * lines * runs, 16 * vectors_of(out, rows), [&](int64_t i, int) {
       const int64_t line = i / runs, first = i % runs * kRun;
       const int64_t image = line / lines, row = rows.begin + line % lines;
-      body(from + in.packet(image, row, first), to + out.packet(image, row, first),
+      body(from + in.packet(image, row, first), to + out.packet(image, row, first) * 4,
            std::min(kRun, out.w - first));
     });
-    fill_all_halos(out, rows, node.y(), 0);
+    fill_all_halos(out, rows, node.y(), halo_value(type_));
   }
 };
 
@@ -55,9 +55,10 @@ class Softmax : public OverChannels {
   void run(const NodeRun& node) const override {
     const int64_t count = node.out().channels / groups_, in = node.in(0).channel_stride,
                   out = node.out().channel_stride;
-    each_run(node, [=](const float* x, float* y, int64_t pixels) {
+    each_run(node, [=](const float* x, uint8_t* y, int64_t pixels) {
       for (int64_t g = 0; g < groups_; ++g)
-        run_group(x + g * count * in, y + g * count * out, count, in, out, pixels);
+        run_group(x + g * count * in, reinterpret_cast<float*>(y) + g * count * out, count, in, out,
+                  pixels);
     });
   }
 
@@ -79,7 +80,7 @@ class Softmax : public OverChannels {
   int64_t groups_;
 };
 
-// Attributes: eps; weight and bias, a number a channel.
+// Attributes: eps; weight and bias, a number a channel; y.
 class LayerNorm : public OverChannels {
  public:
   LayerNorm(const Attributes& at, const Types& in)
@@ -94,6 +95,7 @@ class LayerNorm : public OverChannels {
                std::to_string(width) + " weights, " + std::to_string(bias_.size()) +
                    " biases, eps " + std::to_string(eps_));
     type_.channels = width;
+    if (at.has("y")) type_ = with_output(type_, quantization_of(at));
   }
 
   Shape infer(const Shapes& inputs) const override {
@@ -107,8 +109,9 @@ class LayerNorm : public OverChannels {
     const int64_t count = node.out().channels, in = node.in(0).channel_stride,
                   out = node.out().channel_stride;
     const KernelTable& kernel = kernels();
-    each_run(node, [&, in, out, count](const float* x, float* y, int64_t pixels) {
-      kernel.layer_norm({x, in, y, out, count, pixels, weight_.data(), bias_.data(), eps_});
+    each_run(node, [&, in, out, count](const float* x, uint8_t* y, int64_t pixels) {
+      kernel.layer_norm({x, in, y, out, type_.is_float, 1.0f / type_.scale, type_.zero_point, count,
+                         pixels, weight_.data(), bias_.data(), eps_});
     });
   }
 

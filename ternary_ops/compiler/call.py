@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, TypeAlias
 
 from torch import Tensor, fx, nn
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from ternary_ops.compiler.arrange import beside_channels, canonical, in_windows, with_windows
 from ternary_ops.compiler.axes import RANKS, Sizes, Value, made_by
 from ternary_ops.compiler.constants import known_number
-from ternary_ops.compiler.read_layers import Layer
+from ternary_ops.compiler.read_layers import Layer, Range
 from ternary_ops.compiler.step import Step
 from ternary_ops.compiler.unsupported import Consequence, Unsupported
 from ternary_ops.graph.constants import attribute_of
@@ -137,14 +138,21 @@ class Call:
             raise Unsupported("its sizes are neither constants nor sizes of tensors")
         return tuple(found)
 
-    def leave_chain(self) -> None:
-        """Compute the node behind its layer, not in it; raises Unsupported where calibrate has seen
-        the chain as one.
+    def leave_chain(self, value: Value) -> Range | None:
+        """Compute the node behind its layer, which made `value`, not in it.
+
+        Returns the range that calibrate saw, as the layer's own, of the whole chain: it is that of
+        the node's result. Nothing is known of what the layer alone makes, which stays float.
         """
-        layer = None if self.chain is None else self.layers.get(str(self.chain.layer.target))
-        if layer is not None and layer.integer:
-            raise Unsupported("a quantized layer takes no part in a sum of other axes")
+        step, chain = value.step, self.chain
+        layer = None if chain is None else self.layers.get(str(chain.layer.target))
         self.chain = None
+        if layer is None or not layer.integer:
+            return None
+        while step.layer is not layer:
+            (step,) = step.inputs[:1]
+        step.layer, step.precise = replace(layer, output_range=None), True
+        return layer.output_range
 
     def refuse(self) -> NoReturn:
         """Raises Unsupported: nothing in a program computes this."""

@@ -155,11 +155,24 @@ def fold_constants(step: Step) -> Sequence[Step]:
         return ()
     made = known_value(step)
     if made is not None and np.isfinite(made).all():
-        source = step.inputs[0]
-        while source.op != "input":
-            source = source.inputs[0]
+        source = _source(step)
         name = f"{step.place or step.op}"
         _become_constant(step, name, made)
         step.clamp = (None, None)
         rewire(step, source)
     return ()
+
+
+def constant_beside(step: Step, name: str, array: Array) -> Step:
+    """A new constant of one image [1, C, ...] for a step that depends on the input."""
+    made = Step("constant", [])
+    _become_constant(made, name, array)
+    rewire(made, _source(step))
+    return made
+
+
+def _source(step: Step) -> Step:
+    """The program's input, which a step depends on."""
+    while step.op != "input":
+        step = step.inputs[0]
+    return step

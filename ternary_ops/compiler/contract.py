@@ -74,10 +74,11 @@ def contracted(a: Value, b: Value, batch: Pairs, shared: Pairs) -> Value:
     sums = joined_axes([a.axes[i] for i, _ in shared])
     ways = _ways(a, b, joined_axes(together), sums, free)
     best = min(ways, key=lambda way: (way.cost, not way.mixes_tokens))
-    operands = [
-        placed(value, form).step
-        for value, form in zip((best.first, best.second), best.forms, strict=True)
-    ]
+    operands = []
+    for value, form in zip((best.first, best.second), best.forms, strict=True):
+        moved = placed(value, form)
+        moved.step.shape = moved.step.shape or moved.shape
+        operands.append(moved.step)
     attrs = {
         "groups": a.length(best.groups)[0],
         "tokens": a.length(best.tokens)[0],

@@ -28,6 +28,7 @@ from ternary_ops.compiler.streams import long_sums
 from ternary_ops.errors import UnsupportedModel, need
 from ternary_ops.graph.nodes import Bounds
 from ternary_ops.program.ops import OPS
+from ternary_ops.program.ops.attention import MOST_SUMMED
 from ternary_ops.program.weight import Array, Params
 from ternary_ops.reference.activations import over_codes
 from ternary_ops.reference.arithmetic import affine_params
@@ -99,6 +100,10 @@ def _ask(step: Step, user: Step) -> None:
     layer = user.layer
     if _reads_floats(user) or (layer is not None and not layer.integer and not layer.follows):
         step.precise = True
+    elif user.op == "attention":
+        codes = step not in user.inputs[3:] and _may_read_codes(user)
+        step.flexible |= codes
+        step.precise |= not codes
     elif user.op == "concat" or OPS[user.op].keeps_params:
         step.wanted = _widest(step.wanted, user.wanted)
         step.flexible |= user.flexible
@@ -130,6 +135,20 @@ def _ask_joined(step: Step, user: Step) -> None:
 def _reads_floats(step: Step) -> bool:
     operator = OPS[step.op]
     return operator.floats_only or step.attrs.get("fn") in operator.float_functions
+
+
+def _may_read_codes(attention: Step) -> bool:
+    """True for an attention whose result layers round, where every head has whole packets of four
+    channels and its sums fit 32 bits.
+    """
+    if attention.precise or attention.wanted is None:
+        return False
+    heads, tokens = attention.attrs["heads"], attention.attrs["tokens"]
+    shapes = [x.shape for x in attention.inputs[:3]]
+    if tokens > MOST_SUMMED or None in shapes:
+        return False
+    widths = [shape[1] // heads for shape in shapes if shape is not None]
+    return max(widths) <= MOST_SUMMED and all(width % 4 == 0 for width in widths)
 
 
 def _normalizes(user: Step, step: Step) -> bool:
@@ -164,6 +183,14 @@ class _Chooser:
             self._choose_layer(step, step.layer)
         elif step.op in ("input", "output") or _reads_floats(step):
             step.reads = [FLOATS] * len(step.inputs)
+            if step.op == "layer_norm" and step.wanted is not None:
+                step.y = self._output(step)
+        elif step.op == "attention":
+            operands, biases = step.inputs[:3], step.inputs[3:]
+            codes = any(x.y is not None for x in operands) and all(map(_fits, operands))
+            codes &= _may_read_codes(step)
+            step.y = self._output(step) if codes else None
+            step.reads = [CODES if codes else FLOATS] * 3 + [FLOATS] * len(biases)
         elif 0 in OPS[step.op].sized_by:
             step.reads = [None] * len(step.inputs)
         elif OPS[step.op].keeps_params:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ternary_ops.compiler.attention import attention_of_products
+from ternary_ops.compiler.attention_paths import attention_by_numbers
 from ternary_ops.compiler.constants import fold_constants
 from ternary_ops.compiler.factors import (
     affine_into_affine,
@@ -225,6 +226,7 @@ FUSIONS: tuple[Fusion, ...] = (
     affine_into_layers_after,
     factor_into_matmul,
     attention_of_products,
+    attention_by_numbers,
     sum_behind_layer,
     flatten_before_layers,
 )

@@ -33,11 +33,11 @@ class Step:
     place       where that node is, for people; "" for steps between
     fixed       it says a size of the example where that may vary
     moved       its value at other places, by what moves it there
+    precise     it is made as floats: an operator reads it so, or a long stream or a sum adds to it
     traced      the traced nodes, each with its value (`axes.Value`), that may compute what it makes
 
     Set by choose_domains:
     wanted      range that the layers reading this value ask for
-    precise     an operator reads it as floats, or a long stream adds to it: it is made as floats
     fine        range that layers reading it as uint11 ask for; it is then made as floats
     flexible    an operator that has no range of its own would read it as uint8
     reads       the form in which each operand is read

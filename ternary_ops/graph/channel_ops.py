@@ -39,7 +39,7 @@ _KINDS = {
         ops.TANHSHRINK, ops.SOFTSHRINK, ops.HARDSHRINK, ops.THRESHOLD, ops.EXP, ops.LOG, ops.ABS,
         ops.SQUARE, ops.SQRT, ops.RSQRT, ops.RECIPROCAL, ops.POW, ops.ERF, ops.SIN, ops.COS,
         ops.ADD, ops.SUB, ops.MUL, ops.DIV, ops.NEG, ops.CONTIGUOUS, ops.IDENTITY, ops.DROPOUT,
-        ops.MAXIMUM, ops.MINIMUM,
+        ops.MAXIMUM, ops.MINIMUM, ops.ADDCMUL,
     ),
     # Of each channel alone over windows of an image, and f(a * x) = a * f(x) for a > 0.
     "window": (

@@ -286,7 +286,8 @@ def layer_norm(e: NodeExport) -> str:
     bias = [] if w.bias is None else [out.constant(w.bias, np.float32, "bias")]
     last = out.add("Transpose", e.x[0], perm=[0, 2, 3, 1]) if image else e.x[0]
     made = out.add("LayerNormalization", last, factor, *bias, epsilon=e.node.at["eps"])
-    return out.add("Transpose", made, perm=[0, 3, 1, 2]) if image else made
+    made = out.add("Transpose", made, perm=[0, 3, 1, 2]) if image else made
+    return e.codes(made, e.node.at["y"])
 
 
 @writes("group_norm")

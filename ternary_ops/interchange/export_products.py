@@ -7,6 +7,7 @@ import numpy as np
 
 from ternary_ops.interchange.export_node import NodeExport, writes
 from ternary_ops.program.operator import TOKENS, swap_tokens
+from ternary_ops.program.ops.attention import repeats_of
 
 
 @writes("reduce")
@@ -52,19 +53,26 @@ def matmul(e: NodeExport) -> str:
 
 @writes("attention")
 def attention(e: NodeExport) -> str:
-    """Heads become an axis before the tokens."""
+    """Heads become an axis before the tokens. Codes go by floats: ONNX has no shares of 8 bits."""
     at, out = e.node.at, e.out
     split = out.ends([0, 0, at["heads"], -1])
-    parts = [out.add("Reshape", name, split) for name in e.x]
+    parts = [out.add("Reshape", name, split) for name in e.reals()[:3]]
     left, values = (out.add("Transpose", parts[i], perm=[0, 2, 1, 3]) for i in (0, 2))
     scores = out.add("MatMul", left, out.add("Transpose", parts[1], perm=[0, 2, 3, 1]))
     if at["scale"] != 1.0:
         scores = out.add("Mul", scores, out.number(at["scale"]))
-    for bias in parts[3:]:
-        scores = out.add("Add", scores, out.add("Transpose", bias, perm=[0, 2, 1, 3]))
+    for name, value, repeats in zip(e.x[3:], e.node.inputs[3:], repeats_of(e.node), strict=True):
+        groups = (value.channels or 0) // at["tokens"]
+        bias = out.add("Reshape", name, out.ends([0, 0, groups, -1]))
+        bias = out.add("Transpose", bias, perm=[0, 2, 1, 3])
+        if groups < at["heads"]:
+            heads = np.arange(at["heads"]) // repeats % groups
+            bias = out.add("Gather", bias, out.ends(heads.tolist()), axis=1)
+        scores = out.add("Add", scores, bias)
     made = out.add("MatMul", out.add("Softmax", scores, axis=3), values)
     back = out.add("Transpose", made, perm=[0, 2, 1, 3])
-    return out.add("Reshape", back, out.ends([0, 0, e.value.channels or -1]))
+    made = out.add("Reshape", back, out.ends([0, 0, e.value.channels or -1]))
+    return e.codes(made, at["y"])
 
 
 @writes("constant")

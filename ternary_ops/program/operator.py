@@ -77,7 +77,7 @@ class Operator(ABC):
     is_layer: ClassVar[bool] = False
     # The result has the scale and zero point of the first input, or is floats like it.
     keeps_params: ClassVar[bool] = False
-    # It reads floats and makes floats.
+    # It reads floats and makes floats, or codes where an attribute `y` says so.
     floats_only: ClassVar[bool] = False
     # Functions, by the attribute `fn`, for which it does that.
     float_functions: ClassVar[tuple[str, ...]] = ()

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import ternary_ops.nn as tnn
 from ternary_ops.errors import BadConfig, BadWeights, check_type, need
 from ternary_ops.graph.changes import Changes
-from ternary_ops.graph.usage import running_order
+from ternary_ops.graph.token_layers import ends, token_mixing
+from ternary_ops.graph.trace import TraceFailed
+from ternary_ops.graph.usage import eval_graph, running_order
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.nn.config import TernaryConfig
 from ternary_ops.nn.patterns import fit_pattern, get_pattern
@@ -47,11 +49,14 @@ def plan(
 ) -> Plan:
     """Decide for every weighted layer of `model`; nothing is changed.
 
-    By default the first convolution, depthwise convolutions and the last linear layer become dense
-    int8; the rest follow `config` (default TernaryConfig()). First and last are in execution order
-    in eval mode: on `example`, an input of the model, or without one in a trace of its code. If
-    torch.fx cannot trace it, declaration order is used, and the reason says so. With an example,
-    layers that do not run on it are left alone, unless a rule names them.
+    By default the first convolution, depthwise convolutions, the last linear layer (several where
+    none of them feeds another layer) and linear layers over tokens, as in MLP-Mixer, become dense
+    int8; the rest follow `config` (default TernaryConfig()): of transformers queries, keys and
+    values, projections and channel MLPs. First and last are in execution order in eval mode: on
+    `example`, an input of the model, or without one in a trace of its code. If torch.fx cannot
+    trace it, declaration order is used, and the reason says so; layers over tokens are not told
+    apart then. With an example, layers that do not run on it are left alone, unless a rule names
+    them.
 
     With scope "time" the example is needed: what each layer costs in the engine is measured once,
     on the threads that programs use now (`runtime.num_threads`), and stands in the plan. In a
@@ -81,7 +86,7 @@ def plan(
     wish.check(layers)
     order, how = running_order(model, example)
     idle = set() if example is None or order is None else set(layers) - set(order)
-    special = _special_layers(list(layers), order, how)
+    special = _special_layers(list(layers), order, how) | _by_graph(model, list(layers), example)
     made = Plan(tuple(wish.rows(Changes(model), layers, special, idle)))
     if budget is not None and batches is not None:
         free = [name for name in wish.free(made, layers) if made[name].action == "ternary"]
@@ -281,6 +286,23 @@ def _special_layers(
     if linears:
         special[linears[-1]] = f"last linear layer{how}"
     return special
+
+
+def _by_graph(
+    model: nn.Module, layers: list[nn.Module], example: Tensor | None
+) -> dict[nn.Module, str]:
+    """Further layers that the default keeps at 8 bits, by what comes before and after them."""
+    linears = [m for m in layers if isinstance(m, (nn.Linear, tnn.TernaryLinear))]
+    if len(linears) < 2:
+        return {}
+    try:
+        graph = eval_graph(model, example)
+    except TraceFailed:  # the order of the layers has to do
+        return {}
+    found: dict[nn.Module, str] = {m: "last linear layer" for m in ends(graph)}
+    for module in token_mixing(graph):
+        found[module] = "mixes tokens: one weight for every channel"
+    return found
 
 
 def _check_kept(

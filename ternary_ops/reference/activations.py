@@ -37,23 +37,24 @@ def sigmoid32(x: Doubles) -> NDArray[np.float32]:
     what is rounded to codes afterwards.
     """
     x = np.asarray(x, np.float32)
-    small = _exp32(np.maximum(-np.abs(x), np.float32(-86)))
+    small = exp32(np.maximum(-np.abs(x), np.float32(-86)))
     above = np.where(np.signbit(x), np.float32(0), np.float32(1))
     out: NDArray[np.float32] = np.maximum(above, small) / (np.float32(1) + small)
     return out
 
 
-def _exp32(x: Doubles) -> NDArray[np.float32]:
+def exp32(x: Doubles) -> NDArray[np.float32]:
+    """e^x for float32 x in [-86, 0], step by step as the kernels compute it."""
     steps = np.rint(x * np.float32(1.44269504))
-    rest = _fused(steps, np.float32(-0.693359375), x)
-    rest = _fused(steps, np.float32(2.12194440e-4), rest)
+    rest = fused32(steps, np.float32(-0.693359375), x)
+    rest = fused32(steps, np.float32(2.12194440e-4), rest)
     power = np.full_like(rest, np.float32(1 / 5040))
     for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
-        power = _fused(power, rest, np.float32(term))
+        power = fused32(power, rest, np.float32(term))
     return np.ldexp(power, np.nan_to_num(steps).astype(np.int32))
 
 
-def _fused(a: Doubles, b: Any, c: Any) -> NDArray[np.float32]:
+def fused32(a: Doubles, b: Any, c: Any) -> NDArray[np.float32]:
     """a * b + c rounded once: the product of two float32 is exact in float64."""
     product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
     return (product + np.asarray(c, np.float64)).astype(np.float32)

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_ops.reference.arithmetic import Array, Pair, adaptive_edges, pair
+from ternary_ops.reference.activations import exp32, fused32
+from ternary_ops.reference.arithmetic import (
+    Array,
+    Pair,
+    Params,
+    Quantized,
+    adaptive_edges,
+    pair,
+    quantize,
+)
 
 REDUCTIONS: dict[str, Callable[..., Any]] = {
     "sum": np.sum,
@@ -60,6 +69,38 @@ def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array
     return out
 
 
+def layer_norm_codes(
+    x: Array, weight: Array, bias: Array | None, eps: float, y: Params
+) -> NDArray[np.uint8]:
+    """layer_norm as codes: step by step as the kernels compute it in float32
+    (csrc/kernels/layer_norm.inl), since codes are exact.
+    """
+    values = np.asarray(x, np.float32)
+    count = np.float32(x.shape[1])
+    about = _by_blocks(values, lambda sums, v: sums + v) / count
+    off = values - about[:, None]
+    rest = _by_blocks(off, lambda sums, v: sums + v) / count
+    square = _by_blocks(off, lambda sums, v: fused32(v, v, sums)) / count
+    variance = np.maximum(np.float32(0), square - rest * rest) + np.float32(eps)
+    factor = np.float32(1) / np.sqrt(variance)
+    per_channel = (1, -1, *[1] * (x.ndim - 2))
+    beside = np.zeros_like(weight) if bias is None else bias
+    scaled = (off - rest[:, None]) * factor[:, None]
+    made = fused32(scaled, weight.reshape(per_channel), beside.reshape(per_channel))
+    return quantize(made, *y)
+
+
+def _by_blocks(x: Array, add: Callable[[Array, Array], Array]) -> NDArray[np.float32]:
+    """Over channels, in blocks of 32."""
+    sums = np.zeros(np.delete(x.shape, 1), np.float32)
+    for first in range(0, x.shape[1], 32):
+        part = np.zeros_like(sums)
+        for c in range(first, min(first + 32, x.shape[1])):
+            part = add(part, x[:, c]).astype(np.float32)
+        sums = sums + part
+    return sums
+
+
 def attention(
     q: Array, k: Array, v: Array, bias: Array | None = None, *, heads: int, scale: float
 ) -> NDArray[np.float32]:
@@ -76,6 +117,48 @@ def attention(
     out = np.matmul(values, grown / grown.sum(axis=2, keepdims=True))
     rounded: NDArray[np.float32] = out.reshape(len(q), -1, q.shape[2]).astype(np.float32)
     return rounded
+
+
+def attention_codes(
+    q: Quantized,
+    k: Quantized,
+    v: Quantized,
+    bias: Array | None = None,
+    *,
+    heads: int,
+    scale: float,
+    y: Params | None,
+) -> Array:
+    """`attention` of codes: exact integer sums, between them float32 steps and shares in 0..254.
+
+    Each share is rounded with what the one before it was rounded by.
+    """
+    n, _, keys = k[0].shape
+    queries = _by_head(q[0], heads) - q[2]
+    # float64 adds products of bytes exactly.
+    sums = np.matmul((_by_head(k[0], heads) - 128).swapaxes(2, 3), queries)
+    factor = np.float32(np.float64(scale) * np.float64(q[1]) * np.float64(k[1]))
+    scores = sums.astype(np.float32) * factor
+    if bias is not None:
+        scores = scores + np.asarray(bias, np.float32).reshape(scores.shape)
+    least = np.float32(-86)
+    grown = exp32(np.maximum(scores - scores.max(axis=2, keepdims=True), least))
+    shares = np.empty(grown.shape)
+    carry = np.zeros(grown[:, :, 0].shape, np.float32)
+    for m in range(keys):
+        share = grown[:, :, m] * np.float32(254) + carry
+        shares[:, :, m] = np.rint(share)
+        carry = share - np.rint(share)
+    total = shares.sum(axis=2, keepdims=True)
+    made = np.matmul(_by_head(v[0], heads) - v[2], shares).astype(np.float32)
+    out = made * (np.float32(v[1]) / total.astype(np.float32))
+    out = out.reshape(n, -1, q[0].shape[2])
+    return out if y is None else quantize(out, *y)
+
+
+def _by_head(codes: Array, heads: int) -> NDArray[np.float64]:
+    wide: NDArray[np.float64] = codes.astype(np.float64)
+    return wide.reshape(len(codes), heads, -1, codes.shape[2])
 
 
 def matmul(a: Array, b: Array, groups: int, transpose: bool, scale: float) -> NDArray[np.float32]:

@@ -12,13 +12,25 @@ SHAPES = ((1, 1, 1, 1, 1), (3, 5, 7, 17, 13), (2, 8, 24, 9, 200), (1, 4, 4, 2100
 
 def build(b: Any) -> None:
     """Two heads over the input's tokens, 12 channels, with keys and values that every image shares;
-    added to it the mean of three heads with a bias.
+    added to it the mean of three heads with a bias, and two heads of codes.
     """
     x = b("linear", 0, w=b.weight("int8", 10, 12, zeros=0.0))
     keys = b("constant", 0, w=b.weight("float", 10, 1, 1, 9, False, 0.0), rank=3)
     values = b("constant", 0, w=b.weight("float", 6, 1, 1, 9, False, 0.0), rank=3)
     y = b("attention", x, keys, values, heads=2, tokens=9, scale=0.4)
-    b("add", y, b("reduce", with_bias(b), fn="mean", axes=(2,)))
+    y = b("add", y, b("reduce", with_bias(b), fn="mean", axes=(2,)))
+    b("add", y, b("linear", of_codes(b), w=b.weight("int8", 6, 16)))
+
+
+def of_codes(b: Any) -> Any:
+    """Queries of 12 channels a head, values of 8."""
+    q = b("quantize", 0, y=b.params())
+    q = b("linear", q, w=b.weight("int8", 24, 12, zeros=0.0), y=b.params())
+    parts = []
+    for channels in (24, 16):
+        w = b.weight("float", channels, 1, 1, 9, False, 0.0)
+        parts.append(b("quantize", b("constant", 0, w=w, rank=3), y=b.params()))
+    return b("attention", q, *parts, heads=2, tokens=9, scale=0.3, y=b.params(-1, 1))
 
 
 def with_bias(b: Any, **changes: Any) -> Any:

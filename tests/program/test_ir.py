@@ -98,6 +98,7 @@ for _case in program_cases().values():
     _WRONG |= {f"{_case.op}.{name}": values for name, values in _case.wrong.items()}
 # Without a bias only the sizes of the operands tell that 8 is wrong: test_token_attention.
 _WRONG["attention.tokens"] = [0, 2**30, None, True, 9.0]
+_WRONG["attention.repeats"] = [[0], [2], [1, 1], None, "1", [True], [1.0], 2]
 _WRONG["input.size"] = [[0, 1], [1, 2**25], [1, 1, 1], 0, "1", [1.0, 1], [], True]
 _NAMES = sorted({key.rpartition(".")[2] for key in _WRONG})
 

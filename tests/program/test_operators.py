@@ -60,7 +60,7 @@ def test_what_operators_claim_of_their_results_holds(name: str) -> None:
         if kind.keeps_params:
             assert value.y == x.y and "y" not in kind.attrs
         if kind.floats_only or node.attrs.get("fn") in kind.float_functions:
-            assert x.y is None and value.y is None
+            assert x.y is None and value.y == node.attrs.get("y")
         if kind.per_channel and not value.fine and x.channels is not None:
             read = [j for i, j in enumerate(node.inputs) if i not in kind.sized_by]
             assert value.multiple == max(graph.values[j].multiple for j in read)

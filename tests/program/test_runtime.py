@@ -43,7 +43,7 @@ def _float_layer_before(graph: Graph) -> list[bool]:
     for node in graph.nodes:
         kind, floats = node.operator, bool(node.inputs) and graph.values[node.inputs[0]].y is None
         sums = kind.is_layer or kind.floats_only or "pool" in node.op
-        sums = sums or node.op in ("activation", "reduce")
+        sums = sums or node.op in ("activation", "attention", "reduce")
         touched.append((sums and floats) or any(touched[j] for j in node.inputs))
     return touched
 

@@ -87,7 +87,7 @@ def test_scores_are_in_no_value() -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"heads": 5}, "divisible by 5"), ({"tokens": 6}, "18 of a bias"), ({"heads": 1}, "bias")],
+    [({"heads": 5}, "divisible by 5"), ({"tokens": 6}, "divisible by 6"), ({"heads": 1}, "bias")],
 )
 def test_what_does_not_fit_is_named(change: dict[str, int], named: str) -> None:
     b = Builder(0, c=2, rank=3)

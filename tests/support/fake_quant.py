@@ -16,6 +16,7 @@ from cases import ProgramCase, activations, program_cases
 from torch import Tensor
 
 from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.ops.attention import repeats_of
 from ternary_ops.program.weight import Params
 
 Operands = list[tuple[Tensor, "Params | None"]]
@@ -113,7 +114,7 @@ def _layer_norm(graph: Graph, node: Node, operands: Operands) -> Tensor:
     weight, bias = (torch.from_numpy(v.ravel().astype(np.float64)) for v in (w.array, w.bias))
     axis = _channel_axis(x)
     rows = F.layer_norm(x.movedim(axis, -1), (len(weight),), weight, bias, node.attrs["eps"])
-    return rows.movedim(-1, axis).float()
+    return _finish(rows.movedim(-1, axis).float(), (None, None), node.attrs["y"])
 
 
 def _softmax(graph: Graph, node: Node, operands: Operands) -> Tensor:
@@ -131,12 +132,16 @@ def _matmul(graph: Graph, node: Node, operands: Operands) -> Tensor:
 
 
 def _attention(graph: Graph, node: Node, operands: Operands) -> Tensor:
-    """Tokens outside are [N, L, C]."""
-    heads = node.attrs["heads"]
-    q, k, v, *bias = (x.double().unflatten(2, (heads, -1)).transpose(1, 2) for x, _ in operands)
-    extra = bias[0] if bias else None
-    made = F.scaled_dot_product_attention(q, k, v, extra, scale=node.attrs["scale"])
-    return made.transpose(1, 2).flatten(2).float()
+    """Tokens outside are [N, L, C]. Of codes without what shares are rounded by."""
+    heads, tokens, scale = (node.attrs[name] for name in ("heads", "tokens", "scale"))
+    reals = [_real(*x).double() for x in operands]
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in reals[:3])
+    bias = torch.zeros(1, dtype=torch.float64)
+    for x, repeats in zip(reals[3:], repeats_of(graph.bound(node)), strict=True):
+        groups = x.unflatten(2, (-1, tokens)).transpose(1, 2)
+        bias = bias + groups[:, torch.arange(heads) // repeats % groups.shape[1]]
+    made = ((scale * q @ k.transpose(2, 3) + bias).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return _finish(made.float(), (None, None), node.attrs["y"])
 
 
 def _layer(graph: Graph, node: Node, operands: Operands) -> Tensor:

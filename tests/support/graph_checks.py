@@ -188,12 +188,16 @@ def _bound(graph: Graph, node: Node, values: Sequence[Array]) -> float:
 
 def _inexact(graph: Graph, node: Node) -> bool:
     """Floats that are made of floats by sums or functions of the C library."""
-    return graph.values[node.inputs[0]].y is None and node.op not in _MOVED
+    codes = node.op in _MOVED or node.attrs.get("y") is not None
+    return graph.values[node.inputs[0]].y is None and not codes
 
 
 def _rounds_otherwise(node: Node) -> bool:
     """Where PyTorch's order of float32 steps is another one, so that a code may be the next."""
-    return node.attrs.get("gate", False) or node.attrs.get("mode") in ("bilinear", "bicubic")
+    steps = node.op == "layer_norm" and node.attrs["y"] is not None
+    return (
+        steps or node.attrs.get("gate", False) or node.attrs.get("mode") in ("bilinear", "bicubic")
+    )
 
 
 def check_nodes(graph: Graph, values: Sequence[Array]) -> None:

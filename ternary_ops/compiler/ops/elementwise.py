@@ -144,11 +144,12 @@ def _sum_of_layer(call: Call, made: Value, residual: Value) -> Value:
         fits = False
     if fits:
         return result.of(Step("add", [x.step, y.step]))
-    biased = with_bias(made, residual)
-    if biased is None:
-        call.leave_chain()
-        return combined("add", made, residual)
-    return biased
+    total = with_bias(made, residual)
+    if total is None:
+        seen = call.leave_chain(made)
+        total = combined("add", made, residual)
+        total.step.observed = seen
+    return total
 
 
 def _addcmul(call: Call) -> Value:

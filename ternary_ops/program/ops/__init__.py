@@ -4,6 +4,7 @@
 from ternary_ops.program.operator import OPS
 from ternary_ops.program.ops import (
     activation,
+    attention,
     borders,
     constant,
     conv_linear,
@@ -34,6 +35,7 @@ _FAMILIES = (
     normalize,
     reduce,
     matmul,
+    attention,
     constant,
 )
 

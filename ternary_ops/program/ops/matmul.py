@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of two values, neither of which is a weight: attention."""
+"""A product of two values, neither of which is a weight."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ternary_ops import reference
 from ternary_ops.errors import FormatError, need
@@ -25,7 +24,6 @@ from ternary_ops.program.operator import (
     Shape,
     Value,
     need_few,
-    need_parts,
     need_same,
     register,
 )
@@ -82,53 +80,3 @@ class Matmul(Operator):
         a, b = operands
         at = node.at
         return reference.matmul(a, b, at["groups"], at["transpose"], at["scale"])
-
-
-@register
-class Attention(Operator):
-    """softmax(`scale` * queries . keys + bias) . values for each of H `heads`: queries
-    [N, H * K, L], keys [N, H * K, M], values [N, H * D, M] of M `tokens`, bias [N, H * M, L];
-    [N, H * D, L]
-    """
-
-    name = "attention"
-    reads = "queries, keys, values, optional bias, floats, tokens"
-    inputs = (3, 4)
-    attrs = {
-        "heads": Attribute(whole(1, MAX_CHANNELS), 1),
-        "scale": Attribute(NUMBER, 1.0),
-        "tokens": Attribute(whole(1, MAX_CHANNELS)),
-    }
-    floats_only = True
-
-    def value(self, node: BoundNode) -> Value:
-        """Of as many channels as the values have."""
-        heads, tokens = node.at["heads"], node.at["tokens"]
-        if any((x.rank, x.y) != (TOKENS, None) for x in node.inputs):
-            raise FormatError(need("values of tokens, floats,", "others", REWRITE))
-        for x in node.inputs:
-            need_parts(x.channels, heads)
-        queries, keys, values, *bias = (x.channels for x in node.inputs)
-        if keys != queries or any(c != heads * tokens for c in bias):
-            wanted = f"{queries} channels of keys and {heads * tokens} of a bias"
-            raise FormatError(need(wanted, [keys, *bias], REWRITE))
-        return replace(node.inputs[2], channels=values, multiple=values or 1)
-
-    def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
-        """A token for each query."""
-        queries, keys, values, *bias = inputs
-        for x in (keys, values):
-            need_same("tokens of keys and values", (node.at["tokens"],), x[2:])
-        for x in bias:
-            need_same("tokens of the bias", queries[2:], x[2:])
-        return queries[0], values[1], queries[2]
-
-    def macs(self, node: BoundNode, result: Shape) -> int:
-        """Sums over the channels of a query and over the keys."""
-        queries, _, values, *_ = (x.channels or 0 for x in node.inputs)
-        tokens: int = node.at["tokens"]
-        return math.prod(result) // values * (queries + values) * tokens
-
-    def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
-        """In float64, rounded once."""
-        return reference.attention(*operands, heads=node.at["heads"], scale=node.at["scale"])

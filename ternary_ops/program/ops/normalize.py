@@ -13,6 +13,7 @@ from ternary_ops import reference
 from ternary_ops.errors import FormatError, need
 from ternary_ops.program.attributes import (
     MAX_CHANNELS,
+    OUTPUT,
     POSITIVE,
     REWRITE,
     WEIGHT,
@@ -77,7 +78,7 @@ class LayerNorm(Operator):
 
     name = "layer_norm"
     reads = "x, floats"
-    attrs = {"w": WEIGHT, "eps": Attribute(POSITIVE)}
+    attrs = {"w": WEIGHT, "eps": Attribute(POSITIVE), "y": OUTPUT}
     floats_only = over_channels = per_pixel = True
 
     def value(self, node: BoundNode) -> Value:
@@ -86,7 +87,7 @@ class LayerNorm(Operator):
         _need_factor_a_channel(
             node, size if x.channels is None and size % x.multiple == 0 else x.channels
         )
-        return replace(x, channels=size, multiple=size)
+        return replace(x, channels=size, multiple=size, y=node.at["y"])
 
     def shape(self, node: BoundNode, inputs: Sequence[Shape]) -> Shape:
         """That of its input."""
@@ -94,10 +95,12 @@ class LayerNorm(Operator):
         return inputs[0]
 
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
-        """In float64, rounded once."""
-        w = node.weight
-        out = reference.layer_norm(operands[0], w.array.ravel(), w.bias, node.at["eps"])
-        return out.astype(np.float32)
+        """In float64, rounded once; codes by the float32 steps of the engine."""
+        w, eps, y = node.weight, node.at["eps"], node.at["y"]
+        given = operands[0], w.array.ravel(), w.bias, eps
+        if y is not None:
+            return reference.layer_norm_codes(*given, y)
+        return reference.layer_norm(*given).astype(np.float32)
 
     def native(self, node: BoundNode) -> dict[str, Any]:
         """Weight and bias."""
