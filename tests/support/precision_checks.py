@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from cases import precision_filter, precision_update
 
 from ternary_ops.reference.precision import PrecisionRule
 
-Update, Filter = precision_update.UpdateShape, precision_filter.FilterShape
+Update: TypeAlias = precision_update.UpdateShape
+Filter: TypeAlias = precision_filter.FilterShape
 
 
 def update_against_reference(shape: Update, call: Any, threshold: float = 1.7) -> None:
