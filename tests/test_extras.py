@@ -113,7 +113,7 @@ def test_pairs_of_extras_agree_with_all_that_is_installed() -> None:
 
 def test_the_oldest_torch_is_the_one_that_extras_ask_for() -> None:
     bounds = [r for extra in EXTRAS for r in declared(extra) if r.name in errors.OLDEST]
-    assert len(bounds) >= 4
+    assert len(bounds) >= 3  # train, sr, gpu
     for requirement in bounds:
         assert str(requirement.specifier) == f">={errors.OLDEST[requirement.name]}"
 

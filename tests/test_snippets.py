@@ -84,6 +84,7 @@ SETUP: dict[str, Callable[[], Names]] = {
     "docs/methods/schedules.md": trained,
     "docs/methods/search.md": digits,
     "docs/semi.md": few_pairs,
+    "docs/monitor.md": digits,
     "docs/super-resolution.md": upscaling,
 }
 

@@ -2,8 +2,8 @@
 """The command line, `ternary-ops` = `python -m ternary_ops`.
 
 Every command takes --json, shows an example in --help, and ends with 0 (done), 1 (failed) or 2
-(wrong use or bad input, one line on stderr). Only `check`, `compress`, and `upscale` with a
-checkpoint, need torch.
+(wrong use or bad input, one line on stderr). Only `check`, `compress`, `climate fit`, and
+`upscale` with a checkpoint, need torch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,25 @@ from typing import NoReturn
 
 from ternary_ops._version import __version__
 from ternary_ops.cli import bench as bench
-from ternary_ops.cli import check, compress, export, info, report, run, upscale, verify
+from ternary_ops.cli import (
+    check,
+    climate,
+    compress,
+    downscale,
+    export,
+    info,
+    report,
+    run,
+    upscale,
+    verify,
+)
 from ternary_ops.errors import TernaryOpsError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
-_COMMANDS = (info, verify, check, compress, run, report, export, upscale, bench)
+_COMMANDS = (
+    *(info, verify, check, compress, run, report, export),
+    *(upscale, downscale, climate, bench),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

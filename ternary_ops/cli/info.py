@@ -23,7 +23,7 @@ EXTRAS = {
     "train": ("torch", "sklearn", "matplotlib", "rich"),
     "image": ("PIL",),
     "sr": ("torch", "PIL"),
-    "climate": ("torch", "xarray", "dask", "netCDF4"),
+    "climate": ("xarray", "dask", "netCDF4", "zarr", "pint"),
     "gpu": ("torch", "triton"),
     "onnx": ("onnx",),
     "bench": ("openvino", "onnxruntime", "onnx"),

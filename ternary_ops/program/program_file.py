@@ -15,24 +15,40 @@ from ternary_ops.program.serialize import from_index, to_arrays, to_index
 from ternary_ops.program.shapes import infer_from
 
 KIND = "program"
+# A program with what a downscaling model knows besides, in entries under this name: climate/.
+DOWNSCALER = "downscaler"
 _STORED_AS = {"ternary": "ternary", "int8": "int8", "float": "float32"}
 
 
 def write(path: Path, graph: Graph, sample: tuple[int, ...]) -> None:
     """Write a program and its sample input shape, atomically."""
+    container.write(path, KIND, *contents(graph, sample))
+
+
+def contents(
+    graph: Graph, sample: tuple[int, ...]
+) -> tuple[dict[str, Any], list[container.WeightEntry]]:
+    """Index and entries of a program's file."""
     index = {**to_index(graph), "sample": list(sample)}
     kinds = {f"{i}.w": _STORED_AS[w.kind] for i, w in enumerate(graph.weights)}
     entries = [
         container.WeightEntry(name, kinds.get(name, "float32"), values)
         for name, values in to_arrays(graph).items()
     ]
-    container.write(path, KIND, index, entries)
+    return index, entries
 
 
 def read(path: Path) -> tuple[Graph, tuple[int, ...]]:
-    """Undo write; raises FormatError for a file that is anything else."""
-    document = container.read(path)
-    if document.kind != KIND:
+    """Undo write; raises FormatError for a file that is anything else.
+
+    Of a downscaling model it reads the program alone.
+    """
+    return from_document(path, container.read(path))
+
+
+def from_document(path: Path, document: container.Document) -> tuple[Graph, tuple[int, ...]]:
+    """The program of a file that has been read."""
+    if document.kind not in (KIND, DOWNSCALER):
         raise FormatError(
             need(
                 f"a program in {path}",
@@ -42,8 +58,12 @@ def read(path: Path) -> tuple[Graph, tuple[int, ...]]:
         )
     index: dict[str, Any] = dict(document.index)
     sample = index.pop("sample", None)
+    weights = document.weights
+    if document.kind == DOWNSCALER:
+        index.pop(DOWNSCALER, None)
+        weights = {k: w for k, w in weights.items() if not k.startswith(f"{DOWNSCALER}.")}
     try:
-        graph = from_index(index, {name: w.stored for name, w in document.weights.items()})
+        graph = from_index(index, {name: w.stored for name, w in weights.items()})
         return graph, _sample(graph, sample)
     except (FormatError, UnsupportedShape) as error:
         raise FormatError(f"{path}: {error}") from None

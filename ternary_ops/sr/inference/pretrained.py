@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ternary_ops import runtime
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedShape, need, needs_package
 from ternary_ops.io import container
-from ternary_ops.program.graph import Graph, Node
+from ternary_ops.program.graph import Graph
+from ternary_ops.program.receptive_field import radius
 from ternary_ops.program.shapes import infer
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def facts(program: runtime.Program) -> Facts:
         got, do = f"{list(shapes[0])} to {list(shapes[-1])}", "Pass a super-resolution program."
         what = "a model that makes images larger by a whole factor, and keeps their channels"
         raise FormatError(need(what, got, do))
-    return Facts(channels, scale, smallest, _radius(graph))
+    return Facts(channels, scale, smallest, radius(graph))
 
 
 def _takes(graph: Graph, side: int) -> bool:
@@ -100,39 +99,3 @@ def _takes(graph: Graph, side: int) -> bool:
     except UnsupportedShape:
         return False
     return True
-
-
-def _radius(graph: Graph) -> int | None:
-    steps: list[Fraction] = []  # input pixels from one pixel of a value to the next
-    reach: list[Fraction] = []  # to each side
-    for node in graph.nodes:
-        if node.op == "input":
-            steps.append(Fraction(1))
-            reach.append(Fraction(0))
-            continue
-        step, far = steps[node.inputs[0]], max(reach[i] for i in node.inputs)
-        if any(steps[i] != step for i in node.inputs):
-            return None
-        if node.op == "conv2d":
-            far += step * _window(graph, node)
-        elif node.op == "pixel_shuffle" and node.attrs["crop"] == (0, 0):
-            step /= node.attrs["factor"][0]
-        elif not (node.operator.per_pixel or _joins_channels(node)):
-            return None
-        if node.attrs.get("stride", (1, 1)) != (1, 1):
-            return None
-        steps.append(step)
-        reach.append(far)
-    return math.ceil(reach[-1])
-
-
-def _joins_channels(node: Node) -> bool:
-    return node.op == "concat" and node.attrs["axis"] == 1
-
-
-def _window(graph: Graph, node: Node) -> int:
-    """Pixels that a filter reads to the farther side."""
-    sides = zip(
-        graph.weight(node).shape[1:3], node.attrs["padding"], node.attrs["dilation"], strict=True
-    )
-    return int(max(max(p, d * (k - 1) - p) for k, p, d in sides))
