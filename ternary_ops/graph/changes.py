@@ -114,7 +114,7 @@ class Changes:
 
     def called_by_function(self, module: nn.Module) -> str:
         """The model's code calls this quantized layer by a function of its weight."""
-        by = module in self._by_function or (isinstance(module, tnn.TernaryLayer) and module.sent)
+        by = module in self._by_function
         return "the model's code hands its weight to a function: compile takes that" if by else ""
 
     def foreign(self, module: nn.Module) -> str:

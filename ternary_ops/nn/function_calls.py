@@ -13,7 +13,7 @@ from types import MethodType
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ternary_ops.nn.conv import TernaryConv2d
@@ -71,11 +71,11 @@ class _Sending(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear or func is F.conv2d:
-            given = arguments(func, args, kwargs)
+        known = func is F.linear or func is F.conv2d
+        given = arguments(func, args, kwargs) if known else {}
+        if known and not isinstance(given["input"], fx.Proxy):  # a trace sees to it later
             for layer in self.layers:
                 if given["weight"] is layer.weight and computes(layer, given):
-                    layer.sent = True
                     y = layer(given["input"])
                     return _with_bias(layer, y, given["bias"])
         return func(*args, **kwargs)

@@ -55,7 +55,6 @@ class TernaryLayer(LayerState, ABC):
     calls         how often calibrate saw the layer run, None before; not part of the state
     pruning       progress of its Pruner, None without one; not part of the state either
     cost          what its empty units save in the engine, measured by plan; nor this
-    sent          such a call was seen
     by_function   code of the network's own may hand its weight to a function, which calls the layer
                   (`nn.function_calls`); not part of the state
     held          while many calls share one weight, that (`nn.held_weights`)
@@ -82,7 +81,6 @@ class TernaryLayer(LayerState, ABC):
     pruning: Progress | None = None
     cost: EngineCost | None = None
     by_function: bool = False
-    sent: bool = False
     held: list[tuple[Tensor, Tensor | None]] | None = None
     dense_gradient: bool = False
 
