@@ -22,6 +22,7 @@ from ternary_ops.graph.nodes import Chain, layer_class, module_of, parent_of
 from ternary_ops.graph.subclass_twins import rest_of, twin_of
 from ternary_ops.graph.torch_op import Kinds
 from ternary_ops.graph.torch_ops import BATCH_NORM
+from ternary_ops.nn.function_calls import SENT
 
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -114,7 +115,7 @@ class Changes:
 
     def called_by_function(self, module: nn.Module) -> str:
         """The model's code calls this quantized layer by a function of its weight."""
-        by = module in self._by_function
+        by = module in self._by_function or module in SENT
         return "the model's code hands its weight to a function: compile takes that" if by else ""
 
     def foreign(self, module: nn.Module) -> str:
