@@ -16,11 +16,13 @@ from torch import Tensor, fx, nn
 
 import ternary_ops.nn as tnn
 from ternary_ops.errors import UnsupportedModel, need
+from ternary_ops.graph.function_calls import BY_FUNCTION
 from ternary_ops.graph.functional_layers import READ
-from ternary_ops.graph.nodes import Chain, layer_class, parent_of
+from ternary_ops.graph.nodes import Chain, layer_class, module_of, parent_of
 from ternary_ops.graph.subclass_twins import rest_of, twin_of
 from ternary_ops.graph.torch_op import Kinds
 from ternary_ops.graph.torch_ops import BATCH_NORM
+from ternary_ops.nn.function_calls import SENT
 
 _FLOAT: Kinds = (nn.Linear, nn.Conv2d)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -44,6 +46,8 @@ class Changes:
                 if parameter is not None:
                     self._holders.setdefault(id(parameter), []).append(module)
         self._read = {} if graph is None else read_without_call(graph)
+        nodes = () if graph is None else graph.nodes
+        self._by_function = {module_of(node) for node in nodes if node.meta.get(BY_FUNCTION)}
 
     def why_not(self, module: nn.Module, change: str) -> str:
         """Reason that forbids a change of `module`; empty if it is allowed.
@@ -109,6 +113,11 @@ class Changes:
                 return f"its weight is read by {self._read[id(parameter)]} as well"
         return ""
 
+    def called_by_function(self, module: nn.Module) -> str:
+        """The model's code calls this quantized layer by a function of its weight."""
+        by = module in self._by_function or module in SENT
+        return "the model's code hands its weight to a function: compile takes that" if by else ""
+
     def foreign(self, module: nn.Module) -> str:
         """A layer of the trace alone: code of the model's own calls functions that compute it."""
         return "" if module in self._names else "the model's own code computes it by functions"
@@ -156,12 +165,6 @@ def hooked(module: nn.Module) -> str:
     """Hooks see, and may change, its weight, what it is given or what it returns."""
     here = any(getattr(module, kind) for kind in _HOOKS)
     return "hooks are registered on it" if here else ""
-
-
-def called_by_function(module: nn.Module) -> str:
-    """Code of the network's own reads the weight of a quantized layer."""
-    reads = isinstance(module, tnn.TernaryLayer) and module.by_function
-    return "the model's code hands its weight to a function: compile takes that" if reads else ""
 
 
 def _quantizable(module: nn.Module) -> str:
@@ -252,7 +255,7 @@ _OBSTACLES: dict[str, tuple[Rule, ...]] = {
         _exactly(_quantized),
         *_CONSTANT,
         Changes.read_elsewhere,
-        _alone(called_by_function),
+        Changes.called_by_function,
     ),
     "read": (*_SETTLED, *_CONSTANT),
     "cut": (*_SETTLED, Changes.foreign, *_CONSTANT, Changes.tied, Changes.read_elsewhere),

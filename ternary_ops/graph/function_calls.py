@@ -21,6 +21,7 @@ from ternary_ops.graph.nodes import from_torch, names_used, operator_of
 from ternary_ops.graph.torch_op import TorchOp
 from ternary_ops.nn.function_calls import arguments, computes, send_calls_
 
+BY_FUNCTION = "by function"  # in the meta of a call that the code writes as a function
 _FUNCTIONS: dict[TorchOp | None, Callable[..., Any]] = {
     torch_ops.LINEAR: F.linear,
     torch_ops.CONV2D: F.conv2d,
@@ -88,6 +89,7 @@ def _call(traced: fx.GraphModule, node: fx.Node, path: str, given: dict[str, Any
             made.append(graph.call_function(operator.add, (made[0], bias)))
     for part in made:
         part.meta = dict(node.meta)
+    made[0].meta[BY_FUNCTION] = True
     node.replace_all_uses_with(made[-1])
     graph.erase_node(node)
     for part in (given["weight"], given["bias"]):  # by hand: writes into tensors count as dead code

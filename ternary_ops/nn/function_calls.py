@@ -11,7 +11,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any
+from weakref import WeakSet
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from ternary_ops.nn.conv import TernaryConv2d
 from ternary_ops.nn.ternary import TernaryLayer
 
+SENT: WeakSet[TernaryLayer] = WeakSet()  # layers that such a call has reached, in traces too
 _LINEAR = {"input": None, "weight": None, "bias": None}
 _CONV = {**_LINEAR, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _FUNCTIONS: dict[Callable[..., Any], dict[str, Any]] = {F.linear: _LINEAR, F.conv2d: _CONV}
@@ -75,6 +78,8 @@ class _Sending(TorchFunctionMode):
             given = arguments(func, args, kwargs)
             for layer in self.layers:
                 if given["weight"] is layer.weight and computes(layer, given):
+                    if not torch.compiler.is_compiling():
+                        SENT.add(layer)
                     y = layer(given["input"])
                     return _with_bias(layer, y, given["bias"])
         return func(*args, **kwargs)

@@ -55,7 +55,7 @@ class TernaryLayer(LayerState, ABC):
     calls         how often calibrate saw the layer run, None before; not part of the state
     pruning       progress of its Pruner, None without one; not part of the state either
     cost          what its empty units save in the engine, measured by plan; nor this
-    by_function   code of the network's own hands its weight to a function, which calls the layer
+    by_function   code of the network's own may hand its weight to a function, which calls the layer
                   (`nn.function_calls`); not part of the state
     held          while many calls share one weight, that (`nn.held_weights`)
     dense_gradient  whether pruned weights get a gradient in phase "float", and with the estimator
