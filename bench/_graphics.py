@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from _sr import Image
 
-from ternary_ops.sr.training.trainer import reduced
+from ternary_ops.sr.training.patches import reduced
 
 _SIDE, _COUNT = 256, 8
 Random = np.random.Generator

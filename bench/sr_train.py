@@ -34,7 +34,8 @@ import ternary_ops as tops
 from ternary_ops import runtime, sr
 from ternary_ops.sr.inference.fidelity import check_colors
 from ternary_ops.sr.inference.pretrained import facts
-from ternary_ops.sr.training.trainer import reduced, validate
+from ternary_ops.sr.training.patches import reduced
+from ternary_ops.sr.training.trainer import validate
 from ternary_ops.train.checkpoint import Checkpoint
 
 TABLE = "sr_quality.csv"

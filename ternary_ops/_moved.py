@@ -150,7 +150,7 @@ NAMES = {
         "reorder_channels_": "budget",
     },
     "sr.training": {
-        "Patches": "sr.training.trainer",
+        "Patches": "sr.training.patches",
         "SRCourse": "sr.training.trainer:SRTrainConfig",
         "train": "sr.training.trainer",
     },

@@ -57,6 +57,7 @@ def _operators(file: str, old: str, new: str) -> Fault:
     return Fault(file, old, new, ("program/test_native_engine.py",))
 
 
+_TOTALS = ("program/test_statistics.py",)
 _AT_EVERY_NODE = ("program/test_runtime.py",)
 
 FAULTS = {
@@ -106,6 +107,12 @@ FAULTS = {
         "kernels/elementwise.inl",
         "    for (int64_t j = 1; j < taps; ++j) {",
         "    for (int64_t j = 1; j + 1 < taps; ++j) {",
+    ),
+    "sums of squares that overflow": Fault(
+        "kernels/channel_sums.inl", "kSumSteps = 8192;", "kSumSteps = 20000;", _TOTALS
+    ),
+    "padding in the totals of channels": Fault(
+        "program/totals.cpp", "g.packet(i, task.rows.begin, 0);", "i * g.image;", _TOTALS
     ),
     "second channel of quantized packets": Fault(
         "kernels/elementwise.inl",

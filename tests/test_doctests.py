@@ -23,6 +23,8 @@ MODULES = {
     "program.program": "Program load",
     "prune": "Pruner",
     "reporting.network_report": "report",
+    "monitor.filter": "FaultTolerantFilter",
+    "monitor.threshold": "residual_threshold",
     "io.storage_formats": "storage_bits cheapest",
     "nn.activation_sparsity": "KWinners",
     "sr.inference.upscaling": "upscale",

@@ -39,7 +39,10 @@ sys.exit("; ".join(wrong) or 0)
 MODULES = {
     "ternary_ops": sorted(tops._MODULES),
     "ternary_ops.climate": ["baselines"],
+    "ternary_ops.monitor": ["faults", "methods", "plants"],
     "ternary_ops.ops": ["blocks"],
+    "ternary_ops.sr": ["hosts"],
+    "ternary_ops.sr.semi": ["hosts"],
 }
 
 

@@ -63,6 +63,16 @@ def upscaling() -> Names:
     return {"image": image, "images": [photo], "x": torch.rand(1, 3, 16, 16), "N": 2}
 
 
+def few_pairs() -> Names:
+    """Three photos of one channel: a pair, a small and a large one."""
+    rng = np.random.default_rng(0)
+    small, large = (rng.random((3, side, side, 1), np.float32) for side in (24, 96))
+    return {
+        **{"pairs": [(small[0], large[0])], "small_only": small[1:2], "large_only": large[2:]},
+        **{"pair_ids": [0], "small_ids": [1], "large_ids": [2], "test_ids": [3]},
+    }
+
+
 SETUP: dict[str, Callable[[], Names]] = {
     "README.md": digits,
     "docs/methods/criteria.md": trained,
@@ -73,6 +83,8 @@ SETUP: dict[str, Callable[[], Names]] = {
     "docs/methods/removal.md": trained,
     "docs/methods/schedules.md": trained,
     "docs/methods/search.md": digits,
+    "docs/semi.md": few_pairs,
+    "docs/monitor.md": digits,
     "docs/super-resolution.md": upscaling,
 }
 

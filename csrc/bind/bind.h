@@ -31,5 +31,6 @@ Weights weights_of(const std::string& name);
 
 void bind_codec(py::module_& m);
 void bind_engine(py::module_& m);
+void bind_precision(py::module_& m);
 
 }  // namespace tops::bind

@@ -111,17 +111,41 @@ struct ArenaLease {
   Buffer arena;
 };
 
+// For an input of input_array's dims.
+Array<float> output_array(Program& e, const int64_t d[4]) {
+  const int id = e.output_node();
+  const ActivationTensor out = e.plan(std::min<int64_t>(d[0], 1), d[2], d[3])->grid(id);
+  return Array<float>(shape_of(e.nodes()[static_cast<size_t>(id)].type().rank, d[0], out));
+}
+
 py::array run(Program& e, const py::array& x) {
   int64_t d[4];
   const Array<float> in = input_array(e, x, d);
-  const int id = e.output_node();
-  const ActivationTensor out = e.plan(std::min<int64_t>(d[0], 1), d[2], d[3])->grid(id);
-  Array<float> y(shape_of(e.nodes()[static_cast<size_t>(id)].type().rank, d[0], out));
+  Array<float> y = output_array(e, d);
   {
     py::gil_scoped_release release;
     e.run(in.data(), d[0], d[2], d[3], y.mutable_data());
   }
   return y;
+}
+
+// (output, sums [N, channels of all integer values], squares, first channel of each value and of
+// none).
+py::tuple statistics(Program& e, const py::array& x) {
+  int64_t d[4];
+  const Array<float> in = input_array(e, x, d);
+  Array<float> y = output_array(e, d);
+  const std::vector<int64_t> offset = e.totals_offsets(d[0], d[2], d[3]);
+  const std::vector<py::ssize_t> shape{d[0], offset.back()};
+  Array<int64_t> sums(shape), squares(shape);
+  std::fill_n(sums.mutable_data(), sums.size(), 0);
+  std::fill_n(squares.mutable_data(), squares.size(), 0);
+  {
+    py::gil_scoped_release release;
+    const ChannelTotals totals{sums.mutable_data(), squares.mutable_data(), offset.back(), offset};
+    e.run(in.data(), d[0], d[2], d[3], y.mutable_data(), &totals);
+  }
+  return py::make_tuple(y, sums, squares, offset);
 }
 
 py::list run_all(Program& e, const py::array& x) {
@@ -193,6 +217,7 @@ void bind_engine(py::module_& m) {
       .def("output", &Program::output)
       .def("run", &run)
       .def("run_all", &run_all)
+      .def("statistics", &statistics)
       .def("profile", &profile, py::arg("x"), py::arg("repeats") = 20)
       .def("peak_bytes", &Program::peak_bytes)
       .def(

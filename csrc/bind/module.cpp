@@ -223,4 +223,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("fake_quantize_grad", &fake_quantize_grad);
   bind_engine(m);
   bind_codec(m);
+  bind_precision(m);
 }

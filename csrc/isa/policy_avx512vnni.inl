@@ -46,6 +46,7 @@ struct V {
   static TOPS_INLINE F subf(F a, F b) { return _mm512_sub_ps(a, b); }
   static TOPS_INLINE F mulf(F a, F b) { return _mm512_mul_ps(a, b); }
   static TOPS_INLINE F divf(F a, F b) { return _mm512_div_ps(a, b); }
+  static TOPS_INLINE F sqrtf(F a) { return _mm512_sqrt_ps(a); }
   static TOPS_INLINE F maxf(F a, F b) { return _mm512_max_ps(a, b); }
   static TOPS_INLINE F minf(F a, F b) { return _mm512_min_ps(a, b); }
   static TOPS_INLINE I max_u8(I a, I b) { return _mm512_max_epu8(a, b); }
@@ -130,6 +131,13 @@ struct V {
     to[0] = _mm512_unpacklo_epi16(ab, cd), to[1] = _mm512_unpackhi_epi16(ab, cd);
     to[2] = _mm512_unpacklo_epi16(ab2, cd2), to[3] = _mm512_unpackhi_epi16(ab2, cd2);
   }
+  // Four channels of pixel j of each 128-bit lane in v[j] to all pixels of channel j.
+  static TOPS_INLINE void transpose_channels(I v[4]) {
+    const I ab = _mm512_unpacklo_epi32(v[0], v[1]), ab2 = _mm512_unpackhi_epi32(v[0], v[1]);
+    const I cd = _mm512_unpacklo_epi32(v[2], v[3]), cd2 = _mm512_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm512_unpacklo_epi64(ab, cd), v[1] = _mm512_unpackhi_epi64(ab, cd);
+    v[2] = _mm512_unpacklo_epi64(ab2, cd2), v[3] = _mm512_unpackhi_epi64(ab2, cd2);
+  }
   // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
   static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
@@ -169,6 +177,20 @@ struct V {
     return a;
   }
   static TOPS_INLINE int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
+  // Four packets of each 128-bit lane to the four bytes of each channel: 32-bit lane c of it holds
+  // byte c of every packet.
+  static TOPS_INLINE I packets_to_channels(I a) {
+    return _mm512_shuffle_epi8(a,
+                               _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+  }
+  // acc plus the four bytes of a lane, and plus their squares.
+  static TOPS_INLINE I add_byte_sums(I acc, I x) {
+    return _mm512_dpbusd_epi32(acc, x, set1(0x01010101));
+  }
+  static TOPS_INLINE I add_byte_squares(I acc, I x) {
+    const I even = and_(x, set1(0x00ff00ff)), odd = _mm512_srli_epi16(x, 8);
+    return add(acc, add(_mm512_madd_epi16(even, even), _mm512_madd_epi16(odd, odd)));
+  }
   static TOPS_INLINE float sumf(F a) { return _mm512_reduce_add_ps(a); }
   // kLanes bytes, one a lane.
   static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) { return _mm512_cvtepu8_epi32(lane_at(p)); }

@@ -62,6 +62,7 @@ struct V {
   static TOPS_INLINE F subf(F a, F b) { return vsubq_f32(a, b); }
   static TOPS_INLINE F mulf(F a, F b) { return vmulq_f32(a, b); }
   static TOPS_INLINE F divf(F a, F b) { return vdivq_f32(a, b); }
+  static TOPS_INLINE F sqrtf(F a) { return vsqrtq_f32(a); }
   // As maxps and minps: the second operand where either is NaN.
   static TOPS_INLINE F maxf(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static TOPS_INLINE F minf(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
@@ -155,6 +156,17 @@ struct V {
     to[2] = vreinterpretq_s32_u16(vzip1q_u16(ab2, cd2));
     to[3] = vreinterpretq_s32_u16(vzip2q_u16(ab2, cd2));
   }
+  // Four channels of pixel j in v[j] to four pixels of channel j.
+  static TOPS_INLINE void transpose_channels(I v[4]) {
+    const int64x2_t ab = vreinterpretq_s64_s32(vzip1q_s32(v[0], v[1])),
+                    ab2 = vreinterpretq_s64_s32(vzip2q_s32(v[0], v[1])),
+                    cd = vreinterpretq_s64_s32(vzip1q_s32(v[2], v[3])),
+                    cd2 = vreinterpretq_s64_s32(vzip2q_s32(v[2], v[3]));
+    v[0] = vreinterpretq_s32_s64(vzip1q_s64(ab, cd));
+    v[1] = vreinterpretq_s32_s64(vzip2q_s64(ab, cd));
+    v[2] = vreinterpretq_s32_s64(vzip1q_s64(ab2, cd2));
+    v[3] = vreinterpretq_s32_s64(vzip2q_s64(ab2, cd2));
+  }
   // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
   static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
@@ -185,6 +197,18 @@ struct V {
   // acc += dot(x, w), once for every call, whatever the compiler knows.
   static TOPS_INLINE void dot_again(I& acc, I x, I w) { acc = dot_signed(acc, x, in_register(w)); }
   static TOPS_INLINE int32_t sum(I a) { return vaddvq_s32(a); }
+  // Four packets to the four bytes of each channel: lane c holds byte c of every packet.
+  static TOPS_INLINE I packets_to_channels(I a) {
+    static const uint8_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    return packets(vqtbl1q_u8(bytes(a), vld1q_u8(kOrder)));
+  }
+  // acc plus the four bytes of a lane, and plus their squares.
+  static TOPS_INLINE I add_byte_sums(I acc, I x) {
+    return vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(acc), bytes(x), vdupq_n_u8(1)));
+  }
+  static TOPS_INLINE I add_byte_squares(I acc, I x) {
+    return vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(acc), bytes(x), bytes(x)));
+  }
   static TOPS_INLINE float sumf(F a) { return vaddvq_f32(a); }
   // kLanes bytes, one a lane.
   static TOPS_INLINE I bytes_to_lanes(const uint8_t* p) {

@@ -103,6 +103,10 @@ struct V {
     F r;
     TOPS_LANES(a.v[i] / b.v[i]);
   }
+  static TOPS_INLINE F sqrtf(F a) {
+    F r;
+    TOPS_LANES(__builtin_sqrtf(a.v[i]));
+  }
   // As maxps and minps: the second operand where either is NaN.
   static TOPS_INLINE F maxf(F a, F b) {
     F r;
@@ -227,6 +231,12 @@ struct V {
             static_cast<int32_t>(byte(a.v[j], i) | byte(b.v[j], i) << 8 | byte(c.v[j], i) << 16 |
                                  static_cast<uint32_t>(byte(d.v[j], i)) << 24);
   }
+  // Four channels of pixel j in v[j] to four pixels of channel j.
+  static TOPS_INLINE void transpose_channels(I v[4]) {
+    const I from[4] = {v[0], v[1], v[2], v[3]};
+    for (int j = 0; j < 4; ++j)
+      for (int i = 0; i < 4; ++i) v[j].v[i] = from[i].v[j];
+  }
   // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
   // invalid code counts as 0.
   static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
@@ -271,6 +281,21 @@ struct V {
   static TOPS_INLINE void dot_again(I& acc, I x, I w) { acc = dot_ternary(acc, x, in_register(w)); }
   static TOPS_INLINE int32_t sum(I a) {
     return wrap_add(wrap_add(a.v[0], a.v[1]), wrap_add(a.v[2], a.v[3]));
+  }
+  // Four packets to the four bytes of each channel: lane c holds byte c of every packet.
+  static TOPS_INLINE I packets_to_channels(I a) {
+    I r;
+    for (int c = 0; c < 4; ++c)
+      r.v[c] = static_cast<int32_t>(byte(a.v[0], c) | byte(a.v[1], c) << 8 | byte(a.v[2], c) << 16 |
+                                    static_cast<uint32_t>(byte(a.v[3], c)) << 24);
+    return r;
+  }
+  // acc plus the four bytes of a lane, and plus their squares.
+  static TOPS_INLINE I add_byte_sums(I acc, I x) { return dot_ternary(acc, x, set1(0x01010101)); }
+  static TOPS_INLINE I add_byte_squares(I acc, I x) {
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) acc.v[i] = wrap_add(acc.v[i], byte(x.v[i], j) * byte(x.v[i], j));
+    return acc;
   }
   static TOPS_INLINE float sumf(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
   // kLanes bytes, one a lane.

@@ -37,6 +37,7 @@ static TOPS_INLINE F addf(F a, F b) { return _mm256_add_ps(a, b); }
 static TOPS_INLINE F subf(F a, F b) { return _mm256_sub_ps(a, b); }
 static TOPS_INLINE F mulf(F a, F b) { return _mm256_mul_ps(a, b); }
 static TOPS_INLINE F divf(F a, F b) { return _mm256_div_ps(a, b); }
+static TOPS_INLINE F sqrtf(F a) { return _mm256_sqrt_ps(a); }
 static TOPS_INLINE F maxf(F a, F b) { return _mm256_max_ps(a, b); }
 static TOPS_INLINE F minf(F a, F b) { return _mm256_min_ps(a, b); }
 static TOPS_INLINE I max_u8(I a, I b) { return _mm256_max_epu8(a, b); }
@@ -106,6 +107,13 @@ static TOPS_INLINE void transpose_taps(I a, I b, I c, I d, I to[4]) {
   to[0] = _mm256_unpacklo_epi16(ab, cd), to[1] = _mm256_unpackhi_epi16(ab, cd);
   to[2] = _mm256_unpacklo_epi16(ab2, cd2), to[3] = _mm256_unpackhi_epi16(ab2, cd2);
 }
+// Four channels of pixel j of each 128-bit lane in v[j] to all pixels of channel j.
+static TOPS_INLINE void transpose_channels(I v[4]) {
+  const I ab = _mm256_unpacklo_epi32(v[0], v[1]), ab2 = _mm256_unpackhi_epi32(v[0], v[1]);
+  const I cd = _mm256_unpacklo_epi32(v[2], v[3]), cd2 = _mm256_unpackhi_epi32(v[2], v[3]);
+  v[0] = _mm256_unpacklo_epi64(ab, cd), v[1] = _mm256_unpackhi_epi64(ab, cd);
+  v[2] = _mm256_unpacklo_epi64(ab2, cd2), v[3] = _mm256_unpackhi_epi64(ab2, cd2);
+}
 // 64 bytes of dense codes (weights/packed.h) to 8 rows of 8 quads, rows `stride` bytes apart. The
 // invalid code counts as 0.
 static TOPS_INLINE void expand_group(const uint8_t* codes, uint8_t* to, int64_t stride) {
@@ -139,6 +147,21 @@ static TOPS_INLINE int32_t sum(I a) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+// Four packets of each 128-bit lane to the four bytes of each channel: 32-bit lane c of it holds
+// byte c of every packet.
+static TOPS_INLINE I packets_to_channels(I a) {
+  return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(
+                                    _mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400)));
+}
+// acc plus the four bytes of a lane, and plus their squares.
+static TOPS_INLINE I add_byte_sums(I acc, I x) {
+  const I pairs = _mm256_maddubs_epi16(x, set1(0x01010101));
+  return add(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+static TOPS_INLINE I add_byte_squares(I acc, I x) {
+  const I even = and_(x, set1(0x00ff00ff)), odd = _mm256_srli_epi16(x, 8);
+  return add(acc, add(_mm256_madd_epi16(even, even), _mm256_madd_epi16(odd, odd)));
 }
 // table[b] for every byte b: 16 look-ups by the low half of b, then a choice by each bit of the
 // high half.

@@ -12,5 +12,6 @@
 #include "kernels/layer_norm.inl"
 #include "kernels/resize.inl"
 #include "kernels/gate.inl"
+#include "kernels/channel_sums.inl"
 #include "kernels/elementwise.inl"
 // clang-format on

@@ -16,32 +16,44 @@ static TOPS_INLINE V::F scaled_scores(const ShareArgs& a, int32_t* x, int64_t p,
 }
 
 // What a share is rounded by goes to the next key: many small ones keep their sum, however small
-// each of them is.
-static void attention_shares(const ShareArgs& a) {
+// each of them is. Several vectors at a time, since each share waits for the one before it.
+template <int kVectors>
+static TOPS_INLINE void share_vectors(const ShareArgs& a, int64_t p) {
   const V::F least = V::set1f(-86.0f), shares = V::set1f(kShares);  // exp_negative's domain
-  for (int64_t p = 0; p < a.n; p += V::kLanes) {
-    int32_t* const x = a.scores + p;
-    const V::F most = scaled_scores(a, x, p, min64(a.n - p, V::kLanes));
-    V::F carry = V::set1f(0.0f);
-    V::I total = V::set1(0);
-    for (int64_t c = 0; c < a.count; c += 4) {
-      V::I q[4] = {total, total, total, total};
-      for (int64_t j = 0; j < 4; ++j) {
-        if (c + j >= a.count) {
-          q[j] = V::set1(0);
-          continue;
-        }
-        const V::F v = V::subf(V::as_f(V::load(x + (c + j) * a.stride)), most);
-        const V::F e = exp_negative(V::maxf(least, v));  // the second operand where it is NaN
-        const V::F share = V::addf(V::mulf(e, shares), carry);
-        q[j] = V::round(share);
-        carry = V::subf(share, V::to_f(q[j]));
-        total = V::add(total, q[j]);
-      }
-      V::store(x + c * a.stride, V::pack(q[0], q[1], q[2], q[3], V::set1(0)));
-    }
-    V::store(a.totals + p, total);
+  V::F most[kVectors], carry[kVectors];
+  V::I total[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t at = p + v * V::kLanes;
+    most[v] = scaled_scores(a, a.scores + at, at, min64(a.n - at, V::kLanes));
+    carry[v] = V::set1f(0.0f);
+    total[v] = V::set1(0);
   }
+  for (int64_t c = 0; c < a.count; c += 4) {
+    int32_t* const x = a.scores + c * a.stride + p;
+    const int64_t keys = min64(4, a.count - c);
+    V::I q[kVectors][4];
+    for (int64_t j = 0; j < 4; ++j)
+      for (int v = 0; v < kVectors; ++v) {
+        q[v][j] = V::set1(0);
+        if (j >= keys) continue;
+        const V::F score = V::as_f(V::load(x + j * a.stride + v * V::kLanes));
+        // The second operand where it is NaN.
+        const V::F e = exp_negative(V::maxf(least, V::subf(score, most[v])));
+        const V::F share = V::addf(V::mulf(e, shares), carry[v]);
+        q[v][j] = V::round(share);
+        carry[v] = V::subf(share, V::to_f(q[v][j]));
+        total[v] = V::add(total[v], q[v][j]);
+      }
+    for (int v = 0; v < kVectors; ++v)
+      V::store(x + v * V::kLanes, V::pack(q[v][0], q[v][1], q[v][2], q[v][3], V::set1(0)));
+  }
+  for (int v = 0; v < kVectors; ++v) V::store(a.totals + p + v * V::kLanes, total[v]);
+}
+
+static void attention_shares(const ShareArgs& a) {
+  int64_t p = 0;
+  for (; p + V::kLanes < a.n; p += 2 * V::kLanes) share_vectors<2>(a, p);
+  if (p < a.n) share_vectors<1>(a, p);
 }
 
 static void attention_mix(const MixArgs& a) {

@@ -44,13 +44,34 @@ static TOPS_INLINE V::I depthwise_packets(const EpilogueOp& f, const PixelSums& 
   return f.codes(V::pack_pixels(q[0], q[1], q[2], q[3], f.zero_point16));
 }
 
-// Packets [begin, end) of all pixels [first, last); first is a multiple of lanes. u8 input and
-// output, u8 residual.
+// One packet of all pixels [first, last): floats, or what floats or a gate go into, by the epilogue
+// of other convolutions.
+static void depthwise_general(const ConvArgs& a, const EpilogueOp& finish, int64_t packet,
+                              int64_t first, int64_t last) {
+  constexpr int64_t kTile = V::kSparseVectors * V::kLanes;
+  for (int64_t tile = first; tile < last; tile += kTile) {
+    const int64_t vectors = (min64(kTile, last - tile) + V::kLanes - 1) / V::kLanes;
+    V::I acc[4 * V::kSparseVectors];
+    for (int64_t v = 0; v < vectors; ++v) {
+      PixelSums s = depthwise_sums(a, packet, a.x + (tile + v * V::kLanes) * 4);
+      V::transpose_channels(s.v);
+      for (int64_t j = 0; j < 4; ++j) acc[j * vectors + v] = s.v[j];
+    }
+    finish_general<Weights::kInt8>(a, finish, acc, vectors, 4 * packet, tile);
+  }
+}
+
+// Packets [begin, end) of all pixels [first, last); first is a multiple of lanes. u8 input.
 static void conv_depthwise(const ConvArgs& a, int64_t begin, int64_t end, int64_t first,
                            int64_t last) {
   constexpr int64_t kTile = V::kSparseVectors * V::kLanes;
   const EpilogueOp finish(a);
+  const bool plain = !a.y.is_float && !a.residual.is_float && !a.gate.data;
   for (int64_t packet = begin; packet < end; ++packet) {
+    if (!plain) {
+      depthwise_general(a, finish, packet, first, last);
+      continue;
+    }
     uint8_t* const y = a.y.data + packet * a.y.channel_stride;
     const uint8_t* const r =
         a.residual.data ? a.residual.data + packet * a.residual.channel_stride : nullptr;

@@ -50,10 +50,8 @@ static void layer_norm(const LayerNormArgs& a) {
     });
     const V::F rest = V::divf(off[0], count);
     const V::F variance = V::subf(V::divf(off[1], count), V::mulf(rest, rest));
-    alignas(64) float spread[V::kLanes];
-    V::store(spread, V::as_i(V::addf(V::maxf(V::set1f(0.0f), variance), V::set1f(a.eps))));
-    for (float& v : spread) v = 1.0f / __builtin_sqrtf(v);
-    const V::F factor = V::as_f(V::load(spread));
+    const V::F spread = V::addf(V::maxf(V::set1f(0.0f), variance), V::set1f(a.eps));
+    const V::F factor = V::divf(V::set1f(1.0f), V::sqrtf(spread));
     for (int64_t c = 0; c < a.channels; c += 4) {
       const int64_t count = min64(4, a.channels - c);
       V::F y[4] = {factor, factor, factor, factor};

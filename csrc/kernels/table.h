@@ -336,6 +336,10 @@ struct KernelTable {
                      float* const y[4]);
   // y[i] = x[i * stride], whole packets; may read one packet past the last one.
   void (*gather)(const uint8_t* x, int64_t stride, int64_t n, uint8_t* y);
+  // Adds, of `rows` runs of n u8 packets, `pitch` packets apart, each of the four channels to
+  // sum[4] and its square to square[4].
+  void (*channel_sums)(const uint8_t* x, int64_t rows, int64_t pitch, int64_t n, int64_t* sum,
+                       int64_t* square);
   // y = q, clipped; NaN stays NaN.
   void (*fake_quantize)(const float* x, int64_t n, const FakeRange& r, float* y);
   // dx = grad / scale where x is kept, else 0; adds to sums.

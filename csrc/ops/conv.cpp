@@ -57,7 +57,7 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ActivationTensor& in, const Activ
   args_.outputs = packed_.shape.o;
   set_channel_constants(spec);
   if (packed_.sparse)
-    place_sparse(spec);
+    place_sparse();
   else
     place_dense();
   set_epilogue(spec);
@@ -84,7 +84,7 @@ void ConvPlan::set_channel_constants(const ConvSpec& spec) {
   slope_.resize(padded, 0.0f);
 }
 
-void ConvPlan::place_sparse(const ConvSpec& spec) {
+void ConvPlan::place_sparse() {
   const int64_t taps = packed_.shape.r * packed_.shape.s;
   std::vector<int32_t> offsets(static_cast<size_t>(packed_.packets * taps));
   for (int64_t c = 0; c < packed_.packets; ++c)
@@ -94,9 +94,7 @@ void ConvPlan::place_sparse(const ConvSpec& spec) {
   if (packed_.blocks.channels) a.blocks = packed_.blocks.place(offsets, block_offsets_);
   if (packed_.entries) entries_ = placed(packed_.entries, packed_.entry_count(), offsets);
   pairs_ = placed(packed_.pairs, packed_.pair_count(), offsets);
-  if (is_depthwise(packed_) && spec.requantize.y_scale != 0.0f && !spec.residual.is_float &&
-      !spec.gate.present)
-    taps_ = make_tap_groups(packed_, offsets);
+  if (is_depthwise(packed_)) taps_ = make_tap_groups(packed_, offsets);
   a.sparse.row_ptr = packed_.row_ptr;
   a.sparse.overflow_groups = packed_.overflow_groups;
   a.sparse.entries = entries_.data();

@@ -46,7 +46,7 @@ class ConvPlan {
 
  private:
   void set_channel_constants(const ConvSpec& spec);
-  void place_sparse(const ConvSpec& spec);
+  void place_sparse();
   void place_dense();
   void set_epilogue(const ConvSpec& spec);
   void set_output(const ConvSpec& spec);

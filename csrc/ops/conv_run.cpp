@@ -152,7 +152,8 @@ void ConvPlan::run_blocks(const ConvArgs& a) const {
 
 void ConvPlan::run_depthwise(const ConvArgs& a) const {
   const KernelTable& kernel = kernels();
-  parallel_for(out_.packets, static_cast<int64_t>(taps_.groups.size()) * (a.pixels / 4 + 1),
+  parallel_for(divide_up(a.outputs, 4),
+               static_cast<int64_t>(taps_.groups.size()) * (a.pixels / 4 + 1),
                [&](int64_t c, int) { kernel.conv_depthwise(a, c, c + 1, 0, a.pixels); });
 }
 

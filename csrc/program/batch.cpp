@@ -41,7 +41,12 @@ int64_t Program::peak_bytes(int64_t n, int64_t h, int64_t w) {
   return plan(images, h, w)->arena_bytes() * at_once;
 }
 
-void Program::run(const float* x, int64_t n, int64_t h, int64_t w, float* y) {
+std::vector<int64_t> Program::totals_offsets(int64_t n, int64_t h, int64_t w) {
+  return plan(images_at_once(n, h, w), h, w)->totals_offsets();
+}
+
+void Program::run(const float* x, int64_t n, int64_t h, int64_t w, float* y,
+                  const ChannelTotals* totals) {
   const int64_t images = images_at_once(n, h, w), pieces = images ? divide_up(n, images) : 1;
   const std::shared_ptr<const MemoryPlan> whole = plan(images, h, w);
   const int64_t rest = n - (pieces - 1) * images;
@@ -52,7 +57,12 @@ void Program::run(const float* x, int64_t n, int64_t h, int64_t w, float* y) {
   auto run_piece = [&](int64_t i, int) {
     const KernelScope scope(kernel);
     Lease lease(i + 1 < pieces ? *whole : *last);
-    lease.plan.run(x + i * images * from, y + i * images * to, lease.arena);
+    const int64_t first = i * images;
+    if (!totals) return lease.plan.run(x + first * from, y + first * to, lease.arena);
+    const int64_t before = first * totals->stride;
+    const ChannelTotals own{totals->sums + before, totals->squares + before, totals->stride,
+                            totals->offset};
+    lease.plan.run(x + first * from, y + first * to, lease.arena, nullptr, &own);
   };
   if (pieces == 1)
     run_piece(0, 0);

@@ -30,12 +30,21 @@ struct PlanDebug {
   bool poison = false;
 };
 
+// Totals that a run adds to: of every image, per channel of every integer value, one value behind
+// the other, the sum of the codes and of their squares.
+struct ChannelTotals {
+  int64_t *sums, *squares;
+  int64_t stride;                      // from one image to the next
+  const std::vector<int64_t>& offset;  // of each value's first channel
+};
+
 // Mutable state of one execution.
 struct RunContext {
   const float* x;
   float* y;
   uint8_t* arena;
-  std::vector<int64_t> first;  // streaming: padded row of its values that a memory begins with
+  const ChannelTotals* totals;  // or null
+  std::vector<int64_t> first;   // streaming: padded row of its values that a memory begins with
 };
 
 class MemoryPlan {
@@ -59,9 +68,11 @@ class MemoryPlan {
   const uint8_t* value(int id, const Buffer& arena) const {
     return arena.data() + memories_[node_plan(id).memory].at;
   }
-  // x, y: the caller's arrays; y may be null. profile: null, or one entry a node.
-  void run(const float* x, float* y, Buffer& arena,
-           std::vector<NodeProfile>* profile = nullptr) const;
+  // Offset of each value in ChannelTotals, and behind them the number of all its channels.
+  std::vector<int64_t> totals_offsets() const;
+  // x, y: the caller's arrays; y may be null. profile: null, or one entry a node. totals: or null.
+  void run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>* profile = nullptr,
+           const ChannelTotals* totals = nullptr) const;
   Buffer take_arena() const;
   void give_arena(Buffer arena) const;
 
@@ -103,6 +114,7 @@ class MemoryPlan {
   uint8_t* data(const RunContext& context, int id) const;
   void move_down(const RowTask& task, RunContext& context) const;
   void run_task(const RowTask& task, RunContext& context) const;
+  void add_totals(const RowTask& task, const RunContext& context) const;
   Buffer used_arena() const;
   const Node& node(int id) const { return nodes_[static_cast<size_t>(id)]; }
   const NodePlan& node_plan(int id) const { return node_plans_[static_cast<size_t>(id)]; }

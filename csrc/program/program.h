@@ -28,7 +28,10 @@ class Program {
 
   // x: [N, C], [N, C, H, W], or [N, L, C] with h = 1 and w = L, as the input's rank says; y: the
   // output, likewise. Several images may run at once, each as if it were alone.
-  void run(const float* x, int64_t n, int64_t h, int64_t w, float* y);
+  // totals: or null, with the offsets of totals_offsets(n, h, w).
+  void run(const float* x, int64_t n, int64_t h, int64_t w, float* y,
+           const ChannelTotals* totals = nullptr);
+  std::vector<int64_t> totals_offsets(int64_t n, int64_t h, int64_t w);
   // Bytes that the values of such a run take at most.
   int64_t peak_bytes(int64_t n, int64_t h, int64_t w);
 

@@ -76,6 +76,7 @@ void MemoryPlan::run_task(const RowTask& task, RunContext& context) const {
   if (task.drop) move_down(task, context);
   if (task.id == 0 && node_plan(0).external) return;
   node(task.id).op->run(NodeRun(*this, context, task.id, task.rows));
+  if (context.totals && !grid(task.id).is_float) add_totals(task, context);
   if (task.id != output_ || !context.y || node_plan(output_).external) return;
   const ActivationTensor& out = grid(output_);
   if (node(output_).type().rank == 3)
@@ -84,11 +85,11 @@ void MemoryPlan::run_task(const RowTask& task, RunContext& context) const {
     tensor_to_nchw(out, task.rows, data(context, output_), context.y);
 }
 
-void MemoryPlan::run(const float* x, float* y, Buffer& arena,
-                     std::vector<NodeProfile>* profile) const {
+void MemoryPlan::run(const float* x, float* y, Buffer& arena, std::vector<NodeProfile>* profile,
+                     const ChannelTotals* totals) const {
   const NodePlan& last = node_plan(output_);
   Buffer unwanted(!y && last.external ? last.grid.packets * last.grid.channel_stride * 4 : 0);
-  RunContext context{x, y, arena.data(), {}};
+  RunContext context{x, y, arena.data(), totals, {}};
   if (!y && last.external) context.y = reinterpret_cast<float*>(unwanted.data());
   if (band_) context.first.assign(memories_.size(), 0);
   if (!profile) {

@@ -72,10 +72,17 @@ void fill_halo(const ActivationTensor& g, Rows rows, uint8_t* data, uint32_t val
     for (int64_t i = 0; i < g.n; ++i) {
       // Everything from here to the next pixel run is halo.
       int64_t at = rows.begin == 0 ? i * g.image : g.packet(i, rows.begin, -g.halo);
-      for (int64_t y = rows.begin; y < rows.end; ++y) {
-        const int64_t row = g.packet(i, y, 0);
+      if (rows.begin < rows.end) {
+        const int64_t row = g.packet(i, rows.begin, 0);
         fill_packets(channel + at * 4, value, row - at);
         at = row + g.w;
+      }
+      // Between two rows lies one halo: of one packet mostly, for which a loop would cost more.
+      for (int64_t y = rows.begin + 1; y < rows.end; ++y, at += g.pitch) {
+        if (g.halo == 1)
+          std::memcpy(channel + at * 4, &value, 4);
+        else
+          fill_packets(channel + at * 4, value, g.halo);
       }
       const int64_t end_of = rows.end == g.h ? (i + 1) * g.image : g.packet(i, rows.end, -g.halo);
       fill_packets(channel + at * 4, value, end_of + g.halo - at);

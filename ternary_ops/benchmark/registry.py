@@ -8,44 +8,11 @@ library only. Scripts of bench/ and files of bench/results are those of a checko
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-_MARKERS = ("<!-- benches -->\n", "<!-- /benches -->\n")
+from ternary_ops.benchmark.bench_table import Bench, with_table
 
-
-@dataclass(frozen=True)
-class Bench:
-    """One benchmark.
-
-    name: of the script in bench/, or `ternary-ops bench`. command: an example. rivals: other
-    engines in the same run. results: files or patterns under bench/results that it wrote. extras:
-    optional dependencies of the package that it needs, `pip install '.[train,bench]'`.
-    """
-
-    name: str
-    question: str
-    arguments: str = ""
-    rivals: tuple[str, ...] = ()
-    results: tuple[str, ...] = ()
-    extras: tuple[str, ...] = ("train",)
-
-    @property
-    def command(self) -> str:
-        """As it is typed in a checkout."""
-        start = self.name if " " in self.name else f"python bench/{self.name}.py"
-        return f"{start} {self.arguments}".rstrip()
-
-    def cells(self) -> list[str]:
-        """One row of the table."""
-        lists = (self.rivals, self.results, self.extras)
-        return [self.command, self.question, *(", ".join(names) for names in lists)]
-
-
-COLUMNS = ("command", "question", "rivals", "results", "extras")
 _ENGINES = ("OpenVINO", "ONNX Runtime", "torch")
 _FULL = ("train", "bench")
 _SR = ("train", "sr")
@@ -64,6 +31,11 @@ BENCHES = (
         "--only 'timm:resnet*'",
         ("torch",),
         ("zoo.csv", "check.csv"),
+    ),
+    Bench(
+        "zoo_epoch",
+        "the networks of zoo that lose most at 8 bits, trained for some steps",
+        results=("zoo_epoch.csv",),
     ),
     Bench(
         "fastest",
@@ -184,6 +156,11 @@ BENCHES = (
         "study --folder runs",
     ),
     Bench(
+        "token_race_train",
+        "weights for the race of token networks: DeiT-tiny and the hybrid, trained at 64 px",
+        "--folder runs",
+    ),
+    Bench(
         "patterns",
         "what each pattern of pruning is worth in the engine: time and bytes by share of zeros",
         "--isas avx2,avx512vnni --csv patterns.csv",
@@ -260,6 +237,13 @@ BENCHES = (
         ("the float network",),
         ("sr_quality.csv", "sr/*"),
         _SR,
+    ),
+    Bench(
+        "semi",
+        "what images without a partner add to few pairs: ERA5 temperature, photos",
+        "era5 --pairs 50,100,250,400",
+        results=("semi_era5.csv",),
+        extras=(*_SR, "bench"),
     ),
     Bench(
         "sr_attention",
@@ -378,23 +362,6 @@ BENCHES = (
 )
 
 
-def markdown(benches: Sequence[Bench] = BENCHES) -> str:
-    """The table of docs/benchmarks.md."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for bench in benches:
-        cells = [cell.replace("|", "\\|") for cell in bench.cells()]
-        results = [f"`{name}`" for name in bench.results]
-        cells[0], cells[3] = f"`{cells[0]}`", ", ".join(results)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def with_table(page: str) -> str:
-    """A page whose text between the two markers is the table."""
-    begin, end = map(re.escape, _MARKERS)
-    return re.sub(f"({begin}).*?({end})", lambda m: m[1] + markdown() + m[2], page, flags=re.DOTALL)
-
-
 if __name__ == "__main__":
     for path in map(Path, sys.argv[1:]):
-        path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(with_table(path.read_text(encoding="utf-8"), BENCHES), encoding="utf-8")

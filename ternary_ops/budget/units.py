@@ -234,11 +234,15 @@ def _engine_order(codes: Tensor) -> NDArray[Any]:
     return wide.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+_STORED = {"float": "float32"}  # a weight's kind in files, where it is another: norms, constants
+
+
 def _saved(trial: nn.Module, inputs: list[Tensor]) -> Checked:
     calibrate(trial, inputs)
     program = compile(trial, inputs[0][:1])
     layers = {
-        weight.name: float(_coded(weight.kind, weight.array)) for weight in program.graph.weights
+        weight.name: float(_coded(_STORED.get(weight.kind, weight.kind), weight.array))
+        for weight in program.graph.weights
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "trial.safetensors")

@@ -102,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     """The registry; only `ternary-ops bench` itself runs without a checkout of the repository."""
-    from ternary_ops.benchmark.registry import BENCHES, COLUMNS
+    from ternary_ops.benchmark.bench_table import COLUMNS
+    from ternary_ops.benchmark.registry import BENCHES
 
     rows = [bench.cells() for bench in BENCHES]
     if arguments.json:

@@ -33,26 +33,36 @@ def constant_value(name: str, tensor: Tensor, source: Value, of_batch: bool = Fa
     Its axes of more than one number are those of the step's value, in their order; where there are
     more than a program has, the first ones together are the channels.
 
-    of_batch: it was computed for the example's batch, which is its first axis where that has this
-    size and nothing but repetitions.
+    of_batch: it was computed for the example's batch, as often as there are images along its first
+    axis where nothing but repetitions tells these apart.
     """
     array = np.asarray(tensor.detach().cpu().float().numpy())
     if not np.isfinite(array).all():
         raise Unsupported(f"{name} has numbers that are not finite")
-    (batch,) = source.form[0]
-    repeats = of_batch and array.ndim > 1 and array.shape[0] == batch.sizes[0]
-    repeats = repeats and bool((array == array[:1]).all())
-    array = array[:1] if repeats else array
+    array, repeats = _of_one_image(array, source.form[0][0].sizes[0] if of_batch else 0)
     axes: list[Axis] = [
         () if size == 1 else (Atom((size,) * source.examples, True),) for size in array.shape
     ]
     rows = [axis for axis in axes if axis] or [()]
-    axes[:repeats] = [source.form[0]] * repeats
+    if repeats:
+        axes[0] = (*source.form[0], *axes[0])
     extra = max(len(rows) - _MOST_AXES, 0)
     rows[: extra + 1] = [joined_axes(rows[: extra + 1])]
     form = (source.form[0], *rows)
     sizes = [source.length(row)[0] for row in rows]
     return Value(_constant(name, array.reshape(1, *sizes), source.step), form, tuple(axes))
+
+
+def _of_one_image(array: Array, images: int) -> tuple[Array, bool]:
+    """A constant [images * K, ...] that repeats its first K numbers for each of some images, as
+    [K, ...], and whether it does. Of equal numbers each could be a repetition: K is 1 then.
+    """
+    if not images or array.ndim < 2 or array.shape[0] % images:
+        return array, False
+    kept = array.shape[0] // images
+    split = array.reshape(images, kept, *array.shape[1:])
+    repeats = bool((split == split[:1]).all()) and (kept == 1 or (images > 1 and np.ptp(array) > 0))
+    return (split[0] if repeats else array), repeats
 
 
 def _constant(name: str, array: Array, source: Step) -> Step:

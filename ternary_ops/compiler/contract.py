@@ -85,7 +85,9 @@ def contracted(a: Value, b: Value, batch: Pairs, shared: Pairs) -> Value:
         "transpose": best.transpose,
     }
     step = Step("matmul", operands, attrs, fixed=best.fixed)
-    return Value(step, best.result, (*together, *free[0], *free[1]))
+    made = Value(step, best.result, (*together, *free[0], *free[1]))
+    step.shape = made.shape
+    return made
 
 
 def _expanded(a: Value, b: Value, batch: Pairs) -> tuple[Value, Value]:

@@ -137,6 +137,18 @@ def _reads_floats(step: Step) -> bool:
     return operator.floats_only or step.attrs.get("fn") in operator.float_functions
 
 
+def _layers_alone(step: Step) -> bool:
+    """True where nothing but layers with uint8 activations reads a value, as it is or elsewhere."""
+    for user in step.users:
+        layer = user.layer
+        if layer is not None and not layer.follows:
+            if not layer.integer or layer.fine or step in user.inputs[1:]:
+                return False
+        elif user.op == "output" or not OPS[user.op].rearranges or not _layers_alone(user):
+            return False
+    return True
+
+
 def _may_read_codes(attention: Step) -> bool:
     """True for an attention whose result layers round, where every head has whole packets of four
     channels and its sums fit 32 bits.
@@ -183,14 +195,14 @@ class _Chooser:
             self._choose_layer(step, step.layer)
         elif step.op in ("input", "output") or _reads_floats(step):
             step.reads = [FLOATS] * len(step.inputs)
-            if step.op == "layer_norm" and step.wanted is not None:
+            if step.op == "layer_norm" and _layers_alone(step):
                 step.y = self._output(step)
         elif step.op == "attention":
             operands, biases = step.inputs[:3], step.inputs[3:]
             codes = any(x.y is not None for x in operands) and all(map(_fits, operands))
             codes &= _may_read_codes(step)
             step.y = self._output(step) if codes else None
-            step.reads = [CODES if codes else FLOATS] * 3 + [FLOATS] * len(biases)
+            step.reads = [*[CODES if codes else FLOATS] * 3, *[FLOATS] * len(biases)]
         elif 0 in OPS[step.op].sized_by:
             step.reads = [None] * len(step.inputs)
         elif OPS[step.op].keeps_params:

@@ -122,6 +122,7 @@ def factor_into_matmul(step: Step) -> Sequence[Step]:
     maker, factor = step.inputs[0] if step.inputs else step, _factor_of(step)
     if factor is not None and maker.op == "matmul" and len(maker.users) == 1:
         become(step, maker)
+        step.shape = maker.shape
         step.attrs = {**step.attrs, "scale": step.attrs.get("scale", 1.0) * factor}
     return ()
 

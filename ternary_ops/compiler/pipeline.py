@@ -31,6 +31,7 @@ from ternary_ops.graph.wrappers import copy_of, unwrap
 from ternary_ops.graph.writes import writes_into_parts
 from ternary_ops.nn import PackedLayer
 from ternary_ops.nn.block_sparse import float_twins
+from ternary_ops.nn.held_weights import held_weights
 from ternary_ops.program.graph import Graph
 from ternary_ops.program.permute import permute as permute_channels
 from ternary_ops.program.shapes import infer_from
@@ -190,7 +191,7 @@ def _read(
             run_checked(traced, x, untouched)
         untouched = None
     fold_in_trace_(traced, pairs)
-    with float_activations(traced):
+    with float_activations(traced), held_weights(traced):
         expected = run_checked(traced, x, untouched)
     graph = _lower(traced, x, task)
     shape = infer_from(graph, x.shape)[-1]

@@ -229,6 +229,39 @@ def hf_attention(
     )
 
 
+def attention(
+    n: int, heads: int, tokens: int, width: int, dtype: torch.dtype = torch.float16
+) -> Case:
+    """Of tokens with themselves; keys and values are read once for each block of queries."""
+    kernels = gpu_module("tokens")
+    q = torch.zeros(n, heads, tokens, width, dtype=dtype)
+    macs = 2.0 * n * heads * tokens * tokens * width
+
+    def trips(one: Launch) -> list[float]:
+        return _turns(one, math.ceil(tokens / int(one.arguments["BN"])))
+
+    blocks = math.ceil(tokens / 64)
+    return Case(
+        f"attention {n}x{heads}x{tokens}x{width} {_short(dtype)}",
+        lambda: kernels.attention(q, q, q, None, width**-0.5),
+        trips,
+        *("MAC", macs, macs, (2 + 2 * blocks) * q.nbytes, 4 * q.nbytes, _short(dtype)),
+    )
+
+
+def layer_norm_codes(rows: int, channels: int, dtype: torch.dtype = torch.float16) -> Case:
+    """LayerNorm of tokens to codes."""
+    kernels, output = gpu_module("tokens"), gpu_module("_epilogue").Output
+    x, weight = torch.zeros(rows, channels, dtype=dtype), torch.ones(channels)
+    moved = x.nbytes + x.numel() + 2 * weight.nbytes
+    return Case(
+        f"layer_norm_codes {rows}x{channels} {_short(dtype)}",
+        lambda: kernels.layer_norm_codes(x, weight, weight, 1e-6, output(torch.uint8, 0.1, 128)),
+        lambda one: [],
+        *("value", x.numel(), 0.0, moved, moved, _short(dtype)),
+    )
+
+
 def _short(dtype: torch.dtype) -> str:
     known = {torch.uint8: "int8", torch.float16: "fp16", torch.bfloat16: "bf16"}
     return known[dtype]
@@ -253,6 +286,7 @@ def all_cases() -> list[Any]:
         block_sparse(32, 256, 14, 256, 3, 0.25),
         block_sparse(1, 4096, 32, 4096, 1, 0.25),
     ]
-    attention = [sr_gate(48, 180, 320), esa(50, 16, 180, 320), hf_attention(50, 16, 180, 320)]
-    attention.append(hf_attention(50, 16, 720, 1280))
-    return [*linears, *convolutions, *attention]
+    gates = [sr_gate(48, 180, 320), esa(50, 16, 180, 320), hf_attention(50, 16, 180, 320)]
+    gates.append(hf_attention(50, 16, 720, 1280))
+    tokens = [attention(8, 4, 784, 64), attention(32, 3, 197, 64), layer_norm_codes(6304, 192)]
+    return [*linears, *convolutions, *gates, *tokens]

@@ -41,8 +41,6 @@ class ChannelAxes:
         self.dims[node] = dims
         self._first[node], self._count = self._count, self._count + width
         self.groups.add(node, width)
-        if dims != (1,):
-            self.groups.fix(node, "channels are not on axis 1", "scale")
 
     def fix(self, nodes: Sequence[fx.Node], reason: str, *changes: Change) -> None:
         """No such change of these values' channels; by default none at all."""
@@ -88,9 +86,9 @@ class ChannelAxes:
         found = [m for node in nodes for m in ([node] if node in self.dims else self.origins[node])]
         return list(dict.fromkeys(found))
 
-    def tie(self, node: fx.Node, sources: Sequence[fx.Node], index: Index, scale: bool) -> None:
-        """Tie the node's channels to those of these numbers."""
+    def tie(self, node: fx.Node, sources: Sequence[fx.Node], index: Index) -> None:
+        """Tie the node's channels, in number and in size, to those of these numbers."""
         for m in sources:
             mine = index - self._first[m]
             at: Index = ((mine >= 0) & (mine < self.groups.width(m))).nonzero()[0]
-            self.groups.tie(node, m, mine[at], at, scale=scale)
+            self.groups.tie(node, m, mine[at], at, scale=True)

@@ -138,11 +138,12 @@ def _keeps_largest(node: fx.Node) -> bool:
 
 
 def scales(node: fx.Node) -> bool:
-    """True for what can multiply its output's channels: a layer, a BatchNorm with parameters."""
+    """True for what can multiply its output's channels: a layer, a norm with a weight for each."""
     module = module_of(node)
-    if is_batchnorm(node):
+    kind = None if module is None else layer_class(module)
+    if is_batchnorm(node) or kind in _NORMS:
         return getattr(module, "weight", None) is not None
-    return module is not None and layer_class(module) in _LAYERS
+    return kind in _LAYERS
 
 
 def keeps_factors(node: fx.Node, inputs: int) -> bool:
@@ -162,19 +163,6 @@ def keeps_factors(node: fx.Node, inputs: int) -> bool:
 def is_product(node: fx.Node) -> bool:
     """x * y of two operands."""
     return operator_of(node) is ops.MUL and len(node.args) == 2
-
-
-def is_concat(node: fx.Node) -> bool:
-    """A concatenation of channels of images or rows."""
-    if operator_of(node) is not ops.CONCAT or not node.args:
-        return False
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return axis in (1, -3)
-
-
-def is_flatten(node: fx.Node) -> bool:
-    """A call of flatten."""
-    return operator_of(node) is ops.FLATTEN
 
 
 def softmax_dim(node: fx.Node) -> Any:

@@ -6,8 +6,9 @@ itself by their attribute's. Channels lie along one axis of a value, axis 1 of a
 of tokens, or along several, as in [N, heads, L, D]. An unknown operator fixes all that it touches.
 
 A channel may be scaled if its producer can be multiplied (filters and biases of a layer, scale
-and shift of a BatchNorm) and everything that reads it either divides (a layer's weights) or passes
-the factor on (sums, ReLU and its kin, pools, resizes, concatenation).
+and shift of a norm) and everything that reads it either divides (a layer's weights) or passes the
+factor on (sums, ReLU and its kin, pools, resizes, means, whatever moves values, attention from its
+values to its result). Functions that are not positively homogeneous, as GELU and SiLU, do not.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class _Reader(Interpreter):
             return
         known = all(
             m in self.axes.dims
-            or (kind == "pointwise" and m.op == "get_attr")
+            or (kind in ("pointwise", "attention") and m.op == "get_attr")
             or (kind == "move" and m in self.axes.moved)
             for m in inputs
         )
@@ -119,6 +120,7 @@ class _Reader(Interpreter):
             return False
         if self.axes.dims[x] != dims:  # filters are still one for each of its own channels
             self.axes.fix([x], f"{name_of(node)} {_UNKNOWN}")
+            self.axes.fix([node], f"{name_of(node)} runs over other axes", "scale")
             self.groups.use(name, "producer", node)
             return layer_groups(layer) == 1
         parts = layer_groups(layer)
@@ -135,8 +137,6 @@ class _Reader(Interpreter):
         if parts > 1:
             self.groups.split(x, parts)
             self.groups.split(node, parts)
-        if rank != 2 and not conv:
-            self.axes.fix([x, node], "channels are not on axis 1", "scale")
         return True
 
     def _norm(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
@@ -144,10 +144,14 @@ class _Reader(Interpreter):
         (x,) = inputs
         last = isinstance(norm, nn.LayerNorm)
         dims = (len(self.axes.shapes[node]) - 1,) if last else (1,)
-        if self.axes.dims[x] != dims or not self._alone(node):
+        if not self._alone(node) or (last and len(norm.normalized_shape) != 1):
             return False
-        if last and len(norm.normalized_shape) != 1:
-            return False
+        if self.axes.dims[x] != dims:
+            if last:  # channels of its own, whose order is that of a value that cannot be told
+                self.axes.add(node, dims)
+                self.axes.fix([node], f"{name_of(node)} {_UNKNOWN}", "order", "removal")
+                self.axes.fix([x], f"{name_of(node)} {_UNKNOWN}")
+            return last and kinds.scales(node)
         self.axes.add(node, dims)
         self.groups.tie(node, x)
         self.groups.use(str(node.target), "vector", node)
@@ -252,22 +256,33 @@ class _Reader(Interpreter):
             return False
         rows = [rank - 2] if rank - 2 in da else []
         columns = [rank - 1] if rank - 1 in db else []
-        return self._tie_heads(node, [a, b], (*heads, *rows, *columns), len(heads))
+        values = b if columns and not rows and rank - 2 not in db else None
+        return self._tie_heads(node, [a, b], (*heads, *rows, *columns), len(heads), values)
 
     def _attention(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
-        if len(node.args) != 3 or node.kwargs.get("attn_mask") is not None:
+        if len(node.args) < 3 or node.kwargs.get("enable_gqa"):
             return False
+        mask = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
         rank = len(self.axes.shapes[node])
-        parts = cast("list[fx.Node]", list(node.args))
+        parts = cast("list[fx.Node]", list(node.args[:3]))
         heads = self.axes.heads(parts[0], rank)
         wanted = (*heads, rank - 1)
         if not heads or any(
             self.axes.heads(m, rank) != heads or self.axes.dims[m] != wanted for m in parts
         ):
             return False
-        return self._tie_heads(node, parts, wanted, len(heads))
+        if not self._tie_heads(node, parts, wanted, len(heads), parts[2]):
+            return False
+        if isinstance(mask, fx.Node):  # it may have a part for each head
+            reason = f"{name_of(node)} reads a mask"
+            self.axes.fix([node, *parts], reason, "order", "removal")
+            self.axes.fix([mask], reason)
+        return True
 
-    def _tie_heads(self, node: fx.Node, parts: list[fx.Node], dims: Dims, axes: int) -> bool:
+    def _tie_heads(
+        self, node: fx.Node, parts: list[fx.Node], dims: Dims, axes: int, values: fx.Node | None
+    ) -> bool:
+        """Tie heads; what is linear in `values` has their factors."""
         shapes = [[self.axes.shapes[m][d] for d in dims[:axes]] for m in (node, *parts)]
         if any(shape != shapes[0] for shape in shapes):
             return False
@@ -278,7 +293,10 @@ class _Reader(Interpreter):
             width = self.groups.width(m)
             head = torch.arange(width).numpy() // (width // count)
             self.groups.tie(m, node, head * size)
-        self.axes.fix([node, *parts], "attention", "scale")
+        if values is not None:
+            self.groups.tie(values, node, scale=True)
+        scored = [m for m in parts if m is not values]
+        self.axes.fix(scored if values is not None else [node, *parts], "attention", "scale")
         return True
 
     def _reduce(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
@@ -328,13 +346,8 @@ class _Reader(Interpreter):
         for d in reversed(range(found.ndim)):
             found = found if d in dims else found.select(d, 0)
         pixels = found.flatten(1).T if unfolded else found.reshape(1, -1)
-        images = all(self.axes.dims[m] == (1,) for m in (node, *sources))
-        flattened = kinds.is_flatten(node) and len(self.axes.shapes[node]) == 2
-        scale = images and (kinds.is_concat(node) or flattened)
         for index in pixels.long().numpy():
-            self.axes.tie(node, sources, index, scale)
-        if not scale:
-            self.axes.fix([node, *sources], f"{name_of(node)} does not pass factors on", "scale")
+            self.axes.tie(node, sources, index)
         return True
 
 

@@ -8,7 +8,7 @@ the same one call of the layer, so that training, calibrate and compile agree.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.nn.functional as F
@@ -18,9 +18,13 @@ import ternary_ops.nn as tnn
 from ternary_ops.graph import torch_ops
 from ternary_ops.graph.constants import attribute_of
 from ternary_ops.graph.nodes import from_torch, names_used, operator_of
+from ternary_ops.graph.torch_op import TorchOp
 from ternary_ops.nn.function_calls import arguments, computes, send_calls_
 
-_FUNCTIONS = {torch_ops.LINEAR: F.linear, torch_ops.CONV2D: F.conv2d}
+_FUNCTIONS: dict[TorchOp | None, Callable[..., Any]] = {
+    torch_ops.LINEAR: F.linear,
+    torch_ops.CONV2D: F.conv2d,
+}
 
 
 def send_function_calls_(model: nn.Module) -> None:
@@ -36,7 +40,7 @@ def _read_by(module: nn.Module) -> Iterator[tnn.TernaryLayer]:
     """Quantized layers whose weight the forward of `module` may read: it names all of both."""
     if from_torch(type(module)):
         return
-    names = names_used(type(module))
+    names = names_used(type(module))  # type: ignore[arg-type]
     if "weight" not in names:
         return
     for path, layer in module.named_modules():
@@ -50,7 +54,7 @@ def call_layers_(traced: fx.GraphModule) -> None:
     own is added to what the layer makes.
     """
     for node in list(traced.graph.nodes):
-        function = None if node.op == "call_module" else _FUNCTIONS.get(operator_of(node))  # type: ignore[arg-type]
+        function = None if node.op == "call_module" else _FUNCTIONS.get(operator_of(node))
         if function is None:
             continue
         given = arguments(function, node.args, node.kwargs)
@@ -59,8 +63,9 @@ def call_layers_(traced: fx.GraphModule) -> None:
             continue
         path, _, name = str(weight.target).rpartition(".")
         layer = attribute_of(traced, path) if path else traced
-        known = isinstance(layer, tnn.TernaryLayer) and layer.by_function
-        if known and name == "weight" and computes(layer, given):
+        if not (isinstance(layer, tnn.TernaryLayer) and layer.by_function):
+            continue
+        if name == "weight" and computes(layer, given):
             _call(traced, node, path, given)
 
 

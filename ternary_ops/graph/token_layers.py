@@ -34,7 +34,7 @@ class _Place(NamedTuple):
 
     @property
     def first(self) -> int | None:
-        """The channels' axis, from the first; where the rank is not known, from the last, below 0."""
+        """The channels' axis, from the first; without a rank from the last, below 0."""
         if self.behind is None:
             return None
         return -1 - self.behind if self.rank is None else self.rank - 1 - self.behind

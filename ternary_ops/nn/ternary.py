@@ -57,6 +57,7 @@ class TernaryLayer(LayerState, ABC):
     cost          what its empty units save in the engine, measured by plan; nor this
     by_function   code of the network's own hands its weight to a function, which calls the layer
                   (`nn.function_calls`); not part of the state
+    held          while many calls share one weight, that (`nn.held_weights`)
     dense_gradient  whether pruned weights get a gradient in phase "float", and with the estimator
                   "masked", too; a Pruner that lets them grow sets it; not part of the state
 
@@ -80,6 +81,7 @@ class TernaryLayer(LayerState, ABC):
     pruning: Progress | None = None
     cost: EngineCost | None = None
     by_function: bool = False
+    held: list[tuple[Tensor, Tensor | None]] | None = None
     dense_gradient: bool = False
 
     def _adopt(self, weight: Tensor, bias: Tensor | None, config: TernaryConfig) -> None:
@@ -199,7 +201,7 @@ class TernaryLayer(LayerState, ABC):
         result = result_dtype(x)
         training = result if _autocasts(x.device.type) else work
         with _full_precision(x.device.type):
-            weight, scale = self._training_weight()
+            weight, scale = self._weight_now()
             x = real = x.to(work)
             if integer_input:
                 x, x_scale = fake_quant.quantize(x, self._bounds(), two_term)
@@ -226,6 +228,14 @@ class TernaryLayer(LayerState, ABC):
             if self.bias is not None:
                 y = y + self._per_output(self.bias.to(work))
         return y.to(result)
+
+    def _weight_now(self) -> tuple[Tensor, Tensor | None]:
+        """`_training_weight`, or the one that is held."""
+        if self.held is None:
+            return self._training_weight()
+        if not self.held:
+            self.held.append(self._training_weight())
+        return self.held[0]
 
     def _training_weight(self) -> tuple[Tensor, Tensor | None]:
         """The weight to accumulate with, and the scale of the sums (None for real weights)."""

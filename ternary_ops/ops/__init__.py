@@ -20,16 +20,22 @@ if TYPE_CHECKING:
     from ternary_ops.ops._block_sparse_conv2d import block_sparse_conv2d
     from ternary_ops.ops._conv2d import conv2d
     from ternary_ops.ops._linear import linear
+    from ternary_ops.ops._precision import precision_filter, precision_update
     from ternary_ops.ops._prepack import prepack
     from ternary_ops.ops._sparse_conv2d import sparse_conv2d
     from ternary_ops.ops._sr_gate import sr_gate
+    from ternary_ops.ops._tokens import attention, layer_norm_codes
 
 _OPS = {
+    "attention": "_tokens",
     "block_sparse_conv2d": "_block_sparse_conv2d",
     "conv2d": "_conv2d",
     "esa": "_attention",
     "hf_attention": "_attention",
+    "layer_norm_codes": "_tokens",
     "linear": "_linear",
+    "precision_filter": "_precision",
+    "precision_update": "_precision",
     "prepack": "_prepack",
     "sparse_conv2d": "_sparse_conv2d",
     "sr_gate": "_sr_gate",
@@ -37,12 +43,16 @@ _OPS = {
 _MODULES = ("blocks",)
 
 __all__ = [
+    "attention",
     "block_sparse_conv2d",
     "blocks",
     "conv2d",
     "esa",
     "hf_attention",
+    "layer_norm_codes",
     "linear",
+    "precision_filter",
+    "precision_update",
     "prepack",
     "register",
     "sparse_conv2d",

@@ -21,8 +21,10 @@ _CPU_ONLY = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 Kernel = Callable[..., torch.Tensor]
 
 
-def define(schema: str, cpu: Kernel, fake: Kernel, gpu: Kernel) -> Any:
-    """Register `name(args) -> Tensor` for CPU, GPU (CUDA or ROCm) and fake tensors; the op.
+def define(
+    schema: str, cpu: Callable[..., Any], fake: Callable[..., Any], gpu: Callable[..., Any]
+) -> Any:
+    """Register `name(args) -> Tensor` (or a tuple) for CPU, GPU and fake tensors; the op.
 
     gpu: loads Triton's kernels when it runs (`_gpu.gpu_module`), not before.
     """

@@ -21,6 +21,7 @@ from ternary_ops.program.cpu import isa
 from ternary_ops.program.graph import Graph
 from ternary_ops.program.native import build
 from ternary_ops.program.shapes import Shape, infer_from, sizes_of
+from ternary_ops.program.statistics import Statistics, pixels
 from ternary_ops.program.weight import Array
 
 _KNOWN_SHAPES = 64
@@ -74,6 +75,18 @@ class Program:
     def trace(self, x: NDArray[Any]) -> list[Array]:
         """Every node's value for x: uint8 or float32, [N, C, H, W], [N, L, C] or [N, K]."""
         return list(self._engine.run_all(self._accept(x)))
+
+    def statistics(self, x: NDArray[Any]) -> Statistics:
+        """Run x, and of every uint8 node add up each channel's codes and squares, image by image.
+
+        Exact integers, padding excluded: the same on every instruction set, thread count, band and
+        batch, and what sums over `trace(x)` give. The output keeps its bits. Raises
+        UnsupportedShape.
+        """
+        x = self._accept(x)
+        output, sums, squares, offsets = self._engine.statistics(x)
+        counts = tuple(pixels(shape) for shape in self._shapes_of(x.shape))
+        return Statistics(output, sums, squares, tuple(offsets), counts)
 
     def profile(self, x: NDArray[Any], repeats: int = 10) -> list[dict[str, Any]]:
         """Profile: the rows of `summary.rows` by node, and "ms", the median of `repeats` runs.

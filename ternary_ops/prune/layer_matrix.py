@@ -17,18 +17,24 @@ from ternary_ops.nn.geometry import edges_at, geometry_of
 from ternary_ops.prune.window_products import weight_gradient, window_products
 
 
-def _plain(layer: nn.Module) -> nn.Module:
+def plain_form(layer: nn.Module) -> nn.Module | None:
     """The layer, or what computes as a subclass with a forward of its own does (padding), with the
-    same weight. Raises UnsupportedModel where nothing does.
+    same weight; None where nothing does.
     """
     if layer_class(layer) is not None:
         return layer
     twin = twin_of(layer)
-    if twin is None or twin.weight is not layer.weight:
+    return None if twin is None or twin.weight is not layer.weight else twin
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    """`plain_form`; raises UnsupportedModel where there is none."""
+    plain = plain_form(layer)
+    if plain is None:
         got = f"the forward of {type(layer).__name__}"
         do = "Skip these layers, or prune with a Pruner."
         raise UnsupportedModel(need("layers that multiply their weight by their input", got, do))
-    return twin
+    return plain
 
 
 class LayerMatrix:

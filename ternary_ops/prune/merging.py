@@ -13,6 +13,7 @@ of Hoefler et al. 2021 (arXiv 2102.00554); the latter after Srinivas & Babu 2015
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,13 @@ from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, UnsupportedModel, check_type, need
 from ternary_ops.graph.nodes import is_ours
+from ternary_ops.nn.geometry import edges_of
 from ternary_ops.prune.filter_activity import Read, by_channel, given, watching
 from ternary_ops.prune.filter_network import FilterNetwork
 from ternary_ops.prune.filters import FilterGroup, Place
+from ternary_ops.prune.layer_matrix import plain_form
+
+_log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -35,7 +40,9 @@ def fold_constants_(
 
     A channel is constant if, wherever a layer reads it in eval mode, its largest and its smallest
     number differ by at most `tolerance` times the largest number of that input. Where a convolution
-    pads with zeros only a channel of zeros is: at the border another constant is not.
+    pads with zeros another constant than 0 counts only if the weights that read it are 0 wherever
+    they may meet the border, such as all but the middle of 3x3: what such a channel adds differs at
+    the border, and a bias does not. A warning names channels that stay for that.
     Layers without a bias get one. Raises BadConfig for a negative tolerance, UnsupportedModel for
     quantized layers.
     """
@@ -62,12 +69,11 @@ def fold_constants_(
         reads = [read for read in low if read[0] is group]
         constant = torch.full((group.width,), bool(reads))
         for read in reads:
-            slack = tolerance * largest[read]
-            layer = network.model.get_submodule(read[1].layer)
-            same = high[read] - low[read] <= slack
-            if not _sees_constants(layer):
-                same &= torch.maximum(high[read].abs(), low[read].abs()) <= slack
-            constant &= same.all(1).cpu()
+            constant &= (high[read] - low[read] <= tolerance * largest[read]).all(1).cpu()
+        for read in reads:
+            peak = torch.maximum(high[read].abs(), low[read].abs()).amax(1).cpu()
+            zero = peak <= tolerance * largest[read]
+            constant &= _foldable(network.model, read, constant, zero)
         for channel in _given_up(group, constant, kept):
             for read in reads:
                 value = (low[read][channel] + high[read][channel]) / 2
@@ -124,14 +130,46 @@ def _given_up(group: FilterGroup, goes: Tensor, kept: dict[str, Tensor]) -> list
     return found
 
 
-def _sees_constants(layer: Any) -> bool:
-    """True if the layer adds the same at every place for a channel of equal numbers."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        return False
-    if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros":
+def _foldable(model: nn.Module, read: Read, constant: Tensor, zero: Tensor) -> Tensor:
+    """Which constant channels a reader's bias can stand for, bool [width]; zero: which are 0. A
+    warning names the others.
+    """
+    group, place = read
+    layer: Any = model.get_submodule(place.layer)
+    plain = plain_form(layer)
+    found = constant.clone()
+    for channel in constant.nonzero().flatten().tolist():
+        columns = [_column(layer, place, at) for at in place.positions[channel].tolist()]
+        alone = all(_adds_a_constant(plain, column) for column in columns)
+        found[channel] = bool(zero[channel]) or alone
+    stay = (constant & ~found).nonzero().flatten().tolist()
+    if stay:
+        why = "has a forward of its own" if plain is None else "pads with zeros"
+        _log.warning("constant channels %s of %s stay: %s %s", stay, group.name, place.layer, why)
+    return found
+
+
+def _adds_a_constant(plain: Any, column: Tensor) -> bool:
+    """True if a layer adds the same at every place for a channel of equal numbers, read by these
+    weights [O, ...]: none of them but 0 ever meets a border of zeros.
+    """
+    if isinstance(plain, nn.Linear):
         return True
-    padding = layer.padding
-    return padding == "valid" or (not isinstance(padding, str) and not any(padding))
+    if plain is None or isinstance(plain, nn.ConvTranspose2d):
+        return False
+    if plain.padding_mode != "zeros":
+        return True
+    edges = edges_of(plain)
+    if edges == "same":  # as much as the filter spans, at the most
+        spans = [d * (k - 1) for d, k in zip(plain.dilation, plain.kernel_size, strict=True)]
+        edges = spans[1], spans[1], spans[0], spans[0]
+    ends = (edges[2:], edges[:2])
+    for axis, (before, after) in enumerate(ends, 1):
+        taps = torch.arange(column.shape[axis], device=column.device) * plain.dilation[axis - 1]
+        outside = (taps < before) | (taps.flip(0) < after)
+        if bool(column.index_select(axis, outside.nonzero().flatten()).any()):
+            return False
+    return True
 
 
 def _column(layer: Any, place: Place, position: int) -> Tensor:
@@ -149,7 +187,7 @@ def _into_bias(layer: Any, place: Place, channel: int, values: Tensor) -> None:
     """Add what a constant channel, one value a copy, contributes; zero the weights that read it."""
     for position, value in zip(place.positions[channel].tolist(), values, strict=True):
         column = _column(layer, place, position)
-        if float(value) and _sees_constants(layer):
+        if float(value):
             if layer.bias is None:
                 outputs = layer.weight.new_zeros(layer.weight.shape[0])
                 layer.bias = nn.Parameter(outputs, layer.weight.requires_grad)

@@ -26,6 +26,7 @@ from ternary_ops.graph.signature import signature_of
 from ternary_ops.graph.trace import Interpreter, TraceFailed, evaluating, trace, trace_around
 from ternary_ops.graph.usage import Usage, watching
 from ternary_ops.graph.wrappers import unwrap
+from ternary_ops.nn.held_weights import held_weights
 from ternary_ops.quantize.histogram import METHODS, Histogram
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def calibrate(
     with _observing(model, layers):
         first = next(given := samples(model, batches))
         run = _runner(model, first[0], _Seen(layers, outputs, values))
-        with watching(model) as usage, _hooks(inputs):
+        with watching(model) as usage, _hooks(inputs), held_weights(model):
             for x, _ in chain([first], given):
                 run(x)
         _check_usage(usage, quantized)

@@ -12,6 +12,10 @@ what rounding does to the output's square least (ours):
 
 step is that of the scaled value's range over 255 levels, step_o of the scaled filter's largest
 weight over 127, s the output's squared sensitivity to a value, E (J^T r)^2 with random signs r.
+
+SmoothQuant (Xiao et al. 2022, arXiv 2211.10438, section 4) moves ranges of activations into weights
+by a formula: f_c = max |w_c|^(1 - a) / max |x_c|^a, w_c all weights that read channel c. It looks
+at ranges alone; `smoothing` asks for it.
 """
 
 from __future__ import annotations
@@ -25,21 +29,22 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ternary_ops.errors import BadConfig, BadWeights, UnsupportedModel, need
+from ternary_ops.errors import BadConfig, UnsupportedModel, need
 from ternary_ops.graph.batches import batch_of, samples
 from ternary_ops.graph.changes import Changes
+from ternary_ops.graph.channel_axes import ChannelAxes
 from ternary_ops.graph.channel_ops import scales
-from ternary_ops.graph.channels import channel_groups
+from ternary_ops.graph.channels import read_channels
 from ternary_ops.graph.nodes import is_layer, module_of
 from ternary_ops.graph.signature import result
-from ternary_ops.graph.trace import ON_EXAMPLE, Interpreter, trace_at
+from ternary_ops.graph.trace import ON_EXAMPLE, trace_at
 from ternary_ops.graph.wrappers import unwrap
 from ternary_ops.layout.channel_groups import ChannelGroups
+from ternary_ops.quantize.watched_channels import Watch
 
 _STEPS = 400
 _RATE = 0.05  # of Adam, on logarithms of factors
 _AT_ONCE = 2**17  # numbers of the input that go through the network together
-_ROUNDS = 2  # random directions of the output in each batch
 # Outputs may differ by rounding, relative to the largest.
 _ROUNDING = 1e-3
 
@@ -54,17 +59,25 @@ class Equalized(NamedTuple):
     channels: int
 
 
-def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
+def equalize_(
+    model: nn.Module, batches: Iterable[Any], *, smoothing: float | None = None
+) -> Equalized:
     """Cross-layer equalization: scale the inner channels of a float network in place, for 8 bits.
 
     Call it before quantize_, and after folding, if any. The network computes the same up to float
     rounding. batches: tensors, or tuples that start with one, as for calibrate; a few dozen
-    samples. Only channels read by sums, products with a gate, ReLU and its kin, pools, resizes and
-    concatenation are scaled; input and output keep their scale. Deterministic.
+    samples. Only channels read by sums, products with a gate, ReLU and its kin, pools, resizes,
+    means and what moves values are scaled; input and output keep their scale. Of transformers: what
+    a LayerNorm makes, by its weight and bias, for all linear layers that read it (queries, keys and
+    values; fc1), and values of attention for the projection. fc2 reads what a GELU makes, which is
+    no multiple of what it takes: that keeps its scale. Deterministic.
 
-    Raises BadConfig for quantized layers, BadWeights when a value is not finite, and
-    UnsupportedModel, with the model as it was, if it cannot be traced, returns no tensor, or a
-    layer to scale has hooks or a weight that is recomputed at every call.
+    smoothing: SmoothQuant's migration strength, 0 to 1 (0.5 is the paper's), which takes factors
+    from ranges alone; None: those of least expected error.
+
+    Raises BadConfig for quantized layers or another strength, BadWeights when a value is not
+    finite, and UnsupportedModel, with the model as it was, if it cannot be traced, returns no
+    tensor, or a layer to scale has hooks or a weight that is recomputed at every call.
     """
     model = unwrap(model)
     if any(hasattr(m, "phase_code") for m in model.modules()):
@@ -74,14 +87,17 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
                 "a float network (channels are equalized before quantize_)", "quantized layers", do
             )
         )
+    if smoothing is not None and not 0 <= smoothing <= 1:
+        raise BadConfig(need("smoothing in 0..1, or None", repr(smoothing), "Pass 0.5."))
     inputs = [x for x, _ in samples(model, batches)]
     training = model.training
     model.eval()
     try:
         traced = trace_at(model, inputs[0])
-        channels = channel_groups(traced, batch_of(inputs[0], 2))
+        axes = read_channels(traced, batch_of(inputs[0], 2))
+        channels = axes.groups
         _check_rewritable(model, traced, channels)
-        watch = _Watch(traced)
+        watch = Watch(traced, axes)
         for x in inputs:
             # All values of a network and their gradients are held at once.
             most = max(1, _AT_ONCE * len(x) // max(1, x.numel()))
@@ -89,9 +105,11 @@ def equalize_(model: nn.Module, batches: Iterable[Any]) -> Equalized:
                 most, x = 2, batch_of(x, len(x) + len(x) % 2)
             for part in torch.split(x, most):
                 watch.look(part)
-        _check_finite(watch)
+        watch.check_finite()
         free = torch.from_numpy(channels.free_factors())
-        logs, before, after = _Noise(traced, watch, channels).least(free)
+        noise = _Noise(traced, watch, axes)
+        found = noise.least(free) if smoothing is None else noise.smoothed(free, smoothing)
+        logs, before, after = found
         _apply_checked(model, traced, channels, logs.exp(), inputs[0])
     finally:
         model.train(training)
@@ -105,87 +123,8 @@ def _check_rewritable(model: nn.Module, traced: fx.GraphModule, channels: Channe
         module = module_of(node)
         around = [v for v in (node, *node.all_input_nodes) if v in channels]
         if module is not None and any(free[channels.factors(v)].any() for v in around):
-            changes.check([module], "rewrite" if scales(node) else "pass", "equalized")
-
-
-@dataclass
-class _Seen:
-    """Per channel of a value: range, mean square, and how the output's square feels it."""
-
-    low: Tensor
-    high: Tensor
-    square: Tensor
-    felt: Tensor
-
-
-class _Watch(Interpreter):
-    """Runs the traced network and gathers, per value, what _Seen has."""
-
-    def __init__(self, traced: fx.GraphModule) -> None:
-        super().__init__(traced)
-        self.shapes: dict[fx.Node, torch.Size] = {}
-        self.seen: dict[fx.Node, _Seen] = {}
-        self._values: dict[fx.Node, Tensor] = {}
-        self._wanted = {
-            n for layer in traced.graph.nodes if is_layer(layer) for n in (layer, layer.args[0])
-        }
-        self._generator = torch.Generator().manual_seed(0)
-        self.outputs = 0  # numbers looked at, in all directions
-
-    def look(self, x: Tensor) -> None:
-        """One batch more."""
-        self._values = {}
-        with torch.enable_grad():
-            y = self.run(x.detach().clone().requires_grad_())
-        if not isinstance(y, Tensor):
-            do = "Wrap it so that it returns one."
-            raise UnsupportedModel(need("a model that returns a tensor", type(y).__name__, do))
-        nodes = [n for n, value in self._values.items() if value.requires_grad]
-        felt = {node: torch.zeros(self.shapes[node][1]).double() for node in self._values}
-        for _ in range(_ROUNDS):
-            self.outputs += y.numel()
-            signs = torch.randint(0, 2, y.shape, generator=self._generator).to(y) * 2 - 1
-            values = [self._values[n] for n in nodes]
-            grads = torch.autograd.grad(y, values, signs, retain_graph=True, allow_unused=True)
-            for node, grad in zip(nodes, grads, strict=True):
-                if grad is not None:
-                    felt[node] += _per_channel(grad.double().square()).sum(1).cpu()
-        for node, value in self._values.items():
-            self._add(node, value.detach(), felt[node])
-        self._values = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """The node's value; kept if a layer makes or reads it."""
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n] = value.shape
-            if n in self._wanted and value.ndim >= 2:
-                # A copy: what runs next may work in place.
-                self._values[n] = value = value.clone()
-        return value
-
-    def _add(self, node: fx.Node, value: Tensor, felt: Tensor) -> None:
-        rows = _per_channel(value.double()).cpu()
-        new = _Seen(rows.amin(1), rows.amax(1), rows.square().mean(1), felt)
-        old = self.seen.get(node)
-        if old is not None:
-            new = _Seen(
-                torch.minimum(old.low, new.low), torch.maximum(old.high, new.high),
-                old.square + new.square, old.felt + new.felt,
-            )  # fmt: skip
-        self.seen[node] = new
-
-
-def _per_channel(value: Tensor) -> Tensor:
-    """[C, the rest]."""
-    return value.movedim(1, 0).flatten(1)
-
-
-def _check_finite(watch: _Watch) -> None:
-    for node, seen in watch.seen.items():
-        if not bool((seen.high - seen.low).isfinite().all()):
-            do = "Check the weights before it, and the batches."
-            raise BadWeights(need("finite values", f"NaN or infinity in {node.name}", do))
+            own = changes.own(node) or module  # a subclass whose forward calls a function
+            changes.check([own], "rewrite" if scales(node) else "pass", "equalized")
 
 
 @dataclass
@@ -200,12 +139,14 @@ class _Read:
 
 @dataclass
 class _Filters:
-    """A layer: |W|'s maximum over taps [O, I], ids [O, I] of what it reads, and row sums' parts."""
+    """A layer: |W|'s maximum over taps [O, I], ids of what it reads, and row sums' parts; of one
+    group these have one row for all filters.
+    """
 
     peaks: Tensor
     ids: Tensor
     felt: Tensor  # [O]
-    square: Tensor  # [O, I]: taps times E[x^2]
+    square: Tensor  # as ids: taps times E[x^2]
 
 
 @dataclass
@@ -213,8 +154,8 @@ class _Noise:
     """The sum at the head of this file, as a function of the factors' logarithms."""
 
     traced: fx.GraphModule
-    watch: _Watch
-    channels: ChannelGroups
+    watch: Watch
+    axes: ChannelAxes
     reads: list[_Read] = field(default_factory=list)
     filters: list[_Filters] = field(default_factory=list)
 
@@ -223,7 +164,7 @@ class _Noise:
         read = {}
         for node in self.traced.graph.nodes:
             x = node.args[0] if is_layer(node) else None
-            if x is None or x not in self.channels or node not in self.channels:
+            if x is None or x not in self.axes.groups or node not in self.axes.groups:
                 continue
             read[x] = self.watch.seen[x]
             made = self._filters(node, x)
@@ -233,15 +174,19 @@ class _Noise:
             self.reads.append(_Read(self._ids(x), seen.low, seen.high, seen.felt))
 
     def _ids(self, x: fx.Node) -> Tensor:
-        """The factors of a value's axis 1; where channels lie elsewhere, they have none."""
-        return torch.from_numpy(np.resize(self.channels.factors(x), self.watch.shapes[x][1]))
+        """The factors of a value's channels, each as often as it was seen."""
+        ids = self.axes.groups.factors(x)
+        return torch.from_numpy(np.resize(ids, len(self.watch.seen[x].low)))
 
     def _filters(self, node: fx.Node, x: fx.Node) -> _Filters | None:
         layer = cast(Any, module_of(node))
         weight = cast(Tensor, layer.weight).detach().double().cpu()
         index = inputs_of_filters(layer)
+        if int(getattr(layer, "groups", 1)) == 1:
+            index = index[:1]  # all filters read the same: 400 steps over a row in place of all
         seen, ids = self.watch.seen[x], self._ids(x)
-        if int(index.max()) >= len(ids) or len(self.watch.seen[node].felt) != len(weight):
+        along = self.axes.dims[x] == self.axes.dims[node]
+        if not along or int(index.max()) >= len(ids) or len(weight) != self.axes.groups.width(node):
             return None
         flat = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
         square = seen.square[index] * flat.shape[2]
@@ -260,6 +205,20 @@ class _Noise:
             rows = (f.square * factor.square()).sum(1)
             parts.append((step.square() / 12 * f.felt * rows).sum())
         return torch.stack(parts).sum() / self.watch.outputs
+
+    def smoothed(self, free: Tensor, strength: float) -> tuple[Tensor, float, float]:
+        """As `least`, by SmoothQuant's formula. A channel that nothing makes or reads has none."""
+        inputs, weights = (torch.zeros(len(free), dtype=torch.float64) for _ in range(2))
+        for r in self.reads:
+            inputs.scatter_reduce_(0, r.ids, torch.maximum(r.high.abs(), r.low.abs()), "amax")
+        for f in self.filters:
+            ids = f.ids.expand_as(f.peaks).flatten()
+            weights.scatter_reduce_(0, ids, f.peaks.flatten(), "amax")
+        logs = (1 - strength) * weights.log() - strength * inputs.log()
+        logs = torch.where(free & (inputs > 0) & (weights > 0), logs, 0.0)
+        if not self.reads:
+            return logs, 0.0, 0.0
+        return logs, float(self.total(torch.zeros_like(logs))), float(self.total(logs))
 
     def least(self, free: Tensor) -> tuple[Tensor, float, float]:
         """Logarithms of the factors, and the sum before and after."""

@@ -25,51 +25,80 @@ if TYPE_CHECKING:
     from ternary_ops.sr.models.fmen import FMEN, FMEN_FULL, balance_, to_unit_range_
     from ternary_ops.sr.models.fold import fold
     from ternary_ops.sr.models.imdn import IMDN
+    from ternary_ops.sr.models.residual import MSRResNet, RRDBNet
     from ternary_ops.sr.models.rfdn import RFDN, RLFN
+    from ternary_ops.sr.semi import hosts
+    from ternary_ops.sr.semi.degrader import Degrader, box_down, conserve
+    from ternary_ops.sr.semi.semi_sr import SemiSR
+    from ternary_ops.sr.semi.streams import Streams
+    from ternary_ops.sr.semi.weights import SemiWeights
     from ternary_ops.sr.training.losses import EdgeLoss
-    from ternary_ops.sr.training.trainer import Patches, SRTrainConfig, train
+    from ternary_ops.sr.training.patches import PairedPatches, Patches, UnpairedPatches
+    from ternary_ops.sr.training.trainer import SRTrainConfig, train
 
 _HOME = {
-    "EFDN": "models.efdn",
+    "balance_": "models.fmen",
+    "Degrader": "semi.degrader",
+    "box_down": "semi.degrader",
+    "conserve": "semi.degrader",
     "EdgeLoss": "training.losses",
+    "EFDN": "models.efdn",
     "FMEN": "models.fmen",
     "FMEN_FULL": "models.fmen",
-    "IMDN": "models.imdn",
-    "MODELS": "inference.pretrained",
-    "Patches": "training.trainer",
-    "RFDN": "models.rfdn",
-    "RLFN": "models.rfdn",
-    "SRTrainConfig": "training.trainer",
-    "SRNetwork": "models.base",
-    "Upscaler": "inference.tiling",
-    "balance_": "models.fmen",
     "fold": "models.fold",
     "fuse_attention_": "models.attention",
+    "hosts": "semi",
+    "IMDN": "models.imdn",
     "keep_colors": "inference.colors",
     "load": "models.checkpoint",
+    "MODELS": "inference.pretrained",
+    "MSRResNet": "models.residual",
     "open_model": "inference.pretrained",
+    "PairedPatches": "training.patches",
+    "Patches": "training.patches",
+    "RFDN": "models.rfdn",
+    "RLFN": "models.rfdn",
+    "RRDBNet": "models.residual",
+    "SemiSR": "semi.semi_sr",
+    "SemiWeights": "semi.weights",
+    "SRNetwork": "models.base",
+    "SRTrainConfig": "training.trainer",
+    "Streams": "semi.streams",
     "to_program": "inference.to_program",
     "to_unit_range_": "models.fmen",
     "train": "training.trainer",
+    "UnpairedPatches": "training.patches",
     "upscale": "inference.upscaling",
+    "Upscaler": "inference.tiling",
 }
 
 __all__ = [
+    "Degrader",
     "EFDN",
     "EdgeLoss",
     "FMEN",
     "FMEN_FULL",
     "IMDN",
     "MODELS",
+    "MSRResNet",
+    "PairedPatches",
     "Patches",
     "RFDN",
     "RLFN",
-    "SRTrainConfig",
+    "RRDBNet",
     "SRNetwork",
+    "SRTrainConfig",
+    "SemiSR",
+    "SemiWeights",
+    "Streams",
+    "UnpairedPatches",
     "Upscaler",
     "balance_",
+    "box_down",
+    "conserve",
     "fold",
     "fuse_attention_",
+    "hosts",
     "keep_colors",
     "load",
     "open_model",

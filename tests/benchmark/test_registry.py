@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 from checkout import BENCH, ROOT
 
-from ternary_ops.benchmark.registry import BENCHES, markdown, with_table
+from ternary_ops.benchmark.bench_table import markdown, with_table
+from ternary_ops.benchmark.registry import BENCHES
 from ternary_ops.cli import main
 
 SCRIPTS = {path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("_")}
@@ -50,8 +51,8 @@ def test_extras_are_those_of_the_package() -> None:
 def test_the_page_holds_the_table() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     hint = "python -m ternary_ops.benchmark.registry docs/benchmarks.md"
-    assert page == with_table(page), hint
-    assert markdown() in page, hint
+    assert page == with_table(page, BENCHES), hint
+    assert markdown(BENCHES) in page, hint
 
 
 def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:

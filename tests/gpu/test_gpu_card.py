@@ -74,6 +74,8 @@ def test_convolutions_and_attention_compile_without_spills(name: str) -> None:
         cases.hf_attention(50, 16, 40, 40),
         cases.hf_attention(50, 12, 40, 40, layers=6),
         cases.sr_gate(8, 16, 16),
+        cases.attention(1, 2, 100, 32),
+        cases.layer_norm_codes(40, 96),
     ):
         for row in report.rows(case, name):
             assert report.check(row, None) == []

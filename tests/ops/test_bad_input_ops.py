@@ -227,16 +227,16 @@ def test_blocks_refuse() -> None:
         tops.ops.blocks.from_dense(weight, (0, 3))
 
 
-def on_cuda(op: str, *args: Any) -> Any:
+def on_cuda(op: str, *args: Any, **named: Any) -> Any:
     """What the dispatcher would run on a CUDA device: there is none here."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    return getattr(OPS, op).default.redispatch(keys, *args)
+    return getattr(OPS, op).default.redispatch(keys, *args, **named)
 
 
 GPU_OPS = ["conv2d", "sparse_conv2d", "block_sparse_conv2d", "linear", "prepack", "sr_gate", "esa"]
 
 
-@pytest.mark.parametrize("op", [*GPU_OPS, "hf_attention"])
+@pytest.mark.parametrize("op", [*GPU_OPS, "hf_attention", "attention", "layer_norm_codes"])
 def test_cuda_without_triton_says_what_to_install(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     for name in [n for n in sys.modules if n.startswith("ternary_ops.kernels.")]:
@@ -256,9 +256,12 @@ def test_cuda_without_triton_says_what_to_install(op: str, monkeypatch: pytest.M
         "sr_gate": (image, image),
         "esa": (image, weights, biases),
         "hf_attention": (image, [weights[3]] * 2, biases[:2], [0.1]),
+        "attention": (image, image, image),
+        "layer_norm_codes": (image, torch.ones(16), None, 1e-5, 0.1, 128),
     }
+    named = {"scale": 0.5} if op == "attention" else {}
     with pytest.raises(UnsupportedDevice, match=r"pip install 'ternary-ops\[gpu\]'"):
-        on_cuda(op, *args[op])
+        on_cuda(op, *args[op], **named)
 
 
 def test_wrong_arguments_leave_inputs_alone() -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -107,6 +109,55 @@ def test_nearly_constant_channels_go_within_the_tolerance() -> None:
         assert list(fold_constants_(model, X, BATCHES, tolerance=1e-2)) == ["hidden"]
         error = (model(X) - wanted).abs().max()
         assert 0 < float(error) < 1e-2
+
+
+class OwnPadding(nn.Conv2d):
+    """Pads in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+class Standardized(nn.Conv2d):
+    """Computes its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+READERS: dict[str, Callable[[], nn.Conv2d]] = {
+    "padded": lambda: nn.Conv2d(8, 5, 3, padding=1),
+    "same": lambda: nn.Conv2d(8, 5, (3, 2), padding="same"),
+    "own": lambda: OwnPadding(8, 5, 3),
+    "dilated": lambda: nn.Conv2d(8, 5, 3, padding=1, dilation=2),
+    "computed": lambda: Standardized(8, 5, 3),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_constants_before_a_border_of_zeros_go_where_no_weight_meets_it(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    reader = READERS[name]()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), reader, nn.Conv2d(5, 2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight[[1, 4, 6]] = 0
+        model[0].bias[[1, 4, 6]] = torch.tensor([1.5, 2.0, -1.0])  # type: ignore[index]
+        middle = torch.zeros(reader.kernel_size)
+        middle[1, 0 if name == "same" else 1] = 1
+        reader.weight[:, 4] *= middle
+        x = torch.randn(5, 3, 9, 8)
+        wanted = model(x)
+        with caplog.at_level(logging.WARNING):
+            kept = fold_constants_(model, x, [x])
+        torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-5)
+    gone = set(range(8)) - set(kept["0"].tolist() if "0" in kept else range(8))
+    assert gone == (set() if name == "computed" else {4, 6})
+    messages = [record.getMessage() for record in caplog.records]
+    wanted_messages = ["constant channels [1] of 0 stay: 2 pads with zeros"]
+    assert messages == ([] if name == "computed" else wanted_messages)  # no channel of it may go
 
 
 def twins(model: Block) -> None:

@@ -359,3 +359,23 @@ def test_values_that_are_not_finite_or_absent() -> None:
         seen(torch.tensor([-1.0, float("inf")]))
     assert seen(torch.empty(0)).count == 0
     assert seen(torch.zeros(5)).range("mse", 0.0) == (0.0, 0.0)
+
+
+def test_weights_are_rounded_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded: list[int] = []
+    real = tops.nn.TernaryLayer._training_weight
+
+    def counted(self: tops.nn.TernaryLayer) -> tuple[Tensor, Tensor | None]:
+        rounded.append(id(self))
+        return real(self)
+
+    monkeypatch.setattr(tops.nn.TernaryLayer, "_training_weight", counted)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    x = torch.randn(9, 8)
+    tops.quantize_(model, tops.TernaryConfig("int8"))
+    tops.calibrate(model, torch.split(x, 3))
+    assert len(rounded) == len(set(rounded)) == 2
+    with torch.no_grad():
+        before = model(x)
+        model[0].weight.mul_(2.0)
+        assert not torch.equal(model(x), before)  # nothing is held any more

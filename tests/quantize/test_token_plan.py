@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ternary_ops as tops
+from ternary_ops.budget import Budget
 from ternary_ops.models import Spach, SpachConfig
 from ternary_ops.models.spach_networks import Stage
 
@@ -125,3 +126,17 @@ def test_a_sum_that_ends_a_network_makes_no_block_a_classifier() -> None:
             return x
 
     assert [bool(reason) for reason in reasons(Stream()).values()] == [False, False, True]
+
+
+def test_a_budget_serves_networks_whose_norms_are_weights_of_their_own() -> None:
+    torch.manual_seed(0)
+    stages: tuple[Stage, ...] = ((("conv", 1), ("attention", 1)),)
+    model = Spach(SpachConfig(8, stages, 4, heads=2, num_classes=5, image_size=16)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    x = torch.randn(4, 3, 16, 16)
+    config, budget = tops.TernaryConfig(zeros=0.9), Budget(bytes=7000)
+    made = tops.plan(model, config, auto=True, budget=budget, batches=[x], example=x[:1])
+    chosen = [row.name for row in made if row.reason.startswith("auto")]
+    assert {"stages.0.blocks.1.spatial.qkv", "stages.0.blocks.1.channel.fc2"} <= set(chosen)

@@ -80,7 +80,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         sr.Upscaler(Program(b.graph(), (1, 3, 9, 9)))
     b = Builder(0, c=4)
     b("conv2d", 0, w=b.weight("float", 3, 4))
-    with pytest.raises(FormatError, match="a model of images"):
+    with pytest.raises(FormatError, match="keeps their channels"):
         sr.Upscaler(Program(b.graph(), (1, 4, 9, 9)))
     network = SMALL["FMEN"]()
     tops.quantize_(network, tops.plan(network, tops.TernaryConfig("int8")))

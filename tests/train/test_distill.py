@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ternary_ops.errors import BadConfig, FormatError, UnsupportedModel, UnsupportedShape
-from ternary_ops.models import digits_resnet
+from ternary_ops.models import Spach, SpachConfig, digits_resnet
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize import TernaryConfig, calibrate, quantize_
 from ternary_ops.study.fit import fit
@@ -78,6 +79,92 @@ def test_what_distillation_refuses() -> None:
         Distillation(teacher, features={"layer1": "layer2"})(student, x, y)
     with pytest.raises(UnsupportedShape, match="equal logits"):
         Distillation(digits_resnet(8, num_classes=7))(student, x, y)
+
+
+def token_pair() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    stages = ((("conv", 1), ("attention", 1)), (("attention", 1),))
+    teacher = Spach(SpachConfig(8, stages, 4, heads=2, num_classes=10, image_size=16))
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    student = copy.deepcopy(teacher)
+    quantize_(student, TernaryConfig(zeros=0.6))
+    return student, teacher, torch.randn(4, 3, 16, 16), torch.randint(0, 10, (4,))
+
+
+def test_tokens_are_compared_when_each_is_normalized() -> None:
+    student, teacher, x, y = token_pair()
+    with torch.no_grad():  # no step of the schedule: ternary at once
+        student.stages[0].blocks[1].channel.fc1.weight.mul_(0.5)
+    distill = Distillation(teacher, tokens=["stages.?.blocks.*.norm2", "stages.1"], token_share=3.0)
+    assert distill.tokens == [
+        *("stages.0.blocks.0.norm2", "stages.0.blocks.1.norm2"),
+        *("stages.1", "stages.1.blocks.0.norm2"),
+    ]
+    value = distill(student, x, y)
+    found: dict[str, list[Tensor]] = {}
+    for network in (student, teacher.eval()):
+        handles = [
+            network.get_submodule(name).register_forward_hook(
+                lambda m, given, made, name=name: found.setdefault(name, []).append(made)
+            )
+            for name in distill.tokens
+        ]
+        network(x)
+        for handle in handles:
+            handle.remove()
+    gaps = []
+    for a, b in found.values():
+        t, u = ((v - v.mean(-1, True)) / (v.var(-1, False, True) + 1e-5).sqrt() for v in (a, b))  # type: ignore[call-overload]
+        gaps.append((t - u).square().mean())
+    assert min(float(g.detach()) for g in gaps[1:]) > 1e-4
+    wanted = Distillation(teacher)(student, x, y) + 3.0 * torch.stack(gaps).mean()
+    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
+    value.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert float(student.stages[1].blocks[0].spatial.qkv.weight.grad.abs().sum()) > 0
+
+
+def test_training_with_tokens_brings_a_student_to_its_parent() -> None:
+    """Through fit, beside kept logits, which are no reason to leave the teacher's tokens out."""
+    student, teacher, x, y = token_pair()
+    images = Augmentation(x, reach=0)
+    course = TrainConfig(20, 0.01, batch=4)
+    distill = Distillation(teacher, share=1.0, tokens="stages.*.blocks.?")
+
+    def apart(model: nn.Module) -> float:
+        return float(Distillation(teacher, share=1.0, tokens="stages.*.blocks.?")(model, x, y))
+
+    before = apart(student)
+    logits = teacher.eval()(x).detach()
+    optimizer = optimizer_for(student, course)
+    fit(
+        *(student, images, y, course, optimizer, distill),
+        teacher=lambda view, chosen: logits[chosen],
+    )
+    assert apart(student) < 0.5 * before
+
+
+def test_tokens_that_do_not_fit_are_refused() -> None:
+    student, teacher, x, y = token_pair()
+    with pytest.raises(BadConfig, match="'blocks'"):
+        Distillation(teacher, tokens="blocks")
+    with pytest.raises(BadConfig, match="features and tokens"):
+        Distillation(tokens="stages.*")
+    with pytest.raises(UnsupportedShape, match="N, L, C"):
+        Distillation(teacher, tokens="head")(student, x, y)
+    narrow = Spach(SpachConfig(4, ((("conv", 1),),), 4, num_classes=10, image_size=16))
+    with pytest.raises(UnsupportedModel, match="student"):
+        Distillation(teacher, tokens="stages.1")(narrow, x, y)
+    with pytest.raises(UnsupportedShape, match="as wide"):
+        Distillation(teacher, tokens="stages.0")(narrow, x, y)
+    teacher.more = nn.Linear(3, 3)  # type: ignore[assignment]
+    with pytest.raises(UnsupportedModel, match="student"):
+        Distillation(teacher, tokens="more")(student, x, y)
+    student.more = nn.Linear(3, 3)  # type: ignore[assignment]
+    with pytest.raises(UnsupportedModel, match="the student runs, got more"):
+        Distillation(teacher, tokens="more")(student, x, y)
 
 
 def test_views_move_images_and_come_again() -> None:

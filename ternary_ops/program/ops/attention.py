@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
@@ -94,7 +93,10 @@ class Attention(Operator):
     def reference(self, node: BoundNode, operands: Sequence[Operand]) -> Array:
         """Of floats in float64, rounded once."""
         at, (q, k, v, *biases) = node.at, operands
-        bias = sum(map(partial(_spread, node), biases, repeats_of(node))) if biases else None
+        bias: Array | None = None
+        for x, repeats in zip(biases, repeats_of(node), strict=True):
+            part = _spread(node, x, repeats)
+            bias = part if bias is None else bias + part
         if node.inputs[0].y is None:
             return reference.attention(q, k, v, bias, heads=at["heads"], scale=at["scale"])
         return reference.attention_codes(

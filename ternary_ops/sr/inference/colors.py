@@ -49,8 +49,8 @@ def keep_colors(program: Program, chroma: float, rounding: float) -> Program:
     white is 1. rounding: what is taken for it in what the network adds to interpolation, levels of
     255. The 4,913 colors of `fidelity.colors` are run to find the bias.
 
-    Raises BadConfig for a bound outside 0..1, UnsupportedModel unless the program quantizes its
-    image first and ends in a 3x3 convolution clamped to 0..1 and a pixel shuffle.
+    Raises BadConfig for a bound outside 0..1, UnsupportedModel unless the program takes RGB,
+    quantizes it first and ends in a 3x3 convolution clamped to 0..1 and a pixel shuffle.
     """
     if not 0 <= chroma <= 1:
         raise BadConfig(need("chroma as a bound in 0..1", chroma, "0.1 suits photos."))
@@ -66,7 +66,8 @@ def keep_colors(program: Program, chroma: float, rounding: float) -> Program:
 def _check(graph: Graph) -> None:
     nodes = graph.nodes
     first, last, end = nodes[1], nodes[-2], nodes[-1]
-    fits = first.op == "quantize" and not any(0 in node.inputs for node in nodes[2:])
+    fits = nodes[0].attrs["c"] == 3 and first.op == "quantize"
+    fits = fits and not any(0 in node.inputs for node in nodes[2:])
     fits &= all(n.op == "conv2d" and graph.weight(n).kind == "int8" for n in nodes if 1 in n.inputs)
     fits = fits and end.op == "pixel_shuffle" and last.op == "conv2d" and len(last.inputs) == 1
     fits = fits and last.attrs["clamp"] == (0.0, 1.0) and last.attrs["padding"] == (1, 1)
@@ -74,7 +75,7 @@ def _check(graph: Graph) -> None:
         got = f"{nodes[1].op} ... {last.op}, {end.op}"
         do = "Pass a program that sr.to_program made of a quantized network."
         raise UnsupportedModel(
-            need("a program that quantizes the image first and shuffles last", got, do)
+            need("an RGB program that quantizes the image first and shuffles last", got, do)
         )
 
 

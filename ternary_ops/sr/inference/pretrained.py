@@ -60,33 +60,37 @@ def _is_program(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Facts:
-    """Scale, least size and receptive field of a super-resolution program.
+    """Scale, channels, least size and receptive field of a super-resolution program.
 
+    channels  of the images that it takes and makes
     scale     factor of height and width
     smallest  least height and width it takes
     radius    input pixels that an output pixel sees to each side; None: more than a part
     """
 
+    channels: int
     scale: int
     smallest: int
     radius: int | None
 
 
 def facts(program: runtime.Program) -> Facts:
-    """Read scale, least size and radius from a program's nodes; raises FormatError where it does
-    not make images larger.
+    """Read scale, channels, least size and radius from a program's nodes; raises FormatError
+    where it does not make images larger.
     """
     graph = program.graph
     smallest = next((n for n in range(1, _MOST_SMALLEST) if _takes(graph, n)), None)
     shapes = None if smallest is None else infer(graph, 1, smallest, smallest)
-    if smallest is None or shapes is None or shapes[0][1] != 3 or len(shapes[-1]) != 4:
+    if smallest is None or shapes is None or {len(shapes[0]), len(shapes[-1])} != {4}:
         got, do = f"{program!r}", "Pass a program that sr.to_program made."
-        raise FormatError(need("a model of images [N, 3, H, W]", got, do))
+        raise FormatError(need("a model of images [N, C, H, W]", got, do))
+    channels = shapes[0][1]
     scale, rest = divmod(shapes[-1][2], smallest)
-    if rest or scale < 1 or shapes[-1][1:] != (3, scale * smallest, scale * smallest):
+    if rest or scale < 1 or shapes[-1][1:] != (channels, scale * smallest, scale * smallest):
         got, do = f"{list(shapes[0])} to {list(shapes[-1])}", "Pass a super-resolution program."
-        raise FormatError(need("a model that makes images larger by a whole factor", got, do))
-    return Facts(scale, smallest, radius(graph))
+        what = "a model that makes images larger by a whole factor, and keeps their channels"
+        raise FormatError(need(what, got, do))
+    return Facts(channels, scale, smallest, radius(graph))
 
 
 def _takes(graph: Graph, side: int) -> bool:

@@ -24,7 +24,7 @@ from ternary_ops.sr.inference.pretrained import facts
 if TYPE_CHECKING:
     from ternary_ops.sr.models.base import SRNetwork
 
-Pixels = NDArray[np.float32]  # [3, H, W]
+Pixels = NDArray[np.float32]  # [C, H, W]
 
 # Measured on EFDN and RLFN: from here on tiles differ from the whole image by rounding alone.
 ESA_MARGIN = 96
@@ -60,7 +60,7 @@ class Upscaler:
         else:
             self._open(model)
         known = facts(self.program)
-        self.scale, self.smallest = known.scale, known.smallest
+        self.scale, self.smallest, self.channels = known.scale, known.smallest, known.channels
         self._whole = known.radius is None and not self._attentions
         self.margin = ESA_MARGIN if known.radius is None else known.radius
         # Rows of float layers go in pairs, from even ones on.
@@ -81,7 +81,7 @@ class Upscaler:
         tile: int | None = None,
         on_progress: Callable[[float], None] = lambda done: None,
     ) -> Pixels:
-        """x float32 [3, H, W], white is 1 -> [3, scale*H, scale*W].
+        """x float32 [C, H, W], white is 1 -> [C, scale*H, scale*W]; C: the model's channels.
 
         tile: side of the tiles in pixels of x; None: the whole image at once where memory allows,
         else tiles as large as it allows. on_progress is called with the share of pixels done.
@@ -96,7 +96,7 @@ class Upscaler:
             made = self._run(x, (*x.shape[1:], 0, 0))
             on_progress(1.0)
             return made[:, : s * height, : s * width]
-        y = np.empty((3, s * x.shape[1], s * x.shape[2]), np.float32)
+        y = np.empty((self.channels, s * x.shape[1], s * x.shape[2]), np.float32)
         done = 0
         for rows, columns in self._tiles(x.shape[1], x.shape[2], sides):
             part = x[:, rows.low : rows.high, columns.low : columns.high]
@@ -114,7 +114,7 @@ class Upscaler:
     def peak_bytes(self, height: int, width: int, whole: bool = True) -> int:
         """Memory beside input and output for a part of this size; whole: it is all there is."""
         if whole or not self._attentions:
-            return self.program.peak_bytes((1, 3, height, width))
+            return self.program.peak_bytes((1, self.channels, height, width))
         channels: int = self._attentions[0].conv1.in_channels
         return 4 * _EAGER_MAPS * channels * height * width
 

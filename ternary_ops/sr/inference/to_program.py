@@ -23,7 +23,7 @@ class _Unit(nn.Module):
         self.network, self.white = network, network.input_range
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, 3, H, W] in 0..1."""
+        """x [N, C, H, W] in 0..1."""
         y: Tensor = self.network(x * self.white) / self.white
         return y
 
@@ -34,7 +34,7 @@ def to_program(network: SRNetwork) -> runtime.Program:
     Raises what `ternary_ops.compile` raises.
     """
     side = network.smallest + 1
-    x = torch.zeros(1, 3, side, side)
+    x = torch.zeros(1, network.image_channels, side, side)
     if network.input_range == 1.0:
         return compile_network(network, x)
     ends = [network.get_submodule(name) for name in network.ends]

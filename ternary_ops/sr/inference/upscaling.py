@@ -34,8 +34,10 @@ def upscale(
     """An image `scale` times as high and wide, of the same kind.
 
     image: uint8, uint16 or float (white is 1) [H, W] or [H, W, C]: gray, gray and alpha, RGB, RGB
-    and alpha. Integers are rounded, floats are not clipped. The result does not depend on the tile,
-    up to single steps of integers where a value lies between two.
+    and alpha for a model of three channels; for another one, as many channels as it has, all of
+    which go through it, and none of which is alpha. Integers are rounded, floats are not clipped.
+    The result does not depend on the tile, up to single steps of integers where a value lies
+    between two.
 
     model: a scale or name of the package's own models, a file (`open_model`), or what that gives;
     for many images, an `Upscaler` of it, which compiles a network once. tile and
@@ -59,6 +61,9 @@ def upscale(
         if isinstance(model, str | int | os.PathLike):
             model = open_model(model)
         model = Upscaler(model)
+    _check_channels(planes, image, model.channels)
+    if model.channels != 3:
+        return _as_given(list(model(planes, tile, on_progress)), image)
     count = 1 if len(planes) < 3 else 3
     colors, mask = planes[:count], planes[count:]
     if alpha == "drop":
@@ -85,18 +90,26 @@ def check_options(tile: int | None, alpha: str) -> None:
 def _planes(image: Image) -> Pixels:
     """float32 [C, H, W], white is 1."""
     fits = isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size > 0
-    fits = fits and (image.ndim == 2 or 1 <= image.shape[2] <= 4)
     if not fits or not (image.dtype in (np.uint8, np.uint16) or image.dtype.kind == "f"):
         got = (
             f"{image.dtype} {list(image.shape)}"
             if isinstance(image, np.ndarray)
             else type(image).__name__
         )
-        what = "an image of uint8, uint16 or float, [H, W] or [H, W, 1 to 4 channels]"
+        what = "an image of uint8, uint16 or float, [H, W] or [H, W, C]"
         raise UnsupportedShape(need(what, got, "Pass numpy.asarray(image)."))
     stacked = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
     planes: Pixels = stacked.astype(np.float32)
     return planes / np.float32(white_of(image.dtype))
+
+
+def _check_channels(planes: Pixels, image: Image, channels: int) -> None:
+    fits = len(planes) == channels or (channels == 3 and len(planes) <= 4)
+    if not fits:
+        count = "1 to 4" if channels == 3 else channels
+        do = "Take other channels, or a model of as many."
+        what = f"an image of uint8, uint16 or float, {count} channels"
+        raise UnsupportedShape(need(what, list(image.shape), do))
 
 
 def white_of(dtype: np.dtype[Any]) -> int:

@@ -42,7 +42,9 @@ def load(path: str | os.PathLike[str], train: bool = False) -> SRNetwork:
 def _check_fold(network: SRNetwork, path: str | os.PathLike[str]) -> None:
     exact = copy.deepcopy(network).double()
     size = network.smallest + 2
-    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.rand(
+        1, network.image_channels, size, size, generator=torch.Generator().manual_seed(0)
+    ).double()
     wanted, found = (n(x * network.input_range) for n in (exact, fold(exact)))
     off = float((found - wanted).abs().max() / wanted.abs().max())
     if not off <= _MOST:

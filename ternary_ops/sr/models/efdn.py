@@ -58,7 +58,7 @@ def _block(channels: int, train: bool, expand: bool = False, identity: bool = Fa
 
 
 class EFDN(SRNetwork):
-    """x [N, 3, H, W] in 0..1, H, W >= 15 -> [N, 3, scale*H, scale*W], within 0..1 in eval mode.
+    """x [N, C, H, W] in 0..1, H, W >= 15 -> [N, C, scale*H, scale*W], within 0..1 in eval mode.
 
     The published code clamps while it trains too, where pixels out of range would get no gradient.
 
@@ -80,14 +80,15 @@ class EFDN(SRNetwork):
         train: bool = False,
         expand: bool = False,
         identity: bool = False,
+        image_channels: int = 3,
     ) -> None:
-        super().__init__(scale)
+        super().__init__(scale, image_channels)
         inner = channels // 4 if inner is None else inner
         switches = {"expand": expand, "identity": identity}
-        self.head = conv(3, channels, 3)
+        self.head = conv(image_channels, channels, 3)
         self.cells = nn.ModuleList(Cell(channels, inner, train, **switches) for _ in range(4))
         self.local_fuse = nn.ModuleList(conv(2 * channels, channels, 1) for _ in range(3))
-        self.tail = shuffle_tail(channels, scale)
+        self.tail = shuffle_tail(channels, scale, image_channels)
 
     def to_gradient_stage_(self) -> None:
         """Merge the convolutions of every block, in place, for the second stage of training.

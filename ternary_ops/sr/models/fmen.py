@@ -125,7 +125,7 @@ def affine(norm: nn.BatchNorm2d) -> Kernel:
 
 
 class FMEN(SRNetwork):
-    """x [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped; any size.
+    """x [N, C, H, W] in 0..255 -> [N, C, scale*H, scale*W], not clamped; any size.
 
     channels, branch, warmup: of the trunk, of the attention branches and of the first of these; 50,
     16 and 12 in FMEN-S. pairs: of ERB and HFAB. up: ERBs of each HFAB, the first one's first.
@@ -146,19 +146,20 @@ class FMEN(SRNetwork):
         pairs: int = 4,
         up: Sequence[int] = (2, 1, 1, 1, 1),
         train: bool = False,
+        image_channels: int = 3,
     ) -> None:
-        super().__init__(scale)
+        super().__init__(scale, image_channels)
         if len(up) != pairs + 1:
             do = "Give one for the warm-up block and one for each pair."
             raise BadConfig(need(f"up as {pairs + 1} counts", list(up), do))
-        self.head = conv(3, channels, 3)
+        self.head = conv(image_channels, channels, 3)
         self.warmup = nn.Sequential(
             conv(channels, channels, 3), HFAB(channels, warmup, up[0], train)
         )
         self.ERBs = nn.ModuleList(ERB(channels, train) for _ in range(pairs))
         self.HFABs = nn.ModuleList(HFAB(channels, branch, blocks, train) for blocks in up[1:])
         self.lr_conv = conv(channels, channels, 3)
-        self.tail = shuffle_tail(channels, scale)
+        self.tail = shuffle_tail(channels, scale, image_channels)
 
     @property
     def radius(self) -> int:
@@ -184,7 +185,7 @@ def balance_(network: FMEN, images: Tensor, most: float = 512.0) -> None:
     positive factors, so every convolution of a branch can be divided by a power of two that the
     next one takes back.
 
-    network: folded. images: float [N, 3, H, W] in 0..255; their largest value on each map becomes
+    network: folded. images: float [N, C, H, W] in 0..255; their largest value on each map becomes
     at most `most`. Raises BadConfig for a network with training branches.
     """
     seen: dict[nn.Module, float] = {}

@@ -41,19 +41,21 @@ class IMDB(nn.Module):
 
 
 class IMDN(SRNetwork):
-    """x [N, 3, H, W] in 0..1 -> [N, 3, scale*H, scale*W], not clamped; any size."""
+    """x [N, C, H, W] in 0..1 -> [N, C, scale*H, scale*W], not clamped; any size."""
 
     family = "IMDN"
     trunk = "blocks"
     ends = "head", "tail"
     input_range = 1.0
 
-    def __init__(self, scale: int = 4, channels: int = 64, blocks: int = 8) -> None:
-        super().__init__(scale)
-        self.head = conv(3, channels, 3)
+    def __init__(
+        self, scale: int = 4, channels: int = 64, blocks: int = 8, image_channels: int = 3
+    ) -> None:
+        super().__init__(scale, image_channels)
+        self.head = conv(image_channels, channels, 3)
         self.blocks = nn.ModuleList(IMDB(channels) for _ in range(blocks))
         self.body = conv(channels, channels, 3)
-        self.tail = conv(channels, 3 * scale * scale, 3)
+        self.tail = conv(channels, image_channels * scale * scale, 3)
         self.shuffle = nn.PixelShuffle(scale)
 
     @property

@@ -59,12 +59,13 @@ class Family:
 def _efdn(state: State) -> EFDN:
     block = "cells.0.conv2."
     network = EFDN(
-        _scale(state, "tail.0.weight"),
+        _scale(state, "tail.0.weight", "head.weight"),
         len(state["head.weight"]),
         len(state["cells.0.att.conv1.weight"]),
         train=f"{block}conv1x1_sbx.k0" in state,
         expand=f"{block}conv1x1_3x3.k0" in state,
         identity=bool(state.get(f"{block}with_identity", False)),
+        image_channels=state["head.weight"].shape[1],
     )
     if f"{block}conv1x1_sbx.k0" in state and f"{block}conv1x1.weight" not in state:
         network.to_gradient_stage_()
@@ -87,37 +88,45 @@ def _fmen(state: State) -> FMEN:
     pairs = _count(state, "ERBs.")
     blocks = ["warmup.1.", *(f"HFABs.{i}." for i in range(pairs))]
     return FMEN(
-        _scale(state, "tail.0.weight"),
+        _scale(state, "tail.0.weight", "head.weight"),
         len(state["head.weight"]),
         len(state["HFABs.0.squeeze.weight"]),
         len(state["warmup.1.squeeze.weight"]),
         pairs,
         [_count(state, f"{block}convs.") for block in blocks],
         train="ERBs.0.conv1.expand_conv.weight" in state,
+        image_channels=state["head.weight"].shape[1],
     )
 
 
 def _rfdn(state: State) -> RFDN:
     return RFDN(
-        _scale(state, "upsampler.0.weight"),
+        _scale(state, "upsampler.0.weight", "fea_conv.weight"),
         len(state["fea_conv.weight"]),
         _count(state, "B."),
         len(state["B.0.esa.conv1.weight"]),
+        image_channels=state["fea_conv.weight"].shape[1],
     )
 
 
 def _rlfn(state: State) -> RLFN:
     return RLFN(
-        _scale(state, "upsampler.0.weight"),
+        _scale(state, "upsampler.0.weight", "conv_1.weight"),
         len(state["conv_1.weight"]),
         len(state["block.0.c1_r.weight"]),
         _count(state, "block."),
         len(state["block.0.esa.conv1.weight"]),
+        image_channels=state["conv_1.weight"].shape[1],
     )
 
 
 def _imdn(state: State) -> IMDN:
-    return IMDN(_scale(state, "tail.weight"), len(state["head.weight"]), _count(state, "blocks."))
+    return IMDN(
+        _scale(state, "tail.weight", "head.weight"),
+        len(state["head.weight"]),
+        _count(state, "blocks."),
+        state["head.weight"].shape[1],
+    )
 
 
 _BLOCK = r"(?P<block>\d+)\."
@@ -195,13 +204,14 @@ def build(state: State, source: str) -> SRNetwork:
     return network.eval()
 
 
-def _scale(state: State, name: str) -> int:
-    outputs = len(state[name]) if name in state else 0
-    scale = next((s for s in range(1, 9) if 3 * s * s == outputs), None)
+def _scale(state: State, name: str, first: str) -> int:
+    """Scale of a network that gives as many channels as its first convolution takes."""
+    outputs, channels = len(state[name]) if name in state else 0, state[first].shape[1]
+    scale = next((s for s in range(1, 9) if channels * s * s == outputs), None)
     if scale is None:
         got = f"{outputs} output channels" if outputs else "no such tensor"
-        do = "Networks that make RGB images of 1 to 8 times the size are known."
-        raise FormatError(need(f"3 * scale**2 channels out of {name}", got, do))
+        do = "Networks that make images of 1 to 8 times the size are known."
+        raise FormatError(need(f"{channels} * scale**2 channels out of {name}", got, do))
     return scale
 
 

@@ -42,7 +42,7 @@ class RFDB(nn.Module):
 
 
 class RFDN(SRNetwork):
-    """x [N, 3, H, W] in 0..255, H, W >= 15 -> [N, 3, scale*H, scale*W], not clamped.
+    """x [N, C, H, W] in 0..255, H, W >= 15 -> [N, C, scale*H, scale*W], not clamped.
 
     channels 50 and blocks 4 are E-RFDN, the winner of AIM 2020.
     """
@@ -54,15 +54,20 @@ class RFDN(SRNetwork):
     smallest = ESA_SMALLEST
 
     def __init__(
-        self, scale: int = 4, channels: int = 50, blocks: int = 4, inner: int | None = None
+        self,
+        scale: int = 4,
+        channels: int = 50,
+        blocks: int = 4,
+        inner: int | None = None,
+        image_channels: int = 3,
     ) -> None:
-        super().__init__(scale)
-        self.fea_conv = conv(3, channels, 3)
+        super().__init__(scale, image_channels)
+        self.fea_conv = conv(image_channels, channels, 3)
         inner = channels // 4 if inner is None else inner
         self.B = nn.ModuleList(RFDB(channels, inner) for _ in range(blocks))
         self.c = nn.Sequential(conv(channels * blocks, channels, 1), nn.LeakyReLU(SLOPE))
         self.LR_conv = conv(channels, channels, 3)
-        self.upsampler = shuffle_tail(channels, scale)
+        self.upsampler = shuffle_tail(channels, scale, image_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """The larger image."""
@@ -94,7 +99,7 @@ class RLFB(nn.Module):
 
 
 class RLFN(SRNetwork):
-    """x [N, 3, H, W] in 0..255, H, W >= 15 -> [N, 3, scale*H, scale*W], not clamped.
+    """x [N, C, H, W] in 0..255, H, W >= 15 -> [N, C, scale*H, scale*W], not clamped.
 
     channels and middle: 52 and 52 in RLFN, 48 and 48 in RLFN-S, six blocks each; 46, 48 and four
     blocks in the network that won NTIRE 2022.
@@ -113,13 +118,14 @@ class RLFN(SRNetwork):
         middle: int | None = None,
         blocks: int = 6,
         inner: int = 16,
+        image_channels: int = 3,
     ) -> None:
-        super().__init__(scale)
+        super().__init__(scale, image_channels)
         middle = channels if middle is None else middle
-        self.conv_1 = conv(3, channels, 3)
+        self.conv_1 = conv(image_channels, channels, 3)
         self.block = nn.ModuleList(RLFB(channels, middle, inner) for _ in range(blocks))
         self.conv_2 = conv(channels, channels, 3)
-        self.upsampler = shuffle_tail(channels, scale)
+        self.upsampler = shuffle_tail(channels, scale, image_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """The larger image."""

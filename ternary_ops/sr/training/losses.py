@@ -32,7 +32,8 @@ class EdgeLoss(nn.Module):
 
     Gray images are filtered by Sobel x, Sobel y and a Laplacian; each map is cut into patches that
     do not overlap (what is left over is dropped); a term compares the unbiased variances of all
-    patches. Images are in 0..1, float [N, 3, H, W], H and W at least `patch`.
+    patches. Where there are not three channels, each is filtered by itself. Images are in 0..1,
+    float [N, C, H, W], H and W at least `patch`.
 
     distance: "mse", the mean of squared differences, or "norm", the Euclidean norm for each image,
     averaged. padding: "edge" repeats the border, so that brightness does not matter; "zeros" is
@@ -71,12 +72,12 @@ class EdgeLoss(nn.Module):
 
     def terms(self, made: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Lx, Ly and Ll. Raises UnsupportedShape for images that do not fit."""
-        fits = made.shape == truth.shape and made.ndim == 4 and made.shape[1] == 3
+        fits = made.shape == truth.shape and made.ndim == 4
         if not fits or min(made.shape[2:]) < self.patch:
             got = f"{list(made.shape)} and {list(truth.shape)}"
-            what = f"two images [N, 3, H, W] of one size, at least {self.patch}"
+            what = f"two images [N, C, H, W] of one size, at least {self.patch}"
             raise UnsupportedShape(need(what, got, "Crop them alike."))
-        off = self._variances(made) - self._variances(truth)  # [N, 3, patches]
+        off = self._variances(made) - self._variances(truth)  # [images, 3, patches]
         if self.distance == "mse":
             x, y, lap = off.square().mean((0, 2))
         else:
@@ -84,7 +85,10 @@ class EdgeLoss(nn.Module):
         return x, y, lap
 
     def _variances(self, images: Tensor) -> Tensor:
-        gray = (images * self.gray).sum(1, keepdim=True)
+        if images.shape[1] == 3:
+            gray = (images * self.gray).sum(1, keepdim=True)
+        else:
+            gray = images.flatten(0, 1)[:, None]
         padded = F.pad(gray, (1, 1, 1, 1), mode=_PADDINGS[self.padding])
         maps = F.conv2d(padded, self.filters)
         n, p = len(maps), self.patch

@@ -19,17 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ternary_ops._moved import renamed_arguments
-from ternary_ops.errors import BadConfig, MissingExtra, UnsupportedShape, need
+from ternary_ops.errors import BadConfig, need
 from ternary_ops.prune import Pruner
 from ternary_ops.quantize.calibration_hook import CalibrateAtFreeze
 from ternary_ops.sr.models.base import SRNetwork
 from ternary_ops.sr.training.losses import EdgeLoss
+from ternary_ops.sr.training.patches import PairedPatches
 from ternary_ops.train.average import WeightAverage
 from ternary_ops.train.checkpoint import Checkpoint
 from ternary_ops.train.loop import Hook, TrainLoop
 from ternary_ops.train.rates import one_cycle
-
-Images = Sequence[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -58,70 +57,10 @@ class SRTrainConfig:
     bfloat16: bool = False
 
 
-class Patches:
-    """Random patches of images, small and large, turned and mirrored; a step's are always the same.
-
-    images: uint8 RGB [H, W, 3]. Each is reduced once, as a whole, by Pillow's bicubic filter, which
-    comes within 0.01 dB of MATLAB's on Set5.
-    """
-
-    def __init__(self, images: Images, scale: int, patch: int) -> None:
-        """Raises UnsupportedShape for an image too small, MissingExtra without Pillow."""
-        if not images:
-            raise BadConfig(need("images to train on", "none", "Pass a list of arrays."))
-        self.scale, self.patch = scale, patch
-        self._pairs = [self._pair(image) for image in images]
-
-    def _pair(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        least = self.patch * self.scale
-        fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
-        if not fits or image.shape[2] != 3 or min(image.shape[:2]) < least:
-            got = getattr(image, "shape", type(image).__name__)
-            do = "Leave it out, or take smaller patches."
-            raise UnsupportedShape(need(f"images, uint8 RGB, of at least {least} pixels", got, do))
-        height, width = (side // self.scale * self.scale for side in image.shape[:2])
-        large = np.ascontiguousarray(image[:height, :width])
-        return _planes(reduced(large, self.scale)), _planes(large)
-
-    def batch(self, step: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Small [N, 3, p, p] and large [N, 3, scale*p, scale*p], float32 in 0..1."""
-        rng = np.random.default_rng((seed, step))
-        pairs = [self._cut(rng) for _ in range(count)]
-        small, large = (torch.stack(part).float() / 255 for part in zip(*pairs, strict=True))
-        return small, large
-
-    def _cut(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        small, large = self._pairs[rng.integers(len(self._pairs))]
-        p, s = self.patch, self.scale
-        top, left = (int(rng.integers(side - p + 1)) for side in small.shape[1:])
-        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        cuts = (
-            small[:, top : top + p, left : left + p],
-            large[:, s * top : s * (top + p), s * left : s * (left + p)],
-        )
-        turned = [torch.rot90(c.flip(2) if mirrored else c, turns, (1, 2)) for c in cuts]
-        return turned[0], turned[1]
-
-
-def reduced(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """The image `scale` times smaller, bicubic, [H, W, 3] with sides that are multiples of it."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        do = "pip install 'ternary-ops[sr]'"
-        raise MissingExtra(need("Pillow to reduce images", "none installed", do)) from error
-    size = image.shape[1] // scale, image.shape[0] // scale
-    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-
-
-def _planes(image: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, 2, 0)))
-
-
 @renamed_arguments(tick="on_step", course="config")
 def train(
     network: SRNetwork,
-    patches: Patches,
+    patches: PairedPatches,
     config: SRTrainConfig,
     *,
     teacher: SRNetwork | None = None,
@@ -136,7 +75,7 @@ def train(
     loss = L1(output, target) + edges * EdgeLoss + stages * difference (SRTrainConfig); L1 is to the
     teacher's image too, weighted by `share`. teacher: of the same scale, in eval mode. pruner, with
     its optimizer: for a quantized network; when it freezes the codes, activation ranges are set
-    from `calibration` [N, 3, H, W] in 0..1. on_step: called after each step.
+    from `calibration` [N, C, H, W] in 0..1. on_step: called after each step.
     With a checkpoint a run that was cut off goes on with the same bits. Raises BadConfig for a
     teacher of another scale, BadWeights when the loss is not finite.
     """
