@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-from cases import attention, esa, hf_attention, sr_gate
+from cases import esa, gate_layers, hf_attention, sr_gate
 
 from ternary_ops import ops, reference
 from ternary_ops._native import core
@@ -52,7 +52,7 @@ def tensors(arrays: list[Any]) -> list[Tensor]:
 
 def of_esa(shape: esa.EsaShape) -> Case:
     """One block of EFDN or RLFN."""
-    arrays = attention.layers(shape.layers)
+    arrays = gate_layers.layers(shape.layers)
     weights, biases = map(tensors, arrays)
     return Case(
         *(shape.channels, shape.products),
@@ -64,7 +64,7 @@ def of_esa(shape: esa.EsaShape) -> Case:
 
 def of_hf_attention(shape: hf_attention.HfShape) -> Case:
     """One block of FMEN."""
-    arrays = attention.layers(shape.layers)
+    arrays = gate_layers.layers(shape.layers)
     weights, biases = map(tensors, arrays)
     return Case(
         *(shape.chain[0], shape.products),

@@ -91,11 +91,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
     y = torch.empty(n, heads, queries, depth, dtype=q.dtype, device=q.device)
     wide = q.element_size() == 4
     rows = 16 if queries <= 16 else 32 if wide or target().backend == "hip" else 64
+    # Narrow heads leave registers for more keys; with fewer the compiler spills.
+    block = 32 if wide else 128 if width <= 32 else 64
     added = y if bias is None else (bias.float() * _LOG2E).contiguous()
     _attention[(triton.cdiv(queries, rows), n * heads)](
         q, k, v, added, y, queries, keys, heads, scale * _LOG2E, K=width, D=depth,
         KP=max(16, triton.next_power_of_2(width)), DP=max(16, triton.next_power_of_2(depth)),
-        HAS_BIAS=bias is not None, BM=rows, BN=32 if wide else 64, num_warps=4,
+        HAS_BIAS=bias is not None, BM=rows, BN=block, num_warps=4,
     )  # fmt: skip
     return y
 

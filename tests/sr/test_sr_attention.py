@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import attention, esa, hf_attention, sr_gate
+from cases import esa, gate_layers, hf_attention, sr_gate
 from torch import Tensor, nn
 
 import ternary_ops as tops
@@ -73,7 +73,7 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", hf_attention.CASE.shapes, ids=str)
 def test_hf_attention_is_its_reference(isa: str, shape: hf_attention.HfShape) -> None:
-    arrays = attention.layers(shape.layers)
+    arrays = gate_layers.layers(shape.layers)
     x = torch.randn(shape.x)
     with runtime.force_isa(isa):
         close(
@@ -85,7 +85,7 @@ def test_hf_attention_is_its_reference(isa: str, shape: hf_attention.HfShape) ->
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", esa.CASE.shapes, ids=str)
 def test_esa_is_its_reference(isa: str, shape: esa.EsaShape) -> None:
-    arrays = attention.layers(shape.layers)
+    arrays = gate_layers.layers(shape.layers)
     x = torch.randn(shape.x)
     with runtime.force_isa(isa):
         close(ops.esa(x, *map(tensors, arrays)), reference.esa(x.numpy(), *arrays), 1e-5)
@@ -93,12 +93,12 @@ def test_esa_is_its_reference(isa: str, shape: esa.EsaShape) -> None:
 
 def esa_layers(channels: int, inner: int, count: int) -> tuple[list[Tensor], list[Tensor]]:
     shape = esa.EsaShape(1, channels, inner, (16, 15), count)
-    weights, biases = attention.layers(shape.layers)
+    weights, biases = gate_layers.layers(shape.layers)
     return tensors(weights), tensors(biases)
 
 
 def hf_layers() -> tuple[list[Tensor], list[Tensor]]:
-    weights, biases = attention.layers([(3, 4, 3), (4, 3, 3)])
+    weights, biases = gate_layers.layers([(3, 4, 3), (4, 3, 3)])
     return tensors(weights), tensors(biases)
 
 
