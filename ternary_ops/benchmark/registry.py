@@ -189,7 +189,7 @@ BENCHES = (
         "what half of a ResNet's parameters, removed in mid-training, cost: SbF, L1, controls",
         "train --folder runs",
         (),
-        ("filter_steps.csv",),
+        ("filters.csv", "filter_steps.csv"),
     ),
     Bench(
         "cifar10",
