@@ -271,6 +271,7 @@ BENCHES = (
         "search",
         "whether the network that a search finds takes the time that was asked for",
         "--folder FOLDER",
+        results=("search.csv",),
     ),
     Bench(
         "equal_time",
